@@ -1,0 +1,40 @@
+"""UGT Composer: a harness that trains generative recommenders.
+
+Names are imported when they are first used, so that `import ugt_composer` costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "UGT": "ugt_composer.model.ugt",
+    "ComposerUGT": "ugt_composer.composer_model",
+    "UnifiedLoss": "ugt_composer.losses.unified",
+    "NextTokenPredictionLoss": "ugt_composer.losses.ntp",
+    "ContrastiveLoss": "ugt_composer.losses.contrastive",
+    "DPOLoss": "ugt_composer.losses.dpo",
+    "MoEBalanceLoss": "ugt_composer.losses.moe_balance",
+    "build_trainer": "ugt_composer.trainer",
+    "load_config": "ugt_composer.config",
+    "recall_at_k": "ugt_composer.metrics.ranking",
+    "ndcg_at_k": "ugt_composer.metrics.ranking",
+    "mrr": "ugt_composer.metrics.ranking",
+    "hit_rate": "ugt_composer.metrics.ranking",
+    "coverage": "ugt_composer.metrics.ranking",
+    "diversity": "ugt_composer.metrics.ranking",
+    "gini": "ugt_composer.metrics.ranking",
+    "MetricsCalculator": "ugt_composer.metrics.calculator",
+    "create_optimizer": "ugt_composer.optim",
+    "create_scheduler": "ugt_composer.optim",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOME)

@@ -1,0 +1,391 @@
+"""The configuration: one tree of frozen dataclasses, the only home of defaults.
+
+`load_config` merges YAML files and `key=value` overrides, in that order, over the defaults. A key that no dataclass
+has is an error that names the nearest valid one. The result never changes afterwards.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from ugt_composer.errors import UserError, nearest
+from ugt_composer.vocabulary import DEFAULT_CODEBOOK_SIZES, MAX_POSITIONS, NUM_SPECIAL_IDS, NUM_TOKEN_TYPES
+
+# Optional and Union, not `|`: OmegaConf reads these annotations on Python 3.10 too.
+
+
+def _positive(owner: Any, prefix: str, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"{prefix}{name} is {value}; expected a number above 0")
+
+
+def _share(owner: Any, prefix: str, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if not 0 <= value <= 1:
+            raise ValueError(f"{prefix}{name} is {value}; expected a share from 0 to 1")
+
+
+_TIME = re.compile(r"\d+(ba|ep)|\d+(\.\d+)?%")
+
+
+def _time(prefix: str, name: str, value: str, percent: bool) -> None:
+    if not _TIME.fullmatch(value) or (value.endswith("%") and not percent):
+        also = ' or a share of the run such as "5%"' if percent else ""
+        raise ValueError(f'{prefix}{name} is {value!r}; expected batches or epochs such as "500ba" or "2ep"{also}')
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    d_model: int = 512
+    n_heads: int = 16
+    n_encoder_layers: int = 12
+    n_decoder_layers: int = 12
+    d_ff: int = 2048
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    attention_activation: Literal["silu", "relu"] = "silu"
+    max_seq_len: int = MAX_POSITIONS
+    codebook_sizes: tuple[int, int, int] = DEFAULT_CODEBOOK_SIZES
+    num_token_types: int = NUM_TOKEN_TYPES
+    num_experts: int = 16
+    top_k_experts: int = 4
+    expert_capacity_factor: float | None = 1.25
+    user_pooling: Literal["first", "mean"] = "first"
+    tie_embeddings: bool = True
+
+    def __post_init__(self):
+        _positive(self, "model.", "d_model", "n_heads", "n_encoder_layers", "n_decoder_layers", "d_ff", "max_seq_len")
+        _positive(self, "model.", "num_experts", "top_k_experts", "expert_capacity_factor")
+        _share(self, "model.", "dropout", "attention_dropout")
+        if self.d_model % self.n_heads:
+            raise ValueError(f"model.d_model is {self.d_model}; expected a multiple of model.n_heads ({self.n_heads})")
+        if self.top_k_experts > self.num_experts:
+            raise ValueError(
+                f"model.top_k_experts is {self.top_k_experts}; expected at most model.num_experts ({self.num_experts})"
+            )
+        if self.num_token_types < NUM_TOKEN_TYPES:
+            raise ValueError(f"model.num_token_types is {self.num_token_types}; expected at least {NUM_TOKEN_TYPES}")
+        if len(self.codebook_sizes) != 3 or min(self.codebook_sizes) <= NUM_SPECIAL_IDS:
+            raise ValueError(
+                f"model.codebook_sizes is {list(self.codebook_sizes)}; "
+                f"expected three sizes above {NUM_SPECIAL_IDS} (the special ids)"
+            )
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    l1_weight: float = 0.5
+    l2_weight: float = 0.3
+    l3_weight: float = 0.2
+    label_smoothing: float = 0.0
+    lambda_contrastive: float = 0.0
+    contrastive_temperature: float = 0.07
+    num_negatives: int = 127
+    lambda_preference: float = 0.0
+    dpo_beta: float = 0.1
+    dpo_label_smoothing: float = 0.0
+    dpo_loss_type: Literal["sigmoid", "ipo", "hinge", "softmax"] = "sigmoid"
+    dpo_reference_free: bool = False
+    reference_from: str | None = None
+    lambda_moe_balance: float = 0.01
+
+    def __post_init__(self):
+        weights = (self.l1_weight, self.l2_weight, self.l3_weight)
+        if min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
+            raise ValueError(
+                f"loss.l1_weight + loss.l2_weight + loss.l3_weight is {' + '.join(map(str, weights))} = "
+                f"{sum(weights):g}; expected weights from 0 that sum to 1"
+            )
+        _positive(self, "loss.", "contrastive_temperature", "num_negatives", "dpo_beta")
+        _share(self, "loss.", "label_smoothing")
+        if not 0 <= self.dpo_label_smoothing < 0.5:
+            raise ValueError(f"loss.dpo_label_smoothing is {self.dpo_label_smoothing}; expected from 0 to below 0.5")
+        for name in ("lambda_contrastive", "lambda_preference", "lambda_moe_balance"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"loss.{name} is {getattr(self, name)}; expected 0 or more")
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.lambda_preference > 0 and not self.dpo_reference_free
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    name: Literal["adamw", "lamb"] = "adamw"
+    lr: float = 1e-4
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def __post_init__(self):
+        _positive(self, "optimizer.", "lr", "eps")
+        if self.weight_decay < 0:
+            raise ValueError(f"optimizer.weight_decay is {self.weight_decay}; expected 0 or more")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas is {list(self.betas)}; expected two numbers from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    name: Literal["linear", "cosine", "polynomial", "constant"] = "cosine"
+    t_warmup: str = "10000ba"
+    max_warmup_ratio: float = 0.1
+    min_lr_ratio: float = 0.1
+
+    def __post_init__(self):
+        _time("scheduler.", "t_warmup", self.t_warmup, percent=True)
+        _share(self, "scheduler.", "min_lr_ratio", "max_warmup_ratio")
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    local: str | None = None
+    remote: str | None = None
+    proportion: float | None = None
+
+    def __post_init__(self):
+        _positive(self, "data.….streams[].", "proportion")
+
+
+@dataclass(frozen=True)
+class TrainDataConfig:
+    local: str | None = None
+    remote: str | None = None
+    streams: list[StreamConfig] = field(default_factory=list)
+    shuffle: bool = True
+    shuffle_block_size: int = 1 << 18
+    num_canonical_nodes: int = 4
+    num_workers: int = 2
+    predownload: int | None = None
+    cache_limit: str | None = None
+
+    def __post_init__(self):
+        _check_sources("data.train", self.local, self.remote, self.streams)
+        _positive(self, "data.train.", "shuffle_block_size", "num_canonical_nodes", "predownload")
+
+
+@dataclass(frozen=True)
+class EvalDataConfig:
+    local: str | None = None
+    remote: str | None = None
+    streams: list[StreamConfig] = field(default_factory=list)
+    num_workers: int = 0
+
+    def __post_init__(self):
+        _check_sources("data.eval", self.local, self.remote, self.streams)
+
+    @property
+    def is_given(self) -> bool:
+        return bool(self.local or self.remote or self.streams)
+
+
+def _check_sources(key: str, local: str | None, remote: str | None, streams: list[StreamConfig]) -> None:
+    if streams and (local or remote):
+        raise ValueError(f"{key}.local and {key}.streams are both given; expected one of them")
+    for index, stream in enumerate(streams):
+        if not stream.local:
+            raise ValueError(f"{key}.streams[{index}].local is missing; expected a folder of MDS shards (or its cache)")
+    with_proportion = sum(stream.proportion is not None for stream in streams)
+    if with_proportion not in (0, len(streams)):
+        raise ValueError(f"{key}.streams: {with_proportion} of {len(streams)} have a proportion; expected all or none")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    train: TrainDataConfig = field(default_factory=TrainDataConfig)
+    eval: EvalDataConfig = field(default_factory=EvalDataConfig)
+    catalogue: str | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    k_values: tuple[int, ...] = (5, 10, 20, 50)
+    beam_width: int = 50
+    exclude_seen: bool = False
+
+    def __post_init__(self):
+        if not self.k_values or min(self.k_values) <= 0:
+            raise ValueError(f"evaluation.k_values is {list(self.k_values)}; expected numbers above 0")
+        if self.beam_width < max(self.k_values):
+            raise ValueError(
+                f"evaluation.beam_width is {self.beam_width}; expected at least the largest of "
+                f"evaluation.k_values ({max(self.k_values)})"
+            )
+
+
+@dataclass(frozen=True)
+class ParallelismConfig:
+    strategy: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    project: str | None = None
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class MlflowConfig:
+    experiment_name: str | None = None
+    tracking_uri: str | None = None
+
+
+@dataclass(frozen=True)
+class LoggersConfig:
+    progress_bar: bool = True
+    console: bool = False
+    tensorboard: bool = False
+    wandb: WandbConfig | None = None
+    mlflow: MlflowConfig | None = None
+
+
+@dataclass(frozen=True)
+class CallbacksConfig:
+    memory_monitor: bool = False
+
+
+@dataclass(frozen=True)
+class Config:
+    run_name: str = "ugt"
+    seed: int = 42
+    save_folder: str = "checkpoints/run"
+    init_from: str | None = None
+    max_duration: str = "5ep"
+    global_train_batch_size: int = 2048
+    device_train_microbatch_size: int | str = 512
+    device_eval_batch_size: int = 256
+    precision: Literal["amp_bf16", "amp_fp16", "fp32", "auto"] = "auto"
+    max_grad_norm: float = 1.0
+    eval_interval: str = "500ba"
+    save_interval: str = "1000ba"
+    save_num_checkpoints_to_keep: int = 3
+    save_best_on: str | None = None
+    autoresume: bool = True
+    log_interval: str = "100ba"
+    dist_timeout: float = 600.0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    parallelism: ParallelismConfig = field(default_factory=ParallelismConfig)
+    loggers: LoggersConfig = field(default_factory=LoggersConfig)
+    callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
+
+    def __post_init__(self):
+        _positive(self, "", "global_train_batch_size", "device_eval_batch_size", "max_grad_norm")
+        _positive(self, "", "save_num_checkpoints_to_keep", "dist_timeout")
+        for name in ("max_duration", "eval_interval", "save_interval", "log_interval"):
+            _time("", name, getattr(self, name), percent=False)
+        if not self.log_interval.endswith("ba"):
+            raise ValueError(f'log_interval is {self.log_interval!r}; expected batches such as "100ba"')
+        microbatch = self.device_train_microbatch_size
+        if microbatch != "auto" and (isinstance(microbatch, str) or microbatch <= 0):
+            raise ValueError(f'device_train_microbatch_size is {microbatch!r}; expected a number above 0 or "auto"')
+        if self.loss.needs_reference and not (self.loss.reference_from or self.init_from):
+            raise ValueError(
+                "loss.reference_from is missing; loss.lambda_preference > 0 compares with a reference model: name the "
+                "folder of a trained one, or set loss.dpo_reference_free=true"
+            )
+
+
+def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads YAML files and `key=value` overrides, the later over the earlier, over the defaults.
+
+    Raises:
+        UserError: naming the file or override and the key, what was found and what was expected.
+    """
+    merged = OmegaConf.structured(Config)
+    for source, tree in (*map(_read_yaml, paths), *map(_read_override, overrides)):
+        for problem in _misplaced_keys(tree, Config):
+            raise UserError(f"{source}: {problem}")
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.create(tree))
+        except OmegaConfBaseException as error:
+            raise _from_omegaconf(source, error) from None
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise _from_omegaconf(_names(paths), error) from None
+    except ValueError as error:
+        raise UserError(f"{_names(paths)}: {error}") from None
+    assert isinstance(config, Config)
+    return config
+
+
+def config_yaml(config: Config) -> str:
+    """The resolved config as YAML that `load_config` reads back to an equal config."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _names(paths: Sequence[str | Path]) -> str:
+    return " + ".join(map(str, paths)) or "config"
+
+
+def _read_yaml(path: str | Path) -> tuple[str, dict]:
+    try:
+        tree = OmegaConf.load(path)
+        if not OmegaConf.is_dict(tree):
+            raise UserError(f"{path}: found a list; expected keys and values")
+        return str(path), OmegaConf.to_container(tree)  # type: ignore[return-value]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected a YAML such as yamls/stage1.yaml") from None
+    except (IsADirectoryError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as YAML ({error})") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+
+
+def _read_override(text: str) -> tuple[str, dict]:
+    key, separator, _ = text.partition("=")
+    if not separator or not re.fullmatch(r"[\w.\[\]]+", key):
+        raise UserError(f"{text}: expected key=value such as optimizer.lr=1e-4")
+    try:
+        return f"override {text}", OmegaConf.to_container(OmegaConf.from_dotlist([text]))  # type: ignore[return-value]
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise UserError(f"override {text}: {str(error).splitlines()[0]}") from None
+
+
+def _from_omegaconf(source: str, error: OmegaConfBaseException) -> UserError:
+    key = f"{error.full_key}: " if error.full_key else ""
+    return UserError(f"{source}: {key}{str(error.msg or error).splitlines()[0]}")
+
+
+def _misplaced_keys(tree: dict, schema: type, prefix: str = "") -> Iterator[str]:
+    """Yields what is wrong with the keys of a plain tree, held against the dataclass `schema`."""
+    hints = get_type_hints(schema)
+    names = [f.name for f in fields(schema)]
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if key not in names:
+            yield f"{name} is unknown; {nearest(name, [prefix + n for n in names])}"
+            continue
+        section = next((t for t in (hints[key], *get_args(hints[key])) if is_dataclass(t)), None)
+        if section is None:
+            continue
+        optional = type(None) in get_args(hints[key])
+        if isinstance(value, dict):
+            yield from _misplaced_keys(value, section, f"{name}.")  # type: ignore[arg-type]
+        elif get_origin(hints[key]) is list and isinstance(value, list):
+            for index, item in enumerate(value):
+                if not isinstance(item, dict):
+                    yield f"{name}[{index}] is {item!r}; expected the keys {', '.join(f.name for f in fields(section))}"
+                else:
+                    yield from _misplaced_keys(item, section, f"{name}[{index}].")  # type: ignore[arg-type]
+        elif not (optional and value is None):
+            valid = ", ".join(f"{name}.{f.name}" for f in fields(section))
+            yield f"{name} is {value!r}; expected a section with some of {valid}"

@@ -1,0 +1,1 @@
+"""The embedded data: a shop whose customers follow a law that is known exactly."""

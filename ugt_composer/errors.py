@@ -1,0 +1,30 @@
+"""Errors that are the user's to mend: shown as one sentence, never as a traceback."""
+
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+
+EXIT_ERROR = 1
+EXIT_BAD_INPUT = 2
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
+
+
+class UserError(ValueError):
+    """Bad config or bad input. The message names the file, line or key, what was found and what was expected."""
+
+
+def nearest(name: str, valid: list[str]) -> str:
+    """A hint for an unknown name: the nearest valid one if any is near, else all of them."""
+    close = get_close_matches(name, valid, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else f"valid here: {', '.join(sorted(valid))}"
+
+
+def exit_on_user_error(main: Callable[[], int | None]) -> None:
+    """Runs `main` as a program: a UserError becomes one sentence on stderr and exit status 2."""
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    except BrokenPipeError:
+        sys.exit(EXIT_ERROR)
