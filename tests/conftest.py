@@ -1,0 +1,78 @@
+"""Small models and batches that every test may use."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ugt_composer.config import ModelConfig
+from ugt_composer.data.batch import Batch
+from ugt_composer.vocabulary import BOS, ITEM, NUM_SPECIAL_IDS
+
+CODEBOOKS = (16, 24, 40)
+TINY = ModelConfig(
+    d_model=32,
+    n_heads=4,
+    n_encoder_layers=2,
+    n_decoder_layers=2,
+    d_ff=48,
+    dropout=0.0,
+    max_seq_len=64,
+    codebook_sizes=CODEBOOKS,
+    num_experts=4,
+    top_k_experts=2,
+    expert_capacity_factor=None,
+)
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def tiny_model():
+    """tiny_model(seed=0, **changes) → a UGT of width 32 in evaluation mode."""
+    from ugt_composer.model.build import build_model
+
+    return lambda seed=0, **changes: build_model(replace(TINY, **changes), seed).eval()
+
+
+@pytest.fixture
+def random_batch() -> Callable[..., Batch]:
+    """random_batch(rows, history, target, rejected, seed) → a batch of rows of random lengths."""
+    return make_batch
+
+
+def random_ids(generator: torch.Generator, *shape: int) -> torch.Tensor:
+    """(*shape, 3) ids that are no special ones."""
+    levels = [torch.randint(NUM_SPECIAL_IDS, size, shape, generator=generator) for size in CODEBOOKS]
+    return torch.stack(levels, dim=-1)
+
+
+def make_batch(rows: int = 4, history: int = 7, target: int = 3, rejected: int = 0, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+
+    def mask(width: int) -> torch.Tensor:
+        lengths = torch.randint(1, width + 1, (rows, 1), generator=generator)
+        lengths[0] = width
+        return torch.arange(width) < lengths
+
+    encoder_mask, decoder_mask = mask(history), mask(target)
+    decoder_ids = random_ids(generator, rows, target)
+    decoder_ids[:, 0] = BOS
+    batch: Batch = {
+        "encoder_ids": random_ids(generator, rows, history) * encoder_mask[..., None],
+        "encoder_positions": torch.arange(history).expand(rows, -1) * encoder_mask,
+        "encoder_token_types": torch.randint(0, 4, (rows, history), generator=generator),
+        "encoder_mask": encoder_mask,
+        "decoder_ids": decoder_ids * decoder_mask[..., None],
+        "decoder_positions": torch.arange(target).expand(rows, -1) * decoder_mask,
+        "decoder_token_types": torch.full((rows, target), ITEM),
+        "decoder_mask": decoder_mask,
+        "labels": random_ids(generator, rows, target).masked_fill(~decoder_mask[..., None], -100),
+        "rejected_ids": random_ids(generator, rows, rejected),
+        "rejected_mask": torch.ones(rows, rejected, dtype=torch.bool),
+        "preference_score": torch.ones(rows),
+        "row_ids": torch.arange(rows),
+        "row_mask": torch.ones(rows, dtype=torch.bool),
+    }
+    return batch

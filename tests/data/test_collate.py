@@ -1,0 +1,77 @@
+"""Collation against decoding one row at a time."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ugt_composer.data.codec import Row, decode_row, encode_row
+from ugt_composer.data.collate import PackedRow, collate
+
+
+@st.composite
+def rows(draw, largest=900):
+    def table(least, columns):
+        length = draw(st.integers(least, 6))
+        return np.array(draw(st.lists(st.integers(0, largest), min_size=length * columns, max_size=length * columns)))
+
+    decoder = table(1, 8).reshape(-1, 8)
+    ignored = draw(st.lists(st.booleans(), min_size=3, max_size=3))
+    decoder[0, 5:][ignored] = -100
+    return Row(
+        user_id=draw(st.text(max_size=12)),
+        encoder=table(1, 5).reshape(-1, 5),
+        decoder=decoder,
+        rejected=table(0, 3).reshape(-1, 3).astype(np.int64),
+        preference_score=draw(st.floats(0.0078125, 1, width=32)),
+    )
+
+
+@given(rows(), st.sampled_from([2, 4]))
+def test_a_row_survives_its_bytes(row, width):
+    back = decode_row(encode_row(row, width))
+    assert (back.user_id, back.preference_score) == (row.user_id, row.preference_score)
+    for name in ("encoder", "decoder", "rejected"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(row, name))
+
+
+@given(st.lists(st.tuples(rows(), st.booleans()), min_size=1, max_size=5))
+def test_a_batch_holds_each_row_and_padding_around_it(given_rows):
+    batch = collate([PackedRow(100 + i, encode_row(row, 2), counts) for i, (row, counts) in enumerate(given_rows)])
+    assert batch["row_ids"].tolist() == [100 + i for i in range(len(given_rows))]
+    assert batch["row_mask"].tolist() == [counts for _, counts in given_rows]
+    for i, (row, counts) in enumerate(given_rows):
+        s, t, n = len(row.encoder), len(row.decoder), len(row.rejected) * counts
+        assert batch["encoder_mask"][i].tolist() == [True] * s + [False] * (batch["encoder_mask"].shape[1] - s)
+        assert batch["decoder_mask"][i].sum() == t
+        assert batch["rejected_mask"][i].sum() == n
+        np.testing.assert_array_equal(batch["encoder_ids"][i, :s], row.encoder[:, :3])
+        np.testing.assert_array_equal(batch["encoder_positions"][i, :s], row.encoder[:, 3])
+        np.testing.assert_array_equal(batch["encoder_token_types"][i, :s], row.encoder[:, 4])
+        np.testing.assert_array_equal(batch["decoder_ids"][i, :t], row.decoder[:, :3])
+        np.testing.assert_array_equal(batch["decoder_positions"][i, :t], row.decoder[:, 3])
+        np.testing.assert_array_equal(batch["labels"][i, :t], row.decoder[:, 5:] if counts else np.full((t, 3), -100))
+        np.testing.assert_array_equal(batch["rejected_ids"][i, :n], row.rejected[:n])
+        assert (batch["labels"][i, t:] == -100).all()
+        assert (batch["encoder_ids"][i, s:] == 0).all()
+        assert batch["preference_score"][i] == row.preference_score
+
+
+def test_rows_of_two_widths_are_refused():
+    row = Row("u", np.ones((1, 5), int), np.ones((1, 8), int), np.zeros((0, 3), int))
+    with pytest.raises(ValueError, match="one width"):
+        collate([PackedRow(0, encode_row(row, 2)), PackedRow(1, encode_row(row, 4))])
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-2], lambda b: b[:5], lambda b: b"\x02" + b[1:], lambda b: b + b"\0"])
+def test_damaged_bytes_are_refused(damage):
+    row = Row("user", np.ones((2, 5), int), np.ones((1, 8), int), np.zeros((0, 3), int))
+    with pytest.raises(ValueError):
+        decode_row(damage(encode_row(row, 2)))
+
+
+def test_an_id_that_does_not_fit_the_width_is_refused():
+    row = Row("u", np.full((1, 5), 70_000), np.ones((1, 8), int), np.zeros((0, 3), int))
+    with pytest.raises(ValueError, match="outside"):
+        encode_row(row, 2)
+    assert decode_row(encode_row(row, 4)).encoder[0, 0] == 70_000

@@ -1,0 +1,29 @@
+"""The batch: what collation makes, the device receives and the model reads.
+
+B rows, S history tokens, T target tokens, N rejected items, 3 levels.
+"""
+
+from typing import TypedDict
+
+from torch import Tensor
+
+
+class _Required(TypedDict):
+    encoder_ids: Tensor  # (B, S, 3) int64
+    encoder_positions: Tensor  # (B, S) int64
+    encoder_token_types: Tensor  # (B, S) int64
+    encoder_mask: Tensor  # (B, S) bool, False on padding
+    decoder_ids: Tensor  # (B, T, 3) int64, BOS first
+    decoder_positions: Tensor  # (B, T) int64
+    decoder_token_types: Tensor  # (B, T) int64
+    decoder_mask: Tensor  # (B, T) bool
+    labels: Tensor  # (B, T, 3) int64, -100 ignored; labels[:, 0] is the row's target item
+    rejected_ids: Tensor  # (B, N, 3) int64, N = 0 where no row of the batch has a rejected item
+    rejected_mask: Tensor  # (B, N) bool
+    preference_score: Tensor  # (B,) float32
+    row_ids: Tensor  # (B,) int64, the row's index in its data set
+    row_mask: Tensor  # (B,) bool, False on rows that only make the ranks even
+
+
+class Batch(_Required, total=False):
+    batch_totals: Tensor  # (5,) float32, see losses.normalization

@@ -1,0 +1,107 @@
+"""What a folder of shards says about itself, checked against the model before anything is trained."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ugt_composer.config import Config, StreamConfig
+from ugt_composer.data.codec import VERSION
+from ugt_composer.errors import UserError
+
+RECOMMEND, PREFERENCE = "recommend", "preference"
+FILE_NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The facts about one folder that training depends on.
+
+    Attributes:
+        folder: where the shards are.
+        kind: "recommend" or "preference".
+        rows: rows in the folder.
+        codebook_sizes: sizes that the rows were checked against.
+        max_positions: positions that the rows were checked against.
+    """
+
+    folder: str
+    kind: str
+    rows: int
+    codebook_sizes: tuple[int, ...]
+    max_positions: int
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """Raises UserError where the folder is no output of the conversion, or its shards are missing or cut short."""
+    path = Path(folder) / FILE_NAME
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder; expected MDS shards made by convert/jsonl_to_mds.py")
+    try:
+        facts = json.loads(path.read_text("utf-8"))
+        if facts["codec_version"] != VERSION:
+            raise UserError(
+                f"{path}: codec version {facts['codec_version']}, this package reads {VERSION}; convert the data again"
+            )
+        manifest = Manifest(
+            folder=str(folder),
+            kind=facts["kind"],
+            rows=facts["counts"]["rows"],
+            codebook_sizes=tuple(facts["codebook_sizes"]),
+            max_positions=facts["max_positions"],
+        )
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; expected a folder made by convert/jsonl_to_mds.py") from None
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a manifest of the conversion ({error!r}); convert the data again") from None
+    _check_shards(Path(folder), manifest)
+    return manifest
+
+
+def _check_shards(folder: Path, manifest: Manifest) -> None:
+    """Every shard that the index names is there and of its size: a missing one would end an epoch early, silently."""
+    index = folder / "index.json"
+    try:
+        shards = json.loads(index.read_text("utf-8"))["shards"]
+        rows = sum(shard["samples"] for shard in shards)
+        files = [shard["zip_data"] or shard["raw_data"] for shard in shards]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise UserError(f"{index}: cannot be read as the index of MDS shards ({error!r})") from None
+    if rows != manifest.rows:
+        raise UserError(f"{index}: {rows} rows, but {FILE_NAME} says {manifest.rows}; convert the data again")
+    for file in files:
+        shard = folder / file["basename"]
+        size = shard.stat().st_size if shard.exists() else None
+        if size != file["bytes"]:
+            found = "is missing" if size is None else f"has {size} bytes"
+            raise UserError(f"{shard}: {found}, {index} says {file['bytes']} bytes; convert or copy the data again")
+
+
+def streams_of(key: str, data) -> list[StreamConfig]:
+    """The streams of `data.train` or `data.eval`: the list given, or the one folder. UserError where there is none."""
+    if data.streams:
+        return list(data.streams)
+    if not data.local:
+        raise UserError(f"{key}.local is missing; expected a folder of MDS shards made by convert/jsonl_to_mds.py")
+    return [StreamConfig(local=data.local, remote=data.remote)]
+
+
+def check_data(config: Config, key: str, streams: Sequence[StreamConfig]) -> list[Manifest]:
+    """The manifests of the streams that lie on this machine, each held against the model's sizes.
+
+    Raises UserError naming the folder, the key and both values.
+    """
+    manifests = [read_manifest(stream.local) for stream in streams if stream.local and stream.remote is None]
+    for manifest in manifests:
+        if manifest.codebook_sizes != config.model.codebook_sizes:
+            raise UserError(
+                f"{manifest.folder} ({key}) was converted with --codebook-sizes "
+                f"{' '.join(map(str, manifest.codebook_sizes))}, but model.codebook_sizes is "
+                f"{list(config.model.codebook_sizes)}; expected the same three numbers"
+            )
+        if manifest.max_positions > config.model.max_seq_len:
+            raise UserError(
+                f"{manifest.folder} ({key}) was converted with --max-positions {manifest.max_positions}, but "
+                f"model.max_seq_len is {config.model.max_seq_len}; raise it or convert again"
+            )
+    return manifests
