@@ -1,0 +1,116 @@
+"""The whole model: what padding, order and the future may not change."""
+
+import itertools
+
+import pytest
+import torch
+
+LOGITS = ("l1_logits", "l2_logits", "l3_logits")
+
+
+def row_of(batch, index):
+    """One row alone, without its padding."""
+    history, target = int(batch["encoder_mask"][index].sum()), int(batch["decoder_mask"][index].sum())
+    lengths = {"encoder": history, "decoder": target, "labels": target}
+    return {
+        key: value[index : index + 1, : lengths[key.split("_")[0]]]
+        if key.split("_")[0] in lengths
+        else value[index : index + 1]
+        for key, value in batch.items()
+    }
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+def test_padding_changes_no_valid_output(tiny_model, random_batch, pooling):
+    model, batch = tiny_model(user_pooling=pooling), random_batch(rows=5, rejected=2)
+    together = model(batch)
+    for index in range(5):
+        alone = model(row_of(batch, index))
+        length = alone["l1_logits"].shape[1]
+        for name in LOGITS:
+            torch.testing.assert_close(together[name][index, :length], alone[name][0], rtol=0, atol=1e-5)
+        for name in ("user_repr", "item_repr", "chosen_logps", "rejected_logps", "bos_hidden"):
+            torch.testing.assert_close(together[name][index], alone[name][0], rtol=0, atol=1e-5)
+
+
+def test_order_of_rows_changes_no_output(tiny_model, random_batch):
+    model, batch = tiny_model(), random_batch(rows=5, rejected=2)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    straight, shuffled = model(batch), model({key: value[order] for key, value in batch.items()})
+    for name in (*LOGITS, "user_repr", "rejected_logps"):
+        torch.testing.assert_close(straight[name][order], shuffled[name], rtol=0, atol=1e-5)
+
+
+def test_padding_is_counted_in_no_router_sum(tiny_model, random_batch):
+    model, batch = tiny_model(), random_batch(rows=5)
+    outputs = model(batch)
+    assert outputs["router_counts"].sum(-1).tolist() == [2 * batch["decoder_mask"].sum()] * 2  # top-2, two layers
+    torch.testing.assert_close(outputs["router_prob_sums"].sum(-1), batch["decoder_mask"].sum().float().expand(2))
+
+
+def test_later_targets_do_not_reach_earlier_logits(tiny_model, random_batch):
+    model, batch = tiny_model(), random_batch(rows=1, target=4)
+    before = model(batch)
+    batch["decoder_ids"][0, 2:] = 7
+    after = model(batch)
+    for name in LOGITS:
+        torch.testing.assert_close(before[name][:, :2], after[name][:, :2])
+    assert not torch.allclose(before["l1_logits"][:, 2], after["l1_logits"][:, 2])
+
+
+def test_levels_see_the_labels_above_them_and_no_others(tiny_model, random_batch):
+    model, batch = tiny_model(), random_batch(rows=2)
+    before = model(batch)
+    for level, changed in ((1, ("l3_logits",)), (0, ("l2_logits", "l3_logits")), (2, ())):
+        labels = batch["labels"].clone()
+        labels[0, 0, level] = 5 + (labels[0, 0, level] - 4) % 8
+        after = model({**batch, "labels": labels})
+        for name in LOGITS:
+            same = torch.allclose(before[name][0, 0], after[name][0, 0], atol=1e-7)
+            assert same != (name in changed), (level, name)
+
+
+def test_item_probabilities_sum_to_one_over_the_code_space(tiny_model, random_batch):
+    model, batch = tiny_model(codebook_sizes=(6, 7, 8)), random_batch(rows=2)
+    batch = {
+        key: value.clamp(max=5) if key.endswith("ids") or key == "labels" else value for key, value in batch.items()
+    }
+    hidden = model(batch)["bos_hidden"]
+    items = torch.tensor(list(itertools.product(range(6), range(7), range(8)))).expand(2, -1, -1)
+    torch.testing.assert_close(model.item_logps(hidden, items).exp().sum(-1), torch.ones(2))
+
+
+def test_one_step_from_bos_scores_as_the_teacher_forced_pass(tiny_model, random_batch):
+    model, batch = tiny_model(), random_batch(rows=3, rejected=2)
+    outputs = model(batch)
+    torch.testing.assert_close(model.start(batch), outputs["bos_hidden"], rtol=0, atol=1e-5)
+    target = batch["labels"][:, 0]
+    by_logits = sum(
+        outputs[name][:, 0].log_softmax(-1).gather(-1, target[:, level, None]).squeeze(-1)
+        for level, name in enumerate(LOGITS)
+    )
+    torch.testing.assert_close(outputs["chosen_logps"], by_logits)
+
+
+def test_every_parameter_gets_a_gradient(tiny_model, random_batch):
+    model = tiny_model().train()
+    outputs = model(random_batch(rejected=2))
+    sum(value.float().pow(2).sum() for value in outputs.values()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_pad_rows_stay_zero_and_get_no_gradient(tiny_model, random_batch):
+    model = tiny_model().train()
+    outputs = model(random_batch())
+    sum(outputs[name].pow(2).sum() for name in LOGITS).backward()
+    for table in model.item_embedding.levels:
+        assert table.weight[0].abs().max() == 0
+        assert table.weight.grad[0].abs().max() == 0
+        assert table.weight.grad[6:].abs().max() > 0
+
+
+def test_the_seed_alone_decides_the_weights(tiny_model):
+    one, same, other = tiny_model(seed=3), tiny_model(seed=3), tiny_model(seed=4)
+    pairs = zip(one.parameters(), same.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not torch.equal(one.user_proj.weight, other.user_proj.weight)

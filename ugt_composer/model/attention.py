@@ -1,0 +1,85 @@
+"""Attention: pointwise (HSTU) for the encoder, softmax for the decoder.
+
+B rows, S or T tokens, H heads, d = D / H.
+"""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def split_heads(x: Tensor, n_heads: int) -> Tensor:
+    """(B, S, D) → (B, H, S, d)."""
+    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, H, S, d) → (B, S, D)."""
+    return x.transpose(1, 2).flatten(-2)
+
+
+class PointwiseAttention(nn.Module):
+    """HSTU's pointwise aggregated attention (Zhai et al., 2024).
+
+    Y = W_o (norm(A V) ⊙ φ(U)),  A = φ(Q Kᵀ / √d) / n,
+
+    with φ = SiLU or ReLU in place of softmax, so that the strength of a preference, not only its share, reaches the
+    output. n is the number of valid keys: the scale does not depend on the length of the history.
+    """
+
+    def __init__(self, d_model: int, n_heads: int, dropout: float, activation: str = "silu"):
+        super().__init__()
+        self.n_heads = n_heads
+        self.activation = {"silu": F.silu, "relu": F.relu}[activation]
+        self.in_proj = nn.Linear(d_model, 4 * d_model)
+        self.norm = nn.LayerNorm(d_model)
+        self.out_proj = nn.Linear(d_model, d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x (B, S, D), mask (B, S) bool, True on valid tokens → (B, S, D)."""
+        q, k, v, gate = self.in_proj(x).chunk(4, dim=-1)
+        q, k, v = (split_heads(t, self.n_heads) for t in (q, k, v))
+        key_weight = mask.to(x.dtype) / mask.sum(-1, keepdim=True).clamp(min=1).to(x.dtype)
+        scores = self.activation(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])) * key_weight[:, None, None, :]
+        mixed = merge_heads(self.dropout(scores) @ v)
+        return self.out_proj(self.norm(mixed) * self.activation(gate))
+
+
+class CausalSelfAttention(nn.Module):
+    """Softmax attention of each target token over itself and the earlier ones. Padding comes last, so causality
+    alone keeps it out of every valid token."""
+
+    def __init__(self, d_model: int, n_heads: int, dropout: float):
+        super().__init__()
+        self.n_heads = n_heads
+        self.dropout = dropout
+        self.in_proj = nn.Linear(d_model, 3 * d_model)
+        self.out_proj = nn.Linear(d_model, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, D) → (B, T, D)."""
+        q, k, v = (split_heads(t, self.n_heads) for t in self.in_proj(x).chunk(3, dim=-1))
+        dropout = self.dropout if self.training else 0.0
+        return self.out_proj(merge_heads(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)))
+
+
+class CrossAttention(nn.Module):
+    """Softmax attention of the target tokens over the encoded history."""
+
+    def __init__(self, d_model: int, n_heads: int, dropout: float):
+        super().__init__()
+        self.n_heads = n_heads
+        self.dropout = dropout
+        self.q_proj = nn.Linear(d_model, d_model)
+        self.kv_proj = nn.Linear(d_model, 2 * d_model)
+        self.out_proj = nn.Linear(d_model, d_model)
+
+    def forward(self, x: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
+        """x (B, T, D), memory (B, S, D), memory_mask (B, S) bool with a valid token in every row → (B, T, D)."""
+        q = split_heads(self.q_proj(x), self.n_heads)
+        k, v = (split_heads(t, self.n_heads) for t in self.kv_proj(memory).chunk(2, dim=-1))
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=memory_mask[:, None, None, :], dropout_p=dropout)
+        return self.out_proj(merge_heads(mixed))

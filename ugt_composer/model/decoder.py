@@ -1,0 +1,52 @@
+"""The decoder: causal self-attention, cross-attention to the history, mixture-of-experts feed-forward."""
+
+import torch
+from torch import Tensor, nn
+
+from ugt_composer.model.attention import CausalSelfAttention, CrossAttention
+from ugt_composer.model.moe import MoEFeedForward, RouterStats
+
+
+class DecoderLayer(nn.Module):
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        d_ff: int,
+        num_experts: int,
+        top_k: int,
+        capacity_factor: float | None,
+        dropout: float,
+        attention_dropout: float,
+    ):
+        super().__init__()
+        self.self_norm = nn.LayerNorm(d_model)
+        self.self_attention = CausalSelfAttention(d_model, n_heads, attention_dropout)
+        self.cross_norm = nn.LayerNorm(d_model)
+        self.cross_attention = CrossAttention(d_model, n_heads, attention_dropout)
+        self.ff_norm = nn.LayerNorm(d_model)
+        self.ff = MoEFeedForward(d_model, d_ff, num_experts, top_k, capacity_factor, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor) -> tuple[Tensor, RouterStats]:
+        """x (B, T, D), mask (B, T) bool, memory (B, S, D), memory_mask (B, S) bool → (B, T, D), router sums."""
+        x = x + self.dropout(self.self_attention(self.self_norm(x)))
+        x = x + self.dropout(self.cross_attention(self.cross_norm(x), memory, memory_mask))
+        mixed, stats = self.ff(self.ff_norm(x), mask)
+        return x + self.dropout(mixed), stats
+
+
+class Decoder(nn.Module):
+    def __init__(self, n_layers: int, d_model: int, **layer_sizes):
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(d_model=d_model, **layer_sizes) for _ in range(n_layers))
+        self.norm = nn.LayerNorm(d_model)
+
+    def forward(self, x: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor) -> tuple[Tensor, RouterStats]:
+        """As a layer's; the router sums are stacked: counts and prob_sums (layers, E)."""
+        stats = []
+        for layer in self.layers:
+            x, layer_stats = layer(x, mask, memory, memory_mask)
+            stats.append(layer_stats)
+        counts, prob_sums = (torch.stack(values) for values in zip(*stats, strict=True))
+        return self.norm(x), RouterStats(counts, prob_sums)

@@ -1,0 +1,42 @@
+"""Semantic IDs, positions and token types to vectors."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ugt_composer.vocabulary import PAD
+
+
+class ItemEmbedding(nn.Module):
+    """A vector per level and id; an item's vector is the sum over its levels. PAD is the zero vector and stays so."""
+
+    def __init__(self, codebook_sizes: Sequence[int], d_model: int):
+        super().__init__()
+        self.levels = nn.ModuleList(nn.Embedding(size, d_model, padding_idx=PAD) for size in codebook_sizes)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids (..., l) int64 with l levels, at most 3 → (..., D), summed over the levels given."""
+        vectors = [table(ids[..., level]) for level, table in enumerate(self.levels) if level < ids.shape[-1]]
+        return torch.stack(vectors).sum(0)
+
+    def output_weight(self, level: int) -> Tensor:
+        """The level's table (V_l, D) as the weight of a softmax; PAD's row gets no gradient and stays zero."""
+        weight = self.levels[level].weight
+        return torch.cat((weight[: PAD + 1].detach(), weight[PAD + 1 :]))
+
+
+class InputEmbedding(nn.Module):
+    """Item vector + position + token type, normed, with dropout."""
+
+    def __init__(self, d_model: int, max_seq_len: int, num_token_types: int, dropout: float):
+        super().__init__()
+        self.position = nn.Embedding(max_seq_len, d_model)
+        self.token_type = nn.Embedding(num_token_types, d_model)
+        self.norm = nn.LayerNorm(d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, item_vectors: Tensor, positions: Tensor, token_types: Tensor) -> Tensor:
+        """item_vectors (B, S, D), positions and token_types (B, S) int64 → (B, S, D)."""
+        x = item_vectors + self.position(positions) + self.token_type(token_types)
+        return self.dropout(self.norm(x))

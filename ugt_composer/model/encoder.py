@@ -1,0 +1,60 @@
+"""The encoder: pointwise attention and feed-forward, pre-normed per token type."""
+
+from torch import Tensor, nn
+
+from ugt_composer.model.attention import PointwiseAttention
+from ugt_composer.model.norm import GroupLayerNorm
+
+
+class FeedForward(nn.Module):
+    """D → F → D with SiLU."""
+
+    def __init__(self, d_model: int, d_ff: int, dropout: float):
+        super().__init__()
+        self.up = nn.Linear(d_model, d_ff)
+        self.down = nn.Linear(d_ff, d_model)
+        self.activation = nn.SiLU()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) → (..., D)."""
+        return self.down(self.dropout(self.activation(self.up(x))))
+
+
+class EncoderLayer(nn.Module):
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        d_ff: int,
+        num_token_types: int,
+        dropout: float,
+        attention_dropout: float,
+        activation: str,
+    ):
+        super().__init__()
+        self.attention_norm = GroupLayerNorm(d_model, num_token_types)
+        self.attention = PointwiseAttention(d_model, n_heads, attention_dropout, activation)
+        self.ff_norm = GroupLayerNorm(d_model, num_token_types)
+        self.ff = FeedForward(d_model, d_ff, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, token_types: Tensor, mask: Tensor) -> Tensor:
+        """x (B, S, D), token_types (B, S) int64, mask (B, S) bool → (B, S, D)."""
+        x = x + self.dropout(self.attention(self.attention_norm(x, token_types), mask))
+        return x + self.dropout(self.ff(self.ff_norm(x, token_types)))
+
+
+class Encoder(nn.Module):
+    def __init__(self, n_layers: int, d_model: int, num_token_types: int, **layer_sizes):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            EncoderLayer(d_model=d_model, num_token_types=num_token_types, **layer_sizes) for _ in range(n_layers)
+        )
+        self.norm = GroupLayerNorm(d_model, num_token_types)
+
+    def forward(self, x: Tensor, token_types: Tensor, mask: Tensor) -> Tensor:
+        """x (B, S, D), token_types (B, S) int64, mask (B, S) bool → (B, S, D)."""
+        for layer in self.layers:
+            x = layer(x, token_types, mask)
+        return self.norm(x, token_types)

@@ -1,0 +1,186 @@
+"""UGT: a history in, the semantic ID of the next item out.
+
+B rows, S history tokens, T target tokens, N rejected items, D width, V_l codebook size of level l.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ugt_composer.data.batch import Batch
+from ugt_composer.generation.beam_search import score_items
+from ugt_composer.model.decoder import Decoder
+from ugt_composer.model.embedding import InputEmbedding, ItemEmbedding
+from ugt_composer.model.encoder import Encoder
+from ugt_composer.model.heads import LevelHeads
+from ugt_composer.model.moe import RouterStats, balance_loss
+from ugt_composer.vocabulary import BOS, ITEM, LEVELS
+
+
+class UGT(nn.Module):
+    """Unified Generative Transformer: HSTU-style encoder, mixture-of-experts decoder, conditional level heads.
+
+    Args:
+        codebook_sizes: ids a level has, special ids included.
+        d_model: width D.
+        n_heads: attention heads; divides d_model.
+        n_encoder_layers, n_decoder_layers: depth of either side.
+        d_ff: width of the encoder's feed-forward and of each expert.
+        dropout: on embeddings, residual branches and inside feed-forwards.
+        attention_dropout: on attention weights.
+        attention_activation: φ of the encoder's pointwise attention.
+        max_seq_len: positions an input may have.
+        num_token_types: token types, each with its own γ, β in the encoder's norms.
+        num_experts, top_k_experts: experts in all, and for one token.
+        expert_capacity_factor: bound on an expert's share while training; None drops no token.
+        user_pooling: the user vector is the first token's, or the masked mean.
+        tie_embeddings: the level heads use the level embeddings as their weight.
+    """
+
+    def __init__(
+        self,
+        codebook_sizes: Sequence[int],
+        d_model: int,
+        n_heads: int,
+        n_encoder_layers: int,
+        n_decoder_layers: int,
+        d_ff: int,
+        dropout: float,
+        attention_dropout: float,
+        attention_activation: Literal["silu", "relu"],
+        max_seq_len: int,
+        num_token_types: int,
+        num_experts: int,
+        top_k_experts: int,
+        expert_capacity_factor: float | None,
+        user_pooling: Literal["first", "mean"],
+        tie_embeddings: bool,
+    ):
+        super().__init__()
+        self.codebook_sizes = tuple(codebook_sizes)
+        self.user_pooling = user_pooling
+        self.item_embedding = ItemEmbedding(codebook_sizes, d_model)
+        self.encoder_input = InputEmbedding(d_model, max_seq_len, num_token_types, dropout)
+        self.encoder = Encoder(
+            n_encoder_layers,
+            d_model,
+            num_token_types,
+            n_heads=n_heads,
+            d_ff=d_ff,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            activation=attention_activation,
+        )
+        self.decoder_input = InputEmbedding(d_model, max_seq_len, num_token_types, dropout)
+        self.decoder = Decoder(
+            n_decoder_layers,
+            d_model,
+            n_heads=n_heads,
+            d_ff=d_ff,
+            num_experts=num_experts,
+            top_k=top_k_experts,
+            capacity_factor=expert_capacity_factor,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+        )
+        self.heads = LevelHeads(codebook_sizes, d_model, tie_embeddings)
+        self.user_proj = nn.Linear(d_model, d_model)
+        self.item_proj = nn.Linear(d_model, d_model)
+        self._init_weights(n_encoder_layers, n_decoder_layers)
+
+    def _init_weights(self, n_encoder_layers: int, n_decoder_layers: int) -> None:
+        """Linear maps keep variance; the last map of each residual branch is shrunk with depth (GPT-2, 2019)."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2 or "norm" in name or name.endswith("bias"):
+                continue  # norms and biases keep ones and zeros
+            if "embedding" in name or "position" in name or "token_type" in name or name.startswith("heads."):
+                nn.init.normal_(parameter, std=0.02)
+            else:
+                nn.init.normal_(parameter, std=1 / math.sqrt(parameter.shape[-1]))
+        for layers, branches in (
+            (self.encoder.layers, 2 * n_encoder_layers),
+            (self.decoder.layers, 3 * n_decoder_layers),
+        ):
+            for name, parameter in layers.named_parameters():
+                if name.endswith(("out_proj.weight", "down.weight", "ff.down")):
+                    parameter.data.div_(math.sqrt(branches))
+        for level, head in enumerate(self.heads.heads):
+            if level > 0:
+                nn.init.normal_(head.prefix_proj.weight, std=1.0)  # its inputs, id vectors, start at .02
+                nn.init.normal_(head.hidden_proj.weight, std=1 / math.sqrt(head.hidden_proj.in_features))
+                nn.init.normal_(head.out_proj.weight, std=0.02)
+        for table in self.item_embedding.levels:
+            table.weight.data[table.padding_idx].zero_()
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """One pass over a batch, teacher-forced.
+
+        Returns:
+            l1_logits, l2_logits, l3_logits: (B, T, V_l); level l sees the labels of the levels above it.
+            aux_loss: scalar, the router's balance loss on this rank's tokens.
+            user_repr, item_repr: (B, D), of the history and of the row's target item.
+            router_counts, router_prob_sums: (decoder layers, E), see RouterStats.
+            bos_hidden: (B, D), the state that the next item is generated from.
+            chosen_logps (B,), rejected_logps (B, N): only where the batch has rejected items.
+        """
+        memory = self.encode(batch)
+        hidden, router = self.decode(batch, memory)
+        labels = batch["labels"].clamp(min=0)  # an ignored label conditions as PAD, the zero vector
+        target = labels[:, 0]
+        outputs = {
+            f"l{level + 1}_logits": self.level_logits(level, hidden, labels[..., :level]) for level in range(LEVELS)
+        }
+        outputs |= {
+            "aux_loss": balance_loss(*router),
+            "user_repr": self.user_vector(memory, batch["encoder_mask"]),
+            "item_repr": self.item_proj(self.item_embedding(target)),
+            "router_counts": router.counts,
+            "router_prob_sums": router.prob_sums,
+            "bos_hidden": hidden[:, 0],
+        }
+        if batch["rejected_ids"].shape[1] > 0:
+            logps = self.item_logps(hidden[:, 0], torch.cat((target[:, None], batch["rejected_ids"]), dim=1))
+            outputs |= {"chosen_logps": logps[:, 0], "rejected_logps": logps[:, 1:]}
+        return outputs
+
+    def encode(self, batch: Batch) -> Tensor:
+        """The encoded history, (B, S, D)."""
+        types, mask = batch["encoder_token_types"], batch["encoder_mask"]
+        x = self.encoder_input(self.item_embedding(batch["encoder_ids"]), batch["encoder_positions"], types)
+        return self.encoder(x, types, mask)
+
+    def decode(self, batch: Batch, memory: Tensor) -> tuple[Tensor, RouterStats]:
+        """The decoder's hidden states (B, T, D) over the encoded history, and the router's sums."""
+        vectors = self.item_embedding(batch["decoder_ids"])
+        x = self.decoder_input(vectors, batch["decoder_positions"], batch["decoder_token_types"])
+        return self.decoder(x, batch["decoder_mask"], memory, batch["encoder_mask"])
+
+    def start(self, batch: Batch) -> Tensor:
+        """The hidden state at BOS, (B, D): all that scoring or generating the next item needs."""
+        memory = self.encode(batch)
+        rows, device = len(memory), memory.device
+        bos = self.item_embedding(torch.full((rows, 1, LEVELS), BOS, device=device))
+        zeros = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        x = self.decoder_input(bos, zeros, zeros + ITEM)
+        hidden, _ = self.decoder(x, torch.ones_like(zeros, dtype=torch.bool), memory, batch["encoder_mask"])
+        return hidden[:, 0]
+
+    def level_logits(self, level: int, hidden: Tensor, prefix: Tensor) -> Tensor:
+        """Logits (..., V_level) given hidden (..., D) and the ids of the levels above, prefix (..., level) int64."""
+        return self.heads(level, hidden, prefix, self.item_embedding)
+
+    def item_logps(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """log p(item) (B, N) float32 of items ids (B, N, 3), given the hidden state at BOS (B, D)."""
+        return score_items(self.level_logits, hidden, ids)
+
+    def user_vector(self, memory: Tensor, mask: Tensor) -> Tensor:
+        """The pooled history, (B, D), in (−1, 1)."""
+        if self.user_pooling == "first":
+            pooled = memory[:, 0]
+        else:
+            weight = mask.unsqueeze(-1).to(memory.dtype)
+            pooled = (memory * weight).sum(1) / weight.sum(1).clamp(min=1)
+        return torch.tanh(self.user_proj(pooled))
