@@ -1,0 +1,190 @@
+"""Contrastive alignment of users and the items they go on to: symmetric InfoNCE over the rows of all ranks.
+
+Shapes: B rows of this rank, R rows of all ranks, C candidates taken from them, M = num_negatives remembered items,
+L = 3 levels, D width of the vectors.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ugt_composer.errors import UserError
+from ugt_composer.losses.ranks import check_equal_rows, gather_rows, rank, world_size
+from ugt_composer.vocabulary import LEVELS
+
+
+class ContrastiveLoss(nn.Module):
+    """Symmetric InfoNCE (van den Oord et al. 2018; symmetric as in Radford et al. 2021) of users and their items.
+
+    The negatives of a row are the first `num_negatives` of: the other items of the batch, of all ranks, then
+    remembered items of earlier batches, newest first. If the batch has more than enough, its items come in an order
+    drawn anew each step from the seed, the same on every rank. Items with the same ids as the row's own are masked.
+    An item is told from the users of the same rows; users are not remembered.
+
+    Nothing depends on which rank holds a row, or where: rows are put in the order of their row ids first.
+    """
+
+    memory_vectors: Tensor
+    memory_ids: Tensor
+    memory_valid: Tensor
+    memory_pointer: Tensor
+    step: Tensor
+
+    def __init__(self, temperature: float = 0.07, num_negatives: int = 127, dim: int = 512, seed: int = 0) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise UserError(f"loss.contrastive_temperature must be above 0, found {temperature}")
+        if num_negatives < 1:
+            raise UserError(f"loss.num_negatives must be at least 1, found {num_negatives}")
+        self.temperature = temperature
+        self.num_negatives = num_negatives
+        self.seed = seed
+        self.register_buffer("memory_vectors", torch.zeros(num_negatives, dim))
+        self.register_buffer("memory_ids", torch.zeros(num_negatives, LEVELS, dtype=torch.int64))
+        self.register_buffer("memory_valid", torch.zeros(num_negatives, dtype=torch.bool))
+        self.register_buffer("memory_pointer", torch.zeros((), dtype=torch.int64))  # the slot written next
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def forward(
+        self,
+        user_repr: Tensor,
+        item_repr: Tensor,
+        item_ids: Tensor,
+        row_ids: Tensor,
+        valid: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """
+        user_repr, item_repr: (B, D) vectors of each row's user and of its target item
+        item_ids: (B, L) the target item
+        row_ids: (B,) int64, the row's index in the dataset
+        valid: (B,) bool, whether the row has a target item; None: all. Others are neither queries nor candidates
+        returns: loss (), and `contrastive_u2i_acc`, `contrastive_i2u_acc`; the average of each over ranks is the mean
+            over the valid rows of all ranks
+        """
+        if valid is None:
+            valid = torch.ones_like(row_ids, dtype=torch.bool)
+        # Logits are cosines divided by a small temperature: half precision would be off by several hundredths.
+        with torch.autocast(user_repr.device.type, enabled=False):
+            users = F.normalize(user_repr.float(), dim=-1, eps=1e-6)
+            items = F.normalize(item_repr.float(), dim=-1, eps=1e-6)
+            pool = _gather_pool(users, items, item_ids, row_ids, valid)
+            candidates = self._candidates(pool)
+            u2i, i2u = self._logits(users, items, item_ids, pool, candidates)
+            row_losses = ((u2i.logsumexp(dim=-1) - u2i[:, 0]) + (i2u.logsumexp(dim=-1) - i2u[:, 0])) / 2
+
+        def mean(row_values: Tensor) -> Tensor:
+            # Own rows over the rows of all ranks, times the ranks: the average over ranks is the mean over all rows.
+            return torch.where(valid, row_values, 0.0).sum() * world_size() / pool.valid.sum().clamp(min=1)
+
+        # Strictly above: a model that gives all pairs the same score has learned nothing.
+        metrics = {
+            "contrastive_u2i_acc": mean((u2i[:, 0] > u2i[:, 1:].amax(dim=-1)).float()),
+            "contrastive_i2u_acc": mean((i2u[:, 0] > i2u[:, 1:].amax(dim=-1)).float()),
+        }
+        loss = mean(row_losses)
+        if self.training:
+            self._remember(pool)
+        return loss, metrics
+
+    def _candidates(self, pool: "_Pool") -> Tensor:
+        """Indices (C,) into the pool, in the order in which rows take them as negatives; the invalid come last."""
+        rows = len(pool.row_ids)
+        if rows <= self.num_negatives + 1:
+            return torch.arange(rows, device=pool.row_ids.device)
+        # One more than the negatives of a row: the row's own item may be among them.
+        keys = torch.where(pool.valid, _shuffle_keys(pool.row_ids, self.step, self.seed), _INT64_MAX)
+        return torch.argsort(keys, stable=True)[: self.num_negatives + 1]
+
+    def _logits(
+        self, users: Tensor, items: Tensor, item_ids: Tensor, pool: "_Pool", candidates: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Similarities over temperature, the row's own pair first, -inf for what is not a negative of the row.
+
+        returns: user to items (B, 1 + C + M), item to users (B, 1 + C)
+        """
+        own_rows = torch.arange(len(users), device=users.device) + rank() * len(users)
+        is_own = own_rows[:, None] == pool.gathered_rows[candidates][None, :]
+        places = torch.arange(len(candidates), device=users.device) - is_own.cumsum(dim=1)  # own item left out
+        is_negative = pool.valid[candidates] & (places < self.num_negatives)
+        is_negative = is_negative & ~_same_item(item_ids, pool.item_ids[candidates])
+
+        ages = (self.memory_pointer - 1 - torch.arange(self.num_negatives, device=users.device)) % self.num_negatives
+        wanted = self.num_negatives - (pool.valid.sum() - 1)  # what the other items of the batch leave open
+        is_remembered = (self.memory_valid & (ages < wanted)) & ~_same_item(item_ids, self.memory_ids)
+
+        # A copy: the buffer is written before the backward pass reads it.
+        memory = self.memory_vectors.to(torch.float32, copy=True)
+        own = (users * items).sum(dim=-1, keepdim=True)
+        to_items = (users @ pool.items.index_select(0, candidates).T).masked_fill(~is_negative, float("-inf"))
+        to_memory = (users @ memory.T).masked_fill(~is_remembered, float("-inf"))
+        to_users = (items @ pool.users.index_select(0, candidates).T).masked_fill(~is_negative, float("-inf"))
+        u2i = torch.cat([own, to_items, to_memory], dim=1) / self.temperature
+        i2u = torch.cat([own, to_users], dim=1) / self.temperature
+        return u2i, i2u
+
+    @torch.no_grad()
+    def _remember(self, pool: "_Pool") -> None:
+        """Writes the valid items of the pool over the oldest ones and counts the step.
+
+        The number of valid items is known to the device only, so each slot looks up what falls on it.
+        """
+        count = pool.valid.sum()
+        offsets = (torch.arange(self.num_negatives, device=count.device) - self.memory_pointer) % self.num_negatives
+        written = offsets < count
+        # More items than slots: the last of those that fall on the slot. Valid items come first in the pool.
+        laps = torch.div(count - 1 - offsets, self.num_negatives, rounding_mode="floor")
+        source = (offsets + laps * self.num_negatives).clamp(0, len(pool.row_ids) - 1)
+        vectors = pool.items[source].to(self.memory_vectors.dtype)
+        self.memory_vectors.copy_(torch.where(written[:, None], vectors, self.memory_vectors))
+        self.memory_ids.copy_(torch.where(written[:, None], pool.item_ids[source], self.memory_ids))
+        self.memory_valid.logical_or_(written)
+        self.memory_pointer.copy_((self.memory_pointer + count) % self.num_negatives)
+        self.step.add_(1)
+
+
+class _Pool(NamedTuple):
+    """The rows of all ranks: the valid ones in the order of their row ids, then the others."""
+
+    users: Tensor  # (R, D)
+    items: Tensor  # (R, D)
+    item_ids: Tensor  # (R, L)
+    row_ids: Tensor  # (R,)
+    valid: Tensor  # (R,)
+    gathered_rows: Tensor  # (R,) rank * B + the row's index on its rank
+
+
+def _gather_pool(users: Tensor, items: Tensor, item_ids: Tensor, row_ids: Tensor, valid: Tensor) -> _Pool:
+    check_equal_rows(len(users), users.device)
+    vectors = gather_rows(torch.cat([users, items], dim=1))
+    numbers = gather_rows(torch.cat([item_ids, row_ids[:, None], valid[:, None].long()], dim=1))
+    order = torch.argsort(torch.where(numbers[:, -1].bool(), numbers[:, -2], _INT64_MAX), stable=True)
+    vectors, numbers = vectors.index_select(0, order), numbers[order]
+    all_users, all_items = vectors.split(users.shape[1], dim=1)
+    return _Pool(all_users, all_items, numbers[:, :LEVELS], numbers[:, -2], numbers[:, -1].bool(), order)
+
+
+def _same_item(item_ids: Tensor, others: Tensor) -> Tensor:
+    """Whether items (B, L) and others (X, L) have the same ids: (B, X) bool."""
+    return (item_ids[:, None, :] == others[None, :, :]).all(dim=-1)
+
+
+_INT64_MAX = torch.iinfo(torch.int64).max
+_LOW_32_BITS = 0xFFFFFFFF
+
+
+def _shuffle_keys(row_ids: Tensor, step: Tensor, seed: int) -> Tensor:
+    """Numbers (R,) below 2^32 that put rows in an order drawn from seed and step, computed without the host."""
+    salt = _mix((step + seed * 0x9E3779B9) & _LOW_32_BITS)
+    return _mix(((row_ids ^ (row_ids >> 32)) & _LOW_32_BITS) ^ salt)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijection of 32-bit numbers held in int64 whose output bits all depend on all input bits.
+
+    The factor has 27 bits, so that no product overflows.
+    """
+    for _ in range(2):
+        x = ((x ^ (x >> 16)) * 0x45D9F3B) & _LOW_32_BITS
+    return x ^ (x >> 16)

@@ -1,0 +1,64 @@
+"""The one rule by which sums over a microbatch become the losses and metrics of the global batch.
+
+A trainer averages the microbatches of a rank weighted by their rows, and DDP averages the ranks. A plain mean over
+labels is then not the mean over the labels of the global batch: microbatches hold equally many rows, not labels. So a
+microbatch's value is
+
+    sum over the microbatch / count over the global batch * rows of the global batch / rows of the microbatch
+
+whose average, weighted by rows, over microbatches and ranks is exactly the mean over the global batch, for values and
+gradients alike, however the batch was split. This holds for losses and metrics and for microbatches of uneven size, as
+long as the ranks hold equally many rows; filler rows are rows, although nothing in them counts.
+
+The global counts are the sums over all microbatches and ranks of `batch_counts`. Where they are not given, the
+microbatch is taken for the whole batch and the value is its plain mean.
+
+Shapes: B rows of the microbatch, T target length, L = 3 levels, N rejected items.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ugt_composer.vocabulary import IGNORE_INDEX
+
+# Columns of the counts (5,). The first three are the labels counted at each level.
+LABELS_L1, LABELS_L2, LABELS_L3, PREFERENCE_WEIGHT, ROWS = range(5)
+
+
+def batch_counts(batch: Mapping[str, Tensor]) -> Tensor:
+    """What the rows of `batch` add to the global counts: float32 (5,), on the batch's device."""
+    labels = counted_labels(batch["labels"], batch["row_mask"])
+    weights = preference_weights(batch["preference_score"], batch["rejected_mask"] & batch["row_mask"][:, None])
+    rows = weights.new_full((1,), labels.shape[0])
+    return torch.cat([(labels != IGNORE_INDEX).sum(dim=(0, 1)).float(), weights.sum()[None], rows])
+
+
+def batch_mean(total: Tensor, count: Tensor, rows: int, batch_totals: Tensor | None, column: int) -> Tensor:
+    """The microbatch's value of a mean over counted things: labels of a level, or preference rows by weight.
+
+    total: scalar, the sum over the microbatch; exactly 0 where nothing is counted
+    count: scalar, how many (or what weight) the microbatch holds
+    rows: rows of the microbatch
+    batch_totals: (5,) counts of the global batch, or None
+    column: the column of `batch_totals` that counts the same things
+    """
+    if batch_totals is None:
+        return total / _at_least_something(count)
+    return total / _at_least_something(batch_totals[column]) * (batch_totals[ROWS] / rows)
+
+
+def counted_labels(labels: Tensor, row_mask: Tensor) -> Tensor:
+    """Labels (B, T, L) with those of filler rows (row_mask (B,) False) ignored."""
+    return labels.masked_fill(~row_mask[:, None, None], IGNORE_INDEX)
+
+
+def preference_weights(preference_score: Tensor, rejected_mask: Tensor) -> Tensor:
+    """The weight (B,) of each row's preference: its score (B,), or 0 where rejected_mask (B, N) holds no item."""
+    return torch.where(rejected_mask.any(dim=-1), preference_score.float(), 0.0)
+
+
+def _at_least_something(count: Tensor) -> Tensor:
+    """`count`, or 1 where it is 0, so that an empty sum divided by it is 0. Weights below 1 stay as they are."""
+    return torch.where(count > 0, count, 1)

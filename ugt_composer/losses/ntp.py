@@ -1,0 +1,73 @@
+"""Next-token prediction: a weighted sum of the cross-entropies of the three levels of the next item.
+
+Shapes: B rows, T target length, L = 3 levels, V_l codebook size of level l.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ugt_composer.errors import UserError
+from ugt_composer.losses.normalization import LABELS_L1, LABELS_L2, LABELS_L3, batch_mean
+from ugt_composer.vocabulary import IGNORE_INDEX
+
+_SUM_TOLERANCE = 1e-6
+
+
+class NextTokenPredictionLoss(nn.Module):
+    """l1_weight * CE(level 1) + l2_weight * CE(level 2) + l3_weight * CE(level 3), each a mean over its own labels."""
+
+    def __init__(
+        self, l1_weight: float = 0.5, l2_weight: float = 0.3, l3_weight: float = 0.2, label_smoothing: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.weights = (l1_weight, l2_weight, l3_weight)
+        self.label_smoothing = label_smoothing
+        if min(self.weights) < 0 or not abs(sum(self.weights) - 1) <= _SUM_TOLERANCE:
+            found = " + ".join(f"{weight:g}" for weight in self.weights)
+            raise UserError(
+                "loss.l1_weight, loss.l2_weight and loss.l3_weight must be at least 0 and sum to 1, "
+                f"found {found} = {sum(self.weights):g}"
+            )
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"loss.label_smoothing must be in [0, 1), found {label_smoothing}")
+
+    def forward(
+        self,
+        l1_logits: Tensor,
+        l2_logits: Tensor,
+        l3_logits: Tensor,
+        labels: Tensor,
+        batch_totals: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """
+        l1_logits, l2_logits, l3_logits: (B, T, V_l)
+        labels: (B, T, L), -100 is not counted
+        batch_totals: (5,) counts of the global batch, see `normalization`
+        returns: loss (), and `ntp_l{1,2,3}_loss`, `ntp_l{1,2,3}_acc`
+        """
+        rows = labels.shape[0]
+        loss = l1_logits.new_zeros((), dtype=torch.float32)
+        metrics = {}
+        columns = (LABELS_L1, LABELS_L2, LABELS_L3)
+        for level, (logits, column) in enumerate(zip((l1_logits, l2_logits, l3_logits), columns, strict=True)):
+            total, correct, count = self._sums(logits, labels[..., level])
+            level_loss = batch_mean(total, count, rows, batch_totals, column)
+            loss = loss + self.weights[level] * level_loss
+            metrics[f"ntp_l{level + 1}_loss"] = level_loss.detach()
+            metrics[f"ntp_l{level + 1}_acc"] = batch_mean(correct, count, rows, batch_totals, column)
+        return loss, metrics
+
+    def _sums(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of one level, logits (B, T, V_l) and labels (B, T): cross-entropy, right answers, counted labels; each ()."""
+        counted = labels != IGNORE_INDEX
+        total = F.cross_entropy(
+            logits.flatten(0, 1).float(),
+            labels.flatten(),
+            ignore_index=IGNORE_INDEX,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
+        # Half-precision logits are not upcast for the argmax: it needs their order only.
+        correct = (logits.detach().argmax(dim=-1) == labels) & counted
+        return total, correct.sum().float(), counted.sum()

@@ -1,0 +1,70 @@
+"""Collectives with a gradient over the data-parallel ranks; on a single process they change nothing.
+
+DDP averages the ranks' gradients. So a loss over rows of all ranks is exact when each rank's loss, summed over ranks
+and divided by their number, is the global loss, and when the backward of a collective sums over ranks.
+
+Shapes: B rows of this rank, R rows of all ranks (the ranks hold equally many).
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def gather_rows(local: Tensor) -> Tensor:
+    """The rows of all ranks, rank by rank: (B, ...) -> (R, ...). Gradients flow back to the rank that owns the row."""
+    return _GatherRows.apply(local) if world_size() > 1 else local
+
+
+def sum_over_ranks(local: Tensor) -> Tensor:
+    """The sum over ranks of tensors of one shape, with gradient."""
+    return _SumOverRanks.apply(local) if world_size() > 1 else local
+
+
+def check_equal_rows(rows: int, device: torch.device) -> None:
+    """Raises if the ranks hold different numbers of rows: their collectives would hang or mix rows up.
+
+    The comparison stays on the device, so the host does not wait for it.
+    """
+    if world_size() == 1:
+        return
+    counts = torch.empty(world_size(), dtype=torch.int64, device=device)
+    dist.all_gather_into_tensor(counts, torch.full((1,), rows, dtype=torch.int64, device=device))
+    torch._assert_async((counts == rows).all(), "the ranks hold microbatches of different numbers of rows")
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, local: Tensor) -> Tensor:
+        ctx.rows = local.shape[0]
+        gathered = local.new_empty((world_size() * ctx.rows, *local.shape[1:]))
+        dist.all_gather_into_tensor(gathered, local.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        total = grad.clone(memory_format=torch.contiguous_format)  # autograd may still hold `grad` itself
+        dist.all_reduce(total)
+        return total.narrow(0, rank() * ctx.rows, ctx.rows)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, local: Tensor) -> Tensor:
+        total = local.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
