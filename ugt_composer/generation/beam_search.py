@@ -1,0 +1,211 @@
+"""Recommendation as generation: the items with the highest log-probability under the three conditional heads.
+
+Shapes: B users, D width, L = 3 levels, V_l codebook size of level l, W beams, R slots, K recommendations, X excluded
+items, N items to score.
+
+    log p(item) = log p(l1 | h) + log p(l2 | h, l1) + log p(l3 | h, l1, l2)
+
+Each term is a log-softmax over the whole codebook of its level, so a score is the log-probability of the same item
+in training, whatever the catalogue; the catalogue only decides which items can be returned.
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ugt_composer.generation.code_space import CodeSpace
+from ugt_composer.generation.trie import ItemTrie
+from ugt_composer.vocabulary import LEVELS
+
+MEMORY_BOUND = 256 * 2**20  # bytes of working tensors, roughly; users are searched in groups that stay below it
+SLOT_BYTES = 64  # a slot holds about eight 64-bit numbers at once
+LOGIT_BYTES = 12  # the logit as the head gives it, in float32, and its exponential
+
+
+class LevelHeads(Protocol):
+    """The model's output heads, each conditional on the ids chosen above.
+
+    Called with level 0, 1 or 2, hidden (..., D) and prefix int64 (..., level); returns logits (..., V_level). The
+    leading dimensions may be empty: a call with no rows is how V_level is asked for.
+    """
+
+    def __call__(self, level: int, hidden: Tensor, prefix: Tensor) -> Tensor: ...
+
+
+class Recommendations(NamedTuple):
+    """The best items of each user, best first. Where fewer than K exist: ids 0, item_index -1, score -inf.
+
+    Attributes:
+        ids: int64 (B, K, 3).
+        item_index: int64 (B, K) row of `trie.items`; without a trie the code ((l1 * V_2) + l2) * V_3 + l3.
+        scores: float32 (B, K) log-probabilities.
+    """
+
+    ids: Tensor
+    item_index: Tensor
+    scores: Tensor
+
+
+class _Beams(NamedTuple):
+    """Prefixes under way, in ascending order of nodes: ids (B, W, level), nodes (B, W), scores (B, W), -inf = none."""
+
+    ids: Tensor
+    nodes: Tensor
+    scores: Tensor
+
+
+@torch.no_grad()
+def beam_search(
+    heads: LevelHeads,
+    hidden: Tensor,
+    trie: ItemTrie | None,
+    k: int,
+    beam_width: int,
+    exclude: Tensor | None = None,
+    memory_bound: int = MEMORY_BOUND,
+) -> Recommendations:
+    """The K best items of each user.
+
+    Exact if no level above the last has more than `beam_width` nodes. Equal scores are ordered by item index (without
+    a trie: by triple), smallest first, and so are equal prefixes, so the result is a function of the logits alone.
+    With `beam_width` >= K every user gets K items, unless the catalogue less the excluded items is smaller.
+    The heads are called a number of times that depends on shapes only, never on values: ranks that hold shards of
+    the heads stay in step.
+
+    Args:
+        heads: the model's output heads.
+        hidden: (B, D) decoder state at BOS.
+        trie: the catalogue, on the device of `hidden`; None: every triple of non-special ids, existing or not.
+        k: items a user.
+        beam_width: prefixes that are kept at each level, at least k.
+        exclude: int64 (B, X, 3) items never to recommend, such as the history; rows that are no item are ignored.
+        memory_bound: bytes of working tensors above which the users are searched in several groups.
+    """
+    if not 1 <= k <= beam_width:
+        raise ValueError(f"beam_width {beam_width} must be at least k {k}, and k at least 1")
+    sizes = _codebook_sizes(heads, hidden)
+    space: ItemTrie | CodeSpace = CodeSpace(sizes) if trie is None else trie
+    if trie is not None:
+        trie.check(sizes)
+    group = max(1, memory_bound // _bytes_per_user(space, sizes, beam_width))
+    parts = [
+        _search(heads, rows, space, k, beam_width, None if exclude is None else exclude[start : start + len(rows)])
+        for start, rows in zip(range(0, max(1, len(hidden)), group), hidden.split(group), strict=True)
+    ]
+    return Recommendations(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def score_items(heads: LevelHeads, hidden: Tensor, ids: Tensor) -> Tensor:
+    """Log-probabilities of given items, differentiable: hidden (B, D), ids int64 (B, N, 3) -> float32 (B, N).
+
+    Level 1 does not depend on the item, so it costs one head evaluation a row. The other two make (B, N, V_l) logits:
+    to rank a whole catalogue, `beam_search` with `beam_width` at least the number of prefixes gives the same scores
+    with one evaluation a prefix. Ids must be valid ones (0 <= id < V_l); what padding scores is for the caller to
+    ignore.
+    """
+    per_item = hidden.unsqueeze(1).expand(-1, ids.shape[1], -1)
+    total = _log_softmax_at(heads(0, hidden, ids.new_empty(len(ids), 0)), ids[..., 0])
+    for level in range(1, LEVELS):
+        logits = heads(level, per_item, ids[..., :level])
+        total = total + _log_softmax_at(logits, ids[..., level, None]).squeeze(-1)
+    return total
+
+
+def _log_softmax_at(logits: Tensor, ids: Tensor) -> Tensor:
+    """log_softmax (..., V) at ids (..., N), without the full log-softmax in memory."""
+    logits = logits.float()
+    return logits.gather(-1, ids) - logits.logsumexp(-1, keepdim=True)
+
+
+def _codebook_sizes(heads: LevelHeads, hidden: Tensor) -> tuple[int, ...]:
+    no_prefix = torch.empty(0, LEVELS, dtype=torch.int64, device=hidden.device)
+    return tuple(heads(level, hidden[:0], no_prefix[:, :level]).shape[-1] for level in range(LEVELS))
+
+
+def _bytes_per_user(space: ItemTrie | CodeSpace, sizes: tuple[int, ...], beam_width: int) -> int:
+    width, needed = 1, 1
+    for level in range(LEVELS):
+        slots = space.slots(level, width)
+        needed = max(needed, width * sizes[level] * LOGIT_BYTES + slots * SLOT_BYTES)
+        width = min(beam_width, slots)
+    return needed
+
+
+def _search(
+    heads: LevelHeads, hidden: Tensor, space: ItemTrie | CodeSpace, k: int, beam_width: int, exclude: Tensor | None
+) -> Recommendations:
+    closed = [None] * LEVELS if exclude is None else space.closed(exclude)
+    root = torch.zeros(len(hidden), 1, dtype=torch.int64, device=hidden.device)
+    beams = _Beams(root.new_empty(len(hidden), 1, 0), root, torch.zeros_like(root, dtype=torch.float32))
+    for level in range(LEVELS):
+        last = level == LEVELS - 1
+        beams = _step(heads, hidden, space, level, beams, closed[level], k if last else beam_width, ranked=last)
+    return _recommendations(beams, k)
+
+
+def _step(
+    heads: LevelHeads,
+    hidden: Tensor,
+    space: ItemTrie | CodeSpace,
+    level: int,
+    beams: _Beams,
+    closed: Tensor | None,
+    width: int,
+    ranked: bool,
+) -> _Beams:
+    """Extends every beam by one id and keeps the `width` best: best first if `ranked`, else in order of nodes."""
+    alive = beams.scores != float("-inf")
+    logits = heads(level, hidden.unsqueeze(1).expand(-1, beams.nodes.shape[1], -1), beams.ids).float()
+    children = space.children(level, beams.nodes, alive)
+    normaliser = logits.logsumexp(-1)
+    # A row of -inf only has no distribution; nothing below it can be chosen, and -inf - -inf would be NaN.
+    normaliser = normaliser.masked_fill(normaliser == float("-inf"), 0.0)
+    scores = logits.flatten(1).gather(1, children.beam * logits.shape[-1] + children.ids)
+    scores += (beams.scores - normaliser).gather(1, children.beam)
+    open_ = children.filled if closed is None else children.filled & ~_contains(closed, children.nodes)
+    scores.masked_fill_(~open_, float("-inf"))
+    best, slots = _best_slots(scores, width)
+    if not ranked:
+        slots, order = slots.sort(1)
+        best = best.gather(1, order)
+    parents = children.beam.gather(1, slots)
+    prefix = beams.ids.gather(1, parents.unsqueeze(2).expand(-1, -1, level))
+    ids = torch.cat([prefix, children.ids.gather(1, slots).unsqueeze(2)], dim=2)
+    return _Beams(ids, children.nodes.gather(1, slots), best)
+
+
+def _best_slots(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of float32 (B, R), best first, equal ones by slot: (scores, slots), each (B, min(k, R)).
+
+    `topk` promises nothing about the order of equal values, so it is given values that are never equal: the bits of
+    the score (made to sort as integers do) above 31 bits that count the slots backwards.
+    """
+    lowest_bits = 2**31 - 1
+    bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
+    ordered = torch.where(bits < 0, bits ^ lowest_bits, bits).long()
+    backwards = lowest_bits - torch.arange(scores.shape[1], device=scores.device)
+    top = ((ordered << 32) | backwards).topk(min(k, scores.shape[1]), dim=1).values
+    bits = (top >> 32).int()
+    best = torch.where(bits < 0, bits ^ lowest_bits, bits).view(torch.float32)
+    return best, lowest_bits - (top & lowest_bits)
+
+
+def _contains(ascending: Tensor, values: Tensor) -> Tensor:
+    """Whether each value (B, R) is in its row of ascending (B, X): bool (B, R)."""
+    if ascending.shape[1] == 0:
+        return torch.zeros_like(values, dtype=torch.bool)
+    at = torch.searchsorted(ascending, values.contiguous()).clamp_(max=ascending.shape[1] - 1)
+    return ascending.gather(1, at) == values
+
+
+def _recommendations(beams: _Beams, k: int) -> Recommendations:
+    found = beams.scores != float("-inf")
+    ids = beams.ids.masked_fill(~found.unsqueeze(2), 0)
+    index = beams.nodes.masked_fill(~found, -1)
+    missing = k - ids.shape[1]
+    return Recommendations(
+        torch.nn.functional.pad(ids, (0, 0, 0, missing)),
+        torch.nn.functional.pad(index, (0, missing), value=-1),
+        torch.nn.functional.pad(beams.scores, (0, missing), value=float("-inf")),
+    )

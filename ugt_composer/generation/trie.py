@@ -1,0 +1,186 @@
+"""The catalogue as a tree of semantic ids, held in tensors: what generation may produce.
+
+Shapes: n items, n_l nodes at level l (n_2 = n), B batch, W beams, R slots, X excluded items.
+
+A node of level l is a distinct prefix (l1, .. of l + 1 ids). Nodes of a level are numbered in lexicographic order of
+their prefixes, so the children of a node are consecutive (compressed sparse rows), and the nodes of the last level
+are the items, sorted. The root is "node 0 of level -1".
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ugt_composer.vocabulary import LEVELS
+
+
+class Children(NamedTuple):
+    """The children of some beams, laid out in slots; slots are in ascending order of nodes if the beams are.
+
+    Attributes:
+        beam: int64 (B, R) beam that the slot belongs to.
+        ids: int64 (B, R) id of the child at its level.
+        nodes: int64 (B, R) number of the child among the nodes of its level.
+        filled: bool (B, R) False: no child here; then the others hold some valid number.
+    """
+
+    beam: Tensor
+    ids: Tensor
+    nodes: Tensor
+    filled: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TrieLevel:
+    """The nodes of one level. n_l nodes, m nodes at the level above (the root is one).
+
+    Attributes:
+        ids: int64 (n_l,) last id of each node's prefix.
+        parents: int64 (n_l,) node of the level above.
+        first: int64 (m + 1,) children of node p above are nodes first[p] .. first[p + 1] - 1 of this level.
+        keys: int64 (n_l,) parents * radix + ids, ascending: what a look-up searches.
+        radix: largest id + 1.
+        widest: most children that 1, 2, .. m different nodes above have together, so that the number of slots is
+            known without asking the device.
+    """
+
+    ids: Tensor
+    parents: Tensor
+    first: Tensor
+    keys: Tensor
+    radix: int
+    widest: np.ndarray
+
+    def to(self, device: torch.device | str) -> "TrieLevel":
+        moved = {name: getattr(self, name).to(device) for name in ("ids", "parents", "first", "keys")}
+        return replace(self, **moved)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, eq=False)
+class ItemTrie:
+    """All items and their prefixes.
+
+    Attributes:
+        items: int64 (n, 3) distinct triples in lexicographic order; "item index" everywhere means a row of this.
+        levels: the nodes of the three levels.
+    """
+
+    items: Tensor
+    levels: tuple[TrieLevel, ...]
+
+    @classmethod
+    def from_triples(cls, triples: np.ndarray | Tensor) -> "ItemTrie":
+        """Builds the trie of int (n, 3) triples in any order; repeated triples become one item."""
+        rows = np.asarray(triples, dtype=np.int64)
+        if rows.ndim != 2 or rows.shape[1] != LEVELS or len(rows) == 0:
+            raise ValueError(f"a trie is built from (n, {LEVELS}) ids of at least one item, found shape {rows.shape}")
+        if rows.min() < 0:
+            raise ValueError(f"a trie is built from ids of 0 and more, found {rows.min()}")
+        rows = rows[np.lexsort(rows.T[::-1])]
+        starts = np.ones(rows.shape, dtype=bool)
+        starts[1:] = np.logical_or.accumulate(rows[1:] != rows[:-1], axis=1)  # a new prefix begins at this row
+        nodes = starts.cumsum(axis=0) - 1
+        levels = []
+        for level in range(LEVELS):
+            at = starts[:, level]
+            parents = nodes[at, level - 1] if level else np.zeros(at.sum(), dtype=np.int64)
+            levels.append(_level(rows[at, level], parents))
+        return cls(torch.from_numpy(rows[starts[:, -1]]), tuple(levels))
+
+    def to(self, device: torch.device | str) -> "ItemTrie":
+        return ItemTrie(self.items.to(device), tuple(level.to(device) for level in self.levels))
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def device(self) -> torch.device:
+        return self.items.device
+
+    def slots(self, level: int, width: int) -> int:
+        """Slots that the children, at `level`, of any `width` different nodes above need."""
+        widest = self.levels[level].widest
+        return int(widest[min(width, len(widest)) - 1])
+
+    def check(self, codebook_sizes: tuple[int, ...]) -> None:
+        """Raises ValueError where an item's id has no place in its codebook."""
+        for number, (level, size) in enumerate(zip(self.levels, codebook_sizes, strict=True), start=1):
+            if level.radix > size:
+                raise ValueError(f"the catalogue has l{number} id {level.radix - 1}, the codebook {size} ids (from 0)")
+
+    def children(self, level: int, nodes: Tensor, alive: Tensor) -> Children:
+        """Children, at `level`, of different nodes above: int64 (B, W), those with `alive` (B, W) False have none.
+
+        The ragged children are packed one beam after the other, so R is the sum of the W largest families instead of
+        W times the largest one.
+        """
+        here = self.levels[level]
+        begin = here.first[nodes]
+        counts = (here.first[nodes + 1] - begin) * alive
+        ends = counts.cumsum(1)
+        slot = torch.arange(self.slots(level, nodes.shape[1]), device=nodes.device).expand(len(nodes), -1).contiguous()
+        beam = torch.searchsorted(ends, slot, right=True).clamp_(max=nodes.shape[1] - 1)
+        filled = slot < ends[:, -1:]
+        child = (slot + (begin - ends + counts).gather(1, beam)).masked_fill_(~filled, 0)
+        return Children(beam, here.ids[child], child, filled)
+
+    def find(self, ids: Tensor) -> Tensor:
+        """Item index of each triple. ids: int64 (..., 3) -> int64 (...), -1 where there is no such item."""
+        node = torch.zeros(ids.shape[:-1], dtype=torch.int64, device=ids.device)
+        found = torch.ones_like(node, dtype=torch.bool)
+        for level, here in enumerate(self.levels):
+            wanted = ids[..., level]
+            key = (node * here.radix + wanted).contiguous()
+            node = torch.searchsorted(here.keys, key).clamp_(max=len(here) - 1)
+            found &= (here.keys[node] == key) & (wanted >= 0) & (wanted < here.radix)
+        return node.masked_fill_(~found, -1)
+
+    def closed(self, exclude: Tensor) -> list[Tensor | None]:
+        """Nodes that lead to excluded items only, by level. exclude: int64 (B, X, 3), unknown triples are ignored.
+
+        Returns three int64 (B, X), each row ascending and filled up with a number that is no node. Closing prefixes
+        too keeps beams from being spent where nothing is left to recommend.
+        """
+        items = self.find(exclude)
+        closed = [_distinct(torch.where(items < 0, len(self), items), len(self))]
+        for level in range(LEVELS - 1, 0, -1):
+            closed.append(self._closed_parents(level, closed[-1]))
+        return list(reversed(closed))
+
+    def _closed_parents(self, level: int, closed: Tensor) -> Tensor:
+        """Nodes above `level` all of whose children are in `closed`: both int64 (B, X) as `closed` returns them."""
+        here = self.levels[level]
+        above = len(here.first) - 1
+        real = closed < len(here)
+        parents = torch.where(real, here.parents[closed.clamp(max=len(here) - 1)], above)
+        shut = torch.searchsorted(parents, parents, right=True) - torch.searchsorted(parents, parents)
+        known = parents.clamp(max=above - 1)
+        every = shut == here.first[known + 1] - here.first[known]
+        return _distinct(torch.where(every & real, parents, above), above)
+
+
+def _level(ids: np.ndarray, parents: np.ndarray) -> TrieLevel:
+    counts = np.bincount(parents)
+    radix = int(ids.max()) + 1
+    return TrieLevel(
+        ids=torch.from_numpy(ids),
+        parents=torch.from_numpy(parents),
+        first=torch.from_numpy(np.concatenate([[0], counts.cumsum()])),
+        keys=torch.from_numpy(parents * radix + ids),
+        radix=radix,
+        widest=np.sort(counts)[::-1].cumsum(),
+    )
+
+
+def _distinct(nodes: Tensor, none: int) -> Tensor:
+    """Each row of int64 (B, X) ascending and without repetitions; the freed places hold `none`, the largest value."""
+    nodes = nodes.sort(1).values
+    repeated = torch.zeros_like(nodes, dtype=torch.bool)
+    repeated[:, 1:] = nodes[:, 1:] == nodes[:, :-1]
+    return nodes.masked_fill(repeated, none).sort(1).values

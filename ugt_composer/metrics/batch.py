@@ -1,0 +1,73 @@
+"""Ranking metrics of a batch of recommendations, row by row and for every cut-off at once, on the device.
+
+Shapes: B rows, K recommendations, T targets, 3 levels. The definitions are those of metrics/ranking.py.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ugt_composer.generation.beam_search import Recommendations
+from ugt_composer.vocabulary import LEVELS
+
+
+class RankedBatch(NamedTuple):
+    """What one batch says about every metric; column k - 1 of a (B, K) tensor is the value at cut-off k.
+
+    Attributes:
+        counted: bool (B,) rows that count: real ones with at least one target.
+        item_index: int64 (B, K) recommended items, -1 in empty places.
+        row_values: by metric, float32 (B, K) ((B, 1) for mrr, which has no cut-off).
+    """
+
+    counted: Tensor
+    item_index: Tensor
+    row_values: dict[str, Tensor]
+
+
+def rank_batch(recommendations: Recommendations, targets: Tensor, target_mask: Tensor, row_mask: Tensor) -> RankedBatch:
+    """Compares recommendations, which are distinct within a row, with targets.
+
+    Args:
+        recommendations: of B rows, K each.
+        targets: int64 (B, T, 3) relevant items; an item that a row repeats counts once.
+        target_mask: bool (B, T) False: no target there.
+        row_mask: bool (B,) False: a row that does not count.
+    """
+    ids, index, _ = recommendations
+    relevant = _distinct_targets(targets, target_mask)
+    found = index >= 0
+    wanted = found.unsqueeze(2) & target_mask.unsqueeze(1)
+    hit_l1, hit_l1_l2, hit = ((same & wanted).any(2) for same in _same_prefix(ids, targets))
+    places = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+    discounts = 1 / torch.log2(places.float() + 1)
+    ideal = discounts.cumsum(0)[torch.minimum(relevant.unsqueeze(1), places).clamp(min=1) - 1]
+    row_values = {
+        "recall": hit.cumsum(1) / relevant.clamp(min=1).unsqueeze(1),
+        "ndcg": (hit * discounts).cumsum(1) / ideal,
+        "hit_rate": hit.cummax(1).values.float(),
+        "hit_rate_l1": hit_l1.cummax(1).values.float(),
+        "hit_rate_l1_l2": hit_l1_l2.cummax(1).values.float(),
+        "diversity": _new_l1(ids, found).cumsum(1) / found.cumsum(1).clamp(min=1),
+        "mrr": (hit / places).amax(1, keepdim=True),
+    }
+    return RankedBatch(row_mask & (relevant > 0), index, row_values)
+
+
+def _distinct_targets(targets: Tensor, target_mask: Tensor) -> Tensor:
+    """Number of distinct targets of each row: int64 (B,)."""
+    same = _same_prefix(targets, targets)[-1] & target_mask.unsqueeze(1)
+    return (target_mask & ~same.tril(-1).any(2)).sum(1)
+
+
+def _same_prefix(left: Tensor, right: Tensor) -> list[Tensor]:
+    """Whether triples (B, M, 3) and (B, N, 3) agree in the first 1, 2 and 3 levels: three bool (B, M, N)."""
+    same = [left[..., level].unsqueeze(2) == right[..., level].unsqueeze(1) for level in range(LEVELS)]
+    return [same[0], same[0] & same[1], same[0] & same[1] & same[2]]
+
+
+def _new_l1(ids: Tensor, found: Tensor) -> Tensor:
+    """Whether a recommendation is the first of its row with its l1: bool (B, K)."""
+    l1 = ids[..., 0]
+    return found & ~(l1.unsqueeze(2) == l1.unsqueeze(1)).tril(-1).any(2)  # empty places come last, so precede nothing
