@@ -1,0 +1,50 @@
+"""Trains one stage: `composer train.py yamls/stage1.yaml optimizer.lr=3e-4`, or `python train.py …` for one process."""
+
+import argparse
+import sys
+
+from ugt_composer.config import load_config
+from ugt_composer.errors import exit_on_user_error
+
+EPILOG = """examples:
+  composer train.py yamls/stage1.yaml                          all GPUs of this machine, one process without
+  composer -n 2 train.py yamls/stage2.yaml loss.lambda_contrastive=0.2
+  python train.py yamls/stage3.yaml --dry-run                  resolved config, parameters, memory, steps
+  composer train.py checkpoints/stage1/config.yaml             the same run again, or on from where it was
+
+Several YAMLs are merged, the later over the earlier; key=value goes over all of them. A run that was killed goes on
+when the same command is given again. Exit status: 0 done, 1 error, 2 bad config or input, 75 preempted: run again."""
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="train.py", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("yaml", nargs="+", metavar="YAML|key=value", help="config files, then overrides of single keys")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run and stop; trains nothing")
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    paths = [item for item in arguments.yaml if "=" not in item]
+    overrides = [item for item in arguments.yaml if "=" in item]
+    config = load_config(*paths, overrides=overrides)
+    if arguments.dry_run:
+        from ugt_composer.dry_run import describe
+
+        print(describe(config))
+        return 0
+
+    from ugt_composer.trainer import build_trainer
+
+    trainer = build_trainer(config)
+    if trainer.is_finished:
+        print(f"{config.save_folder}: already trained for {config.max_duration}; nothing to do", file=sys.stderr)
+    trainer.train()
+    trainer.close()
+    return 0
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,17 @@
+"""An epoch that ends early is an error, not a shorter epoch."""
+
+from composer import Callback, Logger, State
+
+
+class EpochLength(Callback):
+    """Raises where an epoch had fewer batches than the data has: Streaming ends an epoch silently when a background
+    thread fails on a shard."""
+
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        assert state.previous_timestamp is not None
+        expected, seen = state.dataloader_len, state.previous_timestamp.batch_in_epoch.value
+        if expected is not None and seen < expected.value:
+            raise RuntimeError(
+                f"epoch {state.previous_timestamp.epoch.value} ended after {seen} of {expected.value} batches: a "
+                "shard of data.train is missing or cannot be read; the log above names it"
+            )

@@ -1,0 +1,30 @@
+"""The `ugt` command: what one does with a trained model."""
+
+import argparse
+from collections.abc import Sequence
+
+from ugt_composer.cli import recommend
+from ugt_composer.errors import exit_on_user_error
+
+COMMANDS = {"recommend": recommend}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="ugt", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        summary = (module.__doc__ or "").strip().splitlines()[0]
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=module.__doc__,
+            epilog=module.EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+    arguments = parser.parse_args(argv)
+    return COMMANDS[arguments.command].main(arguments)
+
+
+def run() -> None:
+    exit_on_user_error(main)

@@ -1,0 +1,104 @@
+"""Recommend the next items for one history or many."""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+EPILOG = """examples:
+  ugt recommend --checkpoint checkpoints/stage3/best --history user.json -k 10
+  ugt recommend --checkpoint checkpoints/stage3/best --history users.jsonl --json > recommendations.jsonl
+
+user.json holds one JSON object, users.jsonl one a line. Either the items of the history by their ids in the
+catalogue, oldest first, or the encoder_* lists of a recommend row:
+  {"user_id": "u1", "items": ["B004756YJA", "B0020YLEYK"]}
+Items that the catalogue does not know are named and left out. Exit status: 0 done, 2 bad input."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a best/ or latest/ folder of a run")
+    parser.add_argument("--history", required=True, metavar="FILE", help="JSON or JSON Lines; - reads standard input")
+    parser.add_argument("-k", type=int, default=10, help="items a user (default 10)")
+    parser.add_argument(
+        "--catalogue", metavar="FILE", help="default: the data.catalogue that the model was trained with"
+    )
+    parser.add_argument("--include-seen", action="store_true", help="items of the history may be recommended again")
+    parser.add_argument(
+        "--beam-width", type=int, default=50, help="prefixes kept at each level (default 50, at least k)"
+    )
+    parser.add_argument("--batch-size", type=int, default=256, help="users at once (default 256)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a user instead of a table")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    # Heavy imports wait until the arguments are known to be good, so that --help is quick.
+    import torch
+
+    from ugt_composer.checkpoint.portable import FINGERPRINT, check_fingerprint, load_portable
+    from ugt_composer.cli.histories import history_settings, read_histories
+    from ugt_composer.data.catalogue import Catalogue
+    from ugt_composer.errors import UserError
+    from ugt_composer.generation.trie import ItemTrie
+    from ugt_composer.recommender import Recommender, batched
+
+    for name in ("k", "beam_width", "batch_size"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected at least 1")
+    model, config, facts = load_portable(arguments.checkpoint)
+    path = arguments.catalogue or config.data.catalogue
+    catalogue = None if path is None else Catalogue.load(path)
+    if catalogue is not None:
+        catalogue.check(config.model.codebook_sizes)
+        check_fingerprint(arguments.checkpoint, facts, {FINGERPRINT: catalogue.fingerprint})
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    trie = None if catalogue is None else ItemTrie.from_triples(catalogue.triples)
+    recommender = Recommender(model.to(device), trie)
+    settings = history_settings(config.model.codebook_sizes, config.model.max_seq_len)
+    show = _print_json if arguments.json else _print_table
+    for users in batched(read_histories(arguments.history, settings, catalogue), arguments.batch_size):
+        rows = [row for row, _ in users]
+        found = recommender.recommend(rows, arguments.k, arguments.beam_width, not arguments.include_seen)
+        lists = zip(users, found.ids.tolist(), found.scores.tolist(), strict=True)
+        for (row, unknown), ids, scores in lists:
+            if unknown:
+                named = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+                print(f"{row.user_id}: not in the catalogue, left out: {named}", file=sys.stderr)
+            show(row.user_id, list(_entries(ids, scores, arguments.k, catalogue)))
+    return 0
+
+
+def _entries(ids: list[list[int]], scores: list[float], k: int, catalogue: Any) -> Iterator[dict[str, Any]]:
+    """The first k items of a list. Items that share a semantic ID are all named, at the same score."""
+    rank = 0
+    for triple, score in zip(ids, scores, strict=True):
+        if score == float("-inf"):
+            return
+        items = () if catalogue is None else catalogue.items_of(triple)
+        names = [{"item_id": item.item_id, "name": item.name} for item in items] or [{}]
+        for name in names:
+            rank += 1
+            if rank > k:
+                return
+            yield {"rank": rank, **name, "l1_id": triple[0], "l2_id": triple[1], "l3_id": triple[2], "log_prob": score}
+
+
+def _print_json(user_id: str, entries: list[dict[str, Any]]) -> None:
+    print(json.dumps({"user_id": user_id, "recommendations": entries}, ensure_ascii=False))
+
+
+def _print_table(user_id: str, entries: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(user_id), title_justify="left")
+    for heading in ("rank", "item", "name", "semantic ID", "probability"):
+        table.add_column(heading, justify="right" if heading in ("rank", "probability") else "left")
+    for entry in entries:
+        triple = f"{entry['l1_id']} / {entry['l2_id']} / {entry['l3_id']}"
+        probability = f"{math.exp(entry['log_prob']):.4f}"
+        cells = (str(entry["rank"]), entry.get("item_id", "–"), entry.get("name") or "", triple, probability)
+        table.add_row(*(Text(cell) for cell in cells))
+    Console().print(table)

@@ -1,0 +1,135 @@
+"""ComposerUGT: joins model, losses and metrics for Composer's Trainer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from composer.models import ComposerModel
+from torch import Tensor
+from torchmetrics import Metric
+
+from ugt_composer.data.batch import Batch
+from ugt_composer.generation.beam_search import beam_search
+from ugt_composer.generation.trie import ItemTrie
+from ugt_composer.losses.normalization import ROWS, batch_counts
+from ugt_composer.losses.unified import UnifiedLoss
+from ugt_composer.metrics.batch import rank_batch
+from ugt_composer.metrics.loss_mean import EVALUATION_MEANS, LossMean
+from ugt_composer.metrics.torch_metrics import PairAccuracy, build_ranking_metrics
+from ugt_composer.model.ugt import UGT
+from ugt_composer.vocabulary import IGNORE_INDEX
+
+LOSSES = (
+    "ntp_loss",
+    "ntp_l1_loss",
+    "ntp_l2_loss",
+    "ntp_l3_loss",
+    "contrastive_loss",
+    "dpo_loss",
+    "moe_balance_loss",
+)
+
+
+class ComposerUGT(ComposerModel):
+    """UGT with its loss and its evaluation.
+
+    Args:
+        model: the model.
+        loss: the stage's loss.
+        reference: the frozen model that the preference loss compares with, or None. It is no submodule: it is in no
+            checkpoint, no optimizer and no sharding.
+        trie: the catalogue; None recommends from the whole code space.
+        k_values: cut-offs of the ranking metrics.
+        beam_width: beams a row, at least the largest cut-off.
+        exclude_seen: evaluation never recommends an item of the history.
+    """
+
+    def __init__(
+        self,
+        model: UGT,
+        loss: UnifiedLoss,
+        reference: UGT | None,
+        trie: ItemTrie | None,
+        k_values: Sequence[int],
+        beam_width: int,
+        exclude_seen: bool,
+    ):
+        super().__init__()
+        self.model = model
+        self.unified_loss = loss
+        self._reference = (reference,)  # a tuple hides it from nn.Module
+        self.trie = trie
+        self.k_values = tuple(k_values)
+        self.beam_width = beam_width
+        self.exclude_seen = exclude_seen
+        # Sums over the rows of the current step, read and cleared by whoever logs them.
+        self.step_metrics: dict[str, Tensor] = {}
+        self.step_rows = 0
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        outputs = self.model(batch)
+        reference = self._reference[0]
+        if reference is not None and "rejected_logps" in outputs:
+            reference.to(batch["labels"].device)
+            with torch.no_grad():
+                ids = torch.cat((batch["labels"][:, :1].clamp(min=0), batch["rejected_ids"]), dim=1)
+                logps = reference.item_logps(reference.start(batch), ids)
+            outputs |= {"reference_chosen_logps": logps[:, 0], "reference_rejected_logps": logps[:, 1:]}
+        return outputs
+
+    def loss(self, outputs: dict[str, Tensor], batch: Batch, *args, **kwargs) -> dict[str, Tensor]:  # type: ignore[override]
+        """The stage's loss as `total`, and its parts for the log."""
+        losses = self.unified_loss(outputs, batch)
+        rows = len(batch["row_ids"])
+        for name, value in losses["metrics"].items():
+            self.step_metrics[name] = self.step_metrics.get(name, 0) + value * rows
+        self.step_rows += rows
+        return {"total": losses["total_loss"], **{name: losses[name] for name in LOSSES}}
+
+    def eval_forward(self, batch: Batch, outputs: Any = None) -> dict[str, Any]:
+        """Losses as sums over the batch's rows, and the ranked recommendations against the rows' targets."""
+        outputs = self.forward(batch)
+        seen = batch["encoder_ids"] if self.exclude_seen else None
+        if self.trie is not None and self.trie.device != outputs["bos_hidden"].device:
+            self.trie = self.trie.to(outputs["bos_hidden"].device)
+        recommended = beam_search(
+            self.model.level_logits, outputs["bos_hidden"], self.trie, max(self.k_values), self.beam_width, seen
+        )
+        labels = batch["labels"]
+        # A pair's chosen item answers another question than «what came next», so its row is not ranked.
+        rows = batch["row_mask"] & ~batch["rejected_mask"].any(-1)
+        ranked = rank_batch(recommended, labels, (labels != IGNORE_INDEX).all(-1), rows)
+        return {**outputs, "ranked": ranked, "evaluation_sums": self._evaluation_sums(outputs, batch)}
+
+    def _evaluation_sums(self, outputs: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+        """(sums, counts), each in the order of EVALUATION_MEANS: exact over batches of any size."""
+        totals = batch_counts(batch)
+        ones = torch.ones_like(totals)  # the mean over a count of one is the sum
+        ones[ROWS] = len(batch["row_ids"])
+        losses = self.unified_loss(outputs, {**batch, "batch_totals": ones})
+        values = losses | losses["metrics"]
+        sums = torch.stack([values.get(name, totals.new_zeros(())) for name, _ in EVALUATION_MEANS])
+        return sums, totals[[column for _, column in EVALUATION_MEANS]]
+
+    def get_metrics(self, is_train: bool) -> dict[str, Metric]:
+        if is_train:
+            return {}  # training metrics come with the losses
+        weights = dict(zip(("ntp_l1_loss", "ntp_l2_loss", "ntp_l3_loss"), self.unified_loss.ntp.weights, strict=True))
+        whole = {**weights, "dpo_loss": self.unified_loss.lambda_preference}
+        means: dict[str, Metric] = {name: LossMean({name: 1.0}) for name, _ in EVALUATION_MEANS}
+        return {
+            "loss": LossMean(whole),
+            "ntp_loss": LossMean(weights),
+            **means,
+            "preference_accuracy": PairAccuracy(),
+            **build_ranking_metrics(self.k_values, None if self.trie is None else len(self.trie)),
+        }
+
+    def update_metric(self, batch: Batch, outputs: dict[str, Any], metric: Metric) -> None:
+        if isinstance(metric, LossMean):
+            metric.update(*outputs["evaluation_sums"])
+        elif isinstance(metric, PairAccuracy):
+            if "rejected_logps" in outputs:
+                metric.update(outputs["chosen_logps"], outputs["rejected_logps"], batch["rejected_mask"])
+        else:
+            metric.update(outputs["ranked"])

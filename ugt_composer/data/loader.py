@@ -1,0 +1,66 @@
+"""Config to the data loaders of training and evaluation."""
+
+import torch
+from composer import DataSpec
+from composer.utils import dist
+from streaming import StreamingDataLoader
+from torch.utils.data import DataLoader
+
+from ugt_composer.config import Config
+from ugt_composer.data.collate import collate
+from ugt_composer.data.dataset import EvaluationDataset, PreferenceDataset, RecommendDataset, training_streams
+from ugt_composer.data.manifest import check_data, streams_of
+from ugt_composer.errors import UserError
+from ugt_composer.microbatch import rows_in_batch, split_batch
+
+
+def build_train_loader(config: Config) -> DataSpec:
+    """Streams `data.train`; each rank gets global_train_batch_size / world_size rows a batch.
+
+    Raises:
+        UserError: the data is missing, does not fit the model, or the batch does not divide over the ranks.
+    """
+    data, world_size = config.data.train, dist.get_world_size()
+    if config.global_train_batch_size % world_size:
+        raise UserError(
+            f"global_train_batch_size is {config.global_train_batch_size}; expected a multiple of {world_size} ranks"
+        )
+    batch_size = config.global_train_batch_size // world_size
+    streams = streams_of("data.train", data)
+    manifests = check_data(config, "data.train", streams)
+    dataset_class = PreferenceDataset if config.loss.lambda_preference > 0 else RecommendDataset
+    dataset = dataset_class(
+        manifests,
+        streams=training_streams(streams),
+        batch_size=batch_size,
+        shuffle=data.shuffle,
+        shuffle_seed=config.seed,
+        shuffle_block_size=data.shuffle_block_size,
+        num_canonical_nodes=data.num_canonical_nodes,
+        predownload=data.predownload,
+        cache_limit=data.cache_limit,
+    )
+    loader = StreamingDataLoader(
+        dataset,
+        batch_size=batch_size,
+        collate_fn=collate,
+        num_workers=data.num_workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=data.num_workers > 0,
+        drop_last=False,
+    )
+    return DataSpec(loader, get_num_samples_in_batch=rows_in_batch, split_batch=split_batch)
+
+
+def build_eval_loader(config: Config) -> DataSpec | None:
+    """Indexes `data.eval`; None where no data is given."""
+    data = config.data.eval
+    if not data.is_given:
+        return None
+    streams = streams_of("data.eval", data)
+    check_data(config, "data.eval", streams)
+    dataset = EvaluationDataset(streams, dist.get_global_rank(), dist.get_world_size())
+    loader = DataLoader(
+        dataset, batch_size=config.device_eval_batch_size, collate_fn=collate, num_workers=data.num_workers
+    )
+    return DataSpec(loader, get_num_samples_in_batch=rows_in_batch, split_batch=lambda batch, _: [batch])

@@ -1,0 +1,88 @@
+"""What a run would be: config, data, steps, parameters, memory. Builds no trainer and reads no shard."""
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ugt_composer.checkpoint.portable import CONFIG, WEIGHTS
+from ugt_composer.config import Config, config_yaml
+from ugt_composer.data.manifest import Manifest, check_data, streams_of
+from ugt_composer.errors import UserError
+from ugt_composer.model.ugt import UGT
+from ugt_composer.run_length import run_length
+
+GIB = 1024**3
+FLOAT = 4  # bytes of a master weight, a gradient and each of Adam's two moments
+
+
+def describe(config: Config) -> str:
+    """The report of `train.py --dry-run`. UserError for what would stop the run: missing data, a bad init_from."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    train = check_data(config, "data.train", streams_of("data.train", config.data.train))
+    evaluation = (
+        check_data(config, "data.eval", streams_of("data.eval", config.data.eval)) if config.data.eval.is_given else []
+    )
+    for key, folder in (("init_from", config.init_from), ("loss.reference_from", config.loss.reference_from)):
+        for name in (WEIGHTS, CONFIG) if folder else ():
+            if not (Path(folder or "") / name).is_file():
+                raise UserError(f"{key}: {Path(folder or '') / name} does not exist; train the stage before first")
+    with torch.device("meta"):
+        model = UGT(**asdict(config.model))
+    parts = {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_children()}
+    lines = [
+        "# config",
+        config_yaml(config).rstrip(),
+        "",
+        "# data",
+        *_data_lines("train", train),
+        *_data_lines("eval", evaluation),
+        "",
+        "# steps",
+        *_step_lines(config, train, world_size),
+        "",
+        "# parameters",
+        *(f"{name:16} {count:>14,}" for name, count in parts.items()),
+        f"{'total':16} {sum(parts.values()):>14,}",
+        "",
+        "# memory a rank, without activations",
+        *_memory_lines(config, sum(parts.values())),
+    ]
+    return "\n".join(lines)
+
+
+def _data_lines(key: str, manifests: list[Manifest]) -> list[str]:
+    if not manifests:
+        return [f"{key:6} none on this machine"]
+    return [f"{key:6} {m.rows:>12,} {m.kind} rows in {m.folder}" for m in manifests]
+
+
+def _step_lines(config: Config, train: list[Manifest], world_size: int) -> list[str]:
+    batch = config.global_train_batch_size
+    if batch % world_size:
+        raise UserError(f"global_train_batch_size is {batch}; expected a multiple of the {world_size} ranks")
+    device_batch = batch // world_size
+    micro = config.device_train_microbatch_size
+    pieces = "found while training" if isinstance(micro, str) else f"{-(-device_batch // micro)} of up to {micro}"
+    lines = [
+        f"ranks            {world_size} ({config.parallelism.strategy})",
+        f"batch            {batch} rows: {device_batch} a rank, microbatches: {pieces}",
+    ]
+    if not train:
+        return [*lines, "epochs           unknown: the shards are remote"]
+    length = run_length(config, sum(manifest.rows for manifest in train))
+    return [
+        *lines,
+        f"an epoch         {length.batches_per_epoch:,} batches",
+        f"the run          {length.total:,} batches ({config.max_duration})",
+        f"warm-up          {length.warmup:,} batches",
+    ]
+
+
+def _memory_lines(config: Config, parameters: int) -> list[str]:
+    sizes = {"weights": FLOAT * parameters, "gradients": FLOAT * parameters, "optimizer": 2 * FLOAT * parameters}
+    if config.loss.needs_reference:
+        sizes["reference"] = FLOAT * parameters
+    lines = [f"{name:16} {size / GIB:>8.3f} GiB" for name, size in sizes.items()]
+    return [*lines, f"{'total':16} {sum(sizes.values()) / GIB:>8.3f} GiB"]

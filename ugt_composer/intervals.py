@@ -1,0 +1,37 @@
+"""When evaluation, checkpoints and log lines are due: always at a batch's end, so that a resumed run agrees."""
+
+from composer import State, Time, TimeUnit
+from composer.core import Event
+
+
+def is_last_batch_of_epoch(state: State) -> bool:
+    """True at the end of an epoch's last batch, before Composer counts the epoch."""
+    length = state.dataloader_len
+    return length is not None and state.timestamp.batch_in_epoch.value == length.value
+
+
+def is_last_batch(state: State) -> bool:
+    """True at the end of the run's last batch."""
+    duration = state.max_duration
+    assert duration is not None
+    if duration.unit == TimeUnit.EPOCH:
+        return is_last_batch_of_epoch(state) and state.timestamp.epoch.value + 1 >= duration.value
+    return state.timestamp.get(duration.unit) >= duration
+
+
+class Every:
+    """True at the end of each n-th batch ("500ba") or epoch ("1ep"), and always at the end of the run."""
+
+    def __init__(self, interval: str):
+        self.interval = Time.from_timestring(interval)
+
+    def is_due(self, state: State) -> bool:
+        if is_last_batch(state):
+            return True
+        if self.interval.unit == TimeUnit.EPOCH:
+            return is_last_batch_of_epoch(state) and (state.timestamp.epoch.value + 1) % self.interval.value == 0
+        return state.timestamp.batch.value % self.interval.value == 0
+
+    def __call__(self, state: State, event: Event) -> bool:
+        """The form that Composer's `eval_interval` takes."""
+        return event == Event.BATCH_END and self.is_due(state)

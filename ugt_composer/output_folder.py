@@ -1,0 +1,71 @@
+"""A folder that appears complete or not at all: written under a temporary name, then renamed."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ugt_composer.errors import UserError
+
+
+@contextmanager
+def new_folder(out: Path, files: Collection[str], overwrite: bool) -> Iterator[Path]:
+    """Yields an empty temporary folder beside `out`, which takes its place when the block ends without an error.
+
+    Args:
+        out: the folder to make. An existing empty one is used; one that holds something needs `overwrite`.
+        files: the names that the program writes. A folder that holds anything else is never overwritten, because
+            it may be somebody's home.
+        overwrite: whether the files of an earlier run may be replaced.
+
+    Raises:
+        UserError: `out` is a file, may not be replaced, or cannot be written.
+    """
+    out = out.expanduser().resolve()
+    _check_replaceable(out, files, overwrite)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}; name a folder that you may write") from None
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        _replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_replaceable(out: Path, files: Collection[str], overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a folder")
+    held = sorted(path.name for path in out.iterdir())
+    if held and not overwrite:
+        raise UserError(f"--out {out} already holds {held[0]}; give --overwrite to replace it, or name another folder")
+    strange = [name for name in held if name not in files]
+    if strange:
+        raise UserError(f"--out {out} holds {strange[0]}, which this program did not write; name another folder")
+
+
+def _replace(temporary: Path, out: Path) -> None:
+    """Puts `temporary` in `out`'s place; where that fails, the earlier folder is back in its place."""
+    earlier = temporary.with_name(temporary.name + ".earlier")
+    try:
+        if out.exists():
+            os.rename(out, earlier)
+        os.rename(temporary, out)
+    except OSError as error:
+        if earlier.exists() and not out.exists():
+            os.rename(earlier, out)
+        raise UserError(f"--out {out} cannot be replaced: {error.strerror}; name another folder") from None
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

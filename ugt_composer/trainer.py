@@ -1,0 +1,247 @@
+"""Config to trainer: one stage, ready to train, resumed where a checkpoint was left."""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer import Trainer
+from composer.callbacks import MemoryMonitor
+from composer.utils import dist
+from omegaconf import OmegaConf
+
+from ugt_composer.algorithms.gradient_clipping import GradientNormClipping
+from ugt_composer.callbacks.checkpoints import EVAL_LABEL, Checkpoints, training_state
+from ugt_composer.callbacks.epoch_length import EpochLength
+from ugt_composer.callbacks.preemption import Preemption
+from ugt_composer.callbacks.random_state import RandomState
+from ugt_composer.callbacks.training_metrics import TrainingMetrics
+from ugt_composer.checkpoint.portable import FINGERPRINT, check_fingerprint, load_weights
+from ugt_composer.checkpoint.training import newest_checkpoint, read_checkpoint, write_checkpoint
+from ugt_composer.composer_model import ComposerUGT
+from ugt_composer.config import Config, config_yaml
+from ugt_composer.data.catalogue import Catalogue
+from ugt_composer.data.loader import build_eval_loader, build_train_loader
+from ugt_composer.errors import UserError, nearest
+from ugt_composer.generation.trie import ItemTrie
+from ugt_composer.intervals import Every
+from ugt_composer.logger_setup import build_loggers
+from ugt_composer.losses.unified import UnifiedLoss
+from ugt_composer.model.build import build_model
+from ugt_composer.model.ugt import UGT
+from ugt_composer.optim import create_optimizer, create_scheduler
+from ugt_composer.run_length import RunLength, run_length
+
+log = logging.getLogger(__name__)
+
+# What decides which sample comes next and what a weight means: the same before and after a resume.
+FIXED_ON_RESUME = (
+    "model",
+    "seed",
+    "global_train_batch_size",
+    "data.train.shuffle",
+    "data.train.shuffle_block_size",
+    "data.train.num_canonical_nodes",
+)
+
+
+class UGTTrainer(Trainer):
+    """Composer's Trainer with the verbs of a run. Made by `build_trainer`."""
+
+    def __init__(
+        self, config: Config, length: RunLength, checkpoints: Checkpoints, random_state: RandomState, **kwargs: Any
+    ):
+        self.config = config
+        self.length = length
+        self.random_state = random_state
+        super().__init__(
+            callbacks=[*kwargs.pop("callbacks"), random_state, checkpoints, Preemption(checkpoints)], **kwargs
+        )
+
+    def _use_closures(self) -> bool:
+        return False  # a closure makes Composer read the loss back from the device in every step
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state.timestamp.batch.value >= self.length.total
+
+    def train(self) -> None:
+        """Trains to the end of the run (`max_duration`). Does nothing where that is reached."""
+        if not self.is_finished:
+            self.state.max_duration = self.config.max_duration
+            self.fit()
+
+    def train_epoch(self) -> None:
+        """Trains one epoch more, on the learning-rate curve of the whole run."""
+        self.fit(duration="1ep")
+
+    def evaluate(self) -> dict[str, float]:
+        """Evaluates on `data.eval`. Returns the metrics by their names in the log, without those no row counted for.
+
+        Raises:
+            UserError: the config names no evaluation data.
+        """
+        if not self.state.evaluators:
+            raise UserError("data.eval.local is missing; expected a folder of MDS shards to evaluate on")
+        self.eval()
+        values = {name: float(metric.compute()) for name, metric in self.state.eval_metrics[EVAL_LABEL].items()}
+        return {f"metrics/{EVAL_LABEL}/{name}": value for name, value in values.items() if value == value}
+
+    def save_checkpoint(self, path: str = "checkpoint.pt", **kwargs: Any) -> str:  # type: ignore[override]
+        """Writes all that a resumed run needs to one file. Returns its path."""
+        content = training_state(self.state, self.config)
+        if dist.get_global_rank() == 0:
+            write_checkpoint(path, content)
+        dist.barrier()
+        return str(path)
+
+    def load_checkpoint(self, path: str | Path) -> None:
+        """Goes on from a file of `save_checkpoint` or of the save folder: the next sample, the same random numbers.
+
+        Raises:
+            UserError: the file cannot be read, or belongs to a run with other data, batches or model.
+        """
+        self._restore(Path(path), read_checkpoint(path))
+
+    def resume(self) -> bool:
+        """Goes on from the newest readable checkpoint of the save folder. False where there is none."""
+        found = newest_checkpoint(self.config.save_folder)
+        if found is None:
+            return False
+        self._restore(*found)
+        return True
+
+    def _restore(self, path: Path, content: dict[str, Any]) -> None:
+        _check_resumable(path, content["config"], self.config)
+        place = dict(content["state"]["dataset_state"]["train"])
+        self.state.load_state_dict(content["state"], self.logger, strict=True)
+        # Composer's idea of the place is right, Streaming's is one epoch behind at an epoch's end. The rows that made
+        # the ranks even at the end of an epoch are no place to go on from.
+        timestamp, dataset = self.state.timestamp, self.state.train_dataloader.dataset  # type: ignore[union-attr]
+        sample = min(timestamp.sample_in_epoch.value, dataset.epoch_size)
+        place |= {"epoch": timestamp.epoch.value, "sample_in_epoch": sample}
+        self.state._load_dataset_state({"train": place, "eval": {}})
+        self.random_state.pending = content["rng"]
+        log.info("resumed from %s, batch %d", path, self.state.timestamp.batch.value)
+
+
+def build_trainer(config: Config) -> UGTTrainer:
+    """Everything a stage needs, from its config.
+
+    Raises:
+        UserError: data, catalogue, checkpoint or config that cannot be used; nothing has been written then.
+    """
+    if config.parallelism.strategy != "ddp":
+        raise UserError(f"parallelism.strategy is {config.parallelism.strategy!r}; this version trains with ddp")
+    device = "gpu" if torch.cuda.is_available() else "cpu"
+    dist.initialize_dist(device, timeout=config.dist_timeout)
+    train_loader = build_train_loader(config)
+    eval_loader = build_eval_loader(config)
+    catalogue = load_catalogue(config)
+    model = build_model(config.model, config.seed)
+    fingerprint = {} if catalogue is None else {FINGERPRINT: catalogue.fingerprint}
+    if config.init_from is not None:
+        check_fingerprint(config.init_from, load_weights(model, config.init_from), fingerprint)
+    composer_model = build_composer_model(config, model, catalogue)
+    best = check_best_metric(config, composer_model) if eval_loader is not None else None
+    length = run_length(config, train_loader.dataloader.dataset.epoch_size)  # type: ignore[union-attr]
+    optimizer = create_optimizer(composer_model, **asdict(config.optimizer))
+    Path(config.save_folder).mkdir(parents=True, exist_ok=True)
+    trainer = UGTTrainer(
+        config,
+        length,
+        Checkpoints(composer_model, config, fingerprint, best),
+        RandomState(),
+        model=composer_model,
+        optimizers=optimizer,
+        schedulers=create_scheduler(
+            config.scheduler.name, f"{length.warmup}ba", f"{length.total}ba", config.scheduler.min_lr_ratio
+        ),
+        train_dataloader=train_loader,
+        eval_dataloader=eval_loader,
+        eval_interval=Every(config.eval_interval),
+        max_duration=config.max_duration,
+        device=device,
+        device_train_microbatch_size=config.device_train_microbatch_size,
+        precision=resolve_precision(config.precision, device),
+        seed=config.seed,
+        run_name=config.run_name,
+        dist_timeout=config.dist_timeout,
+        algorithms=[GradientNormClipping(config.max_grad_norm)],
+        callbacks=[
+            TrainingMetrics(composer_model, config.log_interval),
+            EpochLength(),
+            *([MemoryMonitor()] if config.callbacks.memory_monitor else []),
+        ],
+        loggers=build_loggers(config),
+        progress_bar=config.loggers.progress_bar,
+        log_to_console=config.loggers.console,
+        console_log_interval=config.log_interval,
+        python_log_level=None,
+    )
+    if config.autoresume:
+        trainer.resume()
+    if dist.get_global_rank() == 0:
+        (Path(config.save_folder) / "config.yaml").write_text(config_yaml(config), "utf-8")
+    return trainer
+
+
+def build_composer_model(config: Config, model: UGT, catalogue: Catalogue | None) -> ComposerUGT:
+    """Model, loss and evaluation of a stage; what the stage does not train is frozen."""
+    loss_arguments = asdict(config.loss)
+    reference_from = loss_arguments.pop("reference_from") or config.init_from
+    loss = UnifiedLoss(**loss_arguments, repr_dim=config.model.d_model, seed=config.seed)
+    if config.loss.lambda_contrastive == 0:
+        model.user_proj.requires_grad_(False)
+        model.item_proj.requires_grad_(False)
+    reference = None
+    if config.loss.needs_reference:
+        reference = build_model(config.model, config.seed).eval().requires_grad_(False)
+        load_weights(reference, reference_from)
+    return ComposerUGT(
+        model=model,
+        loss=loss,
+        reference=reference,
+        trie=None if catalogue is None else ItemTrie.from_triples(catalogue.triples),
+        k_values=config.evaluation.k_values,
+        beam_width=config.evaluation.beam_width,
+        exclude_seen=config.evaluation.exclude_seen,
+    )
+
+
+def load_catalogue(config: Config) -> Catalogue | None:
+    """The catalogue of `data.catalogue`, held against the model's codebooks; None where none is given."""
+    if config.data.catalogue is None:
+        log.warning("data.catalogue is not given: recommendations are not limited to items that exist")
+        return None
+    catalogue = Catalogue.load(config.data.catalogue)
+    catalogue.check(config.model.codebook_sizes)
+    return catalogue
+
+
+def check_best_metric(config: Config, model: ComposerUGT) -> str | None:
+    names = list(model.get_metrics(is_train=False))
+    if config.save_best_on is not None and config.save_best_on not in names:
+        raise UserError(f"save_best_on is {config.save_best_on!r}; {nearest(config.save_best_on, names)}")
+    return config.save_best_on
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """ "auto" is bf16 on a GPU and fp32 on a CPU. UserError for mixed precision on a CPU, which Composer cannot run."""
+    if precision == "auto":
+        return "amp_bf16" if device == "gpu" else "fp32"
+    if device == "cpu" and precision != "fp32":
+        raise UserError(f"precision is {precision}, but this machine has no GPU; set precision=fp32 or precision=auto")
+    return precision
+
+
+def _check_resumable(path: Path, theirs: str, own: Config) -> None:
+    old, new = OmegaConf.create(theirs), OmegaConf.create(config_yaml(own))
+    for key in FIXED_ON_RESUME:
+        before, now = OmegaConf.select(old, key), OmegaConf.select(new, key)
+        if before != now:
+            raise UserError(
+                f"{path} was written with {key} = {before}, now it is {now}: the run cannot go on as it began; set it "
+                "back, or train into another save_folder"
+            )
