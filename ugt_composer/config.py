@@ -109,6 +109,11 @@ class LossConfig:
         _share(self, "loss.", "label_smoothing")
         if not 0 <= self.dpo_label_smoothing < 0.5:
             raise ValueError(f"loss.dpo_label_smoothing is {self.dpo_label_smoothing}; expected from 0 to below 0.5")
+        if self.dpo_label_smoothing > 0 and self.dpo_loss_type != "sigmoid":
+            raise ValueError(
+                f"loss.dpo_label_smoothing is {self.dpo_label_smoothing}, which only loss.dpo_loss_type sigmoid has; "
+                f"expected 0 with {self.dpo_loss_type}"
+            )
         for name in ("lambda_contrastive", "lambda_preference", "lambda_moe_balance"):
             if getattr(self, name) < 0:
                 raise ValueError(f"loss.{name} is {getattr(self, name)}; expected 0 or more")

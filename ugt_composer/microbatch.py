@@ -1,8 +1,10 @@
 """Batches to microbatches that know the whole batch they come from."""
 
 import math
+from typing import cast
 
 from composer.utils import dist
+from torch import Tensor
 
 from ugt_composer.data.batch import Batch
 from ugt_composer.losses.normalization import batch_counts
@@ -23,5 +25,7 @@ def split_batch(batch: Batch, microbatch_size: int | float) -> list[Batch]:
     totals = batch_counts(batch)
     dist.all_reduce(totals, reduce_operation="SUM")
     starts = range(0, math.ceil(rows / size) * size, size)
-    pieces = ({key: value[start : start + size] for key, value in batch.items()} for start in starts)
+    pieces = (
+        {key: value[start : start + size] for key, value in cast(dict[str, Tensor], batch).items()} for start in starts
+    )
     return [{**piece, "batch_totals": totals} for piece in pieces]  # type: ignore[typeddict-item]

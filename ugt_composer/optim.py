@@ -20,7 +20,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
     The rows of PAD in the embeddings are zero and get no gradient, so decay leaves them at zero.
     """
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -1,6 +1,7 @@
 """Config to trainer: one stage, ready to train, resumed where a checkpoint was left."""
 
 import logging
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,12 +56,27 @@ class UGTTrainer(Trainer):
         self.config = config
         self.length = length
         self.random_state = random_state
+        self.dataset_place: dict[str, Any] | None = None  # of the checkpoint that the run went on from
         super().__init__(
             callbacks=[*kwargs.pop("callbacks"), random_state, checkpoints, Preemption(checkpoints)], **kwargs
         )
 
     def _use_closures(self) -> bool:
         return False  # a closure makes Composer read the loss back from the device in every step
+
+    def fit(self, *args: Any, **kwargs: Any) -> None:
+        """Composer's fit, on the very next sample: of a new run, a resumed one, or one that was fitted in pieces.
+
+        Composer's timestamp is the one truth about the place; Streaming's own is an epoch behind at an epoch's end, and
+        would begin another epoch where fit is called again within one.
+        """
+        dataset, timestamp = self.state.train_dataloader.dataset, self.state.timestamp  # type: ignore[union-attr]
+        # The rows that made the ranks even at the end of an epoch are no place to go on from.
+        sample = min(timestamp.sample_in_epoch.value, dataset.epoch_size)
+        place = self.dataset_place or dataset.state_dict(0, from_beginning=True)
+        dataset.next_epoch = timestamp.epoch.value
+        dataset.load_state_dict({**place, "epoch": timestamp.epoch.value, "sample_in_epoch": sample})
+        super().fit(*args, **kwargs)
 
     @property
     def is_finished(self) -> bool:
@@ -114,14 +130,8 @@ class UGTTrainer(Trainer):
 
     def _restore(self, path: Path, content: dict[str, Any]) -> None:
         _check_resumable(path, content["config"], self.config)
-        place = dict(content["state"]["dataset_state"]["train"])
+        self.dataset_place = dict(content["state"]["dataset_state"]["train"])
         self.state.load_state_dict(content["state"], self.logger, strict=True)
-        # Composer's idea of the place is right, Streaming's is one epoch behind at an epoch's end. The rows that made
-        # the ranks even at the end of an epoch are no place to go on from.
-        timestamp, dataset = self.state.timestamp, self.state.train_dataloader.dataset  # type: ignore[union-attr]
-        sample = min(timestamp.sample_in_epoch.value, dataset.epoch_size)
-        place |= {"epoch": timestamp.epoch.value, "sample_in_epoch": sample}
-        self.state._load_dataset_state({"train": place, "eval": {}})
         self.random_state.pending = content["rng"]
         log.info("resumed from %s, batch %d", path, self.state.timestamp.batch.value)
 
@@ -136,6 +146,9 @@ def build_trainer(config: Config) -> UGTTrainer:
         raise UserError(f"parallelism.strategy is {config.parallelism.strategy!r}; this version trains with ddp")
     device = "gpu" if torch.cuda.is_available() else "cpu"
     dist.initialize_dist(device, timeout=config.dist_timeout)
+    if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        # More threads than cores spin against each other and slow a step many times over.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // dist.get_local_world_size()))
     train_loader = build_train_loader(config)
     eval_loader = build_eval_loader(config)
     catalogue = load_catalogue(config)
@@ -160,7 +173,7 @@ def build_trainer(config: Config) -> UGTTrainer:
         ),
         train_dataloader=train_loader,
         eval_dataloader=eval_loader,
-        eval_interval=Every(config.eval_interval),
+        eval_interval=Every(config.eval_interval) if eval_loader is not None else 1,
         max_duration=config.max_duration,
         device=device,
         device_train_microbatch_size=config.device_train_microbatch_size,
@@ -175,6 +188,7 @@ def build_trainer(config: Config) -> UGTTrainer:
             *([MemoryMonitor()] if config.callbacks.memory_monitor else []),
         ],
         loggers=build_loggers(config),
+        spin_dataloaders=False,  # the data set goes to its place itself
         progress_bar=config.loggers.progress_bar,
         log_to_console=config.loggers.console,
         console_log_interval=config.log_interval,
@@ -198,6 +212,7 @@ def build_composer_model(config: Config, model: UGT, catalogue: Catalogue | None
     reference = None
     if config.loss.needs_reference:
         reference = build_model(config.model, config.seed).eval().requires_grad_(False)
+        assert reference_from is not None  # the config was refused without one
         load_weights(reference, reference_from)
     return ComposerUGT(
         model=model,

@@ -70,7 +70,7 @@ def collate(rows: Sequence[PackedRow]) -> Batch:
         "labels": _tensor(labels),
         "rejected_ids": _tensor(rejected),
         "rejected_mask": _tensor(rejected_mask),
-        "preference_score": torch.from_numpy(scores.astype(np.float32)),
+        "preference_score": _tensor(scores.astype(np.float32)),
         "row_ids": torch.tensor([row.row_id for row in rows], dtype=torch.long),
         "row_mask": _tensor(counts),
     }  # type: ignore[typeddict-item, return-value]
@@ -97,4 +97,4 @@ def _inputs(side: str, tokens: np.ndarray, mask: np.ndarray) -> dict[str, Tensor
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.tensor(array)  # a copy: memory that NumPy owns can hang a process that exits on an error

@@ -47,7 +47,7 @@ class EvaluationDataset(IterableDataset):
     """
 
     def __init__(self, streams: Sequence[StreamConfig], rank: int, world_size: int):
-        self.rows = ConcatDataset([_indexed(stream) for stream in streams])
+        self.rows: ConcatDataset = ConcatDataset([_indexed(stream) for stream in streams])
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:

@@ -48,6 +48,7 @@ def build_train_loader(config: Config) -> DataSpec:
         pin_memory=torch.cuda.is_available(),
         persistent_workers=data.num_workers > 0,
         drop_last=False,
+        generator=torch.Generator(),  # its own, so that where the loader starts anew draws nothing from the model
     )
     return DataSpec(loader, get_num_samples_in_batch=rows_in_batch, split_batch=split_batch)
 
@@ -61,6 +62,10 @@ def build_eval_loader(config: Config) -> DataSpec | None:
     check_data(config, "data.eval", streams)
     dataset = EvaluationDataset(streams, dist.get_global_rank(), dist.get_world_size())
     loader = DataLoader(
-        dataset, batch_size=config.device_eval_batch_size, collate_fn=collate, num_workers=data.num_workers
+        dataset,
+        batch_size=config.device_eval_batch_size,
+        collate_fn=collate,
+        num_workers=data.num_workers,
+        generator=torch.Generator(),  # its own, so that evaluating does not change what training draws next
     )
     return DataSpec(loader, get_num_samples_in_batch=rows_in_batch, split_batch=lambda batch, _: [batch])

@@ -17,6 +17,7 @@ Shapes: B rows of the microbatch, T target length, L = 3 levels, N rejected item
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from ugt_composer.vocabulary import IGNORE_INDEX
 LABELS_L1, LABELS_L2, LABELS_L3, PREFERENCE_WEIGHT, ROWS = range(5)
 
 
-def batch_counts(batch: Mapping[str, Tensor]) -> Tensor:
+def batch_counts(batch: Mapping[str, Any]) -> Tensor:
     """What the rows of `batch` add to the global counts: float32 (5,), on the batch's device."""
     labels = counted_labels(batch["labels"], batch["row_mask"])
     weights = preference_weights(batch["preference_score"], batch["rejected_mask"] & batch["row_mask"][:, None])

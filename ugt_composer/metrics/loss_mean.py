@@ -26,6 +26,8 @@ class LossMean(Metric):
     """
 
     full_state_update = False
+    sums: Tensor
+    counts: Tensor
 
     def __init__(self, weights: Mapping[str, float]):
         super().__init__()

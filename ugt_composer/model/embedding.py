@@ -22,7 +22,7 @@ class ItemEmbedding(nn.Module):
 
     def output_weight(self, level: int) -> Tensor:
         """The level's table (V_l, D) as the weight of a softmax; PAD's row gets no gradient and stays zero."""
-        weight = self.levels[level].weight
+        weight = self.levels[level].get_parameter("weight")
         return torch.cat((weight[: PAD + 1].detach(), weight[PAD + 1 :]))
 
 

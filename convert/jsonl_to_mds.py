@@ -1,0 +1,193 @@
+"""Converts JSON Lines of histories or preferences to MDS shards that training streams."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ugt_composer.conversion.convert import Conversion, convert
+from ugt_composer.conversion.partition import QUARANTINE_NAME
+from ugt_composer.conversion.report import reasons, summary
+from ugt_composer.conversion.settings import FAIL, KINDS, QUARANTINE, Settings
+from ugt_composer.conversion.workers import WorkerDied
+from ugt_composer.errors import EXIT_ERROR, exit_on_user_error
+
+EXAMPLES = """
+rows (one JSON object a line):
+  recommend   user_id; encoder_l1_ids, encoder_l2_ids, encoder_l3_ids, encoder_positions, encoder_token_types,
+              encoder_mask (lists of one length: the history); the same six with decoder_ (what followed);
+              labels_l1, labels_l2, labels_l3 (as long as the decoder's lists; -100 = not counted)
+  preference  user_id; user_sequence (an object with the six encoder_ lists); chosen_item and rejected_item
+              (objects with l1_id, l2_id, l3_id; several under rejected_items); preference_score (optional)
+
+examples:
+  # a file, checked row by row; stops at the first bad one and says what is wrong with it
+  python convert/jsonl_to_mds.py data/train.jsonl --kind recommend --out mds/train
+
+  # a folder of compressed files on four cores; bad rows are put aside, at most 1 in 100
+  python convert/jsonl_to_mds.py logs/ --kind recommend --out mds/train --workers 4 --on-error quarantine
+
+then name the folder in the YAML: data.train.local=mds/train
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status. Raises UserError for what the user has to mend."""
+    args = _parser().parse_args(argv)
+    settings = Settings(
+        kind=args.kind,
+        codebook_sizes=tuple(args.codebook_sizes),
+        max_history=args.max_history,
+        max_target=args.max_target,
+        max_positions=args.max_positions,
+        on_error=args.on_error,
+        max_error_rate=args.max_error_rate,
+        max_line_bytes=args.max_line_bytes,
+        compression=None if args.compression == "none" else args.compression,
+        hashes=tuple(sorted(name for text in args.hashes for name in text.split(",") if name != "none")),
+        size_limit=args.size_limit,
+        range_bytes=args.range_bytes,
+    )
+    try:
+        with _termination_as_interrupt(), _progress_bar() as progress:
+            conversion = convert(args.inputs, Path(args.out), settings, args.workers, args.overwrite, progress)
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.args[0] if interrupt.args else signal.SIGINT
+        print(f"interrupted; nothing was written to {args.out}", file=sys.stderr)
+        return 128 + number
+    except (WorkerDied, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    _print_report(conversion, settings, args.out)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults = Settings(kind=KINDS[0])
+    parser = argparse.ArgumentParser(
+        prog="python convert/jsonl_to_mds.py",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="a .jsonl file, plain or packed as .gz or .zst, or a folder, of which all such files are taken",
+    )
+    add("--kind", required=True, choices=KINDS, help="which rows the files hold, see below")
+    add("--out", required=True, metavar="DIR", help="the folder to make; it appears when it is complete")
+    add("--overwrite", action="store_true", help="replace DIR, once the new one is complete")
+    add("--workers", type=int, default=1, metavar="N", help="processes; the output is the same for any N (default 1)")
+    limits = parser.add_argument_group("limits of the rows, the same as in the model's YAML").add_argument
+    limits(
+        "--codebook-sizes",
+        type=int,
+        nargs=len(defaults.codebook_sizes),
+        default=defaults.codebook_sizes,
+        metavar=("L1", "L2", "L3"),
+        help=f"ids of a level are 0..size-1 (default {' '.join(map(str, defaults.codebook_sizes))})",
+    )
+    for option, value, text in (
+        ("--max-history", defaults.max_history, "tokens of a history; of longer ones the most recent are kept"),
+        ("--max-target", defaults.max_target, "tokens of a target; of longer ones the first are kept"),
+        ("--max-positions", defaults.max_positions, "positions are 0..N-1"),
+        ("--max-line-bytes", defaults.max_line_bytes, "a longer line is a bad row"),
+    ):
+        limits(option, type=int, default=value, metavar="N", help=f"{text} (default {value})")
+    errors = parser.add_argument_group("bad rows").add_argument
+    errors(
+        "--on-error",
+        choices=(FAIL, QUARANTINE),
+        default=defaults.on_error,
+        help=f"fail: stop at the first, write nothing. quarantine: put them into DIR/{QUARANTINE_NAME} with the "
+        f"reason, convert the rest (default {defaults.on_error})",
+    )
+    errors(
+        "--max-error-rate",
+        type=float,
+        default=defaults.max_error_rate,
+        metavar="RATE",
+        help=f"with quarantine: fail if a larger share of the rows is bad (default {defaults.max_error_rate})",
+    )
+    shards = parser.add_argument_group("form of the shards").add_argument
+    shards(
+        "--compression",
+        default="none",
+        metavar="NAME[:LEVEL]",
+        help="none, zstd, gz, br, bz2 or snappy (default none)",
+    )
+    shards(
+        "--hashes",
+        nargs="+",
+        default=defaults.hashes,
+        metavar="NAME",
+        help="checksums in the index: xxh64, sha256, ... or none (default xxh64)",
+    )
+    shards(
+        "--size-limit",
+        type=_bytes,
+        default=defaults.size_limit,
+        metavar="BYTES",
+        help="of a shard before compression, as 1000000 or 64mb (default 64mb)",
+    )
+    add("--range-bytes", type=int, default=defaults.range_bytes, help=argparse.SUPPRESS)  # for tests
+    return parser
+
+
+def _bytes(text: str) -> int:
+    """A number of bytes: 500, 64kb, 64mb, 1gb. argparse makes a usage error of the ValueError."""
+    for power, unit in enumerate(("kb", "mb", "gb"), start=1):
+        if text.lower().endswith(unit):
+            return int(text[: -len(unit)]) << 10 * power
+    return int(text)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[int], Callable[[int], None]]]:
+    """By bytes of the input, on a terminal only."""
+    bar: tqdm | None = None
+
+    def start(total: int) -> Callable[[int], None]:
+        nonlocal bar
+        bar = tqdm(total=total, unit="B", unit_scale=True, desc="converting", disable=None, leave=False)
+        return bar.update
+
+    try:
+        yield start
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends the work as Ctrl-C does, so that nothing is left behind."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _print_report(conversion: Conversion, settings: Settings, out: str) -> None:
+    counts = conversion.counts
+    print(summary(counts, settings))
+    if counts.bad_rows:
+        print(f"\nbad rows, in {Path(out) / QUARANTINE_NAME} with their reasons:\n{reasons(counts)}")
+    shards = "1 shard" if conversion.shards == 1 else f"{conversion.shards:,} shards"
+    print(f"\n{out}: {shards}, {conversion.shard_bytes / 1e6:,.1f} MB")
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,132 @@
+"""A run that was stopped goes on as if it had not been."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from tests.trainer.conftest import ROOT, comparable, metrics_of, stage_arguments
+from ugt_composer.checkpoint.training import list_checkpoints, newest_checkpoint, read_checkpoint
+from ugt_composer.errors import EXIT_PREEMPTED, UserError
+from ugt_composer.trainer import build_trainer
+
+DROPOUT = ("model.dropout=0.2", "data.train.num_workers=1")
+
+
+@pytest.mark.parametrize("stopped_after", [4, 7, 10])  # mid-epoch, at an epoch's end, in the second epoch
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(stages, stage_config, tmp_path, stopped_after):
+    previous = stages / "stage2" / "best"
+    whole = build_trainer(stage_config(tmp_path / "whole", 3, previous, *DROPOUT))
+    whole.train()
+    whole.close()
+    first = build_trainer(stage_config(tmp_path / "parts", 3, previous, *DROPOUT))
+    first.fit(duration=f"{stopped_after}ba")
+    first.close()
+    second = build_trainer(stage_config(tmp_path / "parts", 3, previous, *DROPOUT))
+    assert second.state.timestamp.batch.value == stopped_after
+    second.train()
+    second.close()
+    # The first part evaluated at its own end as well.
+    extra = {stopped_after} - set(range(0, 100, 5))
+    lines = [
+        {k: v for k, v in line.items() if not (line["batch"] in extra and k.startswith("metrics/eval"))}
+        for line in comparable(tmp_path / "parts")
+    ]
+    assert lines == comparable(tmp_path / "whole")
+
+
+def test_a_checkpoint_saved_and_loaded_by_hand_goes_on_the_same(stage_config, tmp_path):
+    trainer = build_trainer(stage_config(tmp_path / "a", 1, None, *DROPOUT))
+    trainer.fit(duration="4ba")
+    path = trainer.save_checkpoint(str(tmp_path / "by_hand.pt"))
+    trainer.train()
+    trainer.close()
+    other = build_trainer(stage_config(tmp_path / "b", 1, None, *DROPOUT))
+    other.load_checkpoint(path)
+    other.train()
+    other.close()
+    wanted = [line for line in comparable(tmp_path / "a") if line["batch"] > 4]
+    assert comparable(tmp_path / "b") == wanted
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_warned_run_saves_and_exits_with_75_and_then_goes_on(shop, tmp_path, number):
+    # SIGKILL needs no test of its own here: it leaves less behind than a warning does.
+    slow = ["max_duration=200ba", "save_interval=1000ba", "eval_interval=1000ba"]
+    command = [sys.executable, str(ROOT / "train.py"), *stage_arguments(shop, tmp_path / "run", 1), *slow]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    record = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (record.exists() and len(record.read_text().splitlines()) >= 3):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == EXIT_PREEMPTED, output
+    assert "run the same command again" in output
+    batch = metrics_of(tmp_path / "run")[-1]["batch"]
+    assert newest_checkpoint(tmp_path / "run")[0].name == f"ba{batch:08d}.pt"
+
+
+def test_a_finished_run_does_nothing(stages, stage_config):
+    before = (stages / "stage1" / "metrics.jsonl").read_bytes()
+    trainer = build_trainer(stage_config(stages / "stage1"))
+    trainer.train()
+    trainer.close()
+    assert (stages / "stage1" / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.fixture
+def three_checkpoints(stage_config, tmp_path):
+    trainer = build_trainer(stage_config(tmp_path / "run"))
+    trainer.train()
+    trainer.close()
+    paths = list_checkpoints(tmp_path / "run")
+    assert len(paths) == 3
+    return paths
+
+
+def test_a_torn_checkpoint_is_passed_over(three_checkpoints, stage_config):
+    newest, older, _ = three_checkpoints
+    newest.write_bytes(newest.read_bytes()[:1000])
+    trainer = build_trainer(stage_config(newest.parent))
+    assert f"ba{trainer.state.timestamp.batch.value:08d}.pt" == older.name
+    trainer.close()
+
+
+def test_if_every_checkpoint_is_torn_the_run_does_not_start_afresh(three_checkpoints, stage_config):
+    for path in three_checkpoints:
+        path.write_bytes(b"torn")
+    with pytest.raises(UserError, match="no checkpoint can be read") as error:
+        build_trainer(stage_config(path.parent))
+    assert all(path.name in str(error.value) for path in three_checkpoints)
+
+
+class Malicious:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path, capsys):
+    torch.save({"state": Malicious()}, tmp_path / "ba00000001.pt")
+    with pytest.raises(UserError):
+        read_checkpoint(tmp_path / "ba00000001.pt")
+    assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("seed=7", ["seed = 42", "now it is 7"]),
+        ("global_train_batch_size=64", ["global_train_batch_size = 32", "now it is 64"]),
+        ("model.d_ff=64", ["model =", "d_ff"]),
+        ("data.train.shuffle=false", ["data.train.shuffle = True"]),
+    ],
+)
+def test_a_run_cannot_go_on_with_what_would_change_it(stages, stage_config, override, words):
+    with pytest.raises(UserError) as error:
+        build_trainer(stage_config(stages / "stage1", 1, None, override))
+    assert all(word in str(error.value) for word in words), str(error.value)

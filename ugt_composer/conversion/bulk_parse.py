@@ -1,0 +1,213 @@
+"""Many lines to msgspec structs, taken only where every line is beyond doubt; `bulk_rows.py` turns them into rows.
+
+The structs keep lists of integers as JSON text (`columns.py` reads them, a key at a time), which msgspec has checked
+to be JSON. What msgspec does not see, duplicate and unknown keys, shows in the number of quotation marks.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+import msgspec
+
+from ugt_composer.conversion.columns import IrregularRows, RawLists, count_byte
+from ugt_composer.conversion.schema import (
+    CHOSEN,
+    DECODER_KEYS,
+    ENCODER_KEYS,
+    ITEM_KEYS,
+    LABEL_KEYS,
+    RECOMMEND_KEYS,
+    REJECTED,
+    REJECTED_LIST,
+    SCORE,
+    SEQUENCE,
+    USER,
+)
+from ugt_composer.conversion.settings import PREFERENCE
+
+MAX_ALLOWED_KEYS = 32  # that an object's struct knows besides its own; rows with others are read one by one
+
+Item = tuple[int, int, int]
+
+
+@dataclass
+class ParsedRows:
+    """R rows, a column a key. Lists of integers are JSON text; nothing in them has been checked but that it is JSON.
+
+    Attributes:
+        encoder, decoder, labels: six, six and three columns; the last two are empty for preference rows.
+        chosen, rejected, scores: of preference rows.
+        ignored_keys: rows by the unknown keys they hold.
+    """
+
+    users: Sequence[str]
+    encoder: Sequence[RawLists]
+    decoder: Sequence[RawLists] = field(default_factory=list)
+    labels: Sequence[RawLists] = field(default_factory=list)
+    chosen: list[Item] = field(default_factory=list)
+    rejected: list[list[Item]] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    ignored_keys: Counter[str] = field(default_factory=Counter)
+
+
+class BulkParser:
+    """Parses lines of one kind; unknown keys are taken only after `allow` has named them."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._allowed: dict[str, list[str]] = {}  # keys by the key of the object that holds them, "" the row itself
+        self._decode = self._decoder()
+
+    def allow(self, keys: Sequence[str]) -> None:
+        """Makes known the keys that a good row was found to have: "category", "chosen_item.name"."""
+        holders = (SEQUENCE, CHOSEN, REJECTED, REJECTED_LIST) if self.kind == PREFERENCE else ()
+        changed = False
+        for key in keys:
+            holder, dot, name = key.partition(".")
+            if not dot or holder not in holders:
+                holder, name = "", key
+            names = self._allowed.setdefault(holder, [])
+            if name not in names and len(names) < MAX_ALLOWED_KEYS and _can_name_a_field(name):
+                names.append(name)
+                changed = True
+        if changed:
+            self._decode = self._decoder()
+
+    def parse(self, lines: Sequence[bytes]) -> ParsedRows:
+        """Raises IrregularRows unless each line is one object of the schema with no key twice and none unknown."""
+        text = b"\n".join(lines)
+        _check_text(text)
+        try:
+            rows = [self._decode(line) for line in lines]
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            raise IrregularRows from None
+        if self.kind == PREFERENCE:
+            parsed, quotes = self._preference(rows)
+        else:
+            parsed, quotes = self._recommend(rows)
+        # Every row has at least the quotation marks of the keys and strings found in it. So if there are no more of
+        # them in all, no row has a key twice (the struct would hold the last) or a key that the struct does not know.
+        if count_byte(text, b'"') != quotes or not all(parsed.users):
+            raise IrregularRows
+        return parsed
+
+    def _decoder(self) -> Any:
+        if self.kind == PREFERENCE:
+            rejected = self._struct(REJECTED, dict.fromkeys(ITEM_KEYS, int))
+            rejected_list = self._struct(REJECTED_LIST, dict.fromkeys(ITEM_KEYS, int))
+            required = {
+                USER: str,
+                SEQUENCE: self._struct(SEQUENCE, dict.fromkeys(ENCODER_KEYS, msgspec.Raw)),
+                CHOSEN: self._struct(CHOSEN, dict.fromkeys(ITEM_KEYS, int)),
+            }
+            optional: dict[str, Any] = {
+                REJECTED: Union[rejected, list[rejected]],  # type: ignore[valid-type]  # noqa: UP007
+                REJECTED_LIST: list[rejected_list],  # type: ignore[valid-type]
+                SCORE: float,
+            }
+        else:
+            required = {USER: str, **dict.fromkeys(RECOMMEND_KEYS[1:], msgspec.Raw)}
+            optional = {}
+        return msgspec.json.Decoder(self._struct("", required, optional)).decode
+
+    def _struct(self, holder: str, required: dict[str, Any], optional: dict[str, Any] | None = None) -> type:
+        """A struct of the keys and, as fields extra_0 … of JSON text, of the allowed ones."""
+        extras = {_extra(at): key for at, key in enumerate(self._allowed.get(holder, ()))}
+        unset = {**(optional or {}), **dict.fromkeys(extras, msgspec.Raw)}
+        fields = [(name, type_ | msgspec.UnsetType, msgspec.UNSET) for name, type_ in unset.items()]
+        return msgspec.defstruct("Object", [*required.items(), *fields], rename=extras, gc=False)
+
+    def _recommend(self, rows: list[Any]) -> tuple[ParsedRows, int]:
+        users, *columns = zip(*map(msgspec.structs.astuple, rows), strict=True)
+        encoder, decoder = columns[: len(ENCODER_KEYS)], columns[len(ENCODER_KEYS) :]
+        labels = decoder[len(DECODER_KEYS) :]
+        parsed = ParsedRows(users, encoder, decoder[: len(DECODER_KEYS)], labels[: len(LABEL_KEYS)])
+        quotes = 2 * len(rows) * (len(RECOMMEND_KEYS) + 1)
+        return parsed, quotes + self._extras("", rows, parsed.ignored_keys)
+
+    def _preference(self, rows: list[Any]) -> tuple[ParsedRows, int]:
+        sequences, chosen = _column(rows, SEQUENCE), _column(rows, CHOSEN)
+        single, listed, scores = _column(rows, REJECTED), _column(rows, REJECTED_LIST), _column(rows, SCORE)
+        rejected = [_one_of(one, many) for one, many in zip(single, listed, strict=True)]
+        parsed = ParsedRows(
+            users=[row.user_id for row in rows],
+            encoder=[_column(sequences, key) for key in ENCODER_KEYS],
+            chosen=[_item(item) for item in chosen],
+            rejected=[[_item(item) for item in items] for items in rejected],
+            scores=[1.0 if score is msgspec.UNSET else score for score in scores],
+        )
+        names = len((USER, "the user's name", SEQUENCE, *ENCODER_KEYS, CHOSEN, *ITEM_KEYS, REJECTED))
+        optional = sum(score is not msgspec.UNSET for score in scores)
+        items = sum(map(len, rejected))
+        quotes = 2 * (len(rows) * names + optional + items * len(ITEM_KEYS))
+        for holder, objects in (
+            ("", rows),
+            (SEQUENCE, sequences),
+            (CHOSEN, chosen),
+            (REJECTED, _flat(rejected, listed, wanted=False)),
+            (REJECTED_LIST, _flat(rejected, listed, wanted=True)),
+        ):
+            quotes += self._extras(holder, objects, parsed.ignored_keys)
+        return parsed, quotes
+
+    def _extras(self, holder: str, objects: Iterable[Any], ignored: Counter[str]) -> int:
+        """Quotation marks of the allowed keys and their values; counts the keys in `ignored`."""
+        quotes = 0
+        for at, key in enumerate(self._allowed.get(holder, ())):
+            values = [value for value in _column(objects, _extra(at)) if value is not msgspec.UNSET]
+            text = b"".join(values)
+            if b"{" in text:  # an object inside, which may have a key twice
+                raise IrregularRows
+            quotes += 2 * len(values) + text.count(b'"')
+            if values:
+                ignored[f"{holder}.{key}" if holder else key] += len(values)
+        return quotes
+
+
+def _check_text(text: bytes) -> None:
+    """msgspec checks the encoding of the strings it returns only; an escaped quotation mark upsets the count."""
+    if b"\\" in text and b'\\"' in text:
+        raise IrregularRows
+    if not text.isascii():
+        try:
+            text.decode("utf-8")
+        except UnicodeDecodeError:
+            raise IrregularRows from None
+
+
+def _column(objects: Iterable[Any], name: str) -> list[Any]:
+    return [getattr(item, name) for item in objects]
+
+
+def _can_name_a_field(key: str) -> bool:
+    """What msgspec takes; rows with other keys go the slow way."""
+    return key.isprintable() and not set(key) & {'"', "\\"}
+
+
+def _extra(at: int) -> str:
+    return f"extra_{at}"
+
+
+def _one_of(single: Any, listed: Any) -> list[Any]:
+    """The rejected items of a row, which may lie under either key but not under both."""
+    if (single is msgspec.UNSET) == (listed is msgspec.UNSET):
+        raise IrregularRows
+    if listed is not msgspec.UNSET:
+        return listed
+    return single if isinstance(single, list) else [single]
+
+
+def _flat(rejected: list[list[Any]], listed: list[Any], wanted: bool) -> list[Any]:
+    """The rejected items of the rows that hold them under REJECTED_LIST, or of the others."""
+    return [
+        item
+        for items, many in zip(rejected, listed, strict=True)
+        if (many is not msgspec.UNSET) == wanted
+        for item in items
+    ]
+
+
+def _item(item: Any) -> Item:
+    return item.l1_id, item.l2_id, item.l3_id

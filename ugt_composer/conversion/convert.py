@@ -1,0 +1,130 @@
+"""From JSON Lines to a folder of MDS shards: input files, partitions, workers, one index, a manifest."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from ugt_composer.conversion.counts import Counts
+from ugt_composer.conversion.manifest import InputFacts, write_manifest
+from ugt_composer.conversion.output import OutputFolder, output_folder
+from ugt_composer.conversion.partition import QUARANTINE_NAME, PartitionResult
+from ugt_composer.conversion.report import reasons
+from ugt_composer.conversion.settings import Settings
+from ugt_composer.conversion.shards import write_index
+from ugt_composer.conversion.sources import Source, find_sources, partitions
+from ugt_composer.conversion.workers import part_folder, run_partitions
+from ugt_composer.errors import UserError
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written: the counts, the number of shards and their bytes as they lie on the disk."""
+
+    counts: Counts
+    shards: int
+    shard_bytes: int
+
+
+def convert(
+    inputs: Sequence[str],
+    out: Path,
+    settings: Settings,
+    workers: int = 1,
+    overwrite: bool = False,
+    progress: Callable[[int], Callable[[int], None]] | None = None,
+) -> Conversion:
+    """Converts all rows of `inputs` into the folder `out`, which is there only after all went well.
+
+    Args:
+        inputs: files and folders.
+        progress: called with the input's size in bytes; what it returns is called with each number of bytes done.
+
+    Raises:
+        UserError: for input, options or rows that the user has to mend.
+    """
+    if workers < 1:
+        raise UserError(f"--workers {workers} is less than 1")
+    sources = find_sources(inputs, out)
+    on_progress = progress(sum(source.size for source in sources)) if progress else _no_progress
+    with output_folder(out, overwrite) as output:
+        parts = partitions(sources, settings.range_bytes)
+        joined = _Joined(output.work, sources)
+        for number, result in enumerate(run_partitions(parts, output.work, settings, workers, on_progress)):
+            joined.add(part_folder(output.work, number), result)
+        return _finish(joined, output, settings)
+
+
+def _no_progress(new: int) -> None:
+    pass
+
+
+class _Joined:
+    """Puts the partitions' shards and quarantined rows together as they come in, in order."""
+
+    def __init__(self, work: Path, sources: Sequence[Source]):
+        self.work, self.sources = work, sources
+        self.counts, self.inputs = Counts(), InputFacts(sources)
+        self.shards: list[dict[str, Any]] = []
+
+    def add(self, folder: Path, result: PartitionResult) -> None:
+        if result.error:
+            error = result.error
+            line = self.inputs.lines[error.source] + error.line
+            raise UserError(f"{self.sources[error.source].path}:{line}: {error.message}")
+        if result.counts.bad_rows:
+            self._add_quarantine(folder / QUARANTINE_NAME)
+        for shard in result.shards:
+            self._add_shard(folder, shard)
+        for piece in result.pieces:
+            self.inputs.add(piece.source, piece.lines, piece.digest)
+        self.counts.add(result.counts)
+        shutil.rmtree(folder)
+
+    def _add_shard(self, folder: Path, shard: dict[str, Any]) -> None:
+        """Moves a shard under its number in the whole, having checked that it is all there."""
+        stored = shard["zip_data"] or shard["raw_data"]
+        file = folder / stored["basename"]
+        if file.stat().st_size != stored["bytes"]:
+            raise OSError(f"{file}: {file.stat().st_size} bytes were written, {stored['bytes']} expected")
+        for facts in filter(None, (shard["raw_data"], shard["zip_data"])):
+            ending = facts["basename"].split(".", 2)[2]
+            facts["basename"] = f"shard.{len(self.shards):05}.{ending}"
+        os.rename(file, self.work / stored["basename"])
+        self.shards.append(shard)
+
+    def _add_quarantine(self, file: Path) -> None:
+        """Appends quarantined rows, whose lines the worker counted from the start of its piece."""
+        first_lines = {source.path: self.inputs.lines[at] for at, source in enumerate(self.sources)}
+        with open(file, encoding="ascii") as part, open(self.work / QUARANTINE_NAME, "a", encoding="ascii") as whole:
+            for text in part:
+                _write_entry(whole, json.loads(text), first_lines)
+
+
+def _write_entry(file: IO[str], entry: dict[str, Any], first_lines: dict[str, int]) -> None:
+    entry["line"] += first_lines[entry["file"]]
+    file.write(json.dumps(entry) + "\n")
+
+
+def _finish(joined: _Joined, output: OutputFolder, settings: Settings) -> Conversion:
+    counts = joined.counts
+    rows = counts.rows + counts.bad_rows
+    if counts.bad_rows and (counts.bad_rows > settings.max_error_rate * rows or not counts.rows):
+        kept = output.out.with_name(f"{output.out.name}.{QUARANTINE_NAME}")
+        os.replace(output.work / QUARANTINE_NAME, kept)
+        raise UserError(
+            f"{counts.bad_rows:,} of {rows:,} rows are bad, more than --max-error-rate {settings.max_error_rate}; "
+            f"they are in {kept}, nothing else was written:\n{reasons(counts)}"
+        )
+    if not counts.rows:
+        raise UserError(f"{', '.join(source.path for source in joined.sources[:3])}: no rows in the input")
+    if sum(shard["samples"] for shard in joined.shards) != counts.rows:
+        raise RuntimeError("the shards do not hold the rows that were counted")
+    write_index(output.work, joined.shards)
+    write_manifest(output.work, settings, counts, joined.inputs)
+    output.publish()
+    sizes = [(shard["zip_data"] or shard["raw_data"])["bytes"] for shard in joined.shards]
+    return Conversion(counts, len(sizes), sum(sizes))

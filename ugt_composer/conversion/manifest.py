@@ -1,0 +1,89 @@
+"""manifest.json: what a folder of shards holds and what it was made from. Same input and options, same bytes."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from ugt_composer.conversion.counts import Counts
+from ugt_composer.conversion.output import MANIFEST_NAME
+from ugt_composer.conversion.settings import RECOMMEND, Settings
+from ugt_composer.conversion.shards import INDEX_NAME
+from ugt_composer.conversion.sources import Source
+from ugt_composer.data.codec import VERSION
+
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class InputFacts:
+    """What was read of the sources: for each of them the number of lines so far, and the hashes of its pieces."""
+
+    sources: Sequence[Source]
+    lines: dict[int, int] = field(default_factory=Counter)
+    digests: dict[int, list[str]] = field(default_factory=dict)
+
+    def add(self, source: int, lines: int, digest: str) -> None:
+        self.lines[source] += lines
+        self.digests.setdefault(source, []).append(digest)
+
+    def fingerprint(self) -> str:
+        """A hash of the files' (decompressed) bytes and base names in order; folders and dates do not count."""
+        facts = [[os.path.basename(source.path), self.digests.get(at, [])] for at, source in enumerate(self.sources)]
+        return f"xxh3_128:{xxhash.xxh3_128(json.dumps(facts).encode()).hexdigest()}"
+
+
+def write_manifest(folder: Path, settings: Settings, counts: Counts, inputs: InputFacts) -> None:
+    manifest: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "codec_version": VERSION,
+        "integer_width": settings.width,
+        "kind": settings.kind,
+        "codebook_sizes": list(settings.codebook_sizes),
+        "max_history": settings.max_history,
+        "max_target": settings.max_target,
+        "max_positions": settings.max_positions,
+        "counts": _counts(settings, counts),
+        "lengths": {
+            "encoder": _histogram(counts.encoder_lengths),
+            "decoder": _histogram(counts.decoder_lengths),
+            "rejected": _histogram(counts.rejected_lengths),
+        },
+        "largest_position": {
+            "encoder": counts.largest_encoder_position,
+            "decoder": counts.largest_decoder_position,
+        },
+        "input": {
+            "files": len(inputs.sources),
+            "lines": sum(inputs.lines.values()),
+            "fingerprint": inputs.fingerprint(),
+        },
+        "index_hash": f"xxh3_128:{xxhash.xxh3_128((folder / INDEX_NAME).read_bytes()).hexdigest()}",
+    }
+    (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+
+
+def _counts(settings: Settings, counts: Counts) -> dict[str, Any]:
+    forms = {"decoder_forms": counts.form_counts()} if settings.kind == RECOMMEND else {}
+    return {
+        "rows": counts.rows,
+        "bad_rows": counts.bad_rows,
+        "blank_lines": counts.blank_lines,
+        "truncated_histories": counts.truncated_histories,
+        "truncated_targets": counts.truncated_targets,
+        "masked_encoder_positions": counts.masked_encoder,
+        "masked_decoder_positions": counts.masked_decoder,
+        "all_labels_ignored": counts.all_labels_ignored,
+        **forms,
+        "ignored_keys": dict(sorted(counts.ignored_keys.items())),
+        "bad_reasons": {f"{field}: {reason}": rows for (field, reason), rows in sorted(counts.bad_reasons.items())},
+    }
+
+
+def _histogram(lengths: Counter[int]) -> dict[str, int]:
+    return {str(length): rows for length, rows in sorted(lengths.items())}

@@ -1,0 +1,191 @@
+"""Converts one partition of the input into shards of its own: what a worker does."""
+
+import base64
+import gc
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import xxhash
+
+from ugt_composer.conversion.bad_row import LINE, BadRow
+from ugt_composer.conversion.bulk_parse import BulkParser
+from ugt_composer.conversion.bulk_rows import convert_rows
+from ugt_composer.conversion.canonical import canonical_row
+from ugt_composer.conversion.columns import IrregularRows, strict_numbers
+from ugt_composer.conversion.counts import Counts
+from ugt_composer.conversion.lines import KEPT_BYTES, Block, TruncatedStream, read_blocks
+from ugt_composer.conversion.rows import check_row, too_long
+from ugt_composer.conversion.settings import FAIL, Settings
+from ugt_composer.conversion.shards import ShardWriter
+from ugt_composer.conversion.sources import Partition, Piece
+from ugt_composer.data.codec import encode_row, encode_rows
+
+QUARANTINE_NAME = "quarantine.jsonl"
+BOM = b"\xef\xbb\xbf"
+FEWEST_BULK_ROWS = 8  # fewer than these are not worth NumPy's cost a call
+
+
+@dataclass
+class PieceFacts:
+    """What is known of a piece after reading it."""
+
+    source: int
+    lines: int
+    digest: str
+
+
+@dataclass
+class FirstError:
+    """The bad row that ended a partition: its source, its line in the piece from 1 on, and the message."""
+
+    source: int
+    line: int
+    message: str
+
+
+@dataclass
+class PartitionResult:
+    """Attributes: what the index says of the shards, the pieces in order, and, with --on-error fail, the error."""
+
+    counts: Counts = field(default_factory=Counts)
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    pieces: list[PieceFacts] = field(default_factory=list)
+    error: FirstError | None = None
+
+
+class _Stop(Exception):
+    """A bad row with --on-error fail."""
+
+
+def convert_partition(
+    partition: Partition, folder: Path, settings: Settings, on_progress: Callable[[int], None]
+) -> PartitionResult:
+    """Writes shards and quarantined rows of a partition into an existing, empty folder.
+
+    Args:
+        on_progress: called with the input bytes done since the last call, as they lie on the disk.
+    """
+    with strict_numbers(), _no_collection(), open(folder / QUARANTINE_NAME, "w", encoding="ascii") as quarantine:
+        converter = _PartitionConverter(folder, settings, quarantine)
+        try:
+            for piece in partition:
+                converter.convert(piece, on_progress)
+        except _Stop:
+            return converter.result
+        converter.writer.close()
+        converter.result.shards = converter.writer.shards
+    if not converter.result.counts.bad_rows:
+        (folder / QUARANTINE_NAME).unlink()
+    return converter.result
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Rows make no reference cycles; looking for some takes a twentieth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class _PartitionConverter:
+    def __init__(self, folder: Path, settings: Settings, quarantine: IO[str]):
+        self.settings, self.quarantine = settings, quarantine
+        self.writer = ShardWriter(folder, settings.compression, settings.hashes, settings.size_limit)
+        self.parser = BulkParser(settings.kind)
+        self.result = PartitionResult()
+        self._piece: Piece
+        self._lines = 0  # of the piece, before the block at hand
+
+    def convert(self, piece: Piece, on_progress: Callable[[int], None]) -> None:
+        hasher = xxhash.xxh3_128()
+        self._piece, self._lines = piece, 0
+        reported = 0
+        try:
+            for block in read_blocks(piece, self.settings.max_line_bytes, hasher):
+                self._convert_block(block, at_start=piece.start == 0 and self._lines == 0)
+                if not piece.compressed:
+                    on_progress(len(block.data))
+                    reported += len(block.data)
+        except TruncatedStream as error:
+            found = BadRow(LINE, "cut short", str(error), "a complete file; the lines after this one are lost")
+            self._bad_row(self._lines + 1, error.rest, found, whole=False)
+        on_progress(piece.end - piece.start - reported)
+        self.result.pieces.append(PieceFacts(piece.source, self._lines, hasher.hexdigest()))
+
+    def _convert_block(self, block: Block, at_start: bool) -> None:
+        if block.too_long:
+            self._bad_row(self._lines + 1, block.data, too_long(block.too_long, self.settings), whole=False)
+            self._lines += 1
+            return
+        lines = block.data.split(b"\n")
+        if not lines[-1]:
+            lines.pop()
+        if at_start and lines[0].startswith(BOM):
+            lines[0] = lines[0][len(BOM) :]
+        filled = [at for at, line in enumerate(lines) if line.strip()]
+        self.result.counts.blank_lines += len(lines) - len(filled)
+        texts = [lines[at] for at in filled] if len(filled) < len(lines) else lines
+        self._convert_lines(texts, filled, ends_whole=block.data.endswith(b"\n"))
+        self._lines += len(lines)
+
+    def _convert_lines(self, lines: Sequence[bytes], numbers: Sequence[int], ends_whole: bool) -> None:
+        """Converts `lines`, whose numbers in the block are `numbers`, in order.
+
+        Where not all can be taken in bulk, each half is tried, so that a bad row costs its neighbours little.
+        """
+        if len(lines) < FEWEST_BULK_ROWS:
+            for at, (line, number) in enumerate(zip(lines, numbers, strict=True)):
+                self._convert_line(line, number, ends_whole or at < len(lines) - 1)
+            return
+        try:
+            if max(map(len, lines)) > self.settings.max_line_bytes:
+                raise IrregularRows
+            batch = convert_rows(self.parser.parse(lines), self.settings, self.result.counts)
+        except IrregularRows:
+            half = len(lines) // 2
+            self._convert_lines(lines[:half], numbers[:half], ends_whole=True)
+            self._convert_lines(lines[half:], numbers[half:], ends_whole)
+        else:
+            self.writer.add_rows(*encode_rows(batch))
+
+    def _convert_line(self, line: bytes, number: int, whole: bool) -> None:
+        counts = self.result.counts
+        try:
+            row = check_row(line, self.settings)
+            packed = encode_row(canonical_row(row, self.settings, counts), self.settings.width)
+        except BadRow as error:
+            self._bad_row(self._lines + number + 1, line, error, whole)
+        else:
+            self.writer.add_row(packed)
+            self.parser.allow(row.ignored_keys)
+
+    def _bad_row(self, line: int, text: bytes, error: BadRow, whole: bool) -> None:
+        message = str(error)
+        if not whole and error.reason == "not JSON":
+            message += "; the file does not end in a line feed, so it may have been cut off here"
+        self.result.counts.bad_rows += 1
+        self.result.counts.bad_reasons[error.key, error.reason] += 1
+        if self.settings.on_error == FAIL:
+            self.result.error = FirstError(self._piece.source, line, message)
+            raise _Stop
+        entry = {"file": self._piece.path, "line": line, "field": error.field, "reason": message, **_raw(text, error)}
+        self.quarantine.write(json.dumps(entry) + "\n")
+
+
+def _raw(line: bytes, error: BadRow) -> dict[str, Any]:
+    """The text of a bad row, or its bytes where it is no text; only the beginning of a line that is too long."""
+    line = line.rstrip(b"\r\n")
+    if error.reason == "too long" and error.field == LINE:
+        line = line[:KEPT_BYTES]
+    try:
+        return {"raw": line.decode("utf-8")}
+    except UnicodeDecodeError:
+        return {"raw_base64": base64.b64encode(line).decode("ascii")}

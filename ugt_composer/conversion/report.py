@@ -1,0 +1,50 @@
+"""The tables that a conversion prints."""
+
+from collections.abc import Sequence
+
+from ugt_composer.conversion.counts import SHIFTED, STARTS_WITH_BOS, Counts
+from ugt_composer.conversion.settings import RECOMMEND, Settings
+
+FORM_NOTES = {
+    SHIFTED: "rows whose labels are not their own ids: BOS put in front",
+    STARTS_WITH_BOS: "rows that start with BOS, labels kept as they are",
+}
+MOST_REASONS = 20
+
+
+def summary(counts: Counts, settings: Settings) -> str:
+    """What was converted and what was changed on the way; lines of zeros are left out."""
+    lines = [
+        ("rows written", counts.rows),
+        ("bad rows", counts.bad_rows),
+        ("blank lines skipped", counts.blank_lines),
+        (f"histories cut to their last {settings.max_history} tokens (--max-history)", counts.truncated_histories),
+        (f"targets cut to their first {settings.max_target} tokens (--max-target)", counts.truncated_targets),
+        ("masked-out history positions dropped", counts.masked_encoder),
+        ("masked-out target positions dropped", counts.masked_decoder),
+        ("rows with nothing to predict: all labels are -100", counts.all_labels_ignored),
+    ]
+    if settings.kind == RECOMMEND:
+        lines += [(note, counts.forms[form]) for form, note in FORM_NOTES.items()]
+    lines += [(f"rows with the unknown key {key}, ignored", n) for key, n in counts.ignored_keys.items()]
+    return table([(f"{number:,}", name) for name, number in lines if number or name == "rows written"])
+
+
+def reasons(counts: Counts) -> str:
+    """Bad rows by field and reason, the most frequent first."""
+    ordered = sorted(counts.bad_reasons.items(), key=lambda entry: (-entry[1], entry[0]))
+    lines = [(f"{rows:,}", field, reason) for (field, reason), rows in ordered[:MOST_REASONS]]
+    if len(ordered) > MOST_REASONS:
+        rest = sum(rows for _, rows in ordered[MOST_REASONS:])
+        lines.append((f"{rest:,}", "", f"{len(ordered) - MOST_REASONS} other reasons"))
+    return table([("rows", "field", "reason"), *lines])
+
+
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """Columns two spaces apart, the first one to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    texts = []
+    for first, *rest in lines:
+        cells = [first.rjust(widths[0]), *(cell.ljust(width) for cell, width in zip(rest, widths[1:], strict=True))]
+        texts.append("  ".join(cells).rstrip())
+    return "\n".join(texts)

@@ -1,0 +1,17 @@
+"""The keys of a JSON Lines row."""
+
+from ugt_composer.vocabulary import LEVELS
+
+COLUMNS = (*(f"l{level + 1}_ids" for level in range(LEVELS)), "positions", "token_types", "mask")
+POSITIONS, TOKEN_TYPES, MASK = range(LEVELS, LEVELS + 3)  # where these are in a side's six columns
+
+ENCODER_KEYS = tuple(f"encoder_{column}" for column in COLUMNS)
+DECODER_KEYS = tuple(f"decoder_{column}" for column in COLUMNS)
+LABEL_KEYS = tuple(f"labels_l{level + 1}" for level in range(LEVELS))
+ITEM_KEYS = tuple(f"l{level + 1}_id" for level in range(LEVELS))
+
+USER, SEQUENCE, CHOSEN, SCORE = "user_id", "user_sequence", "chosen_item", "preference_score"
+REJECTED, REJECTED_LIST = "rejected_item", "rejected_items"
+
+RECOMMEND_KEYS = (USER, *ENCODER_KEYS, *DECODER_KEYS, *LABEL_KEYS)
+PREFERENCE_KEYS = (USER, SEQUENCE, CHOSEN)  # and one of REJECTED and REJECTED_LIST

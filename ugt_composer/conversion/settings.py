@@ -1,0 +1,106 @@
+"""What a conversion is told: limits of the rows, form of the shards, what to do with a bad row."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import xxhash
+
+from ugt_composer.data.codec import width_for
+from ugt_composer.errors import UserError, nearest
+from ugt_composer.vocabulary import (
+    DEFAULT_CODEBOOK_SIZES,
+    LEVELS,
+    MAX_HISTORY,
+    MAX_POSITIONS,
+    MAX_TARGET,
+    NUM_SPECIAL_IDS,
+)
+
+RECOMMEND, PREFERENCE = "recommend", "preference"
+KINDS = (RECOMMEND, PREFERENCE)
+FAIL, QUARANTINE = "fail", "quarantine"
+
+LARGEST_COUNT = 0xFFFF  # the codec keeps the number of tokens in 16 bits
+LARGEST_POSITION = (1 << 30) - 1  # in the file; what is left after counting from the smallest is bounded by an option
+LARGEST_CODEBOOK = 1 << 31
+SMALLEST_SIZE_LIMIT = 1 << 12
+LARGEST_SIZE_LIMIT = (1 << 32) - 1  # MDS keeps offsets in 32 bits
+
+RANGE_BYTES = 1 << 25  # input bytes that a worker converts at a time: a shard of some 10 MB
+SIZE_LIMIT = 1 << 26
+MAX_LINE_BYTES = 1 << 24
+
+# Compression families of the MDS format and their levels; the first part of a shard's `--compression`.
+COMPRESSION_LEVELS = {"br": range(12), "bz2": range(1, 10), "gz": range(10), "snappy": range(0), "zstd": range(1, 23)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One conversion. Names are those of the command line's options; `range_bytes` is fixed but for tests."""
+
+    kind: str
+    codebook_sizes: tuple[int, ...] = DEFAULT_CODEBOOK_SIZES
+    max_history: int = MAX_HISTORY
+    max_target: int = MAX_TARGET
+    max_positions: int = MAX_POSITIONS
+    on_error: str = FAIL
+    max_error_rate: float = 0.01
+    max_line_bytes: int = MAX_LINE_BYTES
+    compression: str | None = None
+    hashes: tuple[str, ...] = ("xxh64",)
+    size_limit: int = SIZE_LIMIT
+    range_bytes: int = RANGE_BYTES
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UserError(f"--kind {self.kind} is unknown; {nearest(self.kind, list(KINDS))}")
+        if len(self.codebook_sizes) != LEVELS:
+            raise UserError(f"--codebook-sizes takes {LEVELS} sizes, one a level; found {len(self.codebook_sizes)}")
+        for size in self.codebook_sizes:
+            _check("--codebook-sizes", size, NUM_SPECIAL_IDS + 1, LARGEST_CODEBOOK)
+        _check("--max-history", self.max_history, 1, LARGEST_COUNT)
+        _check("--max-target", self.max_target, 1, LARGEST_COUNT)
+        _check("--max-positions", self.max_positions, 2, LARGEST_CODEBOOK)
+        _check("--max-line-bytes", self.max_line_bytes, 1, 1 << 40)
+        _check("--size-limit", self.size_limit, SMALLEST_SIZE_LIMIT, LARGEST_SIZE_LIMIT)
+        if not math.isfinite(self.max_error_rate) or not 0 <= self.max_error_rate <= 1:
+            raise UserError(f"--max-error-rate {self.max_error_rate} is outside 0..1")
+        _check_compression(self.compression)
+        _check_hashes(self.hashes)
+
+    @property
+    def width(self) -> int:
+        """Bytes an integer of a packed row takes: the same for all rows of a folder, whatever they hold."""
+        return width_for(max(*self.codebook_sizes, self.max_positions) - 1)
+
+
+def available_hashes() -> set[str]:
+    """The names that the MDS format knows."""
+    fixed_length = {name for name in hashlib.algorithms_guaranteed if not name.startswith("shake_")}
+    return fixed_length | set(xxhash.algorithms_available)
+
+
+def _check(option: str, value: int, smallest: int, largest: int) -> None:
+    if not smallest <= value <= largest:
+        raise UserError(f"{option} {value} is outside {smallest}..{largest}")
+
+
+def _check_compression(compression: str | None) -> None:
+    if compression is None:
+        return
+    family, _, level = compression.partition(":")
+    if family not in COMPRESSION_LEVELS:
+        raise UserError(f"--compression {compression} is unknown; {nearest(family, ['none', *COMPRESSION_LEVELS])}")
+    levels = COMPRESSION_LEVELS[family]
+    if ":" in compression and not (level.isdecimal() and int(level) in levels):
+        allowed = f"levels {levels[0]}..{levels[-1]}" if levels else "no levels"
+        raise UserError(f"--compression {compression}: {family} has {allowed}")
+
+
+def _check_hashes(hashes: tuple[str, ...]) -> None:
+    for name in hashes:
+        if name not in available_hashes():
+            raise UserError(f"--hashes {name} is unknown; {nearest(name, ['none', *available_hashes()])}")
+    if list(hashes) != sorted(set(hashes)):
+        raise UserError(f"--hashes {' '.join(hashes)}: each name once, in alphabetical order")

@@ -1,0 +1,112 @@
+"""Input files: which there are, and how they are cut into partitions that are converted on their own.
+
+A partition is a list of pieces. A piece is a byte range of a plain file or a whole compressed one. A line belongs to
+the range that its first byte lies in. The cuts depend on the files' sizes only, so that the output is the same for
+any number of workers.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ugt_composer.errors import UserError
+
+PLAIN_ENDINGS = (".jsonl", ".ndjson", ".json")
+COMPRESSED_ENDINGS = (".gz", ".zst")
+ENDINGS = PLAIN_ENDINGS + tuple(plain + packed for plain in PLAIN_ENDINGS for packed in COMPRESSED_ENDINGS)
+USUAL_RATIO = 5  # how much larger JSON Lines are than their compressed form, to group small files
+
+
+@dataclass(frozen=True)
+class Source:
+    """An input file, named as the user named it."""
+
+    path: str
+    size: int
+
+    @property
+    def compressed(self) -> bool:
+        return self.path.endswith(COMPRESSED_ENDINGS)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes start to end of source number `source`; all of it where it is compressed."""
+
+    source: int
+    path: str
+    start: int
+    end: int
+    file_size: int
+
+    @property
+    def compressed(self) -> bool:
+        return self.path.endswith(COMPRESSED_ENDINGS)
+
+
+Partition = tuple[Piece, ...]
+
+
+def find_sources(inputs: Sequence[str], out: Path) -> list[Source]:
+    """The files named and those in the folders named, in a fixed order. Raises UserError for what cannot be read."""
+    sources = []
+    seen: dict[str, str] = {}
+    for path in [path for name in inputs for path in _expand(name, out)]:
+        real = os.path.realpath(path)
+        if real in seen:
+            raise UserError(f"{path}: given twice (as {seen[real]} before); its rows would be doubled")
+        seen[real] = path
+        sources.append(Source(path, _checked_size(path, out)))
+    return sources
+
+
+def _expand(name: str, out: Path) -> list[str]:
+    """A file is itself; a folder is the files in it and its subfolders that have a known ending."""
+    folder = Path(name)
+    if not folder.is_dir():
+        if not name.endswith(ENDINGS) and folder.exists():
+            raise UserError(f"{name}: the name must end in one of {', '.join(ENDINGS)}")
+        return [name]
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"--out {out} lies inside the input folder {name}; name a folder outside of it")
+    # Hidden and underscored names are markers and temporary files of other programs.
+    paths = {found.relative_to(folder).as_posix(): found for found in folder.rglob("*") if found.name.endswith(ENDINGS)}
+    names = [inner for inner in paths if not any(part[0] in "._" for part in inner.split("/"))]
+    files = [str(paths[inner]) for inner in sorted(names) if not paths[inner].is_dir()]
+    if not files:
+        raise UserError(f"{name}: no file in this folder ends in {', '.join(ENDINGS)}")
+    return files
+
+
+def _checked_size(name: str, out: Path) -> int:
+    path = Path(name)
+    if not path.exists():
+        raise UserError(f"{name}: no such file or folder")
+    if not path.is_file():
+        raise UserError(f"{name}: not a regular file; write its lines to a file first, or name a folder")
+    if path.resolve().is_relative_to(out.resolve()):
+        raise UserError(f"{name}: lies inside --out {out}, which would be replaced; name another folder")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{name}: no permission to read it")
+    return path.stat().st_size
+
+
+def partitions(sources: Sequence[Source], range_bytes: int) -> list[Partition]:
+    """Cuts large plain files into ranges and groups small files, up to about `range_bytes` a partition."""
+    result: list[Partition] = []
+    group: list[Piece] = []
+    weight = 0
+    for number, source in enumerate(sources):
+        step = source.size if source.compressed else range_bytes
+        for start in range(0, source.size, max(step, 1)):
+            piece = Piece(number, source.path, start, min(start + step, source.size), source.size)
+            piece_weight = (piece.end - piece.start) * (USUAL_RATIO if source.compressed else 1)
+            if group and weight + piece_weight > range_bytes:
+                result.append(tuple(group))
+                group, weight = [], 0
+            group.append(piece)
+            weight += piece_weight
+    if group:
+        result.append(tuple(group))
+    return result

@@ -1,0 +1,123 @@
+"""Runs the partitions in this process or in several, and hands back their results in input order."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.connection import wait as wait_for_any
+from pathlib import Path
+from typing import Any
+
+from ugt_composer.conversion.partition import PartitionResult, convert_partition
+from ugt_composer.conversion.settings import Settings
+from ugt_composer.conversion.sources import Partition
+
+REFRESH_SECONDS = 0.1
+
+
+class WorkerDied(RuntimeError):
+    """A worker process ended without a result; most likely the system killed it for want of memory."""
+
+
+def part_folder(work: Path, number: int) -> Path:
+    return work / f"part-{number:08}"
+
+
+def run_partitions(
+    partitions: Sequence[Partition],
+    work: Path,
+    settings: Settings,
+    workers: int,
+    on_progress: Callable[[int], None],
+) -> Iterator[PartitionResult]:
+    """Yields the result of each partition in order; its files lie in `part_folder(work, number)`.
+
+    Args:
+        work: an existing folder.
+        on_progress: called with the input bytes done since the last call.
+    """
+    workers = min(workers, len(partitions))
+    if workers > 1:
+        yield from _run_in_processes(partitions, work, settings, workers, on_progress)
+        return
+    for number, partition in enumerate(partitions):
+        part_folder(work, number).mkdir()
+        yield convert_partition(partition, part_folder(work, number), settings, on_progress)
+
+
+def _run_in_processes(
+    partitions: Sequence[Partition], work: Path, settings: Settings, workers: int, on_progress: Callable[[int], None]
+) -> Iterator[PartitionResult]:
+    # Fresh processes rather than forks: the caller may have threads, and a worker imports little.
+    context = multiprocessing.get_context("spawn")
+    done, stop = context.Value("q", 0), context.Event()
+    executor = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(done, stop))
+    waiting = deque(enumerate(partitions))
+    running: deque[Future[PartitionResult]] = deque()
+    reported = 0
+    try:
+        while waiting or running:
+            while waiting and len(running) < 2 * workers:  # so far ahead that none waits for a slow one
+                number, partition = waiting.popleft()
+                folder = part_folder(work, number)
+                folder.mkdir()
+                with _interrupts_held():  # which a new process inherits: only this one answers Ctrl-C
+                    running.append(executor.submit(_work, partition, folder, settings))
+            finished = wait([running[0]], timeout=REFRESH_SECONDS).done
+            on_progress(-reported + (reported := done.value))
+            if finished:
+                yield running.popleft().result()
+    except BrokenProcessPool:
+        raise WorkerDied(
+            "a worker process was killed, perhaps for want of memory; nothing was written; try fewer --workers"
+        ) from None
+    finally:
+        stop.set()
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Stopped(Exception):
+    """The caller has no use for the result any more."""
+
+
+_shared: tuple[Any, Any]  # of a worker process: the counter of bytes done, and the event that ends its work
+
+
+def _start_worker(done: Any, stop: Any) -> None:
+    global _shared
+    _shared = done, stop
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """A parent that is killed tells nobody; its workers would wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait_for_any([parent.sentinel])
+    os._exit(1)
+
+
+def _work(partition: Partition, folder: Path, settings: Settings) -> PartitionResult:
+    return convert_partition(partition, folder, settings, _count_bytes)
+
+
+def _count_bytes(new: int) -> None:
+    done, stop = _shared
+    if stop.is_set():
+        raise _Stopped
+    with done.get_lock():
+        done.value += new

@@ -1,0 +1,70 @@
+"""How well the demo's items can be predicted at best, and how well popularity does.
+
+Legend: N rows (one target each), V items, Z user types, K recommendations, M items shown in an offer.
+"""
+
+import numpy as np
+
+from ugt_composer.demo.process import DemoProcess, Offers
+
+K = 10
+
+
+def top_items(scores: np.ndarray, k: int = K) -> np.ndarray:
+    """The best first, ties to the lower number: (N, V) -> (N, K)."""
+    return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+
+
+def popularity_recommendations(seen: np.ndarray, items: int, rows: int, k: int = K) -> np.ndarray:
+    """The k items that occur most often in `seen` (any shape), the same for every row: (N, K)."""
+    counts = np.bincount(seen.reshape(-1), minlength=items)
+    return np.tile(top_items(counts[None], k), (rows, 1))
+
+
+def realised(recommended: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """Recall and ndcg on the drawn targets: recommended (N, K), targets (N,)."""
+    return _ranking_facts((recommended == targets[:, None]).astype(float))
+
+
+def expected(recommended: np.ndarray, law: np.ndarray) -> dict[str, float]:
+    """What the same recommendations score on average over targets drawn from `law`: (N, K), (N, V)."""
+    return _ranking_facts(np.take_along_axis(law, recommended, axis=1))
+
+
+def _ranking_facts(gains: np.ndarray) -> dict[str, float]:
+    """Gains (N, K): the probability that the target is the item at this rank. Discount 1 / log2(rank + 1)."""
+    k = gains.shape[1]
+    discounts = 1 / np.log2(np.arange(k) + 2)
+    return {
+        f"recall@{k}": _rounded(gains.sum(axis=1).mean()),
+        f"ndcg@{k}": _rounded((gains * discounts).sum(axis=1).mean()),
+    }
+
+
+def choice_probabilities(process: DemoProcess, posterior: np.ndarray, offers: Offers) -> np.ndarray:
+    """P(this item is the one chosen | what is known of the customer): posterior (N, Z) -> (N, M), 0 where none is."""
+    utility = np.where(offers.shown, process.utility[:, offers.items], -np.inf)  # (Z, N, M)
+    weight = np.exp(utility - utility.max(axis=2, keepdims=True))
+    return np.einsum("nz,znm->nm", posterior, weight / weight.sum(axis=2, keepdims=True))
+
+
+def pair_accuracy(scores: np.ndarray, offers: Offers) -> float:
+    """Share of pairs (chosen, rejected) in which the chosen scores higher: scores (N, M) of the items shown."""
+    right = (scores[:, :1] > scores[:, 1:])[offers.shown[:, 1:]]
+    return _rounded(right.mean())
+
+
+def best_pair_accuracy(probabilities: np.ndarray, offers: Offers) -> float:
+    """The highest pair accuracy there is, on average over what is chosen: probabilities (N, M) of being chosen.
+
+    Of the items i and j of an offer, whichever is more likely to be chosen is to be preferred, which is right with
+    probability max(p_i, p_j) and matters with probability p_i + p_j. These add up to M - 1 in an offer.
+    """
+    first, second = np.triu_indices(probabilities.shape[1], k=1)
+    both = offers.shown[:, first] & offers.shown[:, second]
+    right = np.where(both, np.maximum(probabilities[:, first], probabilities[:, second]), 0).sum()
+    return _rounded(right / offers.shown[:, 1:].sum())
+
+
+def _rounded(value: float) -> float:
+    return round(float(value), 4)
