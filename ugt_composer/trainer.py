@@ -160,7 +160,8 @@ def build_trainer(config: Config) -> UGTTrainer:
     best = check_best_metric(config, composer_model) if eval_loader is not None else None
     length = run_length(config, train_loader.dataloader.dataset.epoch_size)  # type: ignore[union-attr]
     optimizer = create_optimizer(composer_model, **asdict(config.optimizer))
-    Path(config.save_folder).mkdir(parents=True, exist_ok=True)
+    precision, loggers = resolve_precision(config.precision, device), build_loggers(config)
+    Path(config.save_folder).mkdir(parents=True, exist_ok=True)  # nothing of the user's can be wrong from here on
     trainer = UGTTrainer(
         config,
         length,
@@ -177,7 +178,7 @@ def build_trainer(config: Config) -> UGTTrainer:
         max_duration=config.max_duration,
         device=device,
         device_train_microbatch_size=config.device_train_microbatch_size,
-        precision=resolve_precision(config.precision, device),
+        precision=precision,
         seed=config.seed,
         run_name=config.run_name,
         dist_timeout=config.dist_timeout,
@@ -187,7 +188,7 @@ def build_trainer(config: Config) -> UGTTrainer:
             EpochLength(),
             *([MemoryMonitor()] if config.callbacks.memory_monitor else []),
         ],
-        loggers=build_loggers(config),
+        loggers=loggers,
         spin_dataloaders=False,  # the data set goes to its place itself
         progress_bar=config.loggers.progress_bar,
         log_to_console=config.loggers.console,

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -53,8 +54,10 @@ def convert(
     with output_folder(out, overwrite) as output:
         parts = partitions(sources, settings.range_bytes)
         joined = _Joined(output.work, sources)
-        for number, result in enumerate(run_partitions(parts, output.work, settings, workers, on_progress)):
-            joined.add(part_folder(output.work, number), result)
+        # Closed here, so that no worker writes any more when a bad row removes the work folder.
+        with closing(run_partitions(parts, output.work, settings, workers, on_progress)) as results:
+            for number, result in enumerate(results):
+                joined.add(part_folder(output.work, number), result)
         return _finish(joined, output, settings)
 
 

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -34,7 +34,7 @@ def run_partitions(
     settings: Settings,
     workers: int,
     on_progress: Callable[[int], None],
-) -> Iterator[PartitionResult]:
+) -> Generator[PartitionResult, None, None]:
     """Yields the result of each partition in order; its files lie in `part_folder(work, number)`.
 
     Args:
@@ -52,7 +52,7 @@ def run_partitions(
 
 def _run_in_processes(
     partitions: Sequence[Partition], work: Path, settings: Settings, workers: int, on_progress: Callable[[int], None]
-) -> Iterator[PartitionResult]:
+) -> Generator[PartitionResult, None, None]:
     # Fresh processes rather than forks: the caller may have threads, and a worker imports little.
     context = multiprocessing.get_context("spawn")
     done, stop = context.Value("q", 0), context.Event()

@@ -4,7 +4,7 @@ B rows, S/T/N the longest history, target and rejected list of the batch.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ def collate(rows: Sequence[PackedRow]) -> Batch:
     labels[(labels == np.iinfo(dtype).max) | ~decoder_mask[..., None] | ~counts[:, None, None]] = IGNORE_INDEX
     # Padding gets a token type that exists; the masks say that it does not count.
     decoder[..., 4][~decoder_mask] = ITEM
-    return {
+    batch: dict[str, Tensor] = {
         **_inputs("encoder", encoder, encoder_mask),
         **_inputs("decoder", decoder, decoder_mask),
         "labels": _tensor(labels),
@@ -73,7 +73,8 @@ def collate(rows: Sequence[PackedRow]) -> Batch:
         "preference_score": _tensor(scores.astype(np.float32)),
         "row_ids": torch.tensor([row.row_id for row in rows], dtype=torch.long),
         "row_mask": _tensor(counts),
-    }  # type: ignore[typeddict-item, return-value]
+    }
+    return cast(Batch, batch)
 
 
 def _pad(payload: np.ndarray, starts: np.ndarray, lengths: np.ndarray, columns: int) -> tuple[np.ndarray, np.ndarray]:
