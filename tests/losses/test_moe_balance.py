@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from ugt_composer.losses.moe_balance import MoEBalanceLoss, balance_loss
+from ugt_composer.losses.moe_balance import MoEBalanceLoss
+from ugt_composer.model.moe import balance_loss
 
 EXPERTS = 8
 
@@ -48,10 +49,9 @@ def test_gradient_pushes_probability_away_from_loaded_experts():
     torch.testing.assert_close(sums.grad, (4 * shares - loss.detach()) / sums.detach().sum())  # the quotient rule
 
 
-@pytest.mark.parametrize("shape", [(0, EXPERTS), (0,), (2, EXPERTS)])
-def test_no_routers_and_no_tokens_give_zero_with_a_gradient(shape):
-    sums = torch.zeros(shape, requires_grad=True)
-    loss, _ = MoEBalanceLoss()(torch.zeros(shape), sums)
+def test_no_tokens_give_zero_with_a_gradient():
+    sums = torch.zeros(2, EXPERTS, requires_grad=True)
+    loss, _ = MoEBalanceLoss()(torch.zeros(2, EXPERTS), sums)
     loss.backward()
     assert loss.item() == 0
     assert torch.isfinite(sums.grad).all()

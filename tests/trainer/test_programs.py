@@ -48,8 +48,8 @@ def test_dry_run_counts_the_parameters_of_the_model(shop, tmp_path, tiny_model):
     [
         (["loss.dpo_betta=1"], ["loss.dpo_betta is unknown", "did you mean loss.dpo_beta?"]),
         (["data.train.local=nowhere"], ["nowhere: no such folder", "convert/jsonl_to_mds.py"]),
-        (["model.codebook_sizes=[64,64,64]"], ["--codebook-sizes 24 40 72", "[64, 64, 64]"]),
-        (["model.max_seq_len=16"], ["--max-positions 32", "model.max_seq_len is 16"]),
+        (["model.codebook_sizes=[24,39,72]"], ["--codebook-sizes 24 40 72", "[24, 39, 72]"]),
+        (["model.max_seq_len=6"], ["a token at position", "model.max_seq_len is 6"]),
         (["data.catalogue=nowhere.jsonl"], ["nowhere.jsonl"]),
         (["init_from=nowhere"], ["nowhere/model.safetensors: no such file"]),
         (["save_best_on=recal@10"], ["save_best_on is 'recal@10'", "did you mean recall@10?"]),

@@ -22,14 +22,16 @@ class Manifest:
         kind: "recommend" or "preference".
         rows: rows in the folder.
         codebook_sizes: sizes that the rows were checked against.
-        max_positions: positions that the rows were checked against.
+        largest_position: of any token.
+        integer_width: bytes of an integer in a row.
     """
 
     folder: str
     kind: str
     rows: int
     codebook_sizes: tuple[int, ...]
-    max_positions: int
+    largest_position: int
+    integer_width: int
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -48,7 +50,8 @@ def read_manifest(folder: str | Path) -> Manifest:
             kind=facts["kind"],
             rows=facts["counts"]["rows"],
             codebook_sizes=tuple(facts["codebook_sizes"]),
-            max_positions=facts["max_positions"],
+            largest_position=max(facts["largest_position"].values()),
+            integer_width=facts["integer_width"],
         )
     except FileNotFoundError:
         raise UserError(f"{path}: missing; expected a folder made by convert/jsonl_to_mds.py") from None
@@ -93,15 +96,20 @@ def check_data(config: Config, key: str, streams: Sequence[StreamConfig]) -> lis
     """
     manifests = [read_manifest(stream.local) for stream in streams if stream.local and stream.remote is None]
     for manifest in manifests:
-        if manifest.codebook_sizes != config.model.codebook_sizes:
+        if any(data > model for data, model in zip(manifest.codebook_sizes, config.model.codebook_sizes, strict=True)):
             raise UserError(
                 f"{manifest.folder} ({key}) was converted with --codebook-sizes "
                 f"{' '.join(map(str, manifest.codebook_sizes))}, but model.codebook_sizes is "
-                f"{list(config.model.codebook_sizes)}; expected the same three numbers"
+                f"{list(config.model.codebook_sizes)}; expected at least those sizes"
             )
-        if manifest.max_positions > config.model.max_seq_len:
+        if manifest.largest_position >= config.model.max_seq_len:
             raise UserError(
-                f"{manifest.folder} ({key}) was converted with --max-positions {manifest.max_positions}, but "
-                f"model.max_seq_len is {config.model.max_seq_len}; raise it or convert again"
+                f"{manifest.folder} ({key}) has a token at position {manifest.largest_position}, but model.max_seq_len "
+                f"is {config.model.max_seq_len}; expected more, or a conversion with a smaller --max-history"
+            )
+        if manifest.integer_width != manifests[0].integer_width:
+            raise UserError(
+                f"{manifest.folder} ({key}) stores integers of {manifest.integer_width} bytes, {manifests[0].folder} "
+                f"of {manifests[0].integer_width}; convert both with the same --codebook-sizes"
             )
     return manifests

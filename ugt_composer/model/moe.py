@@ -102,12 +102,13 @@ def balance_loss(counts: Tensor, prob_sums: Tensor) -> Tensor:
     uniform, E/k where it has collapsed to k experts. Without a token the loss is 0.
 
     Args:
-        counts: (layers, E), assignments an expert.
-        prob_sums: (layers, E), router probabilities summed over tokens; carries the gradient.
+        counts: (layers, E) float32, assignments an expert.
+        prob_sums: (layers, E) float32, router probabilities summed over tokens; carries the gradient.
 
     Returns:
         scalar.
     """
-    fractions = counts / counts.sum(-1, keepdim=True).clamp(min=1)
-    probs = prob_sums / prob_sums.sum(-1, keepdim=True).clamp(min=1e-9)
-    return (counts.shape[-1] * (fractions * probs).sum(-1)).mean()
+    tiny = torch.finfo(torch.float32).tiny
+    fractions = counts / counts.sum(-1, keepdim=True).clamp(min=tiny)
+    probs = prob_sums / prob_sums.sum(-1, keepdim=True).clamp(min=tiny)
+    return counts.shape[-1] * (fractions * probs).sum(-1).mean()
