@@ -22,7 +22,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("yaml", nargs="+", metavar="YAML|key=value", help="config files, then overrides of single keys")
     parser.add_argument("--dry-run", action="store_true", help="print what would run and stop; trains nothing")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)  # key=value may come after an option
 
 
 def main() -> int:

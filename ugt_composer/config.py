@@ -4,6 +4,7 @@
 has is an error that names the nearest valid one. The result never changes afterwards.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -23,7 +24,7 @@ from ugt_composer.vocabulary import DEFAULT_CODEBOOK_SIZES, MAX_POSITIONS, NUM_S
 def _positive(owner: Any, prefix: str, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{prefix}{name} is {value}; expected a number above 0")
 
 
@@ -34,7 +35,7 @@ def _share(owner: Any, prefix: str, *names: str) -> None:
             raise ValueError(f"{prefix}{name} is {value}; expected a share from 0 to 1")
 
 
-_TIME = re.compile(r"\d+(ba|ep)|\d+(\.\d+)?%")
+_TIME = re.compile(r"[1-9]\d*(ba|ep)|(100|\d{1,2}(\.\d+)?)%")
 
 
 def _time(prefix: str, name: str, value: str, percent: bool) -> None:
@@ -65,7 +66,9 @@ class ModelConfig:
     def __post_init__(self):
         _positive(self, "model.", "d_model", "n_heads", "n_encoder_layers", "n_decoder_layers", "d_ff", "max_seq_len")
         _positive(self, "model.", "num_experts", "top_k_experts", "expert_capacity_factor")
-        _share(self, "model.", "dropout", "attention_dropout")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"model.{name} is {getattr(self, name)}; expected a share from 0 to below 1")
         if self.d_model % self.n_heads:
             raise ValueError(f"model.d_model is {self.d_model}; expected a multiple of model.n_heads ({self.n_heads})")
         if self.top_k_experts > self.num_experts:
@@ -115,7 +118,7 @@ class LossConfig:
                 f"expected 0 with {self.dpo_loss_type}"
             )
         for name in ("lambda_contrastive", "lambda_preference", "lambda_moe_balance"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"loss.{name} is {getattr(self, name)}; expected 0 or more")
 
     @property
@@ -176,6 +179,9 @@ class TrainDataConfig:
     def __post_init__(self):
         _check_sources("data.train", self.local, self.remote, self.streams)
         _positive(self, "data.train.", "shuffle_block_size", "num_canonical_nodes", "predownload")
+        _check_workers("data.train", self.num_workers)
+        if self.cache_limit is not None and not re.fullmatch(r"\d+(\.\d+)?\s*([kmgt]?b)?", self.cache_limit.lower()):
+            raise ValueError(f'data.train.cache_limit is {self.cache_limit!r}; expected a size such as "100gb"')
 
 
 @dataclass(frozen=True)
@@ -187,10 +193,16 @@ class EvalDataConfig:
 
     def __post_init__(self):
         _check_sources("data.eval", self.local, self.remote, self.streams)
+        _check_workers("data.eval", self.num_workers)
 
     @property
     def is_given(self) -> bool:
         return bool(self.local or self.remote or self.streams)
+
+
+def _check_workers(key: str, num_workers: int) -> None:
+    if num_workers < 0:
+        raise ValueError(f"{key}.num_workers is {num_workers}; expected 0 or more")
 
 
 def _check_sources(key: str, local: str | None, remote: str | None, streams: list[StreamConfig]) -> None:
@@ -199,6 +211,10 @@ def _check_sources(key: str, local: str | None, remote: str | None, streams: lis
     for index, stream in enumerate(streams):
         if not stream.local:
             raise ValueError(f"{key}.streams[{index}].local is missing; expected a folder of MDS shards (or its cache)")
+    folders = [stream.local for stream in streams]
+    twice = next((folder for folder in folders if folders.count(folder) > 1), None)
+    if twice:
+        raise ValueError(f"{key}.streams names {twice} twice; expected each folder once")
     with_proportion = sum(stream.proportion is not None for stream in streams)
     if with_proportion not in (0, len(streams)):
         raise ValueError(f"{key}.streams: {with_proportion} of {len(streams)} have a proportion; expected all or none")
@@ -209,6 +225,18 @@ class DataConfig:
     train: TrainDataConfig = field(default_factory=TrainDataConfig)
     eval: EvalDataConfig = field(default_factory=EvalDataConfig)
     catalogue: str | None = None
+
+    def __post_init__(self):
+        cached = [
+            {
+                local
+                for local, remote in ((data.local, data.remote), *((s.local, s.remote) for s in data.streams))
+                if remote
+            }
+            for data in (self.train, self.eval)
+        ]
+        for local in cached[0] & cached[1]:
+            raise ValueError(f"data.train and data.eval both fetch into {local}; expected a folder of its own for each")
 
 
 @dataclass(frozen=True)
@@ -296,6 +324,8 @@ class Config:
             _time("", name, getattr(self, name), percent=False)
         if not self.log_interval.endswith("ba"):
             raise ValueError(f'log_interval is {self.log_interval!r}; expected batches such as "100ba"')
+        if not 0 <= self.seed < 2**32 - 1:
+            raise ValueError(f"seed is {self.seed}; expected 0 to {2**32 - 2}")
         microbatch = self.device_train_microbatch_size
         if microbatch != "auto" and (isinstance(microbatch, str) or microbatch <= 0):
             raise ValueError(f'device_train_microbatch_size is {microbatch!r}; expected a number above 0 or "auto"')
@@ -383,14 +413,17 @@ def _misplaced_keys(tree: dict, schema: type, prefix: str = "") -> Iterator[str]
         if section is None:
             continue
         optional = type(None) in get_args(hints[key])
-        if isinstance(value, dict):
-            yield from _misplaced_keys(value, section, f"{name}.")  # type: ignore[arg-type]
-        elif get_origin(hints[key]) is list and isinstance(value, list):
+        if get_origin(hints[key]) is list:
+            if not isinstance(value, list):
+                yield f"{name} is {value!r}; expected a list such as [{{local: mds/train}}]"
+                continue
             for index, item in enumerate(value):
                 if not isinstance(item, dict):
                     yield f"{name}[{index}] is {item!r}; expected the keys {', '.join(f.name for f in fields(section))}"
                 else:
                     yield from _misplaced_keys(item, section, f"{name}[{index}].")  # type: ignore[arg-type]
+        elif isinstance(value, dict):
+            yield from _misplaced_keys(value, section, f"{name}.")  # type: ignore[arg-type]
         elif not (optional and value is None):
             valid = ", ".join(f"{name}.{f.name}" for f in fields(section))
             yield f"{name} is {value!r}; expected a section with some of {valid}"

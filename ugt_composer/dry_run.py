@@ -11,6 +11,7 @@ from ugt_composer.config import Config, config_yaml
 from ugt_composer.data.manifest import Manifest, check_data, streams_of
 from ugt_composer.errors import UserError
 from ugt_composer.model.ugt import UGT
+from ugt_composer.preflight import about_catalogue, check_kinds, check_run, load_catalogue
 from ugt_composer.run_length import run_length
 
 GIB = 1024**3
@@ -19,8 +20,11 @@ FLOAT = 4  # bytes of a master weight, a gradient and each of Adam's two moments
 
 def describe(config: Config) -> str:
     """The report of `train.py --dry-run`. UserError for what would stop the run: missing data, a bad init_from."""
+    check_run(config)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     train = check_data(config, "data.train", streams_of("data.train", config.data.train))
+    check_kinds(config, train)
+    catalogue = load_catalogue(config)
     evaluation = (
         check_data(config, "data.eval", streams_of("data.eval", config.data.eval)) if config.data.eval.is_given else []
     )
@@ -38,6 +42,8 @@ def describe(config: Config) -> str:
         "# data",
         *_data_lines("train", train),
         *_data_lines("eval", evaluation),
+        f"items  {len(catalogue):>12,} in {config.data.catalogue}" if catalogue else "",
+        about_catalogue(config, catalogue) or "",
         "",
         "# steps",
         *_step_lines(config, train, world_size),

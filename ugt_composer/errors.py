@@ -1,5 +1,6 @@
 """Errors that are the user's to mend: shown as one sentence, never as a traceback."""
 
+import signal
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -26,5 +27,8 @@ def exit_on_user_error(main: Callable[[], int | None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
         sys.exit(EXIT_ERROR)

@@ -1,8 +1,10 @@
 """Config to Composer's loggers."""
 
+import uuid
 from pathlib import Path
 
 from composer.loggers import LoggerDestination
+from composer.utils import dist
 
 from ugt_composer.callbacks.metrics_file import MetricsFile
 from ugt_composer.config import Config
@@ -29,7 +31,7 @@ def build_loggers(config: Config) -> list[LoggerDestination]:
                 name=config.run_name,
                 tags=list(wandb.tags),
                 # The same run again after a preemption, not a new one.
-                init_kwargs={"id": config.run_name, "resume": "allow"},
+                init_kwargs={"id": _run_id(config.save_folder), "resume": "allow"},
             )
         )
     if mlflow is not None:
@@ -40,11 +42,21 @@ def build_loggers(config: Config) -> list[LoggerDestination]:
             MLFlowLogger(
                 experiment_name=mlflow.experiment_name,
                 tracking_uri=mlflow.tracking_uri,
-                run_name=config.run_name,
+                run_name=f"{config.run_name}-{_run_id(config.save_folder)[:8]}",
                 resume=True,
             )
         )
     return loggers
+
+
+def _run_id(folder: str) -> str:
+    """An id that belongs to the save folder: made by its first run, read by those that go on from it."""
+    path = Path(folder) / "run_id"
+    if not path.exists() and dist.get_global_rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(uuid.uuid4().hex)
+    dist.barrier()
+    return path.read_text()
 
 
 def _require(extra: str) -> None:

@@ -29,5 +29,5 @@ def run_length(config: Config, rows_per_epoch: int) -> RunLength:
     total = batches(config.max_duration, per_epoch)
     warmup = batches(config.scheduler.t_warmup, per_epoch, total)
     if not config.scheduler.t_warmup.endswith("%"):
-        warmup = min(warmup, math.ceil(config.scheduler.max_warmup_ratio * total))
+        warmup = min(warmup, math.floor(config.scheduler.max_warmup_ratio * total))
     return RunLength(per_epoch, total, warmup)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from omegaconf import OmegaConf
 from ugt_composer.algorithms.gradient_clipping import GradientNormClipping
 from ugt_composer.callbacks.checkpoints import EVAL_LABEL, Checkpoints, training_state
 from ugt_composer.callbacks.epoch_length import EpochLength
+from ugt_composer.callbacks.finite_loss import FiniteLoss
 from ugt_composer.callbacks.preemption import Preemption
 from ugt_composer.callbacks.random_state import RandomState
 from ugt_composer.callbacks.training_metrics import TrainingMetrics
-from ugt_composer.checkpoint.portable import FINGERPRINT, check_fingerprint, load_weights
-from ugt_composer.checkpoint.training import newest_checkpoint, read_checkpoint, write_checkpoint
+from ugt_composer.checkpoint.portable import FINGERPRINT, check_fingerprint, load_portable, load_weights
+from ugt_composer.checkpoint.training import newest_checkpoint, read_checkpoint, set_aside, write_checkpoint
 from ugt_composer.composer_model import ComposerUGT
 from ugt_composer.config import Config, config_yaml
 from ugt_composer.data.catalogue import Catalogue
@@ -32,6 +34,7 @@ from ugt_composer.losses.unified import UnifiedLoss
 from ugt_composer.model.build import build_model
 from ugt_composer.model.ugt import UGT
 from ugt_composer.optim import create_optimizer, create_scheduler
+from ugt_composer.preflight import about_catalogue, check_run, load_catalogue
 from ugt_composer.run_length import RunLength, run_length
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,10 @@ log = logging.getLogger(__name__)
 # What decides which sample comes next and what a weight means: the same before and after a resume.
 FIXED_ON_RESUME = (
     "model",
+    "loss",
+    "optimizer",
+    "scheduler",
+    "init_from",
     "seed",
     "global_train_batch_size",
     "data.train.shuffle",
@@ -56,10 +63,9 @@ class UGTTrainer(Trainer):
         self.config = config
         self.length = length
         self.random_state = random_state
+        self.checkpoints, self.preemption = checkpoints, Preemption(checkpoints)
         self.dataset_place: dict[str, Any] | None = None  # of the checkpoint that the run went on from
-        super().__init__(
-            callbacks=[*kwargs.pop("callbacks"), random_state, checkpoints, Preemption(checkpoints)], **kwargs
-        )
+        super().__init__(callbacks=[*kwargs.pop("callbacks"), random_state, checkpoints, self.preemption], **kwargs)
 
     def _use_closures(self) -> bool:
         return False  # a closure makes Composer read the loss back from the device in every step
@@ -76,7 +82,10 @@ class UGTTrainer(Trainer):
         place = self.dataset_place or dataset.state_dict(0, from_beginning=True)
         dataset.next_epoch = timestamp.epoch.value
         dataset.load_state_dict({**place, "epoch": timestamp.epoch.value, "sample_in_epoch": sample})
-        super().fit(*args, **kwargs)
+        try:
+            super().fit(*args, **kwargs)
+        finally:
+            self.preemption.give_signals_back()
 
     @property
     def is_finished(self) -> bool:
@@ -106,7 +115,7 @@ class UGTTrainer(Trainer):
 
     def save_checkpoint(self, path: str = "checkpoint.pt", **kwargs: Any) -> str:  # type: ignore[override]
         """Writes all that a resumed run needs to one file. Returns its path."""
-        content = training_state(self.state, self.config)
+        content = training_state(self.state, self.config, self.checkpoints.data)
         if dist.get_global_rank() == 0:
             write_checkpoint(path, content)
         dist.barrier()
@@ -129,7 +138,7 @@ class UGTTrainer(Trainer):
         return True
 
     def _restore(self, path: Path, content: dict[str, Any]) -> None:
-        _check_resumable(path, content["config"], self.config)
+        _check_resumable(path, content, self.config, self.checkpoints.data)
         self.dataset_place = dict(content["state"]["dataset_state"]["train"])
         self.state.load_state_dict(content["state"], self.logger, strict=True)
         self.random_state.pending = content["rng"]
@@ -142,30 +151,33 @@ def build_trainer(config: Config) -> UGTTrainer:
     Raises:
         UserError: data, catalogue, checkpoint or config that cannot be used; nothing has been written then.
     """
-    if config.parallelism.strategy != "ddp":
-        raise UserError(f"parallelism.strategy is {config.parallelism.strategy!r}; this version trains with ddp")
+    check_run(config)
     device = "gpu" if torch.cuda.is_available() else "cpu"
     dist.initialize_dist(device, timeout=config.dist_timeout)
     if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         # More threads than cores spin against each other and slow a step many times over.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // dist.get_local_world_size()))
-    train_loader = build_train_loader(config)
+    if config.device_train_microbatch_size == "auto" and device == "cpu":
+        raise UserError("device_train_microbatch_size is auto, which a GPU's memory decides; expected a number here")
+    train_loader, train_manifests = build_train_loader(config)
     eval_loader = build_eval_loader(config)
     catalogue = load_catalogue(config)
+    if (remark := about_catalogue(config, catalogue)) and dist.get_global_rank() == 0:
+        log.warning(remark)
     model = build_model(config.model, config.seed)
-    fingerprint = {} if catalogue is None else {FINGERPRINT: catalogue.fingerprint}
+    fingerprint = fingerprint_facts(catalogue)
     if config.init_from is not None:
-        check_fingerprint(config.init_from, load_weights(model, config.init_from), fingerprint)
+        check_fingerprint(config.init_from, load_weights(model, config.model, config.init_from), fingerprint)
     composer_model = build_composer_model(config, model, catalogue)
     best = check_best_metric(config, composer_model) if eval_loader is not None else None
     length = run_length(config, train_loader.dataloader.dataset.epoch_size)  # type: ignore[union-attr]
     optimizer = create_optimizer(composer_model, **asdict(config.optimizer))
     precision, loggers = resolve_precision(config.precision, device), build_loggers(config)
-    Path(config.save_folder).mkdir(parents=True, exist_ok=True)  # nothing of the user's can be wrong from here on
+    make_save_folder(config.save_folder)
     trainer = UGTTrainer(
         config,
         length,
-        Checkpoints(composer_model, config, fingerprint, best),
+        Checkpoints(composer_model, config, fingerprint, best, [manifest.index_hash for manifest in train_manifests]),
         RandomState(),
         model=composer_model,
         optimizers=optimizer,
@@ -185,6 +197,7 @@ def build_trainer(config: Config) -> UGTTrainer:
         algorithms=[GradientNormClipping(config.max_grad_norm)],
         callbacks=[
             TrainingMetrics(composer_model, config.log_interval),
+            FiniteLoss(),
             EpochLength(),
             *([MemoryMonitor()] if config.callbacks.memory_monitor else []),
         ],
@@ -197,6 +210,8 @@ def build_trainer(config: Config) -> UGTTrainer:
     )
     if config.autoresume:
         trainer.resume()
+    elif dist.get_global_rank() == 0 and (aside := set_aside(config.save_folder)):
+        log.warning("autoresume is false: what an earlier run left in %s was moved to %s", config.save_folder, aside)
     if dist.get_global_rank() == 0:
         (Path(config.save_folder) / "config.yaml").write_text(config_yaml(config), "utf-8")
     return trainer
@@ -212,9 +227,10 @@ def build_composer_model(config: Config, model: UGT, catalogue: Catalogue | None
         model.item_proj.requires_grad_(False)
     reference = None
     if config.loss.needs_reference:
-        reference = build_model(config.model, config.seed).eval().requires_grad_(False)
         assert reference_from is not None  # the config was refused without one
-        load_weights(reference, reference_from)
+        reference, _, facts = load_portable(reference_from)
+        reference.requires_grad_(False)
+        check_fingerprint(reference_from, facts, fingerprint_facts(catalogue))
     return ComposerUGT(
         model=model,
         loss=loss,
@@ -226,14 +242,18 @@ def build_composer_model(config: Config, model: UGT, catalogue: Catalogue | None
     )
 
 
-def load_catalogue(config: Config) -> Catalogue | None:
-    """The catalogue of `data.catalogue`, held against the model's codebooks; None where none is given."""
-    if config.data.catalogue is None:
-        log.warning("data.catalogue is not given: recommendations are not limited to items that exist")
-        return None
-    catalogue = Catalogue.load(config.data.catalogue)
-    catalogue.check(config.model.codebook_sizes)
-    return catalogue
+def fingerprint_facts(catalogue: Catalogue | None) -> dict[str, str]:
+    """The catalogue's fingerprint as it stands in the header of a model."""
+    return {} if catalogue is None else {FINGERPRINT: catalogue.fingerprint}
+
+
+def make_save_folder(folder: str) -> None:
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"save_folder {folder} cannot be written: {error.strerror}") from None
 
 
 def check_best_metric(config: Config, model: ComposerUGT) -> str | None:
@@ -252,12 +272,17 @@ def resolve_precision(precision: str, device: str) -> str:
     return precision
 
 
-def _check_resumable(path: Path, theirs: str, own: Config) -> None:
-    old, new = OmegaConf.create(theirs), OmegaConf.create(config_yaml(own))
+def _check_resumable(path: Path, content: dict[str, Any], own: Config, data: list[str]) -> None:
+    if content["data"] != data:
+        raise UserError(
+            f"{path} was written with other rows in data.train: the run cannot go on as it began; use the folders it "
+            "began with, or train into another save_folder with init_from"
+        )
+    old, new = OmegaConf.create(content["config"]), OmegaConf.create(config_yaml(own))
     for key in FIXED_ON_RESUME:
         before, now = OmegaConf.select(old, key), OmegaConf.select(new, key)
         if before != now:
             raise UserError(
                 f"{path} was written with {key} = {before}, now it is {now}: the run cannot go on as it began; set it "
-                "back, or train into another save_folder"
+                "back, or train into another save_folder with init_from"
             )

@@ -28,7 +28,7 @@ def test_dry_run_says_what_would_run_and_writes_nothing(shop, tmp_path):
     assert "lr: 0.01" in result.stdout
     assert "205 recommend rows" in result.stdout
     assert "the run          14 batches (2ep)" in result.stdout
-    assert "warm-up          2 batches" in result.stdout
+    assert "warm-up          1 batches" in result.stdout
     assert not (tmp_path / "run").exists()
 
 
@@ -54,6 +54,7 @@ def test_dry_run_counts_the_parameters_of_the_model(shop, tmp_path, tiny_model):
         (["init_from=nowhere"], ["nowhere/model.safetensors: no such file"]),
         (["save_best_on=recal@10"], ["save_best_on is 'recal@10'", "did you mean recall@10?"]),
         (["precision=amp_bf16"], ["precision is amp_bf16", "no GPU"]),
+        (["device_train_microbatch_size=auto"], ["device_train_microbatch_size is auto", "a number"]),
         (["parallelism.strategy=fsdp"], ["parallelism.strategy", "ddp"]),
         (["loggers.wandb.project=x"], ["ugt-composer[wandb]"]),
     ],

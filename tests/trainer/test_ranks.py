@@ -13,6 +13,7 @@ EXACT = (
     "model.expert_capacity_factor=null",
     "device_train_microbatch_size=32",
     "loss.num_negatives=40",
+    "optimizer.lr=1e-3",
 )
 
 

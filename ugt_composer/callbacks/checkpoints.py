@@ -24,9 +24,13 @@ class Checkpoints(Callback):
         config: of the run; goes into each file.
         facts: strings for the portable models' header, such as the catalogue's fingerprint.
         save_best_on: evaluation metric that `best/` maximises (a loss: minimises); None: `best/` is `latest/`.
+        data: what tells the training data from other data; a run goes on only with the same.
     """
 
-    def __init__(self, model: ComposerUGT, config: Config, facts: dict[str, str], save_best_on: str | None):
+    def __init__(
+        self, model: ComposerUGT, config: Config, facts: dict[str, str], save_best_on: str | None, data: list[str]
+    ):
+        self.data = data
         self.model = model
         self.config = config
         self.facts = facts
@@ -63,7 +67,7 @@ class Checkpoints(Callback):
     def save(self, state: State) -> None:
         """Writes the training checkpoint and `latest/`, then drops checkpoints past the number to keep."""
         path = checkpoint_path(self.folder, state.timestamp.batch.value)
-        content = training_state(state, self.config)
+        content = training_state(state, self.config, self.data)
         if dist.get_global_rank() == 0:
             write_checkpoint(path, content)
             rotate(self.folder, self.config.save_num_checkpoints_to_keep)
@@ -78,15 +82,16 @@ class Checkpoints(Callback):
             save_portable(self.folder / name, self.model.model.state_dict(), self.config, facts)
 
 
-def training_state(state: State, config: Config) -> dict[str, Any]:
-    """All that a resumed run needs: Composer's state, every rank's random state, and the config it belongs to."""
-    return {"state": state.state_dict(), "rng": reproducibility.get_rng_state(), "config": config_yaml(config)}
+def training_state(state: State, config: Config, data: list[str]) -> dict[str, Any]:
+    """All that a resumed run needs: Composer's state, every rank's random state, and what both belong to."""
+    rng = reproducibility.get_rng_state()
+    return {"state": state.state_dict(), "rng": rng, "config": config_yaml(config), "data": data}
 
 
 def is_better(value: float, best: float | None, metric: str) -> bool:
-    """A loss is better when lower, anything else when higher; what is not a number never is."""
+    """A loss and gini are better when lower, anything else when higher; what is not a number never is."""
     if math.isnan(value):
         return False
     if best is None:
         return True
-    return value < best if metric.endswith("loss") else value > best
+    return value < best if metric.endswith("loss") or metric.startswith("gini") else value > best

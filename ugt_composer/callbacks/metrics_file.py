@@ -12,7 +12,7 @@ from composer.utils import dist
 from ugt_composer.intervals import Every
 
 FILE_NAME = "metrics.jsonl"
-RECORDED = ("loss/", "metrics/")
+RECORDED = ("loss/", "metrics/", "memory/")
 
 
 class MetricsFile(LoggerDestination):

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+from typing import Any
 
 import torch
 from composer import Callback, Logger, State
@@ -24,14 +26,18 @@ class Preemption(Callback):
         self.checkpoints = checkpoints
         self.signal_seen = False
         self.saved = False
+        self.before: dict[signal.Signals, Any] = {}
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        for number in SIGNALS:
-            signal.signal(number, self._note)
+        self.signal_seen = self.saved = False
+        if threading.current_thread() is threading.main_thread():  # no other may handle signals
+            self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
 
-    def fit_end(self, state: State, logger: Logger) -> None:
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+    def give_signals_back(self) -> None:
+        """Puts back the handlers that were there before fit, however fit ended."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         if is_last_batch(state) or not self._any_rank_saw_a_signal(state):

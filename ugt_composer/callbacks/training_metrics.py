@@ -19,7 +19,10 @@ class TrainingMetrics(Callback):
         self.window_start = time.monotonic()
         self.window_rows = 0
 
-    def batch_start(self, state: State, logger: Logger) -> None:
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self.window_start, self.window_rows = time.monotonic(), 0
+
+    def before_train_batch(self, state: State, logger: Logger) -> None:
         self.model.step_metrics, self.model.step_rows = {}, 0
 
     def batch_end(self, state: State, logger: Logger) -> None:

@@ -7,13 +7,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ugt_composer.config import Config, config_yaml, load_config
+from ugt_composer.config import Config, ModelConfig, config_yaml, load_config
 from ugt_composer.errors import UserError
 from ugt_composer.model.build import build_model
 from ugt_composer.model.ugt import UGT
 
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
 FINGERPRINT = "catalogue_fingerprint"
+WIRING = ("n_heads", "top_k_experts", "attention_activation", "user_pooling")  # shows in no shape
 
 
 def save_portable(folder: str | Path, weights: dict[str, Tensor], config: Config, facts: dict[str, str]) -> None:
@@ -38,17 +39,26 @@ def load_portable(folder: str | Path) -> tuple[UGT, Config, dict[str, str]]:
     """The model in evaluation mode, its config and its facts. UserError where the folder is no portable model."""
     config = load_config(_existing(folder, CONFIG))
     model = build_model(config.model, config.seed)
-    facts = load_weights(model, folder)
+    facts = load_weights(model, config.model, folder)
     return model.eval(), config, facts
 
 
-def load_weights(model: UGT, folder: str | Path) -> dict[str, str]:
+def load_weights(model: UGT, config: ModelConfig, folder: str | Path) -> dict[str, str]:
     """Loads the weights of a portable model into `model`, strict about names and shapes. Returns the facts.
 
+    Args:
+        config: what `model` was built from; what no shape shows, such as the number of heads, is compared by it.
+
     Raises:
-        UserError: naming the folder and what is missing, unexpected or of another shape.
+        UserError: naming the folder and what is missing, unexpected, of another shape or otherwise wired.
     """
-    path = _existing(folder, WEIGHTS)
+    path, theirs = _existing(folder, WEIGHTS), load_config(_existing(folder, CONFIG)).model
+    for key in WIRING:
+        if getattr(theirs, key) != getattr(config, key):
+            raise UserError(
+                f"{folder} was trained with model.{key} = {getattr(theirs, key)}, now it is {getattr(config, key)}: "
+                "the weights would fit and mean something else; set it back"
+            )
     try:
         with safe_open(path, "pt") as file:
             facts = file.metadata() or {}

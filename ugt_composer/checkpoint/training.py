@@ -13,6 +13,7 @@ import torch
 from ugt_composer.errors import UserError
 
 log = logging.getLogger(__name__)
+KEYS = {"state", "rng", "config", "data"}
 _NAME = re.compile(r"ba(\d{8,})\.pt")
 
 
@@ -52,6 +53,23 @@ def rotate(folder: str | Path, keep: int) -> None:
         path.unlink(missing_ok=True)
 
 
+def set_aside(folder: str | Path) -> Path | None:
+    """Moves what an earlier run left in a folder to `earlier-1`, `earlier-2`, …; None where there is nothing.
+
+    A run that starts afresh beside old checkpoints would have its own rotated away, as those of fewer batches.
+    """
+    names = ("best", "latest", "metrics.jsonl", "config.yaml")
+    old = [*list_checkpoints(folder), *(Path(folder) / name for name in names if (Path(folder) / name).exists())]
+    if not old:
+        return None
+    taken = {path.name for path in Path(folder).glob("earlier-*")}
+    target = Path(folder) / next(f"earlier-{n}" for n in range(1, len(taken) + 2) if f"earlier-{n}" not in taken)
+    target.mkdir()
+    for path in old:
+        path.rename(target / path.name)
+    return target
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Tensors and plain data only: nothing in the file is executed.
 
@@ -69,12 +87,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     ]
     try:
         with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected a training checkpoint such as ba00001000.pt") from None
     except Exception as error:  # a torn file can fail in any way
         reason = (str(error) or repr(error)).splitlines()[0]
         raise UserError(f"{path}: cannot be read as a checkpoint ({reason})") from None
+    if not isinstance(content, dict) or content.keys() != KEYS:
+        raise UserError(f"{path}: is no training checkpoint; expected one such as ba00001000.pt")
+    return content
 
 
 def newest_checkpoint(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:

@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 EPILOG = """examples:
@@ -48,6 +49,8 @@ def main(arguments: argparse.Namespace) -> int:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected at least 1")
     model, config, facts = load_portable(arguments.checkpoint)
     path = arguments.catalogue or config.data.catalogue
+    if path is not None and not Path(path).exists():
+        raise UserError(f"{path}: no such catalogue; name the one that the model was trained with by --catalogue FILE")
     catalogue = None if path is None else Catalogue.load(path)
     if catalogue is not None:
         catalogue.check(config.model.codebook_sizes)

@@ -3,25 +3,16 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from streaming import LocalDataset, Stream, StreamingDataset
-from torch.utils.data import ConcatDataset, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from ugt_composer.config import StreamConfig
 from ugt_composer.data.collate import PackedRow
-from ugt_composer.data.manifest import PREFERENCE, RECOMMEND, Manifest
-from ugt_composer.errors import UserError
 
 
 class RowDataset(StreamingDataset):
     """Streams packed rows in a deterministic, resumable order. Keyword arguments are StreamingDataset's."""
-
-    kinds: tuple[str, ...] = (RECOMMEND, PREFERENCE)
-
-    def __init__(self, manifests: Sequence[Manifest], **kwargs):
-        for manifest in manifests:
-            if manifest.kind not in self.kinds:
-                raise UserError(f"{manifest.folder}: holds {manifest.kind} rows; expected {' or '.join(self.kinds)}")
-        super().__init__(**kwargs)
 
     def __getitem__(self, at: int) -> PackedRow:  # type: ignore[override]
         return PackedRow(int(at), super().__getitem__(at)["row"])
@@ -30,13 +21,9 @@ class RowDataset(StreamingDataset):
 class RecommendDataset(RowDataset):
     """Histories with the items that followed."""
 
-    kinds = (RECOMMEND,)
-
 
 class PreferenceDataset(RowDataset):
     """Histories with a chosen item and rejected ones, possibly mixed with recommend rows, which carry no pair."""
-
-    kinds = (RECOMMEND, PREFERENCE)
 
 
 class EvaluationDataset(IterableDataset):
@@ -47,27 +34,33 @@ class EvaluationDataset(IterableDataset):
     """
 
     def __init__(self, streams: Sequence[StreamConfig], rank: int, world_size: int):
-        self.rows: ConcatDataset = ConcatDataset([_indexed(stream) for stream in streams])
+        self.folders = [_indexed(stream) for stream in streams]
+        self.ends = np.cumsum([folder.size for folder in self.folders])
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // self.world_size)
+        return -(-int(self.ends[-1]) // self.world_size)
 
     def __iter__(self) -> Iterator[PackedRow]:
         worker = get_worker_info()
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        total = len(self.rows)
+        total = int(self.ends[-1])
         for at in range(first, len(self), step):
             row_id = at * self.world_size + self.rank
-            yield PackedRow(row_id % total, self.rows[row_id % total]["row"], counts=row_id < total)
+            yield PackedRow(row_id % total, self._row(row_id % total), counts=row_id < total)
+
+    def _row(self, row_id: int) -> bytes:
+        number = int(np.searchsorted(self.ends, row_id, side="right"))
+        folder = self.folders[number]
+        return folder[row_id - int(self.ends[number]) + folder.size]["row"]
 
 
-def _indexed(stream: StreamConfig) -> Dataset:
+def _indexed(stream: StreamConfig) -> LocalDataset | StreamingDataset:
     """Shards on this machine are read in place; remote ones are fetched into `local` as they are needed."""
     if stream.remote is None:
         assert stream.local is not None
         return LocalDataset(stream.local)
-    return StreamingDataset(remote=stream.remote, local=stream.local)  # type: ignore[return-value]
+    return StreamingDataset(remote=stream.remote, local=stream.local, batch_size=1)
 
 
 def training_streams(streams: Sequence[StreamConfig]) -> list[Stream]:

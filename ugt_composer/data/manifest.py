@@ -24,6 +24,7 @@ class Manifest:
         codebook_sizes: sizes that the rows were checked against.
         largest_position: of any token.
         integer_width: bytes of an integer in a row.
+        index_hash: of index.json, and so of every shard whose hash stands there.
     """
 
     folder: str
@@ -32,10 +33,13 @@ class Manifest:
     codebook_sizes: tuple[int, ...]
     largest_position: int
     integer_width: int
+    index_hash: str
 
 
-def read_manifest(folder: str | Path) -> Manifest:
-    """Raises UserError where the folder is no output of the conversion, or its shards are missing or cut short."""
+def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
+    """The facts of a folder; with `complete` all its shards have to be there.
+
+    Raises UserError where the folder is no output of the conversion, or its shards are missing or cut short."""
     path = Path(folder) / FILE_NAME
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder; expected MDS shards made by convert/jsonl_to_mds.py")
@@ -52,12 +56,14 @@ def read_manifest(folder: str | Path) -> Manifest:
             codebook_sizes=tuple(facts["codebook_sizes"]),
             largest_position=max(facts["largest_position"].values()),
             integer_width=facts["integer_width"],
+            index_hash=facts["index_hash"],
         )
     except FileNotFoundError:
         raise UserError(f"{path}: missing; expected a folder made by convert/jsonl_to_mds.py") from None
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a manifest of the conversion ({error!r}); convert the data again") from None
-    _check_shards(Path(folder), manifest)
+    if complete:
+        _check_shards(Path(folder), manifest)
     return manifest
 
 
@@ -90,11 +96,11 @@ def streams_of(key: str, data) -> list[StreamConfig]:
 
 
 def check_data(config: Config, key: str, streams: Sequence[StreamConfig]) -> list[Manifest]:
-    """The manifests of the streams that lie on this machine, each held against the model's sizes.
+    """The manifests of the streams, each held against the model's sizes. Those of remote streams are fetched before.
 
     Raises UserError naming the folder, the key and both values.
     """
-    manifests = [read_manifest(stream.local) for stream in streams if stream.local and stream.remote is None]
+    manifests = [read_manifest(stream.local, complete=stream.remote is None) for stream in streams if stream.local]
     for manifest in manifests:
         if any(data > model for data, model in zip(manifest.codebook_sizes, config.model.codebook_sizes, strict=True)):
             raise UserError(
