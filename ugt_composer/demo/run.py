@@ -22,7 +22,7 @@ from ugt_composer.errors import UserError, exit_on_user_error
 SHARDS = {"train": "recommend", "eval": "recommend", "preference_train": "preference", "preference_eval": "preference"}
 # What a stage adds to its YAML and yamls/demo.yaml.
 STAGES: dict[int, tuple[str, ...]] = {
-    1: ("max_duration=5ep", "optimizer.lr=3e-3"),
+    1: ("max_duration=4ep", "optimizer.lr=3e-3"),
     2: ("max_duration=2ep", "optimizer.lr=5e-4"),
     3: ("max_duration=1ep", "optimizer.lr=5e-4"),
 }
