@@ -11,7 +11,7 @@ from ugt_composer.config import Config, config_yaml
 from ugt_composer.data.manifest import Manifest, check_data, streams_of
 from ugt_composer.errors import UserError
 from ugt_composer.model.ugt import UGT
-from ugt_composer.preflight import about_catalogue, check_kinds, check_run, load_catalogue
+from ugt_composer.preflight import about_catalogue, check_kinds, check_run, device_batch_size, load_catalogue
 from ugt_composer.run_length import run_length
 
 GIB = 1024**3
@@ -65,17 +65,14 @@ def _data_lines(key: str, manifests: list[Manifest]) -> list[str]:
 
 
 def _step_lines(config: Config, train: list[Manifest], world_size: int) -> list[str]:
-    batch = config.global_train_batch_size
-    if batch % world_size:
-        raise UserError(f"global_train_batch_size is {batch}; expected a multiple of the {world_size} ranks")
-    device_batch = batch // world_size
+    batch, device_batch = config.global_train_batch_size, device_batch_size(config, world_size)
     micro = config.device_train_microbatch_size
     pieces = "found while training" if isinstance(micro, str) else f"{-(-device_batch // micro)} of up to {micro}"
     lines = [
         f"ranks            {world_size} ({config.parallelism.strategy})",
         f"batch            {batch} rows: {device_batch} a rank, microbatches: {pieces}",
     ]
-    if not train:
+    if len(train) < len(streams_of("data.train", config.data.train)):
         return [*lines, "epochs           unknown: the shards are remote"]
     length = run_length(config, sum(manifest.rows for manifest in train))
     return [

@@ -29,6 +29,15 @@ def check_kinds(config: Config, manifests: list[Manifest]) -> None:
             )
 
 
+def device_batch_size(config: Config, world_size: int) -> int:
+    """Rows a rank takes of a global batch. UserError where they do not divide over the ranks."""
+    if config.global_train_batch_size % world_size:
+        raise UserError(
+            f"global_train_batch_size is {config.global_train_batch_size}; expected a multiple of {world_size} ranks"
+        )
+    return config.global_train_batch_size // world_size
+
+
 def load_catalogue(config: Config) -> Catalogue | None:
     """The catalogue of `data.catalogue`, held against the model's codebooks; None where none is given."""
     if config.data.catalogue is None:

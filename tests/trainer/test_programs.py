@@ -32,6 +32,14 @@ def test_dry_run_says_what_would_run_and_writes_nothing(shop, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_dry_run_of_remote_data_that_was_never_fetched_says_so(shop, tmp_path):
+    remote = (f"data.train.local={tmp_path / 'cache'}", "data.train.remote=s3://bucket/train")
+    result = train(*stage_arguments(shop, tmp_path / "run", 1), *remote, "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "train  none on this machine" in result.stdout
+    assert "unknown: the shards are remote" in result.stdout
+
+
 def test_dry_run_counts_the_parameters_of_the_model(shop, tmp_path, tiny_model):
     from ugt_composer.config import load_config
     from ugt_composer.model.build import build_model

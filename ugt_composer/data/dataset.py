@@ -1,7 +1,6 @@
 """MDS folders as data sets: a streamed one for training, an indexed one for evaluation."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from streaming import LocalDataset, Stream, StreamingDataset
@@ -65,9 +64,4 @@ def _indexed(stream: StreamConfig) -> LocalDataset | StreamingDataset:
 
 def training_streams(streams: Sequence[StreamConfig]) -> list[Stream]:
     """Streaming's own objects. A stream without a remote must lie complete in its folder."""
-    return [
-        Stream(
-            local=str(Path(stream.local)) if stream.local else None, remote=stream.remote, proportion=stream.proportion
-        )
-        for stream in streams
-    ]
+    return [Stream(local=s.local, remote=s.remote, proportion=s.proportion) for s in streams]

@@ -16,7 +16,7 @@ from ugt_composer.data.dataset import EvaluationDataset, PreferenceDataset, Reco
 from ugt_composer.data.manifest import FILE_NAME, Manifest, check_data, streams_of
 from ugt_composer.errors import UserError
 from ugt_composer.microbatch import rows_in_batch, split_batch
-from ugt_composer.preflight import check_kinds
+from ugt_composer.preflight import check_kinds, device_batch_size
 
 DOWNLOAD_TIMEOUT = 60.0  # seconds, for one small file
 
@@ -27,12 +27,7 @@ def build_train_loader(config: Config) -> tuple[DataSpec, list[Manifest]]:
     Raises:
         UserError: the data is missing, does not fit the model, or the batch does not divide over the ranks.
     """
-    data, world_size = config.data.train, dist.get_world_size()
-    if config.global_train_batch_size % world_size:
-        raise UserError(
-            f"global_train_batch_size is {config.global_train_batch_size}; expected a multiple of {world_size} ranks"
-        )
-    batch_size = config.global_train_batch_size // world_size
+    data, batch_size = config.data.train, device_batch_size(config, dist.get_world_size())
     streams = streams_of("data.train", data)
     fetch_manifests(streams)
     manifests = check_data(config, "data.train", streams)

@@ -96,11 +96,14 @@ def streams_of(key: str, data) -> list[StreamConfig]:
 
 
 def check_data(config: Config, key: str, streams: Sequence[StreamConfig]) -> list[Manifest]:
-    """The manifests of the streams, each held against the model's sizes. Those of remote streams are fetched before.
+    """The manifests of the streams, each held against the model's sizes.
+
+    A remote stream is left out where its manifest has not been fetched: only a dry run meets one.
 
     Raises UserError naming the folder, the key and both values.
     """
-    manifests = [read_manifest(stream.local, complete=stream.remote is None) for stream in streams if stream.local]
+    known = [s for s in streams if s.remote is None or (Path(str(s.local)) / FILE_NAME).exists()]
+    manifests = [read_manifest(str(stream.local), complete=stream.remote is None) for stream in known]
     for manifest in manifests:
         if any(data > model for data, model in zip(manifest.codebook_sizes, config.model.codebook_sizes, strict=True)):
             raise UserError(
