@@ -1,0 +1,117 @@
+"""A table of interactions as JSON Lines: histories, preferences, a catalogue and its semantic ids.
+
+INTERACTIONS is a CSV, TSV or Parquet file with a row an interaction (user, item, timestamp, and a rating or an action
+if there is one), or a text file with a line a user: `user item item …`, oldest first. Text may be packed: .gz, .zst.
+
+    train.jsonl, validation.jsonl, test.jsonl            recommend rows
+    train_preference.jsonl, validation_preference.jsonl  preference rows, where ratings or actions allow
+    catalogue.jsonl                                      the items and their semantic ids, for data.catalogue
+    semantic_ids.json                                    the same ids as a versioned bundle, for --codes
+    report.json                                          counts, quality of the ids, what popularity scores
+
+Nothing of the validation and test items goes into training rows, training preferences or semantic ids. Interactions of
+a user with the same timestamp stay in the order of the file.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ugt_composer.errors import exit_on_user_error
+from ugt_composer.importing import options
+from ugt_composer.importing.quality import summary
+from ugt_composer.importing.run import CATALOGUE, FILES, Settings, import_interactions
+from ugt_composer.output_folder import new_folder
+
+EXAMPLES = """
+examples:
+  # ratings with titles; histories hold what was liked, preferences are made of 4 and more against 2 and less
+  python convert/interactions_to_jsonl.py ratings.csv --items movies.csv --min-rating 4 --out data/movies
+
+  # a line a user, items with texts in a table
+  python convert/interactions_to_jsonl.py sequences.txt --items items.tsv --cuts-per-user all --out data/beauty
+
+  # clicks against impressions, tested on the last tenth of the time, ids as published
+  python convert/interactions_to_jsonl.py events.parquet --split time --positive-actions click \\
+    --chosen-actions click --rejected-actions impression --codes index.json --out data/news
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("interactions", type=Path, metavar="INTERACTIONS", help="the file to import")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; complete or not there")
+    parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier run in --out")
+    options.add_source_options(parser)
+    options.add_split_options(parser)
+    options.add_row_options(parser)
+    options.add_preference_options(parser)
+    options.add_id_options(parser)
+    given = parser.parse_args(arguments)
+    settings = Settings(
+        options.source_settings(given),
+        options.split_settings(given),
+        options.id_settings(given),
+        options.row_settings(given),
+        options.preference_settings(given),
+    )
+    with new_folder(given.out, FILES, given.overwrite) as folder:
+        report = import_interactions(settings, folder, lambda text: print(text, file=sys.stderr, flush=True))
+    print_report(report)
+    print_next(report, given.out)
+    return 0
+
+
+def print_report(report: dict[str, Any]) -> None:
+    for text, number in (
+        ("rows left out because they were not understood", report["skipped_rows"]),
+        ("interactions left out because their items have no code or vector", report["interactions_without_id"]),
+    ):
+        if number:
+            print(f"{text}: {number:,}")
+    if report["first_skipped"]:
+        print(f"the first of them: {report['first_skipped']}")
+    parts = ", ".join(f"{count:,} {part}" for part, count in report["parts"].items())
+    print(f"{report['interactions']:,} interactions of {report['users']:,} users")
+    print(f"{report['positive']:,} of them in histories: {parts}")
+    if "validation_from_date" in report:
+        print(f"validation from {report['validation_from_date']}, test from {report['test_from_date']}")
+    for name, count in report["rows"].items():
+        print(f"{name}: {count:,} rows")
+    print_preferences(report)
+    for part, scores in report["popularity"].items():
+        print(f"popularity on {part}: " + ", ".join(f"{name} {score:.4f}" for name, score in scores.items()))
+    print(summary(report["quality"]))
+
+
+def print_preferences(report: dict[str, Any]) -> None:
+    facts = report["preferences"]
+    if "why_none" in facts:
+        print(f"no preference rows: {facts['why_none']}")
+        return
+    if "chosen_min" in facts:
+        by = f"rated {facts['chosen_min']:g} or more against {facts['rejected_max']:g} or less"
+    else:
+        by = f"{', '.join(facts['chosen_actions'])} against {', '.join(facts['rejected_actions'])}"
+    print(f"preferences: {by}; validation by {facts['validation_by']}")
+    if "train_preference.jsonl" not in report["rows"]:
+        print(f"no training pairs among {facts['chosen']:,} chosen and {facts['rejected']:,} rejected; no file of them")
+
+
+def print_next(report: dict[str, Any], out: Path) -> None:
+    sizes = " ".join(map(str, report["codebook_sizes"]))
+    print(f"\nAll in {out}; the catalogue is {out / CATALOGUE}, fingerprint {report['fingerprint'][:12]}. Next:")
+    for name, count in report["rows"].items():
+        stem = name.partition(".")[0]
+        kind = "preference" if "preference" in stem else "recommend"
+        if count:
+            print(
+                f"  python convert/jsonl_to_mds.py {out / name} --kind {kind} --codebook-sizes {sizes} --out mds/{stem}"
+            )
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

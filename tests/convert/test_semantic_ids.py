@@ -1,0 +1,67 @@
+import json
+
+import numpy as np
+import pytest
+
+from convert.interactions_to_jsonl import main as import_interactions
+from convert.semantic_ids import main
+from ugt_composer.data.catalogue import Catalogue
+from ugt_composer.errors import UserError
+
+LINES = [f"u{user} " + " ".join(f"i{(user * 7 + step * step) % 30}" for step in range(8)) for user in range(25)]
+
+
+@pytest.fixture
+def source(tmp_path):
+    (tmp_path / "sequences.txt").write_text("\n".join(LINES))
+    titles = "\n".join(f"i{n}\t{'red' if n % 2 else 'blue'} thing {n % 5}" for n in range(33))
+    (tmp_path / "items.tsv").write_text("item_id\ttitle\n" + titles + "\n")
+    return tmp_path / "sequences.txt"
+
+
+def test_ids_are_those_that_an_import_builds(source, capsys):
+    items = ["--items", str(source.with_name("items.tsv"))]
+    assert main([str(source), *items, "--out", str(source.with_name("ids"))]) == 0
+    assert "semantic ids of 33 items: no two share one" in capsys.readouterr().out
+    assert import_interactions([str(source), *items, "--out", str(source.with_name("rows"))]) == 0
+    for name in ("semantic_ids.json", "catalogue.jsonl"):
+        assert (
+            source.with_name("ids").joinpath(name).read_bytes() == source.with_name("rows").joinpath(name).read_bytes()
+        )
+
+
+def test_ids_from_texts_alone_and_from_vectors_alone(source):
+    items = ["--items", str(source.with_name("items.tsv"))]
+    assert main([*items, "--out", str(source.with_name("texts"))]) == 0
+    np.save(source.with_name("v.npy"), np.random.default_rng(0).standard_normal((33, 4)))
+    assert main([*items, "--vectors", str(source.with_name("v.npy")), "--out", str(source.with_name("vectors"))]) == 0
+    for name, method in (("texts", "built"), ("vectors", "vectors")):
+        assert json.loads((source.parent / name / "report.json").read_text())["made"]["method"] == method
+        catalogue = Catalogue.load(source.parent / name / "catalogue.jsonl")
+        assert len(catalogue) == 33
+        assert catalogue.collisions.count == 0
+
+
+def test_the_report_judges_codes_and_writes_nothing(source, capsys):
+    index = source.with_name("index.json")
+    index.write_text(json.dumps({f"i{n}": [n % 2, 0, 0] for n in range(33)}))
+    before = sorted(source.parent.iterdir())
+    assert main([str(source), "--items", str(source.with_name("items.tsv")), "--report", "--codes", str(index)]) == 0
+    shown = capsys.readouterr().out
+    assert "33 items share 2 of them" in shown
+    assert "nearest by texts" in shown
+    assert "nearest by co-occurrence" in shown
+    assert sorted(source.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--out", "out"], "semantic ids of what?"),
+        ([], "--out DIR is missing"),
+        (["--report"], "--report judges --codes FILE"),
+    ],
+)
+def test_mistakes_are_named(arguments, said):
+    with pytest.raises(UserError, match=said.replace("?", r"\?")):
+        main(arguments)

@@ -1,0 +1,71 @@
+import json
+import string
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ugt_composer.data.catalogue import Catalogue
+from ugt_composer.errors import UserError
+from ugt_composer.importing.bundle import Bundle, load_bundle
+
+SIZES = (16, 32, 64)
+names = st.text(string.ascii_letters + string.digits + ' "\\é–日\t', min_size=1, max_size=8)
+
+
+@st.composite
+def bundles(draw) -> Bundle:
+    items = draw(st.lists(names, min_size=1, max_size=12, unique=True))
+    triple = st.tuples(*(st.integers(5, size - 1) for size in SIZES))
+    ids = draw(st.lists(triple, min_size=len(items), max_size=len(items)))
+    return Bundle(pl.Series("item", items), np.array(ids), list(SIZES), {"method": "test", "seed": 1})
+
+
+@settings(max_examples=60, deadline=None)
+@given(bundles())
+def test_a_bundle_comes_back_as_it_was(tmp_path_factory, bundle):
+    path = tmp_path_factory.mktemp("bundle") / "semantic_ids.json"
+    bundle.save(path)
+    again = load_bundle(path)
+    assert again.items.to_list() == bundle.items.to_list()
+    assert (again.ids == bundle.ids).all()
+    assert (list(again.codebook_sizes), again.made) == (list(bundle.codebook_sizes), bundle.made)
+    assert again.fingerprint == bundle.fingerprint
+
+
+@settings(max_examples=60, deadline=None)
+@given(bundles(), st.booleans())
+def test_the_fingerprint_is_that_of_the_catalogue_written_beside_it(tmp_path_factory, bundle, named):
+    path = tmp_path_factory.mktemp("bundle") / "catalogue.jsonl"
+    bundle.write_catalogue(
+        path, pl.Series(["name", *[None] * (len(bundle.items) - 1)], dtype=pl.String) if named else None
+    )
+    catalogue = Catalogue.load(path)
+    assert catalogue.fingerprint == bundle.fingerprint
+    assert [item.item_id for item in catalogue.items] == bundle.items.to_list()
+    assert catalogue.items[0].name == ("name" if named else None)
+    catalogue.check(SIZES)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda made: made["items"].update(a=[6, 6, 6]), "the ids are not those of its fingerprint"),
+        (lambda made: made["items"].update(a=[6, 6, 64]), "item 'a': found [6, 6, 64], expected 3 ids of 5"),
+        (lambda made: made["items"].update(a=[6, 6]), "item 'a': found [6, 6]"),
+        (lambda made: made.update(version=2), "found version 2, expected 1"),
+        (lambda made: made.update(codebook_sizes=[16]), "expected codebook_sizes, 3 of them, and items"),
+        (lambda made: made.update(format="other"), 'found no "format"'),
+    ],
+)
+def test_a_changed_bundle_is_refused(tmp_path, change, said):
+    path = tmp_path / "semantic_ids.json"
+    Bundle(pl.Series("item", ["a", "b"]), np.array([[5, 5, 5], [5, 5, 6]]), list(SIZES), {}).save(path)
+    made = json.loads(path.read_text())
+    change(made)
+    path.write_text(json.dumps(made))
+    with pytest.raises(UserError) as error:
+        load_bundle(path)
+    assert said in str(error.value)

@@ -1,0 +1,129 @@
+"""Against a brute-force twin that knows nothing of arrays."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ugt_composer.importing.pairs import REPEATS, Log, Pairs, find_pairs, make_pairs, parts_of_log
+from ugt_composer.importing.splits import TEST, TRAIN, VALIDATION, leave_one_out, user_offsets
+
+
+@st.composite
+def logs(draw) -> Log:
+    counts = draw(st.lists(st.integers(1, 14), min_size=1, max_size=4))
+    size = sum(counts)
+    user = np.repeat(np.arange(len(counts)), counts)
+    kind = np.array(draw(st.lists(st.sampled_from("cprn"), min_size=size, max_size=size)))
+    items = np.array(draw(st.lists(st.integers(0, 9), min_size=size, max_size=size)))
+    positive = (kind == "c") | (kind == "p")
+    if not positive.any():
+        positive[0] = True
+    part = leave_one_out(user[positive], user_offsets(user[positive], len(counts)), 3)
+    return Log(user, items, parts_of_log(user, positive, part), positive, kind == "c", kind == "r")
+
+
+def twin(log: Log, may_choose, may_reject, window: int, most: int) -> list[tuple[int, list[int], int]]:
+    """(chosen, rejected, positives before all of them)."""
+    size, found = len(log.user), []
+    for i in range(size):
+        if not (log.chosen[i] and may_choose[i]):
+            continue
+        liked = {
+            int(log.meaning[j])
+            for j in range(size)
+            if log.user[j] == log.user[i] and log.chosen[j] and (may_choose[j] or may_reject[j])
+        }
+        usable = [
+            j
+            for j in range(size)
+            if log.user[j] == log.user[i]
+            and log.rejected[j]
+            and may_reject[j]
+            and log.meaning[j] not in liked
+            and any(log.positive[k] and log.user[k] == log.user[i] for k in range(j))
+        ]
+        if not any(log.positive[k] and log.user[k] == log.user[i] for k in range(i)):
+            continue
+        looked_at = [j for j in usable if j < i][-most - REPEATS :] + [j for j in usable if j > i][: most + REPEATS]
+        rejected: list[int] = []
+        for j in sorted(looked_at, key=lambda j: (abs(j - i), j)):
+            if abs(j - i) <= window and log.meaning[j] not in [log.meaning[k] for k in rejected]:
+                rejected.append(j)
+        if rejected:
+            kept = rejected[:most]
+            found.append((i, kept, sum(log.positive[: min(i, *kept)])))
+    return found
+
+
+def listed(pairs: Pairs) -> list[tuple[int, list[int], int]]:
+    rejected = [[int(j) for j in row if j >= 0] for row in pairs.rejected]
+    return list(zip(pairs.chosen.tolist(), rejected, pairs.history.tolist(), strict=True))
+
+
+def random() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@settings(max_examples=300)
+@given(logs(), st.integers(1, 6), st.integers(1, 3), st.booleans())
+def test_pairs_are_those_of_the_twin(log, window, most, all_parts):
+    may = np.ones(len(log.user), bool) if all_parts else log.part == TRAIN
+    assert listed(find_pairs(log, may, may, window, most, None, random())) == twin(log, may, may, window, most)
+
+
+@settings(max_examples=200)
+@given(logs(), st.integers(1, 6), st.integers(1, 3))
+def test_nothing_held_out_is_in_a_training_pair_and_no_test_item_in_any(log, window, most):
+    nobody = np.zeros(log.user.max() + 1, bool)
+    training, validation = make_pairs(log, nobody, window, most, None, random())
+    rejected_later = set()
+    for chosen, rejected, _ in listed(validation):
+        assert log.part[chosen] == VALIDATION
+        assert all(log.part[j] != TEST for j in rejected)
+        rejected_later |= {(log.user[j], log.meaning[j]) for j in rejected}
+    for chosen, rejected, _ in listed(training):
+        assert log.part[chosen] == TRAIN
+        assert all(log.part[j] == TRAIN for j in rejected)
+        assert not rejected_later & {(log.user[j], log.meaning[j]) for j in rejected}
+
+
+@settings(max_examples=200)
+@given(logs(), st.integers(1, 6))
+def test_the_history_came_before_everything_in_the_pair(log, window):
+    nobody = np.zeros(log.user.max() + 1, bool)
+    where = np.flatnonzero(log.positive)
+    for pairs in make_pairs(log, nobody, window, 3, None, random()):
+        for chosen, rejected, history in listed(pairs):
+            assert where[history - 1] < min(chosen, *rejected)
+            assert log.user[where[history - 1]] == log.user[chosen], "at least one item of the same user"
+            assert all(log.user[j] == log.user[chosen] for j in rejected)
+            assert all(abs(j - chosen) <= window for j in rejected)
+            assert log.meaning[chosen] not in [log.meaning[j] for j in rejected]
+
+
+@settings(max_examples=100)
+@given(logs())
+def test_held_out_users_validate_and_never_train(log):
+    apart = np.arange(log.user.max() + 1) % 2 == 0
+    training, validation = make_pairs(log, apart, 5, 3, None, random())
+    assert not apart[log.user[training.chosen]].any()
+    assert apart[log.user[validation.chosen]].all()
+    assert (log.part[training.chosen] == TRAIN).all()
+    assert (log.part[validation.chosen] != TEST).all()
+
+
+@given(logs(), st.integers(1, 3))
+def test_no_more_pairs_of_a_user_than_asked_for_and_the_same_each_time(log, most):
+    may = np.ones(len(log.user), bool)
+    pairs = find_pairs(log, may, may, 5, 2, most, random())
+    assert np.bincount(log.user[pairs.chosen], minlength=1).max() <= most
+    assert listed(pairs) == listed(find_pairs(log, may, may, 5, 2, most, random()))
+    everything = listed(find_pairs(log, may, may, 5, 2, None, random()))
+    assert all(pair in everything for pair in listed(pairs))
+
+
+def test_what_is_rejected_after_the_validation_item_is_no_training_data():
+    user = np.zeros(7, int)
+    positive = np.array([True, False, True, True, False, True, False])
+    part = leave_one_out(user[positive], user_offsets(user[positive], 1), 3)
+    assert parts_of_log(user, positive, part).tolist() == [TRAIN] * 3 + [VALIDATION] * 2 + [TEST] * 2

@@ -1,0 +1,130 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ugt_composer.errors import UserError
+from ugt_composer.importing.draws import draw_places
+from ugt_composer.importing.splits import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    by_time,
+    held_out_rows,
+    leave_one_out,
+    training_rows,
+    user_offsets,
+)
+
+lengths = st.lists(st.integers(0, 12), min_size=1, max_size=8).filter(any)
+
+
+def users_of(counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    user = np.repeat(np.arange(len(counts)), counts)
+    return user, user_offsets(user, len(counts))
+
+
+def random(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@given(lengths, st.integers(3, 6))
+def test_leave_one_out_is_the_obvious_loop(counts, fewest):
+    user, offsets = users_of(counts)
+    expected = []
+    for count in counts:
+        expected += [TRAIN] * (count - 2) + [VALIDATION, TEST] if count >= fewest else [TRAIN] * count
+    assert leave_one_out(user, offsets, fewest).tolist() == expected
+
+
+@given(lengths, st.integers(1, 5), st.integers(1, 6))
+def test_training_rows_with_all_cuts_are_the_obvious_loop(counts, targets, history):
+    user, offsets = users_of(counts)
+    part = leave_one_out(user, offsets, 3)
+    rows = training_rows(part == TRAIN, offsets, None, targets, history, random())
+    expected = []
+    for number, count in enumerate(counts):
+        first, trained = int(offsets[number]), count - 2 if count >= 3 else count
+        for cut in range(1, trained):
+            start = max(first, first + cut - history)
+            expected.append((number, start, first + cut, min(first + cut + targets, first + trained)))
+    assert list(zip(rows.user, rows.start, rows.stop, rows.end, strict=True)) == expected
+
+
+@given(lengths, st.integers(0, 100), st.sampled_from([None, 1, 2, 5]), st.booleans())
+def test_nothing_held_out_is_in_a_training_row(counts, seed, cuts, in_time):
+    user, offsets = users_of(counts)
+    if in_time:
+        time = np.concatenate([np.sort(random(seed + at).integers(0, 100, count)) for at, count in enumerate(counts)])
+        part = by_time(time, 60, 80)
+    else:
+        part = leave_one_out(user, offsets, 3)
+    rows = training_rows(part == TRAIN, offsets, cuts, 3, 100, random(seed))
+    for owner, start, stop, end in zip(rows.user, rows.start, rows.stop, rows.end, strict=True):
+        assert start < stop < end
+        assert (part[start:end] == TRAIN).all()
+        assert (user[start:end] == owner).all()
+
+
+@given(lengths)
+def test_every_interaction_is_accounted_for(counts):
+    user, offsets = users_of(counts)
+    part = leave_one_out(user, offsets, 3)
+    train = training_rows(part == TRAIN, offsets, None, 1, 100, random())
+    held_out = [held_out_rows(part, wanted, user, offsets, 100, True) for wanted in (VALIDATION, TEST)]
+    targets = np.concatenate([rows.stop for rows in (train, *held_out)])
+    first = offsets[:-1][np.diff(offsets) > 0]  # has no history: the only one that is no target
+    assert sorted([*targets.tolist(), *first.tolist()]) == list(range(len(user)))
+
+
+@given(lengths)
+def test_held_out_rows_have_the_full_history(counts):
+    user, offsets = users_of(counts)
+    part = leave_one_out(user, offsets, 3)
+    for wanted, missing in ((VALIDATION, 2), (TEST, 1)):
+        rows = held_out_rows(part, wanted, user, offsets, 1000, True)
+        for owner, start, stop, end in zip(rows.user, rows.start, rows.stop, rows.end, strict=True):
+            assert (start, stop, end) == (
+                offsets[owner],
+                offsets[owner + 1] - missing,
+                offsets[owner + 1] - missing + 1,
+            )
+
+
+def test_by_time_the_first_or_every_held_out_item_is_a_row():
+    user, offsets = users_of([5, 2, 1])
+    time = np.array([1, 60, 70, 80, 90, 60, 61, 95])
+    part = by_time(time, 60, 80)
+    first = held_out_rows(part, VALIDATION, user, offsets, 100, only_first=True)
+    every = held_out_rows(part, VALIDATION, user, offsets, 100, only_first=False)
+    assert first.stop.tolist() == [1, 6], "the second user's first one has no history"
+    assert every.stop.tolist() == [1, 2, 6]
+    assert held_out_rows(part, TEST, user, offsets, 100, only_first=True).stop.tolist() == [3]
+
+
+def test_long_histories_keep_the_most_recent():
+    user, offsets = users_of([9])
+    part = leave_one_out(user, offsets, 3)
+    rows = held_out_rows(part, TEST, user, offsets, 4, True)
+    assert (rows.start[0], rows.stop[0]) == (4, 8)
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=6), st.integers(1, 8), st.integers(0, 9))
+def test_drawn_places_are_different_spread_and_repeatable(counts, most, seed):
+    counts = np.array(counts)
+    owner, place = draw_places(counts, most, random(seed))
+    again = draw_places(counts, most, random(seed))
+    assert (owner == again[0]).all()
+    assert (place == again[1]).all()
+    for number, count in enumerate(counts):
+        places = place[owner == number]
+        assert len(places) == len(set(places)) == min(count, most)
+        assert ((places >= 0) & (places < count)).all()
+        stretches = places * len(places) // max(count, 1) if len(places) else places
+        assert len(places) < 2 or np.diff(places).min() > 0
+        assert len(places) == 0 or abs(stretches - np.arange(len(places))).max() <= 1
+
+
+def test_too_small_a_minimum_is_refused():
+    with pytest.raises(UserError, match="--min-interactions 2"):
+        leave_one_out(*users_of([5]), 2)

@@ -1,0 +1,108 @@
+"""Semantic ids of a catalogue, from the best that is given: codes, else vectors, else texts and interactions."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from threadpoolctl import threadpool_limits
+
+from ugt_composer.errors import UserError
+from ugt_composer.importing.bundle import Bundle, is_bundle, parse_bundle
+from ugt_composer.importing.clustering import check_clusters, default_clusters, residual_codes
+from ugt_composer.importing.codes import parse_codes, read_json
+from ugt_composer.importing.item_vectors import cooccurrence_vectors, joined_vectors, text_vectors
+from ugt_composer.importing.items import Items, numbers_of
+from ugt_composer.importing.levels import compact_sizes, instance_codes, rooms, triples_of_codes
+from ugt_composer.importing.settings import IdSettings
+from ugt_composer.importing.vectors import read_vectors
+from ugt_composer.vocabulary import NUM_SPECIAL_IDS
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a file says of the items' ids.
+
+    Attributes:
+        items: text (n,) of the items it covers.
+        ids: int64 (n, 3), or None where they are to be made of `vectors`.
+        vectors: float32 (n, d), or None.
+        made: for the bundle.
+    """
+
+    items: pl.Series
+    ids: np.ndarray | None
+    vectors: np.ndarray | None
+    made: dict[str, Any]
+
+
+def read_given(settings: IdSettings, known: Items | None) -> Given | None:
+    """The codes or vectors of the settings; None if the ids are to be built."""
+    if settings.codes is not None:
+        content = read_json(settings.codes)
+        if is_bundle(content):
+            bundle = parse_bundle(settings.codes, content)
+            _check_sizes(bundle, settings)
+            return Given(bundle.items, bundle.ids, None, bundle.made)
+        items, codes = parse_codes(settings.codes, content)
+        lengths = sorted({len(code) for code in codes})
+        made = {"method": "codes", "levels_given": lengths}
+        return Given(items, triples_of_codes(codes, settings.codebook_sizes), None, made)
+    if settings.vectors is not None:
+        items, vectors = read_vectors(settings.vectors, settings.vector_items, None if known is None else known.ids)
+        return Given(items, None, vectors, {"method": "vectors", "dimensions": vectors.shape[1]})
+    return None
+
+
+def assign_ids(
+    items: Items, given: Given | None, user: np.ndarray, item: np.ndarray, settings: IdSettings
+) -> tuple[Bundle, dict[str, np.ndarray]]:
+    """The ids of all items, and the vectors (I, d) by which they can be judged, by name.
+
+    Args:
+        user, item: int (P,) training interactions, users one after the other, oldest first: all that is used of them.
+    """
+    # Sums in another order give other codes: with one thread the same seed gives the same ids on any number of cores.
+    with threadpool_limits(1):
+        views: dict[str, np.ndarray] = {}
+        if items.texts is not None and items.texts.drop_nulls().len():
+            views["texts"] = text_vectors(items.texts, settings.dimensions, settings.seed)
+        if len(user):
+            size, window = settings.dimensions, settings.window
+            views["co-occurrence"] = cooccurrence_vectors(user, item, len(items), size, window, settings.seed)
+        if given is not None:
+            where = numbers_of(items.ids, Items(given.items))
+            if given.vectors is not None:
+                views = {"vectors": given.vectors[where], **views}
+            if given.ids is not None:
+                ids = given.ids[where]
+                return Bundle(items.ids, ids, compact_sizes(ids, settings.codebook_sizes), given.made), views
+            vectors, made = views["vectors"], given.made
+        else:
+            vectors, made = _built(views, settings)
+        clusters = settings.clusters or default_clusters(len(items), settings.codebook_sizes)
+        check_clusters(clusters, len(items), settings.codebook_sizes)
+        codes = residual_codes(vectors, clusters, settings.seed)
+    room = rooms(settings.codebook_sizes)
+    l3 = instance_codes(codes[:, 0] * room[1] + codes[:, 1], room[2])
+    ids = np.concatenate([codes, l3[:, None]], axis=1) + NUM_SPECIAL_IDS
+    made = {**made, "clusters": list(clusters), "seed": settings.seed}
+    return Bundle(items.ids, ids, compact_sizes(ids, settings.codebook_sizes), made), views
+
+
+def _built(views: dict[str, np.ndarray], settings: IdSettings) -> tuple[np.ndarray, dict[str, Any]]:
+    if not views:
+        raise UserError(
+            "semantic ids need something to be made of: --codes, --vectors, --items with texts, or interactions"
+        )
+    weights = {"texts": settings.text_weight, "co-occurrence": 1 - settings.text_weight}
+    vectors = joined_vectors(list(views.values()), [weights[name] for name in views], settings.seed)
+    made = {"method": "built", "from": list(views), "dimensions": settings.dimensions, "window": settings.window}
+    return vectors, {**made, "text_weight": settings.text_weight} if len(views) > 1 else made
+
+
+def _check_sizes(bundle: Bundle, settings: IdSettings) -> None:
+    needed, sizes = bundle.ids.max(axis=0) + 1, settings.codebook_sizes
+    if (needed > np.array(sizes)).any():
+        found, expected = (" ".join(map(str, numbers)) for numbers in (sizes, needed.tolist()))
+        raise UserError(f"--codebook-sizes {found}: the ids of {settings.codes} need at least {expected}")

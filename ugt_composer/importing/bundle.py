@@ -1,0 +1,112 @@
+"""The versioned file of semantic ids: which item has which, how they were made, and the catalogue's fingerprint."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import polars as pl
+
+from ugt_composer.data.catalogue import LEVEL_KEYS, Catalogue, Item
+from ugt_composer.errors import UserError
+from ugt_composer.importing.codes import read_json
+from ugt_composer.vocabulary import LEVELS, NUM_SPECIAL_IDS
+
+FORMAT, VERSION = "ugt semantic ids", 1
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Semantic ids of n items.
+
+    Attributes:
+        items: item ids, text (n,).
+        ids: int64 (n, 3).
+        codebook_sizes: one a level; every id is below its level's.
+        made: how: plain JSON values.
+    """
+
+    items: pl.Series
+    ids: np.ndarray
+    codebook_sizes: Sequence[int]
+    made: dict[str, Any]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """That of the catalogue with these ids, which a checkpoint carries."""
+        triples = zip(self.items.to_list(), *self.ids.T.tolist(), strict=True)
+        return Catalogue([Item(*item) for item in triples]).fingerprint
+
+    def save(self, path: Path) -> None:
+        """JSON, one item a line, so that versions can be compared by line."""
+        head = {
+            "format": FORMAT,
+            "version": VERSION,
+            "fingerprint": self.fingerprint,
+            "codebook_sizes": list(self.codebook_sizes),
+            "made": self.made,
+        }
+        lines = [f"{_json(key)}: {_json(value)}," for key, value in head.items()]
+        pairs = zip(self.items.to_list(), self.ids.tolist(), strict=True)
+        items = ",\n".join(f"{_json(item)}: {_json(triple)}" for item, triple in pairs)
+        path.write_text("{\n" + "\n".join(lines) + '\n"items": {\n' + items + "\n}\n}\n", encoding="utf-8")
+
+    def write_catalogue(self, path: Path, names: pl.Series | None) -> None:
+        """JSON Lines for `data.catalogue`; `names` is text (n,), null where an item has none."""
+        columns = {"item_id": self.items, **{key: self.ids[:, level] for level, key in enumerate(LEVEL_KEYS)}}
+        if names is not None:
+            columns["name"] = names
+        with path.open("wb") as file:
+            pl.DataFrame(columns).write_ndjson(file)
+
+
+def is_bundle(given: Any) -> bool:
+    return isinstance(given, dict) and given.get("format") == FORMAT
+
+
+def load_bundle(path: Path) -> Bundle:
+    given = read_json(path)
+    if not is_bundle(given):
+        raise UserError(f'{path}: found no "format": "{FORMAT}", expected a file that convert/semantic_ids.py wrote')
+    return parse_bundle(path, given)
+
+
+def parse_bundle(path: Path, given: dict[str, Any]) -> Bundle:
+    """A bundle as `save` wrote it.
+
+    Raises:
+        UserError: another version, ids that are none, or not the ids that the fingerprint was made of.
+    """
+    if given.get("version") != VERSION:
+        raise UserError(f"{path}: found version {given.get('version')!r}, expected {VERSION}; make the ids anew")
+    items = given.get("items")
+    sizes: list[int] = given.get("codebook_sizes", [])
+    if not _are_sizes(sizes) or not isinstance(items, dict) or not items:
+        raise UserError(f"{path}: expected codebook_sizes, {LEVELS} of them, and items")
+    for item, triple in items.items():
+        if not _is_triple(triple, sizes):
+            raise UserError(
+                f"{path}: item {item!r}: found {triple}, expected {LEVELS} ids of {NUM_SPECIAL_IDS} to the size - 1"
+            )
+    ids = np.array(list(items.values()), np.int64)
+    bundle = Bundle(pl.Series("item", list(items), dtype=pl.String), ids, sizes, given.get("made", {}))
+    if bundle.fingerprint != given.get("fingerprint"):
+        raise UserError(f"{path}: the ids are not those of its fingerprint; it was changed or damaged, make it anew")
+    return bundle
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == LEVELS and all(type(size) is int for size in value)
+
+
+def _is_triple(value: Any, sizes: list[int]) -> bool:
+    if not isinstance(value, list) or len(value) != LEVELS:
+        return False
+    return all(type(id_) is int and NUM_SPECIAL_IDS <= id_ < size for id_, size in zip(value, sizes, strict=True))
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,150 @@
+"""Interactions and items read, joined and split: what rows, pairs and semantic ids are made from."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ugt_composer.errors import UserError, nearest
+from ugt_composer.importing.interactions import Interactions, read_interactions
+from ugt_composer.importing.items import Items, all_items, numbers_of
+from ugt_composer.importing.settings import SourceSettings, SplitSettings
+from ugt_composer.importing.splits import PARTS, TIME, TRAIN, by_time, leave_one_out, user_offsets
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """N interactions in the log, of which P are positive and make the histories; U users.
+
+    Attributes:
+        log: all interactions; items are numbered as in `items`.
+        items: of the catalogue.
+        positive: bool (N,).
+        user, item: int (P,) of the positive ones.
+        offsets: int64 (U + 1,): user u's positive ones are offsets[u] to offsets[u + 1].
+        part: int8 (P,) TRAIN, VALIDATION or TEST.
+        held_out_user: bool (U,): nothing of these users trains.
+        facts: for the report.
+    """
+
+    log: Interactions
+    items: Items
+    positive: np.ndarray
+    user: np.ndarray
+    item: np.ndarray
+    offsets: np.ndarray
+    part: np.ndarray
+    held_out_user: np.ndarray
+    facts: dict[str, Any]
+
+    @property
+    def trained(self) -> np.ndarray:
+        """bool (P,): what may be learned from."""
+        return (self.part == TRAIN) & ~self.held_out_user[self.user]
+
+
+def read_log(source: SourceSettings) -> Interactions:
+    assert source.interactions is not None
+    return read_interactions(
+        source.interactions,
+        source.columns,
+        source.format,
+        None if source.names is None else list(source.names),
+        source.file_order,
+        source.skip_bad,
+    )
+
+
+def make_corpus(
+    log: Interactions,
+    known: Items | None,
+    covered: pl.Series | None,
+    source: SourceSettings,
+    split: SplitSettings,
+    drop_items_without: bool,
+) -> Corpus:
+    """Joins and splits.
+
+    Args:
+        known: the table of items.
+        covered: items that have an id or vector; None if all can have one. Interactions with others are refused, or
+            left out with `drop_items_without`.
+    """
+    facts: dict[str, Any] = {"interactions": len(log), "skipped_rows": log.skipped, "first_skipped": log.first_skipped}
+    items = all_items(log.items, known, covered, source.only_seen_items)
+    numbers = numbers_of(log.items, items)
+    item = numbers[log.item].astype(np.int32)
+    if (numbers < 0).any():
+        without = log.items.filter(pl.Series(numbers < 0))
+        if not drop_items_without:
+            raise UserError(
+                f"item {without[0]!r} of the interactions has no code or vector, as {len(without):,} of "
+                f"{len(log.items):,} items; give all of them one, or leave out what has none with --drop-items-without"
+            )
+        log, item = log.only(item >= 0), item[item >= 0]
+    facts["interactions_without_id"] = facts["interactions"] - len(log)
+    log = replace(log, items=items.ids, item=item)
+    positive = _positive(log, source)
+    facts["positive"] = int(positive.sum())
+    everything = bool(positive.all())
+    user, kept = (log.user, log.item) if everything else (log.user[positive], log.item[positive])
+    if not len(user):
+        raise UserError(f"{source.interactions}: no interaction is left; see --min-rating and --positive-actions")
+    offsets = user_offsets(user, len(log.users))
+    part = _parts(log, positive, user, offsets, split, facts)
+    held_out = np.zeros(len(log.users), bool)
+    count = round(split.held_out_users * len(held_out))
+    held_out[np.random.default_rng(split.seed).permutation(len(held_out))[:count]] = True
+    facts["users"], facts["held_out_users"] = len(log.users), count
+    facts["parts"] = {name: int(n) for name, n in zip(PARTS, np.bincount(part, minlength=len(PARTS)), strict=True)}
+    return Corpus(log, items, positive, user, kept, offsets, part, held_out, facts)
+
+
+def _positive(log: Interactions, source: SourceSettings) -> np.ndarray:
+    positive = np.ones(len(log), bool)
+    if source.min_rating is not None:
+        if log.rating is None:
+            raise UserError(f"--min-rating {source.min_rating}: {source.interactions} has no column of ratings")
+        positive &= log.rating >= source.min_rating
+    if source.positive_actions is not None:
+        positive &= with_actions(log, source.positive_actions, "--positive-actions")
+    return positive
+
+
+def with_actions(log: Interactions, actions: tuple[str, ...], option: str) -> np.ndarray:
+    """bool (N,): whose action is one of these."""
+    if log.action is None:
+        raise UserError(f"{option}: no column of actions was found; name it with --action-column")
+    held = log.action.unique().drop_nulls().to_list()
+    for action in actions:
+        if action not in held:
+            raise UserError(f"{option} {action}: no interaction has it; {nearest(action, held)}")
+    return log.action.is_in(list(actions)).fill_null(False).to_numpy()
+
+
+def _parts(
+    log: Interactions,
+    positive: np.ndarray,
+    user: np.ndarray,
+    offsets: np.ndarray,
+    split: SplitSettings,
+    facts: dict[str, Any],
+) -> np.ndarray:
+    if split.split != TIME:
+        return leave_one_out(user, offsets, split.min_interactions)
+    if log.time is None or log.time_form is None:
+        raise UserError("--split time: expected timestamps; this file, or --file-order, gives the order only")
+    time = log.time[positive]
+    bounds = [
+        log.time_form.bound(text, time, option)
+        for text, option in ((split.validation_from, "--validation-from"), (split.test_from, "--test-from"))
+    ]
+    if bounds[0] >= bounds[1]:
+        raise UserError(
+            f"--validation-from {split.validation_from} and --test-from {split.test_from}: the first must be earlier; "
+            f"they are {log.time_form.shown(bounds[0])} and {log.time_form.shown(bounds[1])}"
+        )
+    facts["validation_from"], facts["test_from"] = bounds
+    facts["validation_from_date"], facts["test_from_date"] = map(log.time_form.shown, bounds)
+    return by_time(time, *bounds)

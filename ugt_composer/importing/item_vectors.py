@@ -1,0 +1,113 @@
+"""Vectors of items from what is known of them: their texts, and what users chose around the same time.
+
+I items, P training interactions, d dimensions. Rows are of length 1, or 0 where nothing is known of an item.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+from scipy import sparse
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.preprocessing import normalize
+
+MAX_WORDS = 100_000  # of the vocabulary, the most frequent
+MAX_PAIRS = 50_000_000  # of neighbouring interactions; beyond it only nearer ones are counted
+NEIGHBOURS = 5  # similar items by which what is missing of one is guessed
+BLOCK = 2048  # items compared with all others at a time
+
+
+def text_vectors(texts: pl.Series, dimensions: int, seed: int) -> np.ndarray:
+    """float32 (I, d): TF-IDF of the words, reduced by a singular value decomposition (latent semantic analysis)."""
+    words = TfidfVectorizer(
+        sublinear_tf=True,
+        min_df=2 if len(texts) > 2 else 1,  # a word of one item says nothing about others
+        max_features=MAX_WORDS,
+        token_pattern=r"(?u)\b\w+\b",
+        dtype=np.float32,
+    )
+    try:
+        matrix = words.fit_transform(texts.fill_null("").to_list())
+    except ValueError:  # no word occurs in two items
+        return np.zeros((len(texts), 1), np.float32)
+    return _reduced(matrix, dimensions, seed)
+
+
+def cooccurrence_vectors(
+    user: np.ndarray, item: np.ndarray, items: int, dimensions: int, window: int, seed: int
+) -> np.ndarray:
+    """float32 (I, d): how much more often than by chance two items are at most `window` interactions apart.
+
+    Positive pointwise mutual information with context distribution smoothing, reduced by a singular value
+    decomposition: what skip-gram with negative sampling factorises (Levy and Goldberg, 2014; Levy et al., 2015).
+
+    Args:
+        user, item: int (P,) training interactions, users one after the other, oldest first.
+    """
+    counts = sparse.csr_matrix((items, items), dtype=np.float32)
+    for distance in range(1, min(window, max(MAX_PAIRS // max(len(user), 1), 1)) + 1):
+        same = user[distance:] == user[:-distance]
+        pair = item[:-distance][same], item[distance:][same]
+        weight = np.full(len(pair[0]), 1 / distance, np.float32)
+        counts = counts + sparse.coo_matrix((weight, pair), shape=(items, items)).tocsr()
+    counts = (counts + counts.T).tocoo()
+    total = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    if not counts.nnz:
+        return np.zeros((items, 1), np.float32)
+    context = total**0.75 / (total**0.75).sum()
+    mutual = np.log(counts.data / (total[counts.row] * context[counts.col]))
+    kept = (mutual > 0) & (counts.row != counts.col)
+    matrix = sparse.coo_matrix(
+        (mutual[kept].astype(np.float32), (counts.row[kept], counts.col[kept])), shape=counts.shape
+    ).tocsr()
+    return _reduced(matrix, dimensions, seed)
+
+
+def joined_vectors(parts: Sequence[np.ndarray], weights: Sequence[float], seed: int) -> np.ndarray:
+    """float32 (I, d): the parts side by side, each times the root of its weight.
+
+    What is missing in one part is the mean over the items most similar in the others; an item of which nothing is
+    known takes the vector of a random one, so that such items spread over the codes instead of filling one.
+    """
+    rng = np.random.default_rng(seed)
+    known = [np.linalg.norm(part, axis=1) > 0 for part in parts]
+    any_known = np.flatnonzero(np.any(known, axis=0))
+    if not len(any_known):
+        return rng.standard_normal((len(parts[0]), 8)).astype(np.float32)
+    filled = list(parts)
+    for at, part in enumerate(parts):
+        basis = np.concatenate([other for number, other in enumerate(parts) if number != at] or [part], axis=1)
+        missing = np.flatnonzero(~known[at] & (np.linalg.norm(basis, axis=1) > 0))
+        there = np.flatnonzero(known[at])
+        if len(missing) and len(there):
+            filled[at] = part.copy()
+            filled[at][missing] = _mean_of_nearest(basis[missing], basis[there], part[there])
+    vectors = np.concatenate([part * np.sqrt(weight) for part, weight in zip(filled, weights, strict=True)], axis=1)
+    unknown = np.flatnonzero(~np.any(known, axis=0))
+    vectors[unknown] = vectors[rng.choice(any_known, len(unknown))]
+    return vectors.astype(np.float32)
+
+
+def _mean_of_nearest(wanted: np.ndarray, basis: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(m, d) of length 1: the mean `values` of the rows of `basis` (n, e) nearest to each of `wanted` (m, e)."""
+    result = np.empty((len(wanted), values.shape[1]), np.float32)
+    count = min(NEIGHBOURS, len(basis))
+    for start in range(0, len(wanted), BLOCK):
+        likeness = wanted[start : start + BLOCK] @ basis.T
+        nearest = np.argpartition(-likeness, count - 1, axis=1)[:, :count]
+        result[start : start + BLOCK] = values[nearest].mean(axis=1)
+    return normalize(result)
+
+
+def _reduced(matrix: sparse.csr_matrix, dimensions: int, seed: int) -> np.ndarray:
+    """Rows in at most `dimensions` dimensions, scaled by the root of the singular values, and of length 1."""
+    size = min(dimensions, min(matrix.shape) - 1)
+    if size < 1:
+        return normalize(matrix).toarray().astype(np.float32)
+    svd = TruncatedSVD(size, random_state=seed)
+    projected = svd.fit_transform(matrix)
+    scale = np.sqrt(np.maximum(svd.singular_values_, 1e-12))
+    vectors = (projected / scale).astype(np.float32)
+    vectors[np.diff(matrix.indptr) == 0] = 0
+    return normalize(vectors)

@@ -1,0 +1,139 @@
+"""What is known of the items: their ids, names and texts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ugt_composer.errors import UserError, nearest
+from ugt_composer.importing.table import (
+    FORMATS,
+    SEQUENCES,
+    columns_of,
+    format_of,
+    id_text,
+    named_errors,
+    need_column,
+    scan_table,
+)
+
+NAME_COLUMNS = ("title", "name", "itemname", "producttitle", "productname", "headline")
+TEXT_COLUMNS = (
+    *NAME_COLUMNS,
+    *("text", "description", "abstract", "attributes", "genres", "genre", "categories", "category", "subcategory"),
+    *("brand", "features", "tags", "keywords", "author", "authors", "artist", "publisher", "developer"),
+)
+ENTITIES = {"&amp;": "&", "&quot;": '"', "&#39;": "'", "&#x27;": "'", "&lt;": "<", "&gt;": ">", "&nbsp;": " "}
+
+
+@dataclass(frozen=True)
+class Items:
+    """I items, in the order of their numbers.
+
+    Attributes:
+        ids: text (I,), distinct.
+        names, texts: text (I,), null or empty where nothing is known; None if nothing is known of any item.
+    """
+
+    ids: pl.Series
+    names: pl.Series | None = None
+    texts: pl.Series | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def read_items(
+    path: Path,
+    id_column: str | None = None,
+    text_columns: Sequence[str] | None = None,
+    name_column: str | None = None,
+    file_format: str | None = None,
+) -> Items:
+    """Reads a table of items, in its order. Columns not named are looked for by usual names."""
+    kind = format_of(path, file_format)
+    if kind == SEQUENCES:
+        tables = ", ".join(name for name in FORMATS if name != SEQUENCES)
+        raise UserError(f"{path}: expected a table of items; --items-format says which kind it is ({tables})")
+    table = scan_table(path, kind, None)
+    with named_errors(path):
+        columns = columns_of(table)
+        schema = table.collect_schema()
+    id_column = need_column("item", id_column, columns, path, "--items-column")
+    others = [name for name in columns if name != id_column]
+    texts = _named(path, text_columns, TEXT_COLUMNS, others, "--text-columns")
+    names = _named(path, None if name_column is None else [name_column], NAME_COLUMNS, others, "--name-column")[:1]
+    with named_errors(path):
+        frame = table.select(
+            item=id_text(id_column, schema[id_column]),
+            # Lists, as Parquet files hold categories, become their members.
+            text=pl.concat_str([_text(name, schema[name]) for name in texts], separator=" | ", ignore_nulls=True)
+            if texts
+            else pl.lit(None, pl.String),
+            name=_text(names[0], schema[names[0]]) if names else pl.lit(None, pl.String),
+        ).collect()
+    _check_ids(path, frame["item"])
+    return Items(frame["item"], frame["name"] if names else None, frame["text"] if texts else None)
+
+
+def all_items(seen: pl.Series, known: Items | None, covered: pl.Series | None, only_seen: bool) -> Items:
+    """The catalogue's items: those of the interactions and of the table of items, and nothing but those `covered`.
+
+    Args:
+        seen: ids (n,) of the interactions' items.
+        known: the table of items.
+        covered: ids for which semantic ids, or vectors to make them from, are given; None if they are to be built.
+        only_seen: leave out what no interaction has.
+    """
+    ids = seen
+    if not only_seen:
+        ids = pl.concat([seen, *(more for more in (covered, None if known is None else known.ids) if more is not None)])
+    if covered is not None:
+        ids = ids.filter(ids.is_in(covered.implode()))
+    distinct = ids.alias("item").unique().to_frame().sort(pl.col("item").str.len_bytes(), "item")
+    if known is None:
+        return Items(distinct["item"])
+    facts = {"name": known.names, "text": known.texts}
+    table = pl.DataFrame({"item": known.ids, **{name: values for name, values in facts.items() if values is not None}})
+    joined = distinct.join(table, on="item", how="left", maintain_order="left")
+    return Items(distinct["item"], *(joined[name] if name in joined.columns else None for name in facts))
+
+
+def numbers_of(ids: pl.Series, items: Items) -> np.ndarray:
+    """int64 (n,): the number of each id; −1 for an item that is not there."""
+    numbered = items.ids.alias("item").to_frame().with_row_index("number")
+    found = ids.alias("item").to_frame().join(numbered, on="item", how="left", maintain_order="left")["number"]
+    return found.cast(pl.Int64).fill_null(-1).to_numpy()
+
+
+def _named(
+    path: Path, given: Sequence[str] | None, usual: Sequence[str], columns: Sequence[str], option: str
+) -> list[str]:
+    if given is None:
+        plain = {name.lower().partition(":")[0].replace("_", ""): name for name in reversed(columns)}
+        return [plain[name] for name in usual if name in plain]
+    for name in given:
+        if name not in columns:
+            raise UserError(f"{path}: has no column {name!r} ({option}); {nearest(name, list(columns))}")
+    return list(given)
+
+
+def _text(column: str, dtype: pl.DataType) -> pl.Expr:
+    text = pl.col(column)
+    if isinstance(dtype, pl.List):
+        text = text.cast(pl.List(pl.String)).list.join(", ", ignore_nulls=True)
+    cleaned = text.cast(pl.String).str.replace_many(list(ENTITIES), list(ENTITIES.values())).str.strip_chars()
+    return pl.when(cleaned.str.len_bytes() > 0).then(cleaned)
+
+
+def _check_ids(path: Path, ids: pl.Series) -> None:
+    if not len(ids):
+        raise UserError(f"{path}: found no item, expected at least one row")
+    if ids.null_count():
+        row = int(np.argmax(ids.is_null().to_numpy())) + 1
+        raise UserError(f"{path}: item {row} has no id; expected one in each row")
+    again = ids.filter(~ids.is_first_distinct())
+    if len(again):
+        raise UserError(f"{path}: item {again[0]!r} stands there twice; expected one row an item")

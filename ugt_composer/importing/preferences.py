@@ -1,0 +1,99 @@
+"""Preference rows of a corpus: which interactions are chosen or rejected, and the pairs as rows."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ugt_composer.errors import UserError
+from ugt_composer.importing.corpus import Corpus, with_actions
+from ugt_composer.importing.pairs import Log, Pairs, make_pairs, parts_of_log
+from ugt_composer.importing.quality import prefix_numbers
+from ugt_composer.importing.settings import PreferenceSettings
+from ugt_composer.importing.splits import Rows, by_time
+
+# Of the largest rating: 4 and 2 of 5 stars, 8 and 4 of 10.
+CHOSEN_SHARE, REJECTED_SHARE = 0.8, 0.4
+
+
+@dataclass(frozen=True)
+class PreferenceRows:
+    """R rows: histories, one chosen and at most K rejected items each, by number; −1 where there are fewer."""
+
+    rows: Rows
+    chosen: np.ndarray
+    rejected: np.ndarray
+
+
+def preference_rows(
+    corpus: Corpus, ids: np.ndarray, settings: PreferenceSettings, max_history: int
+) -> tuple[dict[str, PreferenceRows], dict[str, Any]]:
+    """Rows to train and to validate with, by file, where there are any; and facts for the report.
+
+    Args:
+        ids: int (I, 3) semantic ids; a pair of items that share one would teach nothing.
+    """
+    if settings.off:
+        return {}, {"why_none": "--no-preferences"}
+    chosen, rejected, facts = _chosen_and_rejected(corpus, settings)
+    if chosen is None or rejected is None:
+        return {}, facts
+    log = Log(
+        user=corpus.log.user,
+        meaning=prefix_numbers(ids)[corpus.log.item],
+        part=_parts_of_log(corpus),
+        positive=corpus.positive,
+        chosen=chosen,
+        rejected=rejected & ~chosen,
+    )
+    pairs = make_pairs(
+        log,
+        corpus.held_out_user,
+        settings.window,
+        settings.rejected_per_chosen,
+        settings.pairs_per_user,
+        np.random.default_rng(settings.seed),
+    )
+    facts |= {"chosen": int(log.chosen.sum()), "rejected": int(log.rejected.sum())}
+    facts["validation_by"] = "held-out users" if corpus.held_out_user.any() else "later pairs"
+    named = dict(zip(("train_preference.jsonl", "validation_preference.jsonl"), pairs, strict=True))
+    return {name: _as_rows(corpus, made, max_history) for name, made in named.items() if len(made)}, facts
+
+
+def _chosen_and_rejected(
+    corpus: Corpus, settings: PreferenceSettings
+) -> tuple[np.ndarray | None, np.ndarray | None, dict[str, Any]]:
+    """bool (N,) twice, and what they were decided by; None twice where nothing decides."""
+    log = corpus.log
+    if settings.chosen_actions is not None and settings.rejected_actions is not None:
+        chosen = with_actions(log, settings.chosen_actions, "--chosen-actions")
+        rejected = with_actions(log, settings.rejected_actions, "--rejected-actions")
+        actions = {"chosen_actions": settings.chosen_actions, "rejected_actions": settings.rejected_actions}
+        return chosen, rejected, actions
+    thresholds = settings.chosen_min, settings.rejected_max
+    if log.rating is None or np.isnan(log.rating).all():
+        if thresholds != (None, None):
+            raise UserError("--chosen-min and --rejected-max: no column of ratings was found; see --rating-column")
+        return None, None, {"why_none": "no ratings"}
+    largest = float(np.nanmax(log.rating))
+    chosen_min = CHOSEN_SHARE * largest if settings.chosen_min is None else settings.chosen_min
+    rejected_max = REJECTED_SHARE * largest if settings.rejected_max is None else settings.rejected_max
+    if rejected_max >= chosen_min:
+        raise UserError(f"--rejected-max {rejected_max:g} is not below --chosen-min {chosen_min:g}")
+    # Ratings are 32-bit numbers; so must be what they are compared with.
+    facts = {"chosen_min": chosen_min, "rejected_max": rejected_max}
+    return log.rating >= np.float32(chosen_min), log.rating <= np.float32(rejected_max), facts
+
+
+def _parts_of_log(corpus: Corpus) -> np.ndarray:
+    if "validation_from" in corpus.facts:
+        assert corpus.log.time is not None
+        return by_time(corpus.log.time, corpus.facts["validation_from"], corpus.facts["test_from"])
+    return parts_of_log(corpus.log.user, corpus.positive, corpus.part)
+
+
+def _as_rows(corpus: Corpus, pairs: Pairs, max_history: int) -> PreferenceRows:
+    user = corpus.log.user[pairs.chosen].astype(np.int64)
+    start = np.maximum(corpus.offsets[user], pairs.history - max_history)
+    rejected = np.where(pairs.rejected < 0, -1, corpus.log.item[pairs.rejected])
+    return PreferenceRows(Rows(user, start, pairs.history, pairs.history), corpus.log.item[pairs.chosen], rejected)

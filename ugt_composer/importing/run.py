@@ -1,0 +1,145 @@
+"""An import from beginning to end: tables in, JSON Lines, semantic ids and a report out."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ugt_composer.errors import UserError
+from ugt_composer.importing.assign import assign_ids, read_given
+from ugt_composer.importing.bundle import Bundle
+from ugt_composer.importing.corpus import Corpus, make_corpus, read_log
+from ugt_composer.importing.items import Items, all_items, read_items
+from ugt_composer.importing.jsonl import write_preferences, write_recommend
+from ugt_composer.importing.popularity import popularity
+from ugt_composer.importing.preferences import preference_rows
+from ugt_composer.importing.quality import quality
+from ugt_composer.importing.settings import (
+    IdSettings,
+    PreferenceSettings,
+    RowSettings,
+    SourceSettings,
+    SplitSettings,
+)
+from ugt_composer.importing.splits import TEST, VALIDATION, Rows, held_out_rows, training_rows
+
+BUNDLE, CATALOGUE, REPORT = "semantic_ids.json", "catalogue.jsonl", "report.json"
+FILES = (
+    *("train.jsonl", "validation.jsonl", "test.jsonl", "train_preference.jsonl", "validation_preference.jsonl"),
+    *(CATALOGUE, BUNDLE, REPORT),
+)
+ID_FILES = (CATALOGUE, BUNDLE, REPORT)
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that an import is told."""
+
+    source: SourceSettings
+    split: SplitSettings
+    ids: IdSettings
+    rows: RowSettings
+    preferences: PreferenceSettings
+
+
+def import_interactions(settings: Settings, folder: Path, say: Say) -> dict[str, Any]:
+    """Writes FILES into `folder`, without the preference files where there are no pairs. Returns the report."""
+    known = read_known_items(settings.source)
+    given = read_given(settings.ids, known)
+    say("reading the interactions")
+    log = read_log(settings.source)
+    covered = None if given is None else given.items
+    corpus = make_corpus(log, known, covered, settings.source, settings.split, settings.ids.drop_items_without)
+    del log  # the corpus has its own
+    say(f"semantic ids of {len(corpus.items):,} items")
+    bundle, views = assign_ids(
+        corpus.items, given, corpus.user[corpus.trained], corpus.item[corpus.trained], settings.ids
+    )
+    report = {**corpus.facts, "columns": corpus.log.columns, **write_ids(bundle, corpus.items, views, folder)}
+    report |= _write_rows(corpus, bundle, settings, folder)
+    write_report(report, folder)
+    return report
+
+
+def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, folder: Path, say: Say) -> dict[str, Any]:
+    """Writes ID_FILES into `folder`. Of interactions, where there are any, only the training part is used."""
+    known = read_known_items(source)
+    given = read_given(ids, known)
+    items, user, item = known, np.zeros(0, np.int32), np.zeros(0, np.int32)
+    covered = None if given is None else given.items
+    if source.interactions is not None:
+        say("reading the interactions")
+        corpus = make_corpus(read_log(source), known, covered, source, split, ids.drop_items_without)
+        items, user, item = corpus.items, corpus.user[corpus.trained], corpus.item[corpus.trained]
+    elif given is not None:
+        items = all_items(given.items, known, given.items, only_seen=False)
+    if items is None:
+        raise UserError("semantic ids of what? Give interactions, --items, --codes or --vectors")
+    say(f"semantic ids of {len(items):,} items")
+    bundle, views = assign_ids(items, given, user, item, ids)
+    report = write_ids(bundle, items, views, folder)
+    write_report(report, folder)
+    return report
+
+
+def read_known_items(source: SourceSettings) -> Items | None:
+    if source.items is None:
+        return None
+    columns = source.items_column, source.text_columns, source.name_column
+    return read_items(source.items, *columns, source.items_format)
+
+
+def write_ids(bundle: Bundle, items: Items, views: dict[str, np.ndarray], folder: Path) -> dict[str, Any]:
+    bundle.save(folder / BUNDLE)
+    bundle.write_catalogue(folder / CATALOGUE, items.names)
+    return {
+        "fingerprint": bundle.fingerprint,
+        "codebook_sizes": list(bundle.codebook_sizes),
+        "made": bundle.made,
+        "quality": quality(bundle.ids, bundle.codebook_sizes, views, seed=0),
+    }
+
+
+def write_report(report: dict[str, Any], folder: Path) -> None:
+    (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_rows(corpus: Corpus, bundle: Bundle, settings: Settings, folder: Path) -> dict[str, Any]:
+    """Writes all rows; returns their counts and what popularity scores on them."""
+    wanted = settings.rows
+    train = training_rows(
+        corpus.trained,
+        corpus.offsets,
+        wanted.cuts_per_user,
+        wanted.max_targets,
+        wanted.max_history,
+        np.random.default_rng(wanted.seed),
+    )
+    if not len(train):
+        raise UserError("no user has two interactions to train on; see --min-interactions and --split")
+    held_out = {
+        name: held_out_rows(corpus.part, part, corpus.user, corpus.offsets, wanted.max_history, not wanted.every_target)
+        for name, part in (("validation.jsonl", VALIDATION), ("test.jsonl", TEST))
+    }
+    recommend: dict[str, Rows] = {"train.jsonl": train, **held_out}
+    preferences, facts = preference_rows(corpus, bundle.ids, settings.preferences, wanted.max_history)
+    counts = {name: len(rows) for name, rows in recommend.items()}
+    counts |= {name: len(made.rows) for name, made in preferences.items()}
+    users, ids = corpus.log.users, bundle.ids
+    with tqdm(total=sum(counts.values()), unit=" rows", desc="writing", disable=None, leave=False) as bar:
+        for name, rows in recommend.items():
+            write_recommend(folder / name, rows, corpus.item, users, ids, bar.update)
+        for name, made in preferences.items():
+            target = folder / name
+            write_preferences(target, made.rows, made.chosen, made.rejected, corpus.item, users, ids, bar.update)
+    popular = {
+        name.partition(".")[0]: popularity(corpus.item[corpus.trained], corpus.item[rows.stop], len(corpus.items))
+        for name, rows in held_out.items()
+        if len(rows)
+    }
+    return {"rows": counts, "preferences": facts, "popularity": popular}

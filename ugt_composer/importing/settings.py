@@ -1,0 +1,116 @@
+"""What an import is told; names are those of the command line's options."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ugt_composer.errors import UserError
+from ugt_composer.importing.interactions import Columns
+from ugt_composer.importing.splits import LEAVE_ONE_OUT
+from ugt_composer.vocabulary import DEFAULT_CODEBOOK_SIZES, LEVELS, MAX_HISTORY, NUM_SPECIAL_IDS
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """The tables, and which of their interactions make histories."""
+
+    interactions: Path | None
+    columns: Columns = field(default_factory=Columns)
+    format: str | None = None
+    names: tuple[str, ...] | None = None
+    file_order: bool = False
+    skip_bad: bool = False
+    min_rating: float | None = None
+    positive_actions: tuple[str, ...] | None = None
+    items: Path | None = None
+    items_format: str | None = None
+    items_column: str | None = None
+    text_columns: tuple[str, ...] | None = None
+    name_column: str | None = None
+    only_seen_items: bool = False
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """Who and what is held out. The two points in time are as the user wrote them."""
+
+    split: str = LEAVE_ONE_OUT
+    min_interactions: int = 3
+    validation_from: str = "0.8"
+    test_from: str = "0.9"
+    held_out_users: float = 0.0
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.held_out_users < 1:
+            raise UserError(f"--held-out-users {self.held_out_users}: expected a share of 0 to below 1")
+
+
+@dataclass(frozen=True)
+class IdSettings:
+    """Where semantic ids come from: a file of codes, else a file of vectors, else texts and training interactions."""
+
+    codes: Path | None = None
+    vectors: Path | None = None
+    vector_items: Path | None = None
+    drop_items_without: bool = False
+    clusters: tuple[int, ...] | None = None
+    dimensions: int = 64
+    window: int = 5
+    text_weight: float = 0.3
+    codebook_sizes: tuple[int, ...] = DEFAULT_CODEBOOK_SIZES
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if self.codes is not None and self.vectors is not None:
+            raise UserError("--codes and --vectors: expected one of them; codes need no vectors")
+        if self.vector_items is not None and self.vectors is None:
+            raise UserError(f"--vector-items {self.vector_items}: expected --vectors too, whose rows it names")
+        if len(self.codebook_sizes) != LEVELS or min(self.codebook_sizes) <= NUM_SPECIAL_IDS:
+            raise UserError(f"--codebook-sizes {self.codebook_sizes}: expected {LEVELS} sizes above {NUM_SPECIAL_IDS}")
+        if not 0 <= self.text_weight <= 1:
+            raise UserError(f"--text-weight {self.text_weight} is outside 0..1")
+        _check_positive({"--dimensions": self.dimensions, "--window": self.window})
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """How histories become rows. `cuts_per_user` None: all."""
+
+    cuts_per_user: int | None = 20
+    max_targets: int = 5
+    max_history: int = MAX_HISTORY - 1  # with the user token it is what the conversion keeps
+    every_target: bool = False
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        numbers = {"--max-targets": self.max_targets, "--max-history": self.max_history}
+        _check_positive(numbers if self.cuts_per_user is None else {**numbers, "--cuts-per-user": self.cuts_per_user})
+
+
+@dataclass(frozen=True)
+class PreferenceSettings:
+    """What is chosen and what is rejected. Thresholds that are None follow the scale; `pairs_per_user` None: all."""
+
+    off: bool = False
+    chosen_min: float | None = None
+    rejected_max: float | None = None
+    chosen_actions: tuple[str, ...] | None = None
+    rejected_actions: tuple[str, ...] | None = None
+    window: int = 20
+    rejected_per_chosen: int = 3
+    pairs_per_user: int | None = 20
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        numbers = {"--preference-window": self.window, "--rejected-per-chosen": self.rejected_per_chosen}
+        _check_positive(
+            numbers if self.pairs_per_user is None else {**numbers, "--pairs-per-user": self.pairs_per_user}
+        )
+        if (self.chosen_actions is None) != (self.rejected_actions is None):
+            raise UserError("--chosen-actions and --rejected-actions: expected both of them")
+
+
+def _check_positive(numbers: dict[str, int]) -> None:
+    for option, number in numbers.items():
+        if number < 1:
+            raise UserError(f"{option} {number}: expected at least 1")

@@ -1,0 +1,94 @@
+"""Which interactions train, validate and test, and the rows that follow from it.
+
+Arrays hold P interactions of U users, users one after the other, oldest first: `user` int (P,), ascending.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ugt_composer.errors import UserError
+from ugt_composer.importing.draws import draw_places
+
+TRAIN, VALIDATION, TEST = range(3)
+PARTS = ("train", "validation", "test")
+LEAVE_ONE_OUT, TIME = "leave-one-out", "time"
+FEWEST = 3  # interactions of a user who is left out of training with two: one to train, validate and test each
+
+
+@dataclass(frozen=True)
+class Rows:
+    """R rows: the history is interactions start to stop, the targets are stop to end.
+
+    Attributes:
+        user, start, stop, end: int64 (R,).
+    """
+
+    user: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    end: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
+def user_offsets(user: np.ndarray, users: int) -> np.ndarray:
+    """int64 (U + 1,): user u's interactions are offsets[u] to offsets[u + 1]."""
+    return np.concatenate([[0], np.cumsum(np.bincount(user, minlength=users))]).astype(np.int64)
+
+
+def leave_one_out(user: np.ndarray, offsets: np.ndarray, min_interactions: int) -> np.ndarray:
+    """The part (P,) of each interaction: a user's last tests, the one before validates, the rest train.
+
+    All interactions of users with fewer than `min_interactions` train.
+    """
+    if min_interactions < FEWEST:
+        raise UserError(f"--min-interactions {min_interactions}: expected at least {FEWEST}: one for each part")
+    from_end = offsets[user + 1] - 1 - np.arange(len(user))
+    part = np.where(from_end == 0, TEST, np.where(from_end == 1, VALIDATION, TRAIN)).astype(np.int8)
+    part[np.diff(offsets)[user] < min_interactions] = TRAIN
+    return part
+
+
+def by_time(time: np.ndarray, validation_from: float, test_from: float) -> np.ndarray:
+    """The part (P,) of each interaction by its time: before, between and after two points in time."""
+    return ((time >= validation_from).astype(np.int8) + (time >= test_from)).astype(np.int8)
+
+
+def training_rows(
+    trained: np.ndarray,
+    offsets: np.ndarray,
+    cuts: int | None,
+    max_targets: int,
+    max_history: int,
+    rng: np.random.Generator,
+) -> Rows:
+    """Cuts of each user's training part into history and targets.
+
+    A training part of n items can be cut after 1, …, n − 1 of them. At most `cuts` places are drawn; all with None.
+
+    Args:
+        trained: bool (P,): the training part; of each user the first so and so many, or none.
+    """
+    counts = np.diff(np.concatenate([[0], np.cumsum(trained)])[offsets])
+    places = np.maximum(counts - 1, 0)
+    user, place = draw_places(places, cuts, rng)
+    stop = offsets[user] + 1 + place
+    last = offsets[user] + counts[user]
+    start = np.maximum(offsets[user], stop - max_history)
+    return Rows(user, start, stop, np.minimum(stop + max_targets, last))
+
+
+def held_out_rows(
+    part: np.ndarray, wanted: int, user: np.ndarray, offsets: np.ndarray, max_history: int, only_first: bool
+) -> Rows:
+    """A row for each interaction of a part, or each user's first of it, with all that came before as its history.
+
+    Interactions before which the user has none give no row.
+    """
+    stop = np.flatnonzero((part == wanted) & (np.arange(len(part)) > offsets[user]))
+    if only_first:
+        stop = stop[np.unique(user[stop], return_index=True)[1]]
+    owner = user[stop].astype(np.int64)
+    return Rows(owner, np.maximum(offsets[owner], stop - max_history), stop, stop + 1)

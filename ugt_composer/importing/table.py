@@ -1,0 +1,112 @@
+"""Files that hold a table: CSV, TSV (plain, .gz, .zst) and Parquet, read lazily, with errors that name the file."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import polars as pl
+
+from ugt_composer.errors import UserError, nearest
+
+CSV, TSV, PARQUET, SEQUENCES = "csv", "tsv", "parquet", "sequences"
+FORMATS = (CSV, TSV, PARQUET, SEQUENCES)
+FORMAT_OF = {".csv": CSV, ".tsv": TSV, ".parquet": PARQUET, ".pq": PARQUET, ".txt": SEQUENCES}
+PACKINGS = (".gz", ".zst")
+ROW = "row of the file"  # the column that numbers lines (CSV, TSV) or rows (Parquet) from 1; no file has such a name
+
+# What a column is usually called, first choice first; compared without case, punctuation and a ":type" suffix.
+USUAL_NAMES = {
+    "user": ("user", "userid", "uid", "reviewerid", "customerid", "visitorid", "memberid"),
+    "item": ("item", "itemid", "iid", "movieid", "asin", "productid", "bookid", "gameid", "trackid", "articleid"),
+    "timestamp": ("timestamp", "ts", "time", "datetime", "date", "unixreviewtime", "unixtime"),
+    "rating": ("rating", "ratings", "overall", "stars", "score"),
+    "action": ("action", "event", "eventtype", "behavior", "behaviour", "behaviortype"),
+}
+
+
+def format_of(path: Path, given: str | None) -> str:
+    """The format by the name's ending, unless it is `given`."""
+    if given is not None:
+        return given
+    name = path.name.lower()
+    for packing in PACKINGS:
+        name = name.removesuffix(packing)
+    ending = Path(name).suffix
+    if ending not in FORMAT_OF:
+        raise UserError(
+            f"{path}: the ending {ending or path.name!r} is unknown; {nearest(ending, list(FORMAT_OF))}; "
+            f"--format says what the file is ({', '.join(FORMATS)})"
+        )
+    return FORMAT_OF[ending]
+
+
+def scan_table(path: Path, file_format: str, names: Sequence[str] | None) -> pl.LazyFrame:
+    """A lazy table with the extra column ROW. Columns of CSV and TSV are text, so that ids stay what they are.
+
+    Args:
+        names: of the columns of a CSV or TSV file without a header line.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: found no such file, expected a table ({', '.join(FORMAT_OF)}, also packed)")
+    with named_errors(path):
+        if file_format == PARQUET:
+            if names is not None:
+                raise UserError(f"{path}: --columns is for files without a header; a Parquet file names its columns")
+            return pl.scan_parquet(path, row_index_name=ROW, glob=False).with_columns(pl.col(ROW) + 1)
+        table = pl.scan_csv(
+            path,
+            separator="\t" if file_format == TSV else ",",
+            # Quotes in tab-separated files are inch marks and the like.
+            quote_char=None if file_format == TSV else '"',
+            has_header=names is None,
+            new_columns=names,
+            infer_schema=False,
+            row_index_name=ROW,
+            row_index_offset=1 if names is not None else 2,
+            glob=False,
+        )
+        columns = [name for name in table.collect_schema().names() if name != ROW]
+        return table.filter(~pl.all_horizontal(pl.col(columns).is_null()))  # blank lines
+
+
+def columns_of(table: pl.LazyFrame) -> list[str]:
+    return [name for name in table.collect_schema().names() if name != ROW]
+
+
+def find_column(role: str, given: str | None, columns: Sequence[str], path: Path, option: str) -> str | None:
+    """The column that is the user, item, …: the one `given`, else one with a usual name, else None."""
+    if given is not None:
+        if given not in columns:
+            raise UserError(f"{path}: has no column {given!r} ({option}); {nearest(given, list(columns))}")
+        return given
+    plain = {re.sub(r"[^a-z0-9]", "", name.lower().partition(":")[0]): name for name in reversed(columns)}
+    return next((plain[name] for name in USUAL_NAMES[role] if name in plain), None)
+
+
+def need_column(role: str, given: str | None, columns: Sequence[str], path: Path, option: str) -> str:
+    """As find_column, but the column must be there."""
+    found = find_column(role, given, columns, path, option)
+    if found is None:
+        held = ", ".join(columns)
+        raise UserError(f"{path}: none of its columns ({held}) looks like the {role}; name it with {option}")
+    return found
+
+
+def id_text(column: str, dtype: pl.DataType) -> pl.Expr:
+    """An id as text: a whole number in a float column (what a missing value makes of integers) has no ".0"."""
+    if dtype.is_float():
+        whole = pl.col(column).cast(pl.Int64, strict=False)
+        return pl.when(whole.cast(dtype) == pl.col(column)).then(whole.cast(pl.String))
+    text = pl.col(column).cast(pl.String)
+    return pl.when(text.str.len_bytes() > 0).then(text)
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Errors of the table engine become a UserError with the file's name and the first line of what was said."""
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError) as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{path}: cannot be read: {said[0]}; expected a complete table in UTF-8") from None

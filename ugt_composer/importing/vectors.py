@@ -1,0 +1,60 @@
+"""Item vectors from a file: a matrix in NumPy's format, and whose vector each row is."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ugt_composer.errors import UserError
+
+
+def read_vectors(path: Path, items_file: Path | None, items: pl.Series | None) -> tuple[pl.Series, np.ndarray]:
+    """Item ids (n,) and float32 (n, d) vectors.
+
+    Args:
+        items_file: one item id a line, or a JSON list of them, in the order of the rows.
+        items: ids in the order of the table of items, which is the rows' where no file says otherwise.
+
+    Raises:
+        UserError: naming what does not fit.
+    """
+    try:
+        vectors = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read as a .npy file: {error}") from None
+    if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind not in "fiu" or not vectors.size:
+        found = f"{vectors.dtype} {vectors.shape}" if isinstance(vectors, np.ndarray) else "an archive"
+        raise UserError(f"{path}: found {found}, expected numbers of shape (items, dimensions)")
+    if items_file is not None:
+        place, ids = str(items_file), _read_order(items_file)
+    elif items is not None:
+        place, ids = "the table of items", items
+    else:
+        raise UserError(
+            f"{path}: whose vector is each row? Name a file of item ids with --vector-items, or give --items"
+        )
+    if len(ids) != len(vectors):
+        raise UserError(f"{path}: found {len(vectors):,} vectors, but {place} has {len(ids):,} items; expected as many")
+    again = ids.filter(~ids.is_first_distinct())
+    if len(again):
+        raise UserError(f"{place}: item {again[0]!r} stands there twice; expected each once")
+    vectors = vectors.astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise UserError(f"{path}: row {bad[0]} (item {ids[int(bad[0])]!r}) holds a number that is not finite")
+    return ids, vectors
+
+
+def _read_order(path: Path) -> pl.Series:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        lines = json.loads(text) if text.lstrip().startswith("[") else text.split("\n")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); expected one item id a line, or a JSON list") from None
+    ids = [str(line).strip() for line in lines]
+    while ids and not ids[-1]:
+        ids.pop()
+    if "" in ids:
+        raise UserError(f"{path}, line {ids.index('') + 1}: found nothing, expected an item id")
+    return pl.Series("item", ids, dtype=pl.String)
