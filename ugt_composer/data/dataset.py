@@ -1,20 +1,167 @@
-"""MDS folders as data sets: a streamed one for training, an indexed one for evaluation."""
+"""MDS folders as data sets: a streamed one for training, an indexed one for evaluation.
 
-from collections.abc import Iterator, Sequence
+No row is handed out before its shard has been checked, and what is wrong with a shard is raised where rows are read,
+in the thread that the training waits for.
+"""
+
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from ctypes import c_uint8
+from multiprocessing.sharedctypes import RawArray
+from time import sleep, time_ns
+from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from streaming import LocalDataset, Stream, StreamingDataset
+from streaming.base.constant import TICK
+from streaming.base.dataset import _Iterator, _ShardState
+from streaming.base.format import Reader
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ugt_composer.config import StreamConfig
 from ugt_composer.data.collate import PackedRow
+from ugt_composer.data.shard_files import ShardFiles
+from ugt_composer.data.shared_memory import own_segments
+from ugt_composer.errors import UserError
+
+PADDING = -1  # where Streaming has no row for a place in the last batches
+ATTEMPTS = 8  # at a shard that another process keeps taking away to make room
+
+
+class CheckedStream(Stream):
+    """A stream whose shards are fetched and unpacked by `ShardFiles`, which checks them."""
+
+    def __init__(self, local: str, remote: str | None, proportion: float | None):
+        super().__init__(local=local, remote=remote, proportion=proportion)
+        self.files = ShardFiles(local, remote)
+
+    def prepare_shard(self, shard: Reader) -> int:
+        return self.files.ensure(_name(shard))
+
+
+def _name(shard: Reader) -> str:
+    """Of the file that the rows of a shard are read from."""
+    return shard.file_pairs[0][0].basename
 
 
 class RowDataset(StreamingDataset):
-    """Streams packed rows in a deterministic, resumable order. Keyword arguments are StreamingDataset's."""
+    """Streams packed rows in a deterministic, resumable order. Keyword arguments are StreamingDataset's.
+
+    Streaming fetches in background threads, whose errors end the epoch as if the rows had come to their end, and it
+    looks at hashes only when it downloads. Here each shard is checked before its first row is read, once for a rank
+    and its workers, and what a background thread raises is raised again by the iteration.
+    """
+
+    def __init__(self, **arguments: Any):
+        with own_segments():
+            super().__init__(**arguments)
+        self._checked = RawArray(c_uint8, self.num_shards)  # by shard; shared with the workers
+        self._failure: Exception | None = None  # of a background thread
 
     def __getitem__(self, at: int) -> PackedRow:  # type: ignore[override]
         return PackedRow(int(at), super().__getitem__(at)["row"])
+
+    def get_item(self, sample_id: int, retry: int = ATTEMPTS) -> dict[str, Any]:
+        shard_id, number = self.spanner[sample_id]
+        for _ in range(retry):
+            if not self._checked[shard_id]:
+                self.prepare_shard(shard_id)
+                if not self._checked[shard_id]:  # another process fetched it, and has made room of it since
+                    continue
+            try:
+                row = self.shards[shard_id][number]
+            except FileNotFoundError:
+                self._checked[shard_id] = False
+                continue
+            if self.cache_limit:
+                self._shard_access_times[shard_id] = time_ns()
+            return row
+        raise UserError(
+            f"{_name(self.shards[shard_id])} was taken away {retry} times before it could be read; "
+            "data.train.cache_limit is too small for the runs that share the folder"
+        )
+
+    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
+        """Streaming's, and then the check. Streaming calls it for each row ahead, and would take a file lock each time;
+        a shard that is known to be whole needs neither."""
+        if self._checked[shard_id] and self._shard_states[shard_id] == _ShardState.LOCAL:
+            return
+        try:
+            super().prepare_shard(shard_id, blocking)
+            if self._shard_states[shard_id] == _ShardState.LOCAL:
+                self._checked[shard_id] = self._is_whole(shard_id)
+        except BaseException:
+            # So that who waits for the shard tries for himself, and raises too, instead of waiting for ever.
+            self._shard_states[shard_id] = _ShardState.REMOTE
+            raise
+
+    def _is_whole(self, shard_id: int) -> bool:
+        """Whether a shard that is here is whole, after mending it where that is possible. UserError where it is not."""
+        stream, shard = self.streams[self.stream_per_shard[shard_id]], self.shards[shard_id]
+        assert isinstance(stream, CheckedStream)
+        if not self.cache_limit:
+            stream.prepare_shard(shard)
+            return True
+        name = _name(shard)
+        if stream.files.flaw(name) is None:
+            return True
+        # Made room of since by another process, or damaged: away with it in the way that counts the bytes of the
+        # cache. Who reads the row tries again, and fetches it then.
+        with FileLock(self._cache_filelock_path):
+            if self._shard_states[shard_id] == _ShardState.LOCAL and stream.files.flaw(name) is not None:
+                self._evict_shard(shard_id)
+        return False
+
+    def _evict_shard(self, shard_id: int) -> None:
+        self._checked[shard_id] = False
+        super()._evict_shard(shard_id)
+
+    def _prepare_thread(self, it: _Iterator) -> None:
+        self._guard(super()._prepare_thread, it)
+
+    def _ready_thread(self, it: _Iterator) -> None:
+        self._guard(self._wait_for_shards, it)
+
+    def _wait_for_shards(self, it: _Iterator) -> None:
+        """Streaming's ready thread, which however waits for ever where another process makes room of the shard that
+        it waits for: here the one who reads the row fetches it then."""
+        assert self.predownload is not None  # Streaming's constructor gives it a value
+        while it.ready_index < it.total and not it.should_exit() and not self._event.is_set():
+            if it.ready_index - it.yield_index > self.predownload:
+                sleep(TICK)
+                continue
+            sample_id = it.sample_ids[it.ready_index]
+            if sample_id != PADDING:
+                self.prepare_shard(self.spanner[sample_id][0])
+            it.ready_index += 1
+        it.on_exit()
+
+    def _guard(self, run: Callable[[_Iterator], None], it: _Iterator) -> None:
+        """Runs a background thread's work, and keeps what it raises for the iteration to raise."""
+        try:
+            run(it)
+        except UserError as error:
+            self._fail(error, it)
+        except Exception:
+            self._fail(RuntimeError(f"a background thread failed:\n{traceback.format_exc()}"), it)
+
+    def _fail(self, error: Exception, it: _Iterator) -> None:
+        self._failure = error
+        self._event.set()
+        it.on_exit()  # else the next iteration waits for this thread for ever
+
+    def __iter__(self) -> Iterator[PackedRow]:  # type: ignore[override]
+        if self._failure is not None:
+            raise self._failure
+        own = None
+        for row in super().__iter__():
+            own = self._iterator if own is None else own
+            yield row  # type: ignore[misc]
+        if self._failure is not None:
+            raise self._failure
+        if own is not None and own.yield_index < own.total:
+            raise RuntimeError("a second iteration over the same data set has begun and ended this one")
 
 
 class RecommendDataset(RowDataset):
@@ -33,8 +180,8 @@ class EvaluationDataset(IterableDataset):
     """
 
     def __init__(self, streams: Sequence[StreamConfig], rank: int, world_size: int):
-        self.folders = [_indexed(stream) for stream in streams]
-        self.ends = np.cumsum([folder.size for folder in self.folders])
+        self.folders = [RowFolder(str(stream.local), stream.remote) for stream in streams]
+        self.ends = np.cumsum([len(folder) for folder in self.folders])
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
@@ -51,17 +198,33 @@ class EvaluationDataset(IterableDataset):
     def _row(self, row_id: int) -> bytes:
         number = int(np.searchsorted(self.ends, row_id, side="right"))
         folder = self.folders[number]
-        return folder[row_id - int(self.ends[number]) + folder.size]["row"]
+        return folder[row_id - int(self.ends[number]) + len(folder)]
 
 
-def _indexed(stream: StreamConfig) -> LocalDataset | StreamingDataset:
-    """Shards on this machine are read in place; remote ones are fetched into `local` as they are needed."""
-    if stream.remote is None:
-        assert stream.local is not None
-        return LocalDataset(stream.local)
-    return StreamingDataset(remote=stream.remote, local=stream.local, batch_size=1)
+class RowFolder:
+    """The packed rows of one folder by index. A shard is checked, or fetched, when the first of its rows is read."""
+
+    def __init__(self, local: str, remote: str | None):
+        self.files = ShardFiles(local, remote)
+        self.rows = LocalDataset(local)
+        self._checked = RawArray(c_uint8, len(self.rows.shards))  # by shard; shared with the workers of each evaluation
+
+    def __len__(self) -> int:
+        return self.rows.size
+
+    def __getitem__(self, at: int) -> bytes:
+        shard_id, number = self.rows.spanner[at]
+        shard = self.rows.shards[shard_id]
+        if not self._checked[shard_id]:
+            self.files.ensure(_name(shard))
+            self._checked[shard_id] = True
+        try:
+            return shard[number]["row"]
+        except FileNotFoundError:  # taken away since
+            self.files.ensure(_name(shard))
+            return shard[number]["row"]
 
 
 def training_streams(streams: Sequence[StreamConfig]) -> list[Stream]:
     """Streaming's own objects. A stream without a remote must lie complete in its folder."""
-    return [Stream(local=s.local, remote=s.remote, proportion=s.proportion) for s in streams]
+    return [CheckedStream(str(s.local), s.remote, s.proportion) for s in streams]

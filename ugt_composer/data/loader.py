@@ -1,24 +1,106 @@
 """Config to the data loaders of training and evaluation."""
 
-from collections.abc import Sequence
+import logging
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from composer import DataSpec
 from composer.utils import dist
 from streaming import StreamingDataLoader
-from streaming.base.storage import CloudDownloader
-from torch.utils.data import DataLoader
+from torch.utils.data._utils import MP_STATUS_CHECK_INTERVAL
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 from ugt_composer.config import Config, StreamConfig
 from ugt_composer.data.collate import collate
 from ugt_composer.data.dataset import EvaluationDataset, PreferenceDataset, RecommendDataset, training_streams
-from ugt_composer.data.manifest import FILE_NAME, Manifest, check_data, streams_of
-from ugt_composer.errors import UserError
+from ugt_composer.data.integrity import fastest, read_index
+from ugt_composer.data.manifest import Manifest, check_data, streams_of
+from ugt_composer.data.remote_folder import fetch_descriptions
+from ugt_composer.data.shard_files import is_only_copy
+from ugt_composer.errors import EXIT_ERROR, UserError
 from ugt_composer.microbatch import rows_in_batch, split_batch
 from ugt_composer.preflight import check_kinds, device_batch_size
 
-DOWNLOAD_TIMEOUT = 60.0  # seconds, for one small file
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class WatchedWorkers(_MultiProcessingDataLoaderIter):
+    """PyTorch's own, which looks for dead workers every five seconds, but with a timeout only when that is over."""
+
+    def _try_get_data(self, timeout: float = MP_STATUS_CHECK_INTERVAL) -> tuple[bool, Any]:
+        deadline = time.monotonic() + timeout
+        while True:
+            left = deadline - time.monotonic()
+            found, data = super()._try_get_data(max(0.0, min(left, MP_STATUS_CHECK_INTERVAL)))
+            if found or left <= MP_STATUS_CHECK_INTERVAL:
+                return found, data
+
+
+class RowLoader(StreamingDataLoader):
+    """A DataLoader whose workers' errors are those of the data: one sentence, without the worker's traceback.
+
+    Args:
+        key: "data.train" or "data.eval", for messages.
+        timeout: seconds to wait for a batch of a worker that lives and does nothing. One that has died is noticed in
+            seconds.
+    """
+
+    def __init__(self, dataset: Any, key: str, num_workers: int, timeout: float, **arguments: Any):
+        self.key = key
+        super().__init__(
+            dataset,
+            collate_fn=collate,
+            num_workers=num_workers,
+            timeout=timeout if num_workers else 0,
+            worker_init_fn=end_with_parent,
+            generator=torch.Generator(),  # its own, so that where a loader starts anew draws nothing from the model
+            **arguments,
+        )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # Without its traceback, which the DataLoader's re-raise ties into a cycle, an error does not keep the workers.
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            raise UserError(_sentence(str(error.with_traceback(None)))) from None
+        except RuntimeError as error:
+            if "DataLoader" not in str(error):
+                raise
+            found = str(error.with_traceback(None)).splitlines()[0].rstrip(". ")
+            raise RuntimeError(
+                f"{self.key}: {found}; a worker is killed when the memory of the machine or the container is full "
+                f"(then lower {self.key}.num_workers), and times out where the data's disk or store does not answer"
+            ) from None
+
+    def _get_iterator(self) -> _BaseDataLoaderIter:
+        return WatchedWorkers(self) if self.num_workers else super()._get_iterator()
+
+
+def end_with_parent(worker: int) -> None:
+    """Ends a worker soon after a killed rank: it looks for its parent itself only between two batches, and may wait in
+    one for what never comes."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        while os.getppid() == parent.pid:
+            time.sleep(1.0)
+        os._exit(EXIT_ERROR)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _sentence(message: str) -> str:
+    """What was raised, out of the report that DataLoader makes of a worker's error: its traceback ends with it."""
+    return message.rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2].strip()
 
 
 def build_train_loader(config: Config) -> tuple[DataSpec, list[Manifest]]:
@@ -29,8 +111,7 @@ def build_train_loader(config: Config) -> tuple[DataSpec, list[Manifest]]:
     """
     data, batch_size = config.data.train, device_batch_size(config, dist.get_world_size())
     streams = streams_of("data.train", data)
-    fetch_manifests(streams)
-    manifests = check_data(config, "data.train", streams)
+    manifests = check_folders(config, "data.train", streams)
     check_kinds(config, manifests)
     for manifest in manifests:
         if manifest.rows < data.num_canonical_nodes:
@@ -38,6 +119,13 @@ def build_train_loader(config: Config) -> tuple[DataSpec, list[Manifest]]:
                 f"{manifest.folder} has {manifest.rows} rows, fewer than data.train.num_canonical_nodes "
                 f"({data.num_canonical_nodes}); set that to 1"
             )
+    if data.cache_limit is not None:
+        for stream in streams:
+            if is_only_copy(str(stream.local), stream.remote):
+                raise UserError(
+                    f"data.train.cache_limit is {data.cache_limit}, but {stream.local} has no remote: making room "
+                    "would remove the only copy; expected cache_limit null"
+                )
     dataset_class = PreferenceDataset if config.loss.lambda_preference > 0 else RecommendDataset
     dataset = dataset_class(
         streams=training_streams(streams),
@@ -49,35 +137,17 @@ def build_train_loader(config: Config) -> tuple[DataSpec, list[Manifest]]:
         predownload=data.predownload,
         cache_limit=data.cache_limit,
     )
-    loader = StreamingDataLoader(
+    loader = RowLoader(
         dataset,
-        batch_size=batch_size,
-        collate_fn=collate,
+        key="data.train",
         num_workers=data.num_workers,
+        timeout=config.dist_timeout,
+        batch_size=batch_size,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=data.num_workers > 0,
         drop_last=False,
-        generator=torch.Generator(),  # its own, so that where the loader starts anew draws nothing from the model
     )
     return DataSpec(loader, get_num_samples_in_batch=rows_in_batch, split_batch=split_batch), manifests
-
-
-def fetch_manifests(streams: Sequence[StreamConfig]) -> None:
-    """Brings the manifests of remote streams to this machine, so that they are checked like local ones.
-
-    Raises:
-        UserError: the remote has none, or cannot be reached.
-    """
-    for stream in streams:
-        if stream.remote is None or dist.get_local_rank() != 0:
-            continue
-        source, target = f"{stream.remote.rstrip('/')}/{FILE_NAME}", Path(str(stream.local)) / FILE_NAME
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            CloudDownloader.direct_download(source, str(target), DOWNLOAD_TIMEOUT)
-        except Exception as error:  # every store has errors of its own
-            raise UserError(f"{source}: cannot be fetched ({str(error).splitlines()[0]})") from None
-    dist.barrier()
 
 
 def build_eval_loader(config: Config) -> DataSpec | None:
@@ -86,14 +156,49 @@ def build_eval_loader(config: Config) -> DataSpec | None:
     if not data.is_given:
         return None
     streams = streams_of("data.eval", data)
-    fetch_manifests(streams)
-    check_data(config, "data.eval", streams)
-    dataset = EvaluationDataset(streams, dist.get_global_rank(), dist.get_world_size())
-    loader = DataLoader(
-        dataset,
-        batch_size=config.device_eval_batch_size,
-        collate_fn=collate,
+    check_folders(config, "data.eval", streams)
+    loader = RowLoader(
+        EvaluationDataset(streams, dist.get_global_rank(), dist.get_world_size()),
+        key="data.eval",
         num_workers=data.num_workers,
-        generator=torch.Generator(),  # its own, so that evaluating does not change what training draws next
+        timeout=config.dist_timeout,
+        batch_size=config.device_eval_batch_size,
     )
     return DataSpec(loader, get_num_samples_in_batch=rows_in_batch, split_batch=lambda batch, _: [batch])
+
+
+def check_folders(config: Config, key: str, streams: Sequence[StreamConfig]) -> list[Manifest]:
+    """The manifests of the streams, after all that can be known of a folder without reading its shards.
+
+    Raises:
+        UserError: on all ranks, where one of them finds its folders missing, damaged or of no use to the model.
+    """
+
+    def check() -> list[Manifest]:
+        for stream in streams:
+            fetch_descriptions(stream)
+        return check_data(config, key, streams)
+
+    manifests = _on_all_ranks(check)
+    for manifest in manifests:
+        shards = read_index(Path(manifest.folder))
+        if dist.get_global_rank() == 0 and any(fastest(shard.stored.hashes) is None for shard in shards):
+            log.warning(
+                "%s records no hashes of its shards: damage that leaves their size alone is not noticed; convert the "
+                "data with --hashes xxh64",
+                manifest.folder,
+            )
+    return manifests
+
+
+def _on_all_ranks(check: Callable[[], T]) -> T:
+    """Runs a check; what one rank finds wrong is raised by all, so that none waits for one that has ended."""
+    results: list[T] = []
+    sentence = None
+    try:
+        results.append(check())
+    except UserError as error:
+        sentence = str(error)
+    if found := next((other for other in dist.all_gather_object(sentence) if other), None):
+        raise UserError(found)
+    return results[0]

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from ugt_composer.config import Config, StreamConfig
 from ugt_composer.data.codec import VERSION
+from ugt_composer.data.integrity import ADVICE, INDEX_NAME, MANIFEST_NAME, index_flaw, read_index, size_flaw
 from ugt_composer.errors import UserError
 
 RECOMMEND, PREFERENCE = "recommend", "preference"
-FILE_NAME = "manifest.json"
+FILE_NAME = MANIFEST_NAME
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,10 @@ class Manifest:
 def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
     """The facts of a folder; with `complete` all its shards have to be there.
 
-    Raises UserError where the folder is no output of the conversion, or its shards are missing or cut short."""
+    Raises:
+        UserError: the folder is no output of the conversion, its index is not the one that it was written with, or
+            shards are missing or cut short.
+    """
     path = Path(folder) / FILE_NAME
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder; expected MDS shards made by convert/jsonl_to_mds.py")
@@ -62,28 +66,27 @@ def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
         raise UserError(f"{path}: missing; expected a folder made by convert/jsonl_to_mds.py") from None
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a manifest of the conversion ({error!r}); convert the data again") from None
+    if complete or (Path(folder) / INDEX_NAME).exists():
+        _check_index(Path(folder), manifest)
     if complete:
-        _check_shards(Path(folder), manifest)
+        _check_sizes(Path(folder))
     return manifest
 
 
-def _check_shards(folder: Path, manifest: Manifest) -> None:
-    """Every shard that the index names is there and of its size: a missing one would end an epoch early, silently."""
-    index = folder / "index.json"
-    try:
-        shards = json.loads(index.read_text("utf-8"))["shards"]
-        rows = sum(shard["samples"] for shard in shards)
-        files = [shard["zip_data"] or shard["raw_data"] for shard in shards]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise UserError(f"{index}: cannot be read as the index of MDS shards ({error!r})") from None
+def _check_index(folder: Path, manifest: Manifest) -> None:
+    index = folder / INDEX_NAME
+    if (found := index_flaw(index, manifest.index_hash)) is not None:
+        raise UserError(f"{index}: {found}; {ADVICE}")
+    rows = sum(shard.rows for shard in read_index(folder))
     if rows != manifest.rows:
-        raise UserError(f"{index}: {rows} rows, but {FILE_NAME} says {manifest.rows}; convert the data again")
-    for file in files:
-        shard = folder / file["basename"]
-        size = shard.stat().st_size if shard.exists() else None
-        if size != file["bytes"]:
-            found = "is missing" if size is None else f"has {size} bytes"
-            raise UserError(f"{shard}: {found}, {index} says {file['bytes']} bytes; convert or copy the data again")
+        raise UserError(f"{index}: {rows} rows, but {FILE_NAME} says {manifest.rows}; {ADVICE}")
+
+
+def _check_sizes(folder: Path) -> None:
+    """Every shard that the index names is there and of its size. What is in them is checked when they are opened."""
+    for shard in read_index(folder):
+        if (found := size_flaw(folder / shard.stored.name, shard.stored)) is not None:
+            raise UserError(f"{folder / shard.stored.name}: {found}; {ADVICE}")
 
 
 def streams_of(key: str, data) -> list[StreamConfig]:

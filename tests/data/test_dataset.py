@@ -1,0 +1,228 @@
+"""Rows read through the loaders: whole data gives every row, damaged data one sentence, whoever reads it."""
+
+import multiprocessing
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.data.conftest import DAMAGES, ROWS, flip_byte
+from ugt_composer.config import StreamConfig
+from ugt_composer.data.dataset import EvaluationDataset, RecommendDataset, training_streams
+from ugt_composer.data.loader import RowLoader, end_with_parent
+from ugt_composer.data.remote_folder import fetch_descriptions
+from ugt_composer.errors import UserError
+
+SHARD = "shard.00003.mds"
+TRAIN, EVAL = "data.train", "data.eval"
+
+
+@pytest.fixture
+def loader():
+    """loader(key, local, workers=0, remote=None, …) → a loader of batches of eight. Its workers end with the test."""
+    made = []
+
+    def make(key, local, workers=0, remote=None, timeout=60.0, **arguments) -> RowLoader:
+        stream = StreamConfig(local=str(local), remote=None if remote is None else str(remote))
+        fetch_descriptions(stream)
+        if key == TRAIN:
+            fixed = {"batch_size": 8, "shuffle": True, "shuffle_seed": 1, "num_canonical_nodes": 4}
+            dataset = RecommendDataset(streams=training_streams([stream]), **fixed, **arguments)
+        else:
+            dataset = EvaluationDataset([stream], 0, 1)
+        made.append(
+            RowLoader(dataset, key, workers, timeout, batch_size=8, persistent_workers=key == TRAIN and workers > 0)
+        )
+        return made[-1]
+
+    yield make
+    for batches in made:
+        if batches._iterator is not None:
+            batches._iterator._shutdown_workers()
+
+
+def rows(batches) -> list[int]:
+    return [int(row) for batch in batches for row in batch["row_ids"][batch["row_mask"]]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("key", [TRAIN, EVAL])
+@pytest.mark.parametrize("options", [(), ("--compression", "zstd"), ("--hashes", "none")])
+def test_every_row_of_whole_data_is_read_in_each_epoch(loader, data_folder, key, workers, options):
+    batches = loader(key, data_folder(*options), workers)
+    for _ in range(2):
+        assert sorted(rows(batches)) == list(range(ROWS))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("key", [TRAIN, EVAL])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_shard_ends_the_reading_with_one_sentence(loader, data_folder, key, damage, workers):
+    folder = data_folder()
+    batches = loader(key, folder, workers)
+    DAMAGES[damage](folder / SHARD)
+    with pytest.raises(UserError) as error:
+        list(batches)
+    sentence = str(error.value)
+    assert sentence.startswith(f"{folder / SHARD}: ")
+    assert sentence.endswith("; convert or copy the data again")
+    assert "\n" not in sentence
+    with pytest.raises(UserError):  # and again, where somebody goes on in spite of it
+        list(batches)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("key", [TRAIN, EVAL])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_shard_of_a_cache_is_fetched_again(loader, converted, tmp_path, key, damage, workers):
+    list(loader(key, tmp_path / "cache", remote=converted()))
+    DAMAGES[damage](tmp_path / "cache" / SHARD)
+    batches = loader(key, tmp_path / "cache", workers, converted())
+    assert sorted(rows(batches)) == list(range(ROWS))
+    assert (tmp_path / "cache" / SHARD).read_bytes() == (converted() / SHARD).read_bytes()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("key", [TRAIN, EVAL])
+def test_a_shard_that_is_damaged_in_the_store_ends_the_reading(loader, data_folder, tmp_path, key, workers):
+    remote = data_folder()
+    flip_byte(remote / SHARD)
+    with pytest.raises(UserError, match=rf"{remote}/{SHARD}: has the xxh64"):
+        list(loader(key, tmp_path / "cache", workers, remote))
+
+
+@pytest.mark.parametrize("key", [TRAIN, EVAL])
+def test_a_shard_taken_away_in_the_middle_is_fetched_again_or_told(loader, converted, data_folder, tmp_path, key):
+    for local, remote in ((tmp_path / "cache", converted()), (data_folder(), None)):
+        batches = loader(key, local, remote=remote)
+        assert sorted(rows(batches)) == list(range(ROWS))
+        (local / SHARD).unlink()
+        if remote is not None:
+            assert sorted(rows(batches)) == list(range(ROWS))
+        else:
+            with pytest.raises(UserError, match=f"{SHARD}: is missing"):
+                list(batches)
+
+
+@pytest.mark.parametrize("key", [TRAIN, EVAL])
+def test_a_shard_is_hashed_once_for_all_workers_and_epochs(loader, data_folder, key, monkeypatch, tmp_path):
+    from ugt_composer.data import integrity
+
+    folder, log = data_folder(), tmp_path / "log"
+    real = integrity.file_hash
+
+    def counted(algorithm, path):
+        with log.open("a") as file:
+            file.write(path.name + "\n")
+        return real(algorithm, path)
+
+    batches = loader(key, folder, 2)
+    monkeypatch.setattr(integrity, "file_hash", counted)
+    for _ in range(3):
+        list(batches)
+    hashed = log.read_text().split()
+    assert set(hashed) == {path.name for path in folder.glob("shard.*")}
+    assert max(hashed.count(name) for name in hashed) <= 4  # two workers and their threads may meet at one, once
+    list(batches)
+    assert log.read_text().split() == hashed
+
+
+@pytest.mark.parametrize("damage", [None, "flipped"])
+def test_a_small_cache_gives_every_row_and_is_counted_right(loader, converted, tmp_path, damage):
+    folder = tmp_path / "cache"
+    batches = loader(TRAIN, folder, 2, converted(), cache_limit="24kb", predownload=8)
+    assert sorted(rows(batches)) == list(range(ROWS))
+    if damage is not None:
+        DAMAGES[damage](next(folder.glob("shard.*")))
+        batches = loader(TRAIN, folder, 2, converted(), cache_limit="24kb", predownload=8)
+    assert sorted(rows(batches)) == list(range(ROWS))
+    sizes = [path.stat().st_size for path in (*folder.glob("shard.*"), folder / "index.json")]
+    assert batches.dataset.cache_usage == sum(sizes)
+    assert len(sizes) < len(list(converted().glob("shard.*")))
+
+
+def test_an_iteration_that_another_one_ends_says_so(loader, data_folder):
+    dataset = loader(TRAIN, data_folder()).dataset
+    first = iter(dataset)
+    next(first)
+    next(iter(dataset))
+    with pytest.raises(RuntimeError, match="a second iteration"):
+        list(first)
+
+
+def in_a_child(action) -> str:
+    """What a forked process writes of an action; what goes wrong in it does not reach the tests after."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+        except Exception as error:
+            os.write(writer, f"{type(error).__name__}: {error}".encode())
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with os.fdopen(reader) as file:
+        return file.read()
+
+
+@pytest.mark.parametrize("key", [TRAIN, EVAL])
+def test_a_killed_worker_ends_the_reading_and_is_named(loader, data_folder, key):
+    folder = data_folder()
+
+    def read_and_kill() -> None:
+        batches = loader(key, folder, 2, timeout=30.0)
+        for _ in batches:
+            worker = multiprocessing.active_children()[0]
+            os.kill(worker.pid, signal.SIGKILL)
+            worker.join()
+
+    started = time.monotonic()
+    assert re.match(r"RuntimeError: .*DataLoader worker \(pid.*(Killed|exited)", in_a_child(read_and_kill))
+    assert time.monotonic() - started < 20
+
+
+class StuckDataset(torch.utils.data.IterableDataset):
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def __iter__(self):
+        time.sleep(self.seconds)
+        yield 0
+
+
+def test_a_worker_that_does_nothing_is_told():
+    batches = RowLoader(StuckDataset(2), TRAIN, 1, 1.0, batch_size=1)
+    with pytest.raises(RuntimeError, match=r"data\.train: DataLoader timed out after 1.* seconds; a worker"):
+        list(batches)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_workers_of_a_killed_rank_end_whatever_they_wait_for():
+    reader, writer = os.pipe()
+    rank = os.fork()
+    if rank == 0:
+        batches = iter(torch.utils.data.DataLoader(StuckDataset(60), num_workers=1, worker_init_fn=end_with_parent))
+        os.write(writer, str(batches._workers[0].pid).encode())
+        time.sleep(60)
+        os._exit(0)
+    worker = int(os.read(reader, 100))
+    time.sleep(0.5)
+    assert is_running(worker)
+    os.kill(rank, signal.SIGKILL)
+    os.waitpid(rank, 0)
+    for _ in range(100):
+        if not is_running(worker):
+            break
+        time.sleep(0.1)
+    assert not is_running(worker)

@@ -1,0 +1,32 @@
+"""Locks that a killed process cannot leave behind: the kernel lets go of them, whatever is left on the disk."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock of `path` against every other process of the machine; waits for it. The file is gone after."""
+    descriptor = _acquire(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before letting go: who waits for it sees that it is no lock any more
+        os.close(descriptor)
+
+
+def _acquire(path: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if is_linked(descriptor):
+            return descriptor
+        os.close(descriptor)
+
+
+def is_linked(descriptor: int) -> bool:
+    """Whether the file still has its name: a lock on one that was removed excludes nobody."""
+    return os.fstat(descriptor).st_nlink > 0

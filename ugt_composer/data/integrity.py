@@ -1,0 +1,136 @@
+"""Whether the files of a data folder are those that its index and its manifest speak of. Imports neither torch nor
+Streaming."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import xxhash
+
+from ugt_composer.errors import UserError
+
+INDEX_NAME = "index.json"
+MANIFEST_NAME = "manifest.json"
+BLOCK = 1 << 16  # bytes read at a time: small enough for the cache of a core
+ADVICE = "convert or copy the data again"
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What the index records of a file: its name in the folder, its bytes, and hashes by the algorithm's name."""
+
+    name: str
+    size: int
+    hashes: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ShardFacts:
+    """A shard: the file that rows are read from and, where the folder is compressed, the one that it is made of."""
+
+    rows: int
+    raw: FileFacts
+    zipped: FileFacts | None
+    compression: str | None
+
+    @property
+    def stored(self) -> FileFacts:
+        """The file that the conversion wrote."""
+        return self.zipped or self.raw
+
+
+def read_index(folder: Path) -> list[ShardFacts]:
+    """The shards that a folder's index names.
+
+    Raises:
+        UserError: there is no such index, or it is none of MDS shards.
+    """
+    path = folder / INDEX_NAME
+    try:
+        return [_shard(shard) for shard in json.loads(path.read_text("utf-8"))["shards"]]
+    except FileNotFoundError:
+        raise UserError(f"{path}: is missing; {ADVICE}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read as the index of MDS shards ({error!r}); {ADVICE}") from None
+
+
+def _shard(shard: dict[str, Any]) -> ShardFacts:
+    zipped = shard["zip_data"]
+    return ShardFacts(
+        rows=int(shard["samples"]),
+        raw=_file(shard["raw_data"]),
+        zipped=None if zipped is None else _file(zipped),
+        compression=shard["compression"],
+    )
+
+
+def _file(facts: dict[str, Any]) -> FileFacts:
+    name = PurePosixPath(facts["basename"])
+    if name.is_absolute() or ".." in name.parts or not name.parts:  # an index is data, and may come from a store
+        raise ValueError(f"the shard {str(name)!r} lies outside the folder")
+    return FileFacts(str(name), int(facts["bytes"]), {str(k): str(v) for k, v in facts["hashes"].items()})
+
+
+def flaw(path: Path, facts: FileFacts) -> str | None:
+    """What is wrong with a file, as "has 12 bytes, index.json records 20"; None where nothing is. Reads all of it."""
+    if (found := size_flaw(path, facts)) is not None:
+        return found
+    algorithm = fastest(facts.hashes)
+    if algorithm is None:
+        return None
+    try:
+        found = file_hash(algorithm, path)
+    except FileNotFoundError:  # taken away since by a run that shares the folder and is short of room
+        return size_flaw(path, facts)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if found != facts.hashes[algorithm]:
+        return f"has the {algorithm} {found}, {INDEX_NAME} records {facts.hashes[algorithm]}"
+    return None
+
+
+def size_flaw(path: Path, facts: FileFacts) -> str | None:
+    """What the folder's listing already tells: that a file is missing, or of another size."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return f"is missing, {INDEX_NAME} records {facts.size} bytes"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None if size == facts.size else f"has {size} bytes, {INDEX_NAME} records {facts.size}"
+
+
+def fastest(hashes: dict[str, str]) -> str | None:
+    """The recorded algorithm to check with; xxhash's are several times as fast as others. None where none is known."""
+    known = [name for name in hashes if name in xxhash.algorithms_available or name in hashlib.algorithms_guaranteed]
+    return min(known, key=lambda name: (not name.startswith("xxh"), name), default=None)
+
+
+def file_hash(algorithm: str, path: Path) -> str:
+    """The hash of a file as the conversion writes it."""
+    hasher = _hasher(algorithm)
+    block = memoryview(bytearray(BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            hasher.update(block[:count])
+    return hasher.hexdigest()
+
+
+def _hasher(algorithm: str) -> Any:
+    return xxhash.__dict__[algorithm]() if algorithm in xxhash.algorithms_available else hashlib.new(algorithm)
+
+
+def index_flaw(path: Path, recorded: str) -> str | None:
+    """What is wrong with an index whose manifest records the hash `recorded` ("xxh3_128:3f…") of it."""
+    algorithm, _, digest = recorded.partition(":")
+    if fastest({algorithm: digest}) is None:
+        return f"cannot be checked: {MANIFEST_NAME} records its hash as {recorded!r}"
+    try:
+        found = file_hash(algorithm, path)
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None if found == digest else f"has the {algorithm} {found}, {MANIFEST_NAME} records {digest}"

@@ -1,0 +1,159 @@
+"""The shards of one data folder on this machine: each is made sure of before its first row is read."""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from streaming.base.compression import decompress
+from streaming.base.storage import CloudDownloader
+
+from ugt_composer.data.file_lock import locked
+from ugt_composer.data.integrity import ADVICE, FileFacts, ShardFacts, flaw, read_index
+from ugt_composer.errors import UserError
+
+log = logging.getLogger(__name__)
+
+DOWNLOAD_TIMEOUT = 60.0  # seconds, for one file
+PAUSES = (0.5, 2.0)  # seconds before the second and the third attempt at a store that does not answer
+
+
+class ShardFiles:
+    """Checks shards against the index of their folder; fetches what is missing or damaged where there is a remote.
+
+    Safe in any number of threads and processes, of this run and of others that use the same folder: a file gets its
+    name when it is whole, and only one process of the machine fetches it.
+    """
+
+    def __init__(self, folder: str | Path, remote: str | None):
+        self.folder, self.remote = Path(folder), remote
+        self.shards: dict[str, ShardFacts] = {shard.raw.name: shard for shard in read_index(self.folder)}
+        self.keeps_zipped = is_only_copy(folder, remote)
+
+    def flaw(self, name: str) -> str | None:
+        """What is wrong with the file `name` that the rows of a shard are in; None where nothing is."""
+        return flaw(self.folder / name, self.shards[name].raw)
+
+    def ensure(self, name: str) -> int:
+        """Makes sure that the shard whose rows are in the file `name` is here and whole.
+
+        Returns:
+            The bytes that the folder has grown by.
+
+        Raises:
+            UserError: it is missing or damaged, and could not be fetched, or is damaged in the store too.
+        """
+        shard = self.shards[name]
+        found = self.flaw(name)
+        if found is None:
+            return 0
+        if self.remote is None and shard.zipped is None:
+            raise UserError(f"{self.folder / name}: {found}; {ADVICE}")
+        try:
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with locked(self.folder / f"{name}.lock"):
+                return self._mend(shard)
+        except OSError as error:
+            raise UserError(f"{self.folder / name}: {found}, and cannot be written ({error.strerror})") from None
+
+    def _mend(self, shard: ShardFacts) -> int:
+        path, before = self.folder / shard.raw.name, self._bytes(shard)
+        if self.flaw(shard.raw.name) is None:  # another process has been faster
+            return 0
+        stored = self._stored(shard)
+        if shard.zipped is not None:
+            _unpack(stored, path, shard)
+            if not self.keeps_zipped:
+                stored.unlink()
+        return self._bytes(shard) - before
+
+    def _stored(self, shard: ShardFacts) -> Path:
+        """The file that the conversion wrote, whole."""
+        path = self.folder / shard.stored.name
+        found = flaw(path, shard.stored)
+        if found is None:
+            return path
+        if self.remote is None:
+            raise UserError(f"{path}: {found}; {ADVICE}")
+        if path.exists():
+            log.warning("%s: %s; it is fetched again", path, found)
+        found = fetch(self.remote, path, shard.stored.name, lambda part: flaw(part, shard.stored))
+        if found is not None:
+            raise UserError(
+                f"{_join(self.remote, shard.stored.name)}: {found}; upload the data again, or empty {self.folder} if "
+                "the remote holds other data now"
+            )
+        return path
+
+    def _bytes(self, shard: ShardFacts) -> int:
+        files: list[FileFacts] = [file for file in (shard.raw, shard.zipped) if file is not None]
+        return sum(file.size for file in files if (self.folder / file.name).exists())
+
+
+def is_only_copy(folder: str | Path, remote: str | None) -> bool:
+    """Whether files that are removed from the folder cannot be fetched again."""
+    return remote is None or Path(remote).absolute() == Path(folder).absolute()
+
+
+def _unpack(stored: Path, path: Path, shard: ShardFacts) -> None:
+    part = _part(path)
+    try:
+        part.write_bytes(decompress(shard.compression, stored.read_bytes()))
+    except OSError:
+        raise
+    except Exception as error:  # every format has errors of its own
+        raise UserError(f"{stored}: cannot be unpacked ({_first_line(error)}); {ADVICE}") from None
+    if (found := flaw(part, shard.raw)) is not None:
+        part.unlink()
+        raise UserError(f"{stored}: what it unpacks to {found}; {ADVICE}")
+    os.replace(part, path)
+
+
+def fetch(remote: str, path: Path, name: str, check: Callable[[Path], str | None]) -> str | None:
+    """Copies a file of a store to `path`, whole or not at all; what `check` finds wrong is fetched once more.
+
+    The caller holds the lock of `path`.
+
+    Returns:
+        What `check` finds wrong with the second copy too; `path` is left alone then.
+
+    Raises:
+        UserError: the store has no such file, or does not answer.
+    """
+    part, found = _part(path), None
+    for _ in range(2):
+        _download(_join(remote, name), part)
+        found = check(part)
+        if found is None:
+            os.replace(part, path)
+            return None
+    part.unlink()
+    return found
+
+
+def _download(source: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for pause in (*PAUSES, None):
+        target.unlink(missing_ok=True)  # Streaming fetches nothing over a file that is there
+        try:
+            CloudDownloader.direct_download(source, str(target), DOWNLOAD_TIMEOUT)
+            return
+        except Exception as error:  # every store has errors of its own
+            if pause is None or isinstance(error, FileNotFoundError | ValueError | ImportError):
+                raise UserError(f"{source}: cannot be fetched ({_first_line(error)})") from None
+            log.warning("%s: %s; tried again in %g s", source, _first_line(error), pause)
+            time.sleep(pause)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _join(remote: str, name: str) -> str:
+    return f"{remote.rstrip('/')}/{name}"
+
+
+def _part(path: Path) -> Path:
+    """Where a file lies until it is whole. One name, so that what a killed process left is written over."""
+    return path.with_name(f"{path.name}.part")
