@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow check bench format clean
+.PHONY: help install demo test test-slow check parity bench format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -31,6 +31,9 @@ check: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+parity: $(INSTALLED)  ## every strategy against one process, and each one's checkpoint under each other
+	$(BIN)/python benchmarks/parity.py
 
 bench: $(INSTALLED)  ## the measured claims, each against its rival
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

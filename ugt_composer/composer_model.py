@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from composer.models import ComposerModel
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from ugt_composer.data.batch import Batch
-from ugt_composer.generation.beam_search import beam_search
+from ugt_composer.generation.beam_search import Recommendations, beam_search
 from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.losses.normalization import ROWS, batch_counts
 from ugt_composer.losses.unified import UnifiedLoss
@@ -36,8 +36,8 @@ class ComposerUGT(ComposerModel):
     Args:
         model: the model.
         loss: the stage's loss.
-        reference: the frozen model that the preference loss compares with, or None. It is no submodule: it is in no
-            checkpoint, no optimizer and no sharding.
+        reference: scores items for the preference loss to compare with (`Reference`), or None. It is no submodule: it
+            is in no checkpoint and no optimizer.
         trie: the catalogue; None recommends from the whole code space.
         k_values: cut-offs of the ranking metrics.
         beam_width: beams a row, at least the largest cut-off.
@@ -48,7 +48,7 @@ class ComposerUGT(ComposerModel):
         self,
         model: UGT,
         loss: UnifiedLoss,
-        reference: UGT | None,
+        reference: nn.Module | None,
         trie: ItemTrie | None,
         k_values: Sequence[int],
         beam_width: int,
@@ -66,16 +66,31 @@ class ComposerUGT(ComposerModel):
         self.step_metrics: dict[str, Tensor] = {}
         self.step_rows = 0
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        outputs = self.model(batch)
-        reference = self._reference[0]
-        if reference is not None and "rejected_logps" in outputs:
-            reference.to(batch["labels"].device)
-            with torch.no_grad():
-                ids = torch.cat((batch["labels"][:, :1].clamp(min=0), batch["rejected_ids"]), dim=1)
-                logps = reference.item_logps(reference.start(batch), ids)
+    @property
+    def reference(self) -> nn.Module | None:
+        return self._reference[0]
+
+    def set_reference(self, reference: nn.Module) -> None:
+        self._reference = (reference,)
+
+    def forward(self, batch: Batch, recommend: bool = False) -> dict[str, Any]:
+        """UGT's outputs; with `recommend` also the ranked `recommended` items of each row.
+
+        All that needs weights happens in here, where a strategy that shards them has gathered them.
+        """
+        outputs: dict[str, Any] = self.model(batch)
+        if self.reference is not None and "rejected_logps" in outputs:
+            logps = self.reference(batch)
             outputs |= {"reference_chosen_logps": logps[:, 0], "reference_rejected_logps": logps[:, 1:]}
+        if recommend:
+            outputs["recommended"] = self._recommend(batch, outputs["bos_hidden"])
         return outputs
+
+    def _recommend(self, batch: Batch, hidden: Tensor) -> Recommendations:
+        seen = batch["encoder_ids"] if self.exclude_seen else None
+        if self.trie is not None and self.trie.device != hidden.device:
+            self.trie = self.trie.to(hidden.device)
+        return beam_search(self.model.level_logits, hidden, self.trie, max(self.k_values), self.beam_width, seen)
 
     def loss(self, outputs: dict[str, Tensor], batch: Batch, *args, **kwargs) -> dict[str, Tensor]:  # type: ignore[override]
         """The stage's loss as `total`, and its parts for the log."""
@@ -88,17 +103,11 @@ class ComposerUGT(ComposerModel):
 
     def eval_forward(self, batch: Batch, outputs: Any = None) -> dict[str, Any]:
         """Losses as sums over the batch's rows, and the ranked recommendations against the rows' targets."""
-        outputs = self.forward(batch)
-        seen = batch["encoder_ids"] if self.exclude_seen else None
-        if self.trie is not None and self.trie.device != outputs["bos_hidden"].device:
-            self.trie = self.trie.to(outputs["bos_hidden"].device)
-        recommended = beam_search(
-            self.model.level_logits, outputs["bos_hidden"], self.trie, max(self.k_values), self.beam_width, seen
-        )
+        outputs = self(batch, recommend=True)
         labels = batch["labels"]
         # A pair's chosen item answers another question than «what came next», so its row is not ranked.
         rows = batch["row_mask"] & ~batch["rejected_mask"].any(-1)
-        ranked = rank_batch(recommended, labels, (labels != IGNORE_INDEX).all(-1), rows)
+        ranked = rank_batch(outputs["recommended"], labels, (labels != IGNORE_INDEX).all(-1), rows)
         return {**outputs, "ranked": ranked, "evaluation_sums": self._evaluation_sums(outputs, batch)}
 
     def _evaluation_sums(self, outputs: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:

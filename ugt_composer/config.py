@@ -35,6 +35,11 @@ def _share(owner: Any, prefix: str, *names: str) -> None:
             raise ValueError(f"{prefix}{name} is {value}; expected a share from 0 to 1")
 
 
+OTHER_STRATEGIES = {
+    "fsdp1": "FSDP1 needs a GPU and is superseded; expected fsdp, which is FSDP2",
+    "fsdp2": "FSDP2 is called fsdp here; expected fsdp",
+    **{f"zero{n}": f"expected deepspeed with parallelism.deepspeed.zero_stage={n}" for n in range(4)},
+}
 _TIME = re.compile(r"[1-9]\d*(ba|ep)|(100|\d{1,2}(\.\d+)?)%")
 
 
@@ -256,8 +261,54 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class FsdpConfig:
+    reshard_after_forward: bool = True
+    param_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    reduce_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    cpu_offload: bool = False
+
+
+@dataclass(frozen=True)
+class DeepspeedConfig:
+    zero_stage: int = 2
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    offload_param: Literal["none", "cpu"] = "none"
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if not 0 <= self.zero_stage <= 3:
+            raise ValueError(f"parallelism.deepspeed.zero_stage is {self.zero_stage}; expected 0, 1, 2 or 3")
+        for name, least in (("offload_optimizer", 1), ("offload_param", 3)):
+            if getattr(self, name) != "none" and self.zero_stage < least:
+                raise ValueError(
+                    f"parallelism.deepspeed.{name} is {getattr(self, name)} with zero_stage {self.zero_stage}; "
+                    f"expected zero_stage {least} or above"
+                )
+
+
+@dataclass(frozen=True)
 class ParallelismConfig:
     strategy: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
+    activation_checkpointing: bool = False
+    shard_reference: bool = False
+    fsdp: FsdpConfig = field(default_factory=FsdpConfig)
+    deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
+
+    @property
+    def shards_parameters(self) -> bool:
+        return self.strategy == "fsdp" or (self.strategy == "deepspeed" and self.deepspeed.zero_stage == 3)
+
+    def __post_init__(self):
+        if self.shard_reference and not self.shards_parameters:
+            raise ValueError(
+                f"parallelism.shard_reference is true with strategy {self.strategy}, which keeps a whole model on each "
+                "rank; expected strategy fsdp, or deepspeed with zero_stage 3"
+            )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    sharded: bool = False
 
 
 @dataclass(frozen=True)
@@ -307,6 +358,7 @@ class Config:
     autoresume: bool = True
     log_interval: str = "100ba"
     dist_timeout: float = 600.0
+    compile: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -314,6 +366,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     parallelism: ParallelismConfig = field(default_factory=ParallelismConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     loggers: LoggersConfig = field(default_factory=LoggersConfig)
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
 
@@ -329,6 +382,16 @@ class Config:
         microbatch = self.device_train_microbatch_size
         if microbatch != "auto" and (isinstance(microbatch, str) or microbatch <= 0):
             raise ValueError(f'device_train_microbatch_size is {microbatch!r}; expected a number above 0 or "auto"')
+        if self.checkpoint.sharded and self.parallelism.strategy == "ddp":
+            raise ValueError(
+                "checkpoint.sharded is true with parallelism.strategy ddp, which shards nothing; expected fsdp or "
+                "deepspeed"
+            )
+        if self.optimizer.name == "lamb" and self.parallelism.strategy != "ddp":
+            raise ValueError(
+                f"optimizer.name is lamb with parallelism.strategy {self.parallelism.strategy}: LAMB scales by the "
+                "norms of whole parameters, which a rank does not hold; expected adamw, or strategy ddp"
+            )
         if self.loss.needs_reference and not (self.loss.reference_from or self.init_from):
             raise ValueError(
                 "loss.reference_from is missing; loss.lambda_preference > 0 compares with a reference model: name the "
@@ -344,7 +407,7 @@ def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     merged = OmegaConf.structured(Config)
     for source, tree in (*map(_read_yaml, paths), *map(_read_override, overrides)):
-        for problem in _misplaced_keys(tree, Config):
+        for problem in (*_misplaced_keys(tree, Config), *_other_strategies(tree)):
             raise UserError(f"{source}: {problem}")
         try:
             merged = OmegaConf.merge(merged, OmegaConf.create(tree))
@@ -398,6 +461,14 @@ def _read_override(text: str) -> tuple[str, dict]:
 def _from_omegaconf(source: str, error: OmegaConfBaseException) -> UserError:
     key = f"{error.full_key}: " if error.full_key else ""
     return UserError(f"{source}: {key}{str(error.msg or error).splitlines()[0]}")
+
+
+def _other_strategies(tree: dict) -> Iterator[str]:
+    """Yields why a strategy that exists elsewhere is none here."""
+    section = tree.get("parallelism")
+    asked = section.get("strategy") if isinstance(section, dict) else None
+    if asked in OTHER_STRATEGIES:
+        yield f"parallelism.strategy is {asked}; {OTHER_STRATEGIES[asked]}"
 
 
 def _misplaced_keys(tree: dict, schema: type, prefix: str = "") -> Iterator[str]:

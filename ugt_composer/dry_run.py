@@ -10,12 +10,20 @@ from ugt_composer.checkpoint.portable import CONFIG, WEIGHTS
 from ugt_composer.config import Config, config_yaml
 from ugt_composer.data.manifest import Manifest, check_data, streams_of
 from ugt_composer.errors import UserError
+from ugt_composer.model.build import freeze_untrained
 from ugt_composer.model.ugt import UGT
-from ugt_composer.preflight import about_catalogue, check_kinds, check_run, device_batch_size, load_catalogue
+from ugt_composer.parallelism.memory import DEVICE, FLOAT, HALF, HOST, SMALL, Held, memory_per_rank
+from ugt_composer.preflight import (
+    about_catalogue,
+    check_kinds,
+    check_run,
+    device_batch_size,
+    load_catalogue,
+    resolve_precision,
+)
 from ugt_composer.run_length import run_length
 
-GIB = 1024**3
-FLOAT = 4  # bytes of a master weight, a gradient and each of Adam's two moments
+MIB, GIB = 2**20, 2**30
 
 
 def describe(config: Config) -> str:
@@ -52,8 +60,8 @@ def describe(config: Config) -> str:
         *(f"{name:16} {count:>14,}" for name, count in parts.items()),
         f"{'total':16} {sum(parts.values()):>14,}",
         "",
-        "# memory a rank, without activations",
-        *_memory_lines(config, sum(parts.values())),
+        f"# memory a rank of {world_size}, without activations",
+        *_memory_lines(config, model, world_size),
     ]
     return "\n".join(lines)
 
@@ -69,7 +77,7 @@ def _step_lines(config: Config, train: list[Manifest], world_size: int) -> list[
     micro = config.device_train_microbatch_size
     pieces = "found while training" if isinstance(micro, str) else f"{-(-device_batch // micro)} of up to {micro}"
     lines = [
-        f"ranks            {world_size} ({config.parallelism.strategy})",
+        f"ranks            {world_size} ({_strategy_name(config)})",
         f"batch            {batch} rows: {device_batch} a rank, microbatches: {pieces}",
     ]
     if len(train) < len(streams_of("data.train", config.data.train)):
@@ -83,9 +91,37 @@ def _step_lines(config: Config, train: list[Manifest], world_size: int) -> list[
     ]
 
 
-def _memory_lines(config: Config, parameters: int) -> list[str]:
-    sizes = {"weights": FLOAT * parameters, "gradients": FLOAT * parameters, "optimizer": 2 * FLOAT * parameters}
+def _strategy_name(config: Config) -> str:
+    strategy = config.parallelism.strategy
+    return f"{strategy}, zero_stage {config.parallelism.deepspeed.zero_stage}" if strategy == "deepspeed" else strategy
+
+
+def _memory_lines(config: Config, model: UGT, world_size: int) -> list[str]:
+    parallelism, deepspeed = config.parallelism, config.parallelism.deepspeed
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in (*model.encoder.layers, *model.decoder.layers)]
+    parameters = sum(p.numel() for p in model.parameters())
+    freeze_untrained(model, config.loss.lambda_contrastive)
+    half = resolve_precision(config.precision) != "fp32"
+    held = memory_per_rank(
+        parallelism.strategy,
+        deepspeed.zero_stage,
+        world_size,
+        half,
+        parameters,
+        sum(p.numel() for p in model.parameters() if p.requires_grad),
+        max(*sizes, parameters - sum(sizes)),
+        sum(p.numel() for p in model.parameters() if p.numel() < SMALL),
+        parallelism.fsdp.cpu_offload if parallelism.strategy == "fsdp" else deepspeed.offload_optimizer != "none",
+        parallelism.fsdp.cpu_offload if parallelism.strategy == "fsdp" else deepspeed.offload_param != "none",
+    )
     if config.loss.needs_reference:
-        sizes["reference"] = FLOAT * parameters
-    lines = [f"{name:16} {size / GIB:>8.3f} GiB" for name, size in sizes.items()]
-    return [*lines, f"{'total':16} {sum(sizes.values()) / GIB:>8.3f} GiB"]
+        number = HALF if half and parallelism.strategy == "deepspeed" else FLOAT
+        share = world_size if parallelism.shard_reference else 1
+        held.append(Held("reference", number * -(-parameters // share)))
+    on_device = sum(item.bytes for item in held if item.where == DEVICE)
+    offloads = any(item.where == HOST for item in held)
+    unit, name = (GIB, "GiB") if on_device >= GIB else (MIB, "MiB")
+    return [
+        *(f"{h.name:16} {h.bytes / unit:>10,.2f} {name}{' of host memory' * (h.where == HOST)}" for h in held),
+        f"{'total':16} {on_device / unit:>10,.2f} {name}{' of the device' * offloads}",
+    ]

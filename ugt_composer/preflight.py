@@ -1,22 +1,79 @@
 """What can be known to be wrong with a run before anything is built: the same for a dry run and a real one."""
 
+import importlib.util
+import os
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from ugt_composer.config import Config
 from ugt_composer.data.catalogue import Catalogue
 from ugt_composer.data.manifest import PREFERENCE, Manifest
 from ugt_composer.errors import UserError
+from ugt_composer.parallelism.deepspeed_config import engine_config
 
 
 def check_run(config: Config) -> None:
-    """UserError for a strategy that does not exist yet or a save folder that cannot be one."""
-    if config.parallelism.strategy != "ddp":
-        raise UserError(f"parallelism.strategy is {config.parallelism.strategy!r}; this version trains with ddp")
+    """UserError for what this machine cannot run, or a save folder that cannot be one."""
+    check_machine(config)
     for folder in (Path(config.save_folder), *Path(config.save_folder).parents):
         if folder.exists():
             if not folder.is_dir():
                 raise UserError(f"save_folder {config.save_folder}: {folder} is a file; expected a folder")
             break
+
+
+def check_machine(config: Config) -> None:
+    """UserError, with the alternative, where strategy, precision or microbatch need what is not here."""
+    precision, strategy = resolve_precision(config.precision), config.parallelism.strategy
+    has_gpu, local_ranks = torch.cuda.is_available(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if has_gpu and local_ranks > torch.cuda.device_count():
+        raise UserError(
+            f"{local_ranks} ranks on this machine, which has {torch.cuda.device_count()} GPUs: NCCL needs a GPU for "
+            f"each rank; expected composer -n {torch.cuda.device_count()} or fewer"
+        )
+    if config.device_train_microbatch_size == "auto" and not has_gpu:
+        raise UserError("device_train_microbatch_size is auto, which a GPU's memory decides; expected a number here")
+    if config.device_train_microbatch_size == "auto" and strategy != "ddp":
+        raise UserError(
+            f"device_train_microbatch_size is auto with parallelism.strategy {strategy}, whose gradients cannot be "
+            "computed a second time; expected a number, or strategy ddp"
+        )
+    if strategy != "deepspeed":
+        return
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError("parallelism.strategy is deepspeed, which is not installed; pip install deepspeed, or use fsdp")
+    accelerator, own = os.environ.get("DS_ACCELERATOR"), "cuda" if has_gpu else "cpu"
+    if accelerator not in (None, own):
+        raise UserError(f"DS_ACCELERATOR is {accelerator!r}; expected {own}, which this machine has, or to be unset")
+    deepspeed_settings(config, precision, int(os.environ.get("WORLD_SIZE", "1")), num_parameters=1)
+
+
+def deepspeed_settings(config: Config, precision: str, world_size: int, num_parameters: int) -> dict[str, Any]:
+    """The configuration of DeepSpeed's engine. UserError for a key of the user's that contradicts another one."""
+    deepspeed = config.parallelism.deepspeed
+    return engine_config(
+        deepspeed.zero_stage,
+        deepspeed.offload_optimizer,
+        deepspeed.offload_param,
+        precision,
+        config.max_grad_norm,
+        device_batch_size(config, world_size),
+        world_size,
+        num_parameters,
+        deepspeed.config,
+    )
+
+
+def resolve_precision(precision: str) -> str:
+    """ "auto" is bf16 on a GPU and fp32 on a CPU. UserError for mixed precision on a CPU, which Composer cannot run."""
+    has_gpu = torch.cuda.is_available()
+    if precision == "auto":
+        return "amp_bf16" if has_gpu else "fp32"
+    if not has_gpu and precision != "fp32":
+        raise UserError(f"precision is {precision}, but this machine has no GPU; set precision=fp32 or precision=auto")
+    return precision
 
 
 def check_kinds(config: Config, manifests: list[Manifest]) -> None:

@@ -1,8 +1,10 @@
 """Config to trainer: one stage, ready to train, resumed where a checkpoint was left."""
 
+import getpass
 import logging
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,15 @@ from composer.utils import dist
 from omegaconf import OmegaConf
 
 from ugt_composer.algorithms.gradient_clipping import GradientNormClipping
-from ugt_composer.callbacks.checkpoints import EVAL_LABEL, Checkpoints, training_state
+from ugt_composer.callbacks.checkpoints import EVAL_LABEL, Checkpoints
 from ugt_composer.callbacks.epoch_length import EpochLength
 from ugt_composer.callbacks.finite_loss import FiniteLoss
 from ugt_composer.callbacks.preemption import Preemption
 from ugt_composer.callbacks.random_state import RandomState
 from ugt_composer.callbacks.training_metrics import TrainingMetrics
 from ugt_composer.checkpoint.portable import FINGERPRINT, check_fingerprint, load_portable, load_weights
-from ugt_composer.checkpoint.training import newest_checkpoint, read_checkpoint, set_aside, write_checkpoint
+from ugt_composer.checkpoint.training import newest_checkpoint, read_checkpoint, set_aside
+from ugt_composer.checkpoint.whole_state import from_rank_0, gather_weights, scatter_optimizer, scatter_weights
 from ugt_composer.composer_model import ComposerUGT
 from ugt_composer.config import Config, config_yaml
 from ugt_composer.data.catalogue import Catalogue
@@ -31,13 +34,17 @@ from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.intervals import Every
 from ugt_composer.logger_setup import build_loggers
 from ugt_composer.losses.unified import UnifiedLoss
-from ugt_composer.model.build import build_model
+from ugt_composer.model.build import build_model, freeze_untrained
+from ugt_composer.model.reference import Reference
 from ugt_composer.model.ugt import UGT
 from ugt_composer.optim import create_optimizer, create_scheduler
-from ugt_composer.preflight import about_catalogue, check_run, load_catalogue
+from ugt_composer.parallelism.build import build_strategy, composer_device
+from ugt_composer.parallelism.strategy import Strategy
+from ugt_composer.preflight import about_catalogue, check_run, load_catalogue, resolve_precision
 from ugt_composer.run_length import RunLength, run_length
 
 log = logging.getLogger(__name__)
+STREAMED = ("model", "optimizer")  # parts of a checkpoint that rank 0 alone holds
 
 # What decides which sample comes next and what a weight means: the same before and after a resume.
 FIXED_ON_RESUME = (
@@ -58,17 +65,35 @@ class UGTTrainer(Trainer):
     """Composer's Trainer with the verbs of a run. Made by `build_trainer`."""
 
     def __init__(
-        self, config: Config, length: RunLength, checkpoints: Checkpoints, random_state: RandomState, **kwargs: Any
+        self,
+        config: Config,
+        length: RunLength,
+        strategy: Strategy,
+        checkpoints: Checkpoints,
+        random_state: RandomState,
+        **kwargs: Any,
     ):
         self.config = config
         self.length = length
+        self.strategy = strategy
         self.random_state = random_state
         self.checkpoints, self.preemption = checkpoints, Preemption(checkpoints)
         self.dataset_place: dict[str, Any] | None = None  # of the checkpoint that the run went on from
         super().__init__(callbacks=[*kwargs.pop("callbacks"), random_state, checkpoints, self.preemption], **kwargs)
+        if strategy.scaler is not None:
+            self.state.scaler = strategy.scaler
+        # Checkpoints holds these in a form that knows no strategy.
+        for name in ("model", "optimizers", "scaler"):
+            self.state.serialized_attributes.remove(name)
 
     def _use_closures(self) -> bool:
         return False  # a closure makes Composer read the loss back from the device in every step
+
+    def _wrap_model_for_distributed(self, model: Any, optimizers: Any) -> None:
+        self.state.model = self.strategy.module  # type: ignore[assignment]
+
+    def _use_grad_scaling(self, precision: Any, scaler: Any) -> bool:
+        return self.strategy.scaler is not None or super()._use_grad_scaling(precision, scaler)
 
     def fit(self, *args: Any, **kwargs: Any) -> None:
         """Composer's fit, on the very next sample: of a new run, a resumed one, or one that was fitted in pieces.
@@ -114,10 +139,8 @@ class UGTTrainer(Trainer):
         return {f"metrics/{EVAL_LABEL}/{name}": value for name, value in values.items() if value == value}
 
     def save_checkpoint(self, path: str = "checkpoint.pt", **kwargs: Any) -> str:  # type: ignore[override]
-        """Writes all that a resumed run needs to one file. Returns its path."""
-        content = training_state(self.state, self.config, self.checkpoints.data)
-        if dist.get_global_rank() == 0:
-            write_checkpoint(path, content)
+        """Writes all that a resumed run needs to one file, whatever the strategy. Returns its path."""
+        self.checkpoints.write(Path(path), self.state, gather_weights(self.strategy))
         dist.barrier()
         return str(path)
 
@@ -127,22 +150,50 @@ class UGTTrainer(Trainer):
         Raises:
             UserError: the file cannot be read, or belongs to a run with other data, batches or model.
         """
-        self._restore(Path(path), read_checkpoint(path))
+        found = _find_on_rank_0(lambda: (Path(path), read_checkpoint(path)))
+        assert found is not None
+        self._restore(*found)
 
     def resume(self) -> bool:
         """Goes on from the newest readable checkpoint of the save folder. False where there is none."""
-        found = newest_checkpoint(self.config.save_folder)
-        if found is None:
-            return False
-        self._restore(*found)
-        return True
+        found = _find_on_rank_0(lambda: newest_checkpoint(self.config.save_folder))
+        if found is not None:
+            self._restore(*found)
+        return found is not None
 
     def _restore(self, path: Path, content: dict[str, Any]) -> None:
         _check_resumable(path, content, self.config, self.checkpoints.data)
+        if "sharded" in content:
+            self.checkpoints.restore_sharded(path, content["sharded"])
+        else:
+            # The tensors are there on rank 0 only.
+            scatter_weights(self.strategy, content.get("model"))
+            scatter_optimizer(self.strategy, content.get("optimizer"))
         self.dataset_place = dict(content["state"]["dataset_state"]["train"])
         self.state.load_state_dict(content["state"], self.logger, strict=True)
+        if self.state.scaler is not None and self.state.scaler.is_enabled() and content["scaler"]:
+            self.state.scaler.load_state_dict(content["scaler"])
         self.random_state.pending = content["rng"]
         log.info("resumed from %s, batch %d", path, self.state.timestamp.batch.value)
+
+
+def _find_on_rank_0(find: Callable[[], tuple[Path, dict[str, Any]] | None]) -> tuple[Path, dict[str, Any]] | None:
+    """Runs `find` on rank 0, so that all ranks go on from the same file and only one reads it.
+
+    The others get the content without the tensors of model and optimizer. A UserError is raised on every rank.
+    """
+    found: tuple[Path, dict[str, Any]] | None = None
+    shared: tuple[Any, UserError | None] = (None, None)
+    if dist.get_global_rank() == 0:
+        try:
+            found = find()
+            shared = (found and (found[0], {k: v for k, v in found[1].items() if k not in STREAMED}), None)
+        except UserError as error:
+            shared = (None, error)
+    others, problem = from_rank_0(shared)
+    if problem is not None:
+        raise problem
+    return found if found is not None else others
 
 
 def build_trainer(config: Config) -> UGTTrainer:
@@ -157,8 +208,6 @@ def build_trainer(config: Config) -> UGTTrainer:
     if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         # More threads than cores spin against each other and slow a step many times over.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // dist.get_local_world_size()))
-    if config.device_train_microbatch_size == "auto" and device == "cpu":
-        raise UserError("device_train_microbatch_size is auto, which a GPU's memory decides; expected a number here")
     train_loader, train_manifests = build_train_loader(config)
     eval_loader = build_eval_loader(config)
     catalogue = load_catalogue(config)
@@ -171,16 +220,25 @@ def build_trainer(config: Config) -> UGTTrainer:
     composer_model = build_composer_model(config, model, catalogue)
     best = check_best_metric(config, composer_model) if eval_loader is not None else None
     length = run_length(config, train_loader.dataloader.dataset.epoch_size)  # type: ignore[union-attr]
-    optimizer = create_optimizer(composer_model, **asdict(config.optimizer))
-    precision, loggers = resolve_precision(config.precision, device), build_loggers(config)
+    precision = resolve_precision(config.precision)
+    strategy = build_strategy(
+        config, composer_model, model, lambda sharded: create_optimizer(sharded, **asdict(config.optimizer)), precision
+    )
+    if composer_model.reference is not None:
+        place = strategy.shard_reference if config.parallelism.shard_reference else strategy.place_reference
+        composer_model.set_reference(place(composer_model.reference))
+    loggers = build_loggers(config)
     make_save_folder(config.save_folder)
+    # DeepSpeed's engine casts and scales by itself.
+    composer_precision = "fp32" if config.parallelism.strategy == "deepspeed" else precision
     trainer = UGTTrainer(
         config,
         length,
-        Checkpoints(composer_model, config, fingerprint, best, [manifest.index_hash for manifest in train_manifests]),
+        strategy,
+        Checkpoints(strategy, config, fingerprint, best, [manifest.index_hash for manifest in train_manifests]),
         RandomState(),
         model=composer_model,
-        optimizers=optimizer,
+        optimizers=strategy.optimizer,
         schedulers=create_scheduler(
             config.scheduler.name, f"{length.warmup}ba", f"{length.total}ba", config.scheduler.min_lr_ratio
         ),
@@ -188,16 +246,16 @@ def build_trainer(config: Config) -> UGTTrainer:
         eval_dataloader=eval_loader,
         eval_interval=Every(config.eval_interval) if eval_loader is not None else 1,
         max_duration=config.max_duration,
-        device=device,
+        device=composer_device(config),
         device_train_microbatch_size=config.device_train_microbatch_size,
-        precision=precision,
+        precision=composer_precision,
         seed=config.seed,
         run_name=config.run_name,
         dist_timeout=config.dist_timeout,
-        algorithms=[GradientNormClipping(config.max_grad_norm)],
+        algorithms=[GradientNormClipping(strategy, config.max_grad_norm)],
         callbacks=[
             TrainingMetrics(composer_model, config.log_interval),
-            FiniteLoss(),
+            FiniteLoss(scales_loss=precision == "amp_fp16"),
             EpochLength(),
             *([MemoryMonitor()] if config.callbacks.memory_monitor else []),
         ],
@@ -222,15 +280,17 @@ def build_composer_model(config: Config, model: UGT, catalogue: Catalogue | None
     loss_arguments = asdict(config.loss)
     reference_from = loss_arguments.pop("reference_from") or config.init_from
     loss = UnifiedLoss(**loss_arguments, repr_dim=config.model.d_model, seed=config.seed)
-    if config.loss.lambda_contrastive == 0:
-        model.user_proj.requires_grad_(False)
-        model.item_proj.requires_grad_(False)
+    freeze_untrained(model, config.loss.lambda_contrastive)
+    model.encoder.activation_checkpointing = config.parallelism.activation_checkpointing
+    model.decoder.activation_checkpointing = config.parallelism.activation_checkpointing
+    if config.compile:
+        compile_layers(model)
     reference = None
     if config.loss.needs_reference:
         assert reference_from is not None  # the config was refused without one
-        reference, _, facts = load_portable(reference_from)
-        reference.requires_grad_(False)
+        reference_model, _, facts = load_portable(reference_from)
         check_fingerprint(reference_from, facts, fingerprint_facts(catalogue))
+        reference = Reference(reference_model)
     return ComposerUGT(
         model=model,
         loss=loss,
@@ -240,6 +300,15 @@ def build_composer_model(config: Config, model: UGT, catalogue: Catalogue | None
         beam_width=config.evaluation.beam_width,
         exclude_seen=config.evaluation.exclude_seen,
     )
+
+
+def compile_layers(model: UGT) -> None:
+    """Compiles each layer when it is first called; the names of the weights stay."""
+    # A cache for each rank: ranks that compile the same code into one read each other's half-written files.
+    cache = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}" / f"rank{dist.get_local_rank()}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    for layer in (*model.encoder.layers, *model.decoder.layers):
+        layer.compile()
 
 
 def fingerprint_facts(catalogue: Catalogue | None) -> dict[str, str]:
@@ -261,15 +330,6 @@ def check_best_metric(config: Config, model: ComposerUGT) -> str | None:
     if config.save_best_on is not None and config.save_best_on not in names:
         raise UserError(f"save_best_on is {config.save_best_on!r}; {nearest(config.save_best_on, names)}")
     return config.save_best_on
-
-
-def resolve_precision(precision: str, device: str) -> str:
-    """ "auto" is bf16 on a GPU and fp32 on a CPU. UserError for mixed precision on a CPU, which Composer cannot run."""
-    if precision == "auto":
-        return "amp_bf16" if device == "gpu" else "fp32"
-    if device == "cpu" and precision != "fp32":
-        raise UserError(f"precision is {precision}, but this machine has no GPU; set precision=fp32 or precision=auto")
-    return precision
 
 
 def _check_resumable(path: Path, content: dict[str, Any], own: Config, data: list[str]) -> None:

@@ -75,3 +75,12 @@ def test_an_id_that_does_not_fit_the_width_is_refused():
     with pytest.raises(ValueError, match="outside"):
         encode_row(row, 2)
     assert decode_row(encode_row(row, 4)).encoder[0, 0] == 70_000
+
+
+def test_a_batch_without_rejected_items_has_room_for_one_where_that_is_asked_for():
+    row = Row("u", np.zeros((1, 5), int), np.zeros((1, 8), int), np.zeros((0, 3), int), 1.0)
+    rows = [PackedRow(0, encode_row(row, 2))]
+    assert collate(rows)["rejected_ids"].shape[1] == 0
+    batch = collate(rows, min_rejected=1)
+    assert batch["rejected_ids"].shape == (1, 1, 3)
+    assert not batch["rejected_mask"].any()

@@ -63,7 +63,19 @@ def test_dry_run_counts_the_parameters_of_the_model(shop, tmp_path, tiny_model):
         (["save_best_on=recal@10"], ["save_best_on is 'recal@10'", "did you mean recall@10?"]),
         (["precision=amp_bf16"], ["precision is amp_bf16", "no GPU"]),
         (["device_train_microbatch_size=auto"], ["device_train_microbatch_size is auto", "a number"]),
-        (["parallelism.strategy=fsdp"], ["parallelism.strategy", "ddp"]),
+        (["parallelism.strategy=fsdp1"], ["FSDP1 needs a GPU", "expected fsdp"]),
+        (["parallelism.strategy=zero2"], ["expected deepspeed with parallelism.deepspeed.zero_stage=2"]),
+        (["checkpoint.sharded=true"], ["parallelism.strategy ddp", "expected fsdp or deepspeed"]),
+        (["parallelism.shard_reference=true"], ["keeps a whole model on each rank", "fsdp"]),
+        (["parallelism.strategy=fsdp", "optimizer.name=lamb"], ["optimizer.name is lamb", "adamw"]),
+        (
+            ["parallelism.strategy=deepspeed", "parallelism.deepspeed.config.gradient_clipping=3"],
+            ["parallelism.deepspeed.config.gradient_clipping is 3", "max_grad_norm"],
+        ),
+        (
+            ["parallelism.strategy=deepspeed", "parallelism.deepspeed.config.zero_optimization.stge=3"],
+            ["DeepSpeed refuses the configuration", "stge"],
+        ),
         (["loggers.wandb.project=x"], ["ugt-composer[wandb]"]),
     ],
 )

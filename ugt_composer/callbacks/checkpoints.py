@@ -6,21 +6,25 @@ from typing import Any
 
 from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
+from torch import Tensor
 
 from ugt_composer.checkpoint.portable import save_portable
-from ugt_composer.checkpoint.training import checkpoint_path, rotate, write_checkpoint
-from ugt_composer.composer_model import ComposerUGT
+from ugt_composer.checkpoint.training import SHARDS, checkpoint_path, rotate, write_checkpoint, write_sharded
+from ugt_composer.checkpoint.whole_state import buffers_of, gather_optimizer, gather_weights, group_settings, set_groups
 from ugt_composer.config import Config, config_yaml
+from ugt_composer.errors import UserError
 from ugt_composer.intervals import Every
+from ugt_composer.parallelism.strategy import Strategy
 
 EVAL_LABEL = "eval"
+NETWORK = "model."  # UGT's own part in the names of ComposerUGT's weights
 
 
 class Checkpoints(Callback):
     """Saves every `save_interval` and at the end of the run.
 
     Args:
-        model: what is trained.
+        strategy: holds what is trained.
         config: of the run; goes into each file.
         facts: strings for the portable models' header, such as the catalogue's fingerprint.
         save_best_on: evaluation metric that `best/` maximises (a loss: minimises); None: `best/` is `latest/`.
@@ -28,10 +32,10 @@ class Checkpoints(Callback):
     """
 
     def __init__(
-        self, model: ComposerUGT, config: Config, facts: dict[str, str], save_best_on: str | None, data: list[str]
+        self, strategy: Strategy, config: Config, facts: dict[str, str], save_best_on: str | None, data: list[str]
     ):
         self.data = data
-        self.model = model
+        self.strategy = strategy
         self.config = config
         self.facts = facts
         self.save_best_on = save_best_on
@@ -58,7 +62,8 @@ class Checkpoints(Callback):
         value = float(state.eval_metrics[EVAL_LABEL][self.save_best_on].compute())
         if is_better(value, self.best_value, self.save_best_on):
             self.best_value = value
-            self._save_portable("best", state, {f"best {self.save_best_on}": f"{value:.6g}"})
+            facts = {f"best {self.save_best_on}": f"{value:.6g}"}
+            self._save_portable("best", state, gather_weights(self.strategy), facts)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         if self.every.is_due(state):
@@ -66,26 +71,72 @@ class Checkpoints(Callback):
 
     def save(self, state: State) -> None:
         """Writes the training checkpoint and `latest/`, then drops checkpoints past the number to keep."""
-        path = checkpoint_path(self.folder, state.timestamp.batch.value)
-        content = training_state(state, self.config, self.data)
+        weights = gather_weights(self.strategy)
+        if self.config.checkpoint.sharded:
+            path = checkpoint_path(self.folder, state.timestamp.batch.value, sharded=True)
+            write_sharded(path, self._light_state(state) | {"sharded": self._beside_shards(weights)}, self.strategy)
+        else:
+            path = checkpoint_path(self.folder, state.timestamp.batch.value)
+            self.write(path, state, weights)
         if dist.get_global_rank() == 0:
-            write_checkpoint(path, content)
             rotate(self.folder, self.config.save_num_checkpoints_to_keep)
-        self._save_portable("latest", state)
+        self._save_portable("latest", state, weights)
         if self.best_value is None:
-            self._save_portable("best", state)
+            self._save_portable("best", state, weights)
         dist.barrier()
 
-    def _save_portable(self, name: str, state: State, facts: dict[str, str] | None = None) -> None:
+    def write(self, path: Path, state: State, weights: dict[str, Tensor]) -> None:
+        """Writes one file that any strategy on any number of ranks goes on from."""
+        content = self._light_state(state) | {"model": weights, "optimizer": gather_optimizer(self.strategy)}
+        if dist.get_global_rank() == 0:
+            write_checkpoint(path, content)
+
+    def _light_state(self, state: State) -> dict[str, Any]:
+        """All that a resumed run needs besides weights and optimizer state, and what it belongs to."""
+        rng = reproducibility.get_rng_state()
+        return {
+            "state": state.state_dict(),
+            "scaler": {} if state.scaler is None else state.scaler.state_dict(),
+            "rng": rng,
+            "config": config_yaml(self.config),
+            "data": self.data,
+        }
+
+    def restore_sharded(self, path: Path, content: dict[str, Any]) -> None:
+        """Reads what a run of the same strategy on as many ranks wrote. UserError for another one."""
+        before, now = content["by"], self._sharded_by()
+        if before != now:
+            raise UserError(
+                f"{path} holds the shards of {_described(before)}, this run is {_described(now)}: sharded checkpoints "
+                "are not portable; go on as it began, or start from its latest/ with init_from"
+            )
+        self.strategy.load_sharded(path / SHARDS)
+        set_groups(self.strategy, content["groups"])
+        for name, buffer in buffers_of(self.strategy).items():
+            buffer.copy_(content["buffers"][name])
+
+    def _beside_shards(self, weights: dict[str, Tensor]) -> dict[str, Any]:
+        """What is whole on every rank, and who wrote the shards."""
+        buffers = {name: weights[name] for name in buffers_of(self.strategy) if name in weights}
+        return {"by": self._sharded_by(), "buffers": buffers, "groups": group_settings(self.strategy)}
+
+    def _sharded_by(self) -> dict[str, Any]:
+        parallelism = self.config.parallelism
+        stage = parallelism.deepspeed.zero_stage if parallelism.strategy == "deepspeed" else None
+        return {"strategy": parallelism.strategy, "zero_stage": stage, "world_size": dist.get_world_size()}
+
+    def _save_portable(
+        self, name: str, state: State, weights: dict[str, Tensor], facts: dict[str, str] | None = None
+    ) -> None:
         if dist.get_global_rank() == 0:
             facts = {**self.facts, "batch": str(state.timestamp.batch.value), **(facts or {})}
-            save_portable(self.folder / name, self.model.model.state_dict(), self.config, facts)
+            network = {key.removeprefix(NETWORK): value for key, value in weights.items() if key.startswith(NETWORK)}
+            save_portable(self.folder / name, network, self.config, facts)
 
 
-def training_state(state: State, config: Config, data: list[str]) -> dict[str, Any]:
-    """All that a resumed run needs: Composer's state, every rank's random state, and what both belong to."""
-    rng = reproducibility.get_rng_state()
-    return {"state": state.state_dict(), "rng": rng, "config": config_yaml(config), "data": data}
+def _described(by: dict[str, Any]) -> str:
+    stage = "" if by["zero_stage"] is None else f" (zero_stage {by['zero_stage']})"
+    return f"{by['strategy']}{stage} on {by['world_size']} ranks"
 
 
 def is_better(value: float, best: float | None, metric: str) -> bool:

@@ -1,29 +1,38 @@
-"""Training checkpoints on disk: whole or absent, rotated, the newest readable one found again."""
+"""Training checkpoints on disk: whole or absent, rotated, the newest readable one found again.
+
+A checkpoint is a file, `ba00001000.pt`, or with `checkpoint.sharded` a folder, `ba00001000`, of every rank's part.
+"""
 
 import datetime
 import logging
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from composer.utils import dist
 
 from ugt_composer.errors import UserError
+from ugt_composer.parallelism.strategy import Strategy
 
 log = logging.getLogger(__name__)
-KEYS = {"state", "rng", "config", "data"}
-_NAME = re.compile(r"ba(\d{8,})\.pt")
+LIGHT_KEYS = {"state", "scaler", "rng", "config", "data"}
+WHOLE_KEYS = LIGHT_KEYS | {"model", "optimizer"}
+SHARDED_KEYS = LIGHT_KEYS | {"sharded"}
+SHARDS, STATE = "shards", "state.pt"  # in the folder of a sharded checkpoint
+_NAME = re.compile(r"ba(\d{8,})(\.pt)?")
 
 
-def checkpoint_path(folder: str | Path, batch: int) -> Path:
-    return Path(folder) / f"ba{batch:08d}.pt"
+def checkpoint_path(folder: str | Path, batch: int, sharded: bool = False) -> Path:
+    return Path(folder) / f"ba{batch:08d}{'' if sharded else '.pt'}"
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
     """The checkpoints in a folder, newest first, whichever process wrote them."""
-    found = [path for path in Path(folder).glob("ba*.pt") if _NAME.fullmatch(path.name)]
+    found = [path for path in Path(folder).glob("ba*") if _NAME.fullmatch(path.name)]
     return sorted(found, key=batch_of, reverse=True)
 
 
@@ -45,11 +54,36 @@ def write_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
+def write_sharded(path: Path, light: dict[str, Any], strategy: Strategy) -> None:
+    """Every rank writes its part into one folder, which gets its name when all are done. A collective."""
+    temporary = path.with_name(path.name + ".tmp")
+    if dist.get_global_rank() == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    dist.barrier()
+    strategy.save_sharded(temporary / SHARDS)
+    dist.barrier()
+    if dist.get_global_rank() == 0:
+        write_checkpoint(temporary / STATE, light)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+    dist.barrier()
+
+
 def rotate(folder: str | Path, keep: int) -> None:
     """Deletes all but the newest `keep` checkpoints, and what killed saves left behind."""
     for path in list_checkpoints(folder)[keep:]:
-        path.unlink(missing_ok=True)
-    for path in Path(folder).glob("ba*.pt.tmp"):
+        # A folder first loses its name, so that a kill in between leaves none that looks whole.
+        path = path.rename(path.with_name(path.name + ".tmp")) if path.is_dir() else path
+        _remove(path)
+    for path in Path(folder).glob("ba*.tmp"):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
         path.unlink(missing_ok=True)
 
 
@@ -76,6 +110,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, cut short or no checkpoint.
     """
+    path = Path(path) / STATE if Path(path).is_dir() else Path(path)
     core = np._core if hasattr(np, "_core") else np.core  # type: ignore[attr-defined]  # NumPy 2 and 1
     allowed = [
         np.ndarray,
@@ -87,13 +122,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     ]
     try:
         with torch.serialization.safe_globals(allowed):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected a training checkpoint such as ba00001000.pt") from None
     except Exception as error:  # a torn file can fail in any way
         reason = (str(error) or repr(error)).splitlines()[0]
         raise UserError(f"{path}: cannot be read as a checkpoint ({reason})") from None
-    if not isinstance(content, dict) or content.keys() != KEYS:
+    if not isinstance(content, dict) or content.keys() not in (WHOLE_KEYS, SHARDED_KEYS):
         raise UserError(f"{path}: is no training checkpoint; expected one such as ba00001000.pt")
     return content
 

@@ -27,8 +27,12 @@ class PackedRow(NamedTuple):
     counts: bool = True
 
 
-def collate(rows: Sequence[PackedRow]) -> Batch:
+def collate(rows: Sequence[PackedRow], min_rejected: int = 0) -> Batch:
     """Unpacks B rows and pads them to the longest of the batch: PAD ids, −100 labels, False masks.
+
+    Args:
+        min_rejected: the least N. With 1, batches with and without preferences go through the same layers, which
+            ranks that gather sharded weights together have to.
 
     Raises:
         ValueError: a row is not of this package's codec version, or the rows differ in integer width.
@@ -59,7 +63,7 @@ def collate(rows: Sequence[PackedRow]) -> Batch:
 
     encoder, encoder_mask = _pad(payload, starts[:, 0], s, codec.ENCODER_COLUMNS)
     decoder, decoder_mask = _pad(payload, starts[:, 1], t, codec.DECODER_COLUMNS)
-    rejected, rejected_mask = _pad(payload, starts[:, 2], np.where(counts, n, 0), codec.REJECTED_COLUMNS)
+    rejected, rejected_mask = _pad(payload, starts[:, 2], np.where(counts, n, 0), codec.REJECTED_COLUMNS, min_rejected)
     labels = decoder[..., 5:]
     labels[(labels == np.iinfo(dtype).max) | ~decoder_mask[..., None] | ~counts[:, None, None]] = IGNORE_INDEX
     # Padding gets a token type that exists; the masks say that it does not count.
@@ -77,9 +81,11 @@ def collate(rows: Sequence[PackedRow]) -> Batch:
     return cast(Batch, batch)
 
 
-def _pad(payload: np.ndarray, starts: np.ndarray, lengths: np.ndarray, columns: int) -> tuple[np.ndarray, np.ndarray]:
+def _pad(
+    payload: np.ndarray, starts: np.ndarray, lengths: np.ndarray, columns: int, least: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Segments of a flat array, (length, columns) each, to (B, longest, columns) and their mask (B, longest)."""
-    mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
+    mask = np.arange(lengths.max(initial=least)) < lengths[:, None]
     padded = np.full((*mask.shape, columns), PAD, dtype=np.int64)
     # Where each valid token lies in the flat array: its segment's start + its place in the segment.
     place = np.broadcast_to(np.arange(mask.shape[1]), mask.shape)[mask]

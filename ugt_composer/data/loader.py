@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from ugt_composer.config import Config, StreamConfig
 from ugt_composer.data.collate import collate
 from ugt_composer.data.dataset import EvaluationDataset, PreferenceDataset, RecommendDataset, training_streams
 from ugt_composer.data.integrity import fastest, read_index
-from ugt_composer.data.manifest import Manifest, check_data, streams_of
+from ugt_composer.data.manifest import PREFERENCE, Manifest, check_data, streams_of
 from ugt_composer.data.remote_folder import fetch_descriptions
 from ugt_composer.data.shard_files import is_only_copy
 from ugt_composer.errors import EXIT_ERROR, UserError
@@ -49,15 +50,18 @@ class RowLoader(StreamingDataLoader):
 
     Args:
         key: "data.train" or "data.eval", for messages.
+        min_rejected: see `collate`.
         timeout: seconds to wait for a batch of a worker that lives and does nothing. One that has died is noticed in
             seconds.
     """
 
-    def __init__(self, dataset: Any, key: str, num_workers: int, timeout: float, **arguments: Any):
+    def __init__(
+        self, dataset: Any, key: str, num_workers: int, timeout: float, min_rejected: int = 0, **arguments: Any
+    ):
         self.key = key
         super().__init__(
             dataset,
-            collate_fn=collate,
+            collate_fn=partial(collate, min_rejected=min_rejected),
             num_workers=num_workers,
             timeout=timeout if num_workers else 0,
             worker_init_fn=end_with_parent,
@@ -140,6 +144,7 @@ def build_train_loader(config: Config) -> tuple[DataSpec, list[Manifest]]:
     loader = RowLoader(
         dataset,
         key="data.train",
+        min_rejected=int(config.loss.lambda_preference > 0),
         num_workers=data.num_workers,
         timeout=config.dist_timeout,
         batch_size=batch_size,
@@ -156,10 +161,11 @@ def build_eval_loader(config: Config) -> DataSpec | None:
     if not data.is_given:
         return None
     streams = streams_of("data.eval", data)
-    check_folders(config, "data.eval", streams)
+    manifests = check_folders(config, "data.eval", streams)
     loader = RowLoader(
         EvaluationDataset(streams, dist.get_global_rank(), dist.get_world_size()),
         key="data.eval",
+        min_rejected=int(any(manifest.kind == PREFERENCE for manifest in manifests)),
         num_workers=data.num_workers,
         timeout=config.dist_timeout,
         batch_size=config.device_eval_batch_size,

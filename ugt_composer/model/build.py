@@ -13,3 +13,10 @@ def build_model(config: ModelConfig, seed: int) -> UGT:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return UGT(**asdict(config))
+
+
+def freeze_untrained(model: UGT, lambda_contrastive: float) -> None:
+    """Freezes what a stage's loss does not reach: it exists all the same, so that every stage has one state dict."""
+    if lambda_contrastive == 0:
+        model.user_proj.requires_grad_(False)
+        model.item_proj.requires_grad_(False)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ugt_composer.model.activation_checkpointing import run_layer
 from ugt_composer.model.attention import CausalSelfAttention, CrossAttention
 from ugt_composer.model.moe import MoEFeedForward, RouterStats
 
@@ -39,6 +40,7 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     def __init__(self, n_layers: int, d_model: int, **layer_sizes):
         super().__init__()
+        self.activation_checkpointing = False
         self.layers = nn.ModuleList(DecoderLayer(d_model=d_model, **layer_sizes) for _ in range(n_layers))
         self.norm = nn.LayerNorm(d_model)
 
@@ -46,7 +48,7 @@ class Decoder(nn.Module):
         """As a layer's; the router sums are stacked: counts and prob_sums (layers, E)."""
         stats = []
         for layer in self.layers:
-            x, layer_stats = layer(x, mask, memory, memory_mask)
+            x, layer_stats = run_layer(layer, self.activation_checkpointing, x, mask, memory, memory_mask)
             stats.append(layer_stats)
         counts, prob_sums = (torch.stack(values) for values in zip(*stats, strict=True))
         return self.norm(x), RouterStats(counts, prob_sums)

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from ugt_composer.model.activation_checkpointing import run_layer
 from ugt_composer.model.attention import PointwiseAttention
 from ugt_composer.model.norm import GroupLayerNorm
 
@@ -48,6 +49,7 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, n_layers: int, d_model: int, num_token_types: int, **layer_sizes):
         super().__init__()
+        self.activation_checkpointing = False
         self.layers = nn.ModuleList(
             EncoderLayer(d_model=d_model, num_token_types=num_token_types, **layer_sizes) for _ in range(n_layers)
         )
@@ -56,5 +58,5 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor, token_types: Tensor, mask: Tensor) -> Tensor:
         """x (B, S, D), token_types (B, S) int64, mask (B, S) bool → (B, S, D)."""
         for layer in self.layers:
-            x = layer(x, token_types, mask)
+            x = run_layer(layer, self.activation_checkpointing, x, token_types, mask)
         return self.norm(x, token_types)

@@ -18,6 +18,15 @@ class RouterStats(NamedTuple):
     prob_sums: Tensor  # (E,) float32, router probabilities summed over the tokens
 
 
+class Router(nn.Linear):
+    """Expert logits (…, E) of tokens (…, D) in float32, whatever the weights are held in: near ties are decided in full
+    precision."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        with torch.autocast(tokens.device.type, enabled=False):
+            return F.linear(tokens.float(), self.weight.float())
+
+
 class MoEFeedForward(nn.Module):
     """Each token goes through its k most probable experts, weighted by their renormalised probabilities.
 
@@ -35,7 +44,7 @@ class MoEFeedForward(nn.Module):
         super().__init__()
         self.top_k = top_k
         self.capacity_factor = capacity_factor
-        self.router = nn.Linear(d_model, num_experts, bias=False)
+        self.router = Router(d_model, num_experts, bias=False)
         self.up = nn.Parameter(torch.empty(num_experts, d_model, d_ff))
         self.up_bias = nn.Parameter(torch.zeros(num_experts, d_ff))
         self.down = nn.Parameter(torch.empty(num_experts, d_ff, d_model))
@@ -46,8 +55,7 @@ class MoEFeedForward(nn.Module):
         """x (B, T, D), mask (B, T) bool → (B, T, D), zero on padding, and the router's sums over valid tokens."""
         tokens, valid = x.flatten(0, 1), mask.flatten()
         num_experts = self.router.out_features
-        with torch.autocast(x.device.type, enabled=False):  # near ties are decided in full precision
-            probs = self.router(tokens.float()).softmax(-1) * valid.unsqueeze(-1)
+        probs = self.router(tokens).softmax(-1) * valid.unsqueeze(-1)
         gates, experts = probs.topk(self.top_k, dim=-1)
         gates = gates / gates.sum(-1, keepdim=True).clamp(min=1e-9)
         experts = experts.masked_fill(~valid.unsqueeze(-1), num_experts)  # padding sorts behind the last expert
@@ -83,6 +91,7 @@ class MoEFeedForward(nn.Module):
         outputs = torch.cat((outputs, outputs.new_zeros(1, outputs.shape[-1])))
         return outputs[slot] * kept.unsqueeze(-1)
 
+    @torch.compiler.disable  # it would compile anew for every split
     def _dropless(self, tokens: Tensor, token_index: Tensor, counts: Tensor) -> Tensor:
         """Sorted assignments (N·k,) → their outputs (N·k, D). Reads the counts on the host: one wait per layer."""
         pieces = tokens[token_index].split(counts.tolist())

@@ -1,0 +1,164 @@
+"""Runs of every strategy, made in three starts of the launcher for all tests together."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.parity import (
+    BASE,
+    NO_EVALUATION,
+    STRATEGIES,
+    Job,
+    base_jobs,
+    launch,
+    make_data,
+    other_jobs,
+    resume_jobs,
+    stage_job,
+)
+from convert.jsonl_to_mds import main as convert
+from tests.trainer.conftest import ROOT, SIZES, shop, write_rows  # noqa: F401 - shop is a fixture
+from ugt_composer.vocabulary import IGNORE_INDEX, ITEM, SEP
+
+STEPS, VARIANT_STEPS = 30, 10
+# Each strategy's checkpoint goes on under the next one; `make parity` runs all pairs.
+NAMES = list(STRATEGIES)
+PAIRS = [(saved, NAMES[(place + 1) % len(NAMES)]) for place, saved in enumerate(NAMES)]
+COMMON = (
+    "data.eval.local=null",
+    "data.train.num_workers=0",
+    "global_train_batch_size=32",
+    "device_train_microbatch_size=32",
+    "model.d_model=32",
+    "model.d_ff=32",
+    "model.n_encoder_layers=1",
+    "model.n_decoder_layers=1",
+    "model.dropout=0",
+    "model.expert_capacity_factor=null",
+    "optimizer.lr=1e-3",
+    "max_grad_norm=0.5",
+    f"max_duration={STEPS}ba",
+    "eval_interval=10000ba",
+    "save_interval=10000ba",
+    "log_interval=1ba",
+    "loggers.progress_bar=false",
+)
+FSDP, ZERO_2, ZERO_3 = STRATEGIES["FSDP2"], STRATEGIES["ZeRO-2"], STRATEGIES["ZeRO-3"]
+# Options that leave the numbers as they are: compared with stage 3 of one process.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "zero-0": ("parallelism.strategy=deepspeed", "parallelism.deepspeed.zero_stage=0"),
+    "zero-2-offload-and-own-keys": (
+        *ZERO_2,
+        "parallelism.deepspeed.offload_optimizer=cpu",
+        "parallelism.deepspeed.config.zero_optimization.reduce_bucket_size=1000",
+    ),
+    "zero-3-offload-and-sharded-reference": (
+        *ZERO_3,
+        "parallelism.deepspeed.offload_optimizer=cpu",
+        "parallelism.deepspeed.offload_param=cpu",
+        "parallelism.shard_reference=true",
+    ),
+    "zero-3-activation-checkpointing": (*ZERO_3, "parallelism.activation_checkpointing=true"),
+    "fsdp-offload-checkpointing-sharded-reference": (
+        *FSDP,
+        "parallelism.fsdp.cpu_offload=true",
+        "parallelism.activation_checkpointing=true",
+        "parallelism.shard_reference=true",
+    ),
+    "fsdp-keep-gathered": (*FSDP, "parallelism.fsdp.reshard_after_forward=false"),
+    "ddp-activation-checkpointing": ("parallelism.activation_checkpointing=true",),
+}
+THIN_BATCHES = (2, 10)  # rows: one a rank; and a last batch that is smaller
+SHARDED = ("FSDP2", "ZeRO-2", "ZeRO-3")
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory) -> Path:
+    """A folder with stage{1,2,3}/NAME, stage3/half/NAME, stage3/resumed/SAVED/NAME, stage3/variant/NAME, …"""
+    out = tmp_path_factory.mktemp("strategies")
+    make_data(out, seed=5)
+    streams = f"data.eval.streams=[{{local: {out / 'mds/eval'}}},{{local: {out / 'mds/preference_eval'}}}]"
+    common = [*COMMON, f"data.catalogue={out / 'data/catalogue.jsonl'}", streams]
+    launch(1, [*base_jobs(out, common, STEPS), *clip_jobs(out, common, [BASE])], out)
+    others = [name for name in NAMES if name != BASE]
+    jobs = [
+        *other_jobs(out, common, STEPS, PAIRS),
+        *(variant_job(out, common, name) for name in VARIANTS),
+        *(job for name in SHARDED for job in sharded_jobs(out, common, name)),
+        *clip_jobs(out, common, others),
+        evaluation_job(out, common, 2),
+    ]
+    launch(2, jobs, out)
+    on_one_rank = resume_jobs(out, common, STEPS, [pair for pair in PAIRS if pair[1] == BASE])
+    launch(1, [*on_one_rank, evaluation_job(out, common, 1)], out)
+    launch(3, [evaluation_job(out, common, 3)], out)
+    return out
+
+
+def variant_job(out: Path, common: list[str], name: str) -> Job:
+    return stage_job(out, 3, BASE, [*common, *VARIANTS[name], NO_EVALUATION], f"variant/{name}") | {
+        "stop": VARIANT_STEPS
+    }
+
+
+def evaluation_job(out: Path, common: list[str], ranks: int) -> Job:
+    """Evaluates stage 1's model on the 45 + 45 rows, which seven a batch and several ranks do not divide evenly."""
+    sizes = ["global_train_batch_size=6", "device_train_microbatch_size=2", "device_eval_batch_size=7"]
+    return stage_job(out, 2, BASE, [*common, *sizes], f"evaluated/{ranks}") | {"stop": 0}
+
+
+def sharded_jobs(out: Path, common: list[str], name: str) -> list[Job]:
+    """Stopped half-way and, by the same command, gone on."""
+    job = stage_job(out, 3, name, [*common, "checkpoint.sharded=true", NO_EVALUATION], f"sharded/{name}")
+    return [job | {"stop": VARIANT_STEPS // 2}, job | {"stop": VARIANT_STEPS - VARIANT_STEPS // 2}]
+
+
+def clip_jobs(out: Path, common: list[str], names: list[str]) -> list[Job]:
+    overrides = [*common, "max_grad_norm=0.01", NO_EVALUATION]
+    return [stage_job(out, 2, name, overrides, f"clip/{name}") | {"stop": 1} for name in names]
+
+
+@pytest.fixture(scope="session")
+def thin_runs(tmp_path_factory) -> Path:
+    """A folder with ROWS/NAME for each size of batch and strategy."""
+    out = tmp_path_factory.mktemp("thin")
+    make_thin_data(out)
+    streams = f"[{{local: {out / 'preference'}}},{{local: {out / 'recommend'}}}]"
+    overrides = [
+        *COMMON,
+        f"data.train.streams={streams}",
+        "data.eval.streams=[]",
+        "data.catalogue=null",
+        "init_from=null",
+        "loss.reference_from=null",
+        "loss.dpo_reference_free=true",
+        f"model.codebook_sizes=[{','.join(map(str, SIZES))}]",
+        "model.max_seq_len=32",
+        "max_duration=1ep",
+    ]
+    yaml = [str(ROOT / "yamls/stage3.yaml"), str(ROOT / "yamls/demo.yaml")]
+    for ranks, names in ((1, [BASE]), (2, [name for name in NAMES if name != BASE])):
+        jobs = []
+        for name in names:
+            for rows in THIN_BATCHES:
+                own = [f"global_train_batch_size={rows}", f"save_folder={out / str(rows) / name}"]
+                job = {"yaml": yaml, "overrides": [*overrides, *STRATEGIES[name], *own], "load": None, "stop": None}
+                jobs.append(job)
+        launch(ranks, jobs, out)
+    return out
+
+
+def make_thin_data(out: Path) -> None:
+    """Five preference rows, six recommend rows, and twelve rows whose every label is ignored."""
+    write_rows(out / "preference.jsonl", "preference", 5, seed=3)
+    write_rows(out / "recommend.jsonl", "recommend", 18, seed=4)
+    rows = [json.loads(line) for line in (out / "recommend.jsonl").read_text().splitlines()]
+    for row in rows[6:]:
+        row |= {key: [SEP] for key in row if key.startswith(("decoder_l", "labels"))}
+        row |= {f"labels_l{level}": [IGNORE_INDEX] for level in (1, 2, 3)}
+        row |= {"decoder_positions": [0], "decoder_token_types": [ITEM], "decoder_mask": [1]}
+    (out / "recommend.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for kind in ("preference", "recommend"):
+        options = ["--kind", kind, "--codebook-sizes", *map(str, SIZES), "--max-positions", "32"]
+        assert convert([str(out / f"{kind}.jsonl"), *options, "--out", str(out / kind)]) == 0

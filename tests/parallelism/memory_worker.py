@@ -1,0 +1,74 @@
+"""In launched processes: trains a batch under each strategy and counts the bytes of all live tensors."""
+
+import gc
+import json
+import sys
+from pathlib import Path
+
+import torch
+from composer import Callback
+from composer.utils import dist
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from ugt_composer.config import load_config  # noqa: E402
+from ugt_composer.parallelism.memory import SMALL  # noqa: E402
+from ugt_composer.trainer import build_trainer  # noqa: E402
+
+
+def live_bytes() -> dict[int, int]:
+    """{address: bytes} of the storages of all tensors that Python knows."""
+    storages = {}
+    for thing in gc.get_objects():
+        if isinstance(thing, torch.Tensor):
+            tensor = getattr(thing, "_local_tensor", thing)
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = max(storage.nbytes(), storages.get(storage.data_ptr(), 0))
+    return storages
+
+
+class Count(Callback):
+    def __init__(self, model):
+        self.model = model
+        self.bytes = 0
+
+    def after_train_batch(self, state, logger):
+        if state.timestamp.batch.value == 1:
+            gradients = [p.grad for p in self.model.parameters()]  # a gradient is a Python object once it is asked for
+            gc.collect()
+            self.bytes = sum(live_bytes().values())
+            del gradients
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    jobs, target = Path(sys.argv[1]), Path(sys.argv[2])
+    found = {}
+    for job in json.loads(jobs.read_text()):
+        gc.collect()
+        idle = sum(live_bytes().values())
+        trainer = build_trainer(load_config(job["yaml"], overrides=job["overrides"]))
+        network = trainer.strategy.model.model
+        count = Count(trainer.strategy.model)
+        trainer.state.callbacks.append(count)
+        trainer.train()
+        sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in network.parameters()]
+        layers = [
+            sum(getattr(p, "ds_numel", p.numel()) for p in layer.parameters()) for layer in network.decoder.layers
+        ]
+        found[job["name"]] = {
+            "parameters": sum(size for size, _ in sizes),
+            "trainable": sum(size for size, trained in sizes if trained),
+            "largest_layer": max(layers),
+            "small": sum(size for size, _ in sizes if size < SMALL),
+            "bytes": count.bytes - idle,
+        }
+        trainer.close()
+        del trainer, network, count
+        gc.collect()
+    if dist.get_global_rank() == 0:
+        target.write_text(json.dumps(found))
+
+
+main()

@@ -1,0 +1,109 @@
+"""Every strategy against one process: the same losses, norms, evaluations and checkpoints."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.parity import (
+    BASE,
+    BOUND,
+    STAGES,
+    STRATEGIES,
+    difference,
+    largest_difference,
+    metrics_of,
+    resume_difference,
+    training_of,
+)
+from tests.parallelism.conftest import PAIRS, SHARDED, STEPS, VARIANT_STEPS, VARIANTS
+from ugt_composer.checkpoint.training import list_checkpoints, read_checkpoint
+
+pytestmark = pytest.mark.timeout(900)  # the first test waits for all runs
+OTHERS = [name for name in STRATEGIES if name != BASE]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_strategy_gives_the_numbers_of_one_process(runs, stage, name):
+    assert difference(runs, stage, name) <= BOUND
+
+
+def test_the_compared_steps_have_all_losses_and_clip(runs):
+    lines = metrics_of(runs / "stage3" / BASE)
+    assert [line["batch"] for line in lines] == list(range(1, STEPS + 1))
+    for part in ("ntp", "contrastive", "dpo", "moe_balance"):
+        assert all(line[f"loss/train/{part}_loss"] > 0 for line in lines)
+    assert sum(line["metrics/train/grad_norm"] > 0.5 for line in lines) > STEPS // 2
+    assert "metrics/eval/recall@10" in lines[-1]
+
+
+@pytest.mark.parametrize(("saved", "name"), PAIRS)
+def test_a_checkpoint_goes_on_under_another_strategy_and_number_of_ranks(runs, saved, name):
+    assert resume_difference(runs, STEPS, saved, name) <= BOUND
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_an_option_leaves_the_numbers_as_they_are(runs, name):
+    lines = metrics_of(runs / "stage3/variant" / name)
+    assert largest_difference(training_of(runs / "stage3" / BASE)[:VARIANT_STEPS], lines) <= BOUND
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_evaluation_counts_each_row_once_on_any_number_of_ranks(runs, ranks):
+    alone, together = (metrics_of(runs / "stage2/evaluated" / str(n)) for n in (1, ranks))
+    assert "metrics/eval/ndcg@10" in alone[0]
+    assert "metrics/eval/preference_accuracy" in alone[0]
+    assert largest_difference(alone, together) <= BOUND
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_a_sharded_checkpoint_goes_on_as_it_began(runs, name):
+    folder = runs / "stage3/sharded" / name
+    assert largest_difference(training_of(runs / "stage3" / BASE)[:VARIANT_STEPS], metrics_of(folder)) <= BOUND
+    assert all(path.is_dir() for path in list_checkpoints(folder))
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_clipping_bounds_the_gradient_of_all_ranks_together(runs, name):
+    # After AdamW's first step a first moment is (1 - beta_1) times the gradient that the step was given.
+    folder = runs / "stage2/clip" / name
+    [newest] = list_checkpoints(folder)
+    moments = read_checkpoint(newest)["optimizer"]["moments"].values()
+    norm = torch.stack([moment["exp_avg"].norm() for moment in moments]).norm() / (1 - 0.9)
+    [line] = metrics_of(folder)
+    assert line["metrics/train/grad_norm"] > 0.1
+    assert norm.item() == pytest.approx(0.01, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_checkpoint_holds_the_same_whole_tensors_under_every_strategy(runs, name):
+    ours, theirs = (read_checkpoint(list_checkpoints(runs / "stage3/half" / n)[0]) for n in (BASE, name))
+    assert ours["model"].keys() == theirs["model"].keys()
+    assert ours["optimizer"]["moments"].keys() == theirs["optimizer"]["moments"].keys()
+    for key, tensor in ours["model"].items():
+        assert theirs["model"][key].dtype == tensor.dtype
+        torch.testing.assert_close(theirs["model"][key], tensor, rtol=1e-3, atol=1e-4)
+    for key, moment in ours["optimizer"]["moments"].items():
+        other = theirs["optimizer"]["moments"][key]
+        assert moment.keys() == other.keys()
+        assert moment["step"].item() == other["step"].item() == STEPS // 2
+        torch.testing.assert_close(other["exp_avg"], moment["exp_avg"], rtol=1e-3, atol=1e-6)
+    assert not any("reference" in key for key in ours["model"])
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_portable_model_is_the_trained_one(runs, name):
+    folder = runs / "stage3" / name
+    weights = load_file(folder / "latest/model.safetensors")
+    trained = read_checkpoint(list_checkpoints(folder)[0])["model"]
+    assert {f"model.{key}" for key in weights} == {key for key in trained if key.startswith("model.")}
+    assert all(torch.equal(value, trained[f"model.{key}"]) for key, value in weights.items())
+
+
+def test_the_reference_is_never_trained(runs):
+    # Every run of stage 3 read it after others had trained on it.
+    before = load_file(runs / "stage2" / BASE / "best/model.safetensors")
+    after = load_file(runs / "stage3" / BASE / "latest/model.safetensors")
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+    first = metrics_of(runs / "stage3/variant/fsdp-offload-checkpointing-sharded-reference")[0]
+    assert first["loss/train/dpo_loss"] == pytest.approx(0.693147, abs=1e-5)  # policy and reference are still the same

@@ -1,0 +1,102 @@
+"""Weights and optimizer state as whole tensors, whatever the strategy: streamed to and from rank 0's host memory.
+
+One parameter at a time crosses the network, so that no other rank ever holds a whole model beside its own part.
+"""
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ugt_composer.parallelism.strategy import Strategy
+
+
+def gather_weights(strategy: Strategy) -> dict[str, Tensor]:
+    """Every weight and buffer by name, float32, on rank 0; an empty dict on the others."""
+    weights: dict[str, Tensor] = {}
+    for name, parameter in strategy.named_parameters():
+        _keep(weights, name, strategy.read_weight(parameter))
+    for name, buffer in buffers_of(strategy).items():
+        _keep(weights, name, buffer)
+    return weights
+
+
+def gather_optimizer(strategy: Strategy) -> dict[str, Any]:
+    """{"moments": {parameter: {key: tensor}}, "groups": [settings of each group]}; the moments on rank 0 only."""
+    moments: dict[str, dict[str, Tensor]] = {}
+    for name, parameter in strategy.named_parameters():
+        own: dict[str, Tensor] = {}
+        for key, value in strategy.read_moments(parameter).items():
+            _keep(own, key, value)
+        if own:
+            moments[name] = own
+    return {"moments": moments, "groups": group_settings(strategy)}
+
+
+def group_settings(strategy: Strategy) -> list[dict[str, Any]]:
+    """What an optimizer's groups hold beside parameters: the learning rate above all."""
+    return [{key: value for key, value in g.items() if key != "params"} for g in strategy.optimizer.param_groups]
+
+
+def set_groups(strategy: Strategy, groups: list[dict[str, Any]]) -> None:
+    for group, settings in zip(strategy.optimizer.param_groups, groups, strict=True):
+        group.update(settings)
+
+
+def scatter_weights(strategy: Strategy, weights: dict[str, Tensor] | None) -> None:
+    """Puts rank 0's weights and buffers into the model. The other ranks pass None."""
+    parameters, buffers = dict(strategy.named_parameters()), buffers_of(strategy)
+    for name, value in _stream(strategy, weights):
+        if name in buffers:
+            buffers[name].copy_(value)
+        else:
+            strategy.write_weight(parameters[name], value)
+
+
+def scatter_optimizer(strategy: Strategy, content: dict[str, Any] | None) -> None:
+    """Puts rank 0's optimizer state into the optimizer. The other ranks pass None."""
+    groups, moments = None, None
+    if content is not None:
+        groups = content["groups"]
+        moments = {(name, key): value for name, own in content["moments"].items() for key, value in own.items()}
+    set_groups(strategy, from_rank_0(groups))
+    parameters = dict(strategy.named_parameters())
+    for name, own in groupby(_stream(strategy, moments), key=lambda item: item[0][0]):
+        strategy.write_moments(parameters[name], {key: value for (_, key), value in own})
+
+
+def _keep(into: dict[str, Tensor], name: str, value: Tensor) -> None:
+    if not _is_distributed() or dist.get_rank() == 0:
+        into[name] = value.detach().to("cpu", copy=True)
+
+
+def buffers_of(strategy: Strategy) -> dict[str, Tensor]:
+    """The model's buffers; every strategy keeps them whole on each rank."""
+    return dict(strategy.model.named_buffers())
+
+
+def _stream(strategy: Strategy, tensors: dict[Any, Tensor] | None) -> Iterator[tuple[Any, Tensor]]:
+    """Rank 0's tensors on every rank, one after the other; scalars stay on the host."""
+    header = from_rank_0([(k, v.shape, v.dtype) for k, v in tensors.items()] if tensors is not None else None)
+    for key, shape, dtype in header:
+        value = torch.empty(shape, dtype=dtype) if tensors is None else tensors[key]
+        sent = value.to(strategy.device)
+        if _is_distributed():
+            dist.broadcast(sent, src=0)
+        yield key, sent if sent.dim() else sent.cpu()
+
+
+def from_rank_0(value: Any) -> Any:
+    """Rank 0's value on every rank."""
+    if not _is_distributed():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _is_distributed() -> bool:
+    return dist.is_initialized() and dist.get_world_size() > 1

@@ -1,0 +1,303 @@
+"""DeepSpeed ZeRO-0 to ZeRO-3 under Composer, through a small adapter around DeepSpeed's engine.
+
+With `managed_gradient_accumulation: false` every `engine.step()` ends a batch, so that Composer's loop fits: its
+optimizer is an adapter whose step is the engine's, its loss scaler one whose backward pass is.
+"""
+
+import contextlib
+import io
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ugt_composer.errors import UserError
+from ugt_composer.parallelism.strategy import MakeOptimizer, Moments, Strategy
+
+ENGINE_TAG = "engine"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class DeepSpeedStrategy(Strategy):
+    """
+    Args:
+        model: whole, on the host.
+        make_optimizer: called with the model.
+        settings: DeepSpeed's configuration, see `engine_config`.
+        device: of this rank.
+    """
+
+    def __init__(self, model: nn.Module, make_optimizer: MakeOptimizer, settings: dict[str, Any], device: torch.device):
+        deepspeed = import_deepspeed(device)
+        self.model = model
+        self.device = device
+        self.zero_stage = settings["zero_optimization"]["stage"]
+        self._settings = settings
+        self._base = make_optimizer(model)
+        self._linked = False
+        self._norm: Tensor | None = None
+        if self.zero_stage == 0:
+            # Gradients are reduced and unscaled within the engine's step, and its own clipping tells no norm.
+            self._max_norm = settings["gradient_clipping"]
+            settings = {**settings, "gradient_clipping": 0.0}
+            self._base.register_step_pre_hook(self._clip_in_step)
+        try:
+            with quiet():
+                self.engine, *_ = deepspeed.initialize(
+                    model=model, optimizer=self._base, config=settings, dist_init_required=False
+                )
+        except (ValueError, KeyError, TypeError, AssertionError) as error:  # its own checks of the configuration
+            raise UserError(f"parallelism.deepspeed: DeepSpeed refuses the configuration: {error}") from error
+        for buffers in (module._buffers for module in model.modules()):
+            for name, buffer in buffers.items():
+                if buffer is not None:
+                    # The engine's half precision is for what it trains.
+                    buffers[name] = buffer.to(device, torch.float32 if buffer.is_floating_point() else None)
+        self.module = EngineModule(self.engine)
+        self.optimizer = EngineOptimizer(self._base, self.engine)
+        self.scaler = EngineLossScaler(self.engine)
+
+    def clip_gradients(self, max_norm: float) -> None:
+        """Nothing: the engine clips in its step, by `gradient_clipping`."""
+
+    def _clip_in_step(self, *_: Any) -> None:
+        self._norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._max_norm)
+
+    def gradient_norm(self) -> Tensor:
+        norm = self.engine.get_global_grad_norm() if self.zero_stage > 0 else self._norm
+        return torch.as_tensor(math.nan if norm is None else norm)
+
+    def shard_reference(self, reference: nn.Module) -> nn.Module:
+        import deepspeed
+
+        settings = {key: self._settings[key] for key in ("train_micro_batch_size_per_gpu", "bf16", "fp16")}
+        settings["zero_optimization"] = {"stage": self.zero_stage}
+        engine, *_ = deepspeed.initialize(model=reference, config=settings, dist_init_required=False)
+        return EngineModule(engine)
+
+    def place_reference(self, reference: nn.Module) -> nn.Module:
+        dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16}
+        dtype = next((dtype for key, dtype in dtypes.items() if self._settings[key]["enabled"]), torch.float32)
+        return reference.to(self.device, dtype)  # as the policy computes, else their difference starts as rounding
+
+    def read_weight(self, parameter: nn.Parameter) -> Tensor:
+        import deepspeed
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        whole = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+        if whole is not None:
+            return whole
+        if self.zero_stage == 3:
+            with deepspeed.zero.GatheredParameters([parameter]):
+                return parameter.detach().float().clone()
+        return parameter.detach().float()
+
+    def write_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+        if self.zero_stage == 3:
+            part = self._part(parameter, value)
+            parameter.ds_tensor.data.copy_(part)  # type: ignore[attr-defined]
+            if parameter.requires_grad:
+                safe_set_local_fp32_param(parameter, part)
+            if parameter.numel() == value.numel():  # small ones stay whole on every rank
+                parameter.data.copy_(value)
+            return
+        parameter.detach().copy_(value)
+        if parameter.requires_grad:
+            safe_set_full_fp32_param(parameter, value)
+
+    def read_moments(self, parameter: nn.Parameter) -> Moments:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        if not parameter.requires_grad or not self._base.state:
+            return {}
+        if not self._is_flat(parameter):
+            return dict(self._base.state.get(parameter, {}))
+        self._link_moments()
+        moments = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+        return {"step": next(iter(self._base.state.values()))["step"], **moments}
+
+    def write_moments(self, parameter: nn.Parameter, moments: Moments) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        if not self._is_flat(parameter):
+            self._base.state[parameter] = {
+                key: value.clone() if value.dim() == 0 else value.to(parameter.device, copy=True)
+                for key, value in moments.items()
+            }
+            return
+        self.allocate_moments()
+        for state in self._base.state.values():
+            state["step"].copy_(moments["step"])
+        for key in MOMENTS:
+            if self.zero_stage == 3:
+                safe_set_local_optimizer_state(parameter, self._part(parameter, moments[key]), key)
+            else:
+                safe_set_full_optimizer_state(parameter, moments[key], key)
+
+    def allocate_moments(self) -> None:
+        """The optimizer's state as zeros; DeepSpeed makes it in the first step only, and links it then."""
+        zero = self.engine.optimizer
+        flats = zero.fp32_partitioned_groups_flat if self.zero_stage == 3 else zero.single_partition_of_fp32_groups
+        for flat in flats:
+            if flat not in self._base.state:
+                step = torch.zeros((), dtype=torch.float32)
+                self._base.state[flat] = {"step": step, **{key: torch.zeros_like(flat) for key in MOMENTS}}
+        self._link_moments()
+
+    def _link_moments(self) -> None:
+        """Ties each parameter to its piece of the optimizer's state. Stages 1 and 2 do so after the step of the first
+        parameter group, when the others have none yet."""
+        if self._linked or self.zero_stage == 3:
+            return
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+        zero = self.engine.optimizer
+        for parameters, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+            lazy_init_hp_params_optimizer_state(parameters, flat, self._base.state)
+        zero._hp_optimizer_states_linked = self._linked = True
+
+    def save_sharded(self, folder: Path) -> None:
+        with quiet():
+            self.engine.save_checkpoint(str(folder), tag=ENGINE_TAG, save_latest=False)
+
+    def load_sharded(self, folder: Path) -> None:
+        groups = self._base.param_groups
+        with quiet():
+            path, _ = self.engine.load_checkpoint(str(folder), tag=ENGINE_TAG, load_lr_scheduler_states=False)
+        self._linked = False
+        # Loading made new groups and a new state; schedules change the old groups.
+        for old, new in zip(groups, self._base.param_groups, strict=True):
+            old.update(new)
+        self._base.param_groups = groups
+        self.optimizer.state = self._base.state
+        if path is None:
+            raise UserError(f"{folder}: DeepSpeed finds no checkpoint of this number of ranks in it")
+
+    def _is_flat(self, parameter: nn.Parameter) -> bool:
+        """Whether the parameter lives in a flat partition; at stage 0 in float32 it is a plain one."""
+        return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
+
+    def _part(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+        """This rank's part of a whole tensor at stage 3: equal pieces of the flat tensor, the last one padded."""
+        size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
+        start = dist.get_rank() * size
+        own = value.flatten()[start : start + size]
+        return torch.nn.functional.pad(own, (0, size - own.numel()))
+
+
+class EngineModule(nn.Module):
+    """An engine as Composer's model. It shows no parameters: Composer would wrap in DDP what has any."""
+
+    def __init__(self, engine: Any):
+        super().__init__()
+        self._engine = (engine,)  # a tuple hides it from nn.Module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._engine[0](*args, **kwargs)
+
+    def train(self, mode: bool = True) -> "EngineModule":
+        self._engine[0].train(mode)
+        return super().train(mode)
+
+
+class EngineOptimizer(torch.optim.Optimizer):
+    """The engine's step as an optimizer. Groups and state are those of the optimizer that the engine wraps."""
+
+    def __init__(self, base: torch.optim.Optimizer, engine: Any):
+        # Not the base class's: it would take the engine's partitions for parameters of its own.
+        self.param_groups, self.state, self.defaults = base.param_groups, base.state, base.defaults
+        self._engine = engine
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Nothing: the engine's step clears the gradients."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self._engine.step()
+
+
+class EngineLossScaler(torch.amp.GradScaler):
+    """Hands the backward pass to the engine, where Composer scales the loss. The engine scales, unscales and skips by
+    itself; its state is given in the form of PyTorch's GradScaler."""
+
+    def __init__(self, engine: Any):
+        super().__init__(device="cpu", enabled=False)  # nothing of its own
+        self._engine = engine
+
+    def scale(self, outputs: Tensor) -> "EngineLoss":  # type: ignore[override]
+        return EngineLoss(self._engine, outputs)
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        """Nothing: the engine unscales in its step."""
+
+    def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        optimizer.step()
+
+    def update(self, new_scale: float | Tensor | None = None) -> None:
+        """Nothing: the engine's step has done it."""
+
+    def is_enabled(self) -> bool:
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        if not self._engine.fp16_enabled():
+            plain = self._engine.torch_autocast_z0_gradscaler
+            return {} if plain is None else plain.state_dict()
+        scaler = self._engine.optimizer.loss_scaler
+        return {
+            "scale": float(scaler.cur_scale),
+            "growth_factor": float(scaler.scale_factor),
+            "backoff_factor": 1 / float(scaler.scale_factor),
+            "growth_interval": int(scaler.scale_window),
+            "_growth_tracker": int(scaler.cur_iter - scaler.last_overflow_iter - 1) % int(scaler.scale_window),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if not self._engine.fp16_enabled():
+            if self._engine.torch_autocast_z0_gradscaler is not None:
+                self._engine.torch_autocast_z0_gradscaler.load_state_dict(state_dict)
+            return
+        scaler = self._engine.optimizer.loss_scaler
+        scaler.cur_scale = state_dict["scale"]
+        scaler.last_overflow_iter = scaler.cur_iter - 1 - state_dict["_growth_tracker"]
+
+
+class EngineLoss:
+    """A loss whose backward pass is the engine's: what Composer does with a scaled loss, and no more."""
+
+    def __init__(self, engine: Any, loss: Tensor):
+        self._engine = engine
+        self._loss = loss
+
+    def mul_(self, factor: float) -> "EngineLoss":
+        self._loss = self._loss * factor
+        return self
+
+    def backward(self, create_graph: bool = False) -> None:
+        self._engine.backward(self._loss)
+
+
+def import_deepspeed(device: torch.device) -> Any:
+    """DeepSpeed, set to the device that the run uses, without its greetings."""
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    # Its import would start a pool of compiler processes, which a run that is ended has to wait for.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    with quiet():
+        import deepspeed
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    return deepspeed
+
+
+@contextlib.contextmanager
+def quiet():
+    """Keeps what DeepSpeed prints by the way out of a run's own output."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield

@@ -1,0 +1,76 @@
+"""What a rank holds for weights, gradients and optimizer state under each strategy, in bytes, without activations.
+
+Rajbhandari et al. (2020), ZeRO, section 3, for AdamW: two moments of four bytes a parameter; and what the libraries
+keep beside that.
+"""
+
+from typing import NamedTuple
+
+from ugt_composer.parallelism.deepspeed_config import BUCKET
+
+FLOAT, HALF = 4, 2
+DEVICE, HOST = "device", "host"
+LAYERS_AT_ONCE = 2  # that are whole at the same time: the one at work and the one that comes
+SMALL = 100_000  # DeepSpeed's default for stage3_param_persistence_threshold
+
+
+class Held(NamedTuple):
+    name: str
+    bytes: int
+    where: str = DEVICE
+
+
+def memory_per_rank(
+    strategy: str,
+    zero_stage: int,
+    world_size: int,
+    half_precision: bool,
+    parameters: int,
+    trainable: int,
+    largest_layer: int,
+    small: int = 0,
+    offload_optimizer: bool = False,
+    offload_param: bool = False,
+) -> list[Held]:
+    """
+    Args:
+        strategy: ddp, fsdp or deepspeed; `zero_stage` counts for the last only.
+        half_precision: bf16 or fp16. DDP and FSDP keep float32 weights all the same.
+        parameters, trainable: of the model.
+        largest_layer: parameters of the largest unit that is gathered at once.
+        small: parameters in tensors of fewer than SMALL elements, which stage 3 keeps whole.
+        offload_optimizer, offload_param: whether these live in host memory; FSDP's cpu_offload is both.
+    """
+    own = -(-trainable // world_size)
+    optimizer_where, param_where = (HOST if offload else DEVICE for offload in (offload_optimizer, offload_param))
+    if strategy == "fsdp":
+        gathered = min(LAYERS_AT_ONCE * largest_layer, parameters) * (HALF if half_precision else FLOAT)
+        return [
+            Held("weights", FLOAT * -(-parameters // world_size), param_where),
+            Held("gradients", FLOAT * own, param_where),
+            Held("optimizer", 2 * FLOAT * own, optimizer_where),
+            Held("gathered", gathered),
+        ]
+    if strategy == "ddp" or zero_stage == 0:
+        return [
+            Held("weights", FLOAT * parameters),
+            Held("gradients", FLOAT * trainable),
+            Held("optimizer", 2 * FLOAT * trainable),
+            *([Held("buckets", FLOAT * trainable)] if strategy == "ddp" else []),
+        ]
+    number = HALF if half_precision else FLOAT
+    bucket = number * min(BUCKET, parameters)
+    sharded = [
+        Held("master weights", FLOAT * own, optimizer_where),
+        Held("optimizer", 2 * FLOAT * own, optimizer_where),
+        Held("buckets", bucket),
+    ]
+    if zero_stage == 3:
+        gathered = min(LAYERS_AT_ONCE * largest_layer, parameters) * number
+        weights = Held("weights", number * (-(-parameters // world_size) + small), param_where)
+        return [weights, Held("gradients", number * own), *sharded, Held("gathered", gathered)]
+    return [
+        Held("weights", number * parameters),
+        Held("gradients", number * (trainable if zero_stage == 1 else own)),
+        *sharded,
+    ]
