@@ -1,13 +1,16 @@
 """Errors that are the user's to mend: shown as one sentence, never as a traceback."""
 
+import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from difflib import get_close_matches
 
 EXIT_ERROR = 1
 EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
+RANK_0_FIRST = 10.0  # seconds
 
 
 class UserError(ValueError):
@@ -25,7 +28,10 @@ def exit_on_user_error(main: Callable[[], int | None]) -> None:
     try:
         sys.exit(main() or 0)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        if int(os.environ.get("RANK", "0")) > 0:
+            # Rank 0 makes the same mistake and tells it; a launcher that saw this rank end first would kill it before.
+            time.sleep(RANK_0_FIRST)
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

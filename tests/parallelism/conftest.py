@@ -59,13 +59,15 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "parallelism.deepspeed.offload_param=cpu",
         "parallelism.shard_reference=true",
     ),
-    "zero-3-activation-checkpointing": (*ZERO_3, "parallelism.activation_checkpointing=true"),
     "fsdp-offload-checkpointing-sharded-reference": (
         *FSDP,
         "parallelism.fsdp.cpu_offload=true",
         "parallelism.activation_checkpointing=true",
         "parallelism.shard_reference=true",
     ),
+}
+SLOW_VARIANTS: dict[str, tuple[str, ...]] = {
+    "zero-3-activation-checkpointing": (*ZERO_3, "parallelism.activation_checkpointing=true"),
     "fsdp-keep-gathered": (*FSDP, "parallelism.fsdp.reshard_after_forward=false"),
     "ddp-activation-checkpointing": ("parallelism.activation_checkpointing=true",),
 }
@@ -84,7 +86,7 @@ def runs(tmp_path_factory) -> Path:
     others = [name for name in NAMES if name != BASE]
     jobs = [
         *other_jobs(out, common, STEPS, PAIRS),
-        *(variant_job(out, common, name) for name in VARIANTS),
+        *(variant_job(out, common, name, VARIANTS[name]) for name in VARIANTS),
         *(job for name in SHARDED for job in sharded_jobs(out, common, name)),
         *clip_jobs(out, common, others),
         evaluation_job(out, common, 2),
@@ -96,10 +98,17 @@ def runs(tmp_path_factory) -> Path:
     return out
 
 
-def variant_job(out: Path, common: list[str], name: str) -> Job:
-    return stage_job(out, 3, BASE, [*common, *VARIANTS[name], NO_EVALUATION], f"variant/{name}") | {
-        "stop": VARIANT_STEPS
-    }
+@pytest.fixture(scope="session")
+def slow_runs(runs) -> Path:
+    """`runs`, with stage3/variant/NAME for SLOW_VARIANTS, too."""
+    common = [*COMMON, f"data.catalogue={runs / 'data/catalogue.jsonl'}"]
+    launch(2, [variant_job(runs, common, name, SLOW_VARIANTS[name]) for name in SLOW_VARIANTS], runs)
+    return runs
+
+
+def variant_job(out: Path, common: list[str], name: str, options: tuple[str, ...]) -> Job:
+    overrides = [*common, *options, NO_EVALUATION]
+    return stage_job(out, 3, BASE, overrides, f"variant/{name}") | {"stop": VARIANT_STEPS}
 
 
 def evaluation_job(out: Path, common: list[str], ranks: int) -> Job:

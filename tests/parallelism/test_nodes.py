@@ -60,7 +60,7 @@ def ranks_of(launcher: subprocess.Popen) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the ranks by /proc")
-@pytest.mark.parametrize("strategy", ["ddp", "deepspeed"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("deepspeed", marks=pytest.mark.slow)])
 def test_a_rank_that_dies_ends_the_job_with_an_error(shop, tmp_path, strategy):
     long = ["max_duration=100000ba", "save_interval=1000000ba", "eval_interval=1000000ba", "dist_timeout=40"]
     arguments = [*stage_arguments(shop, tmp_path / "run", 1), *long, f"parallelism.strategy={strategy}"]

@@ -15,7 +15,7 @@ from benchmarks.parity import (
     resume_difference,
     training_of,
 )
-from tests.parallelism.conftest import PAIRS, SHARDED, STEPS, VARIANT_STEPS, VARIANTS
+from tests.parallelism.conftest import PAIRS, SHARDED, SLOW_VARIANTS, STEPS, VARIANT_STEPS, VARIANTS
 from ugt_composer.checkpoint.training import list_checkpoints, read_checkpoint
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for all runs
@@ -46,6 +46,13 @@ def test_a_checkpoint_goes_on_under_another_strategy_and_number_of_ranks(runs, s
 def test_an_option_leaves_the_numbers_as_they_are(runs, name):
     lines = metrics_of(runs / "stage3/variant" / name)
     assert largest_difference(training_of(runs / "stage3" / BASE)[:VARIANT_STEPS], lines) <= BOUND
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW_VARIANTS)
+def test_a_further_option_leaves_the_numbers_as_they_are(slow_runs, name):
+    lines = metrics_of(slow_runs / "stage3/variant" / name)
+    assert largest_difference(training_of(slow_runs / "stage3" / BASE)[:VARIANT_STEPS], lines) <= BOUND
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

@@ -99,7 +99,7 @@ def test_all_stages_have_the_same_state_dict_and_train_their_own_part(stages, st
 
 def test_the_reference_is_neither_trained_nor_saved(stages, stage_config, tmp_path):
     trainer = build_trainer(stage_config(tmp_path, 3, stages / "stage2" / "best", "max_duration=4ba"))
-    reference = trainer.state.model._reference[0]
+    reference = trainer.state.model.reference.model
     before = {name: p.clone() for name, p in reference.named_parameters()}
     trainer.train()
     assert all(torch.equal(before[name], p) for name, p in reference.named_parameters())
