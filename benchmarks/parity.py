@@ -54,6 +54,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder for data and runs; default: a temporary one")
     parser.add_argument("--jobs", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.steps < 2:
+        parser.error(f"--steps is {arguments.steps}; expected 2 or more, so that a run can be left half-way")
     if arguments.jobs:
         return work(json.loads(arguments.jobs.read_text()))
     if arguments.out:

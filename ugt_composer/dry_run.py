@@ -102,6 +102,9 @@ def _memory_lines(config: Config, model: UGT, world_size: int) -> list[str]:
     parameters = sum(p.numel() for p in model.parameters())
     freeze_untrained(model, config.loss.lambda_contrastive)
     half = resolve_precision(config.precision) != "fp32"
+    offloads = (deepspeed.offload_optimizer != "none", deepspeed.offload_param != "none")
+    if parallelism.strategy == "fsdp":
+        offloads = (parallelism.fsdp.cpu_offload,) * 2
     held = memory_per_rank(
         parallelism.strategy,
         deepspeed.zero_stage,
@@ -111,17 +114,16 @@ def _memory_lines(config: Config, model: UGT, world_size: int) -> list[str]:
         sum(p.numel() for p in model.parameters() if p.requires_grad),
         max(*sizes, parameters - sum(sizes)),
         sum(p.numel() for p in model.parameters() if p.numel() < SMALL),
-        parallelism.fsdp.cpu_offload if parallelism.strategy == "fsdp" else deepspeed.offload_optimizer != "none",
-        parallelism.fsdp.cpu_offload if parallelism.strategy == "fsdp" else deepspeed.offload_param != "none",
+        *offloads,
     )
     if config.loss.needs_reference:
         number = HALF if half and parallelism.strategy == "deepspeed" else FLOAT
         share = world_size if parallelism.shard_reference else 1
         held.append(Held("reference", number * -(-parameters // share)))
     on_device = sum(item.bytes for item in held if item.where == DEVICE)
-    offloads = any(item.where == HOST for item in held)
+    uses_host = any(item.where == HOST for item in held)
     unit, name = (GIB, "GiB") if on_device >= GIB else (MIB, "MiB")
     return [
         *(f"{h.name:16} {h.bytes / unit:>10,.2f} {name}{' of host memory' * (h.where == HOST)}" for h in held),
-        f"{'total':16} {on_device / unit:>10,.2f} {name}{' of the device' * offloads}",
+        f"{'total':16} {on_device / unit:>10,.2f} {name}{' of the device' * uses_host}",
     ]

@@ -203,9 +203,9 @@ def build_trainer(config: Config) -> UGTTrainer:
         UserError: data, catalogue, checkpoint or config that cannot be used; nothing has been written then.
     """
     check_run(config)
-    device = "gpu" if torch.cuda.is_available() else "cpu"
+    device = composer_device(config)
     dist.initialize_dist(device, timeout=config.dist_timeout)
-    if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+    if device.name == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         # More threads than cores spin against each other and slow a step many times over.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // dist.get_local_world_size()))
     train_loader, train_manifests = build_train_loader(config)
@@ -246,7 +246,7 @@ def build_trainer(config: Config) -> UGTTrainer:
         eval_dataloader=eval_loader,
         eval_interval=Every(config.eval_interval) if eval_loader is not None else 1,
         max_duration=config.max_duration,
-        device=composer_device(config),
+        device=device,
         device_train_microbatch_size=config.device_train_microbatch_size,
         precision=composer_precision,
         seed=config.seed,

@@ -1,4 +1,4 @@
-"""Two launchers on loopback as two machines, and a rank that dies."""
+"""Two launchers on loopback as two machines; a mistake that every rank makes; a rank that dies."""
 
 import os
 import signal
@@ -52,6 +52,13 @@ def test_two_machines_train_as_one(shop, tmp_path, strategy):
     [error] = wait([alone := start(["-n", 2], arguments)], 200)
     assert alone.returncode == 0, error
     assert comparable(tmp_path / "two") == comparable(tmp_path / "one")
+
+
+def test_a_batch_that_does_not_divide_over_the_ranks_is_refused(shop, tmp_path):
+    arguments = [*stage_arguments(shop, tmp_path / "run", 1), "global_train_batch_size=31"]
+    [error] = wait([job := start(["-n", 2], arguments)], 200)
+    assert job.returncode == 2, error[-2000:]
+    assert "global_train_batch_size is 31; expected a multiple of 2 ranks" in error
 
 
 def ranks_of(launcher: subprocess.Popen) -> list[int]:

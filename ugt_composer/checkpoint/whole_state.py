@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from composer.utils import dist
 from torch import Tensor
 
 from ugt_composer.parallelism.strategy import Strategy
@@ -69,7 +69,7 @@ def scatter_optimizer(strategy: Strategy, content: dict[str, Any] | None) -> Non
 
 
 def _keep(into: dict[str, Tensor], name: str, value: Tensor) -> None:
-    if not _is_distributed() or dist.get_rank() == 0:
+    if dist.get_global_rank() == 0:
         into[name] = value.detach().to("cpu", copy=True)
 
 
@@ -84,19 +84,12 @@ def _stream(strategy: Strategy, tensors: dict[Any, Tensor] | None) -> Iterator[t
     for key, shape, dtype in header:
         value = torch.empty(shape, dtype=dtype) if tensors is None else tensors[key]
         sent = value.to(strategy.device)
-        if _is_distributed():
-            dist.broadcast(sent, src=0)
+        dist.broadcast(sent, src=0)
         yield key, sent if sent.dim() else sent.cpu()
 
 
 def from_rank_0(value: Any) -> Any:
     """Rank 0's value on every rank."""
-    if not _is_distributed():
-        return value
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
-
-
-def _is_distributed() -> bool:
-    return dist.is_initialized() and dist.get_world_size() > 1

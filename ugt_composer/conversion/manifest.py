@@ -11,11 +11,10 @@ from typing import Any
 import xxhash
 
 from ugt_composer.conversion.counts import Counts
-from ugt_composer.conversion.output import MANIFEST_NAME
 from ugt_composer.conversion.settings import RECOMMEND, Settings
-from ugt_composer.conversion.shards import INDEX_NAME
 from ugt_composer.conversion.sources import Source
 from ugt_composer.data.codec import VERSION
+from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME, file_hash
 
 SCHEMA_VERSION = 1
 
@@ -63,7 +62,7 @@ def write_manifest(folder: Path, settings: Settings, counts: Counts, inputs: Inp
             "lines": sum(inputs.lines.values()),
             "fingerprint": inputs.fingerprint(),
         },
-        "index_hash": f"xxh3_128:{xxhash.xxh3_128((folder / INDEX_NAME).read_bytes()).hexdigest()}",
+        "index_hash": f"xxh3_128:{file_hash('xxh3_128', folder / INDEX_NAME)}",
     }
     (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
 

@@ -14,10 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ugt_composer.conversion.partition import QUARANTINE_NAME
-from ugt_composer.conversion.shards import INDEX_NAME
+from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME
 from ugt_composer.errors import UserError
 
-MANIFEST_NAME = "manifest.json"
 OWN_NAMES = re.compile(rf"shard\.\d+\.mds(\.\w+)?|{re.escape(INDEX_NAME)}|{MANIFEST_NAME}|{QUARANTINE_NAME}")
 
 

@@ -1,12 +1,10 @@
 """What a conversion is told: limits of the rows, form of the shards, what to do with a bad row."""
 
-import hashlib
 import math
 from dataclasses import dataclass
 
-import xxhash
-
 from ugt_composer.data.codec import width_for
+from ugt_composer.data.integrity import available_hashes
 from ugt_composer.errors import UserError, nearest
 from ugt_composer.vocabulary import (
     DEFAULT_CODEBOOK_SIZES,
@@ -73,12 +71,6 @@ class Settings:
     def width(self) -> int:
         """Bytes an integer of a packed row takes: the same for all rows of a folder, whatever they hold."""
         return width_for(max(*self.codebook_sizes, self.max_positions) - 1)
-
-
-def available_hashes() -> set[str]:
-    """The names that the MDS format knows."""
-    fixed_length = {name for name in hashlib.algorithms_guaranteed if not name.startswith("shake_")}
-    return fixed_length | set(xxhash.algorithms_available)
 
 
 def _check(option: str, value: int, smallest: int, largest: int) -> None:

@@ -5,7 +5,6 @@ seconds and 700 MB before its first row; and its `__exit__` writes an index afte
 data looks like all of it. Here nothing but `close()` ends a set of shards. A test holds the bytes against MDSWriter's.
 """
 
-import hashlib
 import json
 import struct
 from collections.abc import Sequence
@@ -13,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
+
+from ugt_composer.data.integrity import INDEX_NAME, new_hasher
 
 COLUMN = "row"
-INDEX_NAME = "index.json"
 INDEX_VERSION = 2
 OFFSET_BYTES = 4
 ROW_HEAD = struct.Struct("<I")  # in front of each row: its size, the only column of variable size
@@ -97,9 +96,9 @@ def write_index(folder: Path, shards: list[dict[str, Any]]) -> None:
 
 
 def _hash(algorithm: str, data: bytes) -> str:
-    if algorithm in xxhash.algorithms_available:
-        return xxhash.__dict__[algorithm](data).hexdigest()
-    return hashlib.new(algorithm, data).hexdigest()
+    hasher = new_hasher(algorithm)
+    hasher.update(data)
+    return hasher.hexdigest()
 
 
 def compress(compression: str, data: bytes) -> bytes:

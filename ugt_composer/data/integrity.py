@@ -104,13 +104,13 @@ def size_flaw(path: Path, facts: FileFacts) -> str | None:
 
 def fastest(hashes: dict[str, str]) -> str | None:
     """The recorded algorithm to check with; xxhash's are several times as fast as others. None where none is known."""
-    known = [name for name in hashes if name in xxhash.algorithms_available or name in hashlib.algorithms_guaranteed]
+    known = [name for name in hashes if name in available_hashes()]
     return min(known, key=lambda name: (not name.startswith("xxh"), name), default=None)
 
 
 def file_hash(algorithm: str, path: Path) -> str:
     """The hash of a file as the conversion writes it."""
-    hasher = _hasher(algorithm)
+    hasher = new_hasher(algorithm)
     block = memoryview(bytearray(BLOCK))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(block):
@@ -118,8 +118,15 @@ def file_hash(algorithm: str, path: Path) -> str:
     return hasher.hexdigest()
 
 
-def _hasher(algorithm: str) -> Any:
+def new_hasher(algorithm: str) -> Any:
+    """An object with update() and hexdigest(), as hashlib's, for one of `available_hashes`."""
     return xxhash.__dict__[algorithm]() if algorithm in xxhash.algorithms_available else hashlib.new(algorithm)
+
+
+def available_hashes() -> set[str]:
+    """The names that the MDS format knows."""
+    fixed_length = {name for name in hashlib.algorithms_guaranteed if not name.startswith("shake_")}
+    return fixed_length | set(xxhash.algorithms_available)
 
 
 def index_flaw(path: Path, recorded: str) -> str | None:

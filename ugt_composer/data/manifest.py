@@ -7,11 +7,18 @@ from pathlib import Path
 
 from ugt_composer.config import Config, StreamConfig
 from ugt_composer.data.codec import VERSION
-from ugt_composer.data.integrity import ADVICE, INDEX_NAME, MANIFEST_NAME, index_flaw, read_index, size_flaw
+from ugt_composer.data.integrity import (
+    ADVICE,
+    INDEX_NAME,
+    MANIFEST_NAME,
+    ShardFacts,
+    index_flaw,
+    read_index,
+    size_flaw,
+)
 from ugt_composer.errors import UserError
 
 RECOMMEND, PREFERENCE = "recommend", "preference"
-FILE_NAME = MANIFEST_NAME
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
         UserError: the folder is no output of the conversion, its index is not the one that it was written with, or
             shards are missing or cut short.
     """
-    path = Path(folder) / FILE_NAME
+    path = Path(folder) / MANIFEST_NAME
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder; expected MDS shards made by convert/jsonl_to_mds.py")
     try:
@@ -67,24 +74,26 @@ def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a manifest of the conversion ({error!r}); convert the data again") from None
     if complete or (Path(folder) / INDEX_NAME).exists():
-        _check_index(Path(folder), manifest)
-    if complete:
-        _check_sizes(Path(folder))
+        shards = _check_index(Path(folder), manifest)
+        if complete:
+            _check_sizes(Path(folder), shards)
     return manifest
 
 
-def _check_index(folder: Path, manifest: Manifest) -> None:
+def _check_index(folder: Path, manifest: Manifest) -> list[ShardFacts]:
     index = folder / INDEX_NAME
     if (found := index_flaw(index, manifest.index_hash)) is not None:
         raise UserError(f"{index}: {found}; {ADVICE}")
-    rows = sum(shard.rows for shard in read_index(folder))
+    shards = read_index(folder)
+    rows = sum(shard.rows for shard in shards)
     if rows != manifest.rows:
-        raise UserError(f"{index}: {rows} rows, but {FILE_NAME} says {manifest.rows}; {ADVICE}")
+        raise UserError(f"{index}: {rows} rows, but {MANIFEST_NAME} says {manifest.rows}; {ADVICE}")
+    return shards
 
 
-def _check_sizes(folder: Path) -> None:
+def _check_sizes(folder: Path, shards: list[ShardFacts]) -> None:
     """Every shard that the index names is there and of its size. What is in them is checked when they are opened."""
-    for shard in read_index(folder):
+    for shard in shards:
         if (found := size_flaw(folder / shard.stored.name, shard.stored)) is not None:
             raise UserError(f"{folder / shard.stored.name}: {found}; {ADVICE}")
 
@@ -105,7 +114,7 @@ def check_data(config: Config, key: str, streams: Sequence[StreamConfig]) -> lis
 
     Raises UserError naming the folder, the key and both values.
     """
-    known = [s for s in streams if s.remote is None or (Path(str(s.local)) / FILE_NAME).exists()]
+    known = [s for s in streams if s.remote is None or (Path(str(s.local)) / MANIFEST_NAME).exists()]
     manifests = [read_manifest(str(stream.local), complete=stream.remote is None) for stream in known]
     for manifest in manifests:
         if any(data > model for data, model in zip(manifest.codebook_sizes, config.model.codebook_sizes, strict=True)):

@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 from ugt_composer.importing.interactions import Columns
 from ugt_composer.importing.settings import (
@@ -16,6 +17,7 @@ from ugt_composer.importing.splits import LEAVE_ONE_OUT, TIME
 from ugt_composer.importing.table import FORMATS
 
 SEED = 42
+T = TypeVar("T")
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
@@ -169,70 +171,31 @@ def add_preference_options(parser: argparse.ArgumentParser) -> None:
 
 
 def source_settings(given: argparse.Namespace) -> SourceSettings:
-    return SourceSettings(
-        interactions=given.interactions,
-        columns=Columns(**{role.name: vars(given)[f"{role.name}_column"] for role in fields(Columns)}),
-        format=given.format,
-        names=given.columns,
-        file_order=given.file_order,
-        skip_bad=given.on_error == "skip",
-        min_rating=given.min_rating,
-        positive_actions=_tuple(given.positive_actions),
-        items=given.items,
-        items_format=given.items_format,
-        items_column=given.items_column,
-        text_columns=_tuple(given.text_columns),
-        name_column=given.name_column,
-        only_seen_items=given.only_seen_items,
-    )
+    columns = Columns(**{role.name: vars(given)[f"{role.name}_column"] for role in fields(Columns)})
+    return _settings(SourceSettings, given, columns=columns, names=given.columns, skip_bad=given.on_error == "skip")
 
 
 def split_settings(given: argparse.Namespace) -> SplitSettings:
-    return SplitSettings(
-        split=given.split,
-        min_interactions=given.min_interactions,
-        validation_from=given.validation_from,
-        test_from=given.test_from,
-        held_out_users=given.held_out_users,
-        seed=given.seed,
-    )
+    return _settings(SplitSettings, given)
 
 
 def id_settings(given: argparse.Namespace) -> IdSettings:
-    return IdSettings(
-        codes=given.codes,
-        vectors=given.vectors,
-        vector_items=given.vector_items,
-        drop_items_without=given.drop_items_without,
-        clusters=_tuple(given.clusters),
-        dimensions=given.dimensions,
-        window=given.window,
-        text_weight=given.text_weight,
-        codebook_sizes=tuple(given.codebook_sizes),
-        seed=given.seed,
-    )
+    return _settings(IdSettings, given)
 
 
 def row_settings(given: argparse.Namespace) -> RowSettings:
-    return RowSettings(given.cuts_per_user, given.max_targets, given.max_history, given.every_target, given.seed)
+    return _settings(RowSettings, given)
 
 
 def preference_settings(given: argparse.Namespace) -> PreferenceSettings:
-    return PreferenceSettings(
-        off=given.no_preferences,
-        chosen_min=given.chosen_min,
-        rejected_max=given.rejected_max,
-        chosen_actions=_tuple(given.chosen_actions),
-        rejected_actions=_tuple(given.rejected_actions),
-        window=given.preference_window,
-        rejected_per_chosen=given.rejected_per_chosen,
-        pairs_per_user=given.pairs_per_user,
-        seed=given.seed,
-    )
+    return _settings(PreferenceSettings, given, off=given.no_preferences, window=given.preference_window)
 
 
-def _tuple(given: list | None) -> tuple | None:
-    return None if given is None else tuple(given)
+def _settings(kind: type[T], given: argparse.Namespace, **renamed: Any) -> T:
+    """Settings whose fields are options of the same name, but for the `renamed`. argparse's lists become tuples."""
+    values = vars(given) | renamed
+    chosen = {field.name: values[field.name] for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()})
 
 
 def _comma(text: str) -> tuple[str, ...]:

@@ -1,11 +1,9 @@
 """DDP: a whole model on each rank, gradients averaged after the last microbatch. Composer wraps the model itself."""
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
-from ugt_composer.parallelism.strategy import MakeOptimizer, Moments, Strategy
+from ugt_composer.parallelism.strategy import MakeOptimizer, Moments, Strategy, placed
 
 
 class DdpStrategy(Strategy):
@@ -21,9 +19,6 @@ class DdpStrategy(Strategy):
     def gradient_norm(self) -> Tensor:
         return self._norm
 
-    def shard_reference(self, reference: nn.Module) -> nn.Module:
-        raise NotImplementedError("DDP shards nothing")  # the config refuses it before
-
     def read_weight(self, parameter: nn.Parameter) -> Tensor:
         return parameter.detach()
 
@@ -34,13 +29,4 @@ class DdpStrategy(Strategy):
         return dict(self.optimizer.state.get(parameter, {}))
 
     def write_moments(self, parameter: nn.Parameter, moments: Moments) -> None:
-        self.optimizer.state[parameter] = {
-            key: value.clone() if value.dim() == 0 else value.to(parameter.device, copy=True)
-            for key, value in moments.items()
-        }
-
-    def save_sharded(self, folder: Path) -> None:
-        raise NotImplementedError("DDP shards nothing")
-
-    def load_sharded(self, folder: Path) -> None:
-        raise NotImplementedError("DDP shards nothing")
+        self.optimizer.state[parameter] = placed(moments, parameter.device)

@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ugt_composer.parallelism.strategy import MakeOptimizer, Moments, Strategy
+from ugt_composer.parallelism.strategy import MakeOptimizer, Moments, Strategy, placed
 
 
 class FsdpStrategy(Strategy):
@@ -59,16 +59,12 @@ class FsdpStrategy(Strategy):
 
     def clip_gradients(self, max_norm: float) -> None:
         shards = [_local(parameter.grad) for parameter in self.model.parameters() if parameter.grad is not None]
-        if self._divisor > 1:
-            for shard in shards:
-                shard.div_(self._divisor)
         # Squares add up over shards; one number crosses the network.
         square = torch.nn.utils.get_total_norm(shards).to(self.device).square()
         dist.all_reduce(square)
-        self._norm = square.sqrt()
-        scale = (max_norm / (self._norm + 1e-6)).clamp(max=1.0)
-        for shard in shards:
-            shard.mul_(scale.to(shard.device))
+        self._norm = square.sqrt() / self._divisor
+        scale = (max_norm / (self._norm + 1e-6)).clamp(max=1.0) / self._divisor
+        torch._foreach_mul_(shards, scale.to(shards[0].device))
 
     def gradient_norm(self) -> Tensor:
         return self._norm
@@ -97,11 +93,8 @@ class FsdpStrategy(Strategy):
         return {key: self._whole(value) for key, value in self.optimizer.state.get(parameter, {}).items()}
 
     def write_moments(self, parameter: nn.Parameter, moments: Moments) -> None:
-        own_device = _local(parameter).device
-        self.optimizer.state[parameter] = {
-            key: value.clone() if value.dim() == 0 else self._part(parameter, value).to(own_device, copy=True)
-            for key, value in moments.items()
-        }
+        parts = {key: self._part(parameter, value) if value.dim() else value for key, value in moments.items()}
+        self.optimizer.state[parameter] = placed(parts, _local(parameter).device)
 
     def _whole(self, value: Tensor) -> Tensor:
         return DTensor.full_tensor(value.to(self.device)) if isinstance(value, DTensor) else value  # type: ignore[arg-type]

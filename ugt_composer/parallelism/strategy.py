@@ -43,9 +43,9 @@ class Strategy(ABC):
         """The frozen reference model, whole on this rank's device."""
         return reference.to(self.device)
 
-    @abstractmethod
     def shard_reference(self, reference: nn.Module) -> nn.Module:
-        """The frozen reference model, sharded as the model is."""
+        """The frozen reference model, sharded as the model is. The config allows it where weights are sharded."""
+        raise NotImplementedError(f"{type(self).__name__} keeps weights whole")
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """In the same order on every rank, frozen ones too."""
@@ -69,10 +69,15 @@ class Strategy(ABC):
     def write_moments(self, parameter: nn.Parameter, moments: Moments) -> None:
         """Takes this rank's part of an optimizer state that every rank has."""
 
-    @abstractmethod
     def save_sharded(self, folder: Path) -> None:
-        """Writes this rank's part of weights and optimizer state in the strategy's own format."""
+        """Writes this rank's part of weights and optimizer state in the strategy's own format, if it has one."""
+        raise NotImplementedError(f"{type(self).__name__} shards nothing")
 
-    @abstractmethod
     def load_sharded(self, folder: Path) -> None:
         """Reads what `save_sharded` wrote."""
+        raise NotImplementedError(f"{type(self).__name__} shards nothing")
+
+
+def placed(moments: Moments, device: torch.device) -> Moments:
+    """Copies for an optimizer on `device`; scalars stay on the host, where PyTorch's optimizers keep them."""
+    return {key: value.to(device if value.dim() else value.device, copy=True) for key, value in moments.items()}
