@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import time
+from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from tests.data.conftest import DAMAGES, ROWS, flip_byte
 from ugt_composer.config import StreamConfig
-from ugt_composer.data.dataset import EvaluationDataset, RecommendDataset, training_streams
+from ugt_composer.data.dataset import EvaluationDataset, RecommendDataset, RowDataset, training_streams
 from ugt_composer.data.loader import RowLoader, end_with_parent
 from ugt_composer.data.remote_folder import fetch_descriptions
 from ugt_composer.errors import UserError
@@ -132,17 +133,24 @@ def test_a_shard_is_hashed_once_for_all_workers_and_epochs(loader, data_folder, 
 
 
 @pytest.mark.parametrize("damage", [None, "flipped"])
-def test_a_small_cache_gives_every_row_and_is_counted_right(loader, converted, tmp_path, damage):
+def test_a_small_cache_gives_every_row_and_is_counted_right(loader, converted, tmp_path, damage, monkeypatch):
+    evict, evictions = RowDataset._evict_shard, RawValue("i", 0)
+
+    def counted(dataset, shard_id):
+        evictions.value += 1  # under the cache's lock
+        evict(dataset, shard_id)
+
+    monkeypatch.setattr(RowDataset, "_evict_shard", counted)
     folder = tmp_path / "cache"
     batches = loader(TRAIN, folder, 2, converted(), cache_limit="24kb", predownload=8)
     assert sorted(rows(batches)) == list(range(ROWS))
+    assert evictions.value > 0
     if damage is not None:
         DAMAGES[damage](next(folder.glob("shard.*")))
         batches = loader(TRAIN, folder, 2, converted(), cache_limit="24kb", predownload=8)
     assert sorted(rows(batches)) == list(range(ROWS))
     sizes = [path.stat().st_size for path in (*folder.glob("shard.*"), folder / "index.json")]
     assert batches.dataset.cache_usage == sum(sizes)
-    assert len(sizes) < len(list(converted().glob("shard.*")))
 
 
 def test_an_iteration_that_another_one_ends_says_so(loader, data_folder):

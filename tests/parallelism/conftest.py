@@ -77,8 +77,16 @@ SHARDED = ("FSDP2", "ZeRO-2", "ZeRO-3")
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory) -> Path:
-    """A folder with stage{1,2,3}/NAME, stage3/half/NAME, stage3/resumed/SAVED/NAME, stage3/variant/NAME, …"""
+    """A folder with stage{1,2,3}/NAME, stage3/half/NAME, stage3/resumed/SAVED/NAME, stage3/variant/NAME, …, and with
+    what PyTorch compiled of extensions in extensions/."""
     out = tmp_path_factory.mktemp("strategies")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(out / "extensions"))
+        make_runs(out)
+    return out
+
+
+def make_runs(out: Path) -> None:
     make_data(out, seed=5)
     streams = f"data.eval.streams=[{{local: {out / 'mds/eval'}}},{{local: {out / 'mds/preference_eval'}}}]"
     common = [*COMMON, f"data.catalogue={out / 'data/catalogue.jsonl'}", streams]
@@ -95,7 +103,6 @@ def runs(tmp_path_factory) -> Path:
     on_one_rank = resume_jobs(out, common, STEPS, [pair for pair in PAIRS if pair[1] == BASE])
     launch(1, [*on_one_rank, evaluation_job(out, common, 1)], out)
     launch(3, [evaluation_job(out, common, 3)], out)
-    return out
 
 
 @pytest.fixture(scope="session")

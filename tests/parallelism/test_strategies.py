@@ -114,3 +114,8 @@ def test_the_reference_is_never_trained(runs):
     assert any(not torch.equal(before[key], after[key]) for key in before)
     first = metrics_of(runs / "stage3/variant/fsdp-offload-checkpointing-sharded-reference")[0]
     assert first["loss/train/dpo_loss"] == pytest.approx(0.693147, abs=1e-5)  # policy and reference are still the same
+
+
+def test_no_extension_is_compiled(runs):
+    # PyTorch compiles one under a lock without an owner: a run killed meanwhile would block all that come after it.
+    assert not (runs / "extensions").exists()

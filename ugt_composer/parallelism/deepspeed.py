@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ugt_composer.errors import UserError
-from ugt_composer.parallelism.strategy import MakeOptimizer, Moments, Strategy
+from ugt_composer.parallelism.strategy import MakeOptimizer, Moments, Strategy, placed
 
 ENGINE_TAG = "engine"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -52,7 +52,8 @@ class DeepSpeedStrategy(Strategy):
                     model=model, optimizer=self._base, config=settings, dist_init_required=False
                 )
         except (ValueError, KeyError, TypeError, AssertionError) as error:  # its own checks of the configuration
-            raise UserError(f"parallelism.deepspeed: DeepSpeed refuses the configuration: {error}") from error
+            said = " ".join(line.strip() for line in str(error).splitlines() if "https://" not in line)
+            raise UserError(f"parallelism.deepspeed.config: DeepSpeed refuses the configuration: {said}") from error
         for buffers in (module._buffers for module in model.modules()):
             for name, buffer in buffers.items():
                 if buffer is not None:
@@ -77,7 +78,8 @@ class DeepSpeedStrategy(Strategy):
 
         settings = {key: self._settings[key] for key in ("train_micro_batch_size_per_gpu", "bf16", "fp16")}
         settings["zero_optimization"] = {"stage": self.zero_stage}
-        engine, *_ = deepspeed.initialize(model=reference, config=settings, dist_init_required=False)
+        with quiet():
+            engine, *_ = deepspeed.initialize(model=reference, config=settings, dist_init_required=False)
         return EngineModule(engine)
 
     def place_reference(self, reference: nn.Module) -> nn.Module:
@@ -127,10 +129,7 @@ class DeepSpeedStrategy(Strategy):
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         if not self._is_flat(parameter):
-            self._base.state[parameter] = {
-                key: value.clone() if value.dim() == 0 else value.to(parameter.device, copy=True)
-                for key, value in moments.items()
-            }
+            self._base.state[parameter] = placed(moments, parameter.device)
             return
         self.allocate_moments()
         for state in self._base.state.values():
@@ -292,6 +291,9 @@ def import_deepspeed(device: torch.device) -> Any:
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     with quiet():
         import deepspeed
+    # An all-reduce through shared memory for CPUs. It would be compiled at the first start, under a lock that a killed
+    # run leaves behind and every later one waits for.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed
 
