@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow check parity bench format clean
+.PHONY: help install demo test test-slow check parity chaos bench format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -34,6 +34,9 @@ check: $(INSTALLED)  ## ruff and mypy
 
 parity: $(INSTALLED)  ## every strategy against one process, and each one's checkpoint under each other
 	$(BIN)/python benchmarks/parity.py
+
+chaos: $(INSTALLED)  ## a hundred random kills of small runs, and what they record afterwards
+	$(BIN)/python benchmarks/chaos.py
 
 bench: $(INSTALLED)  ## the measured claims, each against its rival
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

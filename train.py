@@ -4,7 +4,8 @@ import argparse
 import sys
 
 from ugt_composer.config import load_config
-from ugt_composer.errors import exit_on_user_error
+from ugt_composer.job_end import end_with_launcher, exit_as_rank
+from ugt_composer.warning_signals import warning
 
 EPILOG = """examples:
   composer train.py yamls/stage1.yaml                          all GPUs of this machine, one process without
@@ -36,15 +37,19 @@ def main() -> int:
         print(describe(config))
         return 0
 
+    warning.listen()
+    end_with_launcher()
     from ugt_composer.trainer import build_trainer
 
+    warning.listen()  # once more: Composer's import takes SIGTERM and SIGINT
     trainer = build_trainer(config)
     if trainer.is_finished:
         print(f"{config.save_folder}: already trained for {config.max_duration}; nothing to do", file=sys.stderr)
     trainer.train()
+    warning.leaving = True
     trainer.close()
     return 0
 
 
 if __name__ == "__main__":
-    exit_on_user_error(main)
+    exit_as_rank(main)

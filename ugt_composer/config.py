@@ -312,6 +312,14 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class PreemptionConfig:
+    grace: float = 30.0
+
+    def __post_init__(self):
+        _positive(self, "preemption.", "grace")
+
+
+@dataclass(frozen=True)
 class WandbConfig:
     project: str | None = None
     entity: str | None = None
@@ -367,6 +375,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     parallelism: ParallelismConfig = field(default_factory=ParallelismConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    preemption: PreemptionConfig = field(default_factory=PreemptionConfig)
     loggers: LoggersConfig = field(default_factory=LoggersConfig)
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
 

@@ -1,20 +1,22 @@
-"""Errors that are the user's to mend: shown as one sentence, never as a traceback."""
+"""Errors that are not the program's: shown as one sentence, never as a traceback."""
 
-import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from difflib import get_close_matches
+from typing import NoReturn
 
 EXIT_ERROR = 1
 EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
-RANK_0_FIRST = 10.0  # seconds
 
 
 class UserError(ValueError):
     """Bad config or bad input. The message names the file, line or key, what was found and what was expected."""
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on, such as for a full disk. The message is one sentence: why, and what is safe."""
 
 
 def nearest(name: str, valid: list[str]) -> str:
@@ -23,18 +25,20 @@ def nearest(name: str, valid: list[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"valid here: {', '.join(sorted(valid))}"
 
 
-def exit_on_user_error(main: Callable[[], int | None]) -> None:
-    """Runs `main` as a program: a UserError becomes one sentence on stderr and exit status 2."""
+def exit_on_user_error(main: Callable[[], int | None]) -> NoReturn:
+    """Runs `main` as a program: a UserError becomes one sentence on stderr and exit status 2, a RunError one and 1."""
     try:
         sys.exit(main() or 0)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        if int(os.environ.get("RANK", "0")) > 0:
-            # Rank 0 makes the same mistake and tells it; a launcher that saw this rank end first would kill it before.
-            time.sleep(RANK_0_FIRST)
-        sys.exit(EXIT_BAD_INPUT)
+    except (UserError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(status_of(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
         sys.exit(EXIT_ERROR)
+
+
+def status_of(error: Exception) -> int:
+    """The exit status that an error ends a program with."""
+    return EXIT_BAD_INPUT if isinstance(error, UserError) else EXIT_ERROR

@@ -5,6 +5,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from composer import Trainer
 from composer.callbacks import MemoryMonitor
+from composer.core import Event
 from composer.utils import dist
 from omegaconf import OmegaConf
 
@@ -22,8 +24,10 @@ from ugt_composer.callbacks.finite_loss import FiniteLoss
 from ugt_composer.callbacks.preemption import Preemption
 from ugt_composer.callbacks.random_state import RandomState
 from ugt_composer.callbacks.training_metrics import TrainingMetrics
+from ugt_composer.checkpoint.folder_lock import folder_lock
 from ugt_composer.checkpoint.portable import FINGERPRINT, check_fingerprint, load_portable, load_weights
-from ugt_composer.checkpoint.training import newest_checkpoint, read_checkpoint, set_aside
+from ugt_composer.checkpoint.saving import save_on_rank_0, saving_into
+from ugt_composer.checkpoint.training import clean, newest_checkpoint, read_checkpoint, set_aside
 from ugt_composer.checkpoint.whole_state import from_rank_0, gather_weights, scatter_optimizer, scatter_weights
 from ugt_composer.composer_model import ComposerUGT
 from ugt_composer.config import Config, config_yaml
@@ -39,6 +43,7 @@ from ugt_composer.model.reference import Reference
 from ugt_composer.model.ugt import UGT
 from ugt_composer.optim import create_optimizer, create_scheduler
 from ugt_composer.parallelism.build import build_strategy, composer_device
+from ugt_composer.parallelism.group_timeouts import limit_groups
 from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.preflight import about_catalogue, check_run, load_catalogue, resolve_precision
 from ugt_composer.run_length import RunLength, run_length
@@ -77,8 +82,11 @@ class UGTTrainer(Trainer):
         self.length = length
         self.strategy = strategy
         self.random_state = random_state
-        self.checkpoints, self.preemption = checkpoints, Preemption(checkpoints)
+        self.checkpoints = checkpoints
+        grace, timeout = config.preemption.grace, config.dist_timeout
+        self.preemption = Preemption(checkpoints, random_state, grace, timeout, self._finish_batch)
         self.dataset_place: dict[str, Any] | None = None  # of the checkpoint that the run went on from
+        self.held = ExitStack()  # until close: the lock of the save folder
         super().__init__(callbacks=[*kwargs.pop("callbacks"), random_state, checkpoints, self.preemption], **kwargs)
         if strategy.scaler is not None:
             self.state.scaler = strategy.scaler
@@ -106,11 +114,23 @@ class UGTTrainer(Trainer):
         sample = min(timestamp.sample_in_epoch.value, dataset.epoch_size)
         place = self.dataset_place or dataset.state_dict(0, from_beginning=True)
         dataset.next_epoch = timestamp.epoch.value
+        dist.barrier()  # the ranks of a machine share the place: none may set it while another still reads
         dataset.load_state_dict({**place, "epoch": timestamp.epoch.value, "sample_in_epoch": sample})
+        dist.barrier()
         try:
             super().fit(*args, **kwargs)
         finally:
             self.preemption.give_signals_back()
+
+    def close(self) -> None:
+        """Composer's close; after it another run may write into the save folder."""
+        super().close()
+        self.held.close()
+
+    def _finish_batch(self) -> None:
+        """After a save within an evaluation: the evaluation, from its start, and what follows it in a batch."""
+        self._run_evaluators(Event.BATCH_END)
+        self.engine.run_event(Event.BATCH_CHECKPOINT)
 
     @property
     def is_finished(self) -> bool:
@@ -140,8 +160,8 @@ class UGTTrainer(Trainer):
 
     def save_checkpoint(self, path: str = "checkpoint.pt", **kwargs: Any) -> str:  # type: ignore[override]
         """Writes all that a resumed run needs to one file, whatever the strategy. Returns its path."""
+        save_on_rank_0(Path(path).parent, lambda: Path(path).parent.mkdir(parents=True, exist_ok=True))
         self.checkpoints.write(Path(path), self.state, gather_weights(self.strategy))
-        dist.barrier()
         return str(path)
 
     def load_checkpoint(self, path: str | Path) -> None:
@@ -155,7 +175,7 @@ class UGTTrainer(Trainer):
         self._restore(*found)
 
     def resume(self) -> bool:
-        """Goes on from the newest readable checkpoint of the save folder. False where there is none."""
+        """Goes on from the newest valid checkpoint of the save folder. False where there is none."""
         found = _find_on_rank_0(lambda: newest_checkpoint(self.config.save_folder))
         if found is not None:
             self._restore(*found)
@@ -200,8 +220,16 @@ def build_trainer(config: Config) -> UGTTrainer:
     """Everything a stage needs, from its config.
 
     Raises:
-        UserError: data, catalogue, checkpoint or config that cannot be used; nothing has been written then.
+        UserError: data, catalogue, checkpoint or config that cannot be used, or a save folder that another run uses;
+            nothing has been written then.
     """
+    with ExitStack() as held:
+        trainer = _build(config, held)
+        trainer.held = held.pop_all()
+    return trainer
+
+
+def _build(config: Config, held: ExitStack) -> UGTTrainer:
     check_run(config)
     device = composer_device(config)
     dist.initialize_dist(device, timeout=config.dist_timeout)
@@ -227,8 +255,12 @@ def build_trainer(config: Config) -> UGTTrainer:
     if composer_model.reference is not None:
         place = strategy.shard_reference if config.parallelism.shard_reference else strategy.place_reference
         composer_model.set_reference(place(composer_model.reference))
-    loggers = build_loggers(config)
     make_save_folder(config.save_folder)
+    # The ranks of a launcher that was killed may still be saving.
+    patience = min(config.preemption.grace + 10, config.dist_timeout / 2)
+    held.enter_context(folder_lock(config.save_folder, patience))
+    save_on_rank_0(config.save_folder, lambda: clean(config.save_folder))
+    loggers = build_loggers(config)
     # DeepSpeed's engine casts and scales by itself.
     composer_precision = "fp32" if config.parallelism.strategy == "deepspeed" else precision
     trainer = UGTTrainer(
@@ -266,12 +298,14 @@ def build_trainer(config: Config) -> UGTTrainer:
         console_log_interval=config.log_interval,
         python_log_level=None,
     )
+    limit_groups(config.dist_timeout)
     if config.autoresume:
         trainer.resume()
     elif dist.get_global_rank() == 0 and (aside := set_aside(config.save_folder)):
         log.warning("autoresume is false: what an earlier run left in %s was moved to %s", config.save_folder, aside)
     if dist.get_global_rank() == 0:
-        (Path(config.save_folder) / "config.yaml").write_text(config_yaml(config), "utf-8")
+        with saving_into(config.save_folder):
+            (Path(config.save_folder) / "config.yaml").write_text(config_yaml(config), "utf-8")
     return trainer
 
 

@@ -54,7 +54,7 @@ def test_the_folder_holds_what_is_promised(stages, stage):
     folder = stages / f"stage{stage}"
     assert (folder / "config.yaml").is_file()
     for name in ("best", "latest"):
-        assert {path.name for path in (folder / name).iterdir()} == {"model.safetensors", "config.yaml"}
+        assert {path.name for path in (folder / name).iterdir()} == {"model.safetensors", "config.yaml", "record.json"}
     assert len(list(folder.glob("ba*.pt"))) == 3
     assert not list(folder.rglob("*.tmp"))
 

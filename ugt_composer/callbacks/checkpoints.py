@@ -1,6 +1,7 @@
 """Checkpoints while training: rotated ones to resume from, and the portable `best/` and `latest/`."""
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ from composer.utils import dist, reproducibility
 from torch import Tensor
 
 from ugt_composer.checkpoint.portable import save_portable
-from ugt_composer.checkpoint.training import SHARDS, checkpoint_path, rotate, write_checkpoint, write_sharded
+from ugt_composer.checkpoint.saving import save_on_rank_0
+from ugt_composer.checkpoint.sharded import write_sharded
+from ugt_composer.checkpoint.training import SHARDS, checkpoint_path, rotate, write_checkpoint
 from ugt_composer.checkpoint.whole_state import buffers_of, gather_optimizer, gather_weights, group_settings, set_groups
 from ugt_composer.config import Config, config_yaml
 from ugt_composer.errors import UserError
@@ -41,8 +44,10 @@ class Checkpoints(Callback):
         self.save_best_on = save_best_on
         self.folder = Path(config.save_folder)
         self.every = Every(config.save_interval)
+        self.good: set[Path] = set()  # training checkpoints that this process wrote or checked
         self.best_value: float | None = None
         self.by_hand = False
+        self.save_seconds = 0.0  # that the last save took
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_value": self.best_value}
@@ -62,34 +67,40 @@ class Checkpoints(Callback):
         value = float(state.eval_metrics[EVAL_LABEL][self.save_best_on].compute())
         if is_better(value, self.best_value, self.save_best_on):
             self.best_value = value
-            facts = {f"best {self.save_best_on}": f"{value:.6g}"}
-            self._save_portable("best", state, gather_weights(self.strategy), facts)
+            weights, facts = gather_weights(self.strategy), {f"best {self.save_best_on}": f"{value:.6g}"}
+            save_on_rank_0(self.folder, lambda: self._write_portable("best", state, weights, facts))
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         if self.every.is_due(state):
             self.save(state)
 
     def save(self, state: State) -> None:
-        """Writes the training checkpoint and `latest/`, then drops checkpoints past the number to keep."""
+        """Writes the training checkpoint and `latest/`, then drops checkpoints past the number to keep.
+
+        Raises:
+            RunError: on every rank, where the folder cannot be written; what was saved before is still there.
+        """
+        started = time.monotonic()
         weights = gather_weights(self.strategy)
+        path = checkpoint_path(self.folder, state.timestamp.batch.value, self.config.checkpoint.sharded)
         if self.config.checkpoint.sharded:
-            path = checkpoint_path(self.folder, state.timestamp.batch.value, sharded=True)
             write_sharded(path, self._light_state(state) | {"sharded": self._beside_shards(weights)}, self.strategy)
         else:
-            path = checkpoint_path(self.folder, state.timestamp.batch.value)
             self.write(path, state, weights)
-        if dist.get_global_rank() == 0:
-            rotate(self.folder, self.config.save_num_checkpoints_to_keep)
-        self._save_portable("latest", state, weights)
-        if self.best_value is None:
-            self._save_portable("best", state, weights)
-        dist.barrier()
+        self.good.add(path)
+
+        def finish() -> None:
+            rotate(self.folder, self.config.save_num_checkpoints_to_keep, self.good)
+            for name in ("latest",) if self.best_value is not None else ("latest", "best"):
+                self._write_portable(name, state, weights)
+
+        save_on_rank_0(self.folder, finish)
+        self.save_seconds = time.monotonic() - started
 
     def write(self, path: Path, state: State, weights: dict[str, Tensor]) -> None:
         """Writes one file that any strategy on any number of ranks goes on from."""
         content = self._light_state(state) | {"model": weights, "optimizer": gather_optimizer(self.strategy)}
-        if dist.get_global_rank() == 0:
-            write_checkpoint(path, content)
+        save_on_rank_0(path.parent, lambda: write_checkpoint(path, content))
 
     def _light_state(self, state: State) -> dict[str, Any]:
         """All that a resumed run needs besides weights and optimizer state, and what it belongs to."""
@@ -125,13 +136,12 @@ class Checkpoints(Callback):
         stage = parallelism.deepspeed.zero_stage if parallelism.strategy == "deepspeed" else None
         return {"strategy": parallelism.strategy, "zero_stage": stage, "world_size": dist.get_world_size()}
 
-    def _save_portable(
+    def _write_portable(
         self, name: str, state: State, weights: dict[str, Tensor], facts: dict[str, str] | None = None
     ) -> None:
-        if dist.get_global_rank() == 0:
-            facts = {**self.facts, "batch": str(state.timestamp.batch.value), **(facts or {})}
-            network = {key.removeprefix(NETWORK): value for key, value in weights.items() if key.startswith(NETWORK)}
-            save_portable(self.folder / name, network, self.config, facts)
+        facts = {**self.facts, "batch": str(state.timestamp.batch.value), **(facts or {})}
+        network = {key.removeprefix(NETWORK): value for key, value in weights.items() if key.startswith(NETWORK)}
+        save_portable(self.folder / name, network, self.config, facts)
 
 
 def _described(by: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from composer import Logger, State
 from composer.loggers import LoggerDestination
 from composer.utils import dist
 
+from ugt_composer.checkpoint.saving import saving_into
 from ugt_composer.intervals import Every
 
 FILE_NAME = "metrics.jsonl"
@@ -28,6 +29,13 @@ class MetricsFile(LoggerDestination):
         self.values: dict[str, Any] = {}
         self.evaluation: dict[str, Any] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the file lacks of the batch: something only where a run is left within an evaluation."""
+        return {"values": {name: float(value) for name, value in self.values.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.values = dict(state["values"])
+
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         for name, value in metrics.items():
             if name.startswith("metrics/eval/"):
@@ -37,7 +45,8 @@ class MetricsFile(LoggerDestination):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         if dist.get_global_rank() == 0:
-            drop_lines_after(self.path, state.timestamp.batch.value)
+            with saving_into(self.path.parent):
+                drop_lines_after(self.path, state.timestamp.batch.value)
 
     def eval_standalone_end(self, state: State, logger: Logger) -> None:
         self.evaluation = {}  # an evaluation by hand is no step of the run
@@ -56,7 +65,7 @@ class MetricsFile(LoggerDestination):
             **{name: _finite(float(value)) for name, value in values.items()},
             **{name: value for name, value in evaluation.items() if math.isfinite(value)},
         }
-        with self.path.open("a", encoding="utf-8") as file:
+        with saving_into(self.path.parent), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 

@@ -17,12 +17,13 @@ class RandomState(Callback):
         self.pending: list[dict[str, Any]] | None = None
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        self._restore()
+        self.restore()
 
     def epoch_end(self, state: State, logger: Logger) -> None:
-        self._restore()
+        self.restore()
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Sets what is pending, if it has not been."""
         if self.pending is not None:
             reproducibility.load_rng_state(self.pending)
             self.pending = None

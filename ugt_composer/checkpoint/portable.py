@@ -1,12 +1,23 @@
 """A model that the next stage, the command line and a stranger can load: `model.safetensors` and `config.yaml`."""
 
-import os
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ugt_composer.checkpoint.record import (
+    RECORD,
+    DamagedRecordError,
+    Facts,
+    facts_of,
+    first_flaw,
+    put_in_place,
+    read_record,
+)
+from ugt_composer.checkpoint.sync import forget_cached, sync_file
+from ugt_composer.checkpoint.written import or_removed, unlike_written, write_hashed
 from ugt_composer.config import Config, ModelConfig, config_yaml, load_config
 from ugt_composer.errors import UserError
 from ugt_composer.model.build import build_model
@@ -18,28 +29,79 @@ WIRING = ("n_heads", "top_k_experts", "attention_activation", "user_pooling")  #
 
 
 def save_portable(folder: str | Path, weights: dict[str, Tensor], config: Config, facts: dict[str, str]) -> None:
-    """Writes or replaces a portable model. Each file is complete or the old one: written beside it, then renamed.
+    """Writes or replaces a portable model. Each file is complete or the old one, and as the record in the folder says.
 
     Args:
         weights: UGT's state dict, full tensors.
         facts: strings kept in the weights' header, such as the catalogue's fingerprint and the batch.
+
+    Raises:
+        OSError: it cannot be written. What was there before still is.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / (WEIGHTS + ".tmp")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, temporary, metadata=facts)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    (folder / (CONFIG + ".tmp")).write_text(config_yaml(config), "utf-8")
-    os.replace(folder / (CONFIG + ".tmp"), folder / CONFIG)
-    os.replace(temporary, folder / WEIGHTS)
+    folder.mkdir(exist_ok=True)  # not its parents: a save folder that has gone away is no place to go on writing to
+    temporary, config_temporary = folder / (WEIGHTS + ".tmp"), folder / (CONFIG + ".tmp")
+    with or_removed(temporary, config_temporary):
+        written = {
+            WEIGHTS: _write_weights(temporary, weights, facts),
+            CONFIG: write_hashed(config_temporary, lambda file: file.write(config_yaml(config).encode())),
+        }
+        put_in_place(folder / RECORD, written)
+
+
+def _write_weights(path: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> Facts:
+    path.touch()
+    mode = path.stat().st_mode & 0o777  # as the user's umask has it
+    host = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    try:
+        save_file(host, path, metadata=facts)
+        path.chmod(mode)  # safetensors lets nobody else read it
+        sync_file(path)
+        forget_cached(path)
+        with safe_open(path, "pt") as file:
+            names = set(file.keys())
+            same = names == host.keys() and all(_same_bits(file.get_tensor(name), host[name]) for name in names)
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from None
+    if not same:
+        raise unlike_written(path)
+    return facts_of(path)
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same, where they are not numbers too."""
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(_bytes(a), _bytes(b))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().flatten().view(torch.uint8)
+
+
+def check_portable(folder: str | Path) -> None:
+    """UserError where a file is not as the folder's record says. A folder without a record passes."""
+    path = Path(folder) / RECORD
+    try:
+        record = read_record(path)
+    except DamagedRecordError as error:
+        raise UserError(
+            f"{path} {error}: copy or train the model again, or remove that file to load the folder unchecked"
+        ) from None
+    if record is None or (found := first_flaw(path.parent, record)) is None:
+        return
+    name, flaw = found
+    raise UserError(
+        f"{path.parent / name} {flaw}: it was damaged or changed since it was written; copy or train the model again, "
+        f"or remove {RECORD} beside it if the change was meant"
+    )
 
 
 def load_portable(folder: str | Path) -> tuple[UGT, Config, dict[str, str]]:
     """The model in evaluation mode, its config and its facts. UserError where the folder is no portable model."""
-    config = load_config(_existing(folder, CONFIG))
+    path = _existing(folder, CONFIG)
+    check_portable(folder)
+    config = load_config(path)
     model = build_model(config.model, config.seed)
-    facts = load_weights(model, config.model, folder)
+    facts = _load_checked(model, config.model, folder)
     return model.eval(), config, facts
 
 
@@ -50,8 +112,13 @@ def load_weights(model: UGT, config: ModelConfig, folder: str | Path) -> dict[st
         config: what `model` was built from; what no shape shows, such as the number of heads, is compared by it.
 
     Raises:
-        UserError: naming the folder and what is missing, unexpected, of another shape or otherwise wired.
+        UserError: naming the folder and what is missing, damaged, unexpected, of another shape or otherwise wired.
     """
+    check_portable(folder)
+    return _load_checked(model, config, folder)
+
+
+def _load_checked(model: UGT, config: ModelConfig, folder: str | Path) -> dict[str, str]:
     path, theirs = _existing(folder, WEIGHTS), load_config(_existing(folder, CONFIG)).model
     for key in WIRING:
         if getattr(theirs, key) != getattr(config, key):

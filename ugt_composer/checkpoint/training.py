@@ -1,28 +1,37 @@
-"""Training checkpoints on disk: whole or absent, rotated, the newest readable one found again.
+"""Training checkpoints on disk: whole or absent, recorded, rotated, the newest valid one found again.
 
 A checkpoint is a file, `ba00001000.pt`, or with `checkpoint.sharded` a folder, `ba00001000`, of every rank's part.
 """
 
 import datetime
 import logging
-import os
 import re
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from composer.utils import dist
 
+from ugt_composer.checkpoint.record import (
+    RECORD,
+    DamagedRecordError,
+    first_flaw,
+    put_in_place,
+    read_record,
+    record_beside,
+)
+from ugt_composer.checkpoint.untrusted import forbidden
+from ugt_composer.checkpoint.written import or_removed, write_hashed
 from ugt_composer.errors import UserError
-from ugt_composer.parallelism.strategy import Strategy
 
 log = logging.getLogger(__name__)
 LIGHT_KEYS = {"state", "scaler", "rng", "config", "data"}
 WHOLE_KEYS = LIGHT_KEYS | {"model", "optimizer"}
 SHARDED_KEYS = LIGHT_KEYS | {"sharded"}
 SHARDS, STATE = "shards", "state.pt"  # in the folder of a sharded checkpoint
+REPLACED = ".replaced"  # ends the name of a folder while another takes its place
 _NAME = re.compile(r"ba(\d{8,})(\.pt)?")
 
 
@@ -43,41 +52,58 @@ def batch_of(path: Path) -> int:
 
 
 def write_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
-    """Writes beside the target, flushes to the disk, renames: a kill leaves the old file or the new one."""
+    """Writes and records a checkpoint of one file: a kill leaves the one that was there before, or this one.
+
+    Raises:
+        OSError: it cannot be written. What was there before still is.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with or_removed(temporary):
+        facts = write_hashed(temporary, lambda file: torch.save(content, file))  # type: ignore[arg-type]
+        put_in_place(record_beside(path), {path.name: facts})
 
 
-def write_sharded(path: Path, light: dict[str, Any], strategy: Strategy) -> None:
-    """Every rank writes its part into one folder, which gets its name when all are done. A collective."""
-    temporary = path.with_name(path.name + ".tmp")
-    if dist.get_global_rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    dist.barrier()
-    strategy.save_sharded(temporary / SHARDS)
-    dist.barrier()
-    if dist.get_global_rank() == 0:
-        write_checkpoint(temporary / STATE, light)
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(temporary, path)
-    dist.barrier()
+def rotate(folder: str | Path, keep: int, good: set[Path]) -> None:
+    """Deletes what is older than the newest `keep` good checkpoints. A damaged one is none of these.
+
+    Args:
+        good: those known to be good already; others are checked, and added where they are.
+    """
+    kept, found = 0, list_checkpoints(folder)
+    for path in found if len(found) > keep else ():
+        if kept == keep:
+            _delete(path)
+            good.discard(path)
+        elif flaw_of(path, sizes_only=path in good) is None:
+            good.add(path)
+            kept += 1
+    clean(folder)
 
 
-def rotate(folder: str | Path, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints, and what killed saves left behind."""
-    for path in list_checkpoints(folder)[keep:]:
-        # A folder first loses its name, so that a kill in between leaves none that looks whole.
-        path = path.rename(path.with_name(path.name + ".tmp")) if path.is_dir() else path
-        _remove(path)
-    for path in Path(folder).glob("ba*.tmp"):
-        _remove(path)
+def clean(folder: str | Path) -> None:
+    """Removes what killed saves left behind."""
+    folder = Path(folder)
+    for replaced in folder.glob(f"ba*{REPLACED}"):
+        path = replaced.with_name(replaced.name.removesuffix(REPLACED))
+        if path.exists():
+            _remove(replaced)
+        else:
+            replaced.rename(path)  # it had stepped aside for one that did not come
+    for pattern in ("ba*.tmp", "best/*.tmp", "latest/*.tmp", "best/.tmp*", "latest/.tmp*"):  # .tmp*: of safetensors
+        for temporary in folder.glob(pattern):
+            _remove(temporary)
+    for record in folder.glob(f"ba*.{RECORD}"):
+        if not record.with_name(record.name.removesuffix(f".{RECORD}")).exists():
+            _remove(record)
+
+
+def _delete(path: Path) -> None:
+    """A folder first loses its name, so that a kill in between leaves none that looks whole."""
+    if path.is_dir():
+        path = path.rename(path.with_name(path.name + ".tmp"))
+    _remove(path)
+    _remove(record_beside(path))
 
 
 def _remove(path: Path) -> None:
@@ -93,7 +119,9 @@ def set_aside(folder: str | Path) -> Path | None:
     A run that starts afresh beside old checkpoints would have its own rotated away, as those of fewer batches.
     """
     names = ("best", "latest", "metrics.jsonl", "config.yaml")
-    old = [*list_checkpoints(folder), *(Path(folder) / name for name in names if (Path(folder) / name).exists())]
+    checkpoints = list_checkpoints(folder)
+    beside = [*(record_beside(path) for path in checkpoints), *(Path(folder) / name for name in names)]
+    old = [*checkpoints, *(path for path in beside if path.exists())]
     if not old:
         return None
     taken = {path.name for path in Path(folder).glob("earlier-*")}
@@ -104,13 +132,66 @@ def set_aside(folder: str | Path) -> Path | None:
     return target
 
 
+def flaw_of(path: Path, sizes_only: bool = False) -> str | None:
+    """What is wrong with a checkpoint's files, as "is missing"; None where they are what was written.
+
+    One without a record, as after copying by hand, is checked by the checksums in the file itself.
+    """
+    is_folder = path.is_dir()
+    record_path, needed = (path / RECORD, STATE) if is_folder else (record_beside(path), path.name)
+    try:
+        record = read_record(record_path)
+    except DamagedRecordError as error:
+        if is_folder:
+            return f"its {RECORD} {error}"
+        log.warning("%s %s; checking %s by its own checksums", record_path, error, path.name)
+        record = None
+    if record is None or needed not in record:
+        if is_folder and not any((path / SHARDS).rglob("*")):
+            return f"its folder {SHARDS} is missing or empty"
+        return _checksum_flaw(path / STATE if is_folder else path)
+    found = first_flaw(record_path.parent, record, sizes_only)
+    if found is None:
+        return None
+    name, flaw = found
+    return f"its {name} {flaw}" if is_folder else flaw
+
+
+def _checksum_flaw(path: Path) -> str | None:
+    """torch.save writes a zip file, which holds a checksum of each of its parts; torch.load does not look at them."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            damaged = parts.testzip()
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    except Exception as error:  # a torn file can fail in any way
+        return f"cannot be read as a checkpoint ({error})"
+    return None if damaged is None else f"cannot be read as a checkpoint (its part {damaged} is damaged)"
+
+
+def newest_of_recorded_size(folder: str | Path) -> Path | None:
+    """The newest checkpoint whose files are all there in full: one that was read back when it was written."""
+    try:
+        return next((path for path in list_checkpoints(folder) if flaw_of(path, sizes_only=True) is None), None)
+    except OSError:
+        return None
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Tensors and plain data only: nothing in the file is executed.
 
     Raises:
-        UserError: the file is missing, cut short or no checkpoint.
+        UserError: the file is missing, no checkpoint, or not what was written.
     """
-    path = Path(path) / STATE if Path(path).is_dir() else Path(path)
+    path = Path(path)
+    if path.exists() and (flaw := flaw_of(path)) is not None:
+        raise UserError(f"{path}: {flaw}")
+    if path.is_dir():
+        if (strange := forbidden(path / SHARDS)) is not None:
+            raise UserError(f"{path}: its {SHARDS}/{strange}")
+        path = path / STATE
     core = np._core if hasattr(np, "_core") else np.core  # type: ignore[attr-defined]  # NumPy 2 and 1
     allowed = [
         np.ndarray,
@@ -134,7 +215,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def newest_checkpoint(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest readable checkpoint and its content; None where there is none at all.
+    """The newest valid checkpoint and its content; None where there is none at all.
 
     Raises:
         UserError: there are checkpoints and none can be read. Starting again from nothing would hide that.

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
+from numpy.typing import NDArray
 from streaming import LocalDataset, Stream, StreamingDataset
 from streaming.base.constant import TICK
 from streaming.base.dataset import _Iterator, _ShardState
@@ -116,6 +117,13 @@ class RowDataset(StreamingDataset):
     def _evict_shard(self, shard_id: int) -> None:
         self._checked[shard_id] = False
         super()._evict_shard(shard_id)
+
+    def _get_work(self, epoch: int, sample_in_epoch: int) -> NDArray[np.int64]:
+        """Nothing where a run goes on from an epoch's end: Streaming would serve the rows again that only fill up the
+        canonical nodes."""
+        if sample_in_epoch >= self.epoch_size:
+            return np.empty(0, np.int64)
+        return super()._get_work(epoch, sample_in_epoch)
 
     def _prepare_thread(self, it: _Iterator) -> None:
         self._guard(super()._prepare_thread, it)

@@ -1,0 +1,28 @@
+"""Checkpoints of a few numbers, and the small runs of tests/trainer."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.trainer.conftest import shop, stage_config, stages  # noqa: F401 - fixtures
+from ugt_composer.checkpoint.training import SHARDED_KEYS, WHOLE_KEYS
+
+
+def content_of(batch: int, keys: set[str] = WHOLE_KEYS) -> dict:
+    """What `read_checkpoint` takes for a training checkpoint."""
+    return {**{key: {} for key in keys}, "state": {"batch": batch}, "data": [torch.full((50,), float(batch))]}
+
+
+class SmallShards:
+    """A strategy of one rank with two files."""
+
+    def save_sharded(self, folder: Path) -> None:
+        (folder / "deep").mkdir(parents=True)
+        (folder / "a.bin").write_bytes(b"a" * 300)
+        (folder / "deep" / "b.bin").write_bytes(b"b" * 200)
+
+
+@pytest.fixture
+def sharded_content() -> dict:
+    return content_of(3, SHARDED_KEYS)

@@ -1,0 +1,61 @@
+"""A damaged model starts no stage and recommends nothing; one without a record still loads."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.conftest import ROOT
+from ugt_composer.checkpoint.portable import CONFIG, RECORD, WEIGHTS, load_portable
+from ugt_composer.errors import EXIT_BAD_INPUT, UserError
+from ugt_composer.trainer import build_trainer
+
+
+@pytest.fixture
+def best(stages, tmp_path) -> Path:
+    return Path(shutil.copytree(stages / "stage2" / "best", tmp_path / "best"))
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
+def test_a_flipped_bit_is_refused_as_init_from_and_as_reference(stages, stage_config, tmp_path, best, name):
+    flip_a_bit(best / name)
+    sentence = rf"best/{name} has the xxh64 \w+, record\.json records \w+: it was damaged or changed"
+    with pytest.raises(UserError, match=sentence):
+        build_trainer(stage_config(tmp_path / "run", 3, best, f"loss.reference_from={stages / 'stage2' / 'best'}"))
+    good = stages / "stage2" / "best"
+    with pytest.raises(UserError, match=sentence):
+        build_trainer(stage_config(tmp_path / "run", 3, good, f"loss.reference_from={best}"))
+    assert not (tmp_path / "run").exists()
+    (best / RECORD).unlink()
+    if name == WEIGHTS:  # what the message offers
+        load_portable(best)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [(WEIGHTS, "has the xxh64"), (CONFIG, "has the xxh64"), (RECORD, "is no record")]
+)
+def test_ugt_recommend_refuses_it_with_one_sentence(best, name, words):
+    flip_a_bit(best / name)
+    command = [sys.executable, "-c", "from ugt_composer.cli.main import run; run()", "recommend", "--checkpoint", best]
+    result = subprocess.run([*command, "--history", "-"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.returncode == EXIT_BAD_INPUT
+    assert result.stderr.startswith(f"error: {best / name} {words}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_missing_file_and_a_folder_without_a_record(best):
+    (best / RECORD).rename(best / "elsewhere.json")
+    load_portable(best)
+    (best / "elsewhere.json").rename(best / RECORD)
+    load_portable(best)
+    (best / WEIGHTS).unlink()
+    with pytest.raises(UserError, match=rf"{WEIGHTS} is missing"):
+        load_portable(best)

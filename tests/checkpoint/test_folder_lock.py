@@ -1,0 +1,100 @@
+"""A second run into one folder is refused, and a dead one is in nobody's way."""
+
+import errno
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.trainer.conftest import ROOT, stage_arguments
+from ugt_composer.checkpoint.folder_lock import LOCK, folder_lock
+from ugt_composer.errors import EXIT_BAD_INPUT, UserError
+
+HOLD = """
+import os, sys, time
+from ugt_composer.checkpoint.folder_lock import folder_lock
+with folder_lock(sys.argv[1], patience=1):
+    if len(sys.argv) > 2 and os.fork() == 0:  # a data worker, which outlives its killed parent for a while
+        time.sleep(8)
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def holder(folder, *arguments) -> subprocess.Popen:
+    command = [sys.executable, "-c", HOLD, str(folder), *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path):
+    first = holder(tmp_path, "fork")
+    words = f"save_folder {tmp_path} is in use by another run (pid {first.pid} on {socket.gethostname()})"
+    with pytest.raises(UserError) as error, folder_lock(tmp_path, patience=0.2):
+        pass
+    assert words in str(error.value)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    started = time.monotonic()
+    with folder_lock(tmp_path, patience=3):
+        assert time.monotonic() - started < 2  # the orphaned worker does not keep it
+        first.stdout.close()
+
+
+def test_the_own_process_is_told_to_close_its_trainer(tmp_path):
+    with (
+        folder_lock(tmp_path, patience=0),
+        pytest.raises(UserError, match=f"pid {os.getpid()} .*close its trainer first"),
+        folder_lock(tmp_path, patience=0),
+    ):
+        pass
+    with folder_lock(tmp_path, patience=0):
+        pass
+
+
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, caplog):
+    def refuse(*_) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with folder_lock(tmp_path, patience=0):
+        pass
+    assert "knows no locks (No locks available)" in caplog.text
+
+
+def test_a_lock_that_is_not_signed_holds_all_the_same(tmp_path):
+    with folder_lock(tmp_path, patience=0):
+        (tmp_path / LOCK).write_text("{")
+        with pytest.raises(UserError, match="has not signed its lock"), folder_lock(tmp_path, patience=0):
+            pass
+
+
+def test_a_second_run_exits_with_2_and_names_the_first(shop, tmp_path):
+    with folder_lock(tmp_path, patience=0):  # and waits for half the timeout, should the first be about to end
+        command = [sys.executable, str(ROOT / "train.py"), *stage_arguments(shop, tmp_path, 1), "dist_timeout=2"]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == EXIT_BAD_INPUT, result.stderr
+    assert f"in use by another run (pid {os.getpid()} on {socket.gethostname()})" in result.stderr
+    assert "waiting up to 1 s for its end" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {LOCK}
+
+
+def test_a_closed_trainer_and_a_refused_one_let_go(stages, stage_config):
+    from ugt_composer.trainer import build_trainer
+
+    trainer = build_trainer(stage_config(stages / "stage1"))
+    with pytest.raises(UserError, match="is in use"), folder_lock(stages / "stage1", patience=0):
+        pass
+    trainer.close()
+    with pytest.raises(UserError, match="seed = 42"):
+        build_trainer(stage_config(stages / "stage1", 1, None, "seed=7"))
+    with folder_lock(stages / "stage1", patience=0):
+        pass

@@ -1,0 +1,52 @@
+"""A job that only sums over its ranks, until one of them does what the argument says. Started by the launcher."""
+
+import datetime
+import os
+import signal
+import sys
+import time
+
+from ugt_composer.errors import UserError
+from ugt_composer.job_end import end_with_launcher, exit_as_rank
+from ugt_composer.warning_signals import warning
+
+ROUNDS = 400
+
+
+def misbehave(deed: str) -> None:
+    if deed == "mistake":
+        raise UserError("shard 7 is gone")
+    if deed == "raise":
+        raise ZeroDivisionError("by rank 1")
+    if deed == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if deed == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if deed == "sleep":
+        time.sleep(100)
+    if deed == "warn":
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(100)
+
+
+def main() -> int:
+    import torch
+    import torch.distributed as dist
+
+    warning.listen()
+    end_with_launcher()
+    deed, rank = sys.argv[1], int(sys.argv[2])
+    timeout = datetime.timedelta(seconds=4 if deed in ("stop", "sleep") else 60)
+    dist.init_process_group("gloo", timeout=timeout)
+    warning.training = deed != "warn"
+    for step in range(ROUNDS):
+        if step == 5 and dist.get_rank() == rank:
+            print("starts", deed, flush=True)
+            misbehave(deed)
+        dist.all_reduce(torch.ones(()))
+        time.sleep(0.05)
+    return 0
+
+
+if __name__ == "__main__":
+    exit_as_rank(main)

@@ -1,0 +1,44 @@
+"""However one rank ends, the job ends soon, with that rank's words and exit status."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.conftest import ROOT
+from ugt_composer.errors import EXIT_BAD_INPUT, EXIT_ERROR, EXIT_PREEMPTED
+
+slow = pytest.mark.slow
+WORKER = Path(__file__).with_name("job_worker.py")
+STALLED = "another rank stalled: it did not answer within dist_timeout"
+
+
+def run_job(deed: str, rank: int) -> tuple[subprocess.CompletedProcess, float]:
+    command = [Path(sys.executable).parent / "composer", "-n", "2", WORKER, deed, str(rank)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    started = time.monotonic()
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    return result, time.monotonic() - started
+
+
+@pytest.mark.parametrize(
+    ("deed", "rank", "status", "words"),
+    [
+        ("mistake", 1, EXIT_BAD_INPUT, "rank 1 ended first: error: shard 7 is gone"),
+        pytest.param("raise", 1, EXIT_ERROR, "rank 1 ended first: ZeroDivisionError: by rank 1", marks=slow),
+        ("die", 1, EXIT_ERROR, "another rank was killed or lost"),
+        pytest.param("stop", 1, EXIT_ERROR, STALLED, marks=slow),
+        ("stop", 0, EXIT_ERROR, "rank 1 ended first: error: " + STALLED),
+        pytest.param("sleep", 0, EXIT_ERROR, "rank 1 ended first: error: " + STALLED, marks=slow),
+        pytest.param("warn", 1, EXIT_PREEMPTED, "preempted before the first batch", marks=slow),
+    ],
+)
+def test_the_job_ends_as_its_first_rank_did(deed, rank, status, words):
+    result, seconds = run_job(deed, rank)
+    assert result.returncode == status, result.stdout + result.stderr
+    assert words in result.stderr
+    assert "Connection closed by peer" not in result.stderr
+    assert seconds < 90

@@ -1,0 +1,74 @@
+"""Warnings that come at awkward moments."""
+
+import os
+import signal
+import time
+
+import pytest
+from composer import Callback
+
+from tests.trainer.conftest import comparable
+from ugt_composer.callbacks.checkpoints import Checkpoints
+from ugt_composer.checkpoint.training import batch_of, newest_checkpoint
+from ugt_composer.errors import EXIT_PREEMPTED
+from ugt_composer.trainer import build_trainer
+from ugt_composer.warning_signals import warning
+
+DROPOUT = ("model.dropout=0.2", "data.train.num_workers=1", "device_eval_batch_size=16")
+
+
+@pytest.fixture(autouse=True)
+def _no_warning_left():
+    yield
+    warning.first_at, warning.leaving = None, False
+
+
+class WarnIn(Callback):
+    """Sends a signal to its own process at an event of a batch."""
+
+    def __init__(self, event: str, batch: int):
+        self.event, self.batch = event, batch
+
+    def run_event(self, event, state, logger):
+        if event.value == self.event and state.timestamp.batch.value == self.batch and warning.first_at is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            while warning.first_at is None:
+                time.sleep(0.01)
+
+
+def preempt(config, event: str, batch: int, *before: Callback) -> None:
+    trainer = build_trainer(config)
+    trainer.state.callbacks[:] = [*before, *trainer.state.callbacks, WarnIn(event, batch)]
+    with pytest.raises(SystemExit) as end:
+        trainer.train()
+    assert end.value.code == EXIT_PREEMPTED
+    trainer.close()
+    warning.first_at, warning.leaving = None, False
+
+
+@pytest.mark.parametrize("batch", [5, 7])  # within an epoch; at an epoch's end
+def test_an_evaluation_is_left_and_made_again_by_the_resumed_run(stage_config, tmp_path, batch):
+    every = (*DROPOUT, f"eval_interval={batch}ba")
+    whole = build_trainer(stage_config(tmp_path / "whole", 1, None, *every))
+    whole.train()
+    whole.close()
+    preempt(stage_config(tmp_path / "parts", 1, None, *every), "eval_batch_start", batch)
+    assert batch_of(newest_checkpoint(tmp_path / "parts")[0]) == batch
+    assert comparable(tmp_path / "parts")[-1]["batch"] == batch - 1
+    second = build_trainer(stage_config(tmp_path / "parts", 1, None, *every))
+    second.train()
+    second.close()
+    assert comparable(tmp_path / "parts") == comparable(tmp_path / "whole")
+
+
+class SlowSaves(Callback):
+    """Lets the last save look as if it had taken longer than the grace."""
+
+    def batch_start(self, state, logger):
+        next(c for c in state.callbacks if isinstance(c, Checkpoints)).save_seconds = 60.0
+
+
+def test_without_time_to_save_the_earlier_checkpoint_stands(stage_config, tmp_path, capsys):
+    preempt(stage_config(tmp_path, 1, None, *DROPOUT), "batch_end", 4, SlowSaves())
+    assert "too short for a save, the checkpoint of batch 3 stands" in capsys.readouterr().out
+    assert batch_of(newest_checkpoint(tmp_path)[0]) == 3

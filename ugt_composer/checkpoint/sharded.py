@@ -1,0 +1,100 @@
+"""Checkpoints of which each rank writes its own part, in the format of the strategy."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.utils import dist
+from torch.distributed.checkpoint.api import CheckpointException
+
+from ugt_composer.checkpoint.record import RECORD, Facts, facts_of, write_record
+from ugt_composer.checkpoint.saving import cannot_save, save_on_rank_0
+from ugt_composer.checkpoint.sync import forget_cached, sync_file, sync_folder
+from ugt_composer.checkpoint.training import REPLACED, SHARDS, STATE
+from ugt_composer.checkpoint.written import write_hashed
+from ugt_composer.parallelism.strategy import Strategy
+
+
+def write_sharded(path: Path, light: dict[str, Any], strategy: Strategy) -> None:
+    """Every rank writes its part into one folder, which gets its name when all are done and recorded. A collective.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+
+    def begin() -> None:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+
+    def finish() -> None:
+        found[STATE] = write_hashed(temporary / STATE, lambda file: torch.save(light, file))  # type: ignore[arg-type]
+        write_record(temporary / RECORD, {name: [facts] for name, facts in found.items()})
+        put_folder_in_place(temporary, path)
+
+    save_on_rank_0(path.parent, begin)
+    try:
+        _save_parts(strategy, temporary / SHARDS, path.parent)
+        dist.barrier()
+        found = _facts_by_all_ranks(temporary, path.parent)
+        save_on_rank_0(path.parent, finish)
+    except BaseException:
+        if dist.get_global_rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def put_folder_in_place(temporary: Path, path: Path) -> None:
+    """Gives a folder its name. One that has the name steps aside until then: a kill loses neither."""
+    replaced = path.with_name(path.name + REPLACED)
+    if path.exists():
+        path.rename(replaced)
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _save_parts(strategy: Strategy, shards: Path, folder: Path) -> None:
+    try:
+        strategy.save_sharded(shards)
+    except CheckpointException as error:  # of some rank, on all of them
+        causes = [cause for cause, _ in error.failures.values()]
+        raise cannot_save(folder, _reason(next((c for c in causes if isinstance(c, OSError)), causes[0]))) from None
+    except OSError as error:
+        raise cannot_save(folder, _reason(error)) from None
+    except RuntimeError as error:
+        if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise cannot_save(folder, _reason(error)) from None  # torch.save does not tell the disk's reason
+
+
+def _reason(error: BaseException) -> str:
+    text = error.strerror if isinstance(error, OSError) else None
+    return text or (str(error) or repr(error)).splitlines()[0]
+
+
+def _facts_by_all_ranks(temporary: Path, folder: Path) -> dict[str, Facts]:
+    """By name, of every file of the shards, each flushed and read from the disk by one of the ranks."""
+    names = sorted(path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file())
+    own: dict[str, Facts] | str
+    try:
+        own = {name: _flushed(temporary / name) for name in names[dist.get_global_rank() :: dist.get_world_size()]}
+        if dist.get_global_rank() == 0:
+            for path in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
+                sync_folder(path)
+    except OSError as error:
+        own = _reason(error)
+    together: dict[str, Facts] = {}
+    for found in dist.all_gather_object(own):
+        if isinstance(found, str):
+            raise cannot_save(folder, found)
+        together |= found
+    return together
+
+
+def _flushed(path: Path) -> Facts:
+    sync_file(path)
+    forget_cached(path)
+    return facts_of(path)
