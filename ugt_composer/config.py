@@ -347,6 +347,21 @@ class CallbacksConfig:
     memory_monitor: bool = False
 
 
+# What a run may go on with although its checkpoint had another value: nothing that decides shapes or the next sample.
+RESUME_DESPITE = (
+    *(f"loss.{name}" for name in ("l1_weight", "l2_weight", "l3_weight", "label_smoothing", "contrastive_temperature")),
+    *(f"loss.lambda_{name}" for name in ("contrastive", "preference", "moe_balance")),
+    *(f"loss.dpo_{name}" for name in ("beta", "label_smoothing", "loss_type")),
+    "loss.reference_from",
+    *(f"optimizer.{name}" for name in ("lr", "weight_decay", "betas", "eps")),
+    "scheduler",
+    "max_grad_norm",
+    "init_from",
+    *(f"model.{name}" for name in ("dropout", "attention_dropout", "top_k_experts", "expert_capacity_factor")),
+    "data.catalogue",
+)
+
+
 @dataclass(frozen=True)
 class Config:
     run_name: str = "ugt"
@@ -364,6 +379,7 @@ class Config:
     save_num_checkpoints_to_keep: int = 3
     save_best_on: str | None = None
     autoresume: bool = True
+    resume_despite: tuple[str, ...] = ()
     log_interval: str = "100ba"
     dist_timeout: float = 600.0
     compile: bool = False
@@ -382,6 +398,9 @@ class Config:
     def __post_init__(self):
         _positive(self, "", "global_train_batch_size", "device_eval_batch_size", "max_grad_norm")
         _positive(self, "", "save_num_checkpoints_to_keep", "dist_timeout")
+        for key in self.resume_despite:
+            if not any(key == name or key.startswith(f"{name}.") for name in RESUME_DESPITE):
+                raise ValueError(f"resume_despite names {key!r}; {nearest(key, list(RESUME_DESPITE))}")
         for name in ("max_duration", "eval_interval", "save_interval", "log_interval"):
             _time("", name, getattr(self, name), percent=False)
         if not self.log_interval.endswith("ba"):

@@ -15,7 +15,6 @@ from composer import Trainer
 from composer.callbacks import MemoryMonitor
 from composer.core import Event
 from composer.utils import dist
-from omegaconf import OmegaConf
 
 from ugt_composer.algorithms.gradient_clipping import GradientNormClipping
 from ugt_composer.callbacks.checkpoints import EVAL_LABEL, Checkpoints
@@ -26,9 +25,17 @@ from ugt_composer.callbacks.random_state import RandomState
 from ugt_composer.callbacks.training_metrics import TrainingMetrics
 from ugt_composer.checkpoint.folder_lock import folder_lock
 from ugt_composer.checkpoint.portable import FINGERPRINT, check_fingerprint, load_portable, load_weights
+from ugt_composer.checkpoint.resumable import check_resumable, config_differences
 from ugt_composer.checkpoint.saving import save_on_rank_0, saving_into
 from ugt_composer.checkpoint.training import clean, newest_checkpoint, read_checkpoint, set_aside
-from ugt_composer.checkpoint.whole_state import from_rank_0, gather_weights, scatter_optimizer, scatter_weights
+from ugt_composer.checkpoint.whole_state import (
+    from_rank_0,
+    gather_weights,
+    group_settings,
+    scatter_optimizer,
+    scatter_weights,
+    set_groups,
+)
 from ugt_composer.composer_model import ComposerUGT
 from ugt_composer.config import Config, config_yaml
 from ugt_composer.data.catalogue import Catalogue
@@ -51,21 +58,8 @@ from ugt_composer.run_length import RunLength, run_length
 log = logging.getLogger(__name__)
 STREAMED = ("model", "optimizer")  # parts of a checkpoint that rank 0 alone holds
 
+
 # What decides which sample comes next and what a weight means: the same before and after a resume.
-FIXED_ON_RESUME = (
-    "model",
-    "loss",
-    "optimizer",
-    "scheduler",
-    "init_from",
-    "seed",
-    "global_train_batch_size",
-    "data.train.shuffle",
-    "data.train.shuffle_block_size",
-    "data.train.num_canonical_nodes",
-)
-
-
 class UGTTrainer(Trainer):
     """Composer's Trainer with the verbs of a run. Made by `build_trainer`."""
 
@@ -182,7 +176,8 @@ class UGTTrainer(Trainer):
         return found is not None
 
     def _restore(self, path: Path, content: dict[str, Any]) -> None:
-        _check_resumable(path, content, self.config, self.checkpoints.data)
+        check_resumable(path, content, self.config, self.checkpoints.data, self.checkpoints.facts.get(FINGERPRINT))
+        fresh_groups = group_settings(self.strategy)
         if "sharded" in content:
             self.checkpoints.restore_sharded(path, content["sharded"])
         else:
@@ -194,7 +189,22 @@ class UGTTrainer(Trainer):
         if self.state.scaler is not None and self.state.scaler.is_enabled() and content["scaler"]:
             self.state.scaler.load_state_dict(content["scaler"])
         self.random_state.pending = content["rng"]
+        changed = config_differences(content, self.config)
+        if any(key.startswith(("optimizer.", "scheduler.")) for key in changed):
+            self._change_optimizer(fresh_groups)
+        if changed and dist.get_global_rank() == 0:
+            log.warning("resume_despite: %s", "; ".join(f"{k} was {a}, is {b}" for k, (a, b) in changed.items()))
         log.info("resumed from %s, batch %d", path, self.state.timestamp.batch.value)
+
+    def _change_optimizer(self, fresh_groups: list[dict[str, Any]]) -> None:
+        """Puts the config's settings in the place of the checkpoint's, and the learning rate on the config's curve."""
+        set_groups(self.strategy, fresh_groups)
+        for scheduler in self.state.schedulers:
+            scheduler.base_lrs = [group["initial_lr"] for group in fresh_groups]
+            lrs = scheduler.get_lr()
+            for group, lr in zip(self.strategy.optimizer.param_groups, lrs, strict=True):
+                group["lr"] = lr
+            scheduler._last_lr = lrs
 
 
 def _find_on_rank_0(find: Callable[[], tuple[Path, dict[str, Any]] | None]) -> tuple[Path, dict[str, Any]] | None:
@@ -364,19 +374,3 @@ def check_best_metric(config: Config, model: ComposerUGT) -> str | None:
     if config.save_best_on is not None and config.save_best_on not in names:
         raise UserError(f"save_best_on is {config.save_best_on!r}; {nearest(config.save_best_on, names)}")
     return config.save_best_on
-
-
-def _check_resumable(path: Path, content: dict[str, Any], own: Config, data: list[str]) -> None:
-    if content["data"] != data:
-        raise UserError(
-            f"{path} was written with other rows in data.train: the run cannot go on as it began; use the folders it "
-            "began with, or train into another save_folder with init_from"
-        )
-    old, new = OmegaConf.create(content["config"]), OmegaConf.create(config_yaml(own))
-    for key in FIXED_ON_RESUME:
-        before, now = OmegaConf.select(old, key), OmegaConf.select(new, key)
-        if before != now:
-            raise UserError(
-                f"{path} was written with {key} = {before}, now it is {now}: the run cannot go on as it began; set it "
-                "back, or train into another save_folder with init_from"
-            )

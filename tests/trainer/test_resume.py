@@ -1,5 +1,6 @@
 """A run that was stopped goes on as if it had not been."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,7 +123,8 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path, capsys):
     [
         ("seed=7", ["seed = 42", "now it is 7"]),
         ("global_train_batch_size=64", ["global_train_batch_size = 32", "now it is 64"]),
-        ("model.d_ff=64", ["model =", "d_ff"]),
+        ("model.d_ff=64", ["model.d_ff = 32", "now it is 64"]),
+        ("loss.num_negatives=7", ["loss.num_negatives = 127", "now it is 7"]),
         ("data.train.shuffle=false", ["data.train.shuffle = True"]),
     ],
 )
@@ -130,3 +132,45 @@ def test_a_run_cannot_go_on_with_what_would_change_it(stages, stage_config, over
     with pytest.raises(UserError) as error:
         build_trainer(stage_config(stages / "stage1", 1, None, override))
     assert all(word in str(error.value) for word in words), str(error.value)
+    assert "resume_despite" not in str(error.value)
+
+
+def test_what_may_be_changed_on_purpose_is_named_and_used(stages, stage_config, tmp_path):
+    shutil.copytree(stages / "stage1", tmp_path / "run")
+    changes = ("optimizer.lr=1e-3", "optimizer.weight_decay=0.5", "scheduler.min_lr_ratio=0.5", "max_duration=3ep")
+    with pytest.raises(UserError, match=r"optimizer.lr = 0.01, now it is 0.001: .*resume_despite=\["):
+        build_trainer(stage_config(tmp_path / "run", 1, None, *changes))
+    despite = "resume_despite=[optimizer.lr,optimizer.weight_decay,scheduler]"
+    changed = build_trainer(stage_config(tmp_path / "run", 1, None, *changes, despite))
+    assert {group["weight_decay"] for group in changed.strategy.optimizer.param_groups} == {0.0, 0.5}
+    changed.train()
+    changed.close()
+    fresh = build_trainer(stage_config(tmp_path / "fresh", 1, None, *changes))
+    fresh.train()
+    fresh.close()
+    rate = "metrics/train/learning rate"
+    rates, wanted = ([line[rate] for line in metrics_of(tmp_path / name)] for name in ("run", "fresh"))
+    assert rates[14:] == pytest.approx(wanted[14:])
+    assert rates[:14] != pytest.approx(wanted[:14])
+
+
+def test_a_loss_cannot_begin_within_a_run(stages, stage_config):
+    despite = ("loss.lambda_contrastive=0.1", "resume_despite=[loss.lambda_contrastive]")
+    with pytest.raises(UserError, match=r"lambda_contrastive = 0.0, now it is 0.1") as error:
+        build_trainer(stage_config(stages / "stage1", 1, None, *despite))
+    assert "set resume_despite" not in str(error.value)
+
+
+def test_a_key_that_cannot_be_forced_is_refused(stage_config, tmp_path):
+    with pytest.raises(UserError, match=r"resume_despite names 'optimizer.lrr'; did you mean optimizer.lr\?"):
+        stage_config(tmp_path, 1, None, "resume_despite=[optimizer.lrr]")
+
+
+def test_a_run_does_not_go_on_with_another_catalogue(stages, stage_config, tmp_path, shop):
+    items = (shop / "catalogue.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "catalogue.jsonl").write_text("".join(items[:-1]))
+    other = f"data.catalogue={tmp_path / 'catalogue.jsonl'}"
+    with pytest.raises(UserError, match=r"data.catalogue = \w{12}, now it is \w{12}.*resume_despite"):
+        build_trainer(stage_config(stages / "stage1", 1, None, other))
+    trainer = build_trainer(stage_config(stages / "stage1", 1, None, other, "resume_despite=[data.catalogue]"))
+    trainer.close()

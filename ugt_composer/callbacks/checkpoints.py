@@ -9,7 +9,7 @@ from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
 from torch import Tensor
 
-from ugt_composer.checkpoint.portable import save_portable
+from ugt_composer.checkpoint.portable import FINGERPRINT, save_portable
 from ugt_composer.checkpoint.saving import save_on_rank_0
 from ugt_composer.checkpoint.sharded import write_sharded
 from ugt_composer.checkpoint.training import SHARDS, checkpoint_path, rotate, write_checkpoint
@@ -111,6 +111,7 @@ class Checkpoints(Callback):
             "rng": rng,
             "config": config_yaml(self.config),
             "data": self.data,
+            "catalogue": self.facts.get(FINGERPRINT),
         }
 
     def restore_sharded(self, path: Path, content: dict[str, Any]) -> None:

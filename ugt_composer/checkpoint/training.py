@@ -27,7 +27,7 @@ from ugt_composer.checkpoint.written import or_removed, write_hashed
 from ugt_composer.errors import UserError
 
 log = logging.getLogger(__name__)
-LIGHT_KEYS = {"state", "scaler", "rng", "config", "data"}
+LIGHT_KEYS = {"state", "scaler", "rng", "config", "data", "catalogue"}
 WHOLE_KEYS = LIGHT_KEYS | {"model", "optimizer"}
 SHARDED_KEYS = LIGHT_KEYS | {"sharded"}
 SHARDS, STATE = "shards", "state.pt"  # in the folder of a sharded checkpoint
