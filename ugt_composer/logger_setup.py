@@ -3,7 +3,8 @@
 import uuid
 from pathlib import Path
 
-from composer.loggers import LoggerDestination
+from composer import Logger, State
+from composer.loggers import LoggerDestination, TensorboardLogger
 from composer.utils import dist
 
 from ugt_composer.callbacks.metrics_file import MetricsFile
@@ -11,14 +12,29 @@ from ugt_composer.config import Config
 from ugt_composer.errors import UserError
 
 
+class ResumingTensorboard(TensorboardLogger):
+    """A resumed run first takes back the steps that an earlier process logged past its checkpoint.
+
+    Steps are those of metrics.jsonl: Composer logs the losses of a batch before it counts the batch.
+    """
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        losses = {name: value for name, value in metrics.items() if name.startswith("loss/train/")}
+        super().log_metrics({name: value for name, value in metrics.items() if name not in losses}, step)
+        super().log_metrics(losses, None if step is None else step + 1)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        if self.writer is not None and state.timestamp.batch.value > 0:
+            self.writer.close()  # the mark goes first into a file, which the next value opens
+            self.writer.purge_step = state.timestamp.batch.value + 1
+
+
 def build_loggers(config: Config) -> list[LoggerDestination]:
     """metrics.jsonl always; the others as `loggers.*` says. UserError where an extra is not installed."""
     loggers: list[LoggerDestination] = [MetricsFile(config.save_folder, config.log_interval)]
     wandb, mlflow = config.loggers.wandb, config.loggers.mlflow
     if config.loggers.tensorboard:
-        from composer.loggers import TensorboardLogger
-
-        loggers.append(TensorboardLogger(log_dir=str(Path(config.save_folder) / "tensorboard")))
+        loggers.append(ResumingTensorboard(log_dir=str(Path(config.save_folder) / "tensorboard")))
     if wandb is not None:
         _require("wandb")
         from composer.loggers import WandBLogger
