@@ -22,10 +22,10 @@ demo: $(INSTALLED)  ## all three stages on embedded data, a few minutes on a lap
 	$(BIN)/python -m ugt_composer.demo.run
 
 test: $(INSTALLED)  ## the tests, a few minutes
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(INSTALLED)  ## the tests that take longer
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 check: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .

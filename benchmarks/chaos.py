@@ -1,18 +1,19 @@
 """Claim: a run that is killed again and again records the same numbers as one that is left alone.
 
-Small runs of stage 1 are killed at random moments (while starting, in the first step, in any step, within an
-evaluation, within a save, at an epoch's end), by random signals, sent to the launcher or to one rank, and started again
-with the same command until they are done: each start under another strategy, on one rank or two. Their metrics.jsonl is
-then compared with an uninterrupted run's: to 1e-5, in float32 without dropout and expert capacity. With --fixed NAME
-one strategy makes every start, with dropout and expert capacity, and the numbers have to be equal to the last bit.
+Small runs of stage 3, all losses on, are killed at random moments (while starting, in the first step, in any step,
+within an evaluation, within a save, at an epoch's end), by random signals, sent to the launcher or to one rank, and
+started again with the same command until they are done. Then metrics.jsonl is compared with an uninterrupted run's.
 
-    python benchmarks/chaos.py [--kills 100] [--seed 42] [--fixed DDP] [--steps 40] [--out FOLDER]
+First every start has the same strategy, with dropout and expert capacity, and the numbers have to be equal to the last
+bit: one process, then two ranks under each strategy. Then each start has another strategy on one rank or two, in
+float32 without dropout and capacity, and the numbers have to agree to 1e-5.
+
+    python benchmarks/chaos.py [--kills 100] [--seed 42] [--only DDP] [--steps 30] [--out FOLDER]
 """
 
 import argparse
 import contextlib
 import json
-import math
 import os
 import random
 import signal
@@ -29,6 +30,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 from rich.table import Table
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -39,6 +41,7 @@ from benchmarks.parity import (  # noqa: E402
     STRATEGIES,
     common_overrides,
     largest_difference,
+    launch,
     make_data,
     metrics_of,
     stage_job,
@@ -52,7 +55,9 @@ KILLS_A_RUN = 5
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 LAUNCHER = "launcher"
 MOMENTS = ("starting", "first step", "any step", "evaluation", "save", "epoch end")
-ANY_FLAVOUR = ("model.dropout=0.1", "model.expert_capacity_factor=1.25")
+RANDOM = ("model.dropout=0.1", "model.expert_capacity_factor=1.25")
+MIXED = "each start another"
+USERS = 300  # so few that a run has several epochs
 
 
 @dataclass
@@ -65,6 +70,10 @@ class Tally:
     wrong_exits: list[str] = field(default_factory=list)
     seconds_lost: float = 0.0
     warned_exits: list[float] = field(default_factory=list)  # seconds from a warning to the launcher's exit
+
+    @property
+    def is_bad(self) -> bool:
+        return bool(self.divergences or self.checkpoints_lost or self.wrong_exits)
 
 
 @dataclass(frozen=True)
@@ -79,35 +88,47 @@ class Plan:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--kills", type=int, default=100, help="in all")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--fixed", choices=[*STRATEGIES], help="one strategy for every start; compared to the last bit")
-    parser.add_argument("--steps", type=int, default=40, help="batches of each run")
+    parser.add_argument("--only", choices=[*STRATEGIES, MIXED], help="one row of the table")
+    parser.add_argument("--steps", type=int, default=30, help="batches of each run")
     parser.add_argument("--out", type=Path, help="folder for data and runs; default: a temporary one")
     arguments = parser.parse_args()
+    names = [arguments.only] if arguments.only else [*STRATEGIES, MIXED]
+    # Two fifths of the kills for the strategies' changes, which are many.
+    shares = {name: arguments.kills * 2 // 5 if name == MIXED else arguments.kills // 10 for name in names}
+    shares[names[-1]] += arguments.kills - sum(shares.values())
     with contextlib.ExitStack() as stack:
         out = arguments.out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        make_data(out, arguments.seed)
-        plan = shop_plan(out, arguments)
-        tally = chaos(plan, out, arguments.kills, arguments.seed, 0.0 if arguments.fixed else BOUND)
-    report(tally)
-    return 1 if tally.divergences or tally.checkpoints_lost or tally.wrong_exits else 0
+        make_data(out, arguments.seed, USERS)
+        common = chaos_overrides(out, arguments)
+        launch(1, [stage_job(out, stage, BASE, common) for stage in (1, 2)], out)
+        tallies = {}
+        for number, name in enumerate(tqdm(names, unit="row")):
+            plan = shop_plan(out, common, name)
+            bound = BOUND if name == MIXED else 0.0
+            tallies[name] = chaos(plan, out / name, shares[name], arguments.seed + number, bound)
+    report(tallies)
+    return 1 if any(tally.is_bad for tally in tallies.values()) else 0
 
 
-def shop_plan(out: Path, arguments: argparse.Namespace) -> Plan:
-    size = {"microbatches": 1, "seed": arguments.seed, "d_model": 32, "layers": 1, "steps": arguments.steps}
-    common = common_overrides(out, argparse.Namespace(**size))
-    every = ["eval_interval=5ba", "save_interval=3ba", "data.train.num_workers=1", "dist_timeout=60"]
-    if arguments.fixed:
-        every += ANY_FLAVOUR
-    rows = len((out / "data/train.jsonl").read_text().splitlines())
+def chaos_overrides(out: Path, arguments: argparse.Namespace) -> list[str]:
+    size = {"microbatches": 2, "seed": arguments.seed, "d_model": 32, "layers": 1, "steps": arguments.steps}
+    return common_overrides(out, argparse.Namespace(**size))
+
+
+def shop_plan(out: Path, common: list[str], name: str) -> Plan:
+    """Of a row of the table: one strategy, or all of them."""
+    every = ["eval_interval=5ba", "save_interval=3ba", "data.train.num_workers=2", "dist_timeout=60"]
+    rows = min(sum(1 for _ in (out / f"data/{kind}.jsonl").open()) for kind in ("train", "preference_train"))
+    if name != MIXED:
+        every += RANDOM
 
     def command(folder: Path, strategy: str) -> list[str]:
-        job = stage_job(out, 1, strategy, [*common, *every])
+        job = stage_job(out, 3, strategy, [*common, *every])
         return start_command(strategy, [*job["yaml"], *job["overrides"], f"save_folder={folder}"])
 
-    strategies = (arguments.fixed,) if arguments.fixed else tuple(STRATEGIES)
-    return Plan(command, strategies, 5, -(-rows // ROWS))
+    return Plan(command, tuple(STRATEGIES) if name == MIXED else (name,), 5, -(-2 * rows // ROWS))
 
 
 def start_command(strategy: str, arguments: list[str]) -> list[str]:
@@ -119,6 +140,7 @@ def start_command(strategy: str, arguments: list[str]) -> list[str]:
 
 def chaos(plan: Plan, out: Path, kills: int, seed: int, bound: float) -> Tally:
     """Kills runs until there were that many kills, and compares each one when it is done."""
+    out.mkdir(exist_ok=True)
     chance, tally = random.Random(seed), Tally()
     whole = out / "whole"
     started = time.monotonic()
@@ -285,34 +307,29 @@ def comparable(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if not k.endswith("samples/s")} for line in metrics_of(folder)]
 
 
-def report(tally: Tally) -> None:
+def report(tallies: dict[str, Tally]) -> None:
     console = Console()
     table = Table("moment", *(signal.Signals(number).name for number in SIGNALS), title="Kills")
+    kills = sum((tally.kills for tally in tallies.values()), Counter())
     for moment in MOMENTS:
         names = (signal.Signals(number).name for number in SIGNALS)
-        row = (sum(n for (m, s, _), n in tally.kills.items() if (m, s) == (moment, name)) for name in names)
-        table.add_row(moment, *map(str, row))
+        table.add_row(moment, *(str(sum(n for (m, s, _), n in kills.items() if (m, s) == (moment, x))) for x in names))
     console.print(table)
-    kills = tally.kills.total()
-    warned = sorted(tally.warned_exits) or [math.nan]
-    table = Table("", "", title="What came of them", show_header=False)
-    for name, value in (
-        ("kills", kills),
-        ("steps compared", tally.steps),
-        ("runs that diverged", tally.divergences),
-        ("largest relative difference", f"{tally.worst:.1e}"),
-        ("checkpoints lost", tally.checkpoints_lost),
-        ("wrong exit statuses, hangs", len(tally.wrong_exits)),
-        ("seconds lost a kill", f"{tally.seconds_lost / max(kills, 1):.1f}"),
-        (
-            "seconds from a warning to the exit",
-            f"{warned[len(warned) // 2]:.1f}, at most {warned[-1]:.1f}" if warned else "–",
-        ),
-    ):
-        table.add_row(name, str(value))
+    heads = ("kills", "steps compared", "runs diverged", "largest difference", "checkpoints lost", "wrong exits")
+    table = Table("strategy", *heads, "seconds lost a kill", "warning to exit, s", title="What came of them")
+    for name, tally in tallies.items():
+        number, warned = tally.kills.total(), sorted(tally.warned_exits)
+        table.add_row(
+            name,
+            *map(str, (number, tally.steps, tally.divergences, f"{tally.worst:.1e}", tally.checkpoints_lost)),
+            str(len(tally.wrong_exits)),
+            f"{tally.seconds_lost / max(number, 1):.1f}",
+            f"{warned[len(warned) // 2]:.1f}, at most {warned[-1]:.1f}" if warned else "none",
+        )
     console.print(table)
-    for text in tally.wrong_exits:
-        console.print(text, markup=False)
+    for tally in tallies.values():
+        for text in tally.wrong_exits:
+            console.print(text, markup=False)
 
 
 if __name__ == "__main__":

@@ -125,13 +125,13 @@ def resume_difference(out: Path, steps: int, saved: str, name: str) -> float:
     return largest_difference(base, metrics_of(out / "stage3/resumed" / saved / name))
 
 
-def make_data(out: Path, seed: int) -> None:
+def make_data(out: Path, seed: int, users: int = 1500) -> None:
     from convert.jsonl_to_mds import main as convert
     from convert.make_demo_data import main as make
 
     if (out / "mds").exists():
         return
-    assert make(["--out", str(out / "data"), "--users", "1500", "--eval-users", "45", "--seed", str(seed)]) == 0
+    assert make(["--out", str(out / "data"), "--users", str(users), "--eval-users", "45", "--seed", str(seed)]) == 0
     sizes = [str(size) for size in json.loads((out / "data/facts.json").read_text())["codebook_sizes"]]
     for name in ("train", "eval", "preference_train", "preference_eval"):
         kind = "preference" if "preference" in name else "recommend"

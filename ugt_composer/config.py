@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ugt_composer.errors import UserError, nearest
+from ugt_composer.s3_url import is_url, split_url
 from ugt_composer.vocabulary import DEFAULT_CODEBOOK_SIZES, MAX_POSITIONS, NUM_SPECIAL_IDS, NUM_TOKEN_TYPES
 
 # Optional and Union, not `|`: OmegaConf reads these annotations on Python 3.10 too.
@@ -47,6 +48,13 @@ def _time(prefix: str, name: str, value: str, percent: bool) -> None:
     if not _TIME.fullmatch(value) or (value.endswith("%") and not percent):
         also = ' or a share of the run such as "5%"' if percent else ""
         raise ValueError(f'{prefix}{name} is {value!r}; expected batches or epochs such as "500ba" or "2ep"{also}')
+
+
+def _s3_url(key: str, url: str) -> None:
+    try:
+        split_url(url)
+    except ValueError as error:
+        raise ValueError(f"{key} {error}") from None
 
 
 @dataclass(frozen=True)
@@ -309,6 +317,11 @@ class ParallelismConfig:
 @dataclass(frozen=True)
 class CheckpointConfig:
     sharded: bool = False
+    remote: str | None = None
+
+    def __post_init__(self):
+        if self.remote is not None:
+            _s3_url("checkpoint.remote", self.remote)
 
 
 @dataclass(frozen=True)
@@ -420,6 +433,14 @@ class Config:
                 f"optimizer.name is lamb with parallelism.strategy {self.parallelism.strategy}: LAMB scales by the "
                 "norms of whole parameters, which a rank does not hold; expected adamw, or strategy ddp"
             )
+        if is_url(self.save_folder):
+            raise ValueError(
+                f"save_folder is {self.save_folder}; expected a folder of this machine: checkpoint.remote names the "
+                "store that it is copied to"
+            )
+        for key, place in (("init_from", self.init_from), ("loss.reference_from", self.loss.reference_from)):
+            if place is not None and is_url(place):
+                _s3_url(key, place)
         if self.loss.needs_reference and not (self.loss.reference_from or self.init_from):
             raise ValueError(
                 "loss.reference_from is missing; loss.lambda_preference > 0 compares with a reference model: name the "

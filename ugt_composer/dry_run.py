@@ -22,6 +22,7 @@ from ugt_composer.preflight import (
     resolve_precision,
 )
 from ugt_composer.run_length import run_length
+from ugt_composer.s3_url import is_url
 
 MIB, GIB = 2**20, 2**30
 
@@ -37,7 +38,7 @@ def describe(config: Config) -> str:
         check_data(config, "data.eval", streams_of("data.eval", config.data.eval)) if config.data.eval.is_given else []
     )
     for key, folder in (("init_from", config.init_from), ("loss.reference_from", config.loss.reference_from)):
-        for name in (WEIGHTS, CONFIG) if folder else ():
+        for name in (WEIGHTS, CONFIG) if folder and not is_url(folder) else ():
             if not (Path(folder or "") / name).is_file():
                 raise UserError(f"{key}: {Path(folder or '') / name} does not exist; train the stage before first")
     with torch.device("meta"):

@@ -24,6 +24,7 @@ from ugt_composer.callbacks.preemption import Preemption
 from ugt_composer.callbacks.random_state import RandomState
 from ugt_composer.callbacks.training_metrics import TrainingMetrics
 from ugt_composer.checkpoint.folder_lock import folder_lock
+from ugt_composer.checkpoint.from_store import on_this_machine, open_store
 from ugt_composer.checkpoint.portable import FINGERPRINT, check_fingerprint, load_portable, load_weights
 from ugt_composer.checkpoint.resumable import check_resumable, config_differences
 from ugt_composer.checkpoint.saving import save_on_rank_0, saving_into
@@ -113,13 +114,24 @@ class UGTTrainer(Trainer):
         dist.barrier()
         try:
             super().fit(*args, **kwargs)
+        except Exception:
+            if (lacking := self.checkpoints.upload_within(self.config.preemption.grace)) is not None:
+                log.warning(lacking)
+            raise
         finally:
             self.preemption.give_signals_back()
 
     def close(self) -> None:
-        """Composer's close; after it another run may write into the save folder."""
+        """Composer's close, and the end of all uploads; after it another run may write into the save folder.
+
+        Raises:
+            RunError: on rank 0, where the store lacks something.
+        """
         super().close()
-        self.held.close()
+        try:
+            self.checkpoints.finish_uploads()
+        finally:
+            self.held.close()
 
     def _finish_batch(self) -> None:
         """After a save within an evaluation: the evaluation, from its start, and what follows it in a batch."""
@@ -169,7 +181,10 @@ class UGTTrainer(Trainer):
         self._restore(*found)
 
     def resume(self) -> bool:
-        """Goes on from the newest valid checkpoint of the save folder. False where there is none."""
+        """Goes on from the newest valid checkpoint of the save folder. False where there is none.
+
+        A newer one of `checkpoint.remote` is there by now: `build_trainer` has fetched it.
+        """
         found = _find_on_rank_0(lambda: newest_checkpoint(self.config.save_folder))
         if found is not None:
             self._restore(*found)
@@ -254,7 +269,8 @@ def _build(config: Config, held: ExitStack) -> UGTTrainer:
     model = build_model(config.model, config.seed)
     fingerprint = fingerprint_facts(catalogue)
     if config.init_from is not None:
-        check_fingerprint(config.init_from, load_weights(model, config.model, config.init_from), fingerprint)
+        facts = load_weights(model, config.model, on_this_machine(config.init_from))
+        check_fingerprint(config.init_from, facts, fingerprint)
     composer_model = build_composer_model(config, model, catalogue)
     best = check_best_metric(config, composer_model) if eval_loader is not None else None
     length = run_length(config, train_loader.dataloader.dataset.epoch_size)  # type: ignore[union-attr]
@@ -270,6 +286,7 @@ def _build(config: Config, held: ExitStack) -> UGTTrainer:
     patience = min(config.preemption.grace + 10, config.dist_timeout / 2)
     held.enter_context(folder_lock(config.save_folder, patience))
     save_on_rank_0(config.save_folder, lambda: clean(config.save_folder))
+    uploads = open_store(config)
     loggers = build_loggers(config)
     # DeepSpeed's engine casts and scales by itself.
     composer_precision = "fp32" if config.parallelism.strategy == "deepspeed" else precision
@@ -277,7 +294,7 @@ def _build(config: Config, held: ExitStack) -> UGTTrainer:
         config,
         length,
         strategy,
-        Checkpoints(strategy, config, fingerprint, best, [manifest.index_hash for manifest in train_manifests]),
+        Checkpoints(strategy, config, fingerprint, best, [m.index_hash for m in train_manifests], uploads),
         RandomState(),
         model=composer_model,
         optimizers=strategy.optimizer,
@@ -332,7 +349,7 @@ def build_composer_model(config: Config, model: UGT, catalogue: Catalogue | None
     reference = None
     if config.loss.needs_reference:
         assert reference_from is not None  # the config was refused without one
-        reference_model, _, facts = load_portable(reference_from)
+        reference_model, _, facts = load_portable(on_this_machine(reference_from))
         check_fingerprint(reference_from, facts, fingerprint_facts(catalogue))
         reference = Reference(reference_model)
     return ComposerUGT(

@@ -21,7 +21,7 @@ from convert.jsonl_to_mds import main as convert
 from tests.trainer.conftest import ROOT, SIZES, shop, write_rows  # noqa: F401 - shop is a fixture
 from ugt_composer.vocabulary import IGNORE_INDEX, ITEM, SEP
 
-STEPS, VARIANT_STEPS = 30, 10
+STEPS, VARIANT_STEPS = 12, 6  # `make parity` has 32
 # Each strategy's checkpoint goes on under the next one; `make parity` runs all pairs.
 NAMES = list(STRATEGIES)
 PAIRS = [(saved, NAMES[(place + 1) % len(NAMES)]) for place, saved in enumerate(NAMES)]

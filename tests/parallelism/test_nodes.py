@@ -1,4 +1,4 @@
-"""Two launchers on loopback as two machines; a mistake that every rank makes; a rank that dies."""
+"""Two launchers on loopback as two machines, trained and warned; a mistake that every rank makes; a rank that dies."""
 
 import os
 import signal
@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.conftest import ROOT, comparable, metrics_of, stage_arguments
+from ugt_composer.checkpoint.training import batch_of, newest_checkpoint
+from ugt_composer.errors import EXIT_PREEMPTED
 
 COMPOSER = Path(sys.executable).parent / "composer"
 EXACT = ("model.dropout=0", "model.expert_capacity_factor=null", "optimizer.lr=1e-3", "max_duration=8ba")
+LONG = ("max_duration=100000ba", "save_interval=1000000ba", "eval_interval=1000000ba", "dist_timeout=40")
 
 
 def free_port() -> int:
@@ -54,6 +57,25 @@ def test_two_machines_train_as_one(shop, tmp_path, strategy):
     assert comparable(tmp_path / "two") == comparable(tmp_path / "one")
 
 
+def come_to_batch(number: int, record: Path, jobs: list[subprocess.Popen]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (record.exists() and len(metrics_of(record.parent)) >= number):
+        assert all(job.poll() is None for job in jobs), [job.communicate() for job in jobs if job.poll() is not None]
+        time.sleep(0.1)
+
+
+def test_a_warning_to_one_machine_is_one_to_both(shop, tmp_path):
+    port = free_port()
+    arguments = [*stage_arguments(shop, tmp_path / "run", 1), *LONG]
+    machines = [start(node(rank, port), arguments) for rank in (0, 1)]
+    come_to_batch(3, tmp_path / "run/metrics.jsonl", machines)
+    machines[1].send_signal(signal.SIGTERM)
+    errors = wait(machines, 60)
+    assert [machine.returncode for machine in machines] == [EXIT_PREEMPTED, EXIT_PREEMPTED], errors
+    newest, _ = newest_checkpoint(tmp_path / "run")
+    assert batch_of(newest) == metrics_of(tmp_path / "run")[-1]["batch"]
+
+
 def test_a_batch_that_does_not_divide_over_the_ranks_is_refused(shop, tmp_path):
     arguments = [*stage_arguments(shop, tmp_path / "run", 1), "global_train_batch_size=31"]
     [error] = wait([job := start(["-n", 2], arguments)], 200)
@@ -69,13 +91,9 @@ def ranks_of(launcher: subprocess.Popen) -> list[int]:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the ranks by /proc")
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("deepspeed", marks=pytest.mark.slow)])
 def test_a_rank_that_dies_ends_the_job_with_an_error(shop, tmp_path, strategy):
-    long = ["max_duration=100000ba", "save_interval=1000000ba", "eval_interval=1000000ba", "dist_timeout=40"]
-    arguments = [*stage_arguments(shop, tmp_path / "run", 1), *long, f"parallelism.strategy={strategy}"]
+    arguments = [*stage_arguments(shop, tmp_path / "run", 1), *LONG, f"parallelism.strategy={strategy}"]
     job = start(["-n", 2], arguments)
-    record, deadline = tmp_path / "run/metrics.jsonl", time.monotonic() + 120
-    while time.monotonic() < deadline and not (record.exists() and len(metrics_of(record.parent)) >= 3):
-        assert job.poll() is None, job.communicate()
-        time.sleep(0.2)
+    come_to_batch(3, tmp_path / "run/metrics.jsonl", [job])
     os.kill(ranks_of(job)[1], signal.SIGKILL)
     [error] = wait([job], 60)
     assert job.returncode != 0

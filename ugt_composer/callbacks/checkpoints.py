@@ -10,9 +10,10 @@ from composer.utils import dist, reproducibility
 from torch import Tensor
 
 from ugt_composer.checkpoint.portable import FINGERPRINT, save_portable
-from ugt_composer.checkpoint.saving import save_on_rank_0
+from ugt_composer.checkpoint.saving import save_on_rank_0, saving_into
 from ugt_composer.checkpoint.sharded import write_sharded
 from ugt_composer.checkpoint.training import SHARDS, checkpoint_path, rotate, write_checkpoint
+from ugt_composer.checkpoint.uploads import Uploads
 from ugt_composer.checkpoint.whole_state import buffers_of, gather_optimizer, gather_weights, group_settings, set_groups
 from ugt_composer.config import Config, config_yaml
 from ugt_composer.errors import UserError
@@ -32,11 +33,20 @@ class Checkpoints(Callback):
         facts: strings for the portable models' header, such as the catalogue's fingerprint.
         save_best_on: evaluation metric that `best/` maximises (a loss: minimises); None: `best/` is `latest/`.
         data: what tells the training data from other data; a run goes on only with the same.
+        uploads: copies the save folder to a store; on rank 0 only, and None without `checkpoint.remote`.
     """
 
     def __init__(
-        self, strategy: Strategy, config: Config, facts: dict[str, str], save_best_on: str | None, data: list[str]
+        self,
+        strategy: Strategy,
+        config: Config,
+        facts: dict[str, str],
+        save_best_on: str | None,
+        data: list[str],
+        uploads: Uploads | None = None,
     ):
+        self.uploads = uploads
+        self.is_unsent = True  # there may be something that the store does not have
         self.data = data
         self.strategy = strategy
         self.config = config
@@ -69,10 +79,39 @@ class Checkpoints(Callback):
             self.best_value = value
             weights, facts = gather_weights(self.strategy), {f"best {self.save_best_on}": f"{value:.6g}"}
             save_on_rank_0(self.folder, lambda: self._write_portable("best", state, weights, facts))
+            self.is_unsent = True
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         if self.every.is_due(state):
             self.save(state)
+
+    def before_dataloader(self, state: State, logger: Logger) -> None:
+        self.send()  # not earlier: every logger has written the batch by now
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        self.send()
+
+    def send(self) -> None:
+        """Begins to upload what was saved since the last call."""
+        if self.uploads is not None and self.is_unsent:
+            with saving_into(self.folder):
+                self.uploads.send()
+            self.is_unsent = False
+
+    def finish_uploads(self) -> None:
+        """RunError where the store does not get all that is in the folder."""
+        if self.uploads is not None:
+            self.send()
+            self.uploads.finish()
+            # One that was kept because it was being uploaded.
+            rotate(self.folder, self.config.save_num_checkpoints_to_keep, self.good)
+
+    def upload_within(self, seconds: float) -> str | None:
+        """Uploads for so long at most. Returns what the store lacks then; None where it has all."""
+        if self.uploads is None:
+            return None
+        self.send()
+        return None if self.uploads.wait(max(0.0, seconds)) else self.uploads.lacking()
 
     def save(self, state: State) -> None:
         """Writes the training checkpoint and `latest/`, then drops checkpoints past the number to keep.
@@ -90,11 +129,13 @@ class Checkpoints(Callback):
         self.good.add(path)
 
         def finish() -> None:
-            rotate(self.folder, self.config.save_num_checkpoints_to_keep, self.good)
+            spared = None if self.uploads is None else self.uploads.uploading
+            rotate(self.folder, self.config.save_num_checkpoints_to_keep, self.good, spared)
             for name in ("latest",) if self.best_value is not None else ("latest", "best"):
                 self._write_portable(name, state, weights)
 
         save_on_rank_0(self.folder, finish)
+        self.is_unsent = True
         self.save_seconds = time.monotonic() - started
 
     def write(self, path: Path, state: State, weights: dict[str, Tensor]) -> None:

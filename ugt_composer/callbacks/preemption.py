@@ -10,10 +10,13 @@ from composer.utils import dist, reproducibility
 from ugt_composer.callbacks.checkpoints import Checkpoints
 from ugt_composer.callbacks.random_state import RandomState
 from ugt_composer.checkpoint.training import batch_of, list_checkpoints
+from ugt_composer.checkpoint.whole_state import from_rank_0
 from ugt_composer.errors import EXIT_PREEMPTED
 from ugt_composer.host_agreement import HostAgreement
 from ugt_composer.intervals import is_last_batch
 from ugt_composer.warning_signals import SHARE_OF_GRACE, warning
+
+EXIT_SECONDS = 1.0  # of the grace that uploads leave for the exit
 
 
 class Preemption(Callback):
@@ -138,12 +141,24 @@ class Preemption(Callback):
             warning.standing = self._standing()
 
     def _exit(self) -> NoReturn:
+        lacking = self._upload()
         if dist.get_global_rank() == 0:
             done = f"saved batch {self.saved_batch}"
             if self.saved_batch is None:
                 done = f"the grace of {self.grace:g} s is too short for a save, {self._standing()}"
+            if lacking is not None:
+                done += f"; {lacking}"
             print(f"preempted: {done}; run the same command again to go on", flush=True)
         raise SystemExit(EXIT_PREEMPTED)
+
+    def _upload(self) -> str | None:
+        """Uploads until the grace is nearly over; the other ranks wait, as the launcher ends all when one has ended."""
+        if self.checkpoints.config.checkpoint.remote is None:
+            return None
+        assert warning.first_at is not None
+        end = warning.first_at + SHARE_OF_GRACE * self.grace - EXIT_SECONDS
+        lacking = self.checkpoints.upload_within(end - time.monotonic()) if dist.get_global_rank() == 0 else None
+        return from_rank_0(lacking)
 
     def _standing(self) -> str:
         newest = next(iter(list_checkpoints(self.checkpoints.folder)), None)

@@ -50,13 +50,19 @@ def read_record(path: Path) -> Record | None:
         DamagedRecordError: it cannot be read or is not as it was written.
     """
     try:
-        content = json.loads(path.read_text("utf-8"))
-        files, own = content["files"], content[ALGORITHM]
-        record = {name: [Facts(int(f["bytes"]), str(f[ALGORITHM])) for f in found] for name, found in files.items()}
+        return parse_record(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise DamagedRecordError(f"cannot be read ({error.strerror})") from None
+
+
+def parse_record(text: bytes) -> Record:
+    """DamagedRecordError where this is no record as it was written."""
+    try:
+        content = json.loads(text)
+        files, own = content["files"], content[ALGORITHM]
+        record = {name: [Facts(int(f["bytes"]), str(f[ALGORITHM])) for f in found] for name, found in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DamagedRecordError("is no record of a checkpoint's files") from None
     if own != _own_hash(files):

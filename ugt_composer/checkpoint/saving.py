@@ -8,7 +8,7 @@ from composer.utils import dist
 
 from ugt_composer.checkpoint.training import newest_of_recorded_size
 from ugt_composer.checkpoint.whole_state import from_rank_0
-from ugt_composer.errors import RunError
+from ugt_composer.errors import RunError, UserError
 
 
 @contextmanager
@@ -37,7 +37,8 @@ def save_on_rank_0(folder: str | Path, write: Callable[[], None]) -> None:
     """Calls `write` on rank 0. A collective: what fails there ends every rank, and none waits for it.
 
     Raises:
-        RunError: on all ranks, as of `saving_into`. Any other error is raised on rank 0 as it is.
+        RunError: on all ranks, as of `saving_into`. Any other error is raised on rank 0 as it is; a UserError is one
+            on all ranks.
     """
     failure: Exception | None = None
     if dist.get_global_rank() == 0:
@@ -46,8 +47,8 @@ def save_on_rank_0(folder: str | Path, write: Callable[[], None]) -> None:
                 write()
         except Exception as error:
             failure = error
-    reason = from_rank_0(None if failure is None else str(failure))
+    told = from_rank_0(None if failure is None else (isinstance(failure, UserError), str(failure)))
     if failure is not None:
         raise failure
-    if reason is not None:
-        raise RunError(reason)
+    if told is not None:
+        raise (UserError if told[0] else RunError)(told[1])

@@ -51,6 +51,10 @@ def batch_of(path: Path) -> int:
     return int(match.group(1))
 
 
+def is_checkpoint_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None
+
+
 def write_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
     """Writes and records a checkpoint of one file: a kill leaves the one that was there before, or this one.
 
@@ -64,17 +68,19 @@ def write_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
         put_in_place(record_beside(path), {path.name: facts})
 
 
-def rotate(folder: str | Path, keep: int, good: set[Path]) -> None:
+def rotate(folder: str | Path, keep: int, good: set[Path], spared: str | None = None) -> None:
     """Deletes what is older than the newest `keep` good checkpoints. A damaged one is none of these.
 
     Args:
         good: those known to be good already; others are checked, and added where they are.
+        spared: the name of one that is being uploaded; a later call deletes it.
     """
     kept, found = 0, list_checkpoints(folder)
     for path in found if len(found) > keep else ():
         if kept == keep:
-            _delete(path)
-            good.discard(path)
+            if path.name != spared:
+                _delete(path)
+                good.discard(path)
         elif flaw_of(path, sizes_only=path in good) is None:
             good.add(path)
             kept += 1
@@ -90,7 +96,14 @@ def clean(folder: str | Path) -> None:
             _remove(replaced)
         else:
             replaced.rename(path)  # it had stepped aside for one that did not come
-    for pattern in ("ba*.tmp", "best/*.tmp", "latest/*.tmp", "best/.tmp*", "latest/.tmp*"):  # .tmp*: of safetensors
+    for pattern in (
+        "ba*.tmp",
+        "*.fetched.tmp",
+        "best/*.tmp",
+        "latest/*.tmp",
+        "best/.tmp*",
+        "latest/.tmp*",
+    ):  # .tmp*: of safetensors
         for temporary in folder.glob(pattern):
             _remove(temporary)
     for record in folder.glob(f"ba*.{RECORD}"):
@@ -228,8 +241,12 @@ def newest_checkpoint(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
             log.warning("%s; trying the one before", error)
             problems.append(str(error))
     if problems:
-        raise UserError(
-            f"{folder}: no checkpoint can be read: {'; '.join(problems)}. To start afresh, set autoresume=false or "
-            "another save_folder"
-        )
+        raise none_valid(folder, problems)
     return None
+
+
+def none_valid(place: str | Path, problems: list[str]) -> UserError:
+    return UserError(
+        f"{place}: no checkpoint can be read: {'; '.join(problems)}. To start afresh, set autoresume=false or another "
+        "save_folder"
+    )

@@ -19,7 +19,9 @@ Items that the catalogue does not know are named and left out. Exit status: 0 do
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a best/ or latest/ folder of a run")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="a best/ or latest/ folder of a run, or s3://…"
+    )
     parser.add_argument("--history", required=True, metavar="FILE", help="JSON or JSON Lines; - reads standard input")
     parser.add_argument("-k", type=int, default=10, help="items a user (default 10)")
     parser.add_argument(
@@ -38,6 +40,7 @@ def main(arguments: argparse.Namespace) -> int:
     import torch
 
     from ugt_composer.checkpoint.portable import FINGERPRINT, check_fingerprint, load_portable
+    from ugt_composer.checkpoint.stored import model_folder
     from ugt_composer.cli.histories import history_settings, read_histories
     from ugt_composer.data.catalogue import Catalogue
     from ugt_composer.errors import UserError
@@ -47,7 +50,7 @@ def main(arguments: argparse.Namespace) -> int:
     for name in ("k", "beam_width", "batch_size"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected at least 1")
-    model, config, facts = load_portable(arguments.checkpoint)
+    model, config, facts = load_portable(model_folder(arguments.checkpoint))
     path = arguments.catalogue or config.data.catalogue
     if path is not None and not Path(path).exists():
         raise UserError(f"{path}: no such catalogue; name the one that the model was trained with by --catalogue FILE")

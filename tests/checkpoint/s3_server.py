@@ -1,0 +1,102 @@
+"""An S3 server on loopback, and a way to it that can be slow or break."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def server() -> Iterator[int]:
+    """Its port."""
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+class Proxy:
+    """Passes bytes on to a server.
+
+    Attributes:
+        drop_up, drop_down: how many more connections are cut in the middle of a body, on the way to the server or
+            back from it.
+        after: bytes that such a connection still carries.
+        delay: seconds before each answer.
+        is_open: False refuses every connection.
+        drops: connections that were cut.
+    """
+
+    def __init__(self, target: int):
+        self.target = target
+        self.drop_up = self.drop_down = self.drops = 0
+        self.after, self.delay, self.is_open = 3000, 0.0, True
+        self._lock = threading.Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                if not self.is_open:
+                    client.close()
+                    continue
+                server = socket.create_connection(("127.0.0.1", self.target))
+                for source, sink, way in ((client, server, "up"), (server, client, "down")):
+                    threading.Thread(target=self._pass, args=(source, sink, way), daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket, way: str) -> None:
+        carried = 0
+        with suppress(OSError):
+            while data := source.recv(1024):
+                if way == "down" and self.delay:
+                    time.sleep(self.delay)
+                carried += len(data)
+                if not self.is_open or (carried > self.after and self._takes_a_drop(way)):
+                    break
+                sink.sendall(data)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def _takes_a_drop(self, way: str) -> bool:
+        with self._lock:
+            left = getattr(self, f"drop_{way}")
+            if left > 0:
+                setattr(self, f"drop_{way}", left - 1)
+                self.drops += 1
+            return left > 0
+
+
+ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+def environment(port: int) -> dict[str, str]:
+    return {**os.environ, **ENVIRONMENT, "S3_ENDPOINT_URL": f"http://127.0.0.1:{port}", "OMP_NUM_THREADS": "1"}
