@@ -9,7 +9,6 @@ from composer.utils import dist
 
 from ugt_composer.callbacks.metrics_file import MetricsFile
 from ugt_composer.config import Config
-from ugt_composer.errors import UserError
 
 
 class ResumingTensorboard(TensorboardLogger):
@@ -30,13 +29,12 @@ class ResumingTensorboard(TensorboardLogger):
 
 
 def build_loggers(config: Config) -> list[LoggerDestination]:
-    """metrics.jsonl always; the others as `loggers.*` says. UserError where an extra is not installed."""
+    """metrics.jsonl always; the others as `loggers.*` says."""
     loggers: list[LoggerDestination] = [MetricsFile(config.save_folder, config.log_interval)]
     wandb, mlflow = config.loggers.wandb, config.loggers.mlflow
     if config.loggers.tensorboard:
         loggers.append(ResumingTensorboard(log_dir=str(Path(config.save_folder) / "tensorboard")))
     if wandb is not None:
-        _require("wandb")
         from composer.loggers import WandBLogger
 
         loggers.append(
@@ -51,7 +49,6 @@ def build_loggers(config: Config) -> list[LoggerDestination]:
             )
         )
     if mlflow is not None:
-        _require("mlflow")
         from composer.loggers import MLFlowLogger
 
         loggers.append(
@@ -73,10 +70,3 @@ def _run_id(folder: str) -> str:
         path.write_text(uuid.uuid4().hex)
     dist.barrier()
     return path.read_text()
-
-
-def _require(extra: str) -> None:
-    try:
-        __import__(extra)
-    except ImportError:
-        raise UserError(f"loggers.{extra} is set, but not installed; pip install 'ugt-composer[{extra}]'") from None

@@ -15,8 +15,11 @@ from ugt_composer.parallelism.deepspeed_config import engine_config
 
 
 def check_run(config: Config) -> None:
-    """UserError for what this machine cannot run, or a save folder that cannot be one."""
+    """UserError for what this machine cannot run or has not installed, or a save folder that cannot be one."""
     check_machine(config)
+    for extra in ("wandb", "mlflow"):
+        if getattr(config.loggers, extra) is not None and importlib.util.find_spec(extra) is None:
+            raise UserError(f"loggers.{extra} is set, but not installed; pip install 'ugt-composer[{extra}]'")
     for folder in (Path(config.save_folder), *Path(config.save_folder).parents):
         if folder.exists():
             if not folder.is_dir():

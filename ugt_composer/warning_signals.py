@@ -59,14 +59,14 @@ class WarningSignals:
         threading.Thread(target=self._watch, args=(read_end,), daemon=True, name="warning signals").start()
 
     def stop(self) -> None:
-        """Gives the signals back to the handlers before."""
+        """Gives the signals back to the handlers before; what came until now is over."""
         if self._write_end is None:
             return
         signal.set_wakeup_fd(-1)
         for number, handler in self._before.items():
             signal.signal(number, handler)
         os.close(self._write_end)
-        self._write_end = None
+        self._write_end, self.first_at, self.leaving = None, None, False
 
     def start_clock(self, age: float) -> None:
         """Counts a signal that came to another rank `age` seconds ago."""

@@ -25,6 +25,7 @@ STEPS, VARIANT_STEPS = 12, 6  # `make parity` has 32
 # Each strategy's checkpoint goes on under the next one; `make parity` runs all pairs.
 NAMES = list(STRATEGIES)
 PAIRS = [(saved, NAMES[(place + 1) % len(NAMES)]) for place, saved in enumerate(NAMES)]
+ITSELF = [(name, name) for name in NAMES]
 COMMON = (
     "data.eval.local=null",
     "data.train.num_workers=0",
@@ -93,14 +94,14 @@ def make_runs(out: Path) -> None:
     launch(1, [*base_jobs(out, common, STEPS), *clip_jobs(out, common, [BASE])], out)
     others = [name for name in NAMES if name != BASE]
     jobs = [
-        *other_jobs(out, common, STEPS, PAIRS),
+        *other_jobs(out, common, STEPS, [*PAIRS, *ITSELF]),
         *(variant_job(out, common, name, VARIANTS[name]) for name in VARIANTS),
         *(job for name in SHARDED for job in sharded_jobs(out, common, name)),
         *clip_jobs(out, common, others),
         evaluation_job(out, common, 2),
     ]
     launch(2, jobs, out)
-    on_one_rank = resume_jobs(out, common, STEPS, [pair for pair in PAIRS if pair[1] == BASE])
+    on_one_rank = resume_jobs(out, common, STEPS, [pair for pair in (*PAIRS, *ITSELF) if pair[1] == BASE])
     launch(1, [*on_one_rank, evaluation_job(out, common, 1)], out)
     launch(3, [evaluation_job(out, common, 3)], out)
 

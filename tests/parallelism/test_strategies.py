@@ -16,6 +16,7 @@ from benchmarks.parity import (
     training_of,
 )
 from tests.parallelism.conftest import PAIRS, SHARDED, SLOW_VARIANTS, STEPS, VARIANT_STEPS, VARIANTS
+from tests.trainer.conftest import comparable
 from ugt_composer.checkpoint.training import list_checkpoints, read_checkpoint
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for all runs
@@ -40,6 +41,13 @@ def test_the_compared_steps_have_all_losses_and_clip(runs):
 @pytest.mark.parametrize(("saved", "name"), PAIRS)
 def test_a_checkpoint_goes_on_under_another_strategy_and_number_of_ranks(runs, saved, name):
     assert resume_difference(runs, STEPS, saved, name) <= BOUND
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_checkpoint_goes_on_under_its_own_strategy_bit_for_bit(runs, name):
+    whole, resumed = comparable(runs / "stage3" / name), comparable(runs / "stage3/resumed" / name / name)
+    last = {key: value for key, value in whole[-1].items() if not key.startswith("metrics/eval/")}
+    assert resumed == [*whole[STEPS // 2 : -1], last]
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -17,12 +17,6 @@ from ugt_composer.warning_signals import warning
 DROPOUT = ("model.dropout=0.2", "data.train.num_workers=1", "device_eval_batch_size=16")
 
 
-@pytest.fixture(autouse=True)
-def _no_warning_left():
-    yield
-    warning.first_at, warning.leaving = None, False
-
-
 class WarnIn(Callback):
     """Sends a signal to its own process at an event of a batch."""
 
@@ -43,7 +37,6 @@ def preempt(config, event: str, batch: int, *before: Callback) -> None:
         trainer.train()
     assert end.value.code == EXIT_PREEMPTED
     trainer.close()
-    warning.first_at, warning.leaving = None, False
 
 
 @pytest.mark.parametrize("batch", [5, 7])  # within an epoch; at an epoch's end

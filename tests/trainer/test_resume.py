@@ -135,6 +135,21 @@ def test_a_run_cannot_go_on_with_what_would_change_it(stages, stage_config, over
     assert "resume_despite" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["optimizer.lr=1e-5"], "optimizer.lr = 0.01, now it is 1e-05"),
+        (["loss.l1_weight=0.4", "loss.l2_weight=0.4"], "loss.l1_weight = 0.5, now it is 0.4"),
+        (["scheduler.name=linear"], "scheduler.name = cosine, now it is linear"),
+        (["max_grad_norm=3"], "max_grad_norm = 1.0, now it is 3.0"),
+    ],
+)
+def test_what_may_be_changed_is_refused_with_the_key_that_forces_it(stages, stage_config, changes, words):
+    with pytest.raises(UserError, match=f"{words}.*resume_despite=") as error:
+        build_trainer(stage_config(stages / "stage1", 1, None, *changes))
+    assert f'["{words.split()[0]}"]' in str(error.value)
+
+
 def test_what_may_be_changed_on_purpose_is_named_and_used(stages, stage_config, tmp_path):
     shutil.copytree(stages / "stage1", tmp_path / "run")
     changes = ("optimizer.lr=1e-3", "optimizer.weight_decay=0.5", "scheduler.min_lr_ratio=0.5", "max_duration=3ep")
