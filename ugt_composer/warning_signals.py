@@ -3,6 +3,7 @@
 They are noted by a thread, because Python runs no handler while the main thread waits within a collective.
 """
 
+import mmap
 import os
 import select
 import signal
@@ -35,11 +36,20 @@ class WarningSignals:
 
     def __init__(self) -> None:
         self.first_at: float | None = None
-        self.training = self.leaving = False
+        self.leaving = False
+        self._training = mmap.mmap(-1, 1)  # one byte, which forked data workers read too
         self.grace = 30.0
         self.standing = "nothing was saved"
         self._before: dict[signal.Signals, Any] = {}
         self._write_end: int | None = None
+
+    @property
+    def training(self) -> bool:
+        return self._training[0] == 1
+
+    @training.setter
+    def training(self, value: bool) -> None:
+        self._training[0] = value
 
     @property
     def is_listening(self) -> bool:
@@ -116,14 +126,15 @@ def _do_nothing(number: int, frame: Any) -> None:
     """The thread sees to it."""
 
 
-def _leave_signals_to_parent() -> None:
-    """In a forked data worker: it has its parent's handlers and the way into its parent's thread."""
+def leave_signals_to_parent() -> None:
+    """In a forked data worker: terminals and schedulers send signals to all processes, and the parent, which sees to
+    them, still needs its workers. Once it trains no more SIGTERM ends them: that is how it ends them itself."""
     if warning.is_listening:
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        for number in (signal.SIGINT, signal.SIGUSR1):  # a terminal sends them to all processes: the parent decides
+        signal.signal(signal.SIGTERM, lambda *_: None if warning.training else os._exit(0))
+        for number in (signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
 
 
 warning = WarningSignals()  # signals belong to the process: there is one
-os.register_at_fork(after_in_child=_leave_signals_to_parent)
+os.register_at_fork(after_in_child=leave_signals_to_parent)

@@ -14,7 +14,7 @@ import torch
 from tests.data.conftest import DAMAGES, ROWS, flip_byte
 from ugt_composer.config import StreamConfig
 from ugt_composer.data.dataset import EvaluationDataset, RecommendDataset, RowDataset, training_streams
-from ugt_composer.data.loader import RowLoader, end_with_parent
+from ugt_composer.data.loader import RowLoader, begin_worker
 from ugt_composer.data.remote_folder import fetch_descriptions
 from ugt_composer.errors import UserError
 
@@ -220,7 +220,7 @@ def test_workers_of_a_killed_rank_end_whatever_they_wait_for():
     reader, writer = os.pipe()
     rank = os.fork()
     if rank == 0:
-        batches = iter(torch.utils.data.DataLoader(StuckDataset(60), num_workers=1, worker_init_fn=end_with_parent))
+        batches = iter(torch.utils.data.DataLoader(StuckDataset(60), num_workers=1, worker_init_fn=begin_worker))
         os.write(writer, str(batches._workers[0].pid).encode())
         time.sleep(60)
         os._exit(0)

@@ -1,5 +1,6 @@
 """A run that was stopped goes on as if it had not been."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -56,15 +57,17 @@ def test_a_checkpoint_saved_and_loaded_by_hand_goes_on_the_same(stage_config, tm
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_warned_run_saves_and_exits_with_75_and_then_goes_on(shop, tmp_path, number):
     # SIGKILL needs no test of its own here: it leaves less behind than a warning does.
-    slow = ["max_duration=200ba", "save_interval=1000ba", "eval_interval=1000ba"]
+    slow = ["max_duration=200ba", "save_interval=1000ba", "eval_interval=1000ba", "data.train.num_workers=1"]
     command = [sys.executable, str(ROOT / "train.py"), *stage_arguments(shop, tmp_path / "run", 1), *slow]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
     record = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (record.exists() and len(record.read_text().splitlines()) >= 3):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as a terminal or a scheduler does it: to the data workers too
     output, _ = process.communicate(timeout=60)
     assert process.returncode == EXIT_PREEMPTED, output
     assert "run the same command again" in output

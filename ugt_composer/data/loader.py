@@ -27,6 +27,7 @@ from ugt_composer.data.shard_files import is_only_copy
 from ugt_composer.errors import EXIT_ERROR, UserError
 from ugt_composer.microbatch import rows_in_batch, split_batch
 from ugt_composer.preflight import check_kinds, device_batch_size
+from ugt_composer.warning_signals import leave_signals_to_parent
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class RowLoader(StreamingDataLoader):
             collate_fn=partial(collate, min_rejected=min_rejected),
             num_workers=num_workers,
             timeout=timeout if num_workers else 0,
-            worker_init_fn=end_with_parent,
+            worker_init_fn=begin_worker,
             generator=torch.Generator(),  # its own, so that where a loader starts anew draws nothing from the model
             **arguments,
         )
@@ -88,7 +89,13 @@ class RowLoader(StreamingDataLoader):
         return WatchedWorkers(self) if self.num_workers else super()._get_iterator()
 
 
-def end_with_parent(worker: int) -> None:
+def begin_worker(worker: int) -> None:
+    """What a worker does first."""
+    leave_signals_to_parent()  # once more: PyTorch has taken SIGTERM over
+    end_with_parent()
+
+
+def end_with_parent() -> None:
     """Ends a worker soon after a killed rank: it looks for its parent itself only between two batches, and may wait in
     one for what never comes."""
     parent = multiprocessing.parent_process()
