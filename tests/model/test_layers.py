@@ -111,3 +111,16 @@ def test_balance_loss_is_one_when_uniform_and_e_over_k_when_collapsed(collapsed_
 
 def test_balance_loss_without_tokens_is_zero():
     assert balance_loss(torch.zeros(2, 4), torch.zeros(2, 4, requires_grad=True)) == 0
+
+
+def test_every_expert_on_every_token_gives_what_dispatch_gives():
+    torch.manual_seed(0)
+    layer = MoEFeedForward(8, 12, num_experts=5, top_k=2, capacity_factor=None, dropout=0.0).eval()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x, mask = torch.randn(4, 6, 8), torch.rand(4, 6) > 0.3
+    expected, stats = layer(x, mask)
+    layer.all_experts = True
+    found, same_stats = layer(x, mask)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(same_stats, stats)

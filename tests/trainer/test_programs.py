@@ -190,7 +190,10 @@ def test_two_items_of_one_semantic_id_are_both_recommended(stages, shop, tmp_pat
     ("command", "words"),
     [
         ([sys.executable, "train.py", "--help"], ["composer train.py yamls/stage1.yaml", "--dry-run", "75"]),
-        ([UGT, "--help"], ["recommend"]),
+        ([UGT, "--help"], ["recommend", "evaluate", "inspect", "export"]),
+        ([UGT, "evaluate", "--help"], ["--checkpoint", "ugt evaluate --checkpoint", "--plot"]),
+        ([UGT, "inspect", "--help"], ["ugt inspect checkpoints/stage1/best", "--rows"]),
+        ([UGT, "export", "--help"], ["ugt export --checkpoint", "encoder.pt2"]),
         ([UGT, "recommend", "--help"], ["--checkpoint", "ugt recommend --checkpoint", "items"]),
         ([sys.executable, "convert/jsonl_to_mds.py", "--help"], ["--kind", "--on-error", "--workers"]),
         ([sys.executable, "convert/make_demo_data.py", "--help"], ["--out", "--seed"]),

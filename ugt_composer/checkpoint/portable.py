@@ -105,6 +105,17 @@ def load_portable(folder: str | Path) -> tuple[UGT, Config, dict[str, str]]:
     return model.eval(), config, facts
 
 
+def read_facts(folder: str | Path) -> dict[str, str]:
+    """The facts of a portable model, without its weights. UserError where it is damaged."""
+    check_portable(folder)
+    path = _existing(folder, WEIGHTS)
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from None
+
+
 def load_weights(model: UGT, config: ModelConfig, folder: str | Path) -> dict[str, str]:
     """Loads the weights of a portable model into `model`, strict about names and shapes. Returns the facts.
 
@@ -131,7 +142,7 @@ def _load_checked(model: UGT, config: ModelConfig, folder: str | Path) -> dict[s
             facts = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as safetensors ({error}); copy or train the model again") from None
+        raise _unreadable(path, error) from None
     own = model.state_dict()
     problems = [
         _listed("missing", sorted(own.keys() - weights.keys())),
@@ -168,6 +179,10 @@ def _existing(folder: str | Path, name: str) -> Path:
             f"{path}: no such file; expected a folder such as checkpoints/stage1/best with {WEIGHTS}, {CONFIG}"
         )
     return path
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: cannot be read as safetensors ({error}); copy or train the model again")
 
 
 def _listed(what: str, names: list[str], most: int = 5) -> str:

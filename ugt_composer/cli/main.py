@@ -1,12 +1,12 @@
-"""The `ugt` command: what one does with a trained model."""
+"""The `ugt` command: what one does with a trained model, and a look into what a run reads and writes."""
 
 import argparse
 from collections.abc import Sequence
 
-from ugt_composer.cli import recommend
+from ugt_composer.cli import evaluate, export, inspect, recommend
 from ugt_composer.errors import exit_on_user_error
 
-COMMANDS = {"recommend": recommend}
+COMMANDS = {"recommend": recommend, "evaluate": evaluate, "inspect": inspect, "export": export}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

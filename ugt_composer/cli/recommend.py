@@ -5,7 +5,6 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 EPILOG = """examples:
@@ -39,25 +38,13 @@ def main(arguments: argparse.Namespace) -> int:
     # Heavy imports wait until the arguments are known to be good, so that --help is quick.
     import torch
 
-    from ugt_composer.checkpoint.portable import FINGERPRINT, check_fingerprint, load_portable
-    from ugt_composer.checkpoint.stored import model_folder
     from ugt_composer.cli.histories import history_settings, read_histories
-    from ugt_composer.data.catalogue import Catalogue
-    from ugt_composer.errors import UserError
+    from ugt_composer.cli.loading import check_positive, load_trained
     from ugt_composer.generation.trie import ItemTrie
     from ugt_composer.recommender import Recommender, batched
 
-    for name in ("k", "beam_width", "batch_size"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected at least 1")
-    model, config, facts = load_portable(model_folder(arguments.checkpoint))
-    path = arguments.catalogue or config.data.catalogue
-    if path is not None and not Path(path).exists():
-        raise UserError(f"{path}: no such catalogue; name the one that the model was trained with by --catalogue FILE")
-    catalogue = None if path is None else Catalogue.load(path)
-    if catalogue is not None:
-        catalogue.check(config.model.codebook_sizes)
-        check_fingerprint(arguments.checkpoint, facts, {FINGERPRINT: catalogue.fingerprint})
+    check_positive(arguments, "k", "beam_width", "batch_size")
+    model, config, _, catalogue = load_trained(arguments.checkpoint, arguments.catalogue)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trie = None if catalogue is None else ItemTrie.from_triples(catalogue.triples)
     recommender = Recommender(model.to(device), trie)

@@ -64,11 +64,13 @@ class Collisions:
     Attributes:
         count: how many such triples there are.
         items: how many items have one.
+        largest: how many items share the most shared one; 1 where none is shared.
         examples: the first few in file order, each a triple and its item ids.
     """
 
     count: int
     items: int
+    largest: int
     examples: list[tuple[SemanticId, list[str]]]
 
     def __str__(self) -> str:
@@ -162,6 +164,7 @@ class Catalogue:
         return Collisions(
             count=len(starts),
             items=int(joined.sum()) + len(starts),
+            largest=int(np.diff(np.flatnonzero(~joined), append=len(self)).max()),
             examples=[(triple, [item.item_id for item in self.items_of(triple)]) for triple in examples],
         )
 

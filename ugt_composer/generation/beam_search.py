@@ -105,7 +105,7 @@ def score_items(heads: LevelHeads, hidden: Tensor, ids: Tensor) -> Tensor:
     ignore.
     """
     per_item = hidden.unsqueeze(1).expand(-1, ids.shape[1], -1)
-    total = _log_softmax_at(heads(0, hidden, ids.new_empty(len(ids), 0)), ids[..., 0])
+    total = _log_softmax_at(heads(0, hidden, ids.new_empty(ids.shape[0], 0)), ids[..., 0])
     for level in range(1, LEVELS):
         logits = heads(level, per_item, ids[..., :level])
         total = total + _log_softmax_at(logits, ids[..., level, None]).squeeze(-1)

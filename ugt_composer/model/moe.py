@@ -50,6 +50,7 @@ class MoEFeedForward(nn.Module):
         self.down = nn.Parameter(torch.empty(num_experts, d_ff, d_model))
         self.down_bias = nn.Parameter(torch.zeros(num_experts, d_model))
         self.dropout = nn.Dropout(dropout)
+        self.all_experts = False  # an exported program needs shapes that no value decides
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, RouterStats]:
         """x (B, T, D), mask (B, T) bool → (B, T, D), zero on padding, and the router's sums over valid tokens."""
@@ -68,6 +69,8 @@ class MoEFeedForward(nn.Module):
 
         if self.training and self.capacity_factor is not None:
             outputs = self._with_capacity(tokens, token_index, sorted_experts, counts)
+        elif self.all_experts:
+            outputs = self._all_experts(tokens, token_index, sorted_experts)
         else:
             outputs = self._dropless(tokens, token_index, counts)
         weighted = outputs * gates.flatten()[order].to(outputs.dtype).unsqueeze(-1)
@@ -90,6 +93,14 @@ class MoEFeedForward(nn.Module):
         outputs = torch.baddbmm(self.down_bias.unsqueeze(1), hidden, self.down).flatten(0, 1)
         outputs = torch.cat((outputs, outputs.new_zeros(1, outputs.shape[-1])))
         return outputs[slot] * kept.unsqueeze(-1)
+
+    def _all_experts(self, tokens: Tensor, token_index: Tensor, sorted_experts: Tensor) -> Tensor:
+        """What `_dropless` gives, at the price of every expert on every token."""
+        num_experts = self.router.out_features
+        every = tokens.expand(num_experts, *tokens.shape)
+        hidden = F.silu(torch.baddbmm(self.up_bias.unsqueeze(1), every, self.up))
+        outputs = torch.baddbmm(self.down_bias.unsqueeze(1), self.dropout(hidden), self.down)
+        return outputs[sorted_experts.clamp(max=num_experts - 1), token_index]  # padding's weight is 0
 
     @torch.compiler.disable  # it would compile anew for every split
     def _dropless(self, tokens: Tensor, token_index: Tensor, counts: Tensor) -> Tensor:

@@ -160,12 +160,15 @@ class UGT(nn.Module):
 
     def start(self, batch: Batch) -> Tensor:
         """The hidden state at BOS, (B, D): all that scoring or generating the next item needs."""
-        memory = self.encode(batch)
-        rows, device = len(memory), memory.device
+        return self.start_over(self.encode(batch), batch["encoder_mask"])
+
+    def start_over(self, memory: Tensor, memory_mask: Tensor) -> Tensor:
+        """`start` over a history already encoded: memory (B, S, D), memory_mask (B, S) bool → (B, D)."""
+        rows, device = memory.shape[0], memory.device  # len() would tie an exported program to one number of rows
         bos = self.item_embedding(torch.full((rows, 1, LEVELS), BOS, device=device))
         zeros = torch.zeros(rows, 1, dtype=torch.long, device=device)
         x = self.decoder_input(bos, zeros, zeros + ITEM)
-        hidden, _ = self.decoder(x, torch.ones_like(zeros, dtype=torch.bool), memory, batch["encoder_mask"])
+        hidden, _ = self.decoder(x, torch.ones_like(zeros, dtype=torch.bool), memory, memory_mask)
         return hidden[:, 0]
 
     def level_logits(self, level: int, hidden: Tensor, prefix: Tensor) -> Tensor:

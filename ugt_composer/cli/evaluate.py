@@ -1,0 +1,147 @@
+"""Measure a model on folders of rows, as training does."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+EPILOG = """examples:
+  ugt evaluate --checkpoint checkpoints/stage3/best --data mds/test
+  ugt evaluate --checkpoint checkpoints/stage3/best --data mds/test --data mds/test_preference --json test.json
+  ugt evaluate --checkpoint checkpoints/stage1/best --data mds/test -k 10 100 --include-seen --plot test.png
+
+The numbers are those of the run's own evaluation on the same rows. A second table shows them by the items in
+the history. Rows with a rejected item give the preference metrics and are not ranked.
+Exit status: 0 done, 2 bad input."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="a best/ or latest/ folder of a run, or s3://…"
+    )
+    parser.add_argument(
+        "--data", required=True, action="append", metavar="DIR", help="a folder of shards; may be given several times"
+    )
+    parser.add_argument("-k", type=int, nargs="+", metavar="K", help="cut-offs (default: those of the model's config)")
+    parser.add_argument(
+        "--catalogue", metavar="FILE", help="default: the data.catalogue that the model was trained with"
+    )
+    parser.add_argument(
+        "--reference", metavar="DIR", help="of the preference loss; default: the one that the model was trained with"
+    )
+    seen = parser.add_mutually_exclusive_group()
+    seen.add_argument(
+        "--include-seen",
+        dest="exclude_seen",
+        action="store_false",
+        help="items of the history may be recommended again",
+    )
+    seen.add_argument(
+        "--exclude-seen",
+        action="store_true",
+        help="they are not (default: evaluation.exclude_seen of the model's config)",
+    )
+    parser.set_defaults(exclude_seen=None)
+    parser.add_argument(
+        "--beam-width",
+        type=int,
+        metavar="N",
+        help="prefixes kept at each level (default: the model's config, at least k)",
+    )
+    parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="rows at once (default 256)")
+    parser.add_argument("--json", metavar="FILE", help="write all of it, unrounded")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw recall and ndcg by k and by length")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from tqdm import tqdm
+
+    from ugt_composer.cli.loading import check_positive, load_trained
+    from ugt_composer.data.manifest import read_manifest
+    from ugt_composer.evaluation import evaluate, evaluation_config
+
+    check_positive(arguments, "k", "beam_width", "batch_size")
+    for option, path in (("--json", arguments.json), ("--plot", arguments.plot)):
+        _check_writable(option, path)
+    model, config, facts, catalogue = load_trained(arguments.checkpoint, arguments.catalogue)
+    config = evaluation_config(
+        config,
+        arguments.data,
+        arguments.batch_size,
+        k_values=arguments.k and tuple(sorted(set(arguments.k))),
+        beam_width=arguments.beam_width,
+        exclude_seen=arguments.exclude_seen,
+    )
+    if arguments.reference is not None:
+        config = replace(config, loss=replace(config.loss, reference_from=arguments.reference))
+    rows = sum(read_manifest(folder).rows for folder in arguments.data)
+    with tqdm(total=rows, unit=" rows", desc="evaluating", disable=None, leave=False) as bar:
+        found = evaluate(model, config, catalogue, bar.update)
+    report = {
+        "model": {"path": arguments.checkpoint, "parameters": sum(p.numel() for p in model.parameters()), **facts},
+        "data": [{"folder": m.folder, "kind": m.kind, "rows": m.rows, "index_hash": m.index_hash} for m in found.data],
+        "catalogue": catalogue and {"path": catalogue.source, "items": len(catalogue)},
+        "k_values": list(config.evaluation.k_values),
+        "beam_width": config.evaluation.beam_width,
+        "exclude_seen": config.evaluation.exclude_seen,
+        "rows": rows,
+        "ranked_rows": found.ranked_rows,
+        "metrics": found.metrics,
+        "by_history_length": found.by_length,
+    }
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    if arguments.plot:
+        from ugt_composer.cli.evaluation_plot import draw
+
+        draw(report, Path(arguments.plot))
+    _print(report)
+    return 0
+
+
+def _check_writable(option: str, path: str | None) -> None:
+    """UserError now, and not after the work, where a file cannot be written."""
+    from ugt_composer.errors import UserError
+
+    if path is None:
+        return
+    if option == "--plot" and not path.endswith(".png"):
+        raise UserError(f"--plot {path}; expected a name that ends in .png")
+    if Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK):
+        raise UserError(f"{option} {path} cannot be written; name a file in a folder that you may write")
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console, metrics, k_values = Console(), report["metrics"], report["k_values"]
+    title = f"{report['model']['path']}: {report['rows']:,} rows, {report['ranked_rows']:,} of them ranked"
+    ranked = Table(title=Text(title), title_justify="left")
+    ranked.add_column("")
+    for k in k_values:
+        ranked.add_column(f"@{k}", justify="right")
+    names = dict.fromkeys(name.rpartition("@")[0] for name in metrics if "@" in name)
+    for name in names:
+        ranked.add_row(name, *(f"{metrics[f'{name}@{k}']:.4f}" for k in k_values))
+    single = Table("", show_header=False)
+    single.add_column("", justify="right")
+    for name, value in metrics.items():
+        if "@" not in name:
+            single.add_row(name, f"{value:.4f}")
+    shown = [ranked] if names else []
+    for table in (*shown, single):
+        console.print(table)
+    if not report["by_history_length"]:
+        return
+    lengths = Table(title="by items in the history", title_justify="left")
+    for heading in report["by_history_length"][0]:
+        lengths.add_column(heading, justify="right")
+    for row in report["by_history_length"]:
+        values = list(row.values())
+        lengths.add_row(values[0], f"{values[1]:,}", *(f"{value:.4f}" for value in values[2:]))
+    console.print(lengths)

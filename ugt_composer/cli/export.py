@@ -1,0 +1,49 @@
+"""Write a model as programs that torch alone can run."""
+
+import argparse
+
+FILES = ("encoder.pt2", "scorer.pt2", "usage.py", "model.safetensors", "config.yaml", "record.json")
+EPILOG = """examples:
+  ugt export --checkpoint checkpoints/stage3/best --out exported
+  python exported/usage.py
+
+DIR holds, in float32:
+  encoder.pt2        histories to a user's state (for the scorer) and vector; any number of rows and tokens
+  scorer.pt2         a state and semantic IDs to log p(l1) + log p(l2|l1) + log p(l3|l1,l2); any number of both
+  usage.py           loads both with torch and numpy and scores an example; no other code is needed
+  model.safetensors, config.yaml, record.json
+                     the model itself, which every --checkpoint takes
+Exit status: 0 done, 2 bad input."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="a best/ or latest/ folder of a run, or s3://…"
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="the folder to make; it appears when it is complete"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace DIR, once the new one is complete")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    import shutil
+    from pathlib import Path
+
+    import torch
+
+    import ugt_composer.export
+    from ugt_composer.checkpoint.portable import load_portable, save_portable
+    from ugt_composer.checkpoint.stored import model_folder
+    from ugt_composer.export.programs import export_programs
+    from ugt_composer.output_folder import new_folder
+
+    out = Path(arguments.out)
+    with new_folder(out, FILES, arguments.overwrite) as folder:
+        model, config, facts = load_portable(model_folder(arguments.checkpoint))
+        save_portable(folder, model.float().state_dict(), config, facts)
+        for name, program in zip(FILES, export_programs(model), strict=False):
+            torch.export.save(program, folder / name)
+        shutil.copy(Path(ugt_composer.export.__path__[0]) / "usage.py", folder)
+    print(f"{out}: {', '.join(FILES)}")
+    return 0

@@ -1,0 +1,108 @@
+"""Show what a model, checkpoint, run, data folder or catalogue is."""
+
+import argparse
+import json
+from typing import Any
+
+EPILOG = """examples:
+  ugt inspect checkpoints/stage1/best                    a model: sizes, what it was trained with, whether it is whole
+  ugt inspect checkpoints/stage1/ba00001000.pt           a training checkpoint
+  ugt inspect checkpoints/stage1                         a run: which checkpoints are valid, its last step
+  ugt inspect mds/train --catalogue data/catalogue.jsonl --rows 5
+  ugt inspect data/catalogue.jsonl --json
+
+Files are read whole, to compare them with their hashes. Nothing is written. Exit status: 0 shown, 2 damaged or unknown.
+Of a run with a damaged checkpoint the others are shown all the same, and the status is 0."""
+
+MOST_ITEMS = 8  # of a list, in a table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", help="a file or folder; a model may be s3://…")
+    parser.add_argument("--catalogue", metavar="FILE", help="names the items in the rows of a data folder")
+    parser.add_argument("--rows", type=int, default=3, metavar="N", help="first rows to show (default 3)")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    if arguments.rows < 0:
+        from ugt_composer.errors import UserError
+
+        raise UserError(f"--rows is {arguments.rows}; expected 0 or more")
+    report = _report(arguments.path, arguments.catalogue, arguments.rows)
+    print(json.dumps(report, indent=1, ensure_ascii=False)) if arguments.json else _print(report)
+    return 0
+
+
+def _report(place: str, catalogue_path: str | None, rows: int) -> dict[str, Any]:
+    from ugt_composer.checkpoint.stored import model_folder
+    from ugt_composer.data.catalogue import Catalogue
+    from ugt_composer.inspection import kinds, shards, trained
+
+    path = model_folder(place)
+    kind = kinds.kind_of(path)
+    facts: dict[str, Any]
+    if kind == kinds.CATALOGUE:
+        facts = shards.catalogue_facts(Catalogue.load(path), rows)
+    elif kind == kinds.SHARD_FOLDER:
+        facts = shards.shard_facts(path, rows, None if catalogue_path is None else Catalogue.load(catalogue_path))
+    else:
+        show = {
+            kinds.MODEL: trained.model_facts,
+            kinds.CHECKPOINT: trained.checkpoint_facts,
+            kinds.RUN: trained.run_facts,
+        }
+        facts = show[kind](path)
+    return {"path": place, "kind": kind, **facts}
+
+
+def _print(report: dict[str, Any]) -> None:
+    """Single facts in one table, each object in another, and lists of objects as rows."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+
+    def pairs(title: str, facts: dict[str, Any]) -> None:
+        table = Table("", "", title=Text(title), title_justify="left", show_header=False)
+        table.columns[1].overflow = "fold"  # a fingerprint is of use only whole
+        for name, value in facts.items():
+            table.add_row(Text(name), Text(_shown(value)))
+        console.print(table)
+
+    report = {name: value for name, value in report.items() if value not in ([], {})}
+    single = {name: value for name, value in report.items() if not _is_table(value)}
+    facts = {name: value for name, value in single.items() if name not in ("path", "kind")}
+    heading = f"{report['path']}: {report['kind']}"
+    pairs(heading, facts) if facts else console.print(Text(heading))
+    for title, value in report.items():
+        if title in single:
+            continue
+        if isinstance(value, dict):
+            pairs(title, value)
+            continue
+        table = Table(title=Text(title), title_justify="left")
+        headings = list(dict.fromkeys(name for row in value for name in row))
+        for heading in headings:
+            table.add_column(Text(heading))
+        for row in value:
+            table.add_row(*(Text(_shown(row.get(heading, ""))) for heading in headings))
+        console.print(table)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and isinstance(value[0], dict))
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, list):
+        hidden = len(value) - MOST_ITEMS
+        return ", ".join(([f"… {hidden} more"] if hidden > 0 else []) + [_shown(item) for item in value[-MOST_ITEMS:]])
+    return str(value)

@@ -1,0 +1,34 @@
+"""A trained model and the catalogue that belongs to it, as the commands take them."""
+
+import argparse
+from pathlib import Path
+
+from ugt_composer.checkpoint.portable import FINGERPRINT, check_fingerprint, load_portable
+from ugt_composer.checkpoint.stored import model_folder
+from ugt_composer.config import Config
+from ugt_composer.data.catalogue import Catalogue
+from ugt_composer.errors import UserError
+from ugt_composer.model.ugt import UGT
+
+
+def load_trained(checkpoint: str, catalogue: str | None) -> tuple[UGT, Config, dict[str, str], Catalogue | None]:
+    """A portable model, its config and facts, and its catalogue, or the one given. UserError where they don't fit."""
+    model, config, facts = load_portable(model_folder(checkpoint))
+    path = catalogue or config.data.catalogue
+    if path is None:
+        return model, config, facts, None
+    if not Path(path).exists():
+        raise UserError(f"{path}: no such catalogue; name the one that the model was trained with by --catalogue FILE")
+    items = Catalogue.load(path)
+    items.check(config.model.codebook_sizes)
+    check_fingerprint(checkpoint, facts, {FINGERPRINT: items.fingerprint})
+    return model, config, facts, items
+
+
+def check_positive(arguments: argparse.Namespace, *names: str) -> None:
+    """UserError for an option below 1; one that was not given passes."""
+    for name in names:
+        value = vars(arguments)[name]
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and number < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {number}; expected at least 1")

@@ -1,0 +1,54 @@
+"""What a path is, told by what lies there."""
+
+import zipfile
+from pathlib import Path
+
+from ugt_composer.callbacks.metrics_file import FILE_NAME
+from ugt_composer.checkpoint.portable import CONFIG, WEIGHTS
+from ugt_composer.checkpoint.record import RECORD
+from ugt_composer.checkpoint.stored import PORTABLE
+from ugt_composer.checkpoint.training import SHARDS, STATE, is_checkpoint_name, list_checkpoints
+from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME
+from ugt_composer.errors import UserError
+
+MODEL, CHECKPOINT, RUN, SHARD_FOLDER, CATALOGUE = "model", "training checkpoint", "run", "shards", "catalogue"
+EXPECTED = (
+    "expected a model (best/, latest/), a training checkpoint (ba00001000.pt), a run's save_folder, a folder of MDS "
+    "shards, or a catalogue in JSON Lines"
+)
+
+
+def kind_of(path: Path) -> str:
+    """UserError for a path that is none of these."""
+    if path.is_dir():
+        kind = _kind_of_folder(path)
+    elif path.is_file():
+        kind = _kind_of_file(path)
+    else:
+        raise UserError(f"{path}: no such file or folder; {EXPECTED}")
+    if kind is None:
+        raise UserError(f"{path} is none of what is known here; {EXPECTED}")
+    return kind
+
+
+def _kind_of_folder(path: Path) -> str | None:
+    def has(*names: str) -> bool:
+        return any((path / name).exists() for name in names)
+
+    if has(MANIFEST_NAME, INDEX_NAME):
+        return SHARD_FOLDER
+    if is_checkpoint_name(path.name) or has(STATE, SHARDS):
+        return CHECKPOINT
+    if has(WEIGHTS, RECORD):
+        return MODEL
+    if list_checkpoints(path) or has(*PORTABLE, FILE_NAME, CONFIG):
+        return RUN
+    return None
+
+
+def _kind_of_file(path: Path) -> str | None:
+    if is_checkpoint_name(path.name) or path.suffix == ".pt" or zipfile.is_zipfile(path):
+        return CHECKPOINT
+    if {".jsonl", ".json"} & set(path.suffixes):
+        return CATALOGUE
+    return None

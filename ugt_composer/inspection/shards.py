@@ -1,0 +1,125 @@
+"""Folders of MDS shards and catalogues."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from streaming.base.compression import decompress
+
+from ugt_composer.data.catalogue import LEVEL_KEYS, Catalogue, Item
+from ugt_composer.data.codec import SIZED_HEADER, decode_row
+from ugt_composer.data.history import SemanticId
+from ugt_composer.data.integrity import ADVICE, ShardFacts, flaw, read_index
+from ugt_composer.data.manifest import read_manifest
+from ugt_composer.errors import UserError
+from ugt_composer.vocabulary import IGNORE_INDEX, ITEM
+
+LENGTHS = {"history tokens": "encoder", "target tokens": "decoder", "rejected items": "rejected"}
+
+
+def shard_facts(folder: Path, rows: int, catalogue: Catalogue | None) -> dict[str, Any]:
+    """Reads every shard, and writes nothing: compressed ones are unpacked in memory.
+
+    Raises:
+        UserError: the folder is no whole output of the conversion, or a shard is damaged.
+    """
+    manifest = read_manifest(folder)
+    shards = read_index(folder)
+    headers: list[np.ndarray] = []
+    first: list[bytes] = []
+    for shard in shards:
+        found, samples = _read(folder, shard, rows - len(first))
+        headers.append(found)
+        first += samples
+    joined = np.concatenate(headers) if headers else np.empty(0, SIZED_HEADER)
+    return {
+        "rows of kind": manifest.kind,
+        "rows": manifest.rows,
+        "shards": len(shards),
+        "bytes": sum(shard.stored.size for shard in shards),
+        "compression": shards[0].compression if shards else None,
+        "hashes": sorted({name for shard in shards for name in shard.stored.hashes}),
+        "codebooks": list(manifest.codebook_sizes),
+        "largest position": manifest.largest_position,
+        "integers": f"{manifest.integer_width} bytes",
+        "index": manifest.index_hash,
+        "lengths": [{"of": name, **_spread(joined[column])} for name, column in LENGTHS.items()],
+        "first rows": [_shown_row(sample, catalogue) for sample in first],
+    }
+
+
+def _read(folder: Path, shard: ShardFacts, rows: int) -> tuple[np.ndarray, list[bytes]]:
+    """The header of every row, and the first rows, packed."""
+    path = folder / shard.stored.name
+    if (found := flaw(path, shard.stored)) is not None:
+        raise UserError(f"{path}: {found}; {ADVICE}")
+    try:
+        data = path.read_bytes() if shard.zipped is None else decompress(shard.compression, path.read_bytes())
+        # The format: the number of rows, where each begins and the last ends, and the rows, each behind its size.
+        bounds = np.frombuffer(data, "<u4", shard.rows + 1, offset=4).astype(np.int64)
+        at = bounds[:-1, None] + np.arange(SIZED_HEADER.itemsize)
+        headers = np.frombuffer(data, np.uint8)[at].view(SIZED_HEADER)[:, 0]
+        sizes = headers["size"].dtype.itemsize
+        samples = [data[start + sizes : end] for start, end in pairwise(bounds[: rows + 1])]
+    except Exception as error:  # without hashes damage shows itself in any way
+        raise UserError(f"{path}: cannot be read as a shard of rows ({error}); {ADVICE}") from None
+    return headers, samples
+
+
+def _spread(lengths: np.ndarray) -> dict[str, Any]:
+    if not len(lengths):
+        return {}
+    low, median, high, most = np.percentile(lengths, (0, 50, 95, 100))
+    return {
+        "least": int(low),
+        "median": float(median),
+        "mean": float(lengths.mean()),
+        "95%": float(high),
+        "most": int(most),
+    }
+
+
+def _shown_row(sample: bytes, catalogue: Catalogue | None) -> dict[str, Any]:
+    try:
+        row = decode_row(sample)
+    except ValueError as error:
+        raise UserError(f"a row cannot be read: {error}; {ADVICE}") from None
+    labels = row.decoder[:, 5:]
+    shown = {
+        "user": row.user_id,
+        "history": row.encoder[row.encoder[:, 4] == ITEM, :3],
+        "targets": labels[(labels != IGNORE_INDEX).all(1)],
+    }
+    if len(row.rejected):
+        shown["rejected"] = row.rejected
+    names = {key: value for key, value in shown.items() if isinstance(value, np.ndarray)}
+    return shown | {key: [_name(triple, catalogue) for triple in value.tolist()] for key, value in names.items()}
+
+
+def _name(triple: SemanticId, catalogue: Catalogue | None) -> str:
+    """The item ids of a triple, or the triple where the catalogue has none."""
+    items = [] if catalogue is None else catalogue.items_of(triple)
+    return " = ".join(item.item_id for item in items) or "/".join(map(str, triple))
+
+
+def catalogue_facts(catalogue: Catalogue, rows: int) -> dict[str, Any]:
+    collisions = catalogue.collisions
+    return {
+        "items": len(catalogue),
+        "with a name": sum(item.name is not None for item in catalogue.items),
+        "semantic ids": len(catalogue) - collisions.items + collisions.count,
+        "shared semantic ids": collisions.count,
+        "items that share one": collisions.items,
+        "most items of one": collisions.largest,
+        "fingerprint": catalogue.fingerprint,
+        "levels": [
+            {"level": key, "used ids": len(np.unique(column)), "largest id": int(column.max())}
+            for key, column in zip(LEVEL_KEYS, catalogue.triples.T, strict=True)
+        ],
+        "first rows": [_shown_item(item) for item in catalogue.items[:rows]],
+    }
+
+
+def _shown_item(item: Item) -> dict[str, Any]:
+    return {"item_id": item.item_id, "semantic ID": _name(item.triple, None), "name": item.name or ""}

@@ -1,0 +1,136 @@
+"""Models, training checkpoints and the save folders that hold them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ugt_composer.callbacks.metrics_file import FILE_NAME
+from ugt_composer.checkpoint.portable import CONFIG, load_portable, read_facts
+from ugt_composer.checkpoint.record import RECORD, record_beside
+from ugt_composer.checkpoint.stored import PORTABLE
+from ugt_composer.checkpoint.training import batch_of, flaw_of, list_checkpoints, read_checkpoint
+from ugt_composer.config import Config, load_config
+from ugt_composer.errors import UserError
+
+PLACE = ("epoch", "batch", "sample", "batch_in_epoch")
+MAIN_KEYS = (
+    "run_name",
+    "seed",
+    "init_from",
+    "max_duration",
+    "global_train_batch_size",
+    "precision",
+    "loss.lambda_contrastive",
+    "loss.lambda_preference",
+    "optimizer.name",
+    "optimizer.lr",
+    "data.catalogue",
+    "parallelism.strategy",
+)
+
+
+def model_facts(folder: Path) -> dict[str, Any]:
+    """UserError where the model is damaged or incomplete."""
+    model, config, facts = load_portable(folder)
+    sizes = config.model
+    return {
+        "record": _as_recorded(folder / RECORD),
+        "bytes": _bytes(folder),
+        "parameters": {
+            "total": sum(p.numel() for p in model.parameters()),
+            **{name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()},
+        },
+        "sizes": {
+            "codebooks": list(sizes.codebook_sizes),
+            "d_model": sizes.d_model,
+            "encoder layers": sizes.n_encoder_layers,
+            "decoder layers": sizes.n_decoder_layers,
+            "heads": sizes.n_heads,
+            "experts": f"{sizes.top_k_experts} of {sizes.num_experts}",
+            "positions": sizes.max_seq_len,
+        },
+        "header": facts,
+        "config": _main_keys(config),
+    }
+
+
+def checkpoint_facts(path: Path) -> dict[str, Any]:
+    """UserError where the checkpoint is damaged."""
+    content = read_checkpoint(path)
+    time = content["state"]["timestamp"]["Timestamp"]
+    config = OmegaConf.create(content["config"])
+    by = content["sharded"]["by"] if "sharded" in content else {"strategy": OmegaConf.select(config, MAIN_KEYS[-1])}
+    whole = {} if "sharded" in content else {"weights and buffers": sum(t.numel() for t in content["model"].values())}
+    return {
+        "record": _as_recorded(path / RECORD if path.is_dir() else record_beside(path)),
+        "bytes": _bytes(path),
+        "form": "a part of each rank" if "sharded" in content else "whole: any strategy goes on from it",
+        **{name.replace("_", " "): time[name] for name in PLACE},
+        **{name.replace("_", " "): value for name, value in by.items() if value is not None},
+        **whole,
+        "catalogue": content["catalogue"],
+        "data": content["data"],
+        "config": _main_keys(config),
+    }
+
+
+def run_facts(folder: Path) -> dict[str, Any]:
+    """A damaged checkpoint or model is shown with what is wrong with it."""
+    config = {}
+    if (folder / CONFIG).is_file():
+        config = {"config": _main_keys(load_config(folder / CONFIG))}
+    return {
+        **config,
+        "checkpoints": [
+            {"name": path.name, "batch": batch_of(path), "bytes": _bytes(path), "state": flaw_of(path) or "valid"}
+            for path in list_checkpoints(folder)
+        ],
+        "models": [_model_line(folder / name) for name in PORTABLE if (folder / name).exists()],
+        "earlier runs": sorted(path.name for path in folder.glob("earlier-*")),
+        "last step": _last_step(folder / FILE_NAME),
+    }
+
+
+def _model_line(folder: Path) -> dict[str, Any]:
+    facts: dict[str, str] = {}
+    state = _problem(lambda: facts.update(read_facts(folder))) or "valid"
+    chosen = ", ".join(f"{name} {value}" for name, value in facts.items() if name.startswith("best "))
+    return {"name": folder.name, "batch": facts.get("batch"), "chosen by": chosen, "state": state}
+
+
+def _problem(check: Callable[[], None]) -> str | None:
+    try:
+        check()
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _last_step(path: Path) -> dict[str, Any]:
+    """The last whole line of metrics.jsonl: a run that is being written may be within one."""
+    if not path.is_file():
+        return {}
+    for line in reversed(path.read_text("utf-8", errors="replace").splitlines()):
+        try:
+            return dict(json.loads(line))
+        except (ValueError, TypeError):
+            continue
+    return {}
+
+
+def _main_keys(config: Config | Any) -> dict[str, Any]:
+    tree = OmegaConf.structured(config) if isinstance(config, Config) else config
+    return {key: OmegaConf.select(tree, key) for key in MAIN_KEYS}
+
+
+def _as_recorded(record: Path) -> str:
+    """Of what has been checked already."""
+    return f"as {record.name} says" if record.is_file() else f"unchecked: there is no {record.name}"
+
+
+def _bytes(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
