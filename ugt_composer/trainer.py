@@ -128,6 +128,7 @@ class UGTTrainer(Trainer):
             RunError: on rank 0, where the store lacks something.
         """
         super().close()
+        self.state.train_dataloader.dataset.leave_iteration()  # type: ignore[union-attr]
         try:
             self.checkpoints.finish_uploads()
         finally:

@@ -44,6 +44,8 @@ def loader():
     for batches in made:
         if batches._iterator is not None:
             batches._iterator._shutdown_workers()
+        if isinstance(batches.dataset, RowDataset):
+            batches.dataset.leave_iteration()
 
 
 def rows(batches) -> list[int]:

@@ -172,6 +172,12 @@ class RowDataset(StreamingDataset):
             raise RuntimeError("a second iteration over the same data set has begun and ended this one")
 
 
+    def leave_iteration(self) -> None:
+        """Ends the background threads of an iteration that was not read to its end."""
+        if hasattr(self, "_iterator"):  # from the first iteration on
+            self._iterator.non_blocking_exit()
+
+
 class RecommendDataset(RowDataset):
     """Histories with the items that followed."""
 
