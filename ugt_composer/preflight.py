@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,17 @@ from ugt_composer.data.manifest import PREFERENCE, Manifest
 from ugt_composer.errors import UserError
 from ugt_composer.parallelism.deepspeed_config import engine_config
 
+LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")  # of a socket's path; PyTorch's workers hang without it
+
 
 def check_run(config: Config) -> None:
     """UserError for what this machine cannot run or has not installed, or a save folder that cannot be one."""
     check_machine(config)
+    if len(temporary := tempfile.gettempdir()) > LONGEST_TMPDIR:
+        raise UserError(
+            f"TMPDIR is {temporary}, of {len(temporary)} letters: data workers have sockets below it, whose paths may "
+            f"not be longer than the system allows; expected at most {LONGEST_TMPDIR}, such as TMPDIR=/tmp"
+        )
     for extra in ("wandb", "mlflow"):
         if getattr(config.loggers, extra) is not None and importlib.util.find_spec(extra) is None:
             raise UserError(f"loggers.{extra} is set, but not installed; pip install 'ugt-composer[{extra}]'")

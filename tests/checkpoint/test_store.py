@@ -38,16 +38,16 @@ def s3_port():
 
 
 @pytest.fixture
-def proxy(s3_port, monkeypatch, tmp_path):
+def proxy(s3_port, monkeypatch):
     """The way to the server that this process and those it starts take."""
     way = Proxy(s3_port)
     for name, value in {**ENVIRONMENT, "S3_ENDPOINT_URL": f"http://127.0.0.1:{way.port}"}.items():
         monkeypatch.setenv(name, value)
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     monkeypatch.setattr(stored, "PAUSES", (0.0, 0.0))
-    yield way
-    way.close()
+    with tempfile.TemporaryDirectory() as models:  # not tmp_path, which is too long for the sockets of data workers
+        monkeypatch.setattr(tempfile, "tempdir", models)
+        yield way
+        way.close()
 
 
 @pytest.fixture

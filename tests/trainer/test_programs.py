@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -210,3 +211,14 @@ def test_the_demo_outside_the_project_says_where_to_run_it(tmp_path):
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "project's folder" in result.stderr
+
+
+def test_a_temporary_folder_too_deep_for_sockets_is_refused(stage_config, tmp_path, monkeypatch):
+    from ugt_composer.preflight import LONGEST_TMPDIR, check_run
+
+    config = stage_config(tmp_path / "run")
+    monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * (LONGEST_TMPDIR - 1))
+    check_run(config)
+    monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * LONGEST_TMPDIR)
+    with pytest.raises(UserError, match=f"TMPDIR is .* expected at most {LONGEST_TMPDIR}"):
+        check_run(config)

@@ -171,7 +171,6 @@ class RowDataset(StreamingDataset):
         if own is not None and own.yield_index < own.total:
             raise RuntimeError("a second iteration over the same data set has begun and ended this one")
 
-
     def leave_iteration(self) -> None:
         """Ends the background threads of an iteration that was not read to its end."""
         if hasattr(self, "_iterator"):  # from the first iteration on
