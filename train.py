@@ -28,6 +28,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
+    warning.listen()
+    end_with_launcher()
     paths = [item for item in arguments.yaml if "=" not in item]
     overrides = [item for item in arguments.yaml if "=" in item]
     config = load_config(*paths, overrides=overrides)
@@ -37,8 +39,6 @@ def main() -> int:
         print(describe(config))
         return 0
 
-    warning.listen()
-    end_with_launcher()
     from ugt_composer.trainer import build_trainer
 
     warning.listen()  # once more: Composer's import takes SIGTERM and SIGINT

@@ -29,7 +29,24 @@ def misbehave(deed: str) -> None:
         time.sleep(100)
 
 
+def train_with_a_wrong_key() -> int:
+    """The training program, whose rank 0 is slower to read the config than rank 1."""
+    import train
+
+    load = train.load_config
+
+    def load_later(*arguments, **options):
+        time.sleep(3 if os.environ["RANK"] == "0" else 0)
+        return load(*arguments, **options)
+
+    train.load_config = load_later
+    sys.argv = ["train.py", "yamls/stage1.yaml", "optimizer.lrr=1"]
+    return train.main()
+
+
 def main() -> int:
+    if sys.argv[1] == "wrong key":
+        return train_with_a_wrong_key()
     import torch
     import torch.distributed as dist
 

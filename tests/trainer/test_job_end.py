@@ -20,7 +20,9 @@ def run_job(deed: str, rank: int) -> tuple[subprocess.CompletedProcess, float]:
     command = [Path(sys.executable).parent / "composer", "-n", "2", WORKER, deed, str(rank)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     started = time.monotonic()
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
     return result, time.monotonic() - started
 
 
@@ -28,6 +30,7 @@ def run_job(deed: str, rank: int) -> tuple[subprocess.CompletedProcess, float]:
     ("deed", "rank", "status", "words"),
     [
         ("mistake", 1, EXIT_BAD_INPUT, "rank 1 ended first: error: shard 7 is gone"),
+        ("wrong key", 1, EXIT_BAD_INPUT, "did you mean optimizer.lr?"),
         pytest.param("raise", 1, EXIT_ERROR, "rank 1 ended first: ZeroDivisionError: by rank 1", marks=slow),
         ("die", 1, EXIT_ERROR, "another rank was killed or lost"),
         pytest.param("stop", 1, EXIT_ERROR, STALLED, marks=slow),
