@@ -375,6 +375,11 @@ RESUME_DESPITE = (
 )
 
 
+def is_within(key: str, names: Sequence[str]) -> bool:
+    """Whether a key, as "optimizer.lr", or a section that it is in is among those named."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
 @dataclass(frozen=True)
 class Config:
     run_name: str = "ugt"
@@ -412,7 +417,7 @@ class Config:
         _positive(self, "", "global_train_batch_size", "device_eval_batch_size", "max_grad_norm")
         _positive(self, "", "save_num_checkpoints_to_keep", "dist_timeout")
         for key in self.resume_despite:
-            if not any(key == name or key.startswith(f"{name}.") for name in RESUME_DESPITE):
+            if not is_within(key, RESUME_DESPITE):
                 raise ValueError(f"resume_despite names {key!r}; {nearest(key, list(RESUME_DESPITE))}")
         for name in ("max_duration", "eval_interval", "save_interval", "log_interval"):
             _time("", name, getattr(self, name), percent=False)

@@ -26,7 +26,7 @@ from ugt_composer.callbacks.training_metrics import TrainingMetrics
 from ugt_composer.checkpoint.folder_lock import folder_lock
 from ugt_composer.checkpoint.from_store import on_this_machine, open_store
 from ugt_composer.checkpoint.portable import FINGERPRINT, check_fingerprint, load_portable, load_weights
-from ugt_composer.checkpoint.resumable import check_resumable, config_differences
+from ugt_composer.checkpoint.resumable import check_resumable
 from ugt_composer.checkpoint.saving import save_on_rank_0, saving_into
 from ugt_composer.checkpoint.training import clean, newest_checkpoint, read_checkpoint, set_aside
 from ugt_composer.checkpoint.whole_state import (
@@ -60,7 +60,6 @@ log = logging.getLogger(__name__)
 STREAMED = ("model", "optimizer")  # parts of a checkpoint that rank 0 alone holds
 
 
-# What decides which sample comes next and what a weight means: the same before and after a resume.
 class UGTTrainer(Trainer):
     """Composer's Trainer with the verbs of a run. Made by `build_trainer`."""
 
@@ -192,7 +191,8 @@ class UGTTrainer(Trainer):
         return found is not None
 
     def _restore(self, path: Path, content: dict[str, Any]) -> None:
-        check_resumable(path, content, self.config, self.checkpoints.data, self.checkpoints.facts.get(FINGERPRINT))
+        catalogue = self.checkpoints.facts.get(FINGERPRINT)
+        changed = check_resumable(path, content, self.config, self.checkpoints.data, catalogue)
         fresh_groups = group_settings(self.strategy)
         if "sharded" in content:
             self.checkpoints.restore_sharded(path, content["sharded"])
@@ -205,7 +205,6 @@ class UGTTrainer(Trainer):
         if self.state.scaler is not None and self.state.scaler.is_enabled() and content["scaler"]:
             self.state.scaler.load_state_dict(content["scaler"])
         self.random_state.pending = content["rng"]
-        changed = config_differences(content, self.config)
         if any(key.startswith(("optimizer.", "scheduler.")) for key in changed):
             self._change_optimizer(fresh_groups)
         if changed and dist.get_global_rank() == 0:

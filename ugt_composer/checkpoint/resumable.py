@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ugt_composer.config import RESUME_DESPITE, Config, config_yaml
+from ugt_composer.config import RESUME_DESPITE, Config, config_yaml, is_within
 from ugt_composer.errors import UserError
 
 # What decides the numbers of a step. Strategy, ranks, workers and microbatches may change.
@@ -29,12 +29,15 @@ INSTEAD = "or train into another save_folder with init_from"
 
 def check_resumable(
     path: Path, content: Mapping[str, Any], own: Config, data: list[str], catalogue: str | None
-) -> None:
+) -> dict[str, tuple[Any, Any]]:
     """
     Args:
         content: of the checkpoint at `path`.
         data: the hash of each index in data.train.
         catalogue: its fingerprint.
+
+    Returns:
+        {key: (in the checkpoint, now)} of what differs and was to.
 
     Raises:
         UserError: something differs that `resume_despite` does not name; tells both values and what can be done.
@@ -44,30 +47,26 @@ def check_resumable(
             f"{path} was written with other rows in data.train (index.json was {_hashes(content['data'])}, now it is "
             f"{_hashes(data)}): the run cannot go on as it began; use the folders it began with, {INSTEAD}"
         )
-    differences = config_differences(content, own)
+    differences = _config_differences(content, own)
     if content["catalogue"] != catalogue:
         differences["data.catalogue"] = (_short(content["catalogue"]), _short(catalogue))
     for key, (before, now) in differences.items():
-        if is_forced(key, own.resume_despite) and not _starts_or_stops(key, before, now):
+        can_change = is_within(key, RESUME_DESPITE) and not _starts_or_stops(key, before, now)
+        if can_change and is_within(key, own.resume_despite):
             continue
-        force = f'set resume_despite=["{key}"] to go on with the new one, '
-        can_force = is_forced(key, RESUME_DESPITE) and not _starts_or_stops(key, before, now)
+        force = f'set resume_despite=["{key}"] to go on with the new one, ' if can_change else ""
         raise UserError(
             f"{path} was written with {key} = {before}, now it is {now}: the run cannot go on as it began; set it "
-            f"back, {force if can_force else ''}{INSTEAD}"
+            f"back, {force}{INSTEAD}"
         )
+    return differences
 
 
-def config_differences(content: Mapping[str, Any], own: Config) -> dict[str, tuple[Any, Any]]:
+def _config_differences(content: Mapping[str, Any], own: Config) -> dict[str, tuple[Any, Any]]:
     """{key: (in the checkpoint, now)} of the fixed keys that differ, each by its full name."""
     old, new = _flat(content["config"]), _flat(config_yaml(own))
-    keys = [key for key in dict.fromkeys([*old, *new]) if is_forced(key, FIXED)]
+    keys = [key for key in dict.fromkeys([*old, *new]) if is_within(key, FIXED)]
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
-
-
-def is_forced(key: str, named: tuple[str, ...]) -> bool:
-    """Whether a key or a section that it is in is among those named."""
-    return any(key == name or key.startswith(f"{name}.") for name in named)
 
 
 def _starts_or_stops(key: str, before: float, now: float) -> bool:

@@ -96,14 +96,8 @@ def clean(folder: str | Path) -> None:
             _remove(replaced)
         else:
             replaced.rename(path)  # it had stepped aside for one that did not come
-    for pattern in (
-        "ba*.tmp",
-        "*.fetched.tmp",
-        "best/*.tmp",
-        "latest/*.tmp",
-        "best/.tmp*",
-        "latest/.tmp*",
-    ):  # .tmp*: of safetensors
+    of_models = [f"{name}/{leftover}" for name in ("best", "latest") for leftover in ("*.tmp", ".tmp*")]
+    for pattern in ("ba*.tmp", "*.fetched.tmp", *of_models):  # .tmp*: of safetensors
         for temporary in folder.glob(pattern):
             _remove(temporary)
     for record in folder.glob(f"ba*.{RECORD}"):
