@@ -86,11 +86,13 @@ class WarningSignals:
             os.write(self._write_end, bytes([0]))  # no signal: the thread takes a new look at the clock
 
     def _watch(self, read_end: int) -> None:
+        poll = select.poll()  # select() fails where more than a thousand files are open
+        poll.register(read_end, select.POLLIN)
         while True:
-            left = None
-            if self.first_at is not None:
-                left = max(0.0, self.first_at + SHARE_OF_GRACE * self.grace - time.monotonic())
-            if not select.select([read_end], [], [], left)[0]:
+            first_at, left = self.first_at, None
+            if first_at is not None:
+                left = 1000 * max(0.0, first_at + SHARE_OF_GRACE * self.grace - time.monotonic())
+            if not poll.poll(left):
                 self._give_up()
             numbers = os.read(read_end, 64)
             if not numbers:

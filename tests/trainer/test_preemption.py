@@ -1,6 +1,7 @@
 """Warnings that come at awkward moments."""
 
 import os
+import resource
 import signal
 import time
 
@@ -12,7 +13,7 @@ from ugt_composer.callbacks.checkpoints import Checkpoints
 from ugt_composer.checkpoint.training import batch_of, newest_checkpoint
 from ugt_composer.errors import EXIT_PREEMPTED
 from ugt_composer.trainer import build_trainer
-from ugt_composer.warning_signals import warning
+from ugt_composer.warning_signals import WarningSignals, warning
 
 DROPOUT = ("model.dropout=0.2", "data.train.num_workers=1", "device_eval_batch_size=16")
 
@@ -65,3 +66,24 @@ def test_without_time_to_save_the_earlier_checkpoint_stands(stage_config, tmp_pa
     preempt(stage_config(tmp_path, 1, None, *DROPOUT), "batch_end", 4, SlowSaves())
     assert "too short for a save, the checkpoint of batch 3 stands" in capsys.readouterr().out
     assert batch_of(newest_checkpoint(tmp_path)[0]) == 3
+
+
+def test_a_warning_is_heard_in_a_process_with_many_open_files():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 4096:
+        pytest.skip(f"needs 4096 open files, the system allows {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
+    signals, many = WarningSignals(), [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        signals.listen()
+        signals.training = True
+        os.kill(os.getpid(), signal.SIGUSR1)
+        deadline = time.monotonic() + 10
+        while signals.first_at is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert signals.first_at is not None
+    finally:
+        signals.stop()
+        for descriptor in many:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
