@@ -21,7 +21,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## all three stages on embedded data, a few minutes on a laptop's CPU
 	$(BIN)/python -m ugt_composer.demo.run
 
-test: $(INSTALLED)  ## the tests, a few minutes
+test: $(INSTALLED)  ## the tests, about a quarter of an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(INSTALLED)  ## the tests that take longer
