@@ -1,6 +1,7 @@
 """Trains one stage: `composer train.py yamls/stage1.yaml optimizer.lr=3e-4`, or `python train.py …` for one process."""
 
 import argparse
+import os
 import sys
 
 from ugt_composer.config import load_config
@@ -39,6 +40,9 @@ def main() -> int:
         print(describe(config))
         return 0
 
+    if not config.compile:
+        # PyTorch's import would start a pool of compiler processes, which a run that ends has to wait for.
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     from ugt_composer.trainer import build_trainer
 
     warning.listen()  # once more: Composer's import takes SIGTERM and SIGINT

@@ -1,8 +1,9 @@
 """Claim: a run that is killed again and again records the same numbers as one that is left alone.
 
 Small runs of stage 3, all losses on, are killed at random moments (while starting, in the first step, in any step,
-within an evaluation, within a save, at an epoch's end), by random signals, sent to the launcher or to one rank, and
-started again with the same command until they are done. Then metrics.jsonl is compared with an uninterrupted run's.
+within an evaluation, within a save, at an epoch's end), by random signals, sent to the launcher, to one rank or to all
+processes, and started again with the same command until they are done. Then metrics.jsonl is compared with an
+uninterrupted run's.
 
 First every start has the same strategy, with dropout and expert capacity, and the numbers have to be equal to the last
 bit: one process, then two ranks under each strategy. Then each start has another strategy on one rank or two, in
@@ -50,10 +51,10 @@ from ugt_composer.checkpoint.training import batch_of, newest_checkpoint  # noqa
 from ugt_composer.errors import EXIT_PREEMPTED, UserError  # noqa: E402
 
 BOUND = 1e-5  # of a relative difference, where strategies change
-HANG = 240  # seconds that one start may take
+HANG = 600  # seconds that one start may take
 KILLS_A_RUN = 5
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-LAUNCHER = "launcher"
+LAUNCHER, EVERYONE = "launcher", "everyone"  # the latter: its process group, as by a scheduler or the machine's end
 MOMENTS = ("starting", "first step", "any step", "evaluation", "save", "epoch end")
 RANDOM = ("model.dropout=0.1", "model.expert_capacity_factor=1.25")
 MIXED = "each start another"
@@ -186,7 +187,7 @@ def killed_run(plan: Plan, folder: Path, kills: int, chance: random.Random, tall
 
 def is_wrong(status: int, moment: str, name: str, target: str) -> bool:
     """Whether the launcher's exit status is none that this kill may lead to."""
-    if moment == "starting" or name == "SIGKILL" or (name, target) == ("SIGUSR1", LAUNCHER):
+    if moment == "starting" or name == "SIGKILL" or (name == "SIGUSR1" and target in (LAUNCHER, EVERYONE)):
         return status == 2  # Python itself may still be starting; Composer's launcher knows no SIGUSR1
     return status not in (0, EXIT_PREEMPTED)
 
@@ -199,7 +200,7 @@ class Start:
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         streams: dict[str, Any] = {"stdout": self.log, "stderr": subprocess.STDOUT}
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, **streams)
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **streams)
         self.has_launcher = "-n" in command
         self.lines_before = len(recorded(folder))
 
@@ -230,20 +231,22 @@ class Start:
 def strike(start: Start, plan: Plan, chance: random.Random) -> tuple[str, str, str] | None:
     """Kills at a random moment; tells when, by what and whom. None: the run was done before."""
     moment, number = chance.choice(MOMENTS), chance.choice(SIGNALS)
-    target, pause, steps = chance.choice((LAUNCHER, "rank")), chance.random(), chance.randint(1, 8)
+    target, pause, steps = chance.choice((LAUNCHER, "rank", EVERYONE)), chance.random(), chance.randint(1, 8)
     if not come_to(moment, start, plan, pause, steps) or start.is_over():
         return None
     ranks = start.ranks()
     if not ranks:
         return None
     try:
-        if target == LAUNCHER and start.has_launcher:
+        if target == EVERYONE:
+            os.killpg(start.process.pid, number)
+        elif target == LAUNCHER and start.has_launcher:
             start.process.send_signal(number)
         else:
             place = chance.randrange(len(ranks))
             ranks[place].send_signal(number)
             target = f"rank {place}"
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ProcessLookupError):
         return None
     return moment, signal.Signals(number).name, target
 

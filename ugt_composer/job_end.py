@@ -5,6 +5,7 @@ failed, whichever failed first. What that rank shows and exits with is therefore
 a note for the others of its machine.
 """
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -116,6 +117,10 @@ def exit_as_rank(main: Callable[[], int | None]) -> NoReturn:
         if not has_launcher() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
             exit_on_user_error(main)
         status = main() or 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            say(end.code)
     except Exception as error:
         status = _end_after(error)
         _end_in(CLOSE_WAIT, status)
@@ -123,7 +128,9 @@ def exit_as_rank(main: Callable[[], int | None]) -> NoReturn:
         # The launcher hurries up whom it finds alive, and Python gives the signals back before it has ended.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
-    sys.exit(status)
+    # Taking PyTorch apart afterwards costs seconds of a grace, and frees what the system frees anyway.
+    atexit._run_exitfuncs()
+    leave(status)
 
 
 def _end_after(error: Exception) -> int:

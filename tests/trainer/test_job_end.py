@@ -45,3 +45,25 @@ def test_the_job_ends_as_its_first_rank_did(deed, rank, status, words):
     assert words in result.stderr
     assert "Connection closed by peer" not in result.stderr
     assert seconds < 90
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "said"),
+    [
+        ("return None", 0, ""),
+        ("raise SystemExit(75)", EXIT_PREEMPTED, ""),
+        ("raise SystemExit('no more')", EXIT_ERROR, "no more\n"),
+        ("raise ValueError('oh')", EXIT_ERROR, "ValueError: oh\n"),
+    ],
+)
+@pytest.mark.parametrize("ranks", ["1", "2"])
+def test_a_program_ends_with_its_status_after_all_that_waits_for_its_end(ranks, end, status, said):
+    program = (
+        "import atexit\nfrom ugt_composer.job_end import exit_as_rank\natexit.register(print, 'closed')\n"
+        f"def main():\n    print('begun')\n    {end}\nexit_as_rank(main)"
+    )
+    environment = os.environ | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": ranks, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert result.returncode == status
+    assert result.stdout == "begun\nclosed\n"
+    assert result.stderr.endswith(said)

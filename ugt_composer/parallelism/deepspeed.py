@@ -287,8 +287,6 @@ def import_deepspeed(device: torch.device) -> Any:
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
-    # Its import would start a pool of compiler processes, which a run that is ended has to wait for.
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     with quiet():
         import deepspeed
     # An all-reduce through shared memory for CPUs. It would be compiled at the first start, under a lock that a killed
