@@ -10,9 +10,10 @@ from torchmetrics import Metric
 
 from ugt_composer.data.batch import Batch
 from ugt_composer.generation.beam_search import Recommendations, beam_search
+from ugt_composer.generation.item_scores import ItemScores
 from ugt_composer.generation.trie import ItemTrie
-from ugt_composer.losses.normalization import ROWS, batch_counts
-from ugt_composer.losses.unified import UnifiedLoss
+from ugt_composer.losses.normalization import ROWS, TARGETS, batch_counts
+from ugt_composer.losses.unified import CATALOGUE, UnifiedLoss
 from ugt_composer.metrics.batch import rank_batch
 from ugt_composer.metrics.loss_mean import EVALUATION_MEANS, LossMean
 from ugt_composer.metrics.torch_metrics import PairAccuracy, build_ranking_metrics
@@ -42,6 +43,7 @@ class ComposerUGT(ComposerModel):
         k_values: cut-offs of the ranking metrics.
         beam_width: beams a row, at least the largest cut-off.
         exclude_seen: evaluation never recommends an item of the history.
+        item_score_weight: of the user-item score (`ItemScores`) in the ranking; above 0 it needs a trie.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class ComposerUGT(ComposerModel):
         k_values: Sequence[int],
         beam_width: int,
         exclude_seen: bool,
+        item_score_weight: float = 0.0,
     ):
         super().__init__()
         self.model = model
@@ -62,6 +65,7 @@ class ComposerUGT(ComposerModel):
         self.k_values = tuple(k_values)
         self.beam_width = beam_width
         self.exclude_seen = exclude_seen
+        self.item_score_weight = item_score_weight
         # Sums over the rows of the current step, read and cleared by whoever logs them.
         self.step_metrics: dict[str, Tensor] = {}
         self.step_rows = 0
@@ -78,19 +82,35 @@ class ComposerUGT(ComposerModel):
 
         All that needs weights happens in here, where a strategy that shards them has gathered them.
         """
-        outputs: dict[str, Any] = self.model(batch)
+        if self.trie is not None and self.trie.device != batch["labels"].device:
+            self.trie = self.trie.to(batch["labels"].device)
+        catalogue = None
+        if self.has_catalogue_negatives or (recommend and self.item_score_weight > 0):
+            assert self.trie is not None  # the config was refused without one
+            catalogue = self.trie.items
+        outputs: dict[str, Any] = self.model(batch, catalogue)
+        if self.has_catalogue_negatives:
+            assert self.trie is not None
+            outputs["item_rows"] = self.trie.find(batch["labels"][:, 0])
         if self.reference is not None and "rejected_logps" in outputs:
             logps = self.reference(batch)
             outputs |= {"reference_chosen_logps": logps[:, 0], "reference_rejected_logps": logps[:, 1:]}
         if recommend:
-            outputs["recommended"] = self._recommend(batch, outputs["bos_hidden"])
+            outputs["recommended"] = self._recommend(batch, outputs)
         return outputs
 
-    def _recommend(self, batch: Batch, hidden: Tensor) -> Recommendations:
+    @property
+    def has_catalogue_negatives(self) -> bool:
+        return self.unified_loss.lambda_contrastive > 0 and self.unified_loss.contrastive_negatives == CATALOGUE
+
+    def _recommend(self, batch: Batch, outputs: dict[str, Tensor]) -> Recommendations:
         seen = batch["encoder_ids"] if self.exclude_seen else None
-        if self.trie is not None and self.trie.device != hidden.device:
-            self.trie = self.trie.to(hidden.device)
-        return beam_search(self.model.level_logits, hidden, self.trie, max(self.k_values), self.beam_width, seen)
+        scores = None
+        if self.item_score_weight > 0:
+            temperature = self.unified_loss.contrastive.temperature
+            scores = ItemScores(outputs["user_repr"], outputs["catalogue_repr"], temperature, self.item_score_weight)
+        k, width = max(self.k_values), self.beam_width
+        return beam_search(self.model.level_logits, outputs["bos_hidden"], self.trie, k, width, seen, scores)
 
     def loss(self, outputs: dict[str, Tensor], batch: Batch, *args, **kwargs) -> dict[str, Tensor]:  # type: ignore[override]
         """The stage's loss as `total`, and its parts for the log."""
@@ -118,13 +138,18 @@ class ComposerUGT(ComposerModel):
         losses = self.unified_loss(outputs, {**batch, "batch_totals": ones})
         values = losses | losses["metrics"]
         sums = torch.stack([values.get(name, totals.new_zeros(())) for name, _ in EVALUATION_MEANS])
-        return sums, totals[[column for _, column in EVALUATION_MEANS]]
+        counts = totals[[column for _, column in EVALUATION_MEANS]]
+        if not self.has_catalogue_negatives:  # then it depends on which rows are evaluated together
+            is_contrastive = torch.tensor([column == TARGETS for _, column in EVALUATION_MEANS], device=counts.device)
+            sums, counts = (values.masked_fill(is_contrastive, 0.0) for values in (sums, counts))
+        return sums, counts
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         if is_train:
             return {}  # training metrics come with the losses
         weights = dict(zip(("ntp_l1_loss", "ntp_l2_loss", "ntp_l3_loss"), self.unified_loss.ntp.weights, strict=True))
-        whole = {**weights, "dpo_loss": self.unified_loss.lambda_preference}
+        loss = self.unified_loss
+        whole = {**weights, "contrastive_loss": loss.lambda_contrastive, "dpo_loss": loss.lambda_preference}
         means: dict[str, Metric] = {name: LossMean({name: 1.0}) for name, _ in EVALUATION_MEANS}
         return {
             "loss": LossMean(whole),

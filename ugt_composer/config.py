@@ -105,6 +105,7 @@ class LossConfig:
     label_smoothing: float = 0.0
     lambda_contrastive: float = 0.0
     contrastive_temperature: float = 0.07
+    contrastive_negatives: Literal["in_batch", "catalogue"] = "in_batch"
     num_negatives: int = 127
     lambda_preference: float = 0.0
     dpo_beta: float = 0.1
@@ -257,10 +258,13 @@ class EvaluationConfig:
     k_values: tuple[int, ...] = (5, 10, 20, 50)
     beam_width: int = 50
     exclude_seen: bool = False
+    item_score_weight: float = 0.0
 
     def __post_init__(self):
         if not self.k_values or min(self.k_values) <= 0:
             raise ValueError(f"evaluation.k_values is {list(self.k_values)}; expected numbers above 0")
+        if not 0 <= self.item_score_weight < math.inf:
+            raise ValueError(f"evaluation.item_score_weight is {self.item_score_weight}; expected 0 or more")
         if self.beam_width < max(self.k_values):
             raise ValueError(
                 f"evaluation.beam_width is {self.beam_width}; expected at least the largest of "
@@ -360,9 +364,17 @@ class CallbacksConfig:
     memory_monitor: bool = False
 
 
+LOSS_SETTINGS = (
+    "l1_weight",
+    "l2_weight",
+    "l3_weight",
+    "label_smoothing",
+    "contrastive_temperature",
+    "contrastive_negatives",
+)
 # What a run may go on with although its checkpoint had another value: nothing that decides shapes or the next sample.
 RESUME_DESPITE = (
-    *(f"loss.{name}" for name in ("l1_weight", "l2_weight", "l3_weight", "label_smoothing", "contrastive_temperature")),
+    *(f"loss.{name}" for name in LOSS_SETTINGS),
     *(f"loss.lambda_{name}" for name in ("contrastive", "preference", "moe_balance")),
     *(f"loss.dpo_{name}" for name in ("beta", "label_smoothing", "loss_type")),
     "loss.reference_from",
@@ -446,6 +458,17 @@ class Config:
         for key, place in (("init_from", self.init_from), ("loss.reference_from", self.loss.reference_from)):
             if place is not None and is_url(place):
                 _s3_url(key, place)
+        for key, needs_it in (
+            ("loss.contrastive_negatives is catalogue", self.loss.contrastive_negatives == "catalogue"),
+            (f"evaluation.item_score_weight is {self.evaluation.item_score_weight}", self.evaluation.item_score_weight),
+        ):
+            if needs_it and self.data.catalogue is None:
+                raise ValueError(f"data.catalogue is missing; {key}, which needs to know all items: name the catalogue")
+        if self.evaluation.item_score_weight and not self.loss.lambda_contrastive and self.init_from is None:
+            raise ValueError(
+                f"evaluation.item_score_weight is {self.evaluation.item_score_weight} with loss.lambda_contrastive 0: "
+                "nothing trains the user-item score; expected lambda_contrastive above 0, or item_score_weight 0"
+            )
         if self.loss.needs_reference and not (self.loss.reference_from or self.init_from):
             raise ValueError(
                 "loss.reference_from is missing; loss.lambda_preference > 0 compares with a reference model: name the "

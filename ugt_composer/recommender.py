@@ -8,6 +8,7 @@ import torch
 from ugt_composer.data.codec import Row, encode_row, width_for
 from ugt_composer.data.collate import PackedRow, collate
 from ugt_composer.generation.beam_search import Recommendations, beam_search
+from ugt_composer.generation.item_scores import ItemScores
 from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.model.ugt import UGT
 
@@ -18,12 +19,21 @@ class Recommender:
     Args:
         model: the model.
         trie: the catalogue; None recommends from the whole code space.
+        item_score_weight: of the user-item score (`ItemScores`) in the ranking; above 0 it needs a trie.
+        temperature: of the contrastive loss, for that score.
     """
 
-    def __init__(self, model: UGT, trie: ItemTrie | None):
+    def __init__(self, model: UGT, trie: ItemTrie | None, item_score_weight: float = 0.0, temperature: float = 0.07):
         self.device = next(model.parameters()).device
         self.model = model.eval()
         self.trie = None if trie is None else trie.to(self.device)
+        self.item_score_weight = item_score_weight
+        self.temperature = temperature
+        self.item_vectors = None
+        if item_score_weight > 0:
+            assert self.trie is not None
+            with torch.inference_mode():
+                self.item_vectors = model.item_vectors(self.trie.items)
         self.width = width_for(max(*model.codebook_sizes, model.encoder_input.position.num_embeddings))
 
     @torch.inference_mode()
@@ -32,7 +42,13 @@ class Recommender:
         batch = collate([PackedRow(i, encode_row(row, self.width)) for i, row in enumerate(rows)])
         batch = {key: value.to(self.device) for key, value in batch.items()}  # type: ignore[attr-defined, assignment]
         seen = batch["encoder_ids"] if exclude_seen else None
-        return beam_search(self.model.level_logits, self.model.start(batch), self.trie, k, max(k, beam_width), seen)
+        memory = self.model.encode(batch)
+        scores = None
+        if self.item_vectors is not None:
+            users = self.model.user_vector(memory, batch["encoder_mask"])
+            scores = ItemScores(users, self.item_vectors, self.temperature, self.item_score_weight)
+        hidden = self.model.start_over(memory, batch["encoder_mask"])
+        return beam_search(self.model.level_logits, hidden, self.trie, k, max(k, beam_width), seen, scores)
 
 
 def batched(rows: Iterator, size: int) -> Iterator[list]:

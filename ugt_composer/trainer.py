@@ -360,6 +360,7 @@ def build_composer_model(config: Config, model: UGT, catalogue: Catalogue | None
         k_values=config.evaluation.k_values,
         beam_width=config.evaluation.beam_width,
         exclude_seen=config.evaluation.exclude_seen,
+        item_score_weight=config.evaluation.item_score_weight,
     )
 
 

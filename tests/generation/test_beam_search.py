@@ -6,6 +6,7 @@ import torch
 from head_tables import TableHeads, brute_force, random_trie, users
 
 from ugt_composer.generation.beam_search import beam_search, score_items
+from ugt_composer.generation.item_scores import ItemScores
 from ugt_composer.generation.trie import ItemTrie
 
 SIZES = (9, 10, 12)
@@ -169,3 +170,50 @@ def test_arguments_that_cannot_be_met_are_refused():
             beam_search(heads, users(B), trie, k=k, beam_width=width)
     with pytest.raises(ValueError, match="l3 id 12, the codebook 12 ids"):
         beam_search(heads, users(B), ItemTrie.from_triples(np.array([[5, 5, 12]])), k=1, beam_width=1)
+
+
+def added(items, seed):
+    return torch.randn(B, items, generator=torch.Generator().manual_seed(seed + 100)) * 3
+
+
+@pytest.mark.parametrize("memory_bound", [1 << 28, 10_000])
+@pytest.mark.parametrize("items", [1, 40, 140])
+@pytest.mark.parametrize("seed", range(3))
+def test_item_scores_are_added_to_the_log_probabilities(items, seed, memory_bound):
+    heads, trie, scores = TableHeads(SIZES, B, seed), random_trie(SIZES, items, seed), added(items, seed)
+    exclude = trie.items[torch.randint(items, (B, 9), generator=torch.Generator().manual_seed(seed))]
+    exclude[:, 0] = 0
+    result = beam_search(heads, users(B), trie, 10, 200, exclude, lambda rows: scores[rows], memory_bound)
+    log_probs = score_items(heads, users(B), trie.items.expand(B, -1, -1))
+    for user in range(B):
+        banned = {tuple(item) for item in exclude[user].tolist()}
+        allowed = [n for n, item in enumerate(trie.items.tolist()) if tuple(item) not in banned]
+        total = (log_probs + scores)[user]
+        best = sorted(allowed, key=lambda n: -total[n].item())[:10]
+        found = len(best)
+        assert result.item_index[user].tolist() == best + [-1] * (10 - found)
+        torch.testing.assert_close(result.scores[user, :found], total[best])
+        torch.testing.assert_close(result.log_probs[user, :found], log_probs[user, best])
+        assert (result.log_probs[user, found:] == -math.inf).all()
+
+
+def test_a_narrow_beam_keeps_the_prefix_of_an_item_that_the_scores_lift():
+    heads, trie = TableHeads(SIZES, B), random_trie(SIZES, 140)
+    everything = beam_search(heads, users(B), trie, k=140, beam_width=200)
+    last = everything.item_index[:, -1:]
+    scores = torch.zeros(B, 140).scatter(1, last, 100.0)
+    result = beam_search(heads, users(B), trie, k=1, beam_width=1, item_scores=lambda rows: scores[rows])
+    assert torch.equal(result.item_index, last)
+
+
+def test_item_scores_of_no_catalogue_are_refused():
+    with pytest.raises(ValueError, match="trie"):
+        beam_search(TableHeads(SIZES, B), users(B), None, 1, 1, item_scores=lambda rows: torch.zeros(B, 1)[rows])
+
+
+def test_the_item_scores_are_weighted_log_probabilities_over_the_catalogue():
+    generator = torch.Generator().manual_seed(0)
+    people, items = torch.randn(4, 3, generator=generator), torch.randn(9, 3, generator=generator)
+    scores = ItemScores(people, items, temperature=0.2, weight=0.5)(slice(1, 3))
+    cosines = torch.cosine_similarity(people[1:3, None], items[None], dim=-1)
+    torch.testing.assert_close(scores, 0.5 * torch.log_softmax(cosines / 0.2, dim=-1))

@@ -51,7 +51,7 @@ def test_counts_leave_out_filler_rows_and_ignored_labels_but_not_the_rows():
         "rejected_mask": torch.tensor([[True, True], [False, False], [True, False]]),
         "preference_score": torch.tensor([0.25, 1.0, 1.0]),
     }
-    assert batch_counts(batch).tolist() == [3, 2, 1, 0.25, 3]
+    assert batch_counts(batch).tolist() == [3, 2, 1, 0.25, 3, 1]
 
 
 def test_counts_of_parts_add_up():

@@ -28,4 +28,4 @@ def as_tensors(rows):
         for place, item in enumerate(relevant):
             targets[row, place] = torch.tensor(item)
             mask[row, place] = True
-    return Recommendations(ids, index, torch.zeros(len(rows), WIDTH)), targets, mask
+    return Recommendations(ids, index, *torch.zeros(2, len(rows), WIDTH)), targets, mask

@@ -13,7 +13,9 @@ A, B = [5, 6, 7], [5, 7, 8]
 def test_each_bucket_has_the_mean_over_its_own_counted_rows():
     lengths = torch.tensor([0, 1, 5, 6, 50, 51, 51])
     best = [A, A, B, A, B, A, A]
-    recommended = Recommendations(torch.tensor(best)[:, None], torch.zeros(7, 1, dtype=torch.long), torch.zeros(7, 1))
+    recommended = Recommendations(
+        torch.tensor(best)[:, None], torch.zeros(7, 1, dtype=torch.long), *torch.zeros(2, 7, 1)
+    )
     rows = torch.tensor([True] * 6 + [False])
     ranked = rank_batch(recommended, torch.tensor([[A]] * 7), torch.ones(7, 1, dtype=torch.bool), rows)
     metric = ByLength(k=1)

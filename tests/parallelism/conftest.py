@@ -1,6 +1,7 @@
 """Runs of every strategy, made in three starts of the launcher for all tests together."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,7 @@ SLOW_VARIANTS: dict[str, tuple[str, ...]] = {
 }
 THIN_BATCHES = (2, 10)  # rows: one a rank; and a last batch that is smaller
 SHARDED = ("FSDP2", "ZeRO-2", "ZeRO-3")
+OF_CATALOGUE = ("DDP", "FSDP2", "ZeRO-3")
 
 
 @pytest.fixture(scope="session")
@@ -91,13 +93,15 @@ def make_runs(out: Path) -> None:
     make_data(out, seed=5)
     streams = f"data.eval.streams=[{{local: {out / 'mds/eval'}}},{{local: {out / 'mds/preference_eval'}}}]"
     common = [*COMMON, f"data.catalogue={out / 'data/catalogue.jsonl'}", streams]
-    launch(1, [*base_jobs(out, common, STEPS), *clip_jobs(out, common, [BASE])], out)
+    alone = [*clip_jobs(out, common, [BASE]), *catalogue_jobs(out, common, [BASE])]
+    launch(1, [*base_jobs(out, common, STEPS), *alone], out)
     others = [name for name in NAMES if name != BASE]
     jobs = [
         *other_jobs(out, common, STEPS, [*PAIRS, *ITSELF]),
         *(variant_job(out, common, name, VARIANTS[name]) for name in VARIANTS),
         *(job for name in SHARDED for job in sharded_jobs(out, common, name)),
         *clip_jobs(out, common, others),
+        *catalogue_jobs(out, common, OF_CATALOGUE),
         evaluation_job(out, common, 2),
     ]
     launch(2, jobs, out)
@@ -134,6 +138,13 @@ def sharded_jobs(out: Path, common: list[str], name: str) -> list[Job]:
 def clip_jobs(out: Path, common: list[str], names: list[str]) -> list[Job]:
     overrides = [*common, "max_grad_norm=0.01", NO_EVALUATION]
     return [stage_job(out, 2, name, overrides, f"clip/{name}") | {"stop": 1} for name in names]
+
+
+def catalogue_jobs(out: Path, common: list[str], names: Sequence[str]) -> list[Job]:
+    """All items as negatives, in uneven microbatches, then an evaluation that ranks by both scores."""
+    options = ["loss.contrastive_negatives=catalogue", "evaluation.item_score_weight=0.5", "eval_interval=3ba"]
+    overrides = [*common, *options, "device_train_microbatch_size=12"]
+    return [stage_job(out, 2, name, overrides, f"catalogue/{name}") | {"stop": 3} for name in names]
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from benchmarks.parity import (
     resume_difference,
     training_of,
 )
-from tests.parallelism.conftest import PAIRS, SHARDED, SLOW_VARIANTS, STEPS, VARIANT_STEPS, VARIANTS
+from tests.parallelism.conftest import OF_CATALOGUE, PAIRS, SHARDED, SLOW_VARIANTS, STEPS, VARIANT_STEPS, VARIANTS
 from tests.trainer.conftest import comparable
 from ugt_composer.checkpoint.training import list_checkpoints, read_checkpoint
 
@@ -68,6 +68,14 @@ def test_evaluation_counts_each_row_once_on_any_number_of_ranks(runs, ranks):
     alone, together = (metrics_of(runs / "stage2/evaluated" / str(n)) for n in (1, ranks))
     assert "metrics/eval/ndcg@10" in alone[0]
     assert "metrics/eval/preference_accuracy" in alone[0]
+    assert largest_difference(alone, together) <= BOUND
+
+
+@pytest.mark.parametrize("name", OF_CATALOGUE)
+def test_all_items_as_negatives_give_the_numbers_of_one_process(runs, name):
+    alone, together = (metrics_of(runs / "stage2/catalogue" / n) for n in (BASE, name))
+    assert alone[-1]["metrics/eval/contrastive_loss"] > 0
+    assert alone[-1]["metrics/eval/ndcg@10"] > 0
     assert largest_difference(alone, together) <= BOUND
 
 

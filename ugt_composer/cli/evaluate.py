@@ -49,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="prefixes kept at each level (default: the model's config, at least k)",
     )
+    parser.add_argument(
+        "--item-score-weight",
+        type=float,
+        metavar="W",
+        help="of the user-item score that is added to the log-probability (default: the model's config)",
+    )
     parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="rows at once (default 256)")
     parser.add_argument("--json", metavar="FILE", help="write all of it, unrounded")
     parser.add_argument("--plot", metavar="FILE.png", help="draw recall and ndcg by k and by length")
@@ -59,7 +65,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from ugt_composer.cli.loading import check_positive, load_trained
+    from ugt_composer.cli.loading import check_positive, load_trained, with_item_scores
     from ugt_composer.data.manifest import read_manifest
     from ugt_composer.evaluation import evaluate, evaluation_config
 
@@ -67,6 +73,7 @@ def main(arguments: argparse.Namespace) -> int:
     for option, path in (("--json", arguments.json), ("--plot", arguments.plot)):
         _check_writable(option, path)
     model, config, facts, catalogue = load_trained(arguments.checkpoint, arguments.catalogue)
+    config = with_item_scores(config, catalogue, arguments.item_score_weight)
     config = evaluation_config(
         config,
         arguments.data,
@@ -87,6 +94,7 @@ def main(arguments: argparse.Namespace) -> int:
         "k_values": list(config.evaluation.k_values),
         "beam_width": config.evaluation.beam_width,
         "exclude_seen": config.evaluation.exclude_seen,
+        "item_score_weight": config.evaluation.item_score_weight,
         "rows": rows,
         "ranked_rows": found.ranked_rows,
         "metrics": found.metrics,

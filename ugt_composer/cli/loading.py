@@ -1,6 +1,7 @@
 """A trained model and the catalogue that belongs to it, as the commands take them."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from ugt_composer.checkpoint.portable import FINGERPRINT, check_fingerprint, load_portable
@@ -23,6 +24,17 @@ def load_trained(checkpoint: str, catalogue: str | None) -> tuple[UGT, Config, d
     items.check(config.model.codebook_sizes)
     check_fingerprint(checkpoint, facts, {FINGERPRINT: items.fingerprint})
     return model, config, facts, items
+
+
+def with_item_scores(config: Config, catalogue: Catalogue | None, weight: float | None) -> Config:
+    """The config with another `evaluation.item_score_weight`, unless it is None. UserError where it makes no sense."""
+    if weight is None:
+        return config
+    data = replace(config.data, catalogue=None if catalogue is None else catalogue.source)
+    try:
+        return replace(config, data=data, evaluation=replace(config.evaluation, item_score_weight=weight))
+    except ValueError as error:
+        raise UserError(f"--item-score-weight {weight:g}: {error}") from None
 
 
 def check_positive(arguments: argparse.Namespace, *names: str) -> None:

@@ -30,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--beam-width", type=int, default=50, help="prefixes kept at each level (default 50, at least k)"
     )
+    parser.add_argument(
+        "--item-score-weight",
+        type=float,
+        metavar="W",
+        help="of the user-item score that is added to the log-probability (default: the model's config)",
+    )
     parser.add_argument("--batch-size", type=int, default=256, help="users at once (default 256)")
     parser.add_argument("--json", action="store_true", help="one JSON object a user instead of a table")
 
@@ -39,33 +45,37 @@ def main(arguments: argparse.Namespace) -> int:
     import torch
 
     from ugt_composer.cli.histories import history_settings, read_histories
-    from ugt_composer.cli.loading import check_positive, load_trained
+    from ugt_composer.cli.loading import check_positive, load_trained, with_item_scores
     from ugt_composer.generation.trie import ItemTrie
     from ugt_composer.recommender import Recommender, batched
 
     check_positive(arguments, "k", "beam_width", "batch_size")
     model, config, _, catalogue = load_trained(arguments.checkpoint, arguments.catalogue)
+    config = with_item_scores(config, catalogue, arguments.item_score_weight)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trie = None if catalogue is None else ItemTrie.from_triples(catalogue.triples)
-    recommender = Recommender(model.to(device), trie)
+    weight = config.evaluation.item_score_weight
+    recommender = Recommender(model.to(device), trie, weight, config.loss.contrastive_temperature)
     settings = history_settings(config.model.codebook_sizes, config.model.max_seq_len)
     show = _print_json if arguments.json else _print_table
     for users in batched(read_histories(arguments.history, settings, catalogue), arguments.batch_size):
         rows = [row for row, _ in users]
         found = recommender.recommend(rows, arguments.k, arguments.beam_width, not arguments.include_seen)
-        lists = zip(users, found.ids.tolist(), found.scores.tolist(), strict=True)
-        for (row, unknown), ids, scores in lists:
+        lists = zip(users, *(values.tolist() for values in (found.ids, found.log_probs, found.scores)), strict=True)
+        for (row, unknown), ids, log_probs, scores in lists:
             if unknown:
                 named = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
                 print(f"{row.user_id}: not in the catalogue, left out: {named}", file=sys.stderr)
-            show(row.user_id, list(_entries(ids, scores, arguments.k, catalogue)))
+            show(row.user_id, list(_entries(ids, log_probs, scores, arguments.k, catalogue)))
     return 0
 
 
-def _entries(ids: list[list[int]], scores: list[float], k: int, catalogue: Any) -> Iterator[dict[str, Any]]:
+def _entries(
+    ids: list[list[int]], log_probs: list[float], scores: list[float], k: int, catalogue: Any
+) -> Iterator[dict[str, Any]]:
     """The first k items of a list. Items that share a semantic ID are all named, at the same score."""
     rank = 0
-    for triple, score in zip(ids, scores, strict=True):
+    for triple, log_prob, score in zip(ids, log_probs, scores, strict=True):
         if score == float("-inf"):
             return
         items = () if catalogue is None else catalogue.items_of(triple)
@@ -74,7 +84,8 @@ def _entries(ids: list[list[int]], scores: list[float], k: int, catalogue: Any) 
             rank += 1
             if rank > k:
                 return
-            yield {"rank": rank, **name, "l1_id": triple[0], "l2_id": triple[1], "l3_id": triple[2], "log_prob": score}
+            levels = {f"l{level}_id": number for level, number in enumerate(triple, start=1)}
+            yield {"rank": rank, **name, **levels, "log_prob": log_prob, "score": score}
 
 
 def _print_json(user_id: str, entries: list[dict[str, Any]]) -> None:
@@ -87,11 +98,14 @@ def _print_table(user_id: str, entries: list[dict[str, Any]]) -> None:
     from rich.text import Text
 
     table = Table(title=Text(user_id), title_justify="left")
-    for heading in ("rank", "item", "name", "semantic ID", "probability"):
-        table.add_column(heading, justify="right" if heading in ("rank", "probability") else "left")
+    headings = ["rank", "item", "name", "semantic ID", "probability"]
+    if any(entry["score"] != entry["log_prob"] for entry in entries):
+        headings.append("score")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in ("rank", "probability", "score") else "left")
     for entry in entries:
         triple = f"{entry['l1_id']} / {entry['l2_id']} / {entry['l3_id']}"
         probability = f"{math.exp(entry['log_prob']):.4f}"
-        cells = (str(entry["rank"]), entry.get("item_id", "–"), entry.get("name") or "", triple, probability)
-        table.add_row(*(Text(cell) for cell in cells))
+        cells = [str(entry["rank"]), entry.get("item_id", "–"), entry.get("name") or "", triple, probability]
+        table.add_row(*(Text(cell) for cell in [*cells, f"{entry['score']:.3f}"][: len(headings)]))
     Console().print(table)

@@ -26,4 +26,4 @@ class _Required(TypedDict):
 
 
 class Batch(_Required, total=False):
-    batch_totals: Tensor  # (5,) float32, see losses.normalization
+    batch_totals: Tensor  # (6,) float32, see losses.normalization

@@ -1,14 +1,18 @@
 """Recommendation as generation: the items with the highest log-probability under the three conditional heads.
 
 Shapes: B users, D width, L = 3 levels, V_l codebook size of level l, W beams, R slots, K recommendations, X excluded
-items, N items to score.
+items, N items to score, n items of the catalogue, n_l its prefixes at level l.
 
     log p(item) = log p(l1 | h) + log p(l2 | h, l1) + log p(l3 | h, l1, l2)
 
 Each term is a log-softmax over the whole codebook of its level, so a score is the log-probability of the same item
 in training, whatever the catalogue; the catalogue only decides which items can be returned.
+
+Where a second opinion of the items is given, such as how near their vectors are to the user's, it is added to log p.
+A prefix then competes by its own log p plus the best opinion of an item below it, which no item below it exceeds.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -20,6 +24,7 @@ from ugt_composer.vocabulary import LEVELS
 
 MEMORY_BOUND = 256 * 2**20  # bytes of working tensors, roughly; users are searched in groups that stay below it
 SLOT_BYTES = 64  # a slot holds about eight 64-bit numbers at once
+ITEM_BYTES = 16  # four float32: a score, a copy without the excluded, and what computing it takes
 LOGIT_BYTES = 12  # the logit as the head gives it, in float32, and its exponential
 
 
@@ -39,20 +44,24 @@ class Recommendations(NamedTuple):
     Attributes:
         ids: int64 (B, K, 3).
         item_index: int64 (B, K) row of `trie.items`; without a trie the code ((l1 * V_2) + l2) * V_3 + l3.
-        scores: float32 (B, K) log-probabilities.
+        scores: float32 (B, K) what they are ranked by: the log-probabilities, plus the item scores where given.
+        log_probs: float32 (B, K).
     """
 
     ids: Tensor
     item_index: Tensor
     scores: Tensor
+    log_probs: Tensor
 
 
 class _Beams(NamedTuple):
-    """Prefixes under way, in ascending order of nodes: ids (B, W, level), nodes (B, W), scores (B, W), -inf = none."""
+    """Prefixes under way, in ascending order of nodes: ids (B, W, level), nodes (B, W), scores and log_probs (B, W),
+    -inf = none."""
 
     ids: Tensor
     nodes: Tensor
     scores: Tensor
+    log_probs: Tensor
 
 
 @torch.no_grad()
@@ -63,6 +72,7 @@ def beam_search(
     k: int,
     beam_width: int,
     exclude: Tensor | None = None,
+    item_scores: Callable[[slice], Tensor] | None = None,
     memory_bound: int = MEMORY_BOUND,
 ) -> Recommendations:
     """The K best items of each user.
@@ -80,6 +90,8 @@ def beam_search(
         k: items a user.
         beam_width: prefixes that are kept at each level, at least k.
         exclude: int64 (B, X, 3) items never to recommend, such as the history; rows that are no item are ignored.
+        item_scores: what is added to the log-probabilities of the items: float32 (b, n), in the order of `trie.items`,
+            for a slice of b users.
         memory_bound: bytes of working tensors above which the users are searched in several groups.
     """
     if not 1 <= k <= beam_width:
@@ -88,11 +100,18 @@ def beam_search(
     space: ItemTrie | CodeSpace = CodeSpace(sizes) if trie is None else trie
     if trie is not None:
         trie.check(sizes)
-    group = max(1, memory_bound // _bytes_per_user(space, sizes, beam_width))
-    parts = [
-        _search(heads, rows, space, k, beam_width, None if exclude is None else exclude[start : start + len(rows)])
-        for start, rows in zip(range(0, max(1, len(hidden)), group), hidden.split(group), strict=True)
-    ]
+    bytes_per_user = _bytes_per_user(space, sizes, beam_width)
+    if item_scores is not None:
+        if trie is None:
+            raise ValueError("item_scores need a trie, whose items they are of")
+        bytes_per_user += ITEM_BYTES * len(trie)
+    group = max(1, memory_bound // bytes_per_user)
+    parts = []
+    for start in range(0, max(1, len(hidden)), group):
+        rows = slice(start, start + group)
+        excluded = None if exclude is None else exclude[rows]
+        scored = None if item_scores is None else item_scores(rows)
+        parts.append(_search(heads, hidden[rows], space, k, beam_width, excluded, scored))
     return Recommendations(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
@@ -133,15 +152,35 @@ def _bytes_per_user(space: ItemTrie | CodeSpace, sizes: tuple[int, ...], beam_wi
 
 
 def _search(
-    heads: LevelHeads, hidden: Tensor, space: ItemTrie | CodeSpace, k: int, beam_width: int, exclude: Tensor | None
+    heads: LevelHeads,
+    hidden: Tensor,
+    space: ItemTrie | CodeSpace,
+    k: int,
+    beam_width: int,
+    exclude: Tensor | None,
+    item_scores: Tensor | None,
 ) -> Recommendations:
     closed = [None] * LEVELS if exclude is None else space.closed(exclude)
+    added: list[Tensor | None] = [None] * LEVELS
+    if item_scores is not None:
+        assert isinstance(space, ItemTrie)
+        added = list(space.best_below(_without(item_scores, closed[-1])))
     root = torch.zeros(len(hidden), 1, dtype=torch.int64, device=hidden.device)
-    beams = _Beams(root.new_empty(len(hidden), 1, 0), root, torch.zeros_like(root, dtype=torch.float32))
+    start = torch.zeros_like(root, dtype=torch.float32)
+    beams = _Beams(root.new_empty(len(hidden), 1, 0), root, start, start)
     for level in range(LEVELS):
         last = level == LEVELS - 1
-        beams = _step(heads, hidden, space, level, beams, closed[level], k if last else beam_width, ranked=last)
+        width = k if last else beam_width
+        beams = _step(heads, hidden, space, level, beams, closed[level], added[level], width, ranked=last)
     return _recommendations(beams, k)
+
+
+def _without(item_scores: Tensor, closed: Tensor | None) -> Tensor:
+    """item_scores (B, n) with -inf for the closed items; closed (B, X) is filled up with n."""
+    if closed is None:
+        return item_scores
+    wider = torch.nn.functional.pad(item_scores, (0, 1))
+    return wider.scatter(1, closed, float("-inf"))[:, :-1]
 
 
 def _step(
@@ -151,20 +190,25 @@ def _step(
     level: int,
     beams: _Beams,
     closed: Tensor | None,
+    added: Tensor | None,
     width: int,
     ranked: bool,
 ) -> _Beams:
-    """Extends every beam by one id and keeps the `width` best: best first if `ranked`, else in order of nodes."""
+    """Extends every beam by one id and keeps the `width` best: best first if `ranked`, else in order of nodes.
+
+    added: (B, n_l), to the log-probabilities of the level's nodes.
+    """
     alive = beams.scores != float("-inf")
     logits = heads(level, hidden.unsqueeze(1).expand(-1, beams.nodes.shape[1], -1), beams.ids).float()
     children = space.children(level, beams.nodes, alive)
     normaliser = logits.logsumexp(-1)
     # A row of -inf only has no distribution; nothing below it can be chosen, and -inf - -inf would be NaN.
     normaliser = normaliser.masked_fill(normaliser == float("-inf"), 0.0)
-    scores = logits.flatten(1).gather(1, children.beam * logits.shape[-1] + children.ids)
-    scores += (beams.scores - normaliser).gather(1, children.beam)
+    log_probs = logits.flatten(1).gather(1, children.beam * logits.shape[-1] + children.ids)
+    log_probs += (beams.log_probs - normaliser).gather(1, children.beam)
+    scores = log_probs if added is None else log_probs + added.gather(1, children.nodes)
     open_ = children.filled if closed is None else children.filled & ~_contains(closed, children.nodes)
-    scores.masked_fill_(~open_, float("-inf"))
+    scores = scores.masked_fill(~open_, float("-inf"))
     best, slots = _best_slots(scores, width)
     if not ranked:
         slots, order = slots.sort(1)
@@ -172,7 +216,7 @@ def _step(
     parents = children.beam.gather(1, slots)
     prefix = beams.ids.gather(1, parents.unsqueeze(2).expand(-1, -1, level))
     ids = torch.cat([prefix, children.ids.gather(1, slots).unsqueeze(2)], dim=2)
-    return _Beams(ids, children.nodes.gather(1, slots), best)
+    return _Beams(ids, children.nodes.gather(1, slots), best, log_probs.gather(1, slots))
 
 
 def _best_slots(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -203,9 +247,11 @@ def _recommendations(beams: _Beams, k: int) -> Recommendations:
     found = beams.scores != float("-inf")
     ids = beams.ids.masked_fill(~found.unsqueeze(2), 0)
     index = beams.nodes.masked_fill(~found, -1)
-    missing = k - ids.shape[1]
+    log_probs = beams.log_probs.masked_fill(~found, float("-inf"))
+    missing = (0, k - ids.shape[1])
+    pad = torch.nn.functional.pad
     return Recommendations(
-        torch.nn.functional.pad(ids, (0, 0, 0, missing)),
-        torch.nn.functional.pad(index, (0, missing), value=-1),
-        torch.nn.functional.pad(beams.scores, (0, missing), value=float("-inf")),
+        pad(ids, (0, 0, *missing)),
+        pad(index, missing, value=-1),
+        *(pad(values, missing, value=float("-inf")) for values in (beams.scores, log_probs)),
     )

@@ -141,6 +141,15 @@ class ItemTrie:
             found &= (here.keys[node] == key) & (wanted >= 0) & (wanted < here.radix)
         return node.masked_fill_(~found, -1)
 
+    def best_below(self, item_scores: Tensor) -> list[Tensor]:
+        """The largest score among the items below each node: float (B, n) -> three (B, n_l), the last as given."""
+        best = [item_scores]
+        for here in reversed(self.levels[1:]):
+            above = len(here.first) - 1
+            empty = item_scores.new_full((len(item_scores), above), float("-inf"))
+            best.append(empty.scatter_reduce(1, here.parents.expand(len(item_scores), -1), best[-1], "amax"))
+        return best[::-1]
+
     def closed(self, exclude: Tensor) -> list[Tensor | None]:
         """Nodes that lead to excluded items only, by level. exclude: int64 (B, X, 3), unknown triples are ignored.
 

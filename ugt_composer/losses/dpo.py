@@ -66,7 +66,7 @@ class DPOLoss(nn.Module):
         policy_rejected_logps, reference_rejected_logps: (B, N); the reference is not read when reference-free
         rejected_mask: (B, N) bool, which rejected items exist; None: all. Rows without any contribute nothing
         weight: (B,) weight of the row, its preference score; None: 1
-        batch_totals: (5,) counts of the global batch, see `normalization`
+        batch_totals: (6,) counts of the global batch, see `normalization`
         returns: loss (), and the means, weighted alike, of `dpo_accuracy` (how often the chosen item's reward is
             above a rejected one's) and `dpo_reward_margin` (beta m)
         """

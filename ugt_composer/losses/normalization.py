@@ -24,16 +24,18 @@ from torch import Tensor
 
 from ugt_composer.vocabulary import IGNORE_INDEX
 
-# Columns of the counts (5,). The first three are the labels counted at each level.
-LABELS_L1, LABELS_L2, LABELS_L3, PREFERENCE_WEIGHT, ROWS = range(5)
+# Columns of the counts (6,). The first three are the labels counted at each level; targets are rows with an item to
+# predict.
+LABELS_L1, LABELS_L2, LABELS_L3, PREFERENCE_WEIGHT, ROWS, TARGETS = range(6)
 
 
 def batch_counts(batch: Mapping[str, Any]) -> Tensor:
-    """What the rows of `batch` add to the global counts: float32 (5,), on the batch's device."""
+    """What the rows of `batch` add to the global counts: float32 (6,), on the batch's device."""
     labels = counted_labels(batch["labels"], batch["row_mask"])
     weights = preference_weights(batch["preference_score"], batch["rejected_mask"] & batch["row_mask"][:, None])
     rows = weights.new_full((1,), labels.shape[0])
-    return torch.cat([(labels != IGNORE_INDEX).sum(dim=(0, 1)).float(), weights.sum()[None], rows])
+    counted = (labels != IGNORE_INDEX).sum(dim=(0, 1)).float()
+    return torch.cat([counted, weights.sum()[None], rows, has_target(labels).sum()[None]])
 
 
 def batch_mean(total: Tensor, count: Tensor, rows: int, batch_totals: Tensor | None, column: int) -> Tensor:
@@ -42,7 +44,7 @@ def batch_mean(total: Tensor, count: Tensor, rows: int, batch_totals: Tensor | N
     total: scalar, the sum over the microbatch; exactly 0 where nothing is counted
     count: scalar, how many (or what weight) the microbatch holds
     rows: rows of the microbatch
-    batch_totals: (5,) counts of the global batch, or None
+    batch_totals: (6,) counts of the global batch, or None
     column: the column of `batch_totals` that counts the same things
     """
     if batch_totals is None:
@@ -53,6 +55,11 @@ def batch_mean(total: Tensor, count: Tensor, rows: int, batch_totals: Tensor | N
 def counted_labels(labels: Tensor, row_mask: Tensor) -> Tensor:
     """Labels (B, T, L) with those of filler rows (row_mask (B,) False) ignored."""
     return labels.masked_fill(~row_mask[:, None, None], IGNORE_INDEX)
+
+
+def has_target(labels: Tensor) -> Tensor:
+    """Whether a row has an item to predict: labels (B, T, L) -> (B,) bool. It is the one that follows BOS."""
+    return (labels[:, 0] != IGNORE_INDEX).all(dim=-1)
 
 
 def preference_weights(preference_score: Tensor, rejected_mask: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class NextTokenPredictionLoss(nn.Module):
         """
         l1_logits, l2_logits, l3_logits: (B, T, V_l)
         labels: (B, T, L), -100 is not counted
-        batch_totals: (5,) counts of the global batch, see `normalization`
+        batch_totals: (6,) counts of the global batch, see `normalization`
         returns: loss (), and `ntp_l{1,2,3}_loss`, `ntp_l{1,2,3}_acc`
         """
         rows = labels.shape[0]

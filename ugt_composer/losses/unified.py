@@ -1,7 +1,7 @@
 """The training loss of every stage: next-token prediction plus the parts whose lambda is above 0.
 
 Shapes: B rows, T target length, L = 3 levels, V_l codebook size of level l, D width of the user and item vectors,
-N rejected items, Y layers with a router, E experts.
+n items of the catalogue, N rejected items, Y layers with a router, E experts.
 """
 
 from collections.abc import Mapping
@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ugt_composer.errors import UserError
+from ugt_composer.losses.catalogue import CatalogueContrastiveLoss
 from ugt_composer.losses.contrastive import ContrastiveLoss
 from ugt_composer.losses.dpo import DPOLoss
 from ugt_composer.losses.moe_balance import MoEBalanceLoss
-from ugt_composer.losses.normalization import counted_labels
+from ugt_composer.losses.normalization import counted_labels, has_target
 from ugt_composer.losses.ntp import NextTokenPredictionLoss
-from ugt_composer.vocabulary import IGNORE_INDEX
 
 Losses = dict[str, Any]
+CATALOGUE = "catalogue"  # of contrastive_negatives; the other is in_batch
 
 
 class UnifiedLoss(nn.Module):
@@ -37,6 +38,7 @@ class UnifiedLoss(nn.Module):
         label_smoothing: float = 0.0,
         lambda_contrastive: float = 0.0,
         contrastive_temperature: float = 0.07,
+        contrastive_negatives: str = "in_batch",
         num_negatives: int = 127,
         lambda_preference: float = 0.0,
         dpo_beta: float = 0.1,
@@ -52,18 +54,21 @@ class UnifiedLoss(nn.Module):
         self.lambda_preference = _checked("lambda_preference", lambda_preference)
         self.lambda_moe_balance = _checked("lambda_moe_balance", lambda_moe_balance)
         self.ntp = NextTokenPredictionLoss(l1_weight, l2_weight, l3_weight, label_smoothing)
+        self.contrastive_negatives = contrastive_negatives
+        self.catalogue_contrastive = CatalogueContrastiveLoss(contrastive_temperature)
         self.contrastive = ContrastiveLoss(contrastive_temperature, num_negatives, repr_dim, seed)
         self.dpo = DPOLoss(dpo_beta, dpo_label_smoothing, dpo_reference_free, dpo_loss_type)
         self.moe_balance = MoEBalanceLoss()
 
     def forward(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Losses:
         """
-        outputs: l1_logits, l2_logits, l3_logits (B, T, V_l); user_repr, item_repr (B, D) for the contrastive part;
+        outputs: l1_logits, l2_logits, l3_logits (B, T, V_l); user_repr, item_repr (B, D) for the contrastive part,
+            and where its negatives are the catalogue catalogue_repr (n, D) and item_rows (B,);
             chosen_logps (B,), rejected_logps (B, N) and, unless reference-free, reference_chosen_logps and
             reference_rejected_logps for the preference part, all absent where the batch has no rejected item;
             router_counts, router_prob_sums (Y, E) for the balance
         batch: labels (B, T, L), row_mask (B,); row_ids (B,) for the contrastive part; rejected_mask (B, N),
-            preference_score (B,) for the preference part; batch_totals (5,), optional, see `normalization`
+            preference_score (B,) for the preference part; batch_totals (6,), optional, see `normalization`
         returns: total_loss, ntp_loss, ntp_l1_loss, ntp_l2_loss, ntp_l3_loss, contrastive_loss, dpo_loss and
             moe_balance_loss, each () float32 and without its lambda (0 where that is 0); `metrics`, a dict of ()
         """
@@ -73,7 +78,7 @@ class UnifiedLoss(nn.Module):
         )
         contrastive_loss, dpo_loss, moe_balance_loss = ntp_loss.new_zeros(3).unbind()
         if self.lambda_contrastive > 0:
-            contrastive_loss, new = self._contrastive(outputs, labels, batch["row_ids"])
+            contrastive_loss, new = self._contrastive(outputs, batch, labels)
             metrics |= new
         if self.lambda_preference > 0:
             dpo_loss, new = self._preference(outputs, batch)
@@ -95,11 +100,13 @@ class UnifiedLoss(nn.Module):
         }
 
     def _contrastive(
-        self, outputs: Mapping[str, Tensor], labels: Tensor, row_ids: Tensor
+        self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], labels: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        item_ids = labels[:, 0, :]  # the target item is the one that follows BOS
-        has_item = (item_ids != IGNORE_INDEX).all(dim=-1)
-        return self.contrastive(outputs["user_repr"], outputs["item_repr"], item_ids, row_ids, has_item)
+        users, items, valid = outputs["user_repr"], outputs["item_repr"], has_target(labels)
+        if self.contrastive_negatives == CATALOGUE:
+            catalogue, rows = outputs["catalogue_repr"], outputs["item_rows"]
+            return self.catalogue_contrastive(users, items, catalogue, rows, valid, batch.get("batch_totals"))
+        return self.contrastive(users, items, labels[:, 0, :], batch["row_ids"], valid)
 
     def _preference(
         self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]

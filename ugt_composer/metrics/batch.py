@@ -35,7 +35,7 @@ def rank_batch(recommendations: Recommendations, targets: Tensor, target_mask: T
         target_mask: bool (B, T) False: no target there.
         row_mask: bool (B,) False: a row that does not count.
     """
-    ids, index, _ = recommendations
+    ids, index = recommendations.ids, recommendations.item_index
     relevant = _distinct_targets(targets, target_mask)
     found = index >= 0
     wanted = found.unsqueeze(2) & target_mask.unsqueeze(1)

@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from ugt_composer.losses.normalization import LABELS_L1, LABELS_L2, LABELS_L3, PREFERENCE_WEIGHT
+from ugt_composer.losses.normalization import LABELS_L1, LABELS_L2, LABELS_L3, PREFERENCE_WEIGHT, TARGETS
 
 # What is averaged, and over which count of `losses.normalization.batch_counts`.
 EVALUATION_MEANS = (
     ("ntp_l1_loss", LABELS_L1),
     ("ntp_l2_loss", LABELS_L2),
     ("ntp_l3_loss", LABELS_L3),
+    ("contrastive_loss", TARGETS),
+    ("contrastive_u2i_acc", TARGETS),
     ("dpo_loss", PREFERENCE_WEIGHT),
     ("dpo_accuracy", PREFERENCE_WEIGHT),
     ("dpo_reward_margin", PREFERENCE_WEIGHT),

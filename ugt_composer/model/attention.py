@@ -8,6 +8,8 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ugt_composer.model.dropout import Dropout
+
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
     """(B, S, D) → (B, H, S, d)."""
@@ -35,7 +37,7 @@ class PointwiseAttention(nn.Module):
         self.in_proj = nn.Linear(d_model, 4 * d_model)
         self.norm = nn.LayerNorm(d_model)
         self.out_proj = nn.Linear(d_model, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x (B, S, D), mask (B, S) bool, True on valid tokens → (B, S, D)."""

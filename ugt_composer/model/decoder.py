@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ugt_composer.model.activation_checkpointing import run_layer
 from ugt_composer.model.attention import CausalSelfAttention, CrossAttention
+from ugt_composer.model.dropout import Dropout
 from ugt_composer.model.moe import MoEFeedForward, RouterStats
 
 
@@ -27,7 +28,7 @@ class DecoderLayer(nn.Module):
         self.cross_attention = CrossAttention(d_model, n_heads, attention_dropout)
         self.ff_norm = nn.LayerNorm(d_model)
         self.ff = MoEFeedForward(d_model, d_ff, num_experts, top_k, capacity_factor, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor) -> tuple[Tensor, RouterStats]:
         """x (B, T, D), mask (B, T) bool, memory (B, S, D), memory_mask (B, S) bool → (B, T, D), router sums."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ugt_composer.model.dropout import Dropout
 from ugt_composer.vocabulary import PAD
 
 
@@ -34,7 +35,7 @@ class InputEmbedding(nn.Module):
         self.position = nn.Embedding(max_seq_len, d_model)
         self.token_type = nn.Embedding(num_token_types, d_model)
         self.norm = nn.LayerNorm(d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, item_vectors: Tensor, positions: Tensor, token_types: Tensor) -> Tensor:
         """item_vectors (B, S, D), positions and token_types (B, S) int64 → (B, S, D)."""

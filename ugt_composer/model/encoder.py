@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from ugt_composer.model.activation_checkpointing import run_layer
 from ugt_composer.model.attention import PointwiseAttention
+from ugt_composer.model.dropout import Dropout
 from ugt_composer.model.norm import GroupLayerNorm
 
 
@@ -15,7 +16,7 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(d_model, d_ff)
         self.down = nn.Linear(d_ff, d_model)
         self.activation = nn.SiLU()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) → (..., D)."""
@@ -38,7 +39,7 @@ class EncoderLayer(nn.Module):
         self.attention = PointwiseAttention(d_model, n_heads, attention_dropout, activation)
         self.ff_norm = GroupLayerNorm(d_model, num_token_types)
         self.ff = FeedForward(d_model, d_ff, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, token_types: Tensor, mask: Tensor) -> Tensor:
         """x (B, S, D), token_types (B, S) int64, mask (B, S) bool → (B, S, D)."""

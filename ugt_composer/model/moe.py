@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ugt_composer.model.dropout import Dropout
+
 
 class RouterStats(NamedTuple):
     """What the balance loss needs of one layer; sums, so that they add up over microbatches and ranks."""
@@ -49,7 +51,7 @@ class MoEFeedForward(nn.Module):
         self.up_bias = nn.Parameter(torch.zeros(num_experts, d_ff))
         self.down = nn.Parameter(torch.empty(num_experts, d_ff, d_model))
         self.down_bias = nn.Parameter(torch.zeros(num_experts, d_model))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.all_experts = False  # an exported program needs shapes that no value decides
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, RouterStats]:

@@ -1,6 +1,7 @@
 """UGT: a history in, the semantic ID of the next item out.
 
-B rows, S history tokens, T target tokens, N rejected items, D width, V_l codebook size of level l.
+B rows, S history tokens, T target tokens, N rejected items, n items of the catalogue, D width, V_l codebook size of
+level l.
 """
 
 import math
@@ -115,14 +116,18 @@ class UGT(nn.Module):
         for table in self.item_embedding.levels:
             table.weight.data[table.padding_idx].zero_()
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, catalogue: Tensor | None = None) -> dict[str, Tensor]:
         """One pass over a batch, teacher-forced.
+
+        Args:
+            catalogue: int64 (n, 3), the items whose vectors are wanted too.
 
         Returns:
             l1_logits, l2_logits, l3_logits: (B, T, V_l); level l sees the labels of the levels above it.
             aux_loss: scalar, the router's balance loss on this rank's tokens.
             user_repr, item_repr: (B, D), of the history and of the row's target item.
             router_counts, router_prob_sums: (decoder layers, E), see RouterStats.
+            catalogue_repr: (n, D), the vectors of the catalogue.
             bos_hidden: (B, D), the state that the next item is generated from.
             chosen_logps (B,), rejected_logps (B, N): only where the batch has rejected items.
         """
@@ -136,11 +141,13 @@ class UGT(nn.Module):
         outputs |= {
             "aux_loss": balance_loss(*router),
             "user_repr": self.user_vector(memory, batch["encoder_mask"]),
-            "item_repr": self.item_proj(self.item_embedding(target)),
+            "item_repr": self.item_vectors(target),
             "router_counts": router.counts,
             "router_prob_sums": router.prob_sums,
             "bos_hidden": hidden[:, 0],
         }
+        if catalogue is not None:
+            outputs["catalogue_repr"] = self.item_vectors(catalogue)
         if batch["rejected_ids"].shape[1] > 0:
             logps = self.item_logps(hidden[:, 0], torch.cat((target[:, None], batch["rejected_ids"]), dim=1))
             outputs |= {"chosen_logps": logps[:, 0], "rejected_logps": logps[:, 1:]}
@@ -178,6 +185,10 @@ class UGT(nn.Module):
     def item_logps(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """log p(item) (B, N) float32 of items ids (B, N, 3), given the hidden state at BOS (B, D)."""
         return score_items(self.level_logits, hidden, ids)
+
+    def item_vectors(self, ids: Tensor) -> Tensor:
+        """What user vectors are compared with: items int64 (..., 3) → (..., D)."""
+        return self.item_proj(self.item_embedding(ids))
 
     def user_vector(self, memory: Tensor, mask: Tensor) -> Tensor:
         """The pooled history, (B, D), in (−1, 1)."""
