@@ -68,6 +68,7 @@ class ModelConfig:
     attention_dropout: float = 0.0
     attention_activation: Literal["silu", "relu"] = "silu"
     max_seq_len: int = MAX_POSITIONS
+    history_positions: Literal["from_start", "from_end"] = "from_start"
     codebook_sizes: tuple[int, int, int] = DEFAULT_CODEBOOK_SIZES
     num_token_types: int = NUM_TOKEN_TYPES
     num_experts: int = 16

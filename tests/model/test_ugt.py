@@ -20,9 +20,11 @@ def row_of(batch, index):
     }
 
 
+@pytest.mark.parametrize("positions", ["from_start", "from_end"])
 @pytest.mark.parametrize("pooling", ["first", "mean"])
-def test_padding_changes_no_valid_output(tiny_model, random_batch, pooling):
-    model, batch = tiny_model(user_pooling=pooling), random_batch(rows=5, rejected=2)
+def test_padding_changes_no_valid_output(tiny_model, random_batch, pooling, positions):
+    model = tiny_model(user_pooling=pooling, history_positions=positions)
+    batch = random_batch(rows=5, rejected=2)
     together = model(batch)
     for index in range(5):
         alone = model(row_of(batch, index))
@@ -31,6 +33,18 @@ def test_padding_changes_no_valid_output(tiny_model, random_batch, pooling):
             torch.testing.assert_close(together[name][index, :length], alone[name][0], rtol=0, atol=1e-5)
         for name in ("user_repr", "item_repr", "chosen_logps", "rejected_logps", "bos_hidden"):
             torch.testing.assert_close(together[name][index], alone[name][0], rtol=0, atol=1e-5)
+
+
+def test_positions_from_the_end_are_those_of_a_history_that_is_numbered_backwards(tiny_model, random_batch):
+    forwards, backwards = tiny_model(), tiny_model(history_positions="from_end")
+    batch = random_batch(rows=5)
+    mask = batch["encoder_mask"]
+    positions = torch.arange(mask.shape[1]) * mask
+    numbered_backwards = (mask.sum(1, keepdim=True) - 1 - positions) * mask
+    expected = forwards({**batch, "encoder_positions": numbered_backwards})["l1_logits"]
+    found = backwards({**batch, "encoder_positions": positions})["l1_logits"]
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, forwards({**batch, "encoder_positions": positions})["l1_logits"])
 
 
 def test_order_of_rows_changes_no_output(tiny_model, random_batch):

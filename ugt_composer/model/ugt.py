@@ -34,6 +34,8 @@ class UGT(nn.Module):
         attention_dropout: on attention weights.
         attention_activation: φ of the encoder's pointwise attention.
         max_seq_len: positions an input may have.
+        history_positions: counted from the oldest token, as the data has them, or from the newest one, so that what
+            was done last has the same position in histories of any length.
         num_token_types: token types, each with its own γ, β in the encoder's norms.
         num_experts, top_k_experts: experts in all, and for one token.
         expert_capacity_factor: bound on an expert's share while training; None drops no token.
@@ -53,6 +55,7 @@ class UGT(nn.Module):
         attention_dropout: float,
         attention_activation: Literal["silu", "relu"],
         max_seq_len: int,
+        history_positions: Literal["from_start", "from_end"],
         num_token_types: int,
         num_experts: int,
         top_k_experts: int,
@@ -63,6 +66,7 @@ class UGT(nn.Module):
         super().__init__()
         self.codebook_sizes = tuple(codebook_sizes)
         self.user_pooling = user_pooling
+        self.history_positions = history_positions
         self.item_embedding = ItemEmbedding(codebook_sizes, d_model)
         self.encoder_input = InputEmbedding(d_model, max_seq_len, num_token_types, dropout)
         self.encoder = Encoder(
@@ -155,8 +159,11 @@ class UGT(nn.Module):
 
     def encode(self, batch: Batch) -> Tensor:
         """The encoded history, (B, S, D)."""
-        types, mask = batch["encoder_token_types"], batch["encoder_mask"]
-        x = self.encoder_input(self.item_embedding(batch["encoder_ids"]), batch["encoder_positions"], types)
+        types, mask, positions = batch["encoder_token_types"], batch["encoder_mask"], batch["encoder_positions"]
+        if self.history_positions == "from_end":
+            newest = positions.masked_fill(~mask, 0).amax(dim=1, keepdim=True)
+            positions = (newest - positions).clamp(min=0)  # padding is masked, whatever its position
+        x = self.encoder_input(self.item_embedding(batch["encoder_ids"]), positions, types)
         return self.encoder(x, types, mask)
 
     def decode(self, batch: Batch, memory: Tensor) -> tuple[Tensor, RouterStats]:

@@ -1,0 +1,58 @@
+"""What needs no training: popularity and item co-occurrence, ranked over all items.
+
+Shapes: U users, n items (1 to n; column 0 stays empty).
+"""
+
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+
+HISTORY = 20
+DECAY = 0.5  # of an item's say, for each item that came after it; the best of 1, .8, .5 and .2 on validation
+
+
+def read_sequences(path: Path) -> list[list[int]]:
+    """The items of each user, oldest first, of lines `user item item …`."""
+    return [[int(item) for item in line.split()[1:]] for line in path.read_text().splitlines()]
+
+
+def popularity_scores(sequences: list[list[int]], items: int) -> np.ndarray:
+    """How often each item was trained on, (n + 1,)."""
+    return np.bincount(np.concatenate([sequence[:-2] for sequence in sequences]), minlength=items + 1).astype(float)
+
+
+def cooccurrence_scores(sequences: list[list[int]], items: int, histories: list[list[int]]) -> sparse.csr_matrix:
+    """Σ over the history of decay^age · (cosine of the two items' sets of training users), (U, n + 1)."""
+    users = _matrix([sequence[:-2] for sequence in sequences], items, decay=1.0)
+    users.data[:] = 1.0
+    counts = (users.T @ users).tolil()
+    counts.setdiag(0)
+    scale = sparse.diags(1 / np.sqrt(np.maximum(popularity_scores(sequences, items), 1)))
+    return (_matrix(histories, items, DECAY) @ (scale @ counts.tocsr() @ scale)).tocsr()
+
+
+def _matrix(histories: list[list[int]], items: int, decay: float) -> sparse.csr_matrix:
+    cut = [history[-HISTORY:] for history in histories]
+    rows = np.repeat(np.arange(len(cut)), [len(history) for history in cut])
+    values = np.concatenate([decay ** np.arange(len(history) - 1, -1, -1) for history in cut])
+    return sparse.csr_matrix((values, (rows, np.concatenate(cut))), shape=(len(cut), items + 1))
+
+
+def ranks_of(
+    scores: np.ndarray | sparse.csr_matrix, histories: list[list[int]], targets: np.ndarray, exclude_seen: bool
+) -> np.ndarray:
+    """How many items come before each target; of equal scores the item with the smaller number."""
+    found = []
+    for start in range(0, len(targets), 1000):
+        rows = slice(start, start + 1000)
+        wanted = targets[rows, None]
+        block = scores[rows].toarray() if sparse.issparse(scores) else np.tile(scores, (len(wanted), 1))
+        block[:, 0] = -1
+        if exclude_seen:
+            for row, history in zip(block, histories[rows], strict=True):
+                row[history[-HISTORY:]] = -1
+        own = np.take_along_axis(block, wanted, axis=1)
+        before = (block > own) | ((block == own) & (np.arange(block.shape[1]) < wanted))
+        found.append(before.sum(axis=1))
+    return np.concatenate(found)
