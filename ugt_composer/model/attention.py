@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ugt_composer.model.dropout import Dropout
+from ugt_composer.model.pointwise_product import ACTIVATIONS, pointwise_product
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
@@ -27,13 +28,14 @@ class PointwiseAttention(nn.Module):
     Y = W_o (norm(A V) ⊙ φ(U)),  A = φ(Q Kᵀ / √d) / n,
 
     with φ = SiLU or ReLU in place of softmax, so that the strength of a preference, not only its share, reaches the
-    output. n is the number of valid keys: the scale does not depend on the length of the history.
+    output. n is the number of valid keys: the scale does not depend on the length of the history. The weights A exist
+    in pieces only, unless there is dropout on them.
     """
 
     def __init__(self, d_model: int, n_heads: int, dropout: float, activation: str = "silu"):
         super().__init__()
         self.n_heads = n_heads
-        self.activation = {"silu": F.silu, "relu": F.relu}[activation]
+        self.activation = activation
         self.in_proj = nn.Linear(d_model, 4 * d_model)
         self.norm = nn.LayerNorm(d_model)
         self.out_proj = nn.Linear(d_model, d_model)
@@ -43,10 +45,15 @@ class PointwiseAttention(nn.Module):
         """x (B, S, D), mask (B, S) bool, True on valid tokens → (B, S, D)."""
         q, k, v, gate = self.in_proj(x).chunk(4, dim=-1)
         q, k, v = (split_heads(t, self.n_heads) for t in (q, k, v))
-        key_weight = mask.to(x.dtype) / mask.sum(-1, keepdim=True).clamp(min=1).to(x.dtype)
-        scores = self.activation(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])) * key_weight[:, None, None, :]
-        mixed = merge_heads(self.dropout(scores) @ v)
-        return self.out_proj(self.norm(mixed) * self.activation(gate))
+        q = q / math.sqrt(q.shape[-1])
+        # The mask and 1 / n weigh keys, so they weigh values just as well.
+        v = v * (mask / mask.sum(-1, keepdim=True).clamp(min=1)).to(v.dtype)[:, None, :, None]
+        if self.training and self.dropout.p > 0:
+            mixed = self.dropout(ACTIVATIONS[self.activation](q @ k.transpose(-1, -2))) @ v
+        else:
+            heads = pointwise_product(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), self.activation)
+            mixed = heads.unflatten(0, (-1, self.n_heads))
+        return self.out_proj(self.norm(merge_heads(mixed)) * ACTIVATIONS[self.activation](gate))
 
 
 class CausalSelfAttention(nn.Module):
