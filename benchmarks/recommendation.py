@@ -1,0 +1,159 @@
+"""Claim: recommending is many times faster than generating with a general library, and hardly depends on the catalogue.
+
+The rival is a T5 of `transformers` of the same width and layers, which generates three tokens with 50 beams under
+`prefix_allowed_tokens_fn`. Weights are random: they change what is recommended, not how long it takes. One core.
+
+    python benchmarks/recommendation.py [--users 64] [--items 12101] [--many 1000000] [--repetitions 3]
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import T5Config, T5ForConditionalGeneration
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.claims import Claim, in_turns, peak_bytes, report
+from ugt_composer.config import ModelConfig
+from ugt_composer.data.codec import Row
+from ugt_composer.data.history import encoder_lists
+from ugt_composer.generation.trie import ItemTrie
+from ugt_composer.model.build import build_model
+from ugt_composer.recommender import Recommender
+
+K = BEAMS = 50
+HISTORY = 20
+D_MODEL, HEADS, LAYERS, D_FF = 128, 4, 2, 256
+SIZES = (128, 320, 16384)
+RIVAL_USERS = 4  # it is slow
+
+
+def make_items(count: int, seed: int = 0) -> np.ndarray:
+    """`count` different semantic ids, (count, 3)."""
+    random = np.random.default_rng(seed)
+    low, high = np.full(3, 5), np.array(SIZES)
+    items = np.unique(random.integers(low, high, (2 * count, 3)), axis=0)
+    return random.permutation(items)[:count]
+
+
+def make_rows(items: np.ndarray, users: int) -> list[Row]:
+    random = np.random.default_rng(1)
+    rows = []
+    for user in range(users):
+        lists = encoder_lists([tuple(item) for item in items[random.integers(len(items), size=HISTORY)]])
+        history = np.stack([lists[key] for key in lists]).T
+        rows.append(Row(str(user), history[:, :5], np.zeros((1, 8), np.int64), np.zeros((0, 3), np.int64)))
+    return rows
+
+
+def make_recommender(items: np.ndarray) -> Recommender:
+    config = ModelConfig(
+        d_model=D_MODEL,
+        n_heads=HEADS,
+        n_encoder_layers=LAYERS,
+        n_decoder_layers=LAYERS,
+        d_ff=D_FF,
+        codebook_sizes=SIZES,
+        num_experts=4,
+        top_k_experts=2,
+        max_seq_len=64,
+    )
+    return Recommender(build_model(config, seed=0), ItemTrie.from_triples(items))
+
+
+def t5_recommender(items: np.ndarray, rows: list[Row]):
+    """One vocabulary for all levels, as generative recommenders on T5 have it."""
+    offsets = np.cumsum([0, *SIZES[:2]])
+    vocabulary = sum(SIZES)
+    config = T5Config(
+        vocab_size=vocabulary,
+        d_model=D_MODEL,
+        d_kv=D_MODEL // HEADS,
+        d_ff=D_FF,
+        num_layers=LAYERS,
+        num_decoder_layers=LAYERS,
+        num_heads=HEADS,
+        decoder_start_token_id=0,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(config).eval()
+    children = defaultdict(set)
+    for l1, l2, l3 in (items + offsets).tolist():
+        children[()].add(l1)
+        children[(l1,)].add(l2)
+        children[(l1, l2)].add(l3)
+    allowed = {prefix: sorted(tokens) for prefix, tokens in children.items()}
+    ids = torch.from_numpy(np.stack([(row.encoder[1:, :3] + offsets).flatten() for row in rows]))
+
+    @torch.inference_mode()
+    def recommend():
+        return model.generate(
+            ids,
+            num_beams=BEAMS,
+            num_return_sequences=K,
+            max_new_tokens=3,
+            prefix_allowed_tokens_fn=lambda batch, tokens: allowed.get(tuple(tokens[1:].tolist()), [0]),
+        )
+
+    return recommend
+
+
+PROGRAM = """
+import torch
+from benchmarks.recommendation import BEAMS, K, make_items, make_recommender, make_rows
+torch.set_num_threads(1)
+items = make_items(int(sys.argv[1]))
+rows = make_rows(items, 64)
+recommender = make_recommender(items[:100])
+recommender.recommend(rows[:1], K, BEAMS, True)
+begin()
+recommender = make_recommender(items)
+recommender.recommend(rows, K, BEAMS, True)
+end()
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, default=64)
+    parser.add_argument("--items", type=int, default=12_101)
+    parser.add_argument("--many", type=int, default=1_000_000)
+    parser.add_argument("--repetitions", type=int, default=3)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    items = make_items(given.items)
+    rows = make_rows(items, given.users)
+    few = make_recommender(items)
+    ours = lambda: few.recommend(rows, K, BEAMS, exclude_seen=True)  # noqa: E731
+    ratio, mine, theirs = in_turns(ours, t5_recommender(items, rows[:RIVAL_USERS]), given.repetitions)
+    speed = given.users / RIVAL_USERS / ratio
+    rates = f"{given.users / mine:,.0f} and {RIVAL_USERS / theirs:,.1f} users/s"
+    many = make_recommender(make_items(given.many))
+    growth, larger, _ = in_turns(lambda: many.recommend(rows, K, BEAMS, exclude_seen=True), ours, given.repetitions)
+    memory = peak_bytes(PROGRAM, given.many)
+    what = f"top {K} of {given.items:,} items, {BEAMS} beams"
+    return report(
+        __file__,
+        [
+            Claim(f"{what}: users/s", "T5 of transformers", speed, 20, at_least=True, note=rates),
+            Claim(
+                f"top {K} of {given.many:,} items: time",
+                f"of {given.items:,} items",
+                growth,
+                2,
+                at_least=False,
+                note=f"{given.users / larger:,.0f} users/s",
+            ),
+            Claim(f"top {K} of {given.many:,} items: GB", "", memory / 1e9, 1, at_least=False),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
