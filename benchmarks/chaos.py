@@ -53,6 +53,7 @@ from ugt_composer.errors import EXIT_PREEMPTED, UserError  # noqa: E402
 BOUND = 1e-5  # of a relative difference, where strategies change
 HANG = 600  # seconds that one start may take
 KILLS_A_RUN = 5
+MICROBATCHES = 2
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 LAUNCHER, EVERYONE = "launcher", "everyone"  # the latter: its process group, as by a scheduler or the machine's end
 MOMENTS = ("starting", "first step", "any step", "evaluation", "save", "epoch end")
@@ -114,7 +115,7 @@ def main() -> int:
 
 
 def chaos_overrides(out: Path, arguments: argparse.Namespace) -> list[str]:
-    size = {"microbatches": 2, "seed": arguments.seed, "d_model": 32, "layers": 1, "steps": arguments.steps}
+    size = {"microbatches": MICROBATCHES, "seed": arguments.seed, "d_model": 32, "layers": 1, "steps": arguments.steps}
     return common_overrides(out, argparse.Namespace(**size))
 
 
@@ -126,7 +127,9 @@ def shop_plan(out: Path, common: list[str], name: str) -> Plan:
         every += RANDOM
 
     def command(folder: Path, strategy: str) -> list[str]:
-        job = stage_job(out, 3, strategy, [*common, *every])
+        # In-batch negatives are the rows of one microbatch of all ranks: as many on one rank as on two.
+        rows_at_once = ROWS // MICROBATCHES // (1 if strategy == BASE else 2)
+        job = stage_job(out, 3, strategy, [*common, *every, f"device_train_microbatch_size={rows_at_once}"])
         return start_command(strategy, [*job["yaml"], *job["overrides"], f"save_folder={folder}"])
 
     return Plan(command, tuple(STRATEGIES) if name == MIXED else (name,), 5, -(-2 * rows // ROWS))

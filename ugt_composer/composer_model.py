@@ -84,16 +84,13 @@ class ComposerUGT(ComposerModel):
         """
         if self.trie is not None and self.trie.device != batch["labels"].device:
             self.trie = self.trie.to(batch["labels"].device)
-        catalogue = None
-        if self.has_catalogue_negatives or (recommend and self.item_score_weight > 0):
-            assert self.trie is not None  # the config was refused without one
-            catalogue = self.trie.items
-        outputs: dict[str, Any] = self.model(batch, catalogue)
+        with_item_vectors = self.has_catalogue_negatives or (recommend and self.item_score_weight > 0)
+        outputs: dict[str, Any] = self.model(batch, self.trie, with_item_vectors)
         if self.has_catalogue_negatives:
             assert self.trie is not None
             outputs["item_rows"] = self.trie.find(batch["labels"][:, 0])
         if self.reference is not None and "rejected_logps" in outputs:
-            logps = self.reference(batch)
+            logps = self.reference(batch, self.trie)
             outputs |= {"reference_chosen_logps": logps[:, 0], "reference_rejected_logps": logps[:, 1:]}
         if recommend:
             outputs["recommended"] = self._recommend(batch, outputs)
@@ -110,7 +107,8 @@ class ComposerUGT(ComposerModel):
             temperature = self.unified_loss.contrastive.temperature
             scores = ItemScores(outputs["user_repr"], outputs["catalogue_repr"], temperature, self.item_score_weight)
         k, width = max(self.k_values), self.beam_width
-        return beam_search(self.model.level_logits, outputs["bos_hidden"], self.trie, k, width, seen, scores)
+        heads, over_catalogue = self.model.level_logits, self.model.is_over_catalogue
+        return beam_search(heads, outputs["bos_hidden"], self.trie, k, width, seen, scores, over_catalogue)
 
     def loss(self, outputs: dict[str, Tensor], batch: Batch, *args, **kwargs) -> dict[str, Tensor]:  # type: ignore[override]
         """The stage's loss as `total`, and its parts for the log."""
@@ -150,7 +148,11 @@ class ComposerUGT(ComposerModel):
         weights = dict(zip(("ntp_l1_loss", "ntp_l2_loss", "ntp_l3_loss"), self.unified_loss.ntp.weights, strict=True))
         loss = self.unified_loss
         whole = {**weights, "contrastive_loss": loss.lambda_contrastive, "dpo_loss": loss.lambda_preference}
-        means: dict[str, Metric] = {name: LossMean({name: 1.0}) for name, _ in EVALUATION_MEANS}
+        means: dict[str, Metric] = {
+            name: LossMean({name: 1.0})
+            for name, column in EVALUATION_MEANS
+            if column != TARGETS or self.has_catalogue_negatives
+        }
         return {
             "loss": LossMean(whole),
             "ntp_loss": LossMean(weights),

@@ -76,6 +76,7 @@ class ModelConfig:
     expert_capacity_factor: float | None = 1.25
     user_pooling: Literal["first", "mean"] = "first"
     tie_embeddings: bool = True
+    level_softmax: Literal["codebook", "catalogue"] = "codebook"
 
     def __post_init__(self):
         _positive(self, "model.", "d_model", "n_heads", "n_encoder_layers", "n_decoder_layers", "d_ff", "max_seq_len")
@@ -460,6 +461,7 @@ class Config:
             if place is not None and is_url(place):
                 _s3_url(key, place)
         for key, needs_it in (
+            ("model.level_softmax is catalogue", self.model.level_softmax == "catalogue"),
             ("loss.contrastive_negatives is catalogue", self.loss.contrastive_negatives == "catalogue"),
             (f"evaluation.item_score_weight is {self.evaluation.item_score_weight}", self.evaluation.item_score_weight),
         ):

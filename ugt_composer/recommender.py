@@ -48,7 +48,8 @@ class Recommender:
             users = self.model.user_vector(memory, batch["encoder_mask"])
             scores = ItemScores(users, self.item_vectors, self.temperature, self.item_score_weight)
         hidden = self.model.start_over(memory, batch["encoder_mask"])
-        return beam_search(self.model.level_logits, hidden, self.trie, k, max(k, beam_width), seen, scores)
+        heads, width, over_catalogue = self.model.level_logits, max(k, beam_width), self.model.is_over_catalogue
+        return beam_search(heads, hidden, self.trie, k, width, seen, scores, over_catalogue)
 
 
 def batched(rows: Iterator, size: int) -> Iterator[list]:

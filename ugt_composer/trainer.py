@@ -20,6 +20,7 @@ from ugt_composer.algorithms.gradient_clipping import GradientNormClipping
 from ugt_composer.callbacks.checkpoints import EVAL_LABEL, Checkpoints
 from ugt_composer.callbacks.epoch_length import EpochLength
 from ugt_composer.callbacks.finite_loss import FiniteLoss
+from ugt_composer.callbacks.metrics_file import MetricsFile
 from ugt_composer.callbacks.preemption import Preemption
 from ugt_composer.callbacks.random_state import RandomState
 from ugt_composer.callbacks.training_metrics import TrainingMetrics
@@ -111,6 +112,7 @@ class UGTTrainer(Trainer):
         dist.barrier()  # the ranks of a machine share the place: none may set it while another still reads
         dataset.load_state_dict({**place, "epoch": timestamp.epoch.value, "sample_in_epoch": sample})
         dist.barrier()
+        self.metrics_file.go_on(timestamp.batch.value)
         try:
             super().fit(*args, **kwargs)
         except Exception:
@@ -139,6 +141,10 @@ class UGTTrainer(Trainer):
         self.engine.run_event(Event.BATCH_CHECKPOINT)
 
     @property
+    def metrics_file(self) -> MetricsFile:
+        return next(one for one in self.logger.destinations if isinstance(one, MetricsFile))
+
+    @property
     def is_finished(self) -> bool:
         return self.state.timestamp.batch.value >= self.length.total
 
@@ -147,6 +153,8 @@ class UGTTrainer(Trainer):
         if not self.is_finished:
             self.state.max_duration = self.config.max_duration
             self.fit()
+            return
+        self.metrics_file.go_on(self.state.timestamp.batch.value)  # killed between the last checkpoint and its line
 
     def train_epoch(self) -> None:
         """Trains one epoch more, on the learning-rate curve of the whole run."""
@@ -188,6 +196,7 @@ class UGTTrainer(Trainer):
         found = _find_on_rank_0(lambda: newest_checkpoint(self.config.save_folder))
         if found is not None:
             self._restore(*found)
+            self.metrics_file.is_resumed = True
         return found is not None
 
     def _restore(self, path: Path, content: dict[str, Any]) -> None:

@@ -24,11 +24,17 @@ class TableHeads:
         self.tables = [table.to(dtype) for table in self.tables]
         self.widths: list[tuple[int, torch.Size]] = []
 
-    def __call__(self, level: int, hidden: Tensor, prefix: Tensor) -> Tensor:
+    def __call__(
+        self, level: int, hidden: Tensor, prefix: Tensor, beam: Tensor | None = None, ids: Tensor | None = None
+    ) -> Tensor:
         assert prefix.shape == (*hidden.shape[:-1], level)
         assert prefix.dtype == torch.int64
         self.widths.append((level, hidden.shape[:-1]))
-        return self.tables[level][(hidden[..., 0].long(), *prefix.unbind(-1))]
+        logits = self.tables[level][(hidden[..., 0].long(), *prefix.unbind(-1))]
+        if ids is None:
+            return logits
+        rows = torch.arange(len(ids))[:, None]
+        return logits[rows, beam, ids]
 
     def log_probs(self) -> Tensor:
         """log p of every triple, (users, V_1, V_2, V_3): each level normalised over its whole codebook."""

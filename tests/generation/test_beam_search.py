@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 import torch
 from head_tables import TableHeads, brute_force, random_trie, users
 
-from ugt_composer.generation.beam_search import beam_search, score_items
+from ugt_composer.generation.beam_search import UNKNOWN_LOG_PROB, beam_search, score_items, score_items_of
 from ugt_composer.generation.item_scores import ItemScores
 from ugt_composer.generation.trie import ItemTrie
 
@@ -183,7 +184,7 @@ def test_item_scores_are_added_to_the_log_probabilities(items, seed, memory_boun
     heads, trie, scores = TableHeads(SIZES, B, seed), random_trie(SIZES, items, seed), added(items, seed)
     exclude = trie.items[torch.randint(items, (B, 9), generator=torch.Generator().manual_seed(seed))]
     exclude[:, 0] = 0
-    result = beam_search(heads, users(B), trie, 10, 200, exclude, lambda rows: scores[rows], memory_bound)
+    result = beam_search(heads, users(B), trie, 10, 200, exclude, lambda rows: scores[rows], memory_bound=memory_bound)
     log_probs = score_items(heads, users(B), trie.items.expand(B, -1, -1))
     for user in range(B):
         banned = {tuple(item) for item in exclude[user].tolist()}
@@ -217,3 +218,55 @@ def test_the_item_scores_are_weighted_log_probabilities_over_the_catalogue():
     scores = ItemScores(people, items, temperature=0.2, weight=0.5)(slice(1, 3))
     cosines = torch.cosine_similarity(people[1:3, None], items[None], dim=-1)
     torch.testing.assert_close(scores, 0.5 * torch.log_softmax(cosines / 0.2, dim=-1))
+
+
+def over_catalogue(heads, trie):
+    """log p of each item, (users, n), by loops: softmaxes over the ids that the trie has below a prefix."""
+    items = trie.items.tolist()
+    found = torch.zeros(B, len(items))
+    for user in range(B):
+        for at, item in enumerate(items):
+            for level in range(3):
+                siblings = sorted({other[level] for other in items if other[:level] == item[:level]})
+                logits = heads.tables[level][(user, *item[:level])].float()
+                found[user, at] += logits[item[level]] - logits[siblings].logsumexp(0)
+    return found
+
+
+@pytest.mark.parametrize("memory_bound", [1 << 28, 10_000])
+@pytest.mark.parametrize("items", [1, 40, 140])
+def test_over_the_catalogue_probabilities_of_its_items_sum_to_one(items, memory_bound):
+    heads, trie = TableHeads(SIZES, B, 1), random_trie(SIZES, items, 1)
+    expected = over_catalogue(heads, trie)
+    torch.testing.assert_close(expected.exp().sum(1), torch.ones(B))
+    k = min(items, 20)
+    exclude = (
+        trie.items[torch.randint(items, (B, 5), generator=torch.Generator().manual_seed(1))] if items > 1 else None
+    )
+    result = beam_search(heads, users(B), trie, k, 200, exclude, over_catalogue=True, memory_bound=memory_bound)
+    for user in range(B):
+        banned = {tuple(item) for item in exclude[user].tolist()} if exclude is not None else set()
+        allowed = [n for n, item in enumerate(trie.items.tolist()) if tuple(item) not in banned]
+        best = sorted(allowed, key=lambda n: -expected[user, n].item())[:k]
+        assert result.item_index[user, : len(best)].tolist() == best
+        torch.testing.assert_close(result.scores[user, : len(best)], expected[user, best])
+    scored = score_items_of(heads, users(B), trie.items.expand(B, -1, -1), trie)
+    torch.testing.assert_close(scored, expected)
+
+
+def test_items_that_the_catalogue_lacks_are_improbable_and_move_nothing():
+    heads, trie = TableHeads(SIZES, B), random_trie(SIZES, 40)
+    known = set(map(tuple, trie.items.tolist()))
+    unknown = [item for item in itertools.product(range(5, 9), range(5, 10), range(5, 12)) if item not in known]
+    for table in heads.tables:
+        table.requires_grad_()
+    ids = torch.tensor([*unknown[:8], (1, 1, 1), (-100, -100, -100)]).expand(B, -1, -1)
+    scores = score_items_of(heads, users(B), ids, trie)
+    assert (scores == UNKNOWN_LOG_PROB).all()
+    scores.sum().backward()
+    assert all(table.grad is None or (table.grad == 0).all() for table in heads.tables)
+
+
+def test_a_softmax_over_no_catalogue_is_refused():
+    with pytest.raises(ValueError, match="trie"):
+        beam_search(TableHeads(SIZES, B), users(B), None, 1, 1, over_catalogue=True)

@@ -5,6 +5,9 @@ import itertools
 import pytest
 import torch
 
+from ugt_composer.generation.trie import ItemTrie
+from ugt_composer.losses.unified import UnifiedLoss
+
 LOGITS = ("l1_logits", "l2_logits", "l3_logits")
 
 
@@ -128,3 +131,73 @@ def test_the_seed_alone_decides_the_weights(tiny_model):
     pairs = zip(one.parameters(), same.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert not torch.equal(one.user_proj.weight, other.user_proj.weight)
+
+
+def catalogue_of(batch, known_rows):
+    """A trie of the labels of some rows and of some more items near them."""
+    labels = batch["labels"][:known_rows].flatten(0, 1)
+    labels = labels[(labels >= 0).all(-1)]
+    near = torch.cat([labels + torch.tensor(step) for step in ((0, 0, 0), (0, 0, -1), (0, -1, 0), (-1, 0, 0))])
+    return ItemTrie.from_triples(near.clamp(min=5))
+
+
+def test_over_the_catalogue_logits_are_those_of_the_codebook_at_what_exists_below_the_labels(tiny_model, random_batch):
+    model, plain = tiny_model(level_softmax="catalogue"), tiny_model()
+    batch = random_batch(rows=5, target=3)
+    trie = catalogue_of(batch, known_rows=3)
+    outputs, whole = model(batch, trie), plain(batch)
+    items = trie.items.tolist()
+    compared = 0
+    for row, step, level in itertools.product(range(5), range(3), range(3)):
+        label = batch["labels"][row, step].tolist()
+        logits, slot = outputs[LOGITS[level]][row, step], outputs["label_slots"][row, step, level].item()
+        below = sorted({item[level] for item in items if item[:level] == label[:level]})
+        if not below:
+            assert slot == -1
+            assert (logits == 0).all()
+            continue
+        assert slot == (below.index(label[level]) if label[level] in below else -1)
+        found = logits[logits > -torch.inf]
+        torch.testing.assert_close(found, whole[LOGITS[level]][row, step, below], rtol=1e-4, atol=1e-5)
+        compared += 1
+    assert compared > 25
+
+
+@pytest.mark.parametrize(("beams", "wanted"), [(1, 1), (1, 9), (3, 2), (3, 11)])
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_logits_of_some_ids_are_those_of_the_codebook(tiny_model, beams, wanted, level):
+    model, generator = tiny_model(), torch.Generator().manual_seed(0)
+    hidden = torch.randn(4, beams, 32, generator=generator)
+    prefix = torch.randint(5, 16, (4, beams, level), generator=generator)
+    beam = torch.randint(beams, (4, wanted), generator=generator)
+    ids = torch.randint(16, (4, wanted), generator=generator)
+    whole = model.level_logits(level, hidden, prefix)
+    expected = whole[torch.arange(4)[:, None], beam, ids]
+    torch.testing.assert_close(model.level_logits(level, hidden, prefix, beam, ids), expected)
+
+
+def test_over_the_catalogue_its_items_have_all_the_probability(tiny_model, random_batch):
+    model, batch = tiny_model(level_softmax="catalogue"), random_batch(rows=5, target=3, rejected=2)
+    trie = catalogue_of(batch, known_rows=5)
+    outputs = model(batch, trie)
+    every = trie.items.expand(5, -1, -1)
+    probabilities = model.item_logps(outputs["bos_hidden"], every, trie).exp()
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(5))
+    chosen = trie.find(batch["labels"][:, 0])
+    torch.testing.assert_close(outputs["chosen_logps"].exp(), probabilities[torch.arange(5), chosen])
+
+
+def test_over_the_catalogue_the_loss_is_the_cross_entropy_of_what_it_knows(tiny_model, random_batch):
+    model, batch = tiny_model(level_softmax="catalogue").train(), random_batch(rows=6, target=3)
+    trie = catalogue_of(batch, known_rows=4)
+    loss = UnifiedLoss(repr_dim=32, lambda_moe_balance=0.0)(model(batch, trie), batch)
+    loss["total_loss"].backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    with torch.no_grad():
+        whole = model(batch, trie)
+        for level, name in enumerate(LOGITS):
+            logits, slots = whole[name].flatten(0, 1), whole["label_slots"][..., level].flatten()
+            known = slots >= 0
+            assert 0 < known.sum() < len(slots)
+            expected = torch.nn.functional.cross_entropy(logits[known], slots[known])
+            torch.testing.assert_close(loss[f"ntp_l{level + 1}_loss"], expected)

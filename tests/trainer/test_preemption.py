@@ -40,6 +40,11 @@ def preempt(config, event: str, batch: int, *before: Callback) -> None:
     trainer.close()
 
 
+class Crash(Callback):
+    def batch_start(self, state, logger):
+        raise ZeroDivisionError
+
+
 @pytest.mark.parametrize("batch", [5, 7])  # within an epoch; at an epoch's end
 def test_an_evaluation_is_left_and_made_again_by_the_resumed_run(stage_config, tmp_path, batch):
     every = (*DROPOUT, f"eval_interval={batch}ba")
@@ -49,6 +54,12 @@ def test_an_evaluation_is_left_and_made_again_by_the_resumed_run(stage_config, t
     preempt(stage_config(tmp_path / "parts", 1, None, *every), "eval_batch_start", batch)
     assert batch_of(newest_checkpoint(tmp_path / "parts")[0]) == batch
     assert comparable(tmp_path / "parts")[-1]["batch"] == batch - 1
+    crashed = build_trainer(stage_config(tmp_path / "parts", 1, None, *every))
+    crashed.state.callbacks.append(Crash())  # once the evaluation is made, and nothing is saved since
+    with pytest.raises(ZeroDivisionError):
+        crashed.train()
+    crashed.close()
+    assert comparable(tmp_path / "parts")[-1]["batch"] == batch
     second = build_trainer(stage_config(tmp_path / "parts", 1, None, *every))
     second.train()
     second.close()

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.trainer.conftest import ROOT, comparable, metrics_of, stage_arguments
+from ugt_composer.callbacks.metrics_file import MetricsFile
 from ugt_composer.checkpoint.training import list_checkpoints, newest_checkpoint, read_checkpoint
 from ugt_composer.errors import EXIT_PREEMPTED, UserError
 from ugt_composer.trainer import build_trainer
@@ -192,3 +193,35 @@ def test_a_run_does_not_go_on_with_another_catalogue(stages, stage_config, tmp_p
         build_trainer(stage_config(stages / "stage1", 1, None, other))
     trainer = build_trainer(stage_config(stages / "stage1", 1, None, other, "resume_despite=[data.catalogue]"))
     trainer.close()
+
+
+@pytest.mark.parametrize("batch", [5, 12])  # an evaluation too; the end of the run
+def test_a_run_killed_between_a_checkpoint_and_its_line_writes_the_line(stage_config, tmp_path, monkeypatch, batch):
+    every = ("save_interval=1ba", "max_duration=12ba")
+    whole = build_trainer(stage_config(tmp_path / "whole", 1, None, *every))
+    whole.train()
+    whole.close()
+
+    class Killed(Exception):
+        pass
+
+    write = MetricsFile._write
+
+    def write_until(self, values):
+        if self.place["batch"] == batch:
+            raise Killed
+        write(self, values)
+
+    first = build_trainer(stage_config(tmp_path / "parts", 1, None, *every))
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsFile, "_write", write_until)
+        with pytest.raises(Killed):
+            first.train()
+    first.close()
+    assert newest_checkpoint(tmp_path / "parts")[0].name == f"ba{batch:08d}.pt"
+    assert metrics_of(tmp_path / "parts")[-1]["batch"] == batch - 1
+    for _ in range(2):  # the second time nothing is left to do
+        second = build_trainer(stage_config(tmp_path / "parts", 1, None, *every))
+        second.train()
+        second.close()
+    assert comparable(tmp_path / "parts") == comparable(tmp_path / "whole")

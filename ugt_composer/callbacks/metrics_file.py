@@ -19,8 +19,10 @@ RECORDED = ("loss/", "metrics/", "memory/")
 class MetricsFile(LoggerDestination):
     """Appends a line for each batch that is due, with its evaluation in the same line where there was one.
 
-    A resumed run first drops the lines past its checkpoint, so that each step is in the file once. An evaluation
-    metric that no row counted for is left out; a training value that is not finite is null.
+    Loggers come after the checkpoint of a batch, and a run may be killed between the two: the checkpoint holds what
+    the batch's line is made of. A resumed run drops that line and those after it and writes it again, so that each
+    step is in the file once. An evaluation metric that no row counted for is left out; a training value that is not
+    finite is null.
     """
 
     def __init__(self, save_folder: str, log_interval: str):
@@ -28,13 +30,23 @@ class MetricsFile(LoggerDestination):
         self.every = Every(log_interval)
         self.values: dict[str, Any] = {}
         self.evaluation: dict[str, Any] = {}
+        self.place = {"batch": 0, "epoch": 0}
+        self.is_due = self.in_evaluation = False
+        self.is_resumed = False  # from a checkpoint of this folder
 
     def state_dict(self) -> dict[str, Any]:
-        """What the file lacks of the batch: something only where a run is left within an evaluation."""
-        return {"values": {name: float(value) for name, value in self.values.items()}}
+        """What the batch's line is made of, where it is not in the file yet."""
+        return {
+            "values": {name: float(value) for name, value in self.values.items()},
+            "evaluation": {name: float(value) for name, value in self.evaluation.items()},
+            "place": self.place,
+            "is_due": self.is_due,
+            "in_evaluation": self.in_evaluation,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.values = dict(state["values"])
+        self.values, self.evaluation, self.place = (dict(state[name]) for name in ("values", "evaluation", "place"))
+        self.is_due, self.in_evaluation = state["is_due"], state["in_evaluation"]
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         for name, value in metrics.items():
@@ -43,25 +55,43 @@ class MetricsFile(LoggerDestination):
             elif name.startswith(RECORDED):
                 self.values[name] = value
 
-    def fit_start(self, state: State, logger: Logger) -> None:
+    def go_on(self, batch: int) -> None:
+        """Brings the file to where the run is, before its next batch."""
+        lacks_line = self.is_resumed and (self.is_due or bool(self.evaluation) or self.in_evaluation)
         if dist.get_global_rank() == 0:
             with saving_into(self.path.parent):
-                drop_lines_after(self.path, state.timestamp.batch.value)
+                drop_lines_after(self.path, batch - 1 if lacks_line else batch)
+        if not self.in_evaluation:  # else it is made again, and the line written after it
+            if lacks_line:
+                self._end_batch()
+            self.values, self.evaluation, self.is_due = {}, {}, False
+        self.in_evaluation = self.is_resumed = False
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self.place = {"batch": state.timestamp.batch.value, "epoch": state.timestamp.epoch.value}
+        self.is_due = self.every.is_due(state) or state.timestamp.batch.value == 1
+
+    def eval_before_all(self, state: State, logger: Logger) -> None:
+        self.in_evaluation = True
+
+    def eval_after_all(self, state: State, logger: Logger) -> None:
+        self.in_evaluation = False
 
     def eval_standalone_end(self, state: State, logger: Logger) -> None:
         self.evaluation = {}  # an evaluation by hand is no step of the run
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        due = self.every.is_due(state) or state.timestamp.batch.value == 1
-        if (due or self.evaluation) and dist.get_global_rank() == 0:
-            self._write(state, self.values if due else {})
-        self.values, self.evaluation = {}, {}
+        self._end_batch()
 
-    def _write(self, state: State, values: dict[str, Any]) -> None:
+    def _end_batch(self) -> None:
+        if (self.is_due or self.evaluation) and dist.get_global_rank() == 0:
+            self._write(self.values if self.is_due else {})
+        self.values, self.evaluation, self.is_due = {}, {}, False
+
+    def _write(self, values: dict[str, Any]) -> None:
         evaluation = {name: float(value) for name, value in self.evaluation.items()}
         line = {
-            "batch": state.timestamp.batch.value,
-            "epoch": state.timestamp.epoch.value,
+            **self.place,
             **{name: _finite(float(value)) for name, value in values.items()},
             **{name: value for name, value in evaluation.items() if math.isfinite(value)},
         }

@@ -23,6 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="the folder to make; it appears when it is complete"
     )
+    parser.add_argument(
+        "--catalogue",
+        metavar="FILE",
+        help="of a model whose softmax runs over it (default: the data.catalogue that it was trained with)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace DIR, once the new one is complete")
 
 
@@ -35,14 +40,21 @@ def main(arguments: argparse.Namespace) -> int:
     import ugt_composer.export
     from ugt_composer.checkpoint.portable import load_portable, save_portable
     from ugt_composer.checkpoint.stored import model_folder
+    from ugt_composer.cli.loading import load_trained
     from ugt_composer.export.programs import export_programs
+    from ugt_composer.generation.trie import ItemTrie
     from ugt_composer.output_folder import new_folder
 
     out = Path(arguments.out)
     with new_folder(out, FILES, arguments.overwrite) as folder:
+        trie = None
         model, config, facts = load_portable(model_folder(arguments.checkpoint))
+        if model.is_over_catalogue:
+            catalogue = load_trained(arguments.checkpoint, arguments.catalogue)[-1]
+            assert catalogue is not None  # its config was refused without one
+            trie = ItemTrie.from_triples(catalogue.triples)
         save_portable(folder, model.float().state_dict(), config, facts)
-        for name, program in zip(FILES, export_programs(model), strict=False):
+        for name, program in zip(FILES, export_programs(model, trie), strict=False):
             torch.export.save(program, folder / name)
         shutil.copy(Path(ugt_composer.export.__path__[0]) / "usage.py", folder)
     print(f"{out}: {', '.join(FILES)}")

@@ -3,6 +3,9 @@
 B rows, S history tokens, N candidates, D width.
 """
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -10,13 +13,15 @@ from torch.export import Dim, ExportedProgram, export
 
 from ugt_composer.data.codec import DECODER_COLUMNS, ENCODER_COLUMNS, REJECTED_COLUMNS, Row, encode_row
 from ugt_composer.data.collate import PackedRow, collate
-from ugt_composer.generation.beam_search import score_items
+from ugt_composer.generation.beam_search import score_items, score_items_of
+from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.model.moe import MoEFeedForward
 from ugt_composer.model.ugt import UGT
 from ugt_composer.vocabulary import LEVELS, NUM_SPECIAL_IDS
 
 INPUTS = ("encoder_ids", "encoder_positions", "encoder_token_types", "encoder_mask")  # of the encoder, in order
 NO_ITEMS = np.zeros((0, REJECTED_COLUMNS), np.int64)
+TRIE_TENSORS = ("ids", "parents", "first", "keys")
 MOST = 2**31 - 1  # rows or candidates at once; a bound has to be named
 
 
@@ -35,20 +40,35 @@ class EncoderProgram(nn.Module):
 
 
 class ScorerProgram(nn.Module):
-    """The log-probabilities of given items."""
+    """The log-probabilities of given items; a model whose softmax runs over the catalogue carries it along."""
 
-    def __init__(self, model: UGT):
+    def __init__(self, model: UGT, trie: ItemTrie | None):
         super().__init__()
         self.heads, self.item_embedding = model.heads, model.item_embedding
+        self.trie = trie if model.is_over_catalogue else None
+        for number, level in enumerate(self.trie.levels if self.trie is not None else ()):
+            for name in TRIE_TENSORS:
+                self.register_buffer(f"level{number}_{name}", getattr(level, name))
 
     def forward(self, state: Tensor, candidates: Tensor) -> Tensor:
         """state (B, D), candidates int64 (B, N, 3) → log p(l1) + log p(l2 | l1) + log p(l3 | l1, l2), (B, N)."""
-        return score_items(
-            lambda level, x, prefix: self.heads(level, x, prefix, self.item_embedding), state, candidates
+
+        def heads(
+            level: int, hidden: Tensor, prefix: Tensor, beam: Tensor | None = None, ids: Tensor | None = None
+        ) -> Tensor:
+            return self.heads(level, hidden, prefix, self.item_embedding, beam, ids)
+
+        if self.trie is None:
+            return score_items(heads, state, candidates)
+        buffers: dict[str, Any] = dict(self.named_buffers(recurse=False))
+        levels = tuple(
+            replace(level, **{name: buffers[f"level{number}_{name}"] for name in TRIE_TENSORS})
+            for number, level in enumerate(self.trie.levels)
         )
+        return score_items_of(heads, state, candidates, ItemTrie(self.trie.items, levels))
 
 
-def export_programs(model: UGT) -> tuple[ExportedProgram, ExportedProgram]:
+def export_programs(model: UGT, trie: ItemTrie | None) -> tuple[ExportedProgram, ExportedProgram]:
     """The encoder and the scorer of a model, in float32 on the CPU. It is changed for that: give it a model of its own.
 
     Without strict tracing: the modules are traced as they run, with the shapes of an example as symbols.
@@ -66,7 +86,7 @@ def export_programs(model: UGT) -> tuple[ExportedProgram, ExportedProgram]:
     state, _ = encoder(*inputs)
     items = torch.full((len(state), 3, LEVELS), NUM_SPECIAL_IDS)
     scorer = export(
-        ScorerProgram(model), (state, items), dynamic_shapes=[{0: rows}, {0: rows, 1: candidates}], strict=False
+        ScorerProgram(model, trie), (state, items), dynamic_shapes=[{0: rows}, {0: rows, 1: candidates}], strict=False
     )
     del model.heads, model.item_proj  # else the encoder's program carries them too
     return export(encoder, inputs, dynamic_shapes=[{0: rows, 1: history}] * len(inputs), strict=False), scorer

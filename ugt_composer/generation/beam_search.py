@@ -5,8 +5,9 @@ items, N items to score, n items of the catalogue, n_l its prefixes at level l.
 
     log p(item) = log p(l1 | h) + log p(l2 | h, l1) + log p(l3 | h, l1, l2)
 
-Each term is a log-softmax over the whole codebook of its level, so a score is the log-probability of the same item
-in training, whatever the catalogue; the catalogue only decides which items can be returned.
+Each term is a log-softmax over the whole codebook of its level, so that the catalogue only decides which items can be
+returned, not their probabilities; or over the ids that the catalogue has below the prefix, so that the probabilities of
+its items sum to 1 and nothing is computed for ids that cannot come next. A model is trained with one or the other.
 
 Where a second opinion of the items is given, such as how near their vectors are to the user's, it is added to log p.
 A prefix then competes by its own log p plus the best opinion of an item below it, which no item below it exceeds.
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ugt_composer.generation.code_space import CodeSpace
-from ugt_composer.generation.trie import ItemTrie
+from ugt_composer.generation.trie import Children, ItemTrie
 from ugt_composer.vocabulary import LEVELS
 
 MEMORY_BOUND = 256 * 2**20  # bytes of working tensors, roughly; users are searched in groups that stay below it
@@ -32,10 +33,13 @@ class LevelHeads(Protocol):
     """The model's output heads, each conditional on the ids chosen above.
 
     Called with level 0, 1 or 2, hidden (..., D) and prefix int64 (..., level); returns logits (..., V_level). The
-    leading dimensions may be empty: a call with no rows is how V_level is asked for.
+    leading dimensions may be empty: a call with no rows is how V_level is asked for. With `beam` and `ids`, int64
+    (B, R), hidden is (B, W, D), and only the logits (B, R) of these ids below these of the W prefixes are returned.
     """
 
-    def __call__(self, level: int, hidden: Tensor, prefix: Tensor) -> Tensor: ...
+    def __call__(
+        self, level: int, hidden: Tensor, prefix: Tensor, beam: Tensor | None = None, ids: Tensor | None = None
+    ) -> Tensor: ...
 
 
 class Recommendations(NamedTuple):
@@ -73,6 +77,7 @@ def beam_search(
     beam_width: int,
     exclude: Tensor | None = None,
     item_scores: Callable[[slice], Tensor] | None = None,
+    over_catalogue: bool = False,
     memory_bound: int = MEMORY_BOUND,
 ) -> Recommendations:
     """The K best items of each user.
@@ -92,6 +97,7 @@ def beam_search(
         exclude: int64 (B, X, 3) items never to recommend, such as the history; rows that are no item are ignored.
         item_scores: what is added to the log-probabilities of the items: float32 (b, n), in the order of `trie.items`,
             for a slice of b users.
+        over_catalogue: each level's softmax runs over the ids that the trie has below the prefix.
         memory_bound: bytes of working tensors above which the users are searched in several groups.
     """
     if not 1 <= k <= beam_width:
@@ -100,7 +106,9 @@ def beam_search(
     space: ItemTrie | CodeSpace = CodeSpace(sizes) if trie is None else trie
     if trie is not None:
         trie.check(sizes)
-    bytes_per_user = _bytes_per_user(space, sizes, beam_width)
+    if over_catalogue and trie is None:
+        raise ValueError("a softmax over the catalogue needs a trie")
+    bytes_per_user = _bytes_per_user(space, sizes, beam_width, hidden.shape[-1] if over_catalogue else None)
     if item_scores is not None:
         if trie is None:
             raise ValueError("item_scores need a trie, whose items they are of")
@@ -111,8 +119,56 @@ def beam_search(
         rows = slice(start, start + group)
         excluded = None if exclude is None else exclude[rows]
         scored = None if item_scores is None else item_scores(rows)
-        parts.append(_search(heads, hidden[rows], space, k, beam_width, excluded, scored))
+        parts.append(_search(heads, hidden[rows], space, k, beam_width, excluded, scored, over_catalogue))
     return Recommendations(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+UNKNOWN_LOG_PROB = -20.0  # of an item that the catalogue lacks, where the softmax runs over the catalogue
+
+
+class ChildLogits(NamedTuple):
+    """What may come after a prefix, and its logits. N prefixes, C slots.
+
+    Attributes:
+        logits: (N, C), -inf in slots without a child; all 0 where the prefix does not exist.
+        slots: int64 (N,) of the id that did come, -1 where the catalogue does not have it.
+    """
+
+    logits: Tensor
+    slots: Tensor
+
+
+def child_logits(heads: LevelHeads, hidden: Tensor, ids: Tensor, trie: ItemTrie) -> list[ChildLogits]:
+    """Of each level, the logits of the ids that the catalogue has below the levels above it.
+
+    hidden (N, D), ids int64 (N, 3), of which each level conditions those below it.
+    """
+    found = []
+    root = torch.zeros_like(ids[:, 0])
+    parents = root
+    for level, nodes in enumerate(trie.path(ids)):
+        exists = parents >= 0
+        above = parents.clamp(min=0)
+        children = trie.children(level, above[:, None], exists[:, None])
+        prefix = ids[:, None, :level].clamp(min=0)
+        logits = heads(level, hidden[:, None], prefix, children.beam, children.ids)
+        logits = logits.masked_fill(~children.filled & exists[:, None], float("-inf"))
+        logits = logits.masked_fill(~exists[:, None], 0.0)
+        slots = torch.where(nodes >= 0, nodes - trie.levels[level].first[above], -1)
+        found.append(ChildLogits(logits, slots))
+        parents = nodes
+    return found
+
+
+def score_items_of(heads: LevelHeads, hidden: Tensor, ids: Tensor, trie: ItemTrie) -> Tensor:
+    """`score_items` where each level's softmax runs over the catalogue: hidden (B, D), ids (B, N, 3) -> (B, N)."""
+    states = hidden.unsqueeze(1).expand(-1, ids.shape[1], -1)
+    total = torch.zeros(ids.shape[:2].numel(), device=hidden.device)
+    for logits, slots in child_logits(heads, states.flatten(0, 1), ids.flatten(0, 1), trie):
+        here = logits.float()
+        own = here.gather(1, slots.clamp(min=0)[:, None]).squeeze(1) - here.logsumexp(1)
+        total = torch.where(slots >= 0, total + own, UNKNOWN_LOG_PROB)
+    return total.view(ids.shape[:2])
 
 
 def score_items(heads: LevelHeads, hidden: Tensor, ids: Tensor) -> Tensor:
@@ -142,11 +198,17 @@ def _codebook_sizes(heads: LevelHeads, hidden: Tensor) -> tuple[int, ...]:
     return tuple(heads(level, hidden[:0], no_prefix[:, :level]).shape[-1] for level in range(LEVELS))
 
 
-def _bytes_per_user(space: ItemTrie | CodeSpace, sizes: tuple[int, ...], beam_width: int) -> int:
+def _bytes_per_user(
+    space: ItemTrie | CodeSpace, sizes: tuple[int, ...], beam_width: int, gathered: int | None = None
+) -> int:
+    """gathered: the width D of what a slot gathers where logits are computed for slots only."""
     width, needed = 1, 1
     for level in range(LEVELS):
         slots = space.slots(level, width)
-        needed = max(needed, width * sizes[level] * LOGIT_BYTES + slots * SLOT_BYTES)
+        logits = width * sizes[level] * LOGIT_BYTES
+        if gathered is not None:
+            logits = min(logits, slots * 3 * 4 * gathered)  # two vectors and their product, in float32
+        needed = max(needed, logits + slots * SLOT_BYTES)
         width = min(beam_width, slots)
     return needed
 
@@ -159,6 +221,7 @@ def _search(
     beam_width: int,
     exclude: Tensor | None,
     item_scores: Tensor | None,
+    over_catalogue: bool,
 ) -> Recommendations:
     closed = [None] * LEVELS if exclude is None else space.closed(exclude)
     added: list[Tensor | None] = [None] * LEVELS
@@ -171,7 +234,8 @@ def _search(
     for level in range(LEVELS):
         last = level == LEVELS - 1
         width = k if last else beam_width
-        beams = _step(heads, hidden, space, level, beams, closed[level], added[level], width, ranked=last)
+        rest = closed[level], added[level], width, over_catalogue
+        beams = _step(heads, hidden, space, level, beams, *rest, ranked=last)
     return _recommendations(beams, k)
 
 
@@ -192,6 +256,7 @@ def _step(
     closed: Tensor | None,
     added: Tensor | None,
     width: int,
+    over_catalogue: bool,
     ranked: bool,
 ) -> _Beams:
     """Extends every beam by one id and keeps the `width` best: best first if `ranked`, else in order of nodes.
@@ -199,13 +264,18 @@ def _step(
     added: (B, n_l), to the log-probabilities of the level's nodes.
     """
     alive = beams.scores != float("-inf")
-    logits = heads(level, hidden.unsqueeze(1).expand(-1, beams.nodes.shape[1], -1), beams.ids).float()
     children = space.children(level, beams.nodes, alive)
-    normaliser = logits.logsumexp(-1)
+    states = hidden.unsqueeze(1).expand(-1, beams.nodes.shape[1], -1)
+    if over_catalogue:
+        log_probs = heads(level, states, beams.ids, children.beam, children.ids).float()
+        normaliser = _log_sum_of_beams(log_probs, children, beams.nodes.shape[1])
+    else:
+        logits = heads(level, states, beams.ids).float()
+        normaliser = logits.logsumexp(-1)
+        log_probs = logits.flatten(1).gather(1, children.beam * logits.shape[-1] + children.ids)
     # A row of -inf only has no distribution; nothing below it can be chosen, and -inf - -inf would be NaN.
     normaliser = normaliser.masked_fill(normaliser == float("-inf"), 0.0)
-    log_probs = logits.flatten(1).gather(1, children.beam * logits.shape[-1] + children.ids)
-    log_probs += (beams.log_probs - normaliser).gather(1, children.beam)
+    log_probs = log_probs + (beams.log_probs - normaliser).gather(1, children.beam)
     scores = log_probs if added is None else log_probs + added.gather(1, children.nodes)
     open_ = children.filled if closed is None else children.filled & ~_contains(closed, children.nodes)
     scores = scores.masked_fill(~open_, float("-inf"))
@@ -217,6 +287,16 @@ def _step(
     prefix = beams.ids.gather(1, parents.unsqueeze(2).expand(-1, -1, level))
     ids = torch.cat([prefix, children.ids.gather(1, slots).unsqueeze(2)], dim=2)
     return _Beams(ids, children.nodes.gather(1, slots), best, log_probs.gather(1, slots))
+
+
+def _log_sum_of_beams(logits: Tensor, children: Children, width: int) -> Tensor:
+    """log Σ exp over the children of each beam: logits (B, R) -> (B, W)."""
+    logits = logits.masked_fill(~children.filled, float("-inf"))
+    none = logits.new_full((len(logits), width), float("-inf"))
+    largest = none.scatter_reduce(1, children.beam, logits, "amax")
+    largest = largest.masked_fill(largest == float("-inf"), 0.0)
+    shares = (logits - largest.gather(1, children.beam)).exp()
+    return torch.zeros_like(none).scatter_add(1, children.beam, shares).log() + largest
 
 
 def _best_slots(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

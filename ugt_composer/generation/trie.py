@@ -132,14 +132,20 @@ class ItemTrie:
 
     def find(self, ids: Tensor) -> Tensor:
         """Item index of each triple. ids: int64 (..., 3) -> int64 (...), -1 where there is no such item."""
+        return self.path(ids)[-1]
+
+    def path(self, ids: Tensor) -> list[Tensor]:
+        """The nodes that triples int64 (..., 3) go through: int64 (...) a level, -1 from where there is none."""
         node = torch.zeros(ids.shape[:-1], dtype=torch.int64, device=ids.device)
         found = torch.ones_like(node, dtype=torch.bool)
+        nodes = []
         for level, here in enumerate(self.levels):
             wanted = ids[..., level]
             key = (node * here.radix + wanted).contiguous()
             node = torch.searchsorted(here.keys, key).clamp_(max=len(here) - 1)
-            found &= (here.keys[node] == key) & (wanted >= 0) & (wanted < here.radix)
-        return node.masked_fill_(~found, -1)
+            found = found & (here.keys[node] == key) & (wanted >= 0) & (wanted < here.radix)
+            nodes.append(node.masked_fill(~found, -1))
+        return nodes
 
     def best_below(self, item_scores: Tensor) -> list[Tensor]:
         """The largest score among the items below each node: float (B, n) -> three (B, n_l), the last as given."""

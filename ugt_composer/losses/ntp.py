@@ -41,7 +41,7 @@ class NextTokenPredictionLoss(nn.Module):
         batch_totals: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """
-        l1_logits, l2_logits, l3_logits: (B, T, V_l)
+        l1_logits, l2_logits, l3_logits: (B, T, V_l), -inf where there is no class
         labels: (B, T, L), -100 is not counted
         batch_totals: (6,) counts of the global batch, see `normalization`
         returns: loss (), and `ntp_l{1,2,3}_loss`, `ntp_l{1,2,3}_acc`
@@ -61,13 +61,14 @@ class NextTokenPredictionLoss(nn.Module):
     def _sums(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of one level, logits (B, T, V_l) and labels (B, T): cross-entropy, right answers, counted labels; each ()."""
         counted = labels != IGNORE_INDEX
-        total = F.cross_entropy(
-            logits.flatten(0, 1).float(),
-            labels.flatten(),
-            ignore_index=IGNORE_INDEX,
-            reduction="sum",
-            label_smoothing=self.label_smoothing,
-        )
+        flat, wanted = logits.flatten(0, 1).float(), labels.flatten()
+        total = F.cross_entropy(flat, wanted, ignore_index=IGNORE_INDEX, reduction="sum")
+        if self.label_smoothing > 0:
+            # Over the classes that there are; PyTorch's own smoothing gives mass to those of -inf.
+            log_probs, is_class = flat.log_softmax(dim=-1), flat > float("-inf")
+            spread = log_probs.masked_fill(~is_class, 0.0).sum(dim=-1) / is_class.sum(dim=-1)
+            spread = torch.where(wanted != IGNORE_INDEX, spread, 0.0).sum()
+            total = (1 - self.label_smoothing) * total - self.label_smoothing * spread
         # Half-precision logits are not upcast for the argmax: it needs their order only.
         correct = (logits.detach().argmax(dim=-1) == labels) & counted
         return total, correct.sum().float(), counted.sum()

@@ -17,6 +17,7 @@ from ugt_composer.losses.dpo import DPOLoss
 from ugt_composer.losses.moe_balance import MoEBalanceLoss
 from ugt_composer.losses.normalization import counted_labels, has_target
 from ugt_composer.losses.ntp import NextTokenPredictionLoss
+from ugt_composer.vocabulary import IGNORE_INDEX
 
 Losses = dict[str, Any]
 CATALOGUE = "catalogue"  # of contrastive_negatives; the other is in_batch
@@ -62,8 +63,9 @@ class UnifiedLoss(nn.Module):
 
     def forward(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Losses:
         """
-        outputs: l1_logits, l2_logits, l3_logits (B, T, V_l); user_repr, item_repr (B, D) for the contrastive part,
-            and where its negatives are the catalogue catalogue_repr (n, D) and item_rows (B,);
+        outputs: l1_logits, l2_logits, l3_logits (B, T, V_l), or of what the catalogue has below each prefix, and then
+            label_slots (B, T, L), the labels' places in them or -1; user_repr, item_repr (B, D) for the contrastive
+            part, and where its negatives are the catalogue catalogue_repr (n, D) and item_rows (B,);
             chosen_logps (B,), rejected_logps (B, N) and, unless reference-free, reference_chosen_logps and
             reference_rejected_logps for the preference part, all absent where the batch has no rejected item;
             router_counts, router_prob_sums (Y, E) for the balance
@@ -73,9 +75,12 @@ class UnifiedLoss(nn.Module):
             moe_balance_loss, each () float32 and without its lambda (0 where that is 0); `metrics`, a dict of ()
         """
         labels = counted_labels(batch["labels"], batch["row_mask"])
-        ntp_loss, metrics = self.ntp(
-            outputs["l1_logits"], outputs["l2_logits"], outputs["l3_logits"], labels, batch.get("batch_totals")
-        )
+        logits = (outputs["l1_logits"], outputs["l2_logits"], outputs["l3_logits"])
+        classes = labels
+        if "label_slots" in outputs:
+            slots = outputs["label_slots"]
+            classes = torch.where((labels != IGNORE_INDEX) & (slots >= 0), slots, IGNORE_INDEX)
+        ntp_loss, metrics = self.ntp(*logits, classes, batch.get("batch_totals"))
         contrastive_loss, dpo_loss, moe_balance_loss = ntp_loss.new_zeros(3).unbind()
         if self.lambda_contrastive > 0:
             contrastive_loss, new = self._contrastive(outputs, batch, labels)

@@ -2,6 +2,8 @@
 
 log p(item | h) = log p(l1 | h) + log p(l2 | h, l1) + log p(l3 | h, l1, l2). Independent heads would model
 p(l1)·p(l2)·p(l3), which gives mass to items that do not exist.
+
+Logits are of a whole codebook, or of a few ids only: those that exist below a prefix.
 """
 
 from collections.abc import Sequence
@@ -27,13 +29,36 @@ class LevelHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(codebook_size))
         self.weight = None if tied else nn.Parameter(torch.empty(codebook_size, d_model))
 
-    def forward(self, hidden: Tensor, prefix: Tensor, embedding: ItemEmbedding) -> Tensor:
-        """hidden (..., D), prefix (..., level) int64 → logits (..., V_level)."""
+    def forward(
+        self,
+        hidden: Tensor,
+        prefix: Tensor,
+        embedding: ItemEmbedding,
+        beam: Tensor | None = None,
+        ids: Tensor | None = None,
+    ) -> Tensor:
+        """
+        hidden: (..., D); (B, W, D) where ids are given
+        prefix: (..., level) int64
+        beam, ids: (B, R) int64, the ids that logits are wanted of, and which of the W prefixes each is below
+        returns: logits (..., V_level), or (B, R)
+        """
         if self.level > 0:
             mixed = F.silu(self.hidden_proj(hidden) + self.prefix_proj(embedding(prefix)))
             hidden = hidden + self.out_proj(mixed)
         weight = embedding.output_weight(self.level) if self.weight is None else self.weight
-        return F.linear(self.norm(hidden), weight, self.bias)
+        states = self.norm(hidden)
+        if beam is None or ids is None:
+            return F.linear(states, weight, self.bias)
+        wanted, whole = ids.shape[1] * weight.shape[1], states.shape[1] * weight.shape[0]
+        if wanted >= whole:  # numbers to gather, against logits of the whole codebook
+            logits = F.linear(states, weight, self.bias)
+            return logits.flatten(1).gather(1, beam * weight.shape[0] + ids)
+        rows, bias = F.embedding(ids, weight), F.embedding(ids, self.bias.unsqueeze(1)).squeeze(2)
+        if states.shape[1] == 1:
+            return (rows @ states.transpose(1, 2)).squeeze(2) + bias
+        owners = states.gather(1, beam.unsqueeze(2).expand(-1, -1, states.shape[2]))
+        return (rows * owners).sum(2) + bias
 
 
 class LevelHeads(nn.Module):
@@ -41,6 +66,14 @@ class LevelHeads(nn.Module):
         super().__init__()
         self.heads = nn.ModuleList(LevelHead(level, size, d_model, tied) for level, size in enumerate(codebook_sizes))
 
-    def forward(self, level: int, hidden: Tensor, prefix: Tensor, embedding: ItemEmbedding) -> Tensor:
-        """Logits (..., V_level) of level 0, 1 or 2 given hidden (..., D) and the ids above, prefix (..., level)."""
-        return self.heads[level](hidden, prefix, embedding)
+    def forward(
+        self,
+        level: int,
+        hidden: Tensor,
+        prefix: Tensor,
+        embedding: ItemEmbedding,
+        beam: Tensor | None = None,
+        ids: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of level 0, 1 or 2, see LevelHead."""
+        return self.heads[level](hidden, prefix, embedding, beam, ids)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ugt_composer.data.batch import Batch
+from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.model.ugt import UGT
 
 
@@ -16,7 +17,7 @@ class Reference(nn.Module):
         self.model = model.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch, trie: ItemTrie | None = None) -> Tensor:
         """log p(item), (B, 1 + N) float32, of each row's chosen item and its N rejected ones."""
         ids = torch.cat((batch["labels"][:, :1].clamp(min=0), batch["rejected_ids"]), dim=1)
-        return self.model.item_logps(self.model.start(batch), ids)
+        return self.model.item_logps(self.model.start(batch), ids, trie)

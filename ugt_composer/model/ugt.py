@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ugt_composer.data.batch import Batch
-from ugt_composer.generation.beam_search import score_items
+from ugt_composer.generation.beam_search import child_logits, score_items, score_items_of
+from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.model.decoder import Decoder
 from ugt_composer.model.embedding import InputEmbedding, ItemEmbedding
 from ugt_composer.model.encoder import Encoder
@@ -40,6 +41,8 @@ class UGT(nn.Module):
         num_experts, top_k_experts: experts in all, and for one token.
         expert_capacity_factor: bound on an expert's share while training; None drops no token.
         user_pooling: the user vector is the first token's, or the masked mean.
+        level_softmax: each level's probabilities are over its codebook, or over the ids that the catalogue has below
+            the levels above.
         tie_embeddings: the level heads use the level embeddings as their weight.
     """
 
@@ -62,11 +65,13 @@ class UGT(nn.Module):
         expert_capacity_factor: float | None,
         user_pooling: Literal["first", "mean"],
         tie_embeddings: bool,
+        level_softmax: Literal["codebook", "catalogue"],
     ):
         super().__init__()
         self.codebook_sizes = tuple(codebook_sizes)
         self.user_pooling = user_pooling
         self.history_positions = history_positions
+        self.is_over_catalogue = level_softmax == "catalogue"
         self.item_embedding = ItemEmbedding(codebook_sizes, d_model)
         self.encoder_input = InputEmbedding(d_model, max_seq_len, num_token_types, dropout)
         self.encoder = Encoder(
@@ -120,14 +125,16 @@ class UGT(nn.Module):
         for table in self.item_embedding.levels:
             table.weight.data[table.padding_idx].zero_()
 
-    def forward(self, batch: Batch, catalogue: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, trie: ItemTrie | None = None, with_item_vectors: bool = False) -> dict[str, Tensor]:
         """One pass over a batch, teacher-forced.
 
         Args:
-            catalogue: int64 (n, 3), the items whose vectors are wanted too.
+            trie: the catalogue; needed for its item vectors and where `level_softmax` is catalogue.
+            with_item_vectors: whether the vectors of all its items are wanted.
 
         Returns:
-            l1_logits, l2_logits, l3_logits: (B, T, V_l); level l sees the labels of the levels above it.
+            l1_logits, l2_logits, l3_logits: (B, T, V_l); level l sees the labels of the levels above it. Over the
+                catalogue: (B, T, C_l), see `child_logits`, and label_slots (B, T, 3) int64, the labels' places or -1.
             aux_loss: scalar, the router's balance loss on this rank's tokens.
             user_repr, item_repr: (B, D), of the history and of the row's target item.
             router_counts, router_prob_sums: (decoder layers, E), see RouterStats.
@@ -137,11 +144,8 @@ class UGT(nn.Module):
         """
         memory = self.encode(batch)
         hidden, router = self.decode(batch, memory)
-        labels = batch["labels"].clamp(min=0)  # an ignored label conditions as PAD, the zero vector
-        target = labels[:, 0]
-        outputs = {
-            f"l{level + 1}_logits": self.level_logits(level, hidden, labels[..., :level]) for level in range(LEVELS)
-        }
+        target = batch["labels"][:, 0].clamp(min=0)
+        outputs = self._logits(hidden, batch["labels"], trie)
         outputs |= {
             "aux_loss": balance_loss(*router),
             "user_repr": self.user_vector(memory, batch["encoder_mask"]),
@@ -150,10 +154,11 @@ class UGT(nn.Module):
             "router_prob_sums": router.prob_sums,
             "bos_hidden": hidden[:, 0],
         }
-        if catalogue is not None:
-            outputs["catalogue_repr"] = self.item_vectors(catalogue)
+        if with_item_vectors:
+            assert trie is not None
+            outputs["catalogue_repr"] = self.item_vectors(trie.items)
         if batch["rejected_ids"].shape[1] > 0:
-            logps = self.item_logps(hidden[:, 0], torch.cat((target[:, None], batch["rejected_ids"]), dim=1))
+            logps = self.item_logps(hidden[:, 0], torch.cat((target[:, None], batch["rejected_ids"]), dim=1), trie)
             outputs |= {"chosen_logps": logps[:, 0], "rejected_logps": logps[:, 1:]}
         return outputs
 
@@ -185,13 +190,29 @@ class UGT(nn.Module):
         hidden, _ = self.decoder(x, torch.ones_like(zeros, dtype=torch.bool), memory, memory_mask)
         return hidden[:, 0]
 
-    def level_logits(self, level: int, hidden: Tensor, prefix: Tensor) -> Tensor:
-        """Logits (..., V_level) given hidden (..., D) and the ids of the levels above, prefix (..., level) int64."""
-        return self.heads(level, hidden, prefix, self.item_embedding)
+    def _logits(self, hidden: Tensor, labels: Tensor, trie: ItemTrie | None) -> dict[str, Tensor]:
+        names = [f"l{level + 1}_logits" for level in range(LEVELS)]
+        if not self.is_over_catalogue:
+            ids = labels.clamp(min=0)  # an ignored label conditions as PAD, the zero vector
+            return {name: self.level_logits(level, hidden, ids[..., :level]) for level, name in enumerate(names)}
+        assert trie is not None  # the config was refused without a catalogue
+        found = child_logits(self.level_logits, hidden.flatten(0, 1), labels.flatten(0, 1), trie)
+        logits = {name: one.logits.unflatten(0, labels.shape[:2]) for name, one in zip(names, found, strict=True)}
+        return logits | {"label_slots": torch.stack([one.slots.view(labels.shape[:2]) for one in found], dim=-1)}
 
-    def item_logps(self, hidden: Tensor, ids: Tensor) -> Tensor:
+    def level_logits(
+        self, level: int, hidden: Tensor, prefix: Tensor, beam: Tensor | None = None, ids: Tensor | None = None
+    ) -> Tensor:
+        """Logits (..., V_level) given hidden (..., D) and the ids of the levels above, prefix (..., level) int64; or of
+        some ids only, see LevelHead."""
+        return self.heads(level, hidden, prefix, self.item_embedding, beam, ids)
+
+    def item_logps(self, hidden: Tensor, ids: Tensor, trie: ItemTrie | None = None) -> Tensor:
         """log p(item) (B, N) float32 of items ids (B, N, 3), given the hidden state at BOS (B, D)."""
-        return score_items(self.level_logits, hidden, ids)
+        if not self.is_over_catalogue:
+            return score_items(self.level_logits, hidden, ids)
+        assert trie is not None
+        return score_items_of(self.level_logits, hidden, ids, trie)
 
     def item_vectors(self, ids: Tensor) -> Tensor:
         """What user vectors are compared with: items int64 (..., 3) → (..., D)."""
