@@ -9,13 +9,19 @@ from composer.utils import dist
 
 from ugt_composer.callbacks.metrics_file import MetricsFile
 from ugt_composer.config import Config
+from ugt_composer.intervals import Every
 
 
 class ResumingTensorboard(TensorboardLogger):
-    """A resumed run first takes back the steps that an earlier process logged past its checkpoint.
+    """A resumed run first takes back the steps that an earlier process logged past its checkpoint. What was logged up to
+    a checkpoint is in the file before the checkpoint is written.
 
     Steps are those of metrics.jsonl: Composer logs the losses of a batch before it counts the batch.
     """
+
+    def __init__(self, log_dir: str, save_interval: str):
+        super().__init__(log_dir=log_dir)
+        self.saves = Every(save_interval)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         losses = {name: value for name, value in metrics.items() if name.startswith("loss/train/")}
@@ -27,13 +33,18 @@ class ResumingTensorboard(TensorboardLogger):
             self.writer.close()  # the mark goes first into a file, which the next value opens
             self.writer.purge_step = state.timestamp.batch.value + 1
 
+    def batch_end(self, state: State, logger: Logger) -> None:
+        super().batch_end(state, logger)
+        if self.saves.is_due(state):
+            self._flush(logger)
+
 
 def build_loggers(config: Config) -> list[LoggerDestination]:
     """metrics.jsonl always; the others as `loggers.*` says."""
     loggers: list[LoggerDestination] = [MetricsFile(config.save_folder, config.log_interval)]
     wandb, mlflow = config.loggers.wandb, config.loggers.mlflow
     if config.loggers.tensorboard:
-        loggers.append(ResumingTensorboard(log_dir=str(Path(config.save_folder) / "tensorboard")))
+        loggers.append(ResumingTensorboard(str(Path(config.save_folder) / "tensorboard"), config.save_interval))
     if wandb is not None:
         from composer.loggers import WandBLogger
 

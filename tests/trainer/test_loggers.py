@@ -2,6 +2,7 @@
 
 import shutil
 
+from composer import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.trainer.conftest import metrics_of
@@ -33,6 +34,26 @@ def test_tensorboard_shows_each_step_once_after_a_kill(stage_config, tmp_path):
     whole, parts = curves(tmp_path / "whole"), curves(tmp_path / "parts")
     assert len(whole["metrics/train/grad_norm"]) == len(metrics_of(tmp_path / "whole"))
     assert parts == whole
+
+
+class CopyAt(Callback):
+    """What a kill at a checkpoint would leave."""
+
+    def __init__(self, batch, source, target):
+        self.batch, self.source, self.target = batch, source, target
+
+    def batch_checkpoint(self, state, logger):
+        if state.timestamp.batch.value == self.batch:
+            shutil.copytree(self.source, self.target)
+
+
+def test_tensorboard_has_all_that_was_logged_before_a_checkpoint(stage_config, tmp_path):
+    options = ("loggers.tensorboard=true", "run_name=ugt", "save_interval=4ba", "max_duration=6ba")
+    trainer = build_trainer(stage_config(tmp_path / "run", 1, None, *options))
+    trainer.state.callbacks.append(CopyAt(4, tmp_path / "run/tensorboard", tmp_path / "copy/tensorboard"))
+    trainer.train()
+    trainer.close()
+    assert [step for step, _ in curves(tmp_path / "copy")["loss/train/total"]] == [1, 2, 3, 4]
 
 
 def test_time_and_samples_add_up(stages, stage_config, tmp_path):
