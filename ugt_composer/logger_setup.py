@@ -13,8 +13,8 @@ from ugt_composer.intervals import Every
 
 
 class ResumingTensorboard(TensorboardLogger):
-    """A resumed run first takes back the steps that an earlier process logged past its checkpoint. What was logged up to
-    a checkpoint is in the file before the checkpoint is written.
+    """A resumed run first takes back the steps that an earlier process logged past its checkpoint. What was logged up
+    to a checkpoint is in the file before the checkpoint is written.
 
     Steps are those of metrics.jsonl: Composer logs the losses of a batch before it counts the batch.
     """
