@@ -188,6 +188,7 @@ class TrainDataConfig:
     shuffle: bool = True
     shuffle_block_size: int = 1 << 18
     num_canonical_nodes: int = 4
+    group_by_length: bool = True
     num_workers: int = 2
     predownload: int | None = None
     cache_limit: str | None = None

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,3 +85,15 @@ def test_a_batch_without_rejected_items_has_room_for_one_where_that_is_asked_for
     batch = collate(rows, min_rejected=1)
     assert batch["rejected_ids"].shape == (1, 1, 3)
     assert not batch["rejected_mask"].any()
+
+
+@given(st.lists(st.tuples(rows(), st.booleans()), min_size=1, max_size=7))
+def test_longest_first_is_the_same_rows_in_the_order_of_their_lengths(given_rows):
+    packed = [PackedRow(100 + i, encode_row(row, 2), counts) for i, (row, counts) in enumerate(given_rows)]
+    plain, ordered = collate(packed), collate(packed, longest_first=True)
+    lengths = list(zip(ordered.pop("encoder_lengths"), ordered.pop("decoder_lengths"), strict=True))
+    assert lengths == sorted(((len(row.encoder), len(row.decoder)) for row, _ in given_rows), reverse=True)
+    order = ordered["row_ids"] - 100
+    assert sorted(order.tolist()) == list(range(len(packed)))
+    for key, value in ordered.items():
+        torch.testing.assert_close(value, plain[key][order])

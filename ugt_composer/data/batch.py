@@ -27,3 +27,5 @@ class _Required(TypedDict):
 
 class Batch(_Required, total=False):
     batch_totals: Tensor  # (6,) float32, see losses.normalization
+    encoder_lengths: list[int]  # of each row, where rows are sorted by them: the host reads them without the device
+    decoder_lengths: list[int]

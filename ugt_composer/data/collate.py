@@ -27,12 +27,14 @@ class PackedRow(NamedTuple):
     counts: bool = True
 
 
-def collate(rows: Sequence[PackedRow], min_rejected: int = 0) -> Batch:
+def collate(rows: Sequence[PackedRow], min_rejected: int = 0, longest_first: bool = False) -> Batch:
     """Unpacks B rows and pads them to the longest of the batch: PAD ids, −100 labels, False masks.
 
     Args:
         min_rejected: the least N. With 1, batches with and without preferences go through the same layers, which
             ranks that gather sharded weights together have to.
+        longest_first: sorts the rows by history, then by target, and tells their lengths, so that microbatches hold
+            rows of like lengths. The first one is the largest: what does not fit into memory fails at once.
 
     Raises:
         ValueError: a row is not of this package's codec version, or the rows differ in integer width.
@@ -44,6 +46,9 @@ def collate(rows: Sequence[PackedRow], min_rejected: int = 0) -> Batch:
             f"rows of codec versions {sorted(set(versions.tolist()))} and integer widths "
             f"{sorted(set(widths.tolist()))} in one batch; expected version {codec.VERSION} and one width"
         )
+    if longest_first:
+        order = np.lexsort((-t, -s))
+        rows, s, t, n, scores = [rows[i] for i in order], s[order], t[order], n[order], scores[order]
     dtype = codec.DTYPES[int(widths[0])]
     counts = np.array([row.counts for row in rows])
 
@@ -78,7 +83,8 @@ def collate(rows: Sequence[PackedRow], min_rejected: int = 0) -> Batch:
         "row_ids": torch.tensor([row.row_id for row in rows], dtype=torch.long),
         "row_mask": _tensor(counts),
     }
-    return cast(Batch, batch)
+    lengths = {"encoder_lengths": s.tolist(), "decoder_lengths": t.tolist()} if longest_first else {}
+    return cast(Batch, batch | lengths)
 
 
 def _pad(

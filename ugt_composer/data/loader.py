@@ -51,18 +51,25 @@ class RowLoader(StreamingDataLoader):
 
     Args:
         key: "data.train" or "data.eval", for messages.
-        min_rejected: see `collate`.
+        min_rejected, longest_first: see `collate`.
         timeout: seconds to wait for a batch of a worker that lives and does nothing. One that has died is noticed in
             seconds.
     """
 
     def __init__(
-        self, dataset: Any, key: str, num_workers: int, timeout: float, min_rejected: int = 0, **arguments: Any
+        self,
+        dataset: Any,
+        key: str,
+        num_workers: int,
+        timeout: float,
+        min_rejected: int = 0,
+        longest_first: bool = False,
+        **arguments: Any,
     ):
         self.key = key
         super().__init__(
             dataset,
-            collate_fn=partial(collate, min_rejected=min_rejected),
+            collate_fn=partial(collate, min_rejected=min_rejected, longest_first=longest_first),
             num_workers=num_workers,
             timeout=timeout if num_workers else 0,
             worker_init_fn=begin_worker,
@@ -152,6 +159,7 @@ def build_train_loader(config: Config) -> tuple[DataSpec, list[Manifest]]:
         dataset,
         key="data.train",
         min_rejected=int(config.loss.lambda_preference > 0),
+        longest_first=data.group_by_length and has_microbatches(config, batch_size),
         num_workers=data.num_workers,
         timeout=config.dist_timeout,
         batch_size=batch_size,
@@ -160,6 +168,11 @@ def build_train_loader(config: Config) -> tuple[DataSpec, list[Manifest]]:
         drop_last=False,
     )
     return DataSpec(loader, get_num_samples_in_batch=rows_in_batch, split_batch=split_batch), manifests
+
+
+def has_microbatches(config: Config, batch_size: int) -> bool:
+    size = config.device_train_microbatch_size
+    return size == "auto" or int(size) < batch_size
 
 
 def build_eval_loader(config: Config) -> DataSpec | None:

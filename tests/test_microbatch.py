@@ -1,0 +1,65 @@
+"""Microbatches of like lengths: less padding, the same batch."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import CODEBOOKS
+from ugt_composer.data.codec import Row, encode_row
+from ugt_composer.data.collate import PackedRow, collate
+from ugt_composer.losses.unified import UnifiedLoss
+from ugt_composer.microbatch import split_batch
+
+ROWS = 24
+
+
+def make_batch(longest_first: bool):
+    random = np.random.default_rng(0)
+
+    def table(length: int, columns: int) -> np.ndarray:
+        ids = np.stack([random.integers(5, CODEBOOKS[column % 3], length) for column in range(columns)], axis=1)
+        ids[:, 3:5] = np.stack([np.arange(length), np.ones(length)], axis=1)
+        if columns == 8:
+            ids[:, 5:] = ids[:, :3]
+        return ids
+
+    none = np.zeros((0, 3), np.int64)
+    rows = [Row(str(i), table(random.integers(1, 21), 5), table(random.integers(1, 5), 8), none) for i in range(ROWS)]
+    return collate([PackedRow(i, encode_row(row, 2)) for i, row in enumerate(rows)], longest_first=longest_first)
+
+
+def test_a_microbatch_is_as_wide_as_its_longest_row():
+    pieces = split_batch(make_batch(longest_first=True), 5)
+    assert [len(piece["row_ids"]) for piece in pieces] == [5, 5, 5, 5, 4]
+    widths = []
+    for piece in pieces:
+        for side in ("encoder", "decoder"):
+            mask = piece[f"{side}_mask"]
+            assert mask.shape[1] == mask.sum(1).max()
+            assert piece[f"{side}_ids"].shape[:2] == piece[f"{side}_positions"].shape == mask.shape
+        assert piece["labels"].shape[:2] == piece["decoder_mask"].shape
+        assert "encoder_lengths" not in piece
+        widths.append(piece["encoder_mask"].shape[1])
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] < widths[0] / 2
+
+
+@pytest.mark.parametrize("size", [5, 24])
+def test_loss_and_gradients_are_those_of_the_plain_batch(tiny_model, size):
+    model, loss = tiny_model(), UnifiedLoss(repr_dim=32, lambda_moe_balance=0.0)
+
+    def step(batch, microbatch_size):
+        model.zero_grad()
+        total = 0.0
+        for piece in split_batch(batch, microbatch_size):
+            share = loss(model(piece), piece)["total_loss"] * len(piece["row_ids"]) / ROWS
+            share.backward()
+            total += share.item()
+        return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    whole, gradients = step(make_batch(longest_first=False), ROWS)
+    found, others = step(make_batch(longest_first=True), size)
+    assert found == pytest.approx(whole, rel=1e-6)
+    assert gradients.keys() == others.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-4, atol=1e-6)
