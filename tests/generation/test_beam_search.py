@@ -6,7 +6,8 @@ import pytest
 import torch
 from head_tables import TableHeads, brute_force, random_trie, users
 
-from ugt_composer.generation.beam_search import UNKNOWN_LOG_PROB, beam_search, score_items, score_items_of
+from ugt_composer.generation.beam_search import beam_search
+from ugt_composer.generation.item_log_probs import UNKNOWN_LOG_PROB, score_items, score_items_of
 from ugt_composer.generation.item_scores import ItemScores
 from ugt_composer.generation.trie import ItemTrie
 

@@ -13,7 +13,7 @@ from torch.export import Dim, ExportedProgram, export
 
 from ugt_composer.data.codec import DECODER_COLUMNS, ENCODER_COLUMNS, REJECTED_COLUMNS, Row, encode_row
 from ugt_composer.data.collate import PackedRow, collate
-from ugt_composer.generation.beam_search import score_items, score_items_of
+from ugt_composer.generation.item_log_probs import score_items, score_items_of
 from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.model.moe import MoEFeedForward
 from ugt_composer.model.ugt import UGT

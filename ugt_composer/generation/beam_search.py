@@ -14,12 +14,13 @@ A prefix then competes by its own log p plus the best opinion of an item below i
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ugt_composer.generation.code_space import CodeSpace
+from ugt_composer.generation.item_log_probs import LevelHeads
 from ugt_composer.generation.trie import Children, ItemTrie
 from ugt_composer.vocabulary import LEVELS
 
@@ -27,19 +28,6 @@ MEMORY_BOUND = 256 * 2**20  # bytes of working tensors, roughly; users are searc
 SLOT_BYTES = 64  # a slot holds about eight 64-bit numbers at once
 ITEM_BYTES = 16  # four float32: a score, a copy without the excluded, and what computing it takes
 LOGIT_BYTES = 12  # the logit as the head gives it, in float32, and its exponential
-
-
-class LevelHeads(Protocol):
-    """The model's output heads, each conditional on the ids chosen above.
-
-    Called with level 0, 1 or 2, hidden (..., D) and prefix int64 (..., level); returns logits (..., V_level). The
-    leading dimensions may be empty: a call with no rows is how V_level is asked for. With `beam` and `ids`, int64
-    (B, R), hidden is (B, W, D), and only the logits (B, R) of these ids below these of the W prefixes are returned.
-    """
-
-    def __call__(
-        self, level: int, hidden: Tensor, prefix: Tensor, beam: Tensor | None = None, ids: Tensor | None = None
-    ) -> Tensor: ...
 
 
 class Recommendations(NamedTuple):
@@ -121,76 +109,6 @@ def beam_search(
         scored = None if item_scores is None else item_scores(rows)
         parts.append(_search(heads, hidden[rows], space, k, beam_width, excluded, scored, over_catalogue))
     return Recommendations(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-
-
-UNKNOWN_LOG_PROB = -20.0  # of an item that the catalogue lacks, where the softmax runs over the catalogue
-
-
-class ChildLogits(NamedTuple):
-    """What may come after a prefix, and its logits. N prefixes, C slots.
-
-    Attributes:
-        logits: (N, C), -inf in slots without a child; all 0 where the prefix does not exist.
-        slots: int64 (N,) of the id that did come, -1 where the catalogue does not have it.
-    """
-
-    logits: Tensor
-    slots: Tensor
-
-
-def child_logits(heads: LevelHeads, hidden: Tensor, ids: Tensor, trie: ItemTrie) -> list[ChildLogits]:
-    """Of each level, the logits of the ids that the catalogue has below the levels above it.
-
-    hidden (N, D), ids int64 (N, 3), of which each level conditions those below it.
-    """
-    found = []
-    root = torch.zeros_like(ids[:, 0])
-    parents = root
-    for level, nodes in enumerate(trie.path(ids)):
-        exists = parents >= 0
-        above = parents.clamp(min=0)
-        children = trie.children(level, above[:, None], exists[:, None])
-        prefix = ids[:, None, :level].clamp(min=0)
-        logits = heads(level, hidden[:, None], prefix, children.beam, children.ids)
-        logits = logits.masked_fill(~children.filled & exists[:, None], float("-inf"))
-        logits = logits.masked_fill(~exists[:, None], 0.0)
-        slots = torch.where(nodes >= 0, nodes - trie.levels[level].first[above], -1)
-        found.append(ChildLogits(logits, slots))
-        parents = nodes
-    return found
-
-
-def score_items_of(heads: LevelHeads, hidden: Tensor, ids: Tensor, trie: ItemTrie) -> Tensor:
-    """`score_items` where each level's softmax runs over the catalogue: hidden (B, D), ids (B, N, 3) -> (B, N)."""
-    states = hidden.unsqueeze(1).expand(-1, ids.shape[1], -1)
-    total = torch.zeros(ids.shape[:2].numel(), device=hidden.device)
-    for logits, slots in child_logits(heads, states.flatten(0, 1), ids.flatten(0, 1), trie):
-        here = logits.float()
-        own = here.gather(1, slots.clamp(min=0)[:, None]).squeeze(1) - here.logsumexp(1)
-        total = torch.where(slots >= 0, total + own, UNKNOWN_LOG_PROB)
-    return total.view(ids.shape[:2])
-
-
-def score_items(heads: LevelHeads, hidden: Tensor, ids: Tensor) -> Tensor:
-    """Log-probabilities of given items, differentiable: hidden (B, D), ids int64 (B, N, 3) -> float32 (B, N).
-
-    Level 1 does not depend on the item, so it costs one head evaluation a row. The other two make (B, N, V_l) logits:
-    to rank a whole catalogue, `beam_search` with `beam_width` at least the number of prefixes gives the same scores
-    with one evaluation a prefix. Ids must be valid ones (0 <= id < V_l); what padding scores is for the caller to
-    ignore.
-    """
-    per_item = hidden.unsqueeze(1).expand(-1, ids.shape[1], -1)
-    total = _log_softmax_at(heads(0, hidden, ids.new_empty(ids.shape[0], 0)), ids[..., 0])
-    for level in range(1, LEVELS):
-        logits = heads(level, per_item, ids[..., :level])
-        total = total + _log_softmax_at(logits, ids[..., level, None]).squeeze(-1)
-    return total
-
-
-def _log_softmax_at(logits: Tensor, ids: Tensor) -> Tensor:
-    """log_softmax (..., V) at ids (..., N), without the full log-softmax in memory."""
-    logits = logits.float()
-    return logits.gather(-1, ids) - logits.logsumexp(-1, keepdim=True)
 
 
 def _codebook_sizes(heads: LevelHeads, hidden: Tensor) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ugt_composer.data.batch import Batch
-from ugt_composer.generation.beam_search import child_logits, score_items, score_items_of
+from ugt_composer.generation.item_log_probs import child_logits, score_items, score_items_of
 from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.model.decoder import Decoder
 from ugt_composer.model.embedding import InputEmbedding, ItemEmbedding
