@@ -6,9 +6,13 @@ Shapes: B users, n items, D width.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ugt_composer.losses.catalogue import unit_vectors
+
+def unit_vectors(x: Tensor) -> Tensor:
+    """x (..., D), scaled to length 1 in float32."""
+    return F.normalize(x.float(), dim=-1, eps=1e-6)
 
 
 @dataclass(frozen=True, eq=False)

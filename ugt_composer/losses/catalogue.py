@@ -4,18 +4,13 @@ Shapes: B rows, n items of the catalogue, L = 3 levels, D width of the vectors.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ugt_composer.generation.item_scores import unit_vectors
 from ugt_composer.losses.normalization import TARGETS, batch_mean
 
 LOGITS_BYTES = 256 * 2**20  # of one (B, part of n) block of logits; several are kept by their results only
-
-
-def unit_vectors(x: Tensor) -> Tensor:
-    """x (..., D), scaled to length 1 in float32."""
-    return F.normalize(x.float(), dim=-1, eps=1e-6)
 
 
 class CatalogueContrastiveLoss(nn.Module):
