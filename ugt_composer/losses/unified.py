@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ugt_composer.errors import UserError
-from ugt_composer.losses.catalogue import CatalogueContrastiveLoss
+from ugt_composer.losses.catalogue_contrastive import CatalogueContrastiveLoss
 from ugt_composer.losses.contrastive import ContrastiveLoss
 from ugt_composer.losses.dpo import DPOLoss
 from ugt_composer.losses.moe_balance import MoEBalanceLoss

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ugt_composer.losses import catalogue
-from ugt_composer.losses.catalogue import CatalogueContrastiveLoss
+from ugt_composer.losses import catalogue_contrastive
+from ugt_composer.losses.catalogue_contrastive import CatalogueContrastiveLoss
 from ugt_composer.losses.normalization import ROWS, TARGETS
 
 TEMPERATURE = 0.2
@@ -14,7 +14,7 @@ B, N, D = 7, 11, 4
 
 @pytest.fixture(params=[1 << 28, 4 * B * 3, 1], ids=["at once", "in threes", "one by one"])
 def pieces(request, monkeypatch):
-    monkeypatch.setattr(catalogue, "LOGITS_BYTES", request.param)
+    monkeypatch.setattr(catalogue_contrastive, "LOGITS_BYTES", request.param)
 
 
 def make(seed=0, unknown=()):
