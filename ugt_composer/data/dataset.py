@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from ctypes import c_uint8
 from multiprocessing.sharedctypes import RawArray
+from pathlib import Path
 from time import sleep, time_ns
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from ugt_composer.config import StreamConfig
 from ugt_composer.data.collate import PackedRow
 from ugt_composer.data.shard_files import ShardFiles
+from ugt_composer.data.shard_rows import OpenShards
 from ugt_composer.data.shared_memory import own_segments
 from ugt_composer.errors import UserError
 
@@ -46,6 +48,10 @@ def _name(shard: Reader) -> str:
     return shard.file_pairs[0][0].basename
 
 
+def _path(shard: Reader) -> Path:
+    return Path(shard.dirname, shard.split, _name(shard))
+
+
 class RowDataset(StreamingDataset):
     """Streams packed rows in a deterministic, resumable order. Keyword arguments are StreamingDataset's.
 
@@ -59,19 +65,26 @@ class RowDataset(StreamingDataset):
             super().__init__(**arguments)
         self._checked = RawArray(c_uint8, self.num_shards)  # by shard; shared with the workers
         self._failure: Exception | None = None  # of a background thread
+        self._paths = [_path(shard) for shard in self.shards]
+        self._open = OpenShards()
 
     def __getitem__(self, at: int) -> PackedRow:  # type: ignore[override]
-        return PackedRow(int(at), super().__getitem__(at)["row"])
+        return PackedRow(int(at), self.get_item(int(at)))
 
-    def get_item(self, sample_id: int, retry: int = ATTEMPTS) -> dict[str, Any]:
+    def get_item(self, sample_id: int, retry: int = ATTEMPTS) -> bytes:  # type: ignore[override]
         shard_id, number = self.spanner[sample_id]
+        path = self._paths[shard_id]
         for _ in range(retry):
             if not self._checked[shard_id]:
                 self.prepare_shard(shard_id)
                 if not self._checked[shard_id]:  # another process fetched it, and has made room of it since
                     continue
+            if self.cache_limit and not path.exists():
+                self._open.forget(path)
+                self._checked[shard_id] = False
+                continue
             try:
-                row = self.shards[shard_id][number]
+                row = self._open.row(path, number)
             except FileNotFoundError:
                 self._checked[shard_id] = False
                 continue
@@ -116,6 +129,7 @@ class RowDataset(StreamingDataset):
 
     def _evict_shard(self, shard_id: int) -> None:
         self._checked[shard_id] = False
+        self._open.forget(self._paths[shard_id])
         super()._evict_shard(shard_id)
 
     def _get_work(self, epoch: int, sample_in_epoch: int) -> NDArray[np.int64]:
@@ -221,6 +235,7 @@ class RowFolder:
         self.files = ShardFiles(local, remote)
         self.rows = LocalDataset(local)
         self._checked = RawArray(c_uint8, len(self.rows.shards))  # by shard; shared with the workers of each evaluation
+        self._open = OpenShards()
 
     def __len__(self) -> int:
         return self.rows.size
@@ -232,10 +247,10 @@ class RowFolder:
             self.files.ensure(_name(shard))
             self._checked[shard_id] = True
         try:
-            return shard[number]["row"]
+            return self._open.row(_path(shard), number)
         except FileNotFoundError:  # taken away since
             self.files.ensure(_name(shard))
-            return shard[number]["row"]
+            return self._open.row(_path(shard), number)
 
 
 def training_streams(streams: Sequence[StreamConfig]) -> list[Stream]:
