@@ -127,8 +127,9 @@ def shop_plan(out: Path, common: list[str], name: str) -> Plan:
         every += RANDOM
 
     def command(folder: Path, strategy: str) -> list[str]:
-        # In-batch negatives are the rows of one microbatch of all ranks: as many on one rank as on two.
-        rows_at_once = ROWS // MICROBATCHES // (1 if strategy == BASE else 2)
+        # In-batch negatives are the rows of one microbatch of all ranks. With several microbatches one rank and two
+        # group them differently; where the ranks change each holds its whole batch.
+        rows_at_once = ROWS if name == MIXED else ROWS // MICROBATCHES
         job = stage_job(out, 3, strategy, [*common, *every, f"device_train_microbatch_size={rows_at_once}"])
         return start_command(strategy, [*job["yaml"], *job["overrides"], f"save_folder={folder}"])
 
