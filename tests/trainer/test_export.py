@@ -13,7 +13,8 @@ from ugt_composer.data.codec import Row, encode_row
 from ugt_composer.data.collate import PackedRow, collate
 from ugt_composer.data.history import encoder_lists
 from ugt_composer.errors import UserError
-from ugt_composer.export.programs import INPUTS, NO_ITEMS
+from ugt_composer.export.programs import INPUTS, NO_ITEMS, export_programs
+from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.vocabulary import NUM_SPECIAL_IDS
 
 ALONE = """
@@ -97,3 +98,17 @@ def test_nothing_is_left_where_the_model_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         main(["export", "--checkpoint", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scorer_over_the_catalogue_carries_it_for_any_sizes(tiny_model, random_batch, tmp_path):
+    model = tiny_model(level_softmax="catalogue")
+    sizes = model.codebook_sizes
+    trie = ItemTrie.from_triples(random_items(sizes, 300))
+    hidden = model.start(random_batch(rows=5))
+    _, scorer = export_programs(tiny_model(level_softmax="catalogue"), trie)
+    torch.export.save(scorer, tmp_path / "scorer.pt2")
+    alone = torch.export.load(tmp_path / "scorer.pt2").module()
+    for rows, items in ((5, trie.items[:9]), (1, trie.items[40:42]), (3, random_items(sizes, 4))):
+        candidates = items.expand(rows, -1, -1)
+        expected = model.item_logps(hidden[:rows], candidates, trie)
+        torch.testing.assert_close(alone(hidden[:rows], candidates), expected)

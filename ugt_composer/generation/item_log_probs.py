@@ -68,12 +68,12 @@ def child_logits(heads: LevelHeads, hidden: Tensor, ids: Tensor, trie: ItemTrie)
 def score_items_of(heads: LevelHeads, hidden: Tensor, ids: Tensor, trie: ItemTrie) -> Tensor:
     """`score_items` where each level's softmax runs over the catalogue: hidden (B, D), ids (B, N, 3) -> (B, N)."""
     states = hidden.unsqueeze(1).expand(-1, ids.shape[1], -1)
-    total = torch.zeros(ids.shape[:2].numel(), device=hidden.device)
+    total = torch.zeros_like(ids[..., 0].flatten(), dtype=torch.float32)
     for logits, slots in child_logits(heads, states.flatten(0, 1), ids.flatten(0, 1), trie):
         here = logits.float()
         own = here.gather(1, slots.clamp(min=0)[:, None]).squeeze(1) - here.logsumexp(1)
         total = torch.where(slots >= 0, total + own, UNKNOWN_LOG_PROB)
-    return total.view(ids.shape[:2])
+    return total.view_as(ids[..., 0])
 
 
 def score_items(heads: LevelHeads, hidden: Tensor, ids: Tensor) -> Tensor:

@@ -124,7 +124,8 @@ class ItemTrie:
         begin = here.first[nodes]
         counts = (here.first[nodes + 1] - begin) * alive
         ends = counts.cumsum(1)
-        slot = torch.arange(self.slots(level, nodes.shape[1]), device=nodes.device).expand(len(nodes), -1).contiguous()
+        slot = torch.arange(self.slots(level, nodes.shape[1]), device=nodes.device)
+        slot = slot.expand(nodes.shape[0], -1).contiguous()  # len() would tie an exported program to one number of rows
         beam = torch.searchsorted(ends, slot, right=True).clamp_(max=nodes.shape[1] - 1)
         filled = slot < ends[:, -1:]
         child = (slot + (begin - ends + counts).gather(1, beam)).masked_fill_(~filled, 0)
