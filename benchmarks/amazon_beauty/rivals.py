@@ -9,7 +9,8 @@ import numpy as np
 from scipy import sparse
 
 HISTORY = 20
-DECAY = 0.5  # of an item's say, for each item that came after it; the best of 1, .8, .5 and .2 on validation
+KINDS = ("counts", "cosines")
+DECAY = 0.5  # of an item's say, for each item that came after it; for both the best of 1, .8, .5 and .2 on validation
 
 
 def read_sequences(path: Path) -> list[list[int]]:
@@ -22,14 +23,20 @@ def popularity_scores(sequences: list[list[int]], items: int) -> np.ndarray:
     return np.bincount(np.concatenate([sequence[:-2] for sequence in sequences]), minlength=items + 1).astype(float)
 
 
-def cooccurrence_scores(sequences: list[list[int]], items: int, histories: list[list[int]]) -> sparse.csr_matrix:
-    """Σ over the history of decay^age · (cosine of the two items' sets of training users), (U, n + 1)."""
+def cooccurrence_scores(
+    sequences: list[list[int]], items: int, histories: list[list[int]], kind: str
+) -> sparse.csr_matrix:
+    """Σ over the history of decay^age · (how many training users have both items, or the cosine of the two items' sets
+    of users), (U, n + 1)."""
     users = _matrix([sequence[:-2] for sequence in sequences], items, decay=1.0)
     users.data[:] = 1.0
     counts = (users.T @ users).tolil()
     counts.setdiag(0)
-    scale = sparse.diags(1 / np.sqrt(np.maximum(popularity_scores(sequences, items), 1)))
-    return (_matrix(histories, items, DECAY) @ (scale @ counts.tocsr() @ scale)).tocsr()
+    related = counts.tocsr()
+    if kind == "cosines":
+        scale = sparse.diags(1 / np.sqrt(np.maximum(popularity_scores(sequences, items), 1)))
+        related = scale @ related @ scale
+    return (_matrix(histories, items, DECAY) @ related).tocsr()
 
 
 def _matrix(histories: list[list[int]], items: int, decay: float) -> sparse.csr_matrix:

@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,15 +25,18 @@ ROOT = FOLDER.parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.amazon_beauty import rivals, sasrec  # noqa: E402
+from benchmarks.trained_models import BIN, Scores, convert_once, import_once, run, table, train_stage  # noqa: E402
 
-BIN = Path(sys.executable).parent
 SIZES = ("128", "320", "12160")
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)
 NAMES = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 MODES = {"all items": "--include-seen", "without the history's": "--exclude-seen"}
-PUBLISHED_SASREC = {"recall@5": 0.0508, "ndcg@5": 0.0348, "recall@10": 0.0740, "ndcg@10": 0.0423}
-GOAL = {"recall@10": 0.0921, "ndcg@10": 0.0531}
-Scores = dict[str, float]
+PUBLISHED = {
+    "published: SASRec, tuned (cornac)": [
+        {"recall@5": 0.0508, "ndcg@5": 0.0348, "recall@10": 0.0740, "ndcg@10": 0.0423}
+    ],
+    "published: SASRec with sampled softmax (blondered)": [{"recall@10": 0.0921, "ndcg@10": 0.0531}],
+}
 
 
 def main() -> int:
@@ -47,27 +49,23 @@ def main() -> int:
     if not (given.data / "sequences.txt").exists():
         print(f"error: {given.data} has no sequences.txt; name the folder by --data", file=sys.stderr)
         return 2
-    given.out.mkdir(parents=True, exist_ok=True)
-    prepare(given.data, given.out)
+    data, out = given.data.resolve(), given.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    prepare(data, out)
     with ThreadPoolExecutor(given.jobs) as pool:
-        minutes = list(pool.map(lambda seed: train(given.out, seed), given.seeds))
-        found = evaluate_ours(given.out, given.seeds, pool)
-        found |= evaluate_rivals(given.data, given.out, given.seeds, pool)
+        minutes = list(pool.map(lambda seed: train(out, seed), given.seeds))
+        found = evaluate_ours(out, given.seeds, pool)
+        found |= evaluate_rivals(data, out, given.seeds, pool)
     (FOLDER / "RESULTS.md").write_text(results(found, minutes, given.seeds), "utf-8")
     print(f"written: {FOLDER / 'RESULTS.md'}")
     return 0
 
 
 def prepare(data: Path, out: Path) -> None:
-    if not (out / "data/report.json").exists():
-        tables = [data / "sequences.txt", "--items", data / "items.tsv"]
-        rows = ["--cuts-per-user", "all", "--max-history", "20", "--max-targets", "1", "--overwrite"]
-        run([sys.executable, ROOT / "convert/interactions_to_jsonl.py", *tables, *rows, "--out", out / "data"])
+    tables = [data / "sequences.txt", "--items", data / "items.tsv"]
+    import_once(out, [*tables, "--cuts-per-user", "all", "--max-history", "20", "--max-targets", "1"])
     for part in ("train", "validation", "test"):
-        if not (out / f"mds/{part}/index.json").exists():
-            options = ["--kind", "recommend", "--codebook-sizes", *SIZES, "--max-positions", "32", "--max-target", "1"]
-            source = out / f"data/{part}.jsonl"
-            run([sys.executable, ROOT / "convert/jsonl_to_mds.py", source, *options, "--out", out / f"mds/{part}"])
+        convert_once(out, part, ["--codebook-sizes", *SIZES, "--max-positions", "32", "--max-target", "1"])
 
 
 def train(out: Path, seed: int) -> float:
@@ -86,8 +84,7 @@ def train(out: Path, seed: int) -> float:
             f"data.eval.local={out / 'mds/validation'}",
             *([f"init_from={before}"] if before else []),
         ]
-        yamls = [ROOT / f"yamls/stage{stage}.yaml", FOLDER / "model.yaml", FOLDER / f"stage{stage}.yaml"]
-        run([BIN / "composer", "-n", "1", ROOT / "train.py", *yamls, *overrides])
+        train_stage(stage, FOLDER, overrides)
         before = folder / "best"
     minutes = (time.monotonic() - started) / 60
     clock.write_text(json.dumps(minutes))
@@ -128,14 +125,16 @@ def evaluate_rivals(data: Path, out: Path, seeds: list[int], pool: ThreadPoolExe
     sequences = rivals.read_sequences(data / "sequences.txt")
     items = max(map(max, sequences))
     histories, targets = [s[:-1] for s in sequences], np.array([s[-1] for s in sequences])
-    cooccurrence = rivals.cooccurrence_scores(sequences, items, histories)
+    cooccurrence = {kind: rivals.cooccurrence_scores(sequences, items, histories, kind) for kind in rivals.KINDS}
     networks = list(pool.map(lambda seed: trained_sasrec(data, out, items, seed), seeds))
     found = {}
     for mode in MODES:
         exclude = mode != "all items"
         popularity = rivals.popularity_scores(sequences, items)
         found[f"popularity; {mode}"] = [scores_of(rivals.ranks_of(popularity, histories, targets, exclude))]
-        found[f"item co-occurrence; {mode}"] = [scores_of(rivals.ranks_of(cooccurrence, histories, targets, exclude))]
+        for kind, scores in cooccurrence.items():
+            name = f"item co-occurrence, {kind}; {mode}"
+            found[name] = [scores_of(rivals.ranks_of(scores, histories, targets, exclude))]
         found[f"SASRec, full softmax; {mode}"] = [
             scores_of(sasrec.ranks(network, histories, targets, exclude)) for network in networks
         ]
@@ -160,11 +159,6 @@ def scores_of(ranks: np.ndarray) -> Scores:
     return scores
 
 
-def run(command: list[object]) -> None:
-    """Runs a program on one core, its output on the terminal. Raises CalledProcessError where it fails."""
-    subprocess.run([str(word) for word in command], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT)
-
-
 def results(found: dict[str, list[Scores]], minutes: list[float], seeds: list[int]) -> str:
     lines = [
         "# Amazon Beauty (2014, 5-core): leave one out, 22,363 users, all 12,101 items ranked",
@@ -175,17 +169,8 @@ def results(found: dict[str, list[Scores]], minutes: list[float], seeds: list[in
         "",
         f"UGT trains {np.mean(minutes):.0f} minutes a seed on one core ({machine()}).",
         "",
-        "| | " + " | ".join(NAMES) + " |",
-        "|---|" + "---|" * len(NAMES),
+        *table(NAMES, found | PUBLISHED),
     ]
-    for name, rows in found.items():
-        values = [[row[metric] for row in rows] for metric in NAMES]
-        cells = [f"{np.mean(v):.4f}" + (f" ± {np.std(v, ddof=1):.4f}" if len(v) > 1 else "") for v in values]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    published = {"SASRec, tuned (cornac)": PUBLISHED_SASREC, "SASRec with sampled softmax (blondered)": GOAL}
-    for name, scores in published.items():
-        cells = [f"{scores[metric]:.4f}" if metric in scores else "" for metric in NAMES]
-        lines.append(f"| published: {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -7,6 +7,7 @@ Shapes: B users, S positions, n items, D width. Item 0 is padding; sequences are
 """
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.amazon_beauty.rivals import read_sequences
 
 LENGTH = 20
 
@@ -115,7 +120,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    sequences = [[int(item) for item in line.split()[1:]] for line in given.sequences.read_text().splitlines()]
+    sequences = read_sequences(given.sequences)
     model = train(sequences, max(map(max, sequences)), given.seed)
     torch.save(model.state_dict(), given.out)
 

@@ -11,16 +11,16 @@ all users. Writes RESULTS.md beside this file. What is done already in --out is 
 import argparse
 import json
 import os
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
-BIN = Path(sys.executable).parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.trained_models import BIN, Scores, convert_once, import_once, run, table, train_stage  # noqa: E402
+
 SIZES = ("128", "320", "9792")
 HELD_OUT = "0.15"
 LOSSES = {
@@ -29,7 +29,6 @@ LOSSES = {
     "reference-free": ["loss.dpo_reference_free=true"],
 }
 NAMES = ("preference_accuracy", "recall@10", "ndcg@10", "hit_rate_l1@10", "hit_rate_l1_l2@10")
-Scores = dict[str, float]
 
 
 def main() -> int:
@@ -44,7 +43,7 @@ def main() -> int:
         return 2
     out = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    prepare(given.data, out)
+    prepare(given.data.resolve(), out)
     with ThreadPoolExecutor(given.jobs) as pool:
         rows = list(pool.map(lambda seed: run_seed(out, seed), given.seeds))
     (FOLDER / "RESULTS.md").write_text(results(rows), "utf-8")
@@ -53,17 +52,12 @@ def main() -> int:
 
 
 def prepare(data: Path, out: Path) -> None:
-    if not (out / "data/report.json").exists():
-        tables = [data / "ratings.csv", "--items", data / "movies.csv", "--only-seen-items", "--on-error", "skip"]
-        rows = ["--min-rating", "4", "--held-out-users", HELD_OUT, "--max-history", "50", "--overwrite"]
-        pairs = ["--pairs-per-user", "all", "--rejected-per-chosen", "5", "--preference-window", "100"]
-        run([sys.executable, ROOT / "convert/interactions_to_jsonl.py", *tables, *rows, *pairs, "--out", out / "data"])
+    tables = [data / "ratings.csv", "--items", data / "movies.csv", "--only-seen-items", "--on-error", "skip"]
+    rows = ["--min-rating", "4", "--held-out-users", HELD_OUT, "--max-history", "50"]
+    pairs = ["--pairs-per-user", "all", "--rejected-per-chosen", "5", "--preference-window", "100"]
+    import_once(out, [*tables, *rows, *pairs])
     for part in ("train", "validation", "test", "train_preference", "validation_preference"):
-        if not (out / f"mds/{part}/index.json").exists():
-            kind = "preference" if "preference" in part else "recommend"
-            options = ["--kind", kind, "--codebook-sizes", *SIZES, "--max-positions", "64", "--max-target", "8"]
-            source = out / f"data/{part}.jsonl"
-            run([sys.executable, ROOT / "convert/jsonl_to_mds.py", source, *options, "--out", out / f"mds/{part}"])
+        convert_once(out, part, ["--codebook-sizes", *SIZES, "--max-positions", "64", "--max-target", "8"])
 
 
 def run_seed(out: Path, seed: int) -> dict[str, Scores]:
@@ -90,8 +84,7 @@ def train(out: Path, seed: int, stage: int, folder: Path, options: list[str], be
         options = [*options, f"data.train.local={mds / 'train'}", f"data.eval.local={mds / 'validation'}"]
     options += [f"seed={seed}", f"save_folder={folder}", f"data.catalogue={out / 'data/catalogue.jsonl'}"]
     options += [f"init_from={before}"] if before else []
-    yamls = [ROOT / f"yamls/stage{stage}.yaml", FOLDER / "model.yaml", FOLDER / f"stage{stage}.yaml"]
-    run([BIN / "composer", "-n", "1", ROOT / "train.py", *yamls, *options, "loggers.progress_bar=false"])
+    train_stage(stage, FOLDER, [*options, "loggers.progress_bar=false"])
 
 
 def evaluate(out: Path, checkpoint: Path, reference: Path) -> Scores:
@@ -103,11 +96,6 @@ def evaluate(out: Path, checkpoint: Path, reference: Path) -> Scores:
     return json.loads(report.read_text())["metrics"]
 
 
-def run(command: list[object]) -> None:
-    """Runs a program on one core, its output on the terminal. Raises CalledProcessError where it fails."""
-    subprocess.run([str(word) for word in command], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT)
-
-
 def results(rows: list[dict[str, Scores]]) -> str:
     lines = [
         "# MovieLens (ml-latest-small): preference alignment",
@@ -116,13 +104,8 @@ def results(rows: list[dict[str, Scores]]) -> str:
         "Pairs are those of users of whom nothing was trained; ranking is by the next item of all users, among all "
         "films that they have not liked before.",
         "",
-        "| | " + " | ".join(NAMES) + " |",
-        "|---|" + "---|" * len(NAMES),
+        *table(NAMES, {name: [row[name] for row in rows] for name in rows[0]}),
     ]
-    for name in rows[0]:
-        values = [[row[name][metric] for row in rows] for metric in NAMES]
-        cells = [f"{np.mean(v):.4f}" + (f" ± {np.std(v, ddof=1):.4f}" if len(v) > 1 else "") for v in values]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
