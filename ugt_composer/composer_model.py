@@ -13,7 +13,7 @@ from ugt_composer.generation.beam_search import Recommendations, beam_search
 from ugt_composer.generation.item_scores import ItemScores
 from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.losses.normalization import ROWS, TARGETS, batch_counts
-from ugt_composer.losses.unified import CATALOGUE, UnifiedLoss
+from ugt_composer.losses.unified import UnifiedLoss
 from ugt_composer.metrics.batch import rank_batch
 from ugt_composer.metrics.loss_mean import EVALUATION_MEANS, LossMean
 from ugt_composer.metrics.torch_metrics import PairAccuracy, build_ranking_metrics
@@ -84,9 +84,9 @@ class ComposerUGT(ComposerModel):
         """
         if self.trie is not None and self.trie.device != batch["labels"].device:
             self.trie = self.trie.to(batch["labels"].device)
-        with_item_vectors = self.has_catalogue_negatives or (recommend and self.item_score_weight > 0)
+        with_item_vectors = self.unified_loss.has_catalogue_negatives or (recommend and self.item_score_weight > 0)
         outputs: dict[str, Any] = self.model(batch, self.trie, with_item_vectors)
-        if self.has_catalogue_negatives:
+        if self.unified_loss.has_catalogue_negatives:
             assert self.trie is not None
             outputs["item_rows"] = self.trie.find(batch["labels"][:, 0])
         if self.reference is not None and "rejected_logps" in outputs:
@@ -95,10 +95,6 @@ class ComposerUGT(ComposerModel):
         if recommend:
             outputs["recommended"] = self._recommend(batch, outputs)
         return outputs
-
-    @property
-    def has_catalogue_negatives(self) -> bool:
-        return self.unified_loss.lambda_contrastive > 0 and self.unified_loss.contrastive_negatives == CATALOGUE
 
     def _recommend(self, batch: Batch, outputs: dict[str, Tensor]) -> Recommendations:
         seen = batch["encoder_ids"] if self.exclude_seen else None
@@ -136,23 +132,19 @@ class ComposerUGT(ComposerModel):
         losses = self.unified_loss(outputs, {**batch, "batch_totals": ones})
         values = losses | losses["metrics"]
         sums = torch.stack([values.get(name, totals.new_zeros(())) for name, _ in EVALUATION_MEANS])
-        counts = totals[[column for _, column in EVALUATION_MEANS]]
-        if not self.has_catalogue_negatives:  # then it depends on which rows are evaluated together
-            is_contrastive = torch.tensor([column == TARGETS for _, column in EVALUATION_MEANS], device=counts.device)
-            sums, counts = (values.masked_fill(is_contrastive, 0.0) for values in (sums, counts))
-        return sums, counts
+        return sums, totals[[column for _, column in EVALUATION_MEANS]]
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         if is_train:
             return {}  # training metrics come with the losses
         weights = dict(zip(("ntp_l1_loss", "ntp_l2_loss", "ntp_l3_loss"), self.unified_loss.ntp.weights, strict=True))
         loss = self.unified_loss
-        whole = {**weights, "contrastive_loss": loss.lambda_contrastive, "dpo_loss": loss.lambda_preference}
-        means: dict[str, Metric] = {
-            name: LossMean({name: 1.0})
-            for name, column in EVALUATION_MEANS
-            if column != TARGETS or self.has_catalogue_negatives
-        }
+        whole = {**weights, "dpo_loss": loss.lambda_preference}
+        names = [name for name, column in EVALUATION_MEANS if column != TARGETS]
+        if loss.has_catalogue_negatives:  # in-batch ones depend on which rows are evaluated together
+            whole["contrastive_loss"] = loss.lambda_contrastive
+            names += [name for name, column in EVALUATION_MEANS if column == TARGETS]
+        means: dict[str, Metric] = {name: LossMean({name: 1.0}) for name in names}
         return {
             "loss": LossMean(whole),
             "ntp_loss": LossMean(weights),

@@ -7,7 +7,7 @@ import torch
 from head_tables import TableHeads, brute_force, random_trie, users
 
 from ugt_composer.generation.beam_search import beam_search
-from ugt_composer.generation.item_log_probs import UNKNOWN_LOG_PROB, score_items, score_items_of
+from ugt_composer.generation.item_log_probs import UNKNOWN_LOG_PROB, score_items
 from ugt_composer.generation.item_scores import ItemScores
 from ugt_composer.generation.trie import ItemTrie
 
@@ -251,7 +251,7 @@ def test_over_the_catalogue_probabilities_of_its_items_sum_to_one(items, memory_
         best = sorted(allowed, key=lambda n: -expected[user, n].item())[:k]
         assert result.item_index[user, : len(best)].tolist() == best
         torch.testing.assert_close(result.scores[user, : len(best)], expected[user, best])
-    scored = score_items_of(heads, users(B), trie.items.expand(B, -1, -1), trie)
+    scored = score_items(heads, users(B), trie.items.expand(B, -1, -1), trie)
     torch.testing.assert_close(scored, expected)
 
 
@@ -262,7 +262,7 @@ def test_items_that_the_catalogue_lacks_are_improbable_and_move_nothing():
     for table in heads.tables:
         table.requires_grad_()
     ids = torch.tensor([*unknown[:8], (1, 1, 1), (-100, -100, -100)]).expand(B, -1, -1)
-    scores = score_items_of(heads, users(B), ids, trie)
+    scores = score_items(heads, users(B), ids, trie)
     assert (scores == UNKNOWN_LOG_PROB).all()
     scores.sum().backward()
     assert all(table.grad is None or (table.grad == 0).all() for table in heads.tables)

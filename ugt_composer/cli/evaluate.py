@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ugt_composer.cli.options import add_item_score_weight
+
 EPILOG = """examples:
   ugt evaluate --checkpoint checkpoints/stage3/best --data mds/test
   ugt evaluate --checkpoint checkpoints/stage3/best --data mds/test --data mds/test_preference --json test.json
@@ -49,12 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="prefixes kept at each level (default: the model's config, at least k)",
     )
-    parser.add_argument(
-        "--item-score-weight",
-        type=float,
-        metavar="W",
-        help="of the user-item score that is added to the log-probability (default: the model's config)",
-    )
+    add_item_score_weight(parser)
     parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="rows at once (default 256)")
     parser.add_argument("--json", metavar="FILE", help="write all of it, unrounded")
     parser.add_argument("--plot", metavar="FILE.png", help="draw recall and ndcg by k and by length")

@@ -40,7 +40,8 @@ def main(arguments: argparse.Namespace) -> int:
     import ugt_composer.export
     from ugt_composer.checkpoint.portable import load_portable, save_portable
     from ugt_composer.checkpoint.stored import model_folder
-    from ugt_composer.cli.loading import load_trained
+    from ugt_composer.cli.loading import load_catalogue_of
+    from ugt_composer.errors import UserError
     from ugt_composer.export.programs import export_programs
     from ugt_composer.generation.trie import ItemTrie
     from ugt_composer.output_folder import new_folder
@@ -49,8 +50,12 @@ def main(arguments: argparse.Namespace) -> int:
     with new_folder(out, FILES, arguments.overwrite) as folder:
         trie = None
         model, config, facts = load_portable(model_folder(arguments.checkpoint))
+        if arguments.catalogue is not None and not model.is_over_catalogue:
+            raise UserError(
+                "--catalogue: the scores of this model know none (model.level_softmax is codebook); leave it out"
+            )
         if model.is_over_catalogue:
-            catalogue = load_trained(arguments.checkpoint, arguments.catalogue)[-1]
+            catalogue = load_catalogue_of(arguments.checkpoint, config, facts, arguments.catalogue)
             assert catalogue is not None  # its config was refused without one
             trie = ItemTrie.from_triples(catalogue.triples)
         save_portable(folder, model.float().state_dict(), config, facts)

@@ -15,15 +15,20 @@ from ugt_composer.model.ugt import UGT
 def load_trained(checkpoint: str, catalogue: str | None) -> tuple[UGT, Config, dict[str, str], Catalogue | None]:
     """A portable model, its config and facts, and its catalogue, or the one given. UserError where they don't fit."""
     model, config, facts = load_portable(model_folder(checkpoint))
-    path = catalogue or config.data.catalogue
+    return model, config, facts, load_catalogue_of(checkpoint, config, facts, catalogue)
+
+
+def load_catalogue_of(checkpoint: str, config: Config, facts: dict[str, str], given: str | None) -> Catalogue | None:
+    """The catalogue of a loaded model, or the one given; None where it has none. UserError where they don't fit."""
+    path = given or config.data.catalogue
     if path is None:
-        return model, config, facts, None
+        return None
     if not Path(path).exists():
         raise UserError(f"{path}: no such catalogue; name the one that the model was trained with by --catalogue FILE")
     items = Catalogue.load(path)
     items.check(config.model.codebook_sizes)
     check_fingerprint(checkpoint, facts, {FINGERPRINT: items.fingerprint})
-    return model, config, facts, items
+    return items
 
 
 def with_item_scores(config: Config, catalogue: Catalogue | None, weight: float | None) -> Config:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from ugt_composer.cli.options import add_item_score_weight
+
 EPILOG = """examples:
   ugt recommend --checkpoint checkpoints/stage3/best --history user.json -k 10
   ugt recommend --checkpoint checkpoints/stage3/best --history users.jsonl --json > recommendations.jsonl
@@ -30,12 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--beam-width", type=int, default=50, help="prefixes kept at each level (default 50, at least k)"
     )
-    parser.add_argument(
-        "--item-score-weight",
-        type=float,
-        metavar="W",
-        help="of the user-item score that is added to the log-probability (default: the model's config)",
-    )
+    add_item_score_weight(parser)
     parser.add_argument("--batch-size", type=int, default=256, help="users at once (default 256)")
     parser.add_argument("--json", action="store_true", help="one JSON object a user instead of a table")
 

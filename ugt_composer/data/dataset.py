@@ -235,6 +235,7 @@ class RowFolder:
         self.files = ShardFiles(local, remote)
         self.rows = LocalDataset(local)
         self._checked = RawArray(c_uint8, len(self.rows.shards))  # by shard; shared with the workers of each evaluation
+        self._paths = [_path(shard) for shard in self.rows.shards]
         self._open = OpenShards()
 
     def __len__(self) -> int:
@@ -242,15 +243,15 @@ class RowFolder:
 
     def __getitem__(self, at: int) -> bytes:
         shard_id, number = self.rows.spanner[at]
-        shard = self.rows.shards[shard_id]
+        path = self._paths[shard_id]
         if not self._checked[shard_id]:
-            self.files.ensure(_name(shard))
+            self.files.ensure(path.name)
             self._checked[shard_id] = True
         try:
-            return self._open.row(_path(shard), number)
+            return self._open.row(path, number)
         except FileNotFoundError:  # taken away since
-            self.files.ensure(_name(shard))
-            return self._open.row(_path(shard), number)
+            self.files.ensure(path.name)
+            return self._open.row(path, number)
 
 
 def training_streams(streams: Sequence[StreamConfig]) -> list[Stream]:

@@ -4,6 +4,7 @@ B rows, S history tokens, N candidates, D width.
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.export import Dim, ExportedProgram, export
 
 from ugt_composer.data.codec import DECODER_COLUMNS, ENCODER_COLUMNS, REJECTED_COLUMNS, Row, encode_row
 from ugt_composer.data.collate import PackedRow, collate
-from ugt_composer.generation.item_log_probs import score_items, score_items_of
+from ugt_composer.generation.item_log_probs import score_items
 from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.model.moe import MoEFeedForward
 from ugt_composer.model.ugt import UGT
@@ -52,20 +53,16 @@ class ScorerProgram(nn.Module):
 
     def forward(self, state: Tensor, candidates: Tensor) -> Tensor:
         """state (B, D), candidates int64 (B, N, 3) → log p(l1) + log p(l2 | l1) + log p(l3 | l1, l2), (B, N)."""
+        trie = None if self.trie is None else self._trie_of_buffers(self.trie)
+        return score_items(partial(self.heads, embedding=self.item_embedding), state, candidates, trie)
 
-        def heads(
-            level: int, hidden: Tensor, prefix: Tensor, beam: Tensor | None = None, ids: Tensor | None = None
-        ) -> Tensor:
-            return self.heads(level, hidden, prefix, self.item_embedding, beam, ids)
-
-        if self.trie is None:
-            return score_items(heads, state, candidates)
+    def _trie_of_buffers(self, trie: ItemTrie) -> ItemTrie:
         buffers: dict[str, Any] = dict(self.named_buffers(recurse=False))
-        levels = tuple(
+        levels = (
             replace(level, **{name: buffers[f"level{number}_{name}"] for name in TRIE_TENSORS})
-            for number, level in enumerate(self.trie.levels)
+            for number, level in enumerate(trie.levels)
         )
-        return score_items_of(heads, state, candidates, ItemTrie(self.trie.items, levels))
+        return ItemTrie(trie.items, tuple(levels))
 
 
 def export_programs(model: UGT, trie: ItemTrie | None) -> tuple[ExportedProgram, ExportedProgram]:

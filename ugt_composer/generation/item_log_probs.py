@@ -65,8 +65,28 @@ def child_logits(heads: LevelHeads, hidden: Tensor, ids: Tensor, trie: ItemTrie)
     return found
 
 
-def score_items_of(heads: LevelHeads, hidden: Tensor, ids: Tensor, trie: ItemTrie) -> Tensor:
-    """`score_items` where each level's softmax runs over the catalogue: hidden (B, D), ids (B, N, 3) -> (B, N)."""
+def score_items(heads: LevelHeads, hidden: Tensor, ids: Tensor, trie: ItemTrie | None = None) -> Tensor:
+    """Log-probabilities of given items, differentiable: hidden (B, D), ids int64 (B, N, 3) -> float32 (B, N).
+
+    Level 1 does not depend on the item, so it costs one head evaluation a row. The other two make (B, N, V_l) logits:
+    to rank a whole catalogue, `beam_search` with `beam_width` at least the number of prefixes gives the same scores
+    with one evaluation a prefix. Ids must be valid ones (0 <= id < V_l); what padding scores is for the caller to
+    ignore.
+
+    With a trie each level's softmax runs over the ids that it has below the levels above; an item that it lacks scores
+    UNKNOWN_LOG_PROB.
+    """
+    if trie is not None:
+        return _over_catalogue(heads, hidden, ids, trie)
+    per_item = hidden.unsqueeze(1).expand(-1, ids.shape[1], -1)
+    total = _log_softmax_at(heads(0, hidden, ids.new_empty(ids.shape[0], 0)), ids[..., 0])
+    for level in range(1, LEVELS):
+        logits = heads(level, per_item, ids[..., :level])
+        total = total + _log_softmax_at(logits, ids[..., level, None]).squeeze(-1)
+    return total
+
+
+def _over_catalogue(heads: LevelHeads, hidden: Tensor, ids: Tensor, trie: ItemTrie) -> Tensor:
     states = hidden.unsqueeze(1).expand(-1, ids.shape[1], -1)
     total = torch.zeros_like(ids[..., 0].flatten(), dtype=torch.float32)
     for logits, slots in child_logits(heads, states.flatten(0, 1), ids.flatten(0, 1), trie):
@@ -74,22 +94,6 @@ def score_items_of(heads: LevelHeads, hidden: Tensor, ids: Tensor, trie: ItemTri
         own = here.gather(1, slots.clamp(min=0)[:, None]).squeeze(1) - here.logsumexp(1)
         total = torch.where(slots >= 0, total + own, UNKNOWN_LOG_PROB)
     return total.view_as(ids[..., 0])
-
-
-def score_items(heads: LevelHeads, hidden: Tensor, ids: Tensor) -> Tensor:
-    """Log-probabilities of given items, differentiable: hidden (B, D), ids int64 (B, N, 3) -> float32 (B, N).
-
-    Level 1 does not depend on the item, so it costs one head evaluation a row. The other two make (B, N, V_l) logits:
-    to rank a whole catalogue, `beam_search` with `beam_width` at least the number of prefixes gives the same scores
-    with one evaluation a prefix. Ids must be valid ones (0 <= id < V_l); what padding scores is for the caller to
-    ignore.
-    """
-    per_item = hidden.unsqueeze(1).expand(-1, ids.shape[1], -1)
-    total = _log_softmax_at(heads(0, hidden, ids.new_empty(ids.shape[0], 0)), ids[..., 0])
-    for level in range(1, LEVELS):
-        logits = heads(level, per_item, ids[..., :level])
-        total = total + _log_softmax_at(logits, ids[..., level, None]).squeeze(-1)
-    return total
 
 
 def _log_softmax_at(logits: Tensor, ids: Tensor) -> Tensor:

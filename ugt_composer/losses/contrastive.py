@@ -7,10 +7,10 @@ L = 3 levels, D width of the vectors.
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ugt_composer.errors import UserError
+from ugt_composer.generation.item_scores import unit_vectors
 from ugt_composer.losses.ranks import check_equal_rows, gather_rows, rank, world_size
 from ugt_composer.vocabulary import LEVELS
 
@@ -67,8 +67,7 @@ class ContrastiveLoss(nn.Module):
             valid = torch.ones_like(row_ids, dtype=torch.bool)
         # Logits are cosines divided by a small temperature: half precision would be off by several hundredths.
         with torch.autocast(user_repr.device.type, enabled=False):
-            users = F.normalize(user_repr.float(), dim=-1, eps=1e-6)
-            items = F.normalize(item_repr.float(), dim=-1, eps=1e-6)
+            users, items = unit_vectors(user_repr), unit_vectors(item_repr)
             pool = _gather_pool(users, items, item_ids, row_ids, valid)
             candidates = self._candidates(pool)
             u2i, i2u = self._logits(users, items, item_ids, pool, candidates)

@@ -20,7 +20,6 @@ from ugt_composer.losses.ntp import NextTokenPredictionLoss
 from ugt_composer.vocabulary import IGNORE_INDEX
 
 Losses = dict[str, Any]
-CATALOGUE = "catalogue"  # of contrastive_negatives; the other is in_batch
 
 
 class UnifiedLoss(nn.Module):
@@ -55,7 +54,7 @@ class UnifiedLoss(nn.Module):
         self.lambda_preference = _checked("lambda_preference", lambda_preference)
         self.lambda_moe_balance = _checked("lambda_moe_balance", lambda_moe_balance)
         self.ntp = NextTokenPredictionLoss(l1_weight, l2_weight, l3_weight, label_smoothing)
-        self.contrastive_negatives = contrastive_negatives
+        self.has_catalogue_negatives = lambda_contrastive > 0 and contrastive_negatives == "catalogue"
         self.catalogue_contrastive = CatalogueContrastiveLoss(contrastive_temperature)
         self.contrastive = ContrastiveLoss(contrastive_temperature, num_negatives, repr_dim, seed)
         self.dpo = DPOLoss(dpo_beta, dpo_label_smoothing, dpo_reference_free, dpo_loss_type)
@@ -108,7 +107,7 @@ class UnifiedLoss(nn.Module):
         self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], labels: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         users, items, valid = outputs["user_repr"], outputs["item_repr"], has_target(labels)
-        if self.contrastive_negatives == CATALOGUE:
+        if self.has_catalogue_negatives:
             catalogue, rows = outputs["catalogue_repr"], outputs["item_rows"]
             return self.catalogue_contrastive(users, items, catalogue, rows, valid, batch.get("batch_totals"))
         return self.contrastive(users, items, labels[:, 0, :], batch["row_ids"], valid)

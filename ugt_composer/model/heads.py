@@ -33,9 +33,10 @@ class LevelHead(nn.Module):
         self,
         hidden: Tensor,
         prefix: Tensor,
-        embedding: ItemEmbedding,
         beam: Tensor | None = None,
         ids: Tensor | None = None,
+        *,
+        embedding: ItemEmbedding,
     ) -> Tensor:
         """
         hidden: (..., D); (B, W, D) where ids are given
@@ -66,14 +67,6 @@ class LevelHeads(nn.Module):
         super().__init__()
         self.heads = nn.ModuleList(LevelHead(level, size, d_model, tied) for level, size in enumerate(codebook_sizes))
 
-    def forward(
-        self,
-        level: int,
-        hidden: Tensor,
-        prefix: Tensor,
-        embedding: ItemEmbedding,
-        beam: Tensor | None = None,
-        ids: Tensor | None = None,
-    ) -> Tensor:
-        """Logits of level 0, 1 or 2, see LevelHead."""
-        return self.heads[level](hidden, prefix, embedding, beam, ids)
+    def forward(self, level: int, *inputs: Tensor | None, embedding: ItemEmbedding) -> Tensor:
+        """Logits of level 0, 1 or 2; inputs as LevelHead's."""
+        return self.heads[level](*inputs, embedding=embedding)

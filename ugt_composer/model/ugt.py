@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ugt_composer.data.batch import Batch
-from ugt_composer.generation.item_log_probs import child_logits, score_items, score_items_of
+from ugt_composer.generation.item_log_probs import child_logits, score_items
 from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.model.decoder import Decoder
 from ugt_composer.model.embedding import InputEmbedding, ItemEmbedding
@@ -205,14 +205,12 @@ class UGT(nn.Module):
     ) -> Tensor:
         """Logits (..., V_level) given hidden (..., D) and the ids of the levels above, prefix (..., level) int64; or of
         some ids only, see LevelHead."""
-        return self.heads(level, hidden, prefix, self.item_embedding, beam, ids)
+        return self.heads(level, hidden, prefix, beam, ids, embedding=self.item_embedding)
 
     def item_logps(self, hidden: Tensor, ids: Tensor, trie: ItemTrie | None = None) -> Tensor:
         """log p(item) (B, N) float32 of items ids (B, N, 3), given the hidden state at BOS (B, D)."""
-        if not self.is_over_catalogue:
-            return score_items(self.level_logits, hidden, ids)
-        assert trie is not None
-        return score_items_of(self.level_logits, hidden, ids, trie)
+        assert trie is not None or not self.is_over_catalogue
+        return score_items(self.level_logits, hidden, ids, trie if self.is_over_catalogue else None)
 
     def item_vectors(self, ids: Tensor) -> Tensor:
         """What user vectors are compared with: items int64 (..., 3) → (..., D)."""
