@@ -10,7 +10,7 @@ from scipy import sparse
 
 HISTORY = 20
 KINDS = ("counts", "cosines")
-DECAY = 0.5  # of an item's say, for each item that came after it; for both the best of 1, .8, .5 and .2 on validation
+DECAY = 0.5  # of an item's say, for each item that came after it: of 1, .8, .5 and .2 best on validation, all items
 
 
 def read_sequences(path: Path) -> list[list[int]]:
@@ -26,15 +26,15 @@ def popularity_scores(sequences: list[list[int]], items: int) -> np.ndarray:
 def cooccurrence_scores(
     sequences: list[list[int]], items: int, histories: list[list[int]], kind: str
 ) -> sparse.csr_matrix:
-    """Σ over the history of decay^age · (how many training users have both items, or the cosine of the two items' sets
-    of users), (U, n + 1)."""
+    """Σ over the history of decay^age · (how many training users have both items among their last HISTORY, or the
+    cosine of the two items' sets of such users), (U, n + 1)."""
     users = _matrix([sequence[:-2] for sequence in sequences], items, decay=1.0)
     users.data[:] = 1.0
     counts = (users.T @ users).tolil()
     counts.setdiag(0)
     related = counts.tocsr()
     if kind == "cosines":
-        scale = sparse.diags(1 / np.sqrt(np.maximum(popularity_scores(sequences, items), 1)))
+        scale = sparse.diags(1 / np.sqrt(np.maximum(np.asarray(users.sum(axis=0)).ravel(), 1)))
         related = scale @ related @ scale
     return (_matrix(histories, items, DECAY) @ related).tocsr()
 
