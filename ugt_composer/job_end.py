@@ -26,6 +26,7 @@ from ugt_composer.errors import EXIT_ERROR, RunError, UserError, exit_on_user_er
 
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
 NOTE_WAIT = 2.0  # seconds: contact is lost a moment before the reason is known
+STARTED = time.time()  # of this rank, nearly: this module is the first that a program of ranks loads
 CLOSE_WAIT = 10.0  # seconds that a failed rank has to close its files, before it is ended where it stands
 LOST_CONTACT = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
@@ -49,10 +50,12 @@ def own_rank() -> int:
 
 def end_with_launcher() -> None:
     """Asks Linux to warn this rank by SIGTERM when its launcher is gone, as when it was killed by SIGKILL."""
-    if not has_launcher() or not sys.platform.startswith("linux"):
+    if not has_launcher():
         return
     launcher = _launcher()
-    _note_path()
+    _forget_earlier_start()
+    if not sys.platform.startswith("linux"):
+        return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != launcher:  # it went before the call
         os.kill(os.getpid(), signal.SIGTERM)
@@ -83,6 +86,13 @@ def first_end() -> End | None:
         return End(**json.loads(_note_path().read_text("utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def _forget_earlier_start() -> None:
+    """What starts the ranks may be a script that starts them again: same process, and so the same name of the note."""
+    with contextlib.suppress(OSError):
+        if _note_path().stat().st_mtime < STARTED:
+            _note_path().unlink()
 
 
 def note_end(status: int, reason: str) -> None:

@@ -67,3 +67,17 @@ def test_a_program_ends_with_its_status_after_all_that_waits_for_its_end(ranks, 
     assert result.returncode == status
     assert result.stdout == "begun\nclosed\n"
     assert result.stderr.endswith(said)
+
+
+def test_how_an_earlier_start_of_the_same_script_ended_is_forgotten():
+    program = (
+        "import sys\nfrom ugt_composer.job_end import *\n"
+        "def main():\n    end_with_launcher()\n    print(first_end())\n    raise ValueError(sys.argv[1])\n"
+        "exit_as_rank(main)"
+    )
+    environment = os.environ | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
+    for attempt in ("1", "2"):
+        command = [sys.executable, "-c", program, attempt]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert (result.returncode, result.stdout) == (EXIT_ERROR, "None\n")
+        assert f"ValueError: {attempt}" in result.stderr
