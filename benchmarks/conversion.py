@@ -1,28 +1,35 @@
-"""Claim: the conversion, which validates and hashes, is several times faster than the usual script, which does neither.
+"""Claim: the conversion, which validates and hashes, is several times faster than the usual script, which does neither,
+takes at most twice as long as nothing but parsing, uses further cores, and needs no more memory for more rows.
 
-The usual script parses a line with `json.loads` and writes an `ndarray` column a field with MDSWriter. Both convert the
-same file on one core, in turn; the figure is the median of the ratios.
+The usual script parses a line with `json.loads` and writes an `ndarray` column a field with MDSWriter. The bare parse
+gives each line to `orjson.loads` and forgets it. Memory is of the largest process of the command, for an input that is
+the same rows over and over.
 
-    python benchmarks/conversion.py [--rows 20000] [--repetitions 3]
+    python benchmarks/conversion.py [--rows 20000] [--repetitions 3] [--gigabytes 2]
 """
 
 import argparse
 import contextlib
 import io
 import json
-import statistics
+import os
+import shutil
+import subprocess
 import sys
 import tempfile
-import time
+from itertools import count
 from pathlib import Path
 
 import numpy as np
+import orjson
 from streaming import MDSWriter
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-from convert.jsonl_to_mds import main as convert
-from ugt_composer.data.history import decoder_lists, encoder_lists
+from benchmarks.claims import Claim, in_turns, report  # noqa: E402
+from convert.jsonl_to_mds import main as convert  # noqa: E402
+from ugt_composer.data.history import decoder_lists, encoder_lists  # noqa: E402
 
 
 def write_rows(path: Path, rows: int, seed: int = 0) -> None:
@@ -46,33 +53,80 @@ def usual_script(source: Path, out: Path) -> None:
             writer.write({name: np.asarray(v, np.int32) if name != "user_id" else v for name, v in row.items()})
 
 
-def this_conversion(source: Path, out: Path) -> None:
+def this_conversion(source: Path, out: Path, workers: int = 1) -> None:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        assert convert([str(source), "--kind", "recommend", "--out", str(out)]) == 0
+        assert convert([str(source), "--kind", "recommend", "--out", str(out), "--workers", str(workers)]) == 0
 
 
-def seconds(function, *arguments) -> float:
-    start = time.perf_counter()
-    function(*arguments)
-    return time.perf_counter() - start
+def bare_parse(source: Path) -> None:
+    with source.open("rb") as file:
+        for line in file:
+            orjson.loads(line)
 
 
-def main() -> None:
+def peak_of_command(source: Path, out: Path) -> int:
+    """Bytes that the largest process of the command held."""
+    command = [sys.executable, str(ROOT / "convert/jsonl_to_mds.py"), str(source), "--kind", "recommend"]
+    process = subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0
+    shutil.rmtree(out)
+    return usage.ru_maxrss * 1024
+
+
+def repeated(source: Path, path: Path, size: int) -> Path:
+    """A file of `size` bytes and a bit, the same lines over and over."""
+    data = source.read_bytes()
+    with path.open("wb") as file:
+        while file.tell() < size:
+            file.write(data)
+    return path
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--repetitions", type=int, default=3)
-    arguments = parser.parse_args()
-    ratios, rates = [], []
+    parser.add_argument("--gigabytes", type=float, default=2.0, help="input of which the memory is measured")
+    given = parser.parse_args()
+    claims = []
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "rows.jsonl"
-        write_rows(source, arguments.rows)
-        for repetition in range(arguments.repetitions):
-            ours = seconds(this_conversion, source, Path(folder) / f"ours-{repetition}")
-            usual = seconds(usual_script, source, Path(folder) / f"usual-{repetition}")
-            ratios.append(usual / ours)
-            rates.append(arguments.rows / ours)
-    print(f"conversion: {statistics.median(ratios):.1f} x the usual script ({statistics.median(rates):,.0f} rows/s)")
+        out, numbers = Path(folder), count()
+        source = out / "rows.jsonl"
+        write_rows(source, given.rows)
+
+        def ours(workers: int = 1) -> None:
+            this_conversion(source, out / f"ours-{next(numbers)}", workers)
+
+        def usual() -> None:
+            usual_script(source, out / f"usual-{next(numbers)}")
+
+        for name, rival, target in (
+            ("the usual script", usual, 5.0),
+            ("orjson alone", lambda: bare_parse(source), 0.5),
+        ):
+            ratio, own, other = in_turns(ours, rival, given.repetitions)
+            note = f"{given.rows / own:,.0f} and {given.rows / other:,.0f} rows/s"
+            claims.append(Claim("conversion on one core: rows/s", name, 1 / ratio, target, at_least=True, note=note))
+        larger = repeated(source, out / "larger.jsonl", 8 * source.stat().st_size)
+        ratio, two, one = in_turns(
+            lambda: this_conversion(larger, out / f"two-{next(numbers)}", 2),
+            lambda: this_conversion(larger, out / f"one-{next(numbers)}", 1),
+            given.repetitions,
+        )
+        note = f"{two:.1f} s and {one:.1f} s"
+        claims.append(
+            Claim("conversion by two workers: rows/s", "one worker", 1 / ratio, 1.8, at_least=True, note=note)
+        )
+        size = int(given.gigabytes * 2**30)
+        peaks = [
+            peak_of_command(repeated(source, out / "large.jsonl", part), out / "mds") for part in (size // 8, size)
+        ]
+        note = f"{peaks[0] / 1e6:.0f} MB for an eighth of it"
+        what = f"conversion of {given.gigabytes:g} GB: MB of the largest process"
+        claims.append(Claim(what, "500 MB", peaks[1] / 1e6, 500, at_least=False, note=note))
+    return report(__file__, claims)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -37,8 +37,8 @@ class ComposerUGT(ComposerModel):
     Args:
         model: the model.
         loss: the stage's loss.
-        reference: scores items for the preference loss to compare with (`Reference`), or None. It is no submodule: it
-            is in no checkpoint and no optimizer.
+        reference: scores items for the preference loss to compare with (`Reference`). None: the scores come with the
+            batch, or none are needed. It is no submodule: it is in no checkpoint and no optimizer.
         trie: the catalogue; None recommends from the whole code space.
         k_values: cut-offs of the ranking metrics.
         beam_width: beams a row, at least the largest cut-off.
@@ -89,8 +89,8 @@ class ComposerUGT(ComposerModel):
         if self.unified_loss.has_catalogue_negatives:
             assert self.trie is not None
             outputs["item_rows"] = self.trie.find(batch["labels"][:, 0])
-        if self.reference is not None and "rejected_logps" in outputs:
-            logps = self.reference(batch, self.trie)
+        if "rejected_logps" in outputs and (self.reference is not None or "reference_logps" in batch):
+            logps = batch["reference_logps"] if self.reference is None else self.reference(batch, self.trie)
             outputs |= {"reference_chosen_logps": logps[:, 0], "reference_rejected_logps": logps[:, 1:]}
         if recommend:
             outputs["recommended"] = self._recommend(batch, outputs)

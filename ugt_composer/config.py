@@ -115,6 +115,7 @@ class LossConfig:
     dpo_loss_type: Literal["sigmoid", "ipo", "hinge", "softmax"] = "sigmoid"
     dpo_reference_free: bool = False
     reference_from: str | None = None
+    reference_log_probs: Literal["model", "data"] = "model"
     lambda_moe_balance: float = 0.01
 
     def __post_init__(self):
@@ -133,6 +134,11 @@ class LossConfig:
                 f"loss.dpo_label_smoothing is {self.dpo_label_smoothing}, which only loss.dpo_loss_type sigmoid has; "
                 f"expected 0 with {self.dpo_loss_type}"
             )
+        if self.reference_log_probs == "data" and not self.needs_reference:
+            why = "lambda_preference is 0" if self.lambda_preference == 0 else "dpo_reference_free is true"
+            raise ValueError(
+                f"loss.reference_log_probs is data, but loss.{why}, so that no reference is read; expected model"
+            )
         for name in ("lambda_contrastive", "lambda_preference", "lambda_moe_balance"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"loss.{name} is {getattr(self, name)}; expected 0 or more")
@@ -140,6 +146,10 @@ class LossConfig:
     @property
     def needs_reference(self) -> bool:
         return self.lambda_preference > 0 and not self.dpo_reference_free
+
+    @property
+    def needs_reference_model(self) -> bool:
+        return self.needs_reference and self.reference_log_probs == "model"
 
 
 @dataclass(frozen=True)

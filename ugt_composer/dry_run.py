@@ -117,7 +117,7 @@ def _memory_lines(config: Config, model: UGT, world_size: int) -> list[str]:
         sum(p.numel() for p in model.parameters() if p.numel() < SMALL),
         *offloads,
     )
-    if config.loss.needs_reference:
+    if config.loss.needs_reference_model:
         number = HALF if half and parallelism.strategy == "deepspeed" else FLOAT
         share = world_size if parallelism.shard_reference else 1
         held.append(Held("reference", number * -(-parameters // share)))

@@ -60,6 +60,7 @@ def evaluation_config(config: Config, folders: Sequence[str], batch_size: int, *
             data=replace(config.data, eval=EvalDataConfig(streams=streams)),
             evaluation=replace(config.evaluation, **given),
             device_eval_batch_size=batch_size,
+            loss=replace(config.loss, reference_log_probs="model"),
             compile=False,
         )
     except ValueError as error:

@@ -55,6 +55,7 @@ from ugt_composer.parallelism.build import build_strategy, composer_device
 from ugt_composer.parallelism.group_timeouts import limit_groups
 from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.preflight import about_catalogue, check_run, load_catalogue, resolve_precision
+from ugt_composer.reference_log_probs import check_reference_log_probs
 from ugt_composer.run_length import RunLength, run_length
 
 log = logging.getLogger(__name__)
@@ -280,6 +281,8 @@ def _build(config: Config, held: ExitStack) -> UGTTrainer:
     if config.init_from is not None:
         facts = load_weights(model, config.model, on_this_machine(config.init_from))
         check_fingerprint(config.init_from, facts, fingerprint)
+    if config.loss.reference_log_probs == "data":
+        check_reference_log_probs(config, on_this_machine(str(config.loss.reference_from or config.init_from)))
     composer_model = build_composer_model(config, model, catalogue)
     best = check_best_metric(config, composer_model) if eval_loader is not None else None
     length = run_length(config, train_loader.dataloader.dataset.epoch_size)  # type: ignore[union-attr]
@@ -348,6 +351,7 @@ def _build(config: Config, held: ExitStack) -> UGTTrainer:
 def build_composer_model(config: Config, model: UGT, catalogue: Catalogue | None) -> ComposerUGT:
     """Model, loss and evaluation of a stage; what the stage does not train is frozen."""
     loss_arguments = asdict(config.loss)
+    del loss_arguments["reference_log_probs"]
     reference_from = loss_arguments.pop("reference_from") or config.init_from
     loss = UnifiedLoss(**loss_arguments, repr_dim=config.model.d_model, seed=config.seed)
     freeze_untrained(model, config.loss.lambda_contrastive)
@@ -356,7 +360,7 @@ def build_composer_model(config: Config, model: UGT, catalogue: Catalogue | None
     if config.compile:
         compile_layers(model)
     reference = None
-    if config.loss.needs_reference:
+    if config.loss.needs_reference_model:
         assert reference_from is not None  # the config was refused without one
         reference_model, _, facts = load_portable(on_this_machine(reference_from))
         check_fingerprint(reference_from, facts, fingerprint_facts(catalogue))

@@ -1,12 +1,14 @@
 """Collation against decoding one row at a time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ugt_composer.data.codec import Row, decode_row, encode_row
+from ugt_composer.data.codec import Row, decode_row, encode_row, with_reference
 from ugt_composer.data.collate import PackedRow, collate
 
 
@@ -19,12 +21,16 @@ def rows(draw, largest=900):
     decoder = table(1, 8).reshape(-1, 8)
     ignored = draw(st.lists(st.booleans(), min_size=3, max_size=3))
     decoder[0, 5:][ignored] = -100
+    rejected = table(0, 3).reshape(-1, 3).astype(np.int64)
+    numbers = st.floats(-50, 0, width=32)
+    logps = draw(st.lists(numbers, min_size=1 + len(rejected), max_size=1 + len(rejected)))
     return Row(
         user_id=draw(st.text(max_size=12)),
         encoder=table(1, 5).reshape(-1, 5),
         decoder=decoder,
-        rejected=table(0, 3).reshape(-1, 3).astype(np.int64),
+        rejected=rejected,
         preference_score=draw(st.floats(0.0078125, 1, width=32)),
+        reference=draw(st.sampled_from([None, np.array(logps, np.float32)])),
     )
 
 
@@ -32,8 +38,37 @@ def rows(draw, largest=900):
 def test_a_row_survives_its_bytes(row, width):
     back = decode_row(encode_row(row, width))
     assert (back.user_id, back.preference_score) == (row.user_id, row.preference_score)
-    for name in ("encoder", "decoder", "rejected"):
+    for name in ("encoder", "decoder", "rejected", "reference"):
         np.testing.assert_array_equal(getattr(back, name), getattr(row, name))
+
+
+@given(rows(), st.sampled_from([2, 4]))
+def test_log_probabilities_are_put_into_a_packed_row_and_replaced(row, width):
+    logps = np.linspace(-1, -9, 1 + len(row.rejected), dtype=np.float32)
+    packed = with_reference(encode_row(row, width), logps)
+    assert packed == encode_row(replace(row, reference=logps), width)
+    with pytest.raises(ValueError, match=f"expected {len(logps)}"):
+        with_reference(packed, np.append(logps, 0))
+
+
+@given(st.lists(st.tuples(rows(), st.booleans()), min_size=1, max_size=5), st.booleans())
+def test_a_batch_holds_log_probabilities_where_all_pairs_carry_them(given_rows, longest_first):
+    packed = [PackedRow(i, encode_row(row, 2), counts) for i, (row, counts) in enumerate(given_rows)]
+    batch = collate(packed, min_rejected=1, longest_first=longest_first)
+    carried = [row.reference is not None for row, _ in given_rows]
+    lacking = [row.reference is None and len(row.rejected) > 0 for row, _ in given_rows]
+    assert ("reference_logps" in batch) == (any(carried) and not any(lacking))
+    if "reference_logps" not in batch:
+        return
+    assert batch["reference_logps"].shape == (len(packed), 1 + batch["rejected_ids"].shape[1])
+    for place, at in enumerate(batch["row_ids"].tolist()):
+        row, counts = given_rows[at]
+        values = batch["reference_logps"][place]
+        items = 1 + len(row.rejected) if counts else 0
+        wanted = np.zeros(items, np.float32) if row.reference is None else row.reference[:items]
+        np.testing.assert_array_equal(values[:items], wanted)
+        if counts:
+            assert (values[items:] == 0).all()
 
 
 @given(st.lists(st.tuples(rows(), st.booleans()), min_size=1, max_size=5))
@@ -67,8 +102,11 @@ def test_rows_of_two_widths_are_refused():
 @pytest.mark.parametrize("damage", [lambda b: b[:-2], lambda b: b[:5], lambda b: b"\x02" + b[1:], lambda b: b + b"\0"])
 def test_damaged_bytes_are_refused(damage):
     row = Row("user", np.ones((2, 5), int), np.ones((1, 8), int), np.zeros((0, 3), int))
+    packed = damage(encode_row(row, 2))
     with pytest.raises(ValueError):
-        decode_row(damage(encode_row(row, 2)))
+        decode_row(packed)
+    with pytest.raises(ValueError):
+        collate([PackedRow(0, encode_row(row, 2)), PackedRow(1, packed)])
 
 
 def test_an_id_that_does_not_fit_the_width_is_refused():

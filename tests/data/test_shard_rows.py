@@ -6,6 +6,8 @@ from ugt_composer.data import shard_rows
 from ugt_composer.data.shard_rows import OpenShards, ShardRows
 from ugt_composer.errors import UserError
 
+FIRST, FOURTH = np.array([0]), np.array([3])
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -19,37 +21,38 @@ def folder(tmp_path):
 def test_rows_are_those_that_streaming_reads(folder):
     dataset, opened = LocalDataset(str(folder)), OpenShards()
     assert len(dataset.shards) > 3
-    for at in np.random.default_rng(1).permutation(100):
-        shard_id, number = dataset.spanner[int(at)]
-        path = folder / dataset.shards[shard_id].raw_data.basename
-        assert opened.row(path, number) == dataset[int(at)]["row"]
+    for shard_id, shard in enumerate(dataset.shards):
+        numbers = np.random.default_rng(1).permutation(shard.samples)
+        first = int(dataset.spanner.shard_bounds[shard_id])
+        wanted = [dataset[first + int(number)]["row"] for number in numbers]
+        assert opened.rows(folder / shard.raw_data.basename, numbers) == wanted
 
 
 def test_a_file_that_is_cut_short_is_named(folder):
     opened, path = OpenShards(), sorted(folder.glob("*.mds"))[0]
-    opened.row(path, 0)
+    opened.rows(path, FIRST)
     with path.open("r+b") as file:
         file.truncate(600)
     with pytest.raises(UserError, match=f"{path.name}: was cut short"):
-        [opened.row(path, number) for number in range(20)]
+        opened.rows(path, np.arange(20))
 
 
 def test_only_so_many_files_are_kept_open(folder, monkeypatch):
     monkeypatch.setattr(shard_rows, "MOST_OPEN", 2)
     opened, paths = OpenShards(), sorted(folder.glob("*.mds"))
     for path in (paths[0], paths[1], paths[0], paths[2]):
-        opened.row(path, 0)
+        opened.rows(path, FIRST)
     assert list(opened._open) == [paths[0], paths[2]]
 
 
 def test_a_file_that_was_replaced_is_read_anew_once_it_is_forgotten(folder):
     opened, (first, second, *_) = OpenShards(), sorted(folder.glob("*.mds"))
-    before = opened.row(first, 3)
+    before = opened.rows(first, FOURTH)
     second.replace(first)
-    assert opened.row(first, 3) == before  # an open file stays whole
+    assert opened.rows(first, FOURTH) == before  # an open file stays whole
     opened.forget(first)
-    assert opened.row(first, 3) == ShardRows(first)[3] != before
+    assert opened.rows(first, FOURTH) == ShardRows(first).rows(FOURTH) != before
     first.unlink()
     opened.forget(first)
     with pytest.raises(FileNotFoundError):
-        opened.row(first, 0)
+        opened.rows(first, FIRST)

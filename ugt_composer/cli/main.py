@@ -3,10 +3,16 @@
 import argparse
 from collections.abc import Sequence
 
-from ugt_composer.cli import evaluate, export, inspect, recommend
+from ugt_composer.cli import evaluate, export, inspect, recommend, reference
 from ugt_composer.errors import exit_on_user_error
 
-COMMANDS = {"recommend": recommend, "evaluate": evaluate, "inspect": inspect, "export": export}
+COMMANDS = {
+    "recommend": recommend,
+    "evaluate": evaluate,
+    "inspect": inspect,
+    "export": export,
+    "reference": reference,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,6 +26,7 @@ class _Required(TypedDict):
 
 
 class Batch(_Required, total=False):
+    reference_logps: Tensor  # (B, 1 + N) float32, log p of the chosen and rejected items, where all pairs carry it
     batch_totals: Tensor  # (6,) float32, see losses.normalization
     encoder_lengths: list[int]  # of each row, where rows are sorted by them: the host reads them without the device
     decoder_lengths: list[int]

@@ -8,12 +8,13 @@ Layout, version 1, little-endian:
     uint16  S  encoder tokens
     uint16  T  decoder tokens
     uint16  N  rejected items
-    uint16  reserved (0)
+    uint16  flags: 1 where the log-probabilities of a reference model are stored, else 0
     float32 preference score (1.0 where the row has none)
     uint    encoder  (S, 5): l1, l2, l3, position, token type
     uint    decoder  (T, 8): l1, l2, l3, position, token type, label l1, label l2, label l3
     uint    rejected (N, 3): l1, l2, l3
     bytes   user_id in UTF-8, padded with zero bytes to a multiple of `width`
+    float32 reference (1 + N): log p of the chosen item and of each rejected one; only where flags say so
 
 An ignored label (-100) is stored as the largest integer of the width. Rows hold what the model sees: masked-out
 positions are gone and the decoder starts with BOS, so a preference row is a decoder of length one, BOS with the
@@ -30,19 +31,21 @@ from ugt_composer.vocabulary import IGNORE_INDEX
 
 VERSION = 1
 HEADER = struct.Struct("<BBHHHHHf")
-SIZED_HEADER = np.dtype(  # HEADER with the size of the row in front
+HAS_REFERENCE = 1  # of the flags
+FLAGS_AT = 10  # in the header
+HEADER_FIELDS = np.dtype(  # HEADER, for many rows at once
     [
-        ("size", "<u4"),
         ("version", "u1"),
         ("width", "u1"),
         ("users", "<u2"),
         ("encoder", "<u2"),
         ("decoder", "<u2"),
         ("rejected", "<u2"),
-        ("reserved", "<u2"),
+        ("flags", "<u2"),
         ("score", "<f4"),
     ]
 )
+SIZED_HEADER = np.dtype([("size", "<u4"), *HEADER_FIELDS.descr])  # with the size of the row in front
 ENCODER_COLUMNS = 5
 DECODER_COLUMNS = 8
 REJECTED_COLUMNS = 3
@@ -60,6 +63,7 @@ class Row:
         decoder: int64 (T, 8), the same five columns and the labels of the three levels (-100 = ignored).
         rejected: int64 (N, 3).
         preference_score: in (0, 1]; 1.0 where the row has none.
+        reference: float32 (1 + N), log-probabilities of a reference model, or None.
     """
 
     user_id: str
@@ -67,6 +71,7 @@ class Row:
     decoder: np.ndarray
     rejected: np.ndarray
     preference_score: float = 1.0
+    reference: np.ndarray | None = None
 
 
 def width_for(largest_id: int) -> int:
@@ -88,7 +93,24 @@ def encode_row(row: Row, width: int) -> bytes:
     header = HEADER.pack(
         VERSION, width, len(user), len(row.encoder), len(row.decoder), len(row.rejected), 0, row.preference_score
     )
-    return b"".join((header, payload.astype(dtype).tobytes(), user, b"\0" * (-len(user) % width)))
+    data = b"".join((header, payload.astype(dtype).tobytes(), user, b"\0" * (-len(user) % width)))
+    return data if row.reference is None else with_reference(data, row.reference)
+
+
+def with_reference(data: bytes, logps: np.ndarray) -> bytes:
+    """A packed row with log-probabilities (1 + N) of a reference model, in the place of those that it may have."""
+    _, width, user_length, s, t, n, flags, _ = HEADER.unpack_from(data)
+    if logps.shape != (1 + n,):
+        raise ValueError(f"{len(logps)} log-probabilities for a row with {n} rejected items; expected {1 + n}")
+    end = _end(width, user_length, s, t, n)
+    flags = struct.pack("<H", flags | HAS_REFERENCE)
+    return b"".join((data[:FLAGS_AT], flags, data[FLAGS_AT + 2 : end], logps.astype("<f4").tobytes()))
+
+
+def _end(width: int, user_length: int, s: int, t: int, n: int) -> int:
+    """Where the row ends, but for log-probabilities."""
+    numbers = s * ENCODER_COLUMNS + t * DECODER_COLUMNS + n * REJECTED_COLUMNS
+    return HEADER.size + numbers * width + user_length + -user_length % width
 
 
 @dataclass(frozen=True)
@@ -151,14 +173,15 @@ def decode_row(data: bytes) -> Row:
     """Unpacks one row. Raises ValueError where the bytes are not a row of this version."""
     if len(data) < HEADER.size:
         raise ValueError(f"a row of {len(data)} bytes is shorter than its header ({HEADER.size} bytes)")
-    version, width, user_length, s, t, n, _, score = HEADER.unpack_from(data)
+    version, width, user_length, s, t, n, flags, score = HEADER.unpack_from(data)
     if version != VERSION or width not in DTYPES:
         raise ValueError(f"row of codec version {version}, width {width}; this package reads version {VERSION}")
     dtype = DTYPES[width]
     sizes = (s * ENCODER_COLUMNS, t * DECODER_COLUMNS, n * REJECTED_COLUMNS)
     end = HEADER.size + sum(sizes) * width
-    if len(data) != end + user_length + (-user_length % width):
-        raise ValueError(f"a row of {len(data)} bytes, its header promises {end + user_length}")
+    after = _end(width, user_length, s, t, n)
+    if len(data) != after + (4 * (1 + n) if flags & HAS_REFERENCE else 0):
+        raise ValueError(f"a row of {len(data)} bytes, its header promises another length")
     payload = np.frombuffer(data, dtype, sum(sizes), HEADER.size).astype(np.int64)
     encoder, decoder, rejected = np.split(payload, np.cumsum(sizes)[:2])
     decoder = decoder.reshape(t, DECODER_COLUMNS)
@@ -169,4 +192,5 @@ def decode_row(data: bytes) -> Row:
         decoder=decoder,
         rejected=rejected.reshape(n, REJECTED_COLUMNS),
         preference_score=score,
+        reference=np.frombuffer(data, "<f4", 1 + n, after).copy() if flags & HAS_REFERENCE else None,
     )

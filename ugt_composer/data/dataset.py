@@ -4,31 +4,32 @@ No row is handed out before its shard has been checked, and what is wrong with a
 in the thread that the training waits for.
 """
 
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from ctypes import c_uint8
+from functools import partial
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
-from time import sleep, time_ns
+from time import time_ns
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 from streaming import LocalDataset, Stream, StreamingDataset
-from streaming.base.constant import TICK
-from streaming.base.dataset import _Iterator, _ShardState
+from streaming.base.dataset import _ShardState
 from streaming.base.format import Reader
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ugt_composer.config import StreamConfig
 from ugt_composer.data.collate import PackedRow
+from ugt_composer.data.fetch_ahead import FetchAhead
 from ugt_composer.data.shard_files import ShardFiles
 from ugt_composer.data.shard_rows import OpenShards
 from ugt_composer.data.shared_memory import own_segments
 from ugt_composer.errors import UserError
 
 PADDING = -1  # where Streaming has no row for a place in the last batches
+ROWS_AT_ONCE = 128
 ATTEMPTS = 8  # at a shard that another process keeps taking away to make room
 
 
@@ -55,26 +56,70 @@ def _path(shard: Reader) -> Path:
 class RowDataset(StreamingDataset):
     """Streams packed rows in a deterministic, resumable order. Keyword arguments are StreamingDataset's.
 
-    Streaming fetches in background threads, whose errors end the epoch as if the rows had come to their end, and it
-    looks at hashes only when it downloads. Here each shard is checked before its first row is read, once for a rank
-    and its workers, and what a background thread raises is raised again by the iteration.
+    The order and the place in it are Streaming's; the reading is not. Streaming looks at each row three times, in two
+    background threads and when it is read, and ends the epoch as if the rows had come to their end where one of these
+    fails; and it looks at hashes only when it downloads. Here rows are read many at once, each shard is checked before
+    its first row is read, once for a rank and its workers, and whatever fails is raised by the iteration.
     """
 
     def __init__(self, **arguments: Any):
         with own_segments():
             super().__init__(**arguments)
         self._checked = RawArray(c_uint8, self.num_shards)  # by shard; shared with the workers
-        self._failure: Exception | None = None  # of a background thread
         self._paths = [_path(shard) for shard in self.shards]
         self._open = OpenShards()
+        self._ahead: FetchAhead | None = None  # of the newest iteration
+
+    def __iter__(self) -> Iterator[PackedRow]:  # type: ignore[override]
+        self.leave_iteration()
+        self._unique_worker_world = self._unique_rank_world.detect_workers()
+        self._parallel_worker_world = self._parallel_rank_world.detect_workers()
+        epoch, sample_in_epoch = self._resume_incr_epoch()
+        ids = self._get_work(epoch, sample_in_epoch)
+        ids = ids[ids != PADDING]
+        shard_ids, numbers = self._places(ids)
+        assert self.predownload is not None  # Streaming's constructor gives it a value
+        self._ahead = ahead = FetchAhead(partial(self.prepare_shard, blocking=False), shard_ids, self.predownload)
+        for begin in range(0, len(ids), ROWS_AT_ONCE):
+            part = slice(begin, begin + ROWS_AT_ONCE)
+            for row_id, row in zip(ids[part].tolist(), self._rows(shard_ids[part], numbers[part]), strict=True):
+                if self._ahead is not ahead:
+                    raise RuntimeError("a second iteration over the same data set has begun and ended this one")
+                yield PackedRow(row_id, row)
+            if ahead.failure is not None:
+                raise ahead.failure
+            ahead.has_read(begin + ROWS_AT_ONCE)
+        ahead.end()
+
+    def leave_iteration(self) -> None:
+        """Ends the background thread of an iteration that was not read to its end."""
+        if self._ahead is not None:
+            self._ahead.leave()
 
     def __getitem__(self, at: int) -> PackedRow:  # type: ignore[override]
         return PackedRow(int(at), self.get_item(int(at)))
 
     def get_item(self, sample_id: int, retry: int = ATTEMPTS) -> bytes:  # type: ignore[override]
-        shard_id, number = self.spanner[sample_id]
+        return self._rows(*self._places(np.array([sample_id])))[0]
+
+    def _places(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of rows: their shards, and their numbers within these."""
+        bounds = self.spanner.shard_bounds
+        shard_ids = np.searchsorted(bounds, ids, side="right") - 1
+        return shard_ids, ids - bounds[shard_ids]
+
+    def _rows(self, shard_ids: NDArray[np.int64], numbers: NDArray[np.int64]) -> list[bytes]:
+        rows = [b""] * len(numbers)
+        for shard_id in dict.fromkeys(shard_ids.tolist()):
+            places = np.flatnonzero(shard_ids == shard_id)
+            for place, row in zip(places.tolist(), self._rows_of(shard_id, numbers[places]), strict=True):
+                rows[place] = row
+        return rows
+
+    def _rows_of(self, shard_id: int, numbers: NDArray[np.int64]) -> list[bytes]:
+        """Rows of one shard, which is fetched, checked and mended first where that is needed."""
         path = self._paths[shard_id]
-        for _ in range(retry):
+        for _ in range(ATTEMPTS):
             if not self._checked[shard_id]:
                 self.prepare_shard(shard_id)
                 if not self._checked[shard_id]:  # another process fetched it, and has made room of it since
@@ -84,15 +129,15 @@ class RowDataset(StreamingDataset):
                 self._checked[shard_id] = False
                 continue
             try:
-                row = self._open.row(path, number)
+                rows = self._open.rows(path, numbers)
             except FileNotFoundError:
                 self._checked[shard_id] = False
                 continue
             if self.cache_limit:
                 self._shard_access_times[shard_id] = time_ns()
-            return row
+            return rows
         raise UserError(
-            f"{_name(self.shards[shard_id])} was taken away {retry} times before it could be read; "
+            f"{path.name} was taken away {ATTEMPTS} times before it could be read; "
             "data.train.cache_limit is too small for the runs that share the folder"
         )
 
@@ -138,57 +183,6 @@ class RowDataset(StreamingDataset):
         if sample_in_epoch >= self.epoch_size:
             return np.empty(0, np.int64)
         return super()._get_work(epoch, sample_in_epoch)
-
-    def _prepare_thread(self, it: _Iterator) -> None:
-        self._guard(super()._prepare_thread, it)
-
-    def _ready_thread(self, it: _Iterator) -> None:
-        self._guard(self._wait_for_shards, it)
-
-    def _wait_for_shards(self, it: _Iterator) -> None:
-        """Streaming's ready thread, which however waits for ever where another process makes room of the shard that
-        it waits for: here the one who reads the row fetches it then."""
-        assert self.predownload is not None  # Streaming's constructor gives it a value
-        while it.ready_index < it.total and not it.should_exit() and not self._event.is_set():
-            if it.ready_index - it.yield_index > self.predownload:
-                sleep(TICK)
-                continue
-            sample_id = it.sample_ids[it.ready_index]
-            if sample_id != PADDING:
-                self.prepare_shard(self.spanner[sample_id][0])
-            it.ready_index += 1
-        it.on_exit()
-
-    def _guard(self, run: Callable[[_Iterator], None], it: _Iterator) -> None:
-        """Runs a background thread's work, and keeps what it raises for the iteration to raise."""
-        try:
-            run(it)
-        except UserError as error:
-            self._fail(error, it)
-        except Exception:
-            self._fail(RuntimeError(f"a background thread failed:\n{traceback.format_exc()}"), it)
-
-    def _fail(self, error: Exception, it: _Iterator) -> None:
-        self._failure = error
-        self._event.set()
-        it.on_exit()  # else the next iteration waits for this thread for ever
-
-    def __iter__(self) -> Iterator[PackedRow]:  # type: ignore[override]
-        if self._failure is not None:
-            raise self._failure
-        own = None
-        for row in super().__iter__():
-            own = self._iterator if own is None else own
-            yield row  # type: ignore[misc]
-        if self._failure is not None:
-            raise self._failure
-        if own is not None and own.yield_index < own.total:
-            raise RuntimeError("a second iteration over the same data set has begun and ended this one")
-
-    def leave_iteration(self) -> None:
-        """Ends the background threads of an iteration that was not read to its end."""
-        if hasattr(self, "_iterator"):  # from the first iteration on
-            self._iterator.non_blocking_exit()
 
 
 class RecommendDataset(RowDataset):
@@ -248,10 +242,10 @@ class RowFolder:
             self.files.ensure(path.name)
             self._checked[shard_id] = True
         try:
-            return self._open.row(path, number)
+            return self._open.rows(path, np.array([number]))[0]
         except FileNotFoundError:  # taken away since
             self.files.ensure(path.name)
-            return self._open.row(path, number)
+            return self._open.rows(path, np.array([number]))[0]
 
 
 def training_streams(streams: Sequence[StreamConfig]) -> list[Stream]:

@@ -33,6 +33,7 @@ class Manifest:
         largest_position: of any token.
         integer_width: bytes of an integer in a row.
         index_hash: of index.json, and so of every shard whose hash stands there.
+        reference: hash of the weights of the model whose log-probabilities the rows carry; None: they carry none.
     """
 
     folder: str
@@ -42,6 +43,7 @@ class Manifest:
     largest_position: int
     integer_width: int
     index_hash: str
+    reference: str | None
 
 
 def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
@@ -68,6 +70,7 @@ def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
             largest_position=max(facts["largest_position"].values()),
             integer_width=facts["integer_width"],
             index_hash=facts["index_hash"],
+            reference=facts.get("reference"),
         )
     except FileNotFoundError:
         raise UserError(f"{path}: missing; expected a folder made by convert/jsonl_to_mds.py") from None

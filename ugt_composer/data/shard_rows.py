@@ -6,9 +6,11 @@ the uint32 length of its bytes, and the bytes.
 
 import os
 from collections import OrderedDict
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ugt_composer.data.integrity import ADVICE
 from ugt_composer.errors import UserError
@@ -29,9 +31,13 @@ class ShardRows:
         count = int(self._numbers(1, 0)[0])
         self._offsets = self._numbers(count + 1, SIZE.itemsize)
 
-    def __getitem__(self, number: int) -> bytes:
-        begin, end = self._offsets[number : number + 2].tolist()
-        return self._read(end - begin - SIZE.itemsize, begin + SIZE.itemsize)
+    def rows(self, numbers: NDArray[np.int64]) -> list[bytes]:
+        begins = self._offsets[numbers].astype(np.int64) + SIZE.itemsize
+        sizes = (self._offsets[numbers + 1] - begins).tolist()
+        rows = list(map(os.pread, repeat(self._file.fileno()), sizes, begins.tolist()))
+        if list(map(len, rows)) != sizes:
+            raise self._cut_short()
+        return rows
 
     def _numbers(self, count: int, begin: int) -> np.ndarray:
         return np.frombuffer(self._read(count * SIZE.itemsize, begin), SIZE)
@@ -39,8 +45,11 @@ class ShardRows:
     def _read(self, size: int, begin: int) -> bytes:
         data = os.pread(self._file.fileno(), size, begin)
         if len(data) != size:
-            raise UserError(f"{self._path}: was cut short while it was read; {ADVICE}")
+            raise self._cut_short()
         return data
+
+    def _cut_short(self) -> UserError:
+        return UserError(f"{self._path}: was cut short while it was read; {ADVICE}")
 
 
 class OpenShards:
@@ -49,15 +58,15 @@ class OpenShards:
     def __init__(self) -> None:
         self._open: OrderedDict[Path, ShardRows] = OrderedDict()
 
-    def row(self, path: Path, number: int) -> bytes:
-        rows = self._open.get(path)
-        if rows is None:
-            rows = self._open[path] = ShardRows(path)
+    def rows(self, path: Path, numbers: NDArray[np.int64]) -> list[bytes]:
+        shard = self._open.get(path)
+        if shard is None:
+            shard = self._open[path] = ShardRows(path)
             if len(self._open) > MOST_OPEN:
                 self._open.popitem(last=False)
         else:
             self._open.move_to_end(path)
-        return rows[number]
+        return shard.rows(numbers)
 
     def forget(self, path: Path) -> None:
         """Of a file that was taken away or replaced: an open one keeps its room on the disk, and its old bytes."""

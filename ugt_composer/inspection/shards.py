@@ -44,6 +44,7 @@ def shard_facts(folder: Path, rows: int, catalogue: Catalogue | None) -> dict[st
         "largest position": manifest.largest_position,
         "integers": f"{manifest.integer_width} bytes",
         "index": manifest.index_hash,
+        **({"log-probabilities of": manifest.reference} if manifest.reference else {}),
         "lengths": [{"of": name, **_spread(joined[column])} for name, column in LENGTHS.items()],
         "first rows": [_shown_row(sample, catalogue) for sample in first],
     }

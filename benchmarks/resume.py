@@ -1,0 +1,91 @@
+"""Claim: the first step after a restart comes as soon at 90 % of an epoch of a million rows as at its beginning.
+
+Two processes in turns build the same trainer over the same data, a small model's, are set to their place in the epoch
+as a resumed run is, and stop the time from there to the end of their first batch.
+
+    python benchmarks/resume.py [--rows 1000000] [--repetitions 3]
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.claims import Claim, report  # noqa: E402
+from benchmarks.parity import make_data  # noqa: E402
+from benchmarks.pipeline import many_rows  # noqa: E402
+
+BATCH = 256
+FIRST_BATCH = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from composer import Callback
+from composer.core import Timestamp
+from ugt_composer.config import load_config
+from ugt_composer.trainer import build_trainer
+
+class Stop(Callback):
+    def batch_end(self, state, logger):
+        print("seconds", time.perf_counter() - started)
+        state.stop_training()
+
+if __name__ == "__main__":
+    config = load_config(*sys.argv[4:6], overrides=sys.argv[6:])
+    trainer = build_trainer(config)
+    batch, size = int(sys.argv[2]), int(sys.argv[3])
+    trainer.state.timestamp = Timestamp(
+        batch=batch, batch_in_epoch=batch, sample=batch * size, sample_in_epoch=batch * size
+    )
+    trainer.state.callbacks.append(Stop())
+    started = time.perf_counter()
+    trainer.train()
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--repetitions", type=int, default=3)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        make_data(out, seed=0, users=1500)
+        many_rows(out / "many", given.rows, out / "mds/train")
+        late = int(0.9 * given.rows) // BATCH
+        pairs = [(first_batch(out, late), first_batch(out, 0)) for _ in range(given.repetitions)]
+    more = statistics.median(there - here for there, here in pairs)
+    there, here = (statistics.median(times) for times in zip(*pairs, strict=True))
+    what = f"first batch after a restart at 90 % of {given.rows:,} rows: seconds more"
+    return report(
+        __file__, [Claim(what, "a restart at 0 %", more, 2.0, at_least=False, note=f"{there:.1f} s and {here:.1f} s")]
+    )
+
+
+def first_batch(out: Path, batch: int) -> float:
+    overrides = [
+        f"data.train.local={out / 'many'}",
+        f"data.catalogue={out / 'data/catalogue.jsonl'}",
+        "data.eval.local=null",
+        "data.eval.streams=[]",
+        f"save_folder={out / 'run'}",
+        "autoresume=false",
+        f"global_train_batch_size={BATCH}",
+        "device_train_microbatch_size=128",
+        "max_duration=1ep",
+        "loggers.progress_bar=false",
+        "data.train.num_workers=1",
+    ]
+    yamls = [ROOT / "yamls/stage1.yaml", ROOT / "yamls/demo.yaml"]
+    words = [ROOT, batch, BATCH, *yamls, *overrides]
+    command = [sys.executable, "-c", FIRST_BATCH, *map(str, words)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    return next(float(line.split()[1]) for line in output.splitlines() if line.startswith("seconds"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

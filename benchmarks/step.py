@@ -1,0 +1,132 @@
+"""Claim: a batch of the Trainer, with callbacks, loggers and metrics, takes hardly longer than a bare PyTorch loop's.
+
+After each batch of the Trainer the bare loop trains one: the same model and loss, optimizer, clipping and microbatches,
+on batches of the same data set, loaded by the same loader. A second pair of a tiny model shows what the Trainer takes
+for itself whatever the size.
+
+    python benchmarks/step.py [--batches 30] [--rows 64] [--microbatch 32]
+"""
+
+import argparse
+import copy
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer import Callback, Logger, State
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.claims import Claim, report  # noqa: E402
+from benchmarks.parity import make_data  # noqa: E402
+from ugt_composer.config import load_config  # noqa: E402
+from ugt_composer.data.batch import Batch  # noqa: E402
+from ugt_composer.data.loader import build_train_loader  # noqa: E402
+from ugt_composer.microbatch import split_batch  # noqa: E402
+from ugt_composer.optim import create_optimizer  # noqa: E402
+from ugt_composer.trainer import build_trainer  # noqa: E402
+
+WARM_UP = 5
+SIZES = {
+    "default widths": ["model.d_model=512", "model.n_heads=8", "model.n_encoder_layers=4", "model.n_decoder_layers=2"],
+    "a tiny model": ["model.d_model=16", "model.n_encoder_layers=1", "model.n_decoder_layers=1", "model.n_heads=2"],
+}
+
+
+class BareLoop(Callback):
+    """Trains a copy of the model after each batch of the Trainer; both are timed, from the loading of the batch on."""
+
+    def __init__(self, model: torch.nn.Module, config: Any):
+        self.model = copy.deepcopy(model)
+        self.config = config
+        self.optimizer = create_optimizer(self.model, **asdict(config.optimizer))
+        self.batches = endless(config)
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.ours: list[float] = []
+        self.bare: list[float] = []
+        self.started: float | None = None
+
+    def before_dataloader(self, state: State, logger: Logger) -> None:
+        now = time.perf_counter()
+        if self.started is not None:
+            self.ours.append(now - self.started)
+            self.train_batch()
+            self.bare.append(time.perf_counter() - now)
+        self.started = time.perf_counter()
+
+    def train_batch(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        batch = next(self.batches)
+        rows = len(batch["row_ids"])
+        for piece in split_batch(batch, self.config.device_train_microbatch_size):
+            loss = self.model.loss(self.model(piece), piece)["total"]
+            (loss * (len(piece["row_ids"]) / rows)).backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        self.optimizer.step()
+
+
+def endless(config: Any) -> Iterator[Batch]:
+    while True:
+        yield from build_train_loader(config)[0].dataloader
+
+
+def measure(out: Path, size: list[str], given: argparse.Namespace) -> tuple[BareLoop, int]:
+    overrides = [
+        *size,
+        f"data.train.local={out / 'mds/train'}",
+        f"data.catalogue={out / 'data/catalogue.jsonl'}",
+        "data.eval.local=null",
+        "data.eval.streams=[]",
+        "init_from=null",
+        f"save_folder={out / 'run'}",
+        "autoresume=false",
+        f"global_train_batch_size={given.rows}",
+        f"device_train_microbatch_size={given.microbatch}",
+        f"max_duration={given.batches + WARM_UP}ba",
+        "save_interval=1000000ba",
+        "loggers.progress_bar=false",
+        "data.train.num_workers=0",
+    ]
+    config = load_config(ROOT / "yamls/stage2.yaml", ROOT / "yamls/demo.yaml", overrides=overrides)
+    trainer = build_trainer(config)
+    rival = BareLoop(trainer.state.model, config)
+    trainer.state.callbacks.append(rival)
+    trainer.train()
+    trainer.close()
+    return rival, sum(parameter.numel() for parameter in rival.model.parameters())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, default=30)
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--microbatch", type=int, default=32)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    claims = []
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        make_data(out, seed=0, users=1500)
+        for name, size in SIZES.items():
+            rival, parameters = measure(out, size, given)
+            pairs = list(zip(rival.ours, rival.bare, strict=True))[WARM_UP:]
+            ratio = statistics.median(ours / bare for ours, bare in pairs)
+            more = 1000 * statistics.median(ours - bare for ours, bare in pairs)
+            ours, bare = (1000 * statistics.median(times) for times in zip(*pairs, strict=True))
+            what = f"a batch of the Trainer, {name}"
+            note = f"{parameters:,} parameters: {ours:.1f} ms and {bare:.1f} ms"
+            if parameters > 10_000_000:
+                claims.append(Claim(f"{what}: time", "a bare loop", ratio, 1.05, False, note))
+            claims.append(Claim(f"{what}: ms more", "a bare loop", more, 3.0, False, note))
+    return report(__file__, claims)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Shards are fetched in the order of their rows, no earlier than wanted, and no longer than wanted."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from ugt_composer.data.fetch_ahead import FetchAhead
+from ugt_composer.errors import UserError
+
+SHARDS = np.repeat([3, 1, 3, 0, 2], 100)
+
+
+def until(condition):
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return condition()
+
+
+def fetched_before(row: int, ahead: int) -> list[int]:
+    """The shards of rows that may be fetched while `row` rows were read; a stride is `ahead` long."""
+    allowed = [at for at in range(len(SHARDS)) if (at // ahead) * ahead <= row + ahead]
+    return list(dict.fromkeys(SHARDS[allowed].tolist()))
+
+
+@pytest.mark.parametrize("ahead", [1, 7, 100, 150])
+def test_shards_come_in_order_and_never_further_ahead_than_asked(ahead):
+    fetched = []
+    thread = FetchAhead(fetched.append, SHARDS, ahead)
+    for read in range(0, 500, 50):
+        thread.has_read(read)
+        wanted = fetched_before(read, ahead)
+        assert until(lambda wanted=wanted: set(wanted) <= set(fetched))
+        time.sleep(0.005)
+        assert set(fetched) == set(wanted)
+    thread.has_read(500)
+    thread.end()
+    assert list(dict.fromkeys(fetched)) == [3, 1, 0, 2]
+
+
+def test_what_was_read_already_is_not_fetched_any_more():
+    first, fetched = threading.Event(), []
+
+    def fetch(shard: int) -> None:
+        fetched.append(shard)
+        first.wait(20)
+
+    thread = FetchAhead(fetch, SHARDS, 50)
+    assert until(lambda: fetched == [3])
+    thread.has_read(350)  # in the row of shard 0
+    first.set()
+    assert until(lambda: 2 in fetched)
+    thread.end()
+    assert fetched == [3, *[0] * fetched.count(0), 2, *[2] * (fetched.count(2) - 1)]
+
+
+@pytest.mark.parametrize("error", [UserError("shard 1 is gone"), KeyError("oh")])
+def test_a_failure_is_kept_for_the_reader(error):
+    def fetch(shard: int) -> None:
+        if shard == 1:
+            raise error
+
+    thread = FetchAhead(fetch, SHARDS, 500)
+    assert until(lambda: thread.failure is not None)
+    thread.end()
+    if isinstance(error, UserError):
+        assert thread.failure is error
+    else:
+        assert isinstance(thread.failure, RuntimeError)
+        assert "KeyError: 'oh'" in str(thread.failure)
+
+
+def test_a_left_iteration_fetches_no_more():
+    fetched = []
+    thread = FetchAhead(fetched.append, SHARDS, 10)
+    assert until(lambda: fetched == [3] * len(fetched) != [])
+    thread.leave()
+    thread.has_read(400)
+    thread.end()
+    assert set(fetched) == {3}

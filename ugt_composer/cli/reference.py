@@ -1,0 +1,74 @@
+"""Store a reference model's log-probabilities with the preference rows, so that training needs no reference.
+
+For stage 3 with loss.reference_log_probs=data: each step is spared the reference's pass, each rank its weights.
+"""
+
+import argparse
+
+EPILOG = """examples:
+  ugt reference --checkpoint checkpoints/stage2/best --data mds/preference --out mds/preference-scored
+  composer train.py yamls/stage3.yaml loss.reference_log_probs=data …
+
+DIR is the folder of --data once more, 4 bytes an item longer. Rows of evaluation that hold pairs need it as well.
+Exit status: 0 done, 2 bad input."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="DIR",
+        help="the reference: a best/ or latest/ folder of a run, or s3://…",
+    )
+    parser.add_argument("--data", required=True, metavar="DIR", help="MDS shards made with --kind preference")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="the folder to make; it appears when it is complete"
+    )
+    parser.add_argument(
+        "--catalogue", metavar="FILE", help="(default: the data.catalogue that the model was trained with)"
+    )
+    parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="rows at once (default 256)")
+    parser.add_argument(
+        "--precision", default="auto", help="as in the YAML of the training (default auto: bf16 on a GPU, else fp32)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace DIR, once the new one is complete")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    import torch
+    from tqdm import tqdm
+
+    from ugt_composer.checkpoint.stored import model_folder
+    from ugt_composer.cli.loading import check_positive, load_trained
+    from ugt_composer.config import StreamConfig
+    from ugt_composer.data.manifest import PREFERENCE, check_data
+    from ugt_composer.errors import UserError
+    from ugt_composer.generation.trie import ItemTrie
+    from ugt_composer.model.reference import Reference
+    from ugt_composer.preflight import resolve_precision
+    from ugt_composer.reference_log_probs import write_reference_log_probs
+
+    check_positive(arguments, "batch_size")
+    precision = resolve_precision(arguments.precision)
+    model, config, _, catalogue = load_trained(arguments.checkpoint, arguments.catalogue)
+    (manifest,) = check_data(config, "--data", [StreamConfig(local=arguments.data)])
+    if manifest.kind != PREFERENCE:
+        raise UserError(f"--data {arguments.data} holds {manifest.kind} rows; expected ones of --kind preference")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trie = None if catalogue is None else ItemTrie.from_triples(catalogue.triples).to(device)
+    with tqdm(total=manifest.rows, unit=" rows", desc="scoring", disable=None, leave=False) as bar:
+        rows = write_reference_log_probs(
+            Reference(model).to(device),
+            model_folder(arguments.checkpoint),
+            trie,
+            Path(arguments.data),
+            Path(arguments.out),
+            arguments.batch_size,
+            precision,
+            arguments.overwrite,
+            bar.update,
+        )
+    print(f"{arguments.out}: {rows:,} rows with the log-probabilities of {arguments.checkpoint}")
+    return 0
