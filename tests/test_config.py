@@ -141,11 +141,9 @@ def test_keys_are_constructor_arguments_of_the_same_name():
     for section, built in ((ModelConfig, UGT), (OptimizerConfig, create_optimizer)):
         arguments = set(signature(built).parameters) - {"model"}
         assert {f.name for f in fields(section)} == arguments
-    # The reference is a model, not an argument of the loss.
-    assert {f.name for f in fields(LossConfig)} - {"reference_from"} == set(signature(UnifiedLoss).parameters) - {
-        "repr_dim",
-        "seed",
-    }
+    # The reference and where its values come from are no arguments of the loss.
+    settings = {f.name for f in fields(LossConfig)} - {"reference_from", "reference_log_probs"}
+    assert settings == set(signature(UnifiedLoss).parameters) - {"repr_dim", "seed"}
 
 
 def test_defaults_are_those_of_stage_1():
