@@ -99,15 +99,23 @@ def report(script: str, claims: Sequence[Claim]) -> int:
     for claim in claims:
         table.add_row(*claim.cells())
     Console().print(table)
+    write_section(script, markdown(heads, [claim.cells() for claim in claims]))
+    return int(not all(claim.holds for claim in claims))
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    return lines + [f"| {' | '.join(row)} |" for row in rows]
+
+
+def write_section(script: str, lines: Sequence[str]) -> None:
+    """Puts a script's results into RESULTS.md, in the place of what it wrote before."""
     name = Path(script).stem
-    lines = [f"## {name}", "", f"{_machine()}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    lines += [f"| {' | '.join(claim.cells())} |" for claim in claims]
     text = RESULTS.read_text("utf-8") if RESULTS.exists() else HEAD
     sections = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", text, flags=re.DOTALL | re.MULTILINE))
-    sections[name] = "\n".join(lines[1:]) + "\n"
+    sections[name] = "\n".join(("", _machine(), "", *lines))
     body = "\n".join(f"## {name}\n{sections[name].rstrip()}\n" for name in sorted(sections))
     RESULTS.write_text(f"{HEAD}\n{body}", "utf-8")
-    return int(not all(claim.holds for claim in claims))
 
 
 def _machine() -> str:

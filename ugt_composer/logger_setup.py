@@ -15,18 +15,11 @@ from ugt_composer.intervals import Every
 class ResumingTensorboard(TensorboardLogger):
     """A resumed run first takes back the steps that an earlier process logged past its checkpoint. What was logged up
     to a checkpoint is in the file before the checkpoint is written.
-
-    Steps are those of metrics.jsonl: Composer logs the losses of a batch before it counts the batch.
     """
 
     def __init__(self, log_dir: str, save_interval: str):
         super().__init__(log_dir=log_dir)
         self.saves = Every(save_interval)
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        losses = {name: value for name, value in metrics.items() if name.startswith("loss/train/")}
-        super().log_metrics({name: value for name, value in metrics.items() if name not in losses}, step)
-        super().log_metrics(losses, None if step is None else step + 1)
 
     def fit_start(self, state: State, logger: Logger) -> None:
         if self.writer is not None and state.timestamp.batch.value > 0:

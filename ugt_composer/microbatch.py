@@ -15,6 +15,14 @@ WIDE_AS = {  # the tensors that are padded to the longest row of a side
 }
 
 
+class Uncopied(dict):
+    """A microbatch that Composer, which copies each one whole before it is used, gets for a copy of itself: nothing
+    writes into its tensors."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Uncopied":
+        return self
+
+
 def rows_in_batch(batch: Batch) -> int:
     return len(batch["row_ids"])
 

@@ -4,9 +4,10 @@ import getpass
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from composer import Trainer
 from composer.callbacks import MemoryMonitor
 from composer.core import Event
 from composer.utils import dist
+from torch import Tensor
 
 from ugt_composer.algorithms.gradient_clipping import GradientNormClipping
 from ugt_composer.callbacks.checkpoints import EVAL_LABEL, Checkpoints
 from ugt_composer.callbacks.epoch_length import EpochLength
-from ugt_composer.callbacks.finite_loss import FiniteLoss
 from ugt_composer.callbacks.metrics_file import MetricsFile
 from ugt_composer.callbacks.preemption import Preemption
 from ugt_composer.callbacks.random_state import RandomState
+from ugt_composer.callbacks.training_losses import TOTAL, TrainingLosses
 from ugt_composer.callbacks.training_metrics import TrainingMetrics
 from ugt_composer.checkpoint.folder_lock import folder_lock
 from ugt_composer.checkpoint.from_store import on_this_machine, open_store
@@ -40,13 +42,16 @@ from ugt_composer.checkpoint.whole_state import (
 )
 from ugt_composer.composer_model import ComposerUGT
 from ugt_composer.config import Config, config_yaml
+from ugt_composer.data.batch import Batch
 from ugt_composer.data.catalogue import Catalogue
 from ugt_composer.data.loader import build_eval_loader, build_train_loader
 from ugt_composer.errors import UserError, nearest
 from ugt_composer.generation.trie import ItemTrie
+from ugt_composer.host_agreement import HostAgreement
 from ugt_composer.intervals import Every
 from ugt_composer.logger_setup import build_loggers
 from ugt_composer.losses.unified import UnifiedLoss
+from ugt_composer.microbatch import Uncopied, rows_in_batch
 from ugt_composer.model.build import build_model, freeze_untrained
 from ugt_composer.model.reference import Reference
 from ugt_composer.model.ugt import UGT
@@ -72,6 +77,7 @@ class UGTTrainer(Trainer):
         strategy: Strategy,
         checkpoints: Checkpoints,
         random_state: RandomState,
+        losses: TrainingLosses,
         **kwargs: Any,
     ):
         self.config = config
@@ -79,11 +85,17 @@ class UGTTrainer(Trainer):
         self.strategy = strategy
         self.random_state = random_state
         self.checkpoints = checkpoints
+        self.losses = losses
+        checkpoints.before_save = losses.check
         grace, timeout = config.preemption.grace, config.dist_timeout
         self.preemption = Preemption(checkpoints, random_state, grace, timeout, self._finish_batch)
+        self.rows = HostAgreement(timeout, torch.distributed.ReduceOp.SUM)  # of a batch: their sum
+        self.batch_rows: float | None = None  # their sum, from when it is agreed until the batch is counted
         self.dataset_place: dict[str, Any] | None = None  # of the checkpoint that the run went on from
         self.held = ExitStack()  # until close: the lock of the save folder
-        super().__init__(callbacks=[*kwargs.pop("callbacks"), random_state, checkpoints, self.preemption], **kwargs)
+        super().__init__(
+            callbacks=[*kwargs.pop("callbacks"), losses, random_state, checkpoints, self.preemption], **kwargs
+        )
         if strategy.scaler is not None:
             self.state.scaler = strategy.scaler
         # Checkpoints holds these in a form that knows no strategy.
@@ -95,6 +107,51 @@ class UGTTrainer(Trainer):
 
     def _wrap_model_for_distributed(self, model: Any, optimizers: Any) -> None:
         self.state.model = self.strategy.module  # type: ignore[assignment]
+
+    def _train_batch(self, use_grad_scaling: bool) -> dict[str, Tensor]:
+        """Composer's, but that it reads the losses back from the device in every step: there are none for it."""
+        self.rows.begin(rows_in_batch(self.state.batch))
+        losses = super()._train_batch(use_grad_scaling)
+        if losses:  # None where a scaler has skipped the step
+            self.losses.keep(self.state.timestamp.batch.value + 1, losses)
+        return {}
+
+    def _train_microbatches(
+        self, microbatches: Sequence[Batch], total_loss_dict: dict[str, Tensor], ddp_sync: bool = True
+    ) -> Tensor:
+        """As Composer's, which however reads the mean size of the ranks' batches back from the device: here it is the
+        hosts' own."""
+        state, spec, scaler = self.state, self._train_data_spec, self.state.scaler
+        assert spec is not None
+        assert scaler is not None  # made when fit starts
+        scales = self._use_grad_scaling(state.precision, scaler)
+        self.engine.run_event(Event.BEFORE_TRAIN_BATCH)
+        for optimizer in state.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        (self.batch_rows,) = self.rows.agreed()
+        mean_rows = self.batch_rows / dist.get_world_size()
+        batch = state.batch
+        for number, piece in enumerate(microbatches, start=1):
+            state.batch = Uncopied(spec.microbatch_transforms(state.device.batch_to_device(piece)))
+            for name, loss in self._train_microbatch(scales, mean_rows, number == len(microbatches)).items():
+                key = f"loss/train/{name}"
+                total_loss_dict[key] = total_loss_dict.get(key, loss.new_zeros(1)) + loss
+        state.batch = batch
+        if scales:
+            for optimizer in state.optimizers:
+                scaler.unscale_(optimizer)
+        self.engine.run_event(Event.AFTER_TRAIN_BATCH)
+        return total_loss_dict[TOTAL]
+
+    def _accumulate_time_across_ranks(
+        self, num_samples: int | float, num_tokens: int, batch_time: timedelta
+    ) -> tuple[int, int, timedelta]:
+        """Composer's sums on the devices and reads the sums back. The hosts know them, and sum beside the training."""
+        if self.batch_rows is None:  # evaluation
+            self.rows.begin(num_samples)
+            (self.batch_rows,) = self.rows.agreed()
+        rows, self.batch_rows = int(self.batch_rows), None
+        return rows, num_tokens, batch_time
 
     def _use_grad_scaling(self, precision: Any, scaler: Any) -> bool:
         return self.strategy.scaler is not None or super()._use_grad_scaling(precision, scaler)
@@ -308,6 +365,7 @@ def _build(config: Config, held: ExitStack) -> UGTTrainer:
         strategy,
         Checkpoints(strategy, config, fingerprint, best, [m.index_hash for m in train_manifests], uploads),
         RandomState(),
+        TrainingLosses(config.log_interval, scales_loss=precision == "amp_fp16"),
         model=composer_model,
         optimizers=strategy.optimizer,
         schedulers=create_scheduler(
@@ -325,8 +383,7 @@ def _build(config: Config, held: ExitStack) -> UGTTrainer:
         dist_timeout=config.dist_timeout,
         algorithms=[GradientNormClipping(strategy, config.max_grad_norm)],
         callbacks=[
-            TrainingMetrics(composer_model, config.log_interval),
-            FiniteLoss(scales_loss=precision == "amp_fp16"),
+            TrainingMetrics(composer_model, strategy, config.log_interval),
             EpochLength(),
             *([MemoryMonitor()] if config.callbacks.memory_monitor else []),
         ],

@@ -54,7 +54,10 @@ def test_preference_rows_without_a_preference_loss_are_refused(shop, stage_confi
         build_trainer(stage_config(tmp_path, 1, None, f"data.train.local={shop / 'preference'}"))
 
 
-@pytest.mark.parametrize("change", ["model.n_heads=4", "model.user_pooling=mean", "model.top_k_experts=1"])
+@pytest.mark.parametrize(
+    "change",
+    ["model.n_heads=4", "model.user_pooling=mean", "model.top_k_experts=1", "model.history_positions=from_end"],
+)
 def test_weights_of_a_differently_wired_model_are_refused(stages, stage_config, tmp_path, change):
     with pytest.raises(UserError, match=change.split("=")[0]):
         build_trainer(stage_config(tmp_path, 2, stages / "stage1" / "best", change))

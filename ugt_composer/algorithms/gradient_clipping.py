@@ -1,6 +1,4 @@
-"""Gradient clipping by global norm, with the norm in the log."""
-
-from typing import Any
+"""Gradient clipping by global norm."""
 
 from composer import Algorithm, Event, Logger, State
 
@@ -10,8 +8,7 @@ from ugt_composer.parallelism.strategy import Strategy
 class GradientNormClipping(Algorithm):
     """Scales the gradients of a batch so that their norm over all parameters and shards is at most `max_grad_norm`.
 
-    The norm before clipping is logged as `metrics/train/grad_norm`; as a tensor, so that nothing waits for it, and
-    after the step: a DeepSpeed engine knows it only then.
+    The strategy keeps the norm before clipping, see `TrainingMetrics`.
     """
 
     def __init__(self, strategy: Strategy, max_grad_norm: float):
@@ -19,11 +16,7 @@ class GradientNormClipping(Algorithm):
         self.max_grad_norm = max_grad_norm
 
     def match(self, event: Event, state: State) -> bool:
-        return event in (Event.AFTER_TRAIN_BATCH, Event.BATCH_END)
+        return event == Event.AFTER_TRAIN_BATCH
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        if event == Event.AFTER_TRAIN_BATCH:
-            self.strategy.clip_gradients(self.max_grad_norm)
-        else:
-            values: dict[str, Any] = {"metrics/train/grad_norm": self.strategy.gradient_norm()}
-            logger.log_metrics(values)
+        self.strategy.clip_gradients(self.max_grad_norm)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class Checkpoints(Callback):
         self.good: set[Path] = set()  # training checkpoints that this process wrote or checked
         self.best_value: float | None = None
         self.by_hand = False
+        self.before_save: Callable[[], None] = lambda: None  # raises what forbids a checkpoint
         self.save_seconds = 0.0  # that the last save took
 
     def state_dict(self) -> dict[str, Any]:
@@ -119,6 +121,7 @@ class Checkpoints(Callback):
         Raises:
             RunError: on every rank, where the folder cannot be written; what was saved before is still there.
         """
+        self.before_save()
         started = time.monotonic()
         weights = gather_weights(self.strategy)
         path = checkpoint_path(self.folder, state.timestamp.batch.value, self.config.checkpoint.sharded)

@@ -8,13 +8,16 @@ from composer.utils import dist
 
 from ugt_composer.composer_model import ComposerUGT
 from ugt_composer.intervals import Every
+from ugt_composer.parallelism.strategy import Strategy
 
 
 class TrainingMetrics(Callback):
-    """Logs `metrics/train/*`: the losses' own metrics over the global batch, learning rate and rows a second."""
+    """Logs `metrics/train/*`: the losses' own metrics over the global batch, the norm of the gradients before they were
+    clipped, learning rate and rows a second."""
 
-    def __init__(self, model: ComposerUGT, log_interval: str):
+    def __init__(self, model: ComposerUGT, strategy: Strategy, log_interval: str):
         self.model = model
+        self.strategy = strategy
         self.every = Every(log_interval)
         self.window_start = time.monotonic()
         self.window_rows = 0
@@ -31,6 +34,7 @@ class TrainingMetrics(Callback):
         if not (self.every.is_due(state) or state.timestamp.batch.value == 1):
             return
         values = {
+            "grad_norm": float(self.strategy.gradient_norm()),
             "learning rate": state.schedulers[0].get_last_lr()[0],
             "samples/s": self.window_rows / max(time.monotonic() - self.window_start, 1e-9),
             **self._global_means(),

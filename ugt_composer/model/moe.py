@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from ugt_composer.model.dropout import Dropout
 
+COUNTS_ARE_AT_HAND = ("cpu",)  # devices whose values the host reads without a wait
+FEW_TOKENS = 1024  # such as the one of each row that items are scored from
+
 
 class RouterStats(NamedTuple):
     """What the balance loss needs of one layer; sums, so that they add up over microbatches and ranks."""
@@ -71,13 +74,17 @@ class MoEFeedForward(nn.Module):
 
         if self.training and self.capacity_factor is not None:
             outputs = self._with_capacity(tokens, token_index, sorted_experts, counts)
-        elif self.all_experts:
+        elif self.all_experts or self._is_cheaper_than_waiting(tokens):
             outputs = self._all_experts(tokens, token_index, sorted_experts)
         else:
             outputs = self._dropless(tokens, token_index, counts)
         weighted = outputs * gates.flatten()[order].to(outputs.dtype).unsqueeze(-1)
         mixed = torch.zeros_like(tokens, dtype=outputs.dtype).index_add(0, token_index, weighted)
         return mixed.view_as(x), RouterStats(counts[:-1].float(), probs.sum(0))
+
+    def _is_cheaper_than_waiting(self, tokens: Tensor) -> bool:
+        """Whether few tokens go through all experts sooner than the host knows how many each expert gets."""
+        return tokens.device.type not in COUNTS_ARE_AT_HAND and len(tokens) <= FEW_TOKENS
 
     def _with_capacity(self, tokens: Tensor, token_index: Tensor, sorted_experts: Tensor, counts: Tensor) -> Tensor:
         """Sorted assignments (N·k,) → their outputs (N·k, D); zero for those over an expert's capacity."""

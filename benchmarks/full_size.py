@@ -1,0 +1,181 @@
+"""On paper: a full-size run on 8 × H100, from what can be counted and measured without one.
+
+Operations are counted by PyTorch over one microbatch of the default model, forward and backward, without its being
+computed; bytes are those of every operation's inputs and outputs, as if nothing were fused. The loader's rate is
+measured here. The accelerator's figures are the vendor's (NVIDIA H100 SXM data sheet: 989 TFLOP/s dense bf16, 3.35 TB/s
+of memory, 900 GB/s of NVLink in both directions). Nothing of this was checked on a GPU.
+
+    python benchmarks/full_size.py [--history 512] [--target 8] [--rows 1000000000]
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.claims import markdown, write_section  # noqa: E402
+from benchmarks.pipeline import dataset_of  # noqa: E402
+from ugt_composer.config import Config, load_config  # noqa: E402
+from ugt_composer.conversion.shards import ShardWriter, write_index  # noqa: E402
+from ugt_composer.data.codec import Row, encode_row  # noqa: E402
+from ugt_composer.data.collate import PackedRow, collate  # noqa: E402
+from ugt_composer.losses.unified import UnifiedLoss  # noqa: E402
+from ugt_composer.model.ugt import UGT  # noqa: E402
+
+GPUS = 8
+FLOPS, MEMORY_BYTES, LINK_BYTES = 989e12, 3.35e12, 450e9  # a second; of a link: one direction
+LEVEL_OF = (0, 1, 2, 0, 0, 0, 1, 2)  # by column of a row; position and token type are set
+REACHED = 0.6  # of the peak, that large products reach; assumed
+STRATEGIES = {
+    # Bytes a parameter that a rank sends in a step of M microbatches, before the factor (n - 1) / n.
+    "ddp": lambda microbatches: 2 * 4,
+    "deepspeed, zero_stage 1": lambda microbatches: 2 * 2 + 2,
+    "deepspeed, zero_stage 2": lambda microbatches: 2 * microbatches + 2,
+    "fsdp, deepspeed zero_stage 3": lambda microbatches: (2 + 2 + 4) * microbatches,
+}
+
+
+class BytesMoved(TorchDispatchMode):
+    """What all operations read and write, views excepted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function.namespace == "aten" and not function.is_view and "view" not in function.__name__:
+            tensors = [one for one in tree_leaves((args, kwargs, result)) if isinstance(one, torch.Tensor)]
+            self.total += sum(one.numel() * one.element_size() for one in tensors)
+        return result
+
+
+def make_row(config: Config, number: int, history: int, target: int) -> PackedRow:
+    random = np.random.default_rng(number)
+    parts = []
+    for length, columns in ((history, 5), (target, 8)):
+        ids = [random.integers(5, config.model.codebook_sizes[LEVEL_OF[column]], length) for column in range(columns)]
+        table = np.stack(ids, axis=1)
+        table[:, 3], table[:, 4] = np.arange(length), 1
+        parts.append(table)
+    return PackedRow(number, encode_row(Row(str(number), *parts, np.zeros((0, 3), np.int64)), 2))
+
+
+def count(config: Config, rows: int, history: int, target: int) -> tuple[float, float, int]:
+    """Operations and bytes of one microbatch, in bf16 without a tensor being computed, and the model's parameters."""
+    batch = collate([make_row(config, number, history, target) for number in range(rows)])
+    arguments = {key: value for key, value in asdict(config.loss).items() if not key.startswith("reference_")}
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        model = UGT(**asdict(config.model)).bfloat16()
+        loss = UnifiedLoss(**arguments, repr_dim=config.model.d_model)
+        fakes = {name: mode.from_tensor(tensor) for name, tensor in batch.items()}
+        with FlopCounterMode(display=False) as flops, BytesMoved() as moved:
+            loss(model(fakes), fakes)["total_loss"].backward()
+    return flops.get_total_flops(), moved.total, sum(p.numel() for p in model.parameters())
+
+
+def rows_a_second(config: Config, history: int, target: int, rows: int = 20_000, batch_size: int = 256) -> float:
+    """Of one process on one core, from shards to batches."""
+    with tempfile.TemporaryDirectory() as folder:
+        writer = ShardWriter(Path(folder), None, ["xxh64"], 1 << 26)
+        few = [make_row(config, number, history, target).data for number in range(500)]
+        for number in range(rows):
+            writer.add_row(few[number % len(few)])
+        writer.close()
+        write_index(Path(folder), writer.shards)
+        dataset = dataset_of(Path(folder))
+        for _ in dataset:  # checks the shards
+            pass
+        started = time.perf_counter()
+        batch: list[PackedRow] = []
+        for row in dataset:
+            batch.append(row)
+            if len(batch) == batch_size:
+                collate(batch)
+                batch = []
+        return rows / (time.perf_counter() - started)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--history", type=int, default=512, help="tokens")
+    parser.add_argument("--target", type=int, default=8, help="tokens")
+    parser.add_argument("--rows", type=int, default=10**9)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    config = load_config(ROOT / "yamls/stage2.yaml")
+    microbatch, batch = int(config.device_train_microbatch_size), config.global_train_batch_size
+    flops, moved, parameters = count(config, microbatch, given.history, given.target)
+    microbatches = batch // microbatch
+    compute, memory = (
+        microbatches * flops / (REACHED * FLOPS),
+        microbatches * moved / MEMORY_BYTES,
+    )
+    rate = rows_a_second(config, given.history, given.target)
+    lines = [
+        f"Stage 2 at its default sizes, {parameters / 1e6:.0f} million parameters, {given.history} history and "
+        f"{given.target} target tokens a row, {batch} rows a GPU and step in {microbatches} microbatches, on {GPUS} × "
+        "H100. Nothing of it was checked on a GPU.",
+        "",
+    ]
+    fused = compute
+    rows = [
+        ["operations a GPU and step", f"{microbatches * flops / 1e12:.0f} TFLOP", "counted"],
+        ["at the rate of large products", f"{compute:.2f} s", f"assumed: {REACHED:g} of the vendor's 989 TFLOP/s"],
+        ["bytes a GPU and step, nothing fused", f"{microbatches * moved / 1e12:.1f} TB", "counted"],
+        ["at the memory's rate", f"{memory:.2f} s", "the vendor's 3.35 TB/s"],
+        ["a step", f"{fused:.2f} to {compute + memory:.2f} s", "all is fused, to nothing overlaps"],
+        [
+            "utilisation of the peak",
+            f"{microbatches * flops / FLOPS / (compute + memory):.0%} to {REACHED:.0%}",
+            "expected; compile: true fuses",
+        ],
+        ["rows/s of a GPU", f"{batch / (compute + memory):,.0f} to {batch / fused:,.0f}", "from the above"],
+        ["rows/s of a loader's process", f"{rate:,.0f}", "measured here, one core"],
+        [
+            "loader processes a GPU needs",
+            f"{max(1, -(-batch / fused // rate)):.0f}",
+            f"data.train.num_workers is {config.data.train.num_workers}",
+        ],
+        [
+            f"{given.rows:,} rows, once",
+            f"{given.rows / (GPUS * batch) * fused / 3600:.0f} to "
+            f"{given.rows / (GPUS * batch) * (compute + memory) / 3600:.0f} hours",
+            "from the above",
+        ],
+    ]
+    for name, bytes_a_parameter in STRATEGIES.items():
+        sent = bytes_a_parameter(microbatches) * parameters * (GPUS - 1) / GPUS
+        rows.append(
+            [
+                f"sent by a GPU in a step, {name}",
+                f"{sent / 1e9:.1f} GB, {1000 * sent / LINK_BYTES:.0f} ms",
+                "the vendor's 450 GB/s; overlaps with computing",
+            ]
+        )
+    table = Table("", "", "rests on")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(*lines[:1])
+    Console().print(table)
+    write_section(__file__, [*lines, *markdown(("", "", "rests on"), rows)])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

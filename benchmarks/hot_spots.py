@@ -1,0 +1,87 @@
+"""Where a step spends its time: the ten largest operations of stage 2 at the default width, the optimizer with it.
+
+The default model with fewer layers and rows, so that a CPU does it; by torch.profiler. On a GPU it is the GPU's time.
+
+    python benchmarks/hot_spots.py [--rows 8] [--history 256] [--layers 2] [--steps 3]
+"""
+
+import argparse
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.claims import markdown, write_section  # noqa: E402
+from benchmarks.full_size import make_row  # noqa: E402
+from ugt_composer.config import load_config  # noqa: E402
+from ugt_composer.data.collate import collate  # noqa: E402
+from ugt_composer.losses.unified import UnifiedLoss  # noqa: E402
+from ugt_composer.model.build import build_model  # noqa: E402
+from ugt_composer.optim import create_optimizer  # noqa: E402
+
+TARGET = 8
+SHOWN = 10
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--history", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=2, help="of encoder and decoder each")
+    parser.add_argument("--steps", type=int, default=3)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    config = load_config(ROOT / "yamls/stage2.yaml")
+    sizes = replace(config.model, n_encoder_layers=given.layers, n_decoder_layers=given.layers)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = build_model(sizes, config.seed).to(device)
+    arguments = {key: value for key, value in asdict(config.loss).items() if not key.startswith("reference_")}
+    loss = UnifiedLoss(**arguments, repr_dim=sizes.d_model).to(device)
+    optimizer = create_optimizer(model, **asdict(config.optimizer))
+    rows = [make_row(config, number, given.history, TARGET) for number in range(given.rows)]
+    batch = {name: tensor.to(device) for name, tensor in collate(rows).items()}
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss(model(batch), batch)["total_loss"].backward()
+        optimizer.step()
+
+    step()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    with profile(activities=activities) as found:
+        for _ in range(given.steps):
+            step()
+    times = {
+        event.key: (event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total, event.count)
+        for event in found.key_averages()
+    }
+    total = sum(time for time, _ in times.values())
+    largest = sorted(times.items(), key=lambda item: -item[1][0])[:SHOWN]
+    rows_shown = [
+        [name, f"{time / total:.1%}", f"{time / 1000 / given.steps:.1f}", f"{count // given.steps}"]
+        for name, (time, count) in largest
+    ]
+    heads = ("operation", "share of the step", "ms a step", "calls a step")
+    about = (
+        f"Stage 2, width {sizes.d_model}, {given.layers} + {given.layers} layers, {given.rows} rows of {given.history} "
+        f"history and {TARGET} target tokens, on one {'GPU' if device.type == 'cuda' else 'core'}: "
+        f"{total / 1000 / given.steps:.0f} ms a step."
+    )
+    table = Table(*heads)
+    for row in rows_shown:
+        table.add_row(*row)
+    Console().print(about)
+    Console().print(table)
+    write_section(__file__, [about, "", *markdown(heads, rows_shown)])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
