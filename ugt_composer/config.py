@@ -74,7 +74,7 @@ class ModelConfig:
     num_experts: int = 16
     top_k_experts: int = 4
     expert_capacity_factor: float | None = 1.25
-    user_pooling: Literal["first", "mean"] = "first"
+    user_pooling: Literal["first", "last", "first_and_last", "mean"] = "first"
     tie_embeddings: bool = True
     level_softmax: Literal["codebook", "catalogue"] = "codebook"
 

@@ -24,7 +24,7 @@ def row_of(batch, index):
 
 
 @pytest.mark.parametrize("positions", ["from_start", "from_end"])
-@pytest.mark.parametrize("pooling", ["first", "mean"])
+@pytest.mark.parametrize("pooling", ["first", "last", "first_and_last", "mean"])
 def test_padding_changes_no_valid_output(tiny_model, random_batch, pooling, positions):
     model = tiny_model(user_pooling=pooling, history_positions=positions)
     batch = random_batch(rows=5, rejected=2)
@@ -36,6 +36,24 @@ def test_padding_changes_no_valid_output(tiny_model, random_batch, pooling, posi
             torch.testing.assert_close(together[name][index, :length], alone[name][0], rtol=0, atol=1e-5)
         for name in ("user_repr", "item_repr", "chosen_logps", "rejected_logps", "bos_hidden"):
             torch.testing.assert_close(together[name][index], alone[name][0], rtol=0, atol=1e-5)
+
+
+def test_user_vectors_are_those_of_the_tokens_that_they_are_named_after(tiny_model, random_batch):
+    batch = random_batch(rows=5)
+    poolings = ("first", "last", "first_and_last", "mean")
+    models = {pooling: tiny_model(user_pooling=pooling) for pooling in poolings}
+    memory = models["first"].encode(batch)
+    for index, length in enumerate(batch["encoder_mask"].sum(1).tolist()):
+        tokens = memory[index, :length]
+        pooled = {
+            "first": tokens[0],
+            "last": tokens[-1],
+            "first_and_last": tokens[0] + tokens[-1],
+            "mean": tokens.mean(0),
+        }
+        for pooling, model in models.items():
+            expected = torch.tanh(model.user_proj(pooled[pooling]))
+            torch.testing.assert_close(model(batch)["user_repr"][index], expected, rtol=0, atol=1e-5)
 
 
 def test_positions_from_the_end_are_those_of_a_history_that_is_numbered_backwards(tiny_model, random_batch):

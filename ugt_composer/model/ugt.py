@@ -40,7 +40,8 @@ class UGT(nn.Module):
         num_token_types: token types, each with its own γ, β in the encoder's norms.
         num_experts, top_k_experts: experts in all, and for one token.
         expert_capacity_factor: bound on an expert's share while training; None drops no token.
-        user_pooling: the user vector is the first token's, or the masked mean.
+        user_pooling: the user vector is made of the first token's, the last one's, their sum, or the masked mean. The
+            last one's carries what was done last along, the first one's is the same token for all users.
         level_softmax: each level's probabilities are over its codebook, or over the ids that the catalogue has below
             the levels above.
         tie_embeddings: the level heads use the level embeddings as their weight.
@@ -63,7 +64,7 @@ class UGT(nn.Module):
         num_experts: int,
         top_k_experts: int,
         expert_capacity_factor: float | None,
-        user_pooling: Literal["first", "mean"],
+        user_pooling: Literal["first", "last", "first_and_last", "mean"],
         tie_embeddings: bool,
         level_softmax: Literal["codebook", "catalogue"],
     ):
@@ -220,6 +221,11 @@ class UGT(nn.Module):
         """The pooled history, (B, D), in (−1, 1)."""
         if self.user_pooling == "first":
             pooled = memory[:, 0]
+        elif self.user_pooling in ("last", "first_and_last"):
+            place = (mask.sum(1) - 1).clamp(min=0)[:, None, None].expand(-1, 1, memory.shape[-1])
+            pooled = memory.gather(1, place).squeeze(1)
+            if self.user_pooling == "first_and_last":
+                pooled = pooled + memory[:, 0]
         else:
             weight = mask.unsqueeze(-1).to(memory.dtype)
             pooled = (memory * weight).sum(1) / weight.sum(1).clamp(min=1)
