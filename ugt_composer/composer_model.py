@@ -100,8 +100,9 @@ class ComposerUGT(ComposerModel):
         seen = batch["encoder_ids"] if self.exclude_seen else None
         scores = None
         if self.item_score_weight > 0:
-            temperature = self.unified_loss.contrastive.temperature
-            scores = ItemScores(outputs["user_repr"], outputs["catalogue_repr"], temperature, self.item_score_weight)
+            loss, weight = self.unified_loss.contrastive, self.item_score_weight
+            vectors = outputs["user_repr"], outputs["catalogue_repr"]
+            scores = ItemScores(*vectors, loss.temperature, weight, loss.similarity)
         k, width = max(self.k_values), self.beam_width
         heads, over_catalogue = self.model.level_logits, self.model.is_over_catalogue
         return beam_search(heads, outputs["bos_hidden"], self.trie, k, width, seen, scores, over_catalogue)

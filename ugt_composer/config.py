@@ -107,6 +107,7 @@ class LossConfig:
     label_smoothing: float = 0.0
     lambda_contrastive: float = 0.0
     contrastive_temperature: float = 0.07
+    contrastive_similarity: Literal["cosine", "dot"] = "cosine"
     contrastive_negatives: Literal["in_batch", "catalogue"] = "in_batch"
     num_negatives: int = 127
     lambda_preference: float = 0.0
@@ -383,6 +384,7 @@ LOSS_SETTINGS = (
     "l3_weight",
     "label_smoothing",
     "contrastive_temperature",
+    "contrastive_similarity",
     "contrastive_negatives",
 )
 # What a run may go on with although its checkpoint had another value: nothing that decides shapes or the next sample.

@@ -8,7 +8,7 @@ import torch
 from ugt_composer.data.codec import Row, encode_row, width_for
 from ugt_composer.data.collate import PackedRow, collate
 from ugt_composer.generation.beam_search import Recommendations, beam_search
-from ugt_composer.generation.item_scores import ItemScores
+from ugt_composer.generation.item_scores import ItemScores, Similarity
 from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.model.ugt import UGT
 
@@ -20,15 +20,23 @@ class Recommender:
         model: the model.
         trie: the catalogue; None recommends from the whole code space.
         item_score_weight: of the user-item score (`ItemScores`) in the ranking; above 0 it needs a trie.
-        temperature: of the contrastive loss, for that score.
+        temperature, similarity: of the contrastive loss, for that score.
     """
 
-    def __init__(self, model: UGT, trie: ItemTrie | None, item_score_weight: float = 0.0, temperature: float = 0.07):
+    def __init__(
+        self,
+        model: UGT,
+        trie: ItemTrie | None,
+        item_score_weight: float = 0.0,
+        temperature: float = 0.07,
+        similarity: Similarity = "cosine",
+    ):
         self.device = next(model.parameters()).device
         self.model = model.eval()
         self.trie = None if trie is None else trie.to(self.device)
         self.item_score_weight = item_score_weight
         self.temperature = temperature
+        self.similarity: Similarity = similarity
         self.item_vectors = None
         if item_score_weight > 0:
             assert self.trie is not None
@@ -46,7 +54,8 @@ class Recommender:
         scores = None
         if self.item_vectors is not None:
             users = self.model.user_vector(memory, batch["encoder_mask"])
-            scores = ItemScores(users, self.item_vectors, self.temperature, self.item_score_weight)
+            weight = self.item_score_weight
+            scores = ItemScores(users, self.item_vectors, self.temperature, weight, self.similarity)
         hidden = self.model.start_over(memory, batch["encoder_mask"])
         heads, width, over_catalogue = self.model.level_logits, max(k, beam_width), self.model.is_over_catalogue
         return beam_search(heads, hidden, self.trie, k, width, seen, scores, over_catalogue)

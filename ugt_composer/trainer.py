@@ -34,7 +34,6 @@ from ugt_composer.checkpoint.saving import save_on_rank_0, saving_into
 from ugt_composer.checkpoint.training import clean, newest_checkpoint, read_checkpoint, set_aside
 from ugt_composer.checkpoint.whole_state import (
     from_rank_0,
-    gather_weights,
     group_settings,
     scatter_optimizer,
     scatter_weights,
@@ -174,6 +173,7 @@ class UGTTrainer(Trainer):
         try:
             super().fit(*args, **kwargs)
         except Exception:
+            self.checkpoints.writer.wait()
             if (lacking := self.checkpoints.upload_within(self.config.preemption.grace)) is not None:
                 log.warning(lacking)
             raise
@@ -233,7 +233,7 @@ class UGTTrainer(Trainer):
     def save_checkpoint(self, path: str = "checkpoint.pt", **kwargs: Any) -> str:  # type: ignore[override]
         """Writes all that a resumed run needs to one file, whatever the strategy. Returns its path."""
         save_on_rank_0(Path(path).parent, lambda: Path(path).parent.mkdir(parents=True, exist_ok=True))
-        self.checkpoints.write(Path(path), self.state, gather_weights(self.strategy))
+        self.checkpoints.write(Path(path), self.state)
         return str(path)
 
     def load_checkpoint(self, path: str | Path) -> None:

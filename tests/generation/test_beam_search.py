@@ -216,6 +216,8 @@ def test_item_scores_of_no_catalogue_are_refused():
 def test_the_item_scores_are_weighted_log_probabilities_over_the_catalogue():
     generator = torch.Generator().manual_seed(0)
     people, items = torch.randn(4, 3, generator=generator), torch.randn(9, 3, generator=generator)
+    dots = ItemScores(people, items, temperature=0.2, weight=0.5, similarity="dot")(slice(1, 3))
+    torch.testing.assert_close(dots, 0.5 * (people[1:3] @ items.T / 0.2).log_softmax(-1))
     scores = ItemScores(people, items, temperature=0.2, weight=0.5)(slice(1, 3))
     cosines = torch.cosine_similarity(people[1:3, None], items[None], dim=-1)
     torch.testing.assert_close(scores, 0.5 * torch.log_softmax(cosines / 0.2, dim=-1))

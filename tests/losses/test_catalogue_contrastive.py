@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -28,24 +29,26 @@ def make(seed=0, unknown=()):
     return users.requires_grad_(), own.requires_grad_(), items.requires_grad_(), rows, torch.ones(B, dtype=torch.bool)
 
 
-def brute_force(users, own, items, rows, valid):
+def brute_force(users, own, items, rows, valid, similarity):
     """Loops over users and items, the item's own vector in the place of the catalogue's."""
+    similar = torch.dot if similarity == "dot" else partial(F.cosine_similarity, dim=0)
     losses, right = [], []
     for b in range(B):
         if not valid[b]:
             continue
-        logit = F.cosine_similarity(users[b], own[b], dim=0) / TEMPERATURE
-        others = [F.cosine_similarity(users[b], items[n], dim=0) / TEMPERATURE for n in range(N) if n != rows[b]]
+        logit = similar(users[b], own[b]) / TEMPERATURE
+        others = [similar(users[b], items[n]) / TEMPERATURE for n in range(N) if n != rows[b]]
         losses.append(torch.stack([logit, *others]).logsumexp(0) - logit)
         right.append(all(logit > other for other in others))
     return torch.stack(losses).mean(), sum(right) / len(right)
 
 
 @pytest.mark.parametrize("unknown", [(), (2,), tuple(range(B))])
-def test_loss_accuracy_and_gradients_are_those_of_loops_over_all_items(pieces, unknown):
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_loss_accuracy_and_gradients_are_those_of_loops_over_all_items(pieces, unknown, similarity):
     ours, theirs = make(unknown=unknown), make(unknown=unknown)
-    loss, metrics = CatalogueContrastiveLoss(TEMPERATURE)(*ours)
-    expected, right = brute_force(*theirs)
+    loss, metrics = CatalogueContrastiveLoss(TEMPERATURE, similarity)(*ours)
+    expected, right = brute_force(*theirs, similarity)
     torch.testing.assert_close(loss, expected)
     assert metrics["contrastive_u2i_acc"].item() == pytest.approx(right)
     # The catalogue holds the item's own vector, so its gradient may come through either.

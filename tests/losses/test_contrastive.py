@@ -12,14 +12,16 @@ SEED = 3
 class BruteForce:
     """InfoNCE by loops over pairs, with the memory as a list; shares no code with the loss."""
 
-    def __init__(self, num_negatives):
+    def __init__(self, num_negatives, similarity="cosine"):
         self.num_negatives = num_negatives
+        self.similarity = similarity
         self.memory = []  # (vector, item ids), newest last
         self.step = 0
 
     def __call__(self, users, items, item_ids, row_ids, valid, remember=True):
-        users = users / np.linalg.norm(users, axis=1, keepdims=True)
-        items = items / np.linalg.norm(items, axis=1, keepdims=True)
+        if self.similarity == "cosine":
+            users = users / np.linalg.norm(users, axis=1, keepdims=True)
+            items = items / np.linalg.norm(items, axis=1, keepdims=True)
         rows = sorted(np.flatnonzero(valid), key=lambda i: row_ids[i])
         order = rows
         if len(users) > self.num_negatives + 1:
@@ -57,8 +59,8 @@ class BruteForce:
         return mix(row_id % 2**32 ^ row_id >> 32 ^ mix((self.step + SEED * 0x9E3779B9) % 2**32))
 
 
-def make_loss(num_negatives):
-    return ContrastiveLoss(TEMPERATURE, num_negatives, DIM, SEED)
+def make_loss(num_negatives, similarity="cosine"):
+    return ContrastiveLoss(TEMPERATURE, num_negatives, DIM, SEED, similarity)
 
 
 def make_rows(rows=8, seed=0, items=5, invalid=()):
@@ -85,9 +87,10 @@ def values(result):
 
 @pytest.mark.parametrize("num_negatives", [1, 3, 6, 7, 8, 20, 100])
 @pytest.mark.parametrize("invalid", [(), (0, 5)])
-def test_equals_brute_force_over_steps(num_negatives, invalid):
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_equals_brute_force_over_steps(num_negatives, invalid, similarity):
     """From a sample of the batch (1, 3) over the whole batch (7) to a memory that fills up and wraps (20)."""
-    loss, reference = make_loss(num_negatives), BruteForce(num_negatives)
+    loss, reference = make_loss(num_negatives, similarity), BruteForce(num_negatives, similarity)
     for step in range(6):
         rows = make_rows(seed=step, invalid=invalid)
         assert values(loss(*as_tensors(*rows))) == pytest.approx(list(reference(*rows)), rel=2e-5)

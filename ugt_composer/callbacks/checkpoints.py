@@ -1,6 +1,8 @@
 """Checkpoints while training: rotated ones to resume from, and the portable `best/` and `latest/`."""
 
+import copy
 import math
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,15 @@ from ugt_composer.checkpoint.saving import save_on_rank_0, saving_into
 from ugt_composer.checkpoint.sharded import write_sharded
 from ugt_composer.checkpoint.training import SHARDS, checkpoint_path, rotate, write_checkpoint
 from ugt_composer.checkpoint.uploads import Uploads
-from ugt_composer.checkpoint.whole_state import buffers_of, gather_optimizer, gather_weights, group_settings, set_groups
+from ugt_composer.checkpoint.whole_state import (
+    HostMemory,
+    buffers_of,
+    gather_optimizer,
+    gather_weights,
+    group_settings,
+    set_groups,
+)
+from ugt_composer.checkpoint.writer import Writer
 from ugt_composer.config import Config, config_yaml
 from ugt_composer.errors import UserError
 from ugt_composer.intervals import Every
@@ -26,7 +36,8 @@ NETWORK = "model."  # UGT's own part in the names of ComposerUGT's weights
 
 
 class Checkpoints(Callback):
-    """Saves every `save_interval` and at the end of the run.
+    """Saves every `save_interval` and at the end of the run. Training stands still only while weights and optimizer
+    state are copied; the copy is written beside it.
 
     Args:
         strategy: holds what is trained.
@@ -48,6 +59,7 @@ class Checkpoints(Callback):
     ):
         self.uploads = uploads
         self.is_unsent = True  # there may be something that the store does not have
+        self._renaming = threading.Lock()  # between rotation and a look for what is to be uploaded
         self.data = data
         self.strategy = strategy
         self.config = config
@@ -58,7 +70,11 @@ class Checkpoints(Callback):
         self.good: set[Path] = set()  # training checkpoints that this process wrote or checked
         self.best_value: float | None = None
         self.by_hand = False
+        self.writer = Writer(self.folder)
+        self._config_text = config_yaml(config)
+        self._memory = HostMemory()  # of what the writer writes
         self.before_save: Callable[[], None] = lambda: None  # raises what forbids a checkpoint
+        self.after_save: Callable[[], None] = lambda: None  # once it is written, in the writer's thread
         self.save_seconds = 0.0  # that the last save took
 
     def state_dict(self) -> dict[str, Any]:
@@ -79,9 +95,15 @@ class Checkpoints(Callback):
         value = float(state.eval_metrics[EVAL_LABEL][self.save_best_on].compute())
         if is_better(value, self.best_value, self.save_best_on):
             self.best_value = value
+            self.writer.finish()
             weights, facts = gather_weights(self.strategy), {f"best {self.save_best_on}": f"{value:.6g}"}
-            save_on_rank_0(self.folder, lambda: self._write_portable("best", state, weights, facts))
+            save_on_rank_0(
+                self.folder, lambda: self._write_portable("best", state.timestamp.batch.value, weights, facts)
+            )
             self.is_unsent = True
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self.writer.check()
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         if self.every.is_due(state):
@@ -91,17 +113,19 @@ class Checkpoints(Callback):
         self.send()  # not earlier: every logger has written the batch by now
 
     def fit_end(self, state: State, logger: Logger) -> None:
+        self.writer.finish()
         self.send()
 
     def send(self) -> None:
         """Begins to upload what was saved since the last call."""
         if self.uploads is not None and self.is_unsent:
-            with saving_into(self.folder):
-                self.uploads.send()
             self.is_unsent = False
+            with saving_into(self.folder), self._renaming:
+                self.uploads.send()
 
     def finish_uploads(self) -> None:
         """RunError where the store does not get all that is in the folder."""
+        self.writer.wait()
         if self.uploads is not None:
             self.send()
             self.uploads.finish()
@@ -116,35 +140,54 @@ class Checkpoints(Callback):
         return None if self.uploads.wait(max(0.0, seconds)) else self.uploads.lacking()
 
     def save(self, state: State) -> None:
-        """Writes the training checkpoint and `latest/`, then drops checkpoints past the number to keep.
+        """Begins to write the training checkpoint and `latest/`, and then to drop checkpoints past the number to keep.
+
+        `writer.finish()` waits for the end of it; the next save does, too.
 
         Raises:
-            RunError: on every rank, where the folder cannot be written; what was saved before is still there.
+            RunError: on every rank, where the folder could not be written; what was saved before is still there.
         """
+        self.writer.finish()
         self.before_save()
         started = time.monotonic()
-        weights = gather_weights(self.strategy)
+        weights = gather_weights(self.strategy, self._memory)
         path = checkpoint_path(self.folder, state.timestamp.batch.value, self.config.checkpoint.sharded)
         if self.config.checkpoint.sharded:
             write_sharded(path, self._light_state(state) | {"sharded": self._beside_shards(weights)}, self.strategy)
+            content = None
         else:
-            self.write(path, state, weights)
-        self.good.add(path)
+            content = self._whole_state(state, weights, self._memory)
+        names = ("latest",) if self.best_value is not None else ("latest", "best")
+        batch = state.timestamp.batch.value
 
-        def finish() -> None:
+        def write() -> None:
+            if content is not None:
+                write_checkpoint(path, content)
+            self.good.add(path)
             spared = None if self.uploads is None else self.uploads.uploading
-            rotate(self.folder, self.config.save_num_checkpoints_to_keep, self.good, spared)
-            for name in ("latest",) if self.best_value is not None else ("latest", "best"):
-                self._write_portable(name, state, weights)
+            with self._renaming:
+                rotate(self.folder, self.config.save_num_checkpoints_to_keep, self.good, spared)
+            for name in names:
+                self._write_portable(name, batch, weights)
+            self.is_unsent = True
+            self.save_seconds = time.monotonic() - started
+            self.after_save()
 
-        save_on_rank_0(self.folder, finish)
-        self.is_unsent = True
-        self.save_seconds = time.monotonic() - started
+        if dist.get_global_rank() == 0:
+            self.writer.begin(write)
 
-    def write(self, path: Path, state: State, weights: dict[str, Tensor]) -> None:
+    def write(self, path: Path, state: State) -> None:
         """Writes one file that any strategy on any number of ranks goes on from."""
-        content = self._light_state(state) | {"model": weights, "optimizer": gather_optimizer(self.strategy)}
+        self.writer.finish()
+        content = self._whole_state(state, gather_weights(self.strategy))
         save_on_rank_0(path.parent, lambda: write_checkpoint(path, content))
+
+    def _whole_state(
+        self, state: State, weights: dict[str, Tensor], memory: HostMemory | None = None
+    ) -> dict[str, Any]:
+        """A copy: the training may go on."""
+        light = copy.deepcopy(self._light_state(state)) if dist.get_global_rank() == 0 else self._light_state(state)
+        return light | {"model": weights, "optimizer": gather_optimizer(self.strategy, memory)}
 
     def _light_state(self, state: State) -> dict[str, Any]:
         """All that a resumed run needs besides weights and optimizer state, and what it belongs to."""
@@ -153,7 +196,7 @@ class Checkpoints(Callback):
             "state": state.state_dict(),
             "scaler": {} if state.scaler is None else state.scaler.state_dict(),
             "rng": rng,
-            "config": config_yaml(self.config),
+            "config": self._config_text,
             "data": self.data,
             "catalogue": self.facts.get(FINGERPRINT),
         }
@@ -182,9 +225,9 @@ class Checkpoints(Callback):
         return {"strategy": parallelism.strategy, "zero_stage": stage, "world_size": dist.get_world_size()}
 
     def _write_portable(
-        self, name: str, state: State, weights: dict[str, Tensor], facts: dict[str, str] | None = None
+        self, name: str, batch: int, weights: dict[str, Tensor], facts: dict[str, str] | None = None
     ) -> None:
-        facts = {**self.facts, "batch": str(state.timestamp.batch.value), **(facts or {})}
+        facts = {**self.facts, "batch": str(batch), **(facts or {})}
         network = {key.removeprefix(NETWORK): value for key, value in weights.items() if key.startswith(NETWORK)}
         save_portable(self.folder / name, network, self.config, facts)
 

@@ -62,6 +62,7 @@ class Preemption(Callback):
         self.is_leaving, self.saved_batch, self._batch_started = False, None, 0.0
         if self.agreement is None:
             self.agreement = HostAgreement(self.dist_timeout)
+        self.checkpoints.after_save = self._tell_standing
         self._listens = not warning.is_listening
         warning.listen()
         warning.grace, warning.training, warning.standing = self.grace, True, self._standing()
@@ -86,8 +87,6 @@ class Preemption(Callback):
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         is_saved = self.checkpoints.every.is_due(state)
-        if is_saved:
-            warning.standing = self._standing()
         if self._batch_started and not is_last_batch(state):  # not in what `finish_batch` makes up for
             self._save_if_warned(state, is_saved)
 
@@ -132,9 +131,11 @@ class Preemption(Callback):
             return
         self.is_leaving = warning.leaving = True
         warning.start_clock(age)
+        self.checkpoints.writer.finish()  # what was begun before, or for this batch
         # The same numbers on every rank: all save, or none.
         if not is_saved and age + batch_seconds + save_seconds < SHARE_OF_GRACE * self.grace:
             self.checkpoints.save(state)
+            self.checkpoints.writer.finish()
             is_saved = True
         if is_saved:
             self.saved_batch = state.timestamp.batch.value
@@ -159,6 +160,9 @@ class Preemption(Callback):
         end = warning.first_at + SHARE_OF_GRACE * self.grace - EXIT_SECONDS
         lacking = self.checkpoints.upload_within(end - time.monotonic()) if dist.get_global_rank() == 0 else None
         return from_rank_0(lacking)
+
+    def _tell_standing(self) -> None:
+        warning.standing = self._standing()
 
     def _standing(self) -> str:
         newest = next(iter(list_checkpoints(self.checkpoints.folder)), None)

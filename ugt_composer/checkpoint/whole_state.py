@@ -14,25 +14,46 @@ from torch import Tensor
 from ugt_composer.parallelism.strategy import Strategy
 
 
-def gather_weights(strategy: Strategy) -> dict[str, Tensor]:
-    """Every weight and buffer by name, float32, on rank 0; an empty dict on the others."""
+class HostMemory:
+    """Where copies of a model's tensors go. Copies into memory that was used before are several times faster; what the
+    last copies were needed for has to be done by then. Beside a GPU the memory is pinned."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[tuple[str, ...], Tensor] = {}
+
+    def copy(self, value: Tensor, *name: str) -> Tensor:
+        kept = self._tensors.get(name)
+        if kept is None or (kept.shape, kept.dtype) != (value.shape, value.dtype):
+            kept = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+            self._tensors[name] = kept
+        return kept.copy_(value.detach())
+
+
+def gather_weights(strategy: Strategy, memory: HostMemory | None = None) -> dict[str, Tensor]:
+    """Every weight and buffer by name, float32, on rank 0; an empty dict on the others.
+
+    Args:
+        memory: for the copies; None: new memory.
+    """
+    memory = memory or HostMemory()
     weights: dict[str, Tensor] = {}
     for name, parameter in strategy.named_parameters():
-        _keep(weights, name, strategy.read_weight(parameter))
-    for name, buffer in buffers_of(strategy).items():
-        _keep(weights, name, buffer)
+        value = strategy.read_weight(parameter)  # a collective
+        if dist.get_global_rank() == 0:
+            weights[name] = memory.copy(value, name)
+    if dist.get_global_rank() == 0:
+        weights |= {name: memory.copy(buffer, name) for name, buffer in buffers_of(strategy).items()}
     return weights
 
 
-def gather_optimizer(strategy: Strategy) -> dict[str, Any]:
+def gather_optimizer(strategy: Strategy, memory: HostMemory | None = None) -> dict[str, Any]:
     """{"moments": {parameter: {key: tensor}}, "groups": [settings of each group]}; the moments on rank 0 only."""
+    memory = memory or HostMemory()
     moments: dict[str, dict[str, Tensor]] = {}
     for name, parameter in strategy.named_parameters():
-        own: dict[str, Tensor] = {}
-        for key, value in strategy.read_moments(parameter).items():
-            _keep(own, key, value)
-        if own:
-            moments[name] = own
+        values = strategy.read_moments(parameter)  # a collective
+        if values and dist.get_global_rank() == 0:
+            moments[name] = {key: memory.copy(value, name, key) for key, value in values.items()}
     return {"moments": moments, "groups": group_settings(strategy)}
 
 
@@ -66,11 +87,6 @@ def scatter_optimizer(strategy: Strategy, content: dict[str, Any] | None) -> Non
     parameters = dict(strategy.named_parameters())
     for name, own in groupby(_stream(strategy, moments), key=lambda item: item[0][0]):
         strategy.write_moments(parameters[name], {key: value for (_, key), value in own})
-
-
-def _keep(into: dict[str, Tensor], name: str, value: Tensor) -> None:
-    if dist.get_global_rank() == 0:
-        into[name] = value.detach().to("cpu", copy=True)
 
 
 def buffers_of(strategy: Strategy) -> dict[str, Tensor]:

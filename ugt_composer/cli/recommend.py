@@ -51,8 +51,9 @@ def main(arguments: argparse.Namespace) -> int:
     config = with_item_scores(config, catalogue, arguments.item_score_weight)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trie = None if catalogue is None else ItemTrie.from_triples(catalogue.triples)
-    weight = config.evaluation.item_score_weight
-    recommender = Recommender(model.to(device), trie, weight, config.loss.contrastive_temperature)
+    weight, loss = config.evaluation.item_score_weight, config.loss
+    how = (weight, loss.contrastive_temperature, loss.contrastive_similarity)
+    recommender = Recommender(model.to(device), trie, *how)
     settings = history_settings(config.model.codebook_sizes, config.model.max_seq_len)
     show = _print_json if arguments.json else _print_table
     for users in batched(read_histories(arguments.history, settings, catalogue), arguments.batch_size):

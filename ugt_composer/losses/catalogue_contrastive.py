@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ugt_composer.generation.item_scores import unit_vectors
+from ugt_composer.generation.item_scores import Similarity, comparable
 from ugt_composer.losses.normalization import TARGETS, batch_mean
 
 LOGITS_BYTES = 256 * 2**20  # of one (B, part of n) block of logits; several are kept by their results only
@@ -16,13 +16,14 @@ LOGITS_BYTES = 256 * 2**20  # of one (B, part of n) block of logits; several are
 class CatalogueContrastiveLoss(nn.Module):
     """Cross-entropy of each row's item among all items: InfoNCE from user to item whose negatives are the catalogue.
 
-    Logits are cosines over the temperature. There is no sum from item to user: a catalogue knows no other users. Each
-    row stands for itself, so the loss is the same for any split into microbatches and ranks.
+    Logits are similarities over the temperature. There is no sum from item to user: a catalogue knows no other users.
+    Each row stands for itself, so the loss is the same for any split into microbatches and ranks.
     """
 
-    def __init__(self, temperature: float = 0.07):
+    def __init__(self, temperature: float = 0.07, similarity: Similarity = "cosine"):
         super().__init__()
         self.temperature = temperature
+        self.similarity: Similarity = similarity
 
     def forward(
         self,
@@ -42,8 +43,9 @@ class CatalogueContrastiveLoss(nn.Module):
         returns: loss (), and `contrastive_u2i_acc`, the share of rows whose item scores above every other
         """
         with torch.autocast(user_repr.device.type, enabled=False):
-            users, items = unit_vectors(user_repr) / self.temperature, unit_vectors(catalogue_repr)
-            own = (users * unit_vectors(item_repr)).sum(dim=-1)
+            users, own_items, items = (comparable(x, self.similarity) for x in (user_repr, item_repr, catalogue_repr))
+            users = users / self.temperature
+            own = (users * own_items).sum(dim=-1)
             log_sum, better = _over_catalogue(users, items, own.detach(), item_rows)
             row_losses = torch.where(item_rows < 0, torch.logaddexp(log_sum, own), log_sum) - own
 

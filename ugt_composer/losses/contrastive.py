@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ugt_composer.errors import UserError
-from ugt_composer.generation.item_scores import unit_vectors
+from ugt_composer.generation.item_scores import Similarity, comparable
 from ugt_composer.losses.ranks import check_equal_rows, gather_rows, rank, world_size
 from ugt_composer.vocabulary import LEVELS
 
@@ -32,13 +32,21 @@ class ContrastiveLoss(nn.Module):
     memory_pointer: Tensor
     step: Tensor
 
-    def __init__(self, temperature: float = 0.07, num_negatives: int = 127, dim: int = 512, seed: int = 0) -> None:
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        num_negatives: int = 127,
+        dim: int = 512,
+        seed: int = 0,
+        similarity: Similarity = "cosine",
+    ) -> None:
         super().__init__()
         if temperature <= 0:
             raise UserError(f"loss.contrastive_temperature must be above 0, found {temperature}")
         if num_negatives < 1:
             raise UserError(f"loss.num_negatives must be at least 1, found {num_negatives}")
         self.temperature = temperature
+        self.similarity: Similarity = similarity
         self.num_negatives = num_negatives
         self.seed = seed
         self.register_buffer("memory_vectors", torch.zeros(num_negatives, dim))
@@ -65,9 +73,9 @@ class ContrastiveLoss(nn.Module):
         """
         if valid is None:
             valid = torch.ones_like(row_ids, dtype=torch.bool)
-        # Logits are cosines divided by a small temperature: half precision would be off by several hundredths.
+        # Logits are similarities divided by a small temperature: half precision would be off by several hundredths.
         with torch.autocast(user_repr.device.type, enabled=False):
-            users, items = unit_vectors(user_repr), unit_vectors(item_repr)
+            users, items = comparable(user_repr, self.similarity), comparable(item_repr, self.similarity)
             pool = _gather_pool(users, items, item_ids, row_ids, valid)
             candidates = self._candidates(pool)
             u2i, i2u = self._logits(users, items, item_ids, pool, candidates)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ugt_composer.errors import UserError
+from ugt_composer.generation.item_scores import Similarity
 from ugt_composer.losses.catalogue_contrastive import CatalogueContrastiveLoss
 from ugt_composer.losses.contrastive import ContrastiveLoss
 from ugt_composer.losses.dpo import DPOLoss
@@ -38,6 +39,7 @@ class UnifiedLoss(nn.Module):
         label_smoothing: float = 0.0,
         lambda_contrastive: float = 0.0,
         contrastive_temperature: float = 0.07,
+        contrastive_similarity: Similarity = "cosine",
         contrastive_negatives: str = "in_batch",
         num_negatives: int = 127,
         lambda_preference: float = 0.0,
@@ -55,8 +57,10 @@ class UnifiedLoss(nn.Module):
         self.lambda_moe_balance = _checked("lambda_moe_balance", lambda_moe_balance)
         self.ntp = NextTokenPredictionLoss(l1_weight, l2_weight, l3_weight, label_smoothing)
         self.has_catalogue_negatives = lambda_contrastive > 0 and contrastive_negatives == "catalogue"
-        self.catalogue_contrastive = CatalogueContrastiveLoss(contrastive_temperature)
-        self.contrastive = ContrastiveLoss(contrastive_temperature, num_negatives, repr_dim, seed)
+        self.catalogue_contrastive = CatalogueContrastiveLoss(contrastive_temperature, contrastive_similarity)
+        self.contrastive = ContrastiveLoss(
+            contrastive_temperature, num_negatives, repr_dim, seed, contrastive_similarity
+        )
         self.dpo = DPOLoss(dpo_beta, dpo_label_smoothing, dpo_reference_free, dpo_loss_type)
         self.moe_balance = MoEBalanceLoss()
 
