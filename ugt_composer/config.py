@@ -75,6 +75,7 @@ class ModelConfig:
     top_k_experts: int = 4
     expert_capacity_factor: float | None = 1.25
     user_pooling: Literal["first", "last", "first_and_last", "mean"] = "first"
+    user_activation: Literal["tanh", "none"] = "tanh"
     tie_embeddings: bool = True
     level_softmax: Literal["codebook", "catalogue"] = "codebook"
 

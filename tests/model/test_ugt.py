@@ -52,8 +52,11 @@ def test_user_vectors_are_those_of_the_tokens_that_they_are_named_after(tiny_mod
             "mean": tokens.mean(0),
         }
         for pooling, model in models.items():
-            expected = torch.tanh(model.user_proj(pooled[pooling]))
+            expected = model.user_proj(pooled[pooling])
+            torch.testing.assert_close(model(batch)["user_repr"][index], expected.tanh(), rtol=0, atol=1e-5)
+            model.user_activation = "none"
             torch.testing.assert_close(model(batch)["user_repr"][index], expected, rtol=0, atol=1e-5)
+            model.user_activation = "tanh"
 
 
 def test_positions_from_the_end_are_those_of_a_history_that_is_numbered_backwards(tiny_model, random_batch):

@@ -56,7 +56,13 @@ def test_preference_rows_without_a_preference_loss_are_refused(shop, stage_confi
 
 @pytest.mark.parametrize(
     "change",
-    ["model.n_heads=4", "model.user_pooling=mean", "model.top_k_experts=1", "model.history_positions=from_end"],
+    [
+        "model.n_heads=4",
+        "model.user_pooling=mean",
+        "model.user_activation=none",
+        "model.top_k_experts=1",
+        "model.history_positions=from_end",
+    ],
 )
 def test_weights_of_a_differently_wired_model_are_refused(stages, stage_config, tmp_path, change):
     with pytest.raises(UserError, match=change.split("=")[0]):

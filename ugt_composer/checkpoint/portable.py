@@ -25,7 +25,14 @@ from ugt_composer.model.ugt import UGT
 
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
 FINGERPRINT = "catalogue_fingerprint"
-WIRING = ("n_heads", "top_k_experts", "attention_activation", "user_pooling", "history_positions")  # shows in no shape
+WIRING = (  # shows in no shape
+    "n_heads",
+    "top_k_experts",
+    "attention_activation",
+    "user_pooling",
+    "user_activation",
+    "history_positions",
+)
 
 
 def save_portable(folder: str | Path, weights: dict[str, Tensor], config: Config, facts: dict[str, str]) -> None:

@@ -42,6 +42,7 @@ class UGT(nn.Module):
         expert_capacity_factor: bound on an expert's share while training; None drops no token.
         user_pooling: the user vector is made of the first token's, the last one's, their sum, or the masked mean. The
             last one's carries what was done last along, the first one's is the same token for all users.
+        user_activation: of the user vector; none leaves its length free, which a dot product wants.
         level_softmax: each level's probabilities are over its codebook, or over the ids that the catalogue has below
             the levels above.
         tie_embeddings: the level heads use the level embeddings as their weight.
@@ -65,12 +66,14 @@ class UGT(nn.Module):
         top_k_experts: int,
         expert_capacity_factor: float | None,
         user_pooling: Literal["first", "last", "first_and_last", "mean"],
+        user_activation: Literal["tanh", "none"],
         tie_embeddings: bool,
         level_softmax: Literal["codebook", "catalogue"],
     ):
         super().__init__()
         self.codebook_sizes = tuple(codebook_sizes)
         self.user_pooling = user_pooling
+        self.user_activation = user_activation
         self.history_positions = history_positions
         self.is_over_catalogue = level_softmax == "catalogue"
         self.item_embedding = ItemEmbedding(codebook_sizes, d_model)
@@ -218,7 +221,7 @@ class UGT(nn.Module):
         return self.item_proj(self.item_embedding(ids))
 
     def user_vector(self, memory: Tensor, mask: Tensor) -> Tensor:
-        """The pooled history, (B, D), in (−1, 1)."""
+        """The pooled history, (B, D); with tanh in (−1, 1)."""
         if self.user_pooling == "first":
             pooled = memory[:, 0]
         elif self.user_pooling in ("last", "first_and_last"):
@@ -229,4 +232,5 @@ class UGT(nn.Module):
         else:
             weight = mask.unsqueeze(-1).to(memory.dtype)
             pooled = (memory * weight).sum(1) / weight.sum(1).clamp(min=1)
-        return torch.tanh(self.user_proj(pooled))
+        vector = self.user_proj(pooled)
+        return torch.tanh(vector) if self.user_activation == "tanh" else vector
