@@ -12,16 +12,17 @@ import argparse
 import contextlib
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from itertools import count
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import psutil
 from streaming import MDSWriter
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,9 +54,9 @@ def usual_script(source: Path, out: Path) -> None:
             writer.write({name: np.asarray(v, np.int32) if name != "user_id" else v for name, v in row.items()})
 
 
-def this_conversion(source: Path, out: Path, workers: int = 1) -> None:
+def this_conversion(source: Path, out: Path) -> None:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        assert convert([str(source), "--kind", "recommend", "--out", str(out), "--workers", str(workers)]) == 0
+        assert convert([str(source), "--kind", "recommend", "--out", str(out)]) == 0
 
 
 def bare_parse(source: Path) -> None:
@@ -65,14 +66,19 @@ def bare_parse(source: Path) -> None:
             decode(line)
 
 
-def peak_of_command(source: Path, out: Path) -> int:
-    """Bytes that the largest process of the command held."""
+def run_command(source: Path, out: Path, workers: int = 1) -> int:
+    """Converts by the command. Returns the bytes that its largest process held."""
     command = [sys.executable, str(ROOT / "convert/jsonl_to_mds.py"), str(source), "--kind", "recommend"]
-    process = subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0
+    command += ["--out", str(out), "--workers", str(workers)]
+    process = psutil.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    peak = 0
+    while process.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            peak = max(peak, *(one.memory_info().rss for one in (process, *process.children())))
+        time.sleep(0.02)
+    assert process.returncode == 0
     shutil.rmtree(out)
-    return usage.ru_maxrss * 1024
+    return peak
 
 
 def repeated(source: Path, path: Path, size: int) -> Path:
@@ -96,8 +102,8 @@ def main() -> int:
         source = out / "rows.jsonl"
         write_rows(source, given.rows)
 
-        def ours(workers: int = 1) -> None:
-            this_conversion(source, out / f"ours-{next(numbers)}", workers)
+        def ours() -> None:
+            this_conversion(source, out / f"ours-{next(numbers)}")
 
         def usual() -> None:
             usual_script(source, out / f"usual-{next(numbers)}")
@@ -109,10 +115,10 @@ def main() -> int:
             ratio, own, other = in_turns(ours, rival, given.repetitions)
             note = f"{given.rows / own:,.0f} and {given.rows / other:,.0f} rows/s"
             claims.append(Claim("conversion on one core: rows/s", name, 1 / ratio, target, at_least=True, note=note))
-        larger = repeated(source, out / "larger.jsonl", 8 * source.stat().st_size)
+        larger = repeated(source, out / "larger.jsonl", 16 * source.stat().st_size)
         ratio, two, one = in_turns(
-            lambda: this_conversion(larger, out / f"two-{next(numbers)}", 2),
-            lambda: this_conversion(larger, out / f"one-{next(numbers)}", 1),
+            lambda: run_command(larger, out / "two", 2),
+            lambda: run_command(larger, out / "one", 1),
             given.repetitions,
         )
         note = f"{two:.1f} s and {one:.1f} s"
@@ -121,7 +127,7 @@ def main() -> int:
         )
         size = int(given.gigabytes * 2**30)
         peaks = [
-            peak_of_command(repeated(source, out / "large.jsonl", part), out / "mds") for part in (size // 8, size)
+            run_command(repeated(source, out / "large.jsonl", part), out / "mds") for part in (size // 8, size)
         ]
         note = f"{peaks[0] / 1e6:.0f} MB for an eighth of it"
         what = f"conversion of {given.gigabytes:g} GB: MB of the largest process"

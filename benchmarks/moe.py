@@ -20,7 +20,7 @@ from benchmarks.claims import Claim, in_turns, report
 from ugt_composer.model.encoder import FeedForward
 from ugt_composer.model.moe import MoEFeedForward
 
-D_MODEL, D_FF, EXPERTS, TOP_K = 128, 256, 16, 4
+D_MODEL, D_FF, EXPERTS, TOP_K = 512, 2048, 16, 4
 CAPACITY_FACTOR = 1.25  # the default
 
 

@@ -25,6 +25,7 @@ from ugt_composer.model.build import build_model
 
 MEDIAN_LENGTH, SPREAD = 30, 1.0
 CODEBOOKS = (64, 256, 1024)
+LEVEL_OF = (0, 1, 2, 0, 0, 0, 1, 2)  # by column of a row; position and token type are set
 MODEL = ModelConfig(
     d_model=128,
     n_heads=4,
@@ -45,7 +46,7 @@ def make_rows(count: int, longest: int) -> list[PackedRow]:
     rows = []
     for number, length in enumerate(lengths):
         encoder, decoder = (
-            np.stack([random.integers(5, CODEBOOKS[column % 3], tokens) for column in range(columns)], axis=1)
+            np.stack([random.integers(5, CODEBOOKS[LEVEL_OF[column]], tokens) for column in range(columns)], axis=1)
             for tokens, columns in ((length, 5), (5, 8))
         )
         for table in (encoder, decoder):
