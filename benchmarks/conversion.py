@@ -126,9 +126,7 @@ def main() -> int:
             Claim("conversion by two workers: rows/s", "one worker", 1 / ratio, 1.8, at_least=True, note=note)
         )
         size = int(given.gigabytes * 2**30)
-        peaks = [
-            run_command(repeated(source, out / "large.jsonl", part), out / "mds") for part in (size // 8, size)
-        ]
+        peaks = [run_command(repeated(source, out / "large.jsonl", part), out / "mds") for part in (size // 8, size)]
         note = f"{peaks[0] / 1e6:.0f} MB for an eighth of it"
         what = f"conversion of {given.gigabytes:g} GB: MB of the largest process"
         claims.append(Claim(what, "500 MB", peaks[1] / 1e6, 500, at_least=False, note=note))
