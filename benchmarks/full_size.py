@@ -16,7 +16,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -30,16 +29,15 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.claims import markdown, write_section  # noqa: E402
 from benchmarks.pipeline import dataset_of  # noqa: E402
+from benchmarks.random_rows import random_row  # noqa: E402
 from ugt_composer.config import Config, load_config  # noqa: E402
 from ugt_composer.conversion.shards import ShardWriter, write_index  # noqa: E402
-from ugt_composer.data.codec import Row, encode_row  # noqa: E402
 from ugt_composer.data.collate import PackedRow, collate  # noqa: E402
 from ugt_composer.losses.unified import UnifiedLoss  # noqa: E402
 from ugt_composer.model.ugt import UGT  # noqa: E402
 
 GPUS = 8
 FLOPS, MEMORY_BYTES, LINK_BYTES = 989e12, 3.35e12, 450e9  # a second; of a link: one direction
-LEVEL_OF = (0, 1, 2, 0, 0, 0, 1, 2)  # by column of a row; position and token type are set
 REACHED = 0.6  # of the peak, that large products reach; assumed
 STRATEGIES = {
     # Bytes a parameter that a rank sends in a step of M microbatches, before the factor (n - 1) / n.
@@ -65,24 +63,12 @@ class BytesMoved(TorchDispatchMode):
         return result
 
 
-def make_row(config: Config, number: int, history: int, target: int) -> PackedRow:
-    random = np.random.default_rng(number)
-    parts = []
-    for length, columns in ((history, 5), (target, 8)):
-        ids = [random.integers(5, config.model.codebook_sizes[LEVEL_OF[column]], length) for column in range(columns)]
-        table = np.stack(ids, axis=1)
-        table[:, 3], table[:, 4] = np.arange(length), 1
-        parts.append(table)
-    return PackedRow(number, encode_row(Row(str(number), *parts, np.zeros((0, 3), np.int64)), 2))
-
-
 def count(config: Config, rows: int, history: int, target: int) -> tuple[float, float, int]:
     """Operations and bytes of one microbatch, in bf16 without a tensor being computed, and the model's parameters."""
-    batch = collate([make_row(config, number, history, target) for number in range(rows)])
-    arguments = {key: value for key, value in asdict(config.loss).items() if not key.startswith("reference_")}
+    batch = collate([random_row(number, config.model.codebook_sizes, history, target) for number in range(rows)])
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         model = UGT(**asdict(config.model)).bfloat16()
-        loss = UnifiedLoss(**arguments, repr_dim=config.model.d_model)
+        loss = UnifiedLoss(**config.loss.arguments, repr_dim=config.model.d_model)
         fakes = {name: mode.from_tensor(tensor) for name, tensor in batch.items()}
         with FlopCounterMode(display=False) as flops, BytesMoved() as moved:
             loss(model(fakes), fakes)["total_loss"].backward()
@@ -93,7 +79,7 @@ def rows_a_second(config: Config, history: int, target: int, rows: int = 20_000,
     """Of one process on one core, from shards to batches."""
     with tempfile.TemporaryDirectory() as folder:
         writer = ShardWriter(Path(folder), None, ["xxh64"], 1 << 26)
-        few = [make_row(config, number, history, target).data for number in range(500)]
+        few = [random_row(number, config.model.codebook_sizes, history, target).data for number in range(500)]
         for number in range(rows):
             writer.add_row(few[number % len(few)])
         writer.close()

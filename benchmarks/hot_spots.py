@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.claims import markdown, write_section  # noqa: E402
-from benchmarks.full_size import make_row  # noqa: E402
+from benchmarks.random_rows import random_row  # noqa: E402
 from ugt_composer.config import load_config  # noqa: E402
 from ugt_composer.data.collate import collate  # noqa: E402
 from ugt_composer.losses.unified import UnifiedLoss  # noqa: E402
@@ -42,10 +42,9 @@ def main() -> int:
     sizes = replace(config.model, n_encoder_layers=given.layers, n_decoder_layers=given.layers)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(sizes, config.seed).to(device)
-    arguments = {key: value for key, value in asdict(config.loss).items() if not key.startswith("reference_")}
-    loss = UnifiedLoss(**arguments, repr_dim=sizes.d_model).to(device)
+    loss = UnifiedLoss(**config.loss.arguments, repr_dim=sizes.d_model).to(device)
     optimizer = create_optimizer(model, **asdict(config.optimizer))
-    rows = [make_row(config, number, given.history, TARGET) for number in range(given.rows)]
+    rows = [random_row(number, sizes.codebook_sizes, given.history, TARGET) for number in range(given.rows)]
     batch = {name: tensor.to(device) for name, tensor in collate(rows).items()}
 
     def step() -> None:

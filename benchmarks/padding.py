@@ -16,8 +16,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.claims import Claim, in_turns, report
+from benchmarks.random_rows import random_row
 from ugt_composer.config import ModelConfig
-from ugt_composer.data.codec import Row, encode_row
 from ugt_composer.data.collate import PackedRow, collate
 from ugt_composer.losses.unified import UnifiedLoss
 from ugt_composer.microbatch import split_batch
@@ -25,7 +25,7 @@ from ugt_composer.model.build import build_model
 
 MEDIAN_LENGTH, SPREAD = 30, 1.0
 CODEBOOKS = (64, 256, 1024)
-LEVEL_OF = (0, 1, 2, 0, 0, 0, 1, 2)  # by column of a row; position and token type are set
+TARGET = 5
 MODEL = ModelConfig(
     d_model=128,
     n_heads=4,
@@ -43,17 +43,7 @@ MODEL = ModelConfig(
 def make_rows(count: int, longest: int) -> list[PackedRow]:
     random = np.random.default_rng(0)
     lengths = np.exp(random.normal(np.log(MEDIAN_LENGTH), SPREAD, count)).astype(int).clip(2, longest)
-    rows = []
-    for number, length in enumerate(lengths):
-        encoder, decoder = (
-            np.stack([random.integers(5, CODEBOOKS[LEVEL_OF[column]], tokens) for column in range(columns)], axis=1)
-            for tokens, columns in ((length, 5), (5, 8))
-        )
-        for table in (encoder, decoder):
-            table[:, 3], table[:, 4] = np.arange(len(table)), 1
-        row = Row(str(number), encoder, decoder, np.zeros((0, 3), np.int64))
-        rows.append(PackedRow(number, encode_row(row, 2)))
-    return rows
+    return [random_row(number, CODEBOOKS, length, TARGET) for number, length in enumerate(lengths.tolist())]
 
 
 def main() -> int:

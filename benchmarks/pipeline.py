@@ -37,6 +37,7 @@ from ugt_composer.data.dataset import RecommendDataset, RowFolder, training_stre
 from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME, file_hash
 
 BATCH = 256
+ORDER = {"shuffle": True, "shuffle_seed": 1, "shuffle_block_size": 1 << 18, "num_canonical_nodes": 1}
 LEVELS = ("l1", "l2", "l3")
 # What one process holds that opens the rows of a folder and reads ten batches.
 MANY_ROWS = """
@@ -51,8 +52,7 @@ end()
 
 
 def dataset_of(folder: Path) -> RecommendDataset:
-    order = {"shuffle": True, "shuffle_seed": 1, "shuffle_block_size": 1 << 18, "num_canonical_nodes": 1}
-    return RecommendDataset(streams=training_streams([StreamConfig(local=str(folder))]), batch_size=BATCH, **order)
+    return RecommendDataset(streams=training_streams([StreamConfig(local=str(folder))]), batch_size=BATCH, **ORDER)
 
 
 def read(batches: Iterable) -> None:
@@ -124,8 +124,7 @@ def main() -> int:
         this_conversion(out / "rows.jsonl", out / "ours")
         usual_script(out / "rows.jsonl", out / "usual")
         ours = DataLoader(dataset_of(out / "ours"), BATCH, collate_fn=collate)
-        order = {"shuffle": True, "shuffle_seed": 1, "shuffle_block_size": 1 << 18, "num_canonical_nodes": 1}
-        usual_data = StreamingDataset(local=str(out / "usual"), batch_size=BATCH, **order)
+        usual_data = StreamingDataset(local=str(out / "usual"), batch_size=BATCH, **ORDER)
         usual = DataLoader(usual_data, BATCH, collate_fn=pad_each_sample)
         in_memory = DataLoader(parsed_rows(out / "ours"), BATCH, shuffle=True, collate_fn=pad_fields)
         check_same(out / "ours", in_memory.dataset)

@@ -19,16 +19,15 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.claims import Claim, in_turns, report
+from benchmarks.random_rows import random_row
 from ugt_composer.composer_model import ComposerUGT
 from ugt_composer.config import ModelConfig
 from ugt_composer.data.batch import Batch
-from ugt_composer.data.codec import Row, encode_row
-from ugt_composer.data.collate import PackedRow, collate
+from ugt_composer.data.collate import collate
 from ugt_composer.losses.unified import UnifiedLoss
 from ugt_composer.model.build import build_model
 from ugt_composer.model.reference import Reference
 from ugt_composer.model.ugt import UGT
-from ugt_composer.vocabulary import BOS
 
 CODEBOOKS = (128, 512, 4096)
 BETA = 0.1
@@ -47,18 +46,8 @@ MODEL = ModelConfig(
 
 
 def make_batch(rows: int, history: int) -> Batch:
-    random = np.random.default_rng(0)
-
-    def items(count: int) -> np.ndarray:
-        return np.stack([random.integers(5, size, count) for size in CODEBOOKS], axis=1)
-
-    packed = []
-    for number in range(rows):
-        length = int(random.integers(history // 2, history + 1))
-        encoder = np.concatenate((items(length), np.arange(length)[:, None], np.ones((length, 1), int)), axis=1)
-        decoder = np.concatenate((np.full((1, 3), BOS), [[0, 1]], items(1)), axis=1)
-        packed.append(PackedRow(number, encode_row(Row(str(number), encoder, decoder, items(1)), 2)))
-    return collate(packed)
+    lengths = np.random.default_rng(0).integers(history // 2, history + 1, rows).tolist()
+    return collate([random_row(number, CODEBOOKS, length, 1, rejected=1) for number, length in enumerate(lengths)])
 
 
 def item_logps(outputs: dict[str, Tensor], items: Tensor) -> Tensor:

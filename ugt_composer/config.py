@@ -7,7 +7,7 @@ has is an error that names the nearest valid one. The result never changes after
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -144,6 +144,11 @@ class LossConfig:
         for name in ("lambda_contrastive", "lambda_preference", "lambda_moe_balance"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"loss.{name} is {getattr(self, name)}; expected 0 or more")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of `UnifiedLoss`: all but where the reference's log-probabilities come from."""
+        return {key: value for key, value in asdict(self).items() if not key.startswith("reference_")}
 
     @property
     def needs_reference(self) -> bool:

@@ -16,6 +16,7 @@ from ugt_composer.parallelism.memory import DEVICE, FLOAT, HALF, HOST, SMALL, He
 from ugt_composer.preflight import (
     about_catalogue,
     check_kinds,
+    check_reference_log_probs,
     check_run,
     device_batch_size,
     load_catalogue,
@@ -41,6 +42,9 @@ def describe(config: Config) -> str:
         for name in (WEIGHTS, CONFIG) if folder and not is_url(folder) else ():
             if not (Path(folder or "") / name).is_file():
                 raise UserError(f"{key}: {Path(folder or '') / name} does not exist; train the stage before first")
+    reference = str(config.loss.reference_from or config.init_from)
+    if config.loss.reference_log_probs == "data" and not is_url(reference):
+        check_reference_log_probs(config, Path(reference))
     with torch.device("meta"):
         model = UGT(**asdict(config.model))
     parts = {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_children()}

@@ -32,6 +32,10 @@ class Every:
             return is_last_batch_of_epoch(state) and (state.timestamp.epoch.value + 1) % self.interval.value == 0
         return state.timestamp.batch.value % self.interval.value == 0
 
+    def is_logged(self, state: State) -> bool:
+        """When a log line is due: as above, and after the first batch."""
+        return self.is_due(state) or state.timestamp.batch.value == 1
+
     def __call__(self, state: State, event: Event) -> bool:
         """The form that Composer's `eval_interval` takes."""
         return event == Event.BATCH_END and self.is_due(state)

@@ -3,14 +3,17 @@
 import importlib.util
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ugt_composer.checkpoint.portable import WEIGHTS
 from ugt_composer.config import Config
 from ugt_composer.data.catalogue import Catalogue
-from ugt_composer.data.manifest import PREFERENCE, Manifest
+from ugt_composer.data.integrity import file_hash
+from ugt_composer.data.manifest import PREFERENCE, Manifest, read_manifest, streams_of
 from ugt_composer.errors import UserError
 from ugt_composer.parallelism.deepspeed_config import engine_config
 
@@ -94,6 +97,32 @@ def check_kinds(config: Config, manifests: list[Manifest]) -> None:
             raise UserError(
                 f"{manifest.folder} holds preference rows, but loss.lambda_preference is 0; expected recommend rows "
                 "or stage 3"
+            )
+
+
+def weights_hash(model_folder: Path) -> str:
+    """What tells the reference from any other model."""
+    return f"xxh64:{file_hash('xxh64', model_folder / WEIGHTS)}"
+
+
+def check_reference_log_probs(config: Config, model_folder: Path) -> None:
+    """UserError where `loss.reference_log_probs` is data and some preference rows do not carry this reference's."""
+    given: list[tuple[str, Sequence[Manifest]]] = []
+    for key, data in (("data.train", config.data.train), ("data.eval", config.data.eval)):
+        if data.local or data.streams:
+            given.append((key, [read_manifest(str(s.local), complete=False) for s in streams_of(key, data)]))
+    wanted = weights_hash(model_folder)
+    for key, manifests in given:
+        for manifest in manifests:
+            if manifest.kind != PREFERENCE or manifest.reference == wanted:
+                continue
+            found = "no log-probabilities of a reference"
+            if manifest.reference is not None:
+                found = f"the log-probabilities of another reference ({manifest.reference}, not {wanted})"
+            raise UserError(
+                f"{manifest.folder} ({key}) holds {found}, but loss.reference_log_probs is data and the reference is "
+                f"{model_folder}; write it by `ugt reference` --checkpoint {model_folder} --data {manifest.folder} "
+                "--out DIR, or set loss.reference_log_probs=model"
             )
 
 

@@ -5,31 +5,21 @@ spare each step the reference's pass, and each rank its weights (TRL calls this 
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from composer.core import get_precision_context
 
-from ugt_composer.checkpoint.portable import WEIGHTS
-from ugt_composer.config import Config
 from ugt_composer.conversion.output import output_folder
 from ugt_composer.conversion.shards import ShardWriter, write_index
 from ugt_composer.data.codec import with_reference
 from ugt_composer.data.collate import PackedRow, collate
 from ugt_composer.data.dataset import RowFolder
 from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME, file_hash
-from ugt_composer.data.manifest import PREFERENCE, Manifest, read_manifest, streams_of
-from ugt_composer.errors import UserError
 from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.model.reference import Reference
-
-ADVICE = "write it by `ugt reference`"
-
-
-def weights_hash(model_folder: Path) -> str:
-    """What tells the reference from any other model."""
-    return f"xxh64:{file_hash('xxh64', model_folder / WEIGHTS)}"
+from ugt_composer.preflight import weights_hash
 
 
 def write_reference_log_probs(
@@ -78,24 +68,3 @@ def write_reference_log_probs(
         (output.work / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
         output.publish()
     return len(rows)
-
-
-def check_reference_log_probs(config: Config, model_folder: Path) -> None:
-    """UserError where `loss.reference_log_probs` is data and some preference rows do not carry this reference's."""
-    given: list[tuple[str, Sequence[Manifest]]] = []
-    for key, data in (("data.train", config.data.train), ("data.eval", config.data.eval)):
-        if data.local or data.streams:
-            given.append((key, [read_manifest(str(s.local), complete=False) for s in streams_of(key, data)]))
-    wanted = weights_hash(model_folder)
-    for key, manifests in given:
-        for manifest in manifests:
-            if manifest.kind != PREFERENCE or manifest.reference == wanted:
-                continue
-            found = "no log-probabilities of a reference"
-            if manifest.reference is not None:
-                found = f"the log-probabilities of another reference ({manifest.reference}, not {wanted})"
-            raise UserError(
-                f"{manifest.folder} ({key}) holds {found}, but loss.reference_log_probs is data and the reference is "
-                f"{model_folder}; {ADVICE} --checkpoint {model_folder} --data {manifest.folder} --out DIR, or set "
-                "loss.reference_log_probs=model"
-            )

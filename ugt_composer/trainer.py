@@ -58,8 +58,13 @@ from ugt_composer.optim import create_optimizer, create_scheduler
 from ugt_composer.parallelism.build import build_strategy, composer_device
 from ugt_composer.parallelism.group_timeouts import limit_groups
 from ugt_composer.parallelism.strategy import Strategy
-from ugt_composer.preflight import about_catalogue, check_run, load_catalogue, resolve_precision
-from ugt_composer.reference_log_probs import check_reference_log_probs
+from ugt_composer.preflight import (
+    about_catalogue,
+    check_reference_log_probs,
+    check_run,
+    load_catalogue,
+    resolve_precision,
+)
 from ugt_composer.run_length import RunLength, run_length
 
 log = logging.getLogger(__name__)
@@ -407,10 +412,8 @@ def _build(config: Config, held: ExitStack) -> UGTTrainer:
 
 def build_composer_model(config: Config, model: UGT, catalogue: Catalogue | None) -> ComposerUGT:
     """Model, loss and evaluation of a stage; what the stage does not train is frozen."""
-    loss_arguments = asdict(config.loss)
-    del loss_arguments["reference_log_probs"]
-    reference_from = loss_arguments.pop("reference_from") or config.init_from
-    loss = UnifiedLoss(**loss_arguments, repr_dim=config.model.d_model, seed=config.seed)
+    reference_from = config.loss.reference_from or config.init_from
+    loss = UnifiedLoss(**config.loss.arguments, repr_dim=config.model.d_model, seed=config.seed)
     freeze_untrained(model, config.loss.lambda_contrastive)
     model.encoder.activation_checkpointing = config.parallelism.activation_checkpointing
     model.decoder.activation_checkpointing = config.parallelism.activation_checkpointing

@@ -10,6 +10,7 @@ from tests.trainer.conftest import metrics_of
 from ugt_composer.cli.main import main as ugt
 from ugt_composer.data.codec import decode_row
 from ugt_composer.data.dataset import RowFolder
+from ugt_composer.dry_run import describe
 from ugt_composer.errors import UserError
 from ugt_composer.trainer import build_trainer
 
@@ -84,10 +85,11 @@ def test_rows_without_or_of_another_reference_are_refused(shop, stages, stage_co
         (overrides(), 1, "data.train) holds the log-probabilities of another reference"),
     ):
         config = stage_config(tmp_path / "run", 3, stages / f"stage{stage}/best", *given)
-        with pytest.raises(UserError) as error:
-            build_trainer(config)
-        assert words in str(error.value)
-        assert "ugt reference" in str(error.value)
+        for start in (describe, build_trainer):
+            with pytest.raises(UserError) as error:
+                start(config)
+            assert words in str(error.value)
+            assert "ugt reference" in str(error.value)
     assert not (tmp_path / "run").exists()
 
 

@@ -186,7 +186,7 @@ class Checkpoints(Callback):
         self, state: State, weights: dict[str, Tensor], memory: HostMemory | None = None
     ) -> dict[str, Any]:
         """A copy: the training may go on."""
-        light = copy.deepcopy(self._light_state(state)) if dist.get_global_rank() == 0 else self._light_state(state)
+        light = copy.deepcopy(self._light_state(state))
         return light | {"model": weights, "optimizer": gather_optimizer(self.strategy, memory)}
 
     def _light_state(self, state: State) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class MetricsFile(LoggerDestination):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         self.place = {"batch": state.timestamp.batch.value, "epoch": state.timestamp.epoch.value}
-        self.is_due = self.every.is_due(state) or state.timestamp.batch.value == 1
+        self.is_due = self.every.is_logged(state)
 
     def eval_before_all(self, state: State, logger: Logger) -> None:
         self.in_evaluation = True

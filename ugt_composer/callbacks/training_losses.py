@@ -39,7 +39,7 @@ class TrainingLosses(Callback):
         self._unread.append((batch, losses[TOTAL]))
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        due = self.every.is_due(state) or state.timestamp.batch.value == 1
+        due = self.every.is_logged(state)
         if due or len(self._unread) >= MOST_UNREAD:
             self.check()
         if due and self._losses:

@@ -31,7 +31,7 @@ class TrainingMetrics(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         assert state.previous_timestamp is not None
         self.window_rows += state.timestamp.sample.value - state.previous_timestamp.sample.value
-        if not (self.every.is_due(state) or state.timestamp.batch.value == 1):
+        if not self.every.is_logged(state):
             return
         values = {
             "grad_norm": float(self.strategy.gradient_norm()),

@@ -2,6 +2,8 @@
 
 import argparse
 
+from ugt_composer.cli.options import add_model, add_output_folder
+
 FILES = ("encoder.pt2", "scorer.pt2", "usage.py", "model.safetensors", "config.yaml", "record.json")
 EPILOG = """examples:
   ugt export --checkpoint checkpoints/stage3/best --out exported
@@ -17,18 +19,13 @@ Exit status: 0 done, 2 bad input."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="DIR", help="a best/ or latest/ folder of a run, or s3://…"
-    )
-    parser.add_argument(
-        "--out", required=True, metavar="DIR", help="the folder to make; it appears when it is complete"
-    )
+    add_model(parser)
+    add_output_folder(parser)
     parser.add_argument(
         "--catalogue",
         metavar="FILE",
         help="of a model whose softmax runs over it (default: the data.catalogue that it was trained with)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace DIR, once the new one is complete")
 
 
 def main(arguments: argparse.Namespace) -> int:

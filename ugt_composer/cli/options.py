@@ -3,6 +3,19 @@
 import argparse
 
 
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="a best/ or latest/ folder of a run, or s3://…"
+    )
+
+
+def add_output_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="the folder to make; it appears when it is complete"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace DIR, once the new one is complete")
+
+
 def add_item_score_weight(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--item-score-weight",

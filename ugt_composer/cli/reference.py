@@ -5,6 +5,8 @@ For stage 3 with loss.reference_log_probs=data: each step is spared the referenc
 
 import argparse
 
+from ugt_composer.cli.options import add_model, add_output_folder
+
 EPILOG = """examples:
   ugt reference --checkpoint checkpoints/stage2/best --data mds/preference --out mds/preference-scored
   composer train.py yamls/stage3.yaml loss.reference_log_probs=data …
@@ -14,24 +16,19 @@ Exit status: 0 done, 2 bad input."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="DIR",
-        help="the reference: a best/ or latest/ folder of a run, or s3://…",
-    )
+    add_model(parser)
     parser.add_argument("--data", required=True, metavar="DIR", help="MDS shards made with --kind preference")
-    parser.add_argument(
-        "--out", required=True, metavar="DIR", help="the folder to make; it appears when it is complete"
-    )
+    add_output_folder(parser)
     parser.add_argument(
         "--catalogue", metavar="FILE", help="(default: the data.catalogue that the model was trained with)"
     )
     parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="rows at once (default 256)")
     parser.add_argument(
-        "--precision", default="auto", help="as in the YAML of the training (default auto: bf16 on a GPU, else fp32)"
+        "--precision",
+        default="auto",
+        choices=("auto", "amp_bf16", "amp_fp16", "fp32"),
+        help="as in the YAML of the training (default auto: bf16 on a GPU, else fp32)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace DIR, once the new one is complete")
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -99,7 +99,7 @@ class RowDataset(StreamingDataset):
     def __getitem__(self, at: int) -> PackedRow:  # type: ignore[override]
         return PackedRow(int(at), self.get_item(int(at)))
 
-    def get_item(self, sample_id: int, retry: int = ATTEMPTS) -> bytes:  # type: ignore[override]
+    def get_item(self, sample_id: int) -> bytes:  # type: ignore[override]
         return self._rows(*self._places(np.array([sample_id])))[0]
 
     def _places(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
