@@ -7,6 +7,7 @@ if there is one), or a text file with a line a user: `user item item …`, oldes
     train_preference.jsonl, validation_preference.jsonl  preference rows, where ratings or actions allow
     catalogue.jsonl                                      the items and their semantic ids, for data.catalogue
     semantic_ids.json                                    the same ids as a versioned bundle, for --codes
+    item_vectors.npy                                     a row a line of the catalogue, for init_item_vectors
     report.json                                          counts, quality of the ids, what popularity scores
 
 Nothing of the validation and test items goes into training rows, training preferences or semantic ids. Interactions of

@@ -6,6 +6,7 @@ them, and their validation and test parts are not looked at.
 
     semantic_ids.json   the ids as a versioned bundle; give it to interactions_to_jsonl.py as --codes
     catalogue.jsonl     the same, for data.catalogue
+    item_vectors.npy    what they were made of, for init_item_vectors: a row a line of the catalogue
     report.json         how good they are
 """
 

@@ -403,6 +403,7 @@ RESUME_DESPITE = (
     "scheduler",
     "max_grad_norm",
     "init_from",
+    "init_item_vectors",
     *(f"model.{name}" for name in ("dropout", "attention_dropout", "top_k_experts", "expert_capacity_factor")),
     "data.catalogue",
 )
@@ -419,6 +420,7 @@ class Config:
     seed: int = 42
     save_folder: str = "checkpoints/run"
     init_from: str | None = None
+    init_item_vectors: str | None = None
     max_duration: str = "5ep"
     global_train_batch_size: int = 2048
     device_train_microbatch_size: int | str = 512
@@ -483,6 +485,7 @@ class Config:
             ("model.level_softmax is catalogue", self.model.level_softmax == "catalogue"),
             ("loss.contrastive_negatives is catalogue", self.loss.contrastive_negatives == "catalogue"),
             (f"evaluation.item_score_weight is {self.evaluation.item_score_weight}", self.evaluation.item_score_weight),
+            ("init_item_vectors is set", self.init_item_vectors is not None),
         ):
             if needs_it and self.data.catalogue is None:
                 raise ValueError(f"data.catalogue is missing; {key}, which needs to know all items: name the catalogue")
@@ -490,6 +493,11 @@ class Config:
             raise ValueError(
                 f"evaluation.item_score_weight is {self.evaluation.item_score_weight} with loss.lambda_contrastive 0: "
                 "nothing trains the user-item score; expected lambda_contrastive above 0, or item_score_weight 0"
+            )
+        if self.init_item_vectors is not None and self.init_from is not None:
+            raise ValueError(
+                f"init_item_vectors is {self.init_item_vectors} with init_from {self.init_from}, which has item "
+                "embeddings already; expected one of them, the other null"
             )
         if self.loss.needs_reference and not (self.loss.reference_from or self.init_from):
             raise ValueError(

@@ -43,6 +43,7 @@ from ugt_composer.composer_model import ComposerUGT
 from ugt_composer.config import Config, config_yaml
 from ugt_composer.data.batch import Batch
 from ugt_composer.data.catalogue import Catalogue
+from ugt_composer.data.item_matrix import read_catalogue_vectors
 from ugt_composer.data.loader import build_eval_loader, build_train_loader
 from ugt_composer.errors import UserError, nearest
 from ugt_composer.generation.trie import ItemTrie
@@ -52,6 +53,7 @@ from ugt_composer.logger_setup import build_loggers
 from ugt_composer.losses.unified import UnifiedLoss
 from ugt_composer.microbatch import Uncopied, rows_in_batch
 from ugt_composer.model.build import build_model, freeze_untrained
+from ugt_composer.model.item_init import start_from_vectors
 from ugt_composer.model.reference import Reference
 from ugt_composer.model.ugt import UGT
 from ugt_composer.optim import create_optimizer, create_scheduler
@@ -340,6 +342,10 @@ def _build(config: Config, held: ExitStack) -> UGTTrainer:
         log.warning(remark)
     model = build_model(config.model, config.seed)
     fingerprint = fingerprint_facts(catalogue)
+    if config.init_item_vectors is not None:
+        assert catalogue is not None  # the config was refused without one
+        vectors = read_catalogue_vectors(config.init_item_vectors, catalogue)
+        start_from_vectors(model.item_embedding, catalogue.triples, vectors, config.seed)
     if config.init_from is not None:
         facts = load_weights(model, config.model, on_this_machine(config.init_from))
         check_fingerprint(config.init_from, facts, fingerprint)

@@ -10,12 +10,13 @@ import pytest
 from convert.interactions_to_jsonl import main
 from convert.jsonl_to_mds import main as to_shards
 from ugt_composer.data.catalogue import Catalogue
+from ugt_composer.data.item_matrix import read_catalogue_vectors
 from ugt_composer.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = ROOT.parent / "shared" / "data"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"the shared data sets are not at {REAL}")
-FILES = ["catalogue.jsonl", "report.json", "semantic_ids.json", "test.jsonl", "train.jsonl"]
+FILES = ["catalogue.jsonl", "item_vectors.npy", "report.json", "semantic_ids.json", "test.jsonl", "train.jsonl"]
 PREFERENCES = ["train_preference.jsonl", "validation_preference.jsonl"]
 USERS, ITEMS, EACH = 30, 40, 12
 
@@ -186,7 +187,9 @@ def test_the_files_convert_and_their_fingerprint_is_the_catalogues(source):
     out = run(source, "out")
     report = json.loads((out / "report.json").read_text())
     assert sorted(path.name for path in out.iterdir()) == sorted([*FILES, *PREFERENCES, "validation.jsonl"])
-    assert Catalogue.load(out / "catalogue.jsonl").fingerprint == report["fingerprint"]
+    catalogue = Catalogue.load(out / "catalogue.jsonl")
+    assert catalogue.fingerprint == report["fingerprint"]
+    assert len(read_catalogue_vectors(out / "item_vectors.npy", catalogue)) == len(catalogue.items)
     for name in report["rows"]:
         kind = "preference" if name in PREFERENCES else "recommend"
         sizes = list(map(str, report["codebook_sizes"]))

@@ -16,6 +16,7 @@ FIXED = (
     "optimizer",
     "scheduler",
     "init_from",
+    "init_item_vectors",
     "seed",
     "max_grad_norm",
     "global_train_batch_size",

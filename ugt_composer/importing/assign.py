@@ -36,6 +36,20 @@ class Given:
     made: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Assigned:
+    """The ids of all I items and what they can be judged by.
+
+    Attributes:
+        views: vectors (I, d) by what they are made of.
+        vectors: float32 (I, d) of all of that together; None where there is none of it.
+    """
+
+    bundle: Bundle
+    views: dict[str, np.ndarray]
+    vectors: np.ndarray | None
+
+
 def read_given(settings: IdSettings, known: Items | None) -> Given | None:
     """The codes or vectors of the settings; None if the ids are to be built."""
     if settings.codes is not None:
@@ -54,10 +68,8 @@ def read_given(settings: IdSettings, known: Items | None) -> Given | None:
     return None
 
 
-def assign_ids(
-    items: Items, given: Given | None, user: np.ndarray, item: np.ndarray, settings: IdSettings
-) -> tuple[Bundle, dict[str, np.ndarray]]:
-    """The ids of all items, and the vectors (I, d) by which they can be judged, by name.
+def assign_ids(items: Items, given: Given | None, user: np.ndarray, item: np.ndarray, settings: IdSettings) -> Assigned:
+    """The ids of all items.
 
     Args:
         user, item: int (P,) training interactions, users one after the other, oldest first: all that is used of them.
@@ -76,7 +88,8 @@ def assign_ids(
                 views = {"vectors": given.vectors[where], **views}
             if given.ids is not None:
                 ids = given.ids[where]
-                return Bundle(items.ids, ids, compact_sizes(ids, settings.codebook_sizes), given.made), views
+                bundle = Bundle(items.ids, ids, compact_sizes(ids, settings.codebook_sizes), given.made)
+                return Assigned(bundle, views, _built(views, settings)[0] if views else None)
             vectors, made = views["vectors"], given.made
         else:
             vectors, made = _built(views, settings)
@@ -87,7 +100,7 @@ def assign_ids(
     l3 = instance_codes(codes[:, 0] * room[1] + codes[:, 1], room[2])
     ids = np.concatenate([codes, l3[:, None]], axis=1) + NUM_SPECIAL_IDS
     made = {**made, "clusters": list(clusters), "seed": settings.seed}
-    return Bundle(items.ids, ids, compact_sizes(ids, settings.codebook_sizes), made), views
+    return Assigned(Bundle(items.ids, ids, compact_sizes(ids, settings.codebook_sizes), made), views, vectors)
 
 
 def _built(views: dict[str, np.ndarray], settings: IdSettings) -> tuple[np.ndarray, dict[str, Any]]:

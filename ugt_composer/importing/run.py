@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ugt_composer.errors import UserError
-from ugt_composer.importing.assign import assign_ids, read_given
+from ugt_composer.importing.assign import Assigned, assign_ids, read_given
 from ugt_composer.importing.bundle import Bundle
 from ugt_composer.importing.corpus import Corpus, make_corpus, read_log
 from ugt_composer.importing.items import Items, all_items, read_items
@@ -27,12 +27,12 @@ from ugt_composer.importing.settings import (
 )
 from ugt_composer.importing.splits import TEST, VALIDATION, Rows, held_out_rows, training_rows
 
-BUNDLE, CATALOGUE, REPORT = "semantic_ids.json", "catalogue.jsonl", "report.json"
+BUNDLE, CATALOGUE, VECTORS, REPORT = "semantic_ids.json", "catalogue.jsonl", "item_vectors.npy", "report.json"
 FILES = (
     *("train.jsonl", "validation.jsonl", "test.jsonl", "train_preference.jsonl", "validation_preference.jsonl"),
-    *(CATALOGUE, BUNDLE, REPORT),
+    *(CATALOGUE, BUNDLE, VECTORS, REPORT),
 )
-ID_FILES = (CATALOGUE, BUNDLE, REPORT)
+ID_FILES = (CATALOGUE, BUNDLE, VECTORS, REPORT)
 Say = Callable[[str], object]
 
 
@@ -57,11 +57,9 @@ def import_interactions(settings: Settings, folder: Path, say: Say) -> dict[str,
     corpus = make_corpus(log, known, covered, settings.source, settings.split, settings.ids.drop_items_without)
     del log  # the corpus has its own
     say(f"semantic ids of {len(corpus.items):,} items")
-    bundle, views = assign_ids(
-        corpus.items, given, corpus.user[corpus.trained], corpus.item[corpus.trained], settings.ids
-    )
-    report = {**corpus.facts, "columns": corpus.log.columns, **write_ids(bundle, corpus.items, views, folder)}
-    report |= _write_rows(corpus, bundle, settings, folder)
+    assigned = assign_ids(corpus.items, given, corpus.user[corpus.trained], corpus.item[corpus.trained], settings.ids)
+    report = {**corpus.facts, "columns": corpus.log.columns, **write_ids(assigned, corpus.items, folder)}
+    report |= _write_rows(corpus, assigned.bundle, settings, folder)
     write_report(report, folder)
     return report
 
@@ -81,8 +79,7 @@ def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, fold
     if items is None:
         raise UserError("semantic ids of what? Give interactions, --items, --codes or --vectors")
     say(f"semantic ids of {len(items):,} items")
-    bundle, views = assign_ids(items, given, user, item, ids)
-    report = write_ids(bundle, items, views, folder)
+    report = write_ids(assign_ids(items, given, user, item, ids), items, folder)
     write_report(report, folder)
     return report
 
@@ -94,14 +91,17 @@ def read_known_items(source: SourceSettings) -> Items | None:
     return read_items(source.items, *columns, source.items_format)
 
 
-def write_ids(bundle: Bundle, items: Items, views: dict[str, np.ndarray], folder: Path) -> dict[str, Any]:
+def write_ids(assigned: Assigned, items: Items, folder: Path) -> dict[str, Any]:
+    bundle = assigned.bundle
     bundle.save(folder / BUNDLE)
     bundle.write_catalogue(folder / CATALOGUE, items.names)
+    if assigned.vectors is not None:
+        np.save(folder / VECTORS, assigned.vectors)
     return {
         "fingerprint": bundle.fingerprint,
         "codebook_sizes": list(bundle.codebook_sizes),
         "made": bundle.made,
-        "quality": quality(bundle.ids, bundle.codebook_sizes, views, seed=0),
+        "quality": quality(bundle.ids, bundle.codebook_sizes, assigned.views, seed=0),
     }
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from ugt_composer.data.item_matrix import first_not_finite, read_matrix
 from ugt_composer.errors import UserError
 
 
@@ -19,13 +20,7 @@ def read_vectors(path: Path, items_file: Path | None, items: pl.Series | None) -
     Raises:
         UserError: naming what does not fit.
     """
-    try:
-        vectors = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read as a .npy file: {error}") from None
-    if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind not in "fiu" or not vectors.size:
-        found = f"{vectors.dtype} {vectors.shape}" if isinstance(vectors, np.ndarray) else "an archive"
-        raise UserError(f"{path}: found {found}, expected numbers of shape (items, dimensions)")
+    vectors = read_matrix(path)
     if items_file is not None:
         place, ids = str(items_file), _read_order(items_file)
     elif items is not None:
@@ -39,10 +34,8 @@ def read_vectors(path: Path, items_file: Path | None, items: pl.Series | None) -
     again = ids.filter(~ids.is_first_distinct())
     if len(again):
         raise UserError(f"{place}: item {again[0]!r} stands there twice; expected each once")
-    vectors = vectors.astype(np.float32)
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad):
-        raise UserError(f"{path}: row {bad[0]} (item {ids[int(bad[0])]!r}) holds a number that is not finite")
+    if (bad := first_not_finite(vectors)) is not None:
+        raise UserError(f"{path}: row {bad} (item {ids[bad]!r}) holds a number that is not finite")
     return ids, vectors
 
 

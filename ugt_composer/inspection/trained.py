@@ -20,6 +20,7 @@ MAIN_KEYS = (
     "run_name",
     "seed",
     "init_from",
+    "init_item_vectors",
     "max_duration",
     "global_train_batch_size",
     "precision",
