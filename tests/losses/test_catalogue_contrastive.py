@@ -106,9 +106,18 @@ def test_no_row_with_a_target_is_no_loss():
     assert not users.grad.any()
 
 
-def test_half_precision_is_computed_in_single():
+def test_cosines_in_half_precision_are_computed_in_single():
     users, own, items, rows, valid = make()
     expected, _ = CatalogueContrastiveLoss(0.02)(users, own, items, rows, valid)
     with torch.autocast("cpu", torch.bfloat16):
         found, _ = CatalogueContrastiveLoss(0.02)(users, own, items, rows, valid)
     assert found == expected
+
+
+def test_dot_products_in_half_precision_are_the_softmax_of_a_half_precision_product():
+    users, own, items, rows, valid = make()
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = CatalogueContrastiveLoss(1.0, "dot")(users, own, items, rows, valid)
+    expected = F.cross_entropy((users.bfloat16() @ items.bfloat16().T).float(), rows)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert found.dtype == torch.float32

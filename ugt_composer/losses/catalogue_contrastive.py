@@ -18,6 +18,9 @@ class CatalogueContrastiveLoss(nn.Module):
 
     Logits are similarities over the temperature. There is no sum from item to user: a catalogue knows no other users.
     Each row stands for itself, so the loss is the same for any split into microbatches and ranks.
+
+    Under autocast dot products are made in its dtype, like the logits of any softmax over a vocabulary. Cosines are
+    not: divided by a small temperature, half precision would be off by several hundredths.
     """
 
     def __init__(self, temperature: float = 0.07, similarity: Similarity = "cosine"):
@@ -42,12 +45,13 @@ class CatalogueContrastiveLoss(nn.Module):
         batch_totals: counts of the global batch, see `normalization`
         returns: loss (), and `contrastive_u2i_acc`, the share of rows whose item scores above every other
         """
-        with torch.autocast(user_repr.device.type, enabled=False):
+        device = user_repr.device.type
+        with torch.autocast(device, enabled=self.similarity == "dot" and torch.is_autocast_enabled(device)):
             users, own_items, items = (comparable(x, self.similarity) for x in (user_repr, item_repr, catalogue_repr))
             users = users / self.temperature
             own = (users * own_items).sum(dim=-1)
-            log_sum, better = _over_catalogue(users, items, own.detach(), item_rows)
-            row_losses = torch.where(item_rows < 0, torch.logaddexp(log_sum, own), log_sum) - own
+            log_sum, own_logits, better = _over_catalogue(users, items, own.detach(), item_rows)
+        row_losses = torch.where(item_rows < 0, torch.logaddexp(log_sum, own) - own, log_sum - own_logits)
 
         def mean(row_values: Tensor) -> Tensor:
             total = torch.where(valid, row_values, 0.0).sum()
@@ -56,25 +60,25 @@ class CatalogueContrastiveLoss(nn.Module):
         return mean(row_losses), {"contrastive_u2i_acc": mean((better == 0).float())}
 
 
-def _over_catalogue(users: Tensor, items: Tensor, own: Tensor, item_rows: Tensor) -> tuple[Tensor, Tensor]:
-    """users (B, D), items (n, D), own and item_rows (B,) -> log Σ exp(users · items) and how many other items have a
-    logit of `own` or more, (B,) each."""
+def _over_catalogue(users: Tensor, items: Tensor, own: Tensor, item_rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of users (B, D) against items (n, D), (B,) each: log Σ exp(users · items), the logit of item `item_rows` (0 where
+    that is -1), and how many other items have a logit of `own` or more."""
     size = max(1, LOGITS_BYTES // (4 * max(1, len(users))))
     if len(items) <= size:
         return _over_part(users, items, own, item_rows)
-    log_sums, better = [], []
-    for start in range(0, len(items), size):
-        part = items[start : start + size]
-        sums = checkpoint(_over_part, users, part, own, item_rows - start, use_reentrant=False)
-        log_sums.append(sums[0])
-        better.append(sums[1])
-    return torch.stack(log_sums).logsumexp(dim=0), torch.stack(better).sum(dim=0)
+    parts = [
+        checkpoint(_over_part, users, items[start : start + size], own, item_rows - start, use_reentrant=False)
+        for start in range(0, len(items), size)
+    ]
+    log_sums, own_logits, better = (torch.stack(values) for values in zip(*parts, strict=True))
+    return log_sums.logsumexp(dim=0), own_logits.sum(dim=0), better.sum(dim=0)
 
 
-def _over_part(users: Tensor, items: Tensor, own: Tensor, item_rows: Tensor) -> tuple[Tensor, Tensor]:
-    logits = users @ items.T
+def _over_part(users: Tensor, items: Tensor, own: Tensor, item_rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    logits = (users @ items.T).float()
     is_better = logits.detach() >= own[:, None]
     is_here = (item_rows >= 0) & (item_rows < len(items))
     place = item_rows.clamp(0, len(items) - 1)[:, None]
     is_better.scatter_(1, place, is_better.gather(1, place) & ~is_here[:, None])
-    return logits.logsumexp(dim=-1), is_better.sum(dim=-1)
+    own_logits = logits.gather(1, place).squeeze(1).masked_fill(~is_here, 0.0)
+    return logits.logsumexp(dim=-1), own_logits, is_better.sum(dim=-1)
