@@ -18,6 +18,7 @@ from ugt_composer.metrics.batch import rank_batch
 from ugt_composer.metrics.loss_mean import EVALUATION_MEANS, LossMean
 from ugt_composer.metrics.torch_metrics import PairAccuracy, build_ranking_metrics
 from ugt_composer.model.ugt import UGT
+from ugt_composer.precision import cpu_autocast
 from ugt_composer.vocabulary import IGNORE_INDEX
 
 LOSSES = (
@@ -44,6 +45,7 @@ class ComposerUGT(ComposerModel):
         beam_width: beams a row, at least the largest cut-off.
         exclude_seen: evaluation never recommends an item of the history.
         item_score_weight: of the user-item score (`ItemScores`) in the ranking; above 0 it needs a trie.
+        half_on_cpu: model and loss are computed under bfloat16 autocast on a CPU. On a GPU, Trainer and strategy do it.
     """
 
     def __init__(
@@ -56,8 +58,10 @@ class ComposerUGT(ComposerModel):
         beam_width: int,
         exclude_seen: bool,
         item_score_weight: float = 0.0,
+        half_on_cpu: bool = False,
     ):
         super().__init__()
+        self.half_on_cpu = half_on_cpu
         self.model = model
         self.unified_loss = loss
         self._reference = (reference,)  # a tuple hides it from nn.Module
@@ -82,6 +86,10 @@ class ComposerUGT(ComposerModel):
 
         All that needs weights happens in here, where a strategy that shards them has gathered them.
         """
+        with cpu_autocast(self.half_on_cpu):
+            return self._forward(batch, recommend)
+
+    def _forward(self, batch: Batch, recommend: bool) -> dict[str, Any]:
         if self.trie is not None and self.trie.device != batch["labels"].device:
             self.trie = self.trie.to(batch["labels"].device)
         with_item_vectors = self.unified_loss.has_catalogue_negatives or (recommend and self.item_score_weight > 0)
@@ -109,7 +117,8 @@ class ComposerUGT(ComposerModel):
 
     def loss(self, outputs: dict[str, Tensor], batch: Batch, *args, **kwargs) -> dict[str, Tensor]:  # type: ignore[override]
         """The stage's loss as `total`, and its parts for the log."""
-        losses = self.unified_loss(outputs, batch)
+        with cpu_autocast(self.half_on_cpu):
+            losses = self.unified_loss(outputs, batch)
         rows = len(batch["row_ids"])
         for name, value in losses["metrics"].items():
             self.step_metrics[name] = self.step_metrics.get(name, 0) + value * rows
@@ -130,7 +139,8 @@ class ComposerUGT(ComposerModel):
         totals = batch_counts(batch)
         ones = torch.ones_like(totals)  # the mean over a count of one is the sum
         ones[ROWS] = len(batch["row_ids"])
-        losses = self.unified_loss(outputs, {**batch, "batch_totals": ones})
+        with cpu_autocast(self.half_on_cpu):
+            losses = self.unified_loss(outputs, {**batch, "batch_totals": ones})
         values = losses | losses["metrics"]
         sums = torch.stack([values.get(name, totals.new_zeros(())) for name, _ in EVALUATION_MEANS])
         return sums, totals[[column for _, column in EVALUATION_MEANS]]

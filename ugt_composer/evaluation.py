@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from composer.core import get_precision_context
 
 from ugt_composer.composer_model import ComposerUGT
 from ugt_composer.config import Config, EvalDataConfig, StreamConfig
@@ -17,6 +16,7 @@ from ugt_composer.data.manifest import PREFERENCE, Manifest, read_manifest
 from ugt_composer.errors import UserError
 from ugt_composer.metrics.by_length import ByLength
 from ugt_composer.model.ugt import UGT
+from ugt_composer.precision import precision_context
 from ugt_composer.preflight import resolve_precision
 from ugt_composer.s3_url import is_url
 from ugt_composer.trainer import build_composer_model
@@ -95,7 +95,7 @@ def evaluate(
     metrics = {name: metric.to(device) for name, metric in composer_model.get_metrics(is_train=False).items()}
     by_length = ByLength(min(LENGTH_K, max(config.evaluation.k_values))).to(device)
     precision = resolve_precision(config.precision) if device.type == "cuda" else "fp32"
-    with torch.no_grad(), get_precision_context(precision):
+    with torch.no_grad(), precision_context(precision):
         for batch in loader.dataloader:
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             outputs = composer_model.eval_forward(batch)  # type: ignore[arg-type]

@@ -47,6 +47,11 @@ def check_machine(config: Config) -> None:
             f"{local_ranks} ranks on this machine, which has {torch.cuda.device_count()} GPUs: NCCL needs a GPU for "
             f"each rank; expected composer -n {torch.cuda.device_count()} or fewer"
         )
+    if not has_gpu and precision != "fp32" and strategy != "ddp":
+        raise UserError(
+            f"precision is {precision} with parallelism.strategy {strategy}, but this machine has no GPU; set "
+            "precision=fp32, or use strategy ddp"
+        )
     if config.device_train_microbatch_size == "auto" and not has_gpu:
         raise UserError("device_train_microbatch_size is auto, which a GPU's memory decides; expected a number here")
     if config.device_train_microbatch_size == "auto" and strategy != "ddp":
@@ -81,12 +86,15 @@ def deepspeed_settings(config: Config, precision: str, world_size: int, num_para
 
 
 def resolve_precision(precision: str) -> str:
-    """ "auto" is bf16 on a GPU and fp32 on a CPU. UserError for mixed precision on a CPU, which Composer cannot run."""
+    """ "auto" is bf16 on a GPU and fp32 on a CPU. UserError for fp16 on a CPU, which has no use for it."""
     has_gpu = torch.cuda.is_available()
     if precision == "auto":
         return "amp_bf16" if has_gpu else "fp32"
-    if not has_gpu and precision != "fp32":
-        raise UserError(f"precision is {precision}, but this machine has no GPU; set precision=fp32 or precision=auto")
+    if not has_gpu and precision == "amp_fp16":
+        raise UserError(
+            "precision is amp_fp16, but this machine has no GPU; set precision=fp32, or amp_bf16, which is faster on "
+            "CPUs with instructions for it (avx512_bf16, amx_bf16)"
+        )
     return precision
 
 

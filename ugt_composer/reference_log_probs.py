@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from composer.core import get_precision_context
-
 from ugt_composer.conversion.output import output_folder
 from ugt_composer.conversion.shards import ShardWriter, write_index
 from ugt_composer.data.codec import with_reference
@@ -19,6 +17,7 @@ from ugt_composer.data.dataset import RowFolder
 from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME, file_hash
 from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.model.reference import Reference
+from ugt_composer.precision import precision_context
 from ugt_composer.preflight import weights_hash
 
 
@@ -55,7 +54,7 @@ def write_reference_log_probs(
             packed = [rows[number] for number in range(begin, min(begin + batch_size, len(rows)))]
             batch = collate([PackedRow(number, row) for number, row in enumerate(packed)], min_rejected=1)
             on_device = {name: tensor.to(device) for name, tensor in batch.items()}  # type: ignore[attr-defined]
-            with get_precision_context(precision):
+            with precision_context(precision):
                 logps = reference(on_device, trie).float().cpu().numpy()
             for row, values, count in zip(packed, logps, batch["rejected_mask"].sum(1).tolist(), strict=True):
                 writer.add_row(with_reference(row, values[: 1 + count]))

@@ -351,10 +351,11 @@ def _build(config: Config, held: ExitStack) -> UGTTrainer:
         check_fingerprint(config.init_from, facts, fingerprint)
     if config.loss.reference_log_probs == "data":
         check_reference_log_probs(config, on_this_machine(str(config.loss.reference_from or config.init_from)))
-    composer_model = build_composer_model(config, model, catalogue)
+    precision = resolve_precision(config.precision)
+    half_on_cpu = device.name == "cpu" and precision != "fp32"
+    composer_model = build_composer_model(config, model, catalogue, half_on_cpu)
     best = check_best_metric(config, composer_model) if eval_loader is not None else None
     length = run_length(config, train_loader.dataloader.dataset.epoch_size)  # type: ignore[union-attr]
-    precision = resolve_precision(config.precision)
     strategy = build_strategy(
         config, composer_model, model, lambda sharded: create_optimizer(sharded, **asdict(config.optimizer)), precision
     )
@@ -368,8 +369,8 @@ def _build(config: Config, held: ExitStack) -> UGTTrainer:
     save_on_rank_0(config.save_folder, lambda: clean(config.save_folder))
     uploads = open_store(config)
     loggers = build_loggers(config)
-    # DeepSpeed's engine casts and scales by itself.
-    composer_precision = "fp32" if config.parallelism.strategy == "deepspeed" else precision
+    # DeepSpeed's engine casts and scales by itself; Composer knows no mixed precision on a CPU.
+    composer_precision = "fp32" if config.parallelism.strategy == "deepspeed" or half_on_cpu else precision
     trainer = UGTTrainer(
         config,
         length,
@@ -416,7 +417,9 @@ def _build(config: Config, held: ExitStack) -> UGTTrainer:
     return trainer
 
 
-def build_composer_model(config: Config, model: UGT, catalogue: Catalogue | None) -> ComposerUGT:
+def build_composer_model(
+    config: Config, model: UGT, catalogue: Catalogue | None, half_on_cpu: bool = False
+) -> ComposerUGT:
     """Model, loss and evaluation of a stage; what the stage does not train is frozen."""
     reference_from = config.loss.reference_from or config.init_from
     loss = UnifiedLoss(**config.loss.arguments, repr_dim=config.model.d_model, seed=config.seed)
@@ -440,6 +443,7 @@ def build_composer_model(config: Config, model: UGT, catalogue: Catalogue | None
         beam_width=config.evaluation.beam_width,
         exclude_seen=config.evaluation.exclude_seen,
         item_score_weight=config.evaluation.item_score_weight,
+        half_on_cpu=half_on_cpu,
     )
 
 

@@ -25,7 +25,7 @@ def start_from_vectors(embedding: ItemEmbedding, ids: np.ndarray, vectors: np.nd
         vectors: (n, d), not all the same.
         seed: of the rotation that spreads the vectors over the width.
     """
-    left = fitted(torch.from_numpy(vectors), embedding.levels[0].embedding_dim, seed)
+    left = fitted(torch.from_numpy(vectors), embedding.output_weight(0).shape[1], seed)
     for level, table in enumerate(embedding.levels):
         own = torch.from_numpy(ids[:, level])
         counts = torch.bincount(own, minlength=table.num_embeddings)

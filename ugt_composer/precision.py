@@ -1,0 +1,16 @@
+"""Mixed precision on any machine: Composer's own context does nothing on a CPU."""
+
+from contextlib import AbstractContextManager
+
+import torch
+from composer.core import get_precision_context
+
+
+def precision_context(precision: str) -> AbstractContextManager:
+    """Autocast for a resolved precision: amp_bf16, amp_fp16 (on a GPU only) or fp32."""
+    return get_precision_context(precision) if torch.cuda.is_available() else cpu_autocast(precision == "amp_bf16")
+
+
+def cpu_autocast(enabled: bool) -> AbstractContextManager:
+    """bfloat16 for products on a CPU."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
