@@ -4,17 +4,18 @@ import getpass
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from composer import Trainer
 from composer.callbacks import MemoryMonitor
-from composer.core import Event
+from composer.core import Event, TrainerMode
 from composer.utils import dist
 from torch import Tensor
 
@@ -113,6 +114,23 @@ class UGTTrainer(Trainer):
 
     def _wrap_model_for_distributed(self, model: Any, optimizers: Any) -> None:
         self.state.model = self.strategy.module  # type: ignore[assignment]
+
+    def _iter_dataloader(self, trainer_mode: TrainerMode) -> Iterator[Batch]:
+        """As Composer's, which however asks the device at each batch whether another rank has run out of batches: here
+        all ranks have as many, and one that fails ends the job."""
+        assert self.state.dataloader is not None
+        length, trains = self.state.dataloader_len, trainer_mode == TrainerMode.TRAIN
+        batches = islice(self.state.dataloader, None if length is None else int(length))
+        while True:
+            if trains:
+                self.engine.run_event(Event.BEFORE_DATALOADER)
+            try:
+                batch = next(batches)
+            except StopIteration:
+                if trains:
+                    self.engine.run_marker_only_event(Event.AFTER_DATALOADER)
+                return
+            yield batch
 
     def _train_batch(self, use_grad_scaling: bool) -> dict[str, Tensor]:
         """Composer's, but that it reads the losses back from the device in every step: there are none for it."""

@@ -82,7 +82,7 @@ def train(out: Path, seed: int) -> float:
             f"data.catalogue={out / 'data/catalogue.jsonl'}",
             f"data.train.local={out / 'mds/train'}",
             f"data.eval.local={out / 'mds/validation'}",
-            *([f"init_from={before}"] if before else []),
+            f"init_from={before}" if before else f"init_item_vectors={out / 'data/item_vectors.npy'}",
         ]
         train_stage(stage, FOLDER, overrides)
         before = folder / "best"

@@ -25,7 +25,7 @@ LENGTH = 20
 
 
 class SASRec(nn.Module):
-    def __init__(self, items: int, d_model: int = 64, layers: int = 2, heads: int = 2, dropout: float = 0.5):
+    def __init__(self, items: int, d_model: int = 128, layers: int = 2, heads: int = 4, dropout: float = 0.5):
         super().__init__()
         self.item = nn.Embedding(items + 1, d_model, padding_idx=0)
         self.position = nn.Embedding(LENGTH, d_model)
@@ -95,7 +95,9 @@ def train(
             batch = padded([training[row] for row in rows])
             inputs, labels = batch[:, :-1], batch[:, 1:]
             wanted = (labels > 0) & (inputs > 0)
-            loss = F.cross_entropy(model.scores(model(inputs)[wanted]), labels[wanted] - 1)
+            with torch.autocast("cpu", torch.bfloat16):  # as UGT's training
+                logits = model.scores(model(inputs)[wanted])
+            loss = F.cross_entropy(logits.float(), labels[wanted] - 1)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
