@@ -1,6 +1,6 @@
 """ComposerUGT: joins model, losses and metrics for Composer's Trainer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -117,13 +117,16 @@ class ComposerUGT(ComposerModel):
 
     def loss(self, outputs: dict[str, Tensor], batch: Batch, *args, **kwargs) -> dict[str, Tensor]:  # type: ignore[override]
         """The stage's loss as `total`, and its parts for the log."""
-        with cpu_autocast(self.half_on_cpu):
-            losses = self.unified_loss(outputs, batch)
+        losses = self._losses(outputs, batch)
         rows = len(batch["row_ids"])
         for name, value in losses["metrics"].items():
             self.step_metrics[name] = self.step_metrics.get(name, 0) + value * rows
         self.step_rows += rows
         return {"total": losses["total_loss"], **{name: losses[name] for name in LOSSES}}
+
+    def _losses(self, outputs: dict[str, Tensor], batch: Mapping[str, Any]) -> dict[str, Any]:
+        with cpu_autocast(self.half_on_cpu):
+            return self.unified_loss(outputs, batch)
 
     def eval_forward(self, batch: Batch, outputs: Any = None) -> dict[str, Any]:
         """Losses as sums over the batch's rows, and the ranked recommendations against the rows' targets."""
@@ -139,8 +142,7 @@ class ComposerUGT(ComposerModel):
         totals = batch_counts(batch)
         ones = torch.ones_like(totals)  # the mean over a count of one is the sum
         ones[ROWS] = len(batch["row_ids"])
-        with cpu_autocast(self.half_on_cpu):
-            losses = self.unified_loss(outputs, {**batch, "batch_totals": ones})
+        losses = self._losses(outputs, {**batch, "batch_totals": ones})
         values = losses | losses["metrics"]
         sums = torch.stack([values.get(name, totals.new_zeros(())) for name, _ in EVALUATION_MEANS])
         return sums, totals[[column for _, column in EVALUATION_MEANS]]

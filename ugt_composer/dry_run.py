@@ -8,7 +8,6 @@ import torch
 
 from ugt_composer.checkpoint.portable import CONFIG, WEIGHTS
 from ugt_composer.config import Config, config_yaml
-from ugt_composer.data.item_matrix import read_catalogue_vectors
 from ugt_composer.data.manifest import Manifest, check_data, streams_of
 from ugt_composer.errors import UserError
 from ugt_composer.model.build import freeze_untrained
@@ -21,6 +20,7 @@ from ugt_composer.preflight import (
     check_run,
     device_batch_size,
     load_catalogue,
+    load_item_vectors,
     resolve_precision,
 )
 from ugt_composer.run_length import run_length
@@ -36,8 +36,7 @@ def describe(config: Config) -> str:
     train = check_data(config, "data.train", streams_of("data.train", config.data.train))
     check_kinds(config, train)
     catalogue = load_catalogue(config)
-    if config.init_item_vectors is not None and catalogue is not None:
-        read_catalogue_vectors(config.init_item_vectors, catalogue)
+    load_item_vectors(config, catalogue)
     evaluation = (
         check_data(config, "data.eval", streams_of("data.eval", config.data.eval)) if config.data.eval.is_given else []
     )

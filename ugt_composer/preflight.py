@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ugt_composer.checkpoint.portable import WEIGHTS
 from ugt_composer.config import Config
 from ugt_composer.data.catalogue import Catalogue
 from ugt_composer.data.integrity import file_hash
+from ugt_composer.data.item_matrix import read_catalogue_vectors
 from ugt_composer.data.manifest import PREFERENCE, Manifest, read_manifest, streams_of
 from ugt_composer.errors import UserError
 from ugt_composer.parallelism.deepspeed_config import engine_config
@@ -150,6 +152,14 @@ def load_catalogue(config: Config) -> Catalogue | None:
     catalogue = Catalogue.load(config.data.catalogue)
     catalogue.check(config.model.codebook_sizes)
     return catalogue
+
+
+def load_item_vectors(config: Config, catalogue: Catalogue | None) -> np.ndarray | None:
+    """float32 (n, d), the vectors of `init_item_vectors`; None where none are given."""
+    if config.init_item_vectors is None:
+        return None
+    assert catalogue is not None  # the config was refused without one
+    return read_catalogue_vectors(config.init_item_vectors, catalogue)
 
 
 def about_catalogue(config: Config, catalogue: Catalogue | None) -> str | None:

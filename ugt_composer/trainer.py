@@ -44,7 +44,6 @@ from ugt_composer.composer_model import ComposerUGT
 from ugt_composer.config import Config, config_yaml
 from ugt_composer.data.batch import Batch
 from ugt_composer.data.catalogue import Catalogue
-from ugt_composer.data.item_matrix import read_catalogue_vectors
 from ugt_composer.data.loader import build_eval_loader, build_train_loader
 from ugt_composer.errors import UserError, nearest
 from ugt_composer.generation.trie import ItemTrie
@@ -66,6 +65,7 @@ from ugt_composer.preflight import (
     check_reference_log_probs,
     check_run,
     load_catalogue,
+    load_item_vectors,
     resolve_precision,
 )
 from ugt_composer.run_length import RunLength, run_length
@@ -360,9 +360,8 @@ def _build(config: Config, held: ExitStack) -> UGTTrainer:
         log.warning(remark)
     model = build_model(config.model, config.seed)
     fingerprint = fingerprint_facts(catalogue)
-    if config.init_item_vectors is not None:
-        assert catalogue is not None  # the config was refused without one
-        vectors = read_catalogue_vectors(config.init_item_vectors, catalogue)
+    vectors = load_item_vectors(config, catalogue)
+    if vectors is not None and catalogue is not None:
         start_from_vectors(model.item_embedding, catalogue.triples, vectors, config.seed)
     if config.init_from is not None:
         facts = load_weights(model, config.model, on_this_machine(config.init_from))

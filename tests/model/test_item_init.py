@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from ugt_composer.model.embedding import ItemEmbedding
-from ugt_composer.model.item_init import STD, fitted, start_from_vectors
+from ugt_composer.model.embedding import EMBEDDING_STD, ItemEmbedding
+from ugt_composer.model.item_init import fitted, start_from_vectors
 
 SIZES, WIDTH, ITEMS = (9, 12, 40), 16, 30
 
@@ -24,7 +24,7 @@ def test_sums_are_the_vectors_where_each_item_has_an_l3_id_of_its_own(dimensions
     embedding, ids, vectors = make(dimensions, shared=False)
     start_from_vectors(embedding, ids, vectors, seed=1)
     sums = embedding(torch.from_numpy(ids)).detach().double().numpy()
-    assert np.sqrt((sums**2).mean()) == pytest.approx(STD, rel=1e-5)
+    assert np.sqrt((sums**2).mean()) == pytest.approx(EMBEDDING_STD, rel=1e-5)
     wanted = (PCA(WIDTH).fit_transform(vectors) if dimensions > WIDTH else vectors - vectors.mean(0)).astype(float)
     products, expected = sums @ sums.T, wanted @ wanted.T
     assert products == pytest.approx(expected * (np.trace(products) / np.trace(expected)), abs=1e-7)

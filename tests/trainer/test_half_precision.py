@@ -24,8 +24,8 @@ def test_each_stage_trains_in_half_as_it_does_in_single(stage_config, stages, tm
     for precision in ("fp32", "amp_bf16"):
         out = tmp_path / precision
         trainer = build_trainer(stage_config(out, stage, previous, f"precision={precision}", "max_duration=4ba"))
-        heads = trainer.state.model.model.encoder.layers[0].ff.up
-        heads.register_forward_hook(lambda module, given, made: dtypes.add(made.dtype))
+        product = trainer.state.model.model.encoder.layers[0].ff.up
+        product.register_forward_hook(lambda module, given, made: dtypes.add(made.dtype))
         assert all(p.dtype == torch.float32 for p in trainer.state.model.parameters())
         trainer.train()
         trainer.close()

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from ugt_composer.model.dropout import Dropout
 from ugt_composer.vocabulary import PAD
 
+EMBEDDING_STD = 0.02  # of embeddings at the start
+
 
 class ItemEmbedding(nn.Module):
     """A vector per level and id; an item's vector is the sum over its levels. PAD is the zero vector and stays so."""

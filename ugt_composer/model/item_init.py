@@ -7,9 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ugt_composer.model.embedding import ItemEmbedding
-
-STD = 0.02  # of embeddings that start at random
+from ugt_composer.model.embedding import EMBEDDING_STD, ItemEmbedding
 
 
 @torch.no_grad()
@@ -47,4 +45,4 @@ def fitted(vectors: Tensor, width: int, seed: int) -> Tensor:
     noise = torch.randn(width, width, generator=torch.Generator().manual_seed(seed))
     rotation = torch.linalg.qr(noise).Q[: centred.shape[1]]
     rotated = centred @ rotation
-    return rotated * (STD / rotated.square().mean().sqrt())
+    return rotated * (EMBEDDING_STD / rotated.square().mean().sqrt())

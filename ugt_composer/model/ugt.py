@@ -15,7 +15,7 @@ from ugt_composer.data.batch import Batch
 from ugt_composer.generation.item_log_probs import child_logits, score_items
 from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.model.decoder import Decoder
-from ugt_composer.model.embedding import InputEmbedding, ItemEmbedding
+from ugt_composer.model.embedding import EMBEDDING_STD, InputEmbedding, ItemEmbedding
 from ugt_composer.model.encoder import Encoder
 from ugt_composer.model.heads import LevelHeads
 from ugt_composer.model.moe import RouterStats, balance_loss
@@ -111,7 +111,7 @@ class UGT(nn.Module):
             if parameter.dim() < 2 or "norm" in name or name.endswith("bias"):
                 continue  # norms and biases keep ones and zeros
             if "embedding" in name or "position" in name or "token_type" in name or name.startswith("heads."):
-                nn.init.normal_(parameter, std=0.02)
+                nn.init.normal_(parameter, std=EMBEDDING_STD)
             else:
                 nn.init.normal_(parameter, std=1 / math.sqrt(parameter.shape[-1]))
         for layers, branches in (
@@ -123,9 +123,9 @@ class UGT(nn.Module):
                     parameter.data.div_(math.sqrt(branches))
         for level, head in enumerate(self.heads.heads):
             if level > 0:
-                nn.init.normal_(head.prefix_proj.weight, std=1.0)  # its inputs, id vectors, start at .02
+                nn.init.normal_(head.prefix_proj.weight, std=1.0)  # its inputs, id vectors, start at EMBEDDING_STD
                 nn.init.normal_(head.hidden_proj.weight, std=1 / math.sqrt(head.hidden_proj.in_features))
-                nn.init.normal_(head.out_proj.weight, std=0.02)
+                nn.init.normal_(head.out_proj.weight, std=EMBEDDING_STD)
         for table in self.item_embedding.levels:
             table.weight.data[table.padding_idx].zero_()
 
