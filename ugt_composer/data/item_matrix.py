@@ -13,7 +13,11 @@ def read_matrix(path: str | Path) -> np.ndarray:
     try:
         vectors = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read as a .npy file: {error}") from None
+        why = getattr(error, "strerror", None) or "it is none of numbers, or was cut short"
+        raise UserError(
+            f"{path}: cannot be read as a .npy file: {why}; expected numbers of shape (items, dimensions), as "
+            "numpy.save writes them"
+        ) from None
     if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind not in "fiu" or not vectors.size:
         found = f"{vectors.dtype} {vectors.shape}" if isinstance(vectors, np.ndarray) else "an archive"
         raise UserError(f"{path}: found {found}, expected numbers of shape (items, dimensions)")
@@ -27,15 +31,23 @@ def first_not_finite(vectors: np.ndarray) -> int | None:
 
 
 def read_catalogue_vectors(path: str | Path, catalogue: Catalogue) -> np.ndarray:
-    """float32 (n, d), a row an item of the catalogue. UserError for what cannot be that."""
-    vectors, items = read_matrix(path), catalogue.items
+    """float32 (n, d), a row an item of the catalogue. UserError, naming init_item_vectors, for what cannot be that."""
+    try:
+        vectors = read_matrix(path)
+        _check_for_items(vectors, path, catalogue)
+    except UserError as error:
+        raise UserError(f"init_item_vectors: {error}") from None
+    return vectors
+
+
+def _check_for_items(vectors: np.ndarray, path: str | Path, catalogue: Catalogue) -> None:
+    items = catalogue.items
     if len(vectors) != len(items):
         raise UserError(
-            f"init_item_vectors: {path} has {len(vectors):,} rows, but {catalogue.source} {len(items):,} items; "
-            "expected a row for each item, in its order"
+            f"{path} has {len(vectors):,} rows, but {catalogue.source} {len(items):,} items; expected a row for each "
+            "item, in its order"
         )
     if (bad := first_not_finite(vectors)) is not None:
         raise UserError(f"{path}: row {bad} (item {items[bad].item_id!r}) holds a number that is not finite")
     if (vectors == vectors[0]).all():
         raise UserError(f"{path}: all rows are the same, which tells no items apart; expected a vector an item")
-    return vectors
