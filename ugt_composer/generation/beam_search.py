@@ -24,7 +24,9 @@ from ugt_composer.generation.item_log_probs import LevelHeads
 from ugt_composer.generation.trie import Children, ItemTrie
 from ugt_composer.vocabulary import LEVELS
 
-MEMORY_BOUND = 256 * 2**20  # bytes of working tensors, roughly; users are searched in groups that stay below it
+# Bytes of working tensors, roughly; users are searched in groups that stay below it. On a CPU as much as is reused from
+# group to group, where larger tensors come fresh from the system, page by page.
+MEMORY_BOUND, CPU_MEMORY_BOUND = 256 * 2**20, 64 * 2**20
 SLOT_BYTES = 64  # a slot holds about eight 64-bit numbers at once
 ITEM_BYTES = 16  # four float32: a score, a copy without the excluded, and what computing it takes
 LOGIT_BYTES = 12  # the logit as the head gives it, in float32, and its exponential
@@ -66,7 +68,7 @@ def beam_search(
     exclude: Tensor | None = None,
     item_scores: Callable[[slice], Tensor] | None = None,
     over_catalogue: bool = False,
-    memory_bound: int = MEMORY_BOUND,
+    memory_bound: int | None = None,
 ) -> Recommendations:
     """The K best items of each user.
 
@@ -86,7 +88,8 @@ def beam_search(
         item_scores: what is added to the log-probabilities of the items: float32 (b, n), in the order of `trie.items`,
             for a slice of b users.
         over_catalogue: each level's softmax runs over the ids that the trie has below the prefix.
-        memory_bound: bytes of working tensors above which the users are searched in several groups.
+        memory_bound: bytes of working tensors above which the users are searched in several groups; None: as many as
+            suit the device.
     """
     if not 1 <= k <= beam_width:
         raise ValueError(f"beam_width {beam_width} must be at least k {k}, and k at least 1")
@@ -101,6 +104,8 @@ def beam_search(
         if trie is None:
             raise ValueError("item_scores need a trie, whose items they are of")
         bytes_per_user += ITEM_BYTES * len(trie)
+    if memory_bound is None:
+        memory_bound = CPU_MEMORY_BOUND if hidden.device.type == "cpu" else MEMORY_BOUND
     group = max(1, memory_bound // bytes_per_user)
     parts = []
     for start in range(0, max(1, len(hidden)), group):
@@ -195,7 +200,7 @@ def _step(
     normaliser = normaliser.masked_fill(normaliser == float("-inf"), 0.0)
     log_probs = log_probs + (beams.log_probs - normaliser).gather(1, children.beam)
     scores = log_probs if added is None else log_probs + added.gather(1, children.nodes)
-    open_ = children.filled if closed is None else children.filled & ~_contains(closed, children.nodes)
+    open_ = children.filled if closed is None else children.filled & ~_at(closed, children.nodes)
     scores = scores.masked_fill(~open_, float("-inf"))
     best, slots = _best_slots(scores, width)
     if not ranked:
@@ -233,12 +238,12 @@ def _best_slots(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return best, lowest_bits - (top & lowest_bits)
 
 
-def _contains(ascending: Tensor, values: Tensor) -> Tensor:
-    """Whether each value (B, R) is in its row of ascending (B, X): bool (B, R)."""
-    if ascending.shape[1] == 0:
-        return torch.zeros_like(values, dtype=torch.bool)
-    at = torch.searchsorted(ascending, values.contiguous()).clamp_(max=ascending.shape[1] - 1)
-    return ascending.gather(1, at) == values
+def _at(closed: Tensor, nodes: Tensor) -> Tensor:
+    """Which of the slots with the ascending nodes (B, R) hold one of closed (B, X): bool (B, R)."""
+    slots = nodes.shape[1]
+    at = torch.searchsorted(nodes, closed).clamp_(max=slots - 1)
+    at = torch.where(nodes.gather(1, at) == closed, at, slots)
+    return torch.zeros(len(nodes), slots + 1, dtype=torch.bool, device=nodes.device).scatter(1, at, True)[:, :-1]
 
 
 def _recommendations(beams: _Beams, k: int) -> Recommendations:

@@ -24,7 +24,7 @@ class Children(NamedTuple):
         beam: int64 (B, R) beam that the slot belongs to.
         ids: int64 (B, R) id of the child at its level.
         nodes: int64 (B, R) number of the child among the nodes of its level.
-        filled: bool (B, R) False: no child here; then the others hold some valid number.
+        filled: bool (B, R) False: no child here; then the others hold some valid number, which keeps `nodes` ascending.
     """
 
     beam: Tensor
@@ -124,11 +124,14 @@ class ItemTrie:
         begin = here.first[nodes]
         counts = (here.first[nodes + 1] - begin) * alive
         ends = counts.cumsum(1)
-        slot = torch.arange(self.slots(level, nodes.shape[1]), device=nodes.device)
-        slot = slot.expand(nodes.shape[0], -1).contiguous()  # len() would tie an exported program to one number of rows
-        beam = torch.searchsorted(ends, slot, right=True).clamp_(max=nodes.shape[1] - 1)
+        slots = self.slots(level, nodes.shape[1])
+        slot = torch.arange(slots, device=nodes.device)
+        # A slot's beam is the number of beams that end before it; shape[0] and not len(), which would tie an exported
+        # program to one number of rows.
+        ended = ends.new_zeros(nodes.shape[0], slots + 1).scatter_add(1, ends[:, :-1], torch.ones_like(ends[:, :-1]))
+        beam = ended[:, :slots].cumsum(1)
         filled = slot < ends[:, -1:]
-        child = (slot + (begin - ends + counts).gather(1, beam)).masked_fill_(~filled, 0)
+        child = (slot + (begin - ends + counts).gather(1, beam)).masked_fill_(~filled, len(here) - 1)
         return Children(beam, here.ids[child], child, filled)
 
     def find(self, ids: Tensor) -> Tensor:

@@ -58,7 +58,8 @@ class LevelHead(nn.Module):
         rows, bias = F.embedding(ids, weight), F.embedding(ids, self.bias.unsqueeze(1)).squeeze(2)
         if states.shape[1] == 1:
             return (rows @ states.transpose(1, 2)).squeeze(2) + bias
-        owners = states.gather(1, beam.unsqueeze(2).expand(-1, -1, states.shape[2]))
+        first = torch.arange(states.shape[0], device=ids.device).unsqueeze(1) * states.shape[1]
+        owners = F.embedding(first + beam, states.flatten(0, 1))  # copies whole vectors, as gather does not
         return (rows * owners).sum(2) + bias
 
 
