@@ -1,16 +1,19 @@
 """What the benchmarks that train models share: this project's programs, on one core each, and tables of scores."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 Scores = Mapping[str, float]
+ROOM = (1024, 4096, 65536)  # at most; the import takes what the catalogue needs, so that each item has an L3 of its own
 
 
 def run(command: Sequence[object]) -> None:
@@ -26,6 +29,8 @@ def import_once(out: Path, arguments: Sequence[object]) -> None:
                 sys.executable,
                 ROOT / "convert/interactions_to_jsonl.py",
                 *arguments,
+                "--codebook-sizes",
+                *ROOM,
                 "--overwrite",
                 "--out",
                 out / "data",
@@ -33,8 +38,18 @@ def import_once(out: Path, arguments: Sequence[object]) -> None:
         )
 
 
+def import_report(out: Path) -> dict[str, Any]:
+    return json.loads((out / "data/report.json").read_text())
+
+
+def codebook_override(out: Path) -> str:
+    """The model's codebooks in the sizes that the imported catalogue needs."""
+    return f"model.codebook_sizes={import_report(out)['codebook_sizes']}"
+
+
 def convert_once(out: Path, part: str, options: Sequence[object]) -> None:
     """`out`/data/PART.jsonl to `out`/mds/PART."""
+    options = ["--codebook-sizes", *import_report(out)["codebook_sizes"], *options]
     if not (out / f"mds/{part}/index.json").exists():
         kind = "preference" if "preference" in part else "recommend"
         source = [out / f"data/{part}.jsonl", "--kind", kind]
@@ -45,6 +60,11 @@ def train_stage(stage: int, folder: Path, overrides: Sequence[str]) -> None:
     """The shipped YAML of a stage, then model.yaml and the stage's of a benchmark's folder."""
     yamls = [ROOT / f"yamls/stage{stage}.yaml", folder / "model.yaml", folder / f"stage{stage}.yaml"]
     run([BIN / "composer", "-n", "1", ROOT / "train.py", *yamls, *overrides])
+
+
+def results_path(committed: bool, folder: Path, out: Path) -> Path:
+    """RESULTS.md of the benchmark's own data stands beside it, that of others in `out`."""
+    return (folder if committed else out) / "RESULTS.md"
 
 
 def table(names: Sequence[str], rows: Mapping[str, Sequence[Scores]]) -> list[str]:

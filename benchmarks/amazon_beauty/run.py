@@ -4,8 +4,9 @@
 
 Imports `sequences.txt` and `items.tsv` of --data with convert/interactions_to_jsonl.py, trains stages 1 and 2 with the
 `composer` command for each seed, chooses the weight of the user-item score on the first seed's validation items,
-evaluates the test items once for each seed, does the same with the rivals and writes RESULTS.md beside this file. What
-is done already in --out is not done again. Same-day interactions stay in the order of the file.
+evaluates the test items once for each seed, does the same with the rivals and writes RESULTS.md beside this file; for
+another --data of the same form into --out. What is done already in --out is not done again. Same-day interactions stay
+in the order of the file.
 """
 
 import argparse
@@ -25,9 +26,19 @@ ROOT = FOLDER.parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.amazon_beauty import rivals, sasrec  # noqa: E402
-from benchmarks.trained_models import BIN, Scores, convert_once, import_once, run, table, train_stage  # noqa: E402
+from benchmarks.trained_models import (  # noqa: E402
+    BIN,
+    Scores,
+    codebook_override,
+    convert_once,
+    import_once,
+    import_report,
+    results_path,
+    run,
+    table,
+    train_stage,
+)
 
-SIZES = ("128", "320", "12160")
 WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0)
 NAMES = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 MODES = {"all items": "--include-seen", "without the history's": "--exclude-seen"}
@@ -56,8 +67,9 @@ def main() -> int:
         minutes = list(pool.map(lambda seed: train(out, seed), given.seeds))
         found = evaluate_ours(out, given.seeds, pool)
         found |= evaluate_rivals(data, out, given.seeds, pool)
-    (FOLDER / "RESULTS.md").write_text(results(found, minutes, given.seeds), "utf-8")
-    print(f"written: {FOLDER / 'RESULTS.md'}")
+    path = results_path(is_published(data), FOLDER, out)
+    path.write_text(results(data, out, found, minutes, given.seeds), "utf-8")
+    print(f"written: {path}")
     return 0
 
 
@@ -65,7 +77,7 @@ def prepare(data: Path, out: Path) -> None:
     tables = [data / "sequences.txt", "--items", data / "items.tsv"]
     import_once(out, [*tables, "--cuts-per-user", "all", "--max-history", "20", "--max-targets", "1"])
     for part in ("train", "validation", "test"):
-        convert_once(out, part, ["--codebook-sizes", *SIZES, "--max-positions", "32", "--max-target", "1"])
+        convert_once(out, part, ["--max-positions", "32", "--max-target", "1"])
 
 
 def train(out: Path, seed: int) -> float:
@@ -79,6 +91,7 @@ def train(out: Path, seed: int) -> float:
         overrides = [
             f"seed={seed}",
             f"save_folder={folder}",
+            codebook_override(out),
             f"data.catalogue={out / 'data/catalogue.jsonl'}",
             f"data.train.local={out / 'mds/train'}",
             f"data.eval.local={out / 'mds/validation'}",
@@ -158,9 +171,11 @@ def scores_of(ranks: np.ndarray) -> Scores:
     return scores
 
 
-def results(found: dict[str, list[Scores]], minutes: list[float], seeds: list[int]) -> str:
+def results(data: Path, out: Path, found: dict[str, list[Scores]], minutes: list[float], seeds: list[int]) -> str:
+    report = import_report(out)
+    users, items = report["users"], report["quality"]["items"]
     lines = [
-        "# Amazon Beauty (2014, 5-core): leave one out, 22,363 users, all 12,101 items ranked",
+        f"# {data.name}: leave one out, {users:,} users, all {items:,} items ranked",
         "",
         "Written by `python benchmarks/amazon_beauty/run.py`. Each row is the mean over "
         f"{len(seeds)} seeds ± their standard deviation, on the test items; rows without ± have no seed. Same-day "
@@ -168,9 +183,13 @@ def results(found: dict[str, list[Scores]], minutes: list[float], seeds: list[in
         "",
         f"UGT trains {np.mean(minutes):.0f} minutes a seed on one core ({machine()}).",
         "",
-        *table(NAMES, found | PUBLISHED),
+        *table(NAMES, found | (PUBLISHED if is_published(data) else {})),
     ]
     return "\n".join(lines) + "\n"
+
+
+def is_published(data: Path) -> bool:
+    return data.name == FOLDER.name
 
 
 def machine() -> str:

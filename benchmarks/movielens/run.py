@@ -5,7 +5,8 @@
 Imports ratings.csv and movies.csv of --data, holds all ratings of 15 % of the users out, trains stages 1 and 2 on what
 was rated 4 or more and stage 3 on pairs of what was rated 4 or more against 2 or less, with each of three preference
 losses. Measured on people and items that nothing was trained on: the pairs of the users held out, and the next items of
-all users. Writes RESULTS.md beside this file. What is done already in --out is not done again.
+all users. Writes RESULTS.md beside this file; for another --data of the same form into --out. What is done already in
+--out is not done again.
 """
 
 import argparse
@@ -16,12 +17,22 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
+DATA = "ml-latest-small"
 ROOT = FOLDER.parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.trained_models import BIN, Scores, convert_once, import_once, run, table, train_stage  # noqa: E402
+from benchmarks.trained_models import (  # noqa: E402
+    BIN,
+    Scores,
+    codebook_override,
+    convert_once,
+    import_once,
+    results_path,
+    run,
+    table,
+    train_stage,
+)
 
-SIZES = ("128", "320", "9792")
 HELD_OUT = "0.15"
 LOSSES = {
     "sigmoid DPO": ["loss.dpo_loss_type=sigmoid"],
@@ -33,7 +44,7 @@ NAMES = ("preference_accuracy", "recall@10", "ndcg@10", "hit_rate_l1@10", "hit_r
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data/ml-latest-small")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data" / DATA)
     parser.add_argument("--out", type=Path, default=Path("movielens-run"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at once, on one core each")
@@ -46,8 +57,9 @@ def main() -> int:
     prepare(given.data.resolve(), out)
     with ThreadPoolExecutor(given.jobs) as pool:
         rows = list(pool.map(lambda seed: run_seed(out, seed), given.seeds))
-    (FOLDER / "RESULTS.md").write_text(results(rows), "utf-8")
-    print(f"written: {FOLDER / 'RESULTS.md'}")
+    path = results_path(given.data.name == DATA, FOLDER, out)
+    path.write_text(results(given.data.name, rows), "utf-8")
+    print(f"written: {path}")
     return 0
 
 
@@ -57,7 +69,7 @@ def prepare(data: Path, out: Path) -> None:
     pairs = ["--pairs-per-user", "all", "--rejected-per-chosen", "5", "--preference-window", "100"]
     import_once(out, [*tables, *rows, *pairs])
     for part in ("train", "validation", "test", "train_preference", "validation_preference"):
-        convert_once(out, part, ["--codebook-sizes", *SIZES, "--max-positions", "64", "--max-target", "8"])
+        convert_once(out, part, ["--max-positions", "64", "--max-target", "8"])
 
 
 def run_seed(out: Path, seed: int) -> dict[str, Scores]:
@@ -83,7 +95,7 @@ def train(out: Path, seed: int, stage: int, folder: Path, options: list[str], be
     else:
         options = [*options, f"data.train.local={mds / 'train'}", f"data.eval.local={mds / 'validation'}"]
     options += [f"seed={seed}", f"save_folder={folder}", f"data.catalogue={out / 'data/catalogue.jsonl'}"]
-    options += [f"init_from={before}"] if before else []
+    options += [codebook_override(out), *([f"init_from={before}"] if before else [])]
     train_stage(stage, FOLDER, [*options, "loggers.progress_bar=false"])
 
 
@@ -96,9 +108,9 @@ def evaluate(out: Path, checkpoint: Path, reference: Path) -> Scores:
     return json.loads(report.read_text())["metrics"]
 
 
-def results(rows: list[dict[str, Scores]]) -> str:
+def results(data: str, rows: list[dict[str, Scores]]) -> str:
     lines = [
-        "# MovieLens (ml-latest-small): preference alignment",
+        f"# {data}: preference alignment",
         "",
         f"Written by `python benchmarks/movielens/run.py`: the mean over {len(rows)} seeds ± their standard deviation. "
         "Pairs are those of users of whom nothing was trained; ranking is by the next item of all users, among all "
