@@ -4,13 +4,16 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from ugt_composer.data.codec import Row, encode_row, width_for
 from ugt_composer.data.collate import PackedRow, collate
+from ugt_composer.data.history import SemanticId
 from ugt_composer.generation.beam_search import Recommendations, beam_search
 from ugt_composer.generation.item_scores import ItemScores, Similarity
 from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.model.ugt import UGT
+from ugt_composer.vocabulary import LEVELS
 
 
 class Recommender:
@@ -45,11 +48,22 @@ class Recommender:
         self.width = width_for(max(*model.codebook_sizes, model.encoder_input.position.num_embeddings))
 
     @torch.inference_mode()
-    def recommend(self, rows: Sequence[Row], k: int, beam_width: int, exclude_seen: bool) -> Recommendations:
-        """The k best items of each row, (B, k, 3); with `exclude_seen` none of the row's history."""
+    def recommend(
+        self,
+        rows: Sequence[Row],
+        k: int,
+        beam_width: int,
+        exclude_seen: bool,
+        earlier: Sequence[Sequence[SemanticId]] | None = None,
+    ) -> Recommendations:
+        """The k best items of each row, (B, k, 3); with `exclude_seen` none of the row's history nor of what each user
+        had `earlier` than the row tells."""
         batch = collate([PackedRow(i, encode_row(row, self.width)) for i, row in enumerate(rows)])
         batch = {key: value.to(self.device) for key, value in batch.items()}  # type: ignore[attr-defined, assignment]
         seen = batch["encoder_ids"] if exclude_seen else None
+        if seen is not None and earlier is not None:
+            lists = [torch.tensor(items, dtype=seen.dtype).view(-1, LEVELS) for items in earlier]
+            seen = torch.cat([seen, pad_sequence(lists, batch_first=True).to(self.device)], dim=1)
         memory = self.model.encode(batch)
         scores = None
         if self.item_vectors is not None:

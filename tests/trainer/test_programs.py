@@ -132,6 +132,25 @@ def test_recommend_reads_item_ids_and_names_unknown_ones(stages, tmp_path):
     assert "not in the catalogue, left out: nothing" in result.stderr
 
 
+def test_of_a_long_history_the_most_recent_count_and_none_is_recommended_again(stages, shop):
+    from ugt_composer.checkpoint.portable import load_portable
+
+    reads = load_portable(stages / "stage1" / "best")[1].model.max_seq_len - 1
+    names = [json.loads(line)["item_id"] for line in (shop / "catalogue.jsonl").read_text().splitlines()]
+    once = [name for name in names if name != names[3]]
+    long = once + once[-1:] * reads  # the model sees one item, again and again
+    histories = [{"items": long}, {"items": long[-reads:]}, {"items": ["nothing"]}, {"items": []}]
+    lines = "\n".join(map(json.dumps, histories))
+    result = recommend(stages, "--history", "-", "-k", "50", "--json", stdin=lines)
+    assert result.returncode == 0, result.stderr
+    cut, short, unknown, empty = (json.loads(line)["recommendations"] for line in result.stdout.splitlines())
+    assert [entry["item_id"] for entry in cut] == [names[3]]
+    same = next(entry for entry in short if entry["item_id"] == names[3])
+    assert cut[0]["log_prob"] == pytest.approx(same["log_prob"], abs=1e-5)
+    assert unknown == empty
+    assert f"the model reads {reads} items; of {len(long)} the most recent" in result.stderr
+
+
 def test_recommend_reads_rows_of_the_training_format(stages, shop):
     result = recommend(stages, "--history", shop / "eval.jsonl", "-k", "3", "--json", "--include-seen")
     assert result.returncode == 0, result.stderr

@@ -2,9 +2,9 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ugt_composer.conversion.bad_row import BadRow
 from ugt_composer.conversion.canonical import canonical_row
@@ -14,7 +14,7 @@ from ugt_composer.conversion.rows import check_row
 from ugt_composer.conversion.settings import Settings
 from ugt_composer.data.catalogue import Catalogue
 from ugt_composer.data.codec import Row
-from ugt_composer.data.history import decoder_lists, encoder_lists
+from ugt_composer.data.history import SemanticId, decoder_lists, encoder_lists
 from ugt_composer.data.manifest import RECOMMEND
 from ugt_composer.errors import UserError
 from ugt_composer.vocabulary import NUM_SPECIAL_IDS
@@ -22,11 +22,24 @@ from ugt_composer.vocabulary import NUM_SPECIAL_IDS
 NOTHING_TO_PREDICT = decoder_lists([(NUM_SPECIAL_IDS,) * 3])  # a row needs a target; recommending ignores it
 
 
-def read_histories(path: str, settings: Settings, catalogue: Catalogue | None) -> Iterator[tuple[Row, list[str]]]:
-    """Yields each history with the item ids in it that the catalogue does not know.
+class History(NamedTuple):
+    """
+    Attributes:
+        row: what the model reads.
+        unknown: item ids that the catalogue does not know, left out.
+        earlier: items before those of the row, which has room for the most recent only.
+    """
 
-    The file is one JSON object or JSON Lines ("-": standard input). An object has `items`, item ids of the catalogue,
-    oldest first, or the six `encoder_*` lists of a recommend row; `user_id` is optional.
+    row: Row
+    unknown: Sequence[str]
+    earlier: Sequence[SemanticId]
+
+
+def read_histories(path: str, settings: Settings, catalogue: Catalogue | None) -> Iterator[History]:
+    """Yields each history of a file: one JSON object or JSON Lines ("-": standard input).
+
+    An object has `items`, item ids of the catalogue, oldest first, or the six `encoder_*` lists of a recommend row;
+    `user_id` is optional.
 
     Raises:
         UserError: naming file, line, field, what was found and what was expected.
@@ -35,11 +48,16 @@ def read_histories(path: str, settings: Settings, catalogue: Catalogue | None) -
         place = f"{path}:{number}"
         try:
             user = parse_object(line)
+            known: list[SemanticId] = []
             unknown: list[str] = []
+            cut = 0
             if "items" in user:
-                user, unknown = _with_lists(user, place, catalogue)
+                known, unknown = _look_up(user.pop("items"), place, catalogue)
+                cut = max(0, len(known) - settings.max_positions + 1)  # the first position is the user's token
+                user |= encoder_lists(known[cut:])
             row = {"user_id": f"line-{number}", **NOTHING_TO_PREDICT, **user}
-            yield canonical_row(check_row(json.dumps(row).encode(), settings), settings, Counts()), unknown
+            checked = check_row(json.dumps(row).encode(), settings)
+            yield History(canonical_row(checked, settings, Counts()), unknown, known[:cut])
         except BadRow as error:
             raise UserError(f"{place}: {error}") from None
 
@@ -49,15 +67,14 @@ def history_settings(codebook_sizes: tuple[int, ...], max_seq_len: int) -> Setti
     return Settings(kind=RECOMMEND, codebook_sizes=codebook_sizes, max_positions=max_seq_len)
 
 
-def _with_lists(user: dict[str, Any], place: str, catalogue: Catalogue | None) -> tuple[dict[str, Any], list[str]]:
+def _look_up(items: Any, place: str, catalogue: Catalogue | None) -> tuple[list[SemanticId], list[str]]:
+    """The semantic ids of the items that the catalogue knows, and the others."""
     if catalogue is None:
         raise UserError(f"{place}: items are given by their ids; expected --catalogue, or the encoder_* lists instead")
-    items = user.pop("items")
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
         raise UserError(f"{place}: items: found {json.dumps(items)[:60]}, expected a list of item ids in quotes")
-    known = [item for item in items if item in catalogue]
-    unknown = [item for item in items if item not in catalogue]
-    return {**user, **encoder_lists([catalogue.triple_of(item) for item in known])}, unknown
+    known = [catalogue.triple_of(item) for item in items if item in catalogue]
+    return known, [item for item in items if item not in catalogue]
 
 
 def _objects(path: str) -> Iterator[tuple[int, bytes]]:

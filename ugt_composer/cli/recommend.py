@@ -5,9 +5,12 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ugt_composer.cli.options import add_item_score_weight
+
+if TYPE_CHECKING:
+    from ugt_composer.cli.histories import History
 
 EPILOG = """examples:
   ugt recommend --checkpoint checkpoints/stage3/best --history user.json -k 10
@@ -16,7 +19,8 @@ EPILOG = """examples:
 user.json holds one JSON object, users.jsonl one a line. Either the items of the history by their ids in the
 catalogue, oldest first, or the encoder_* lists of a recommend row:
   {"user_id": "u1", "items": ["B004756YJA", "B0020YLEYK"]}
-Items that the catalogue does not know are named and left out. Exit status: 0 done, 2 bad input."""
+Items that the catalogue does not know are named and left out; of more than the model reads, the most recent count, and
+none is recommended again. Exit status: 0 done, 2 bad input."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,15 +61,23 @@ def main(arguments: argparse.Namespace) -> int:
     settings = history_settings(config.model.codebook_sizes, config.model.max_seq_len)
     show = _print_json if arguments.json else _print_table
     for users in batched(read_histories(arguments.history, settings, catalogue), arguments.batch_size):
-        rows = [row for row, _ in users]
-        found = recommender.recommend(rows, arguments.k, arguments.beam_width, not arguments.include_seen)
+        rows, earlier = [user.row for user in users], [user.earlier for user in users]
+        found = recommender.recommend(rows, arguments.k, arguments.beam_width, not arguments.include_seen, earlier)
         lists = zip(users, *(values.tolist() for values in (found.ids, found.log_probs, found.scores)), strict=True)
-        for (row, unknown), ids, log_probs, scores in lists:
-            if unknown:
-                named = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-                print(f"{row.user_id}: not in the catalogue, left out: {named}", file=sys.stderr)
-            show(row.user_id, list(_entries(ids, log_probs, scores, arguments.k, catalogue)))
+        for user, ids, log_probs, scores in lists:
+            for remark in _remarks(user):
+                print(f"{user.row.user_id}: {remark}", file=sys.stderr)
+            show(user.row.user_id, list(_entries(ids, log_probs, scores, arguments.k, catalogue)))
     return 0
+
+
+def _remarks(user: "History") -> Iterator[str]:
+    if unknown := user.unknown:
+        named = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+        yield f"not in the catalogue, left out: {named}"
+    if cut := len(user.earlier):
+        read = len(user.row.encoder) - 1  # without the user's token
+        yield f"the model reads {read} items; of {read + cut} the most recent"
 
 
 def _entries(
