@@ -78,7 +78,8 @@ def test_nothing_counted_is_nan_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert all(metric.compute().isnan() for metric in metrics.values())
-        empty = ranked([([CATALOGUE[0]], [CATALOGUE[0]])])._replace(counted=torch.tensor([False]))
+        recommended, targets, mask = as_tensors([([CATALOGUE[0]], [CATALOGUE[0]])])
+        empty = rank_batch(recommended, targets, mask, torch.tensor([False]))
         assert all(metric.compute().isnan() for metric in updated(empty).values())
 
 

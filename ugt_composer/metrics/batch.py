@@ -17,13 +17,19 @@ class RankedBatch(NamedTuple):
 
     Attributes:
         counted: bool (B,) rows that count: real ones with at least one target.
-        item_index: int64 (B, K) recommended items, -1 in empty places.
+        item_index: int64 (B, K) recommended items, 0 in empty places.
+        shown: int32 (B, K) 1 where a counted row shows an item, else 0.
         row_values: by metric, float32 (B, K) ((B, 1) for mrr, which has no cut-off).
+        rows: () how many count.
+        sums: by metric, float64 (K,) or (1,), the sum of `row_values` over them.
     """
 
     counted: Tensor
     item_index: Tensor
+    shown: Tensor
     row_values: dict[str, Tensor]
+    rows: Tensor
+    sums: dict[str, Tensor]
 
 
 def rank_batch(recommendations: Recommendations, targets: Tensor, target_mask: Tensor, row_mask: Tensor) -> RankedBatch:
@@ -52,7 +58,12 @@ def rank_batch(recommendations: Recommendations, targets: Tensor, target_mask: T
         "diversity": _new_l1(ids, found).cumsum(1) / found.cumsum(1).clamp(min=1),
         "mrr": (hit / places).amax(1, keepdim=True),
     }
-    return RankedBatch(row_mask & (relevant > 0), index, row_values)
+    counted = row_mask & (relevant > 0)
+    shown = (found & counted.unsqueeze(1)).int()
+    every = torch.cat(list(row_values.values()), dim=1).masked_fill_(~counted.unsqueeze(1), 0)
+    sums = every.sum(0, dtype=torch.float64).split([values.shape[1] for values in row_values.values()])
+    sums_of = dict(zip(row_values, sums, strict=True))
+    return RankedBatch(counted, index.clamp(min=0), shown, row_values, counted.sum(), sums_of)
 
 
 def _distinct_targets(targets: Tensor, target_mask: Tensor) -> Tensor:
@@ -69,5 +80,7 @@ def _same_prefix(left: Tensor, right: Tensor) -> list[Tensor]:
 
 def _new_l1(ids: Tensor, found: Tensor) -> Tensor:
     """Whether a recommendation is the first of its row with its l1: bool (B, K)."""
-    l1 = ids[..., 0]
-    return found & ~(l1.unsqueeze(2) == l1.unsqueeze(1)).tril(-1).any(2)  # empty places come last, so precede nothing
+    l1, places = ids[..., 0].int().sort(dim=1, stable=True)
+    first = torch.ones_like(found)
+    first[:, 1:] = l1[:, 1:] != l1[:, :-1]
+    return found & torch.zeros_like(found).scatter(1, places, first)  # empty places come last, so precede nothing

@@ -61,7 +61,8 @@ class RankingMean(RowMean):
         self.name, self.k = name, k
 
     def update(self, ranked: RankedBatch) -> None:  # type: ignore[override]
-        super().update(ranked.row_values[self.name][:, self.k - 1], ranked.counted)
+        self.sum += ranked.sums[self.name][self.k - 1]
+        self.count += ranked.rows
 
 
 class Exposure(Tally):
@@ -81,9 +82,7 @@ class Exposure(Tally):
         self.add_state("counts", default=torch.zeros(catalogue_size, dtype=torch.int32), dist_reduce_fx="sum")
 
     def update(self, ranked: RankedBatch) -> None:
-        index = ranked.item_index[:, : self.k]
-        shown = ((index >= 0) & ranked.counted.unsqueeze(1)).to(self.counts.dtype)
-        self.counts.index_add_(0, index.clamp(min=0).flatten(), shown.flatten())
+        self.counts.index_add_(0, ranked.item_index[:, : self.k].flatten(), ranked.shown[:, : self.k].flatten())
 
 
 class Coverage(Exposure):
