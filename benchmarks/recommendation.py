@@ -3,8 +3,8 @@
 The rival is a T5 of `transformers` of the same width and layers, which generates three tokens with 50 beams under
 `prefix_allowed_tokens_fn`. Each level's softmax runs over the ids that the catalogue has below the prefix; where it
 runs over the codebook, as the rival's does over its vocabulary, the last level's logits and their exponentials, 50 ×
-16,384 a user, are most of the time: a bound that no way of searching escapes. Weights are random: they change what is
-recommended, not how long it takes. One core.
+16,384 a user, are most of the time. Weights are random: they change what is recommended, not how long it takes. One
+core.
 
     python benchmarks/recommendation.py [--users 64] [--items 12101] [--many 1000000] [--repetitions 3]
 """

@@ -10,10 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from ugt_composer.vocabulary import DEFAULT_CODEBOOK_SIZES
+
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 Scores = Mapping[str, float]
-ROOM = (1024, 4096, 65536)  # at most; the import takes what the catalogue needs, so that each item has an L3 of its own
+ROOM = (
+    *DEFAULT_CODEBOOK_SIZES[:2],
+    65_536,
+)  # at most; the import takes what it needs, so each item has an L3 of its own
 
 
 def run(command: Sequence[object]) -> None:
@@ -62,9 +67,14 @@ def train_stage(stage: int, folder: Path, overrides: Sequence[str]) -> None:
     run([BIN / "composer", "-n", "1", ROOT / "train.py", *yamls, *overrides])
 
 
-def results_path(committed: bool, folder: Path, out: Path) -> Path:
-    """RESULTS.md of the benchmark's own data stands beside it, that of others in `out`."""
-    return (folder if committed else out) / "RESULTS.md"
+def write_results(text: str, folder: Path) -> None:
+    path = folder / "RESULTS.md"
+    path.write_text(text, "utf-8")
+    print(f"written: {path}")
+
+
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    return f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]} alone"
 
 
 def table(names: Sequence[str], rows: Mapping[str, Sequence[Scores]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Amazon Beauty (2014, 5-core), leave one out, ranked against all 12,101 items: UGT and its rivals.
+"""Amazon Beauty (2014, 5-core), leave one out, ranked against all of its 12,101 items: UGT and its rivals.
 
     python benchmarks/amazon_beauty/run.py [--data DIR] [--out DIR] [--seeds 1 2 3] [--jobs 2]
 
@@ -34,10 +34,11 @@ from benchmarks.trained_models import (  # noqa: E402
     convert_once,
     import_once,
     import_report,
-    results_path,
     run,
+    seeds_in_words,
     table,
     train_stage,
+    write_results,
 )
 
 WEIGHTS = (1.0, 4.0, 16.0)
@@ -68,9 +69,7 @@ def main() -> int:
         minutes = list(pool.map(lambda seed: train(out, seed), given.seeds))
         found = evaluate_ours(out, given.seeds, pool)
         found |= evaluate_rivals(data, out, given.seeds, pool)
-    path = results_path(is_published(data), FOLDER, out)
-    path.write_text(results(data, out, found, minutes, given.seeds), "utf-8")
-    print(f"written: {path}")
+    write_results(results(data, out, found, minutes, given.seeds), FOLDER if is_published(data) else out)
     return 0
 
 
@@ -177,8 +176,8 @@ def results(data: Path, out: Path, found: dict[str, list[Scores]], minutes: list
         f"# {data.name}: leave one out, {users:,} users, all {items:,} items ranked",
         "",
         "Written by `python benchmarks/amazon_beauty/run.py`. Each row is the mean over "
-        f"{len(seeds)} seeds ± their standard deviation, on the test items; rows without ± have no seed. Same-day "
-        "interactions stay in the order of the file. All choices were made on the validation items.",
+        f"{seeds_in_words(seeds)}, ± their standard deviation, on the test items; rows without ± have no seed. "
+        "Same-day interactions stay in the order of the file. All choices were made on the validation items.",
         "",
         f"UGT trains {np.mean(minutes):.0f} minutes a seed on one core ({machine()}).",
         "",

@@ -27,10 +27,11 @@ from benchmarks.trained_models import (  # noqa: E402
     codebook_override,
     convert_once,
     import_once,
-    results_path,
     run,
+    seeds_in_words,
     table,
     train_stage,
+    write_results,
 )
 
 HELD_OUT = "0.15"
@@ -52,14 +53,12 @@ def main() -> int:
     if not (given.data / "ratings.csv").exists():
         print(f"error: {given.data} has no ratings.csv; name the folder by --data", file=sys.stderr)
         return 2
-    out = given.out.resolve()
+    data, out = given.data.resolve(), given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    prepare(given.data.resolve(), out)
+    prepare(data, out)
     with ThreadPoolExecutor(given.jobs) as pool:
         rows = list(pool.map(lambda seed: run_seed(out, seed), given.seeds))
-    path = results_path(given.data.name == DATA, FOLDER, out)
-    path.write_text(results(given.data.name, rows), "utf-8")
-    print(f"written: {path}")
+    write_results(results(data.name, given.seeds, rows), FOLDER if data.name == DATA else out)
     return 0
 
 
@@ -108,13 +107,13 @@ def evaluate(out: Path, checkpoint: Path, reference: Path) -> Scores:
     return json.loads(report.read_text())["metrics"]
 
 
-def results(data: str, rows: list[dict[str, Scores]]) -> str:
+def results(data: str, seeds: list[int], rows: list[dict[str, Scores]]) -> str:
     lines = [
         f"# {data}: preference alignment",
         "",
-        f"Written by `python benchmarks/movielens/run.py`: the mean over {len(rows)} seeds ± their standard deviation. "
-        "Pairs are those of users of whom nothing was trained; ranking is by the next item of all users, among all "
-        "films that they have not liked before.",
+        f"Written by `python benchmarks/movielens/run.py`: the mean over {seeds_in_words(seeds)}, ± their standard "
+        "deviation. Pairs are those of users of whom nothing was trained; ranking is by the next item of all users, "
+        "among all films that they have not liked before.",
         "",
         *table(NAMES, {name: [row[name] for row in rows] for name in rows[0]}),
     ]
