@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ugt_composer.precision import cpu_multiplies_bf16
 from ugt_composer.vocabulary import DEFAULT_CODEBOOK_SIZES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,6 +60,11 @@ def convert_once(out: Path, part: str, options: Sequence[object]) -> None:
         kind = "preference" if "preference" in part else "recommend"
         source = [out / f"data/{part}.jsonl", "--kind", kind]
         run([sys.executable, ROOT / "convert/jsonl_to_mds.py", *source, *options, "--out", out / f"mds/{part}"])
+
+
+def cpu_precision() -> str:
+    """Half precision where a CPU multiplies faster in it."""
+    return "amp_bf16" if cpu_multiplies_bf16() else "fp32"
 
 
 def train_stage(stage: int, folder: Path, overrides: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.memory import DEVICE, FLOAT, HALF, HOST, SMALL, Held, memory_per_rank
 from ugt_composer.preflight import (
     about_catalogue,
+    about_precision,
     check_kinds,
     check_reference_log_probs,
     check_run,
@@ -58,6 +59,7 @@ def describe(config: Config) -> str:
         *_data_lines("train", train),
         *_data_lines("eval", evaluation),
         f"items  {len(catalogue):>12,} in {config.data.catalogue}" if catalogue else "",
+        about_precision(config) or "",
         about_catalogue(config, catalogue) or "",
         "",
         "# steps",

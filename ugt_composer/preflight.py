@@ -18,6 +18,7 @@ from ugt_composer.data.item_matrix import read_catalogue_vectors
 from ugt_composer.data.manifest import PREFERENCE, Manifest, read_manifest, streams_of
 from ugt_composer.errors import UserError
 from ugt_composer.parallelism.deepspeed_config import engine_config
+from ugt_composer.precision import cpu_multiplies_bf16
 
 LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")  # of a socket's path; PyTorch's workers hang without it
 
@@ -98,6 +99,17 @@ def resolve_precision(precision: str) -> str:
             "CPUs with instructions for it (avx512_bf16, amx_bf16)"
         )
     return precision
+
+
+def about_precision(config: Config) -> str | None:
+    """That half precision is slow on this CPU, where it is."""
+    precision = resolve_precision(config.precision)
+    if precision == "fp32" or torch.cuda.is_available() or cpu_multiplies_bf16():
+        return None
+    return (
+        f"precision is {precision}, for which this CPU has no instructions (avx512_bf16, amx_bf16): it takes several "
+        "times as long as precision=fp32"
+    )
 
 
 def check_kinds(config: Config, manifests: list[Manifest]) -> None:

@@ -62,6 +62,7 @@ from ugt_composer.parallelism.group_timeouts import limit_groups
 from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.preflight import (
     about_catalogue,
+    about_precision,
     check_reference_log_probs,
     check_run,
     load_catalogue,
@@ -356,8 +357,9 @@ def _build(config: Config, held: ExitStack) -> UGTTrainer:
     train_loader, train_manifests = build_train_loader(config)
     eval_loader = build_eval_loader(config)
     catalogue = load_catalogue(config)
-    if (remark := about_catalogue(config, catalogue)) and dist.get_global_rank() == 0:
-        log.warning(remark)
+    for remark in filter(None, (about_precision(config), about_catalogue(config, catalogue))):
+        if dist.get_global_rank() == 0:
+            log.warning(remark)
     model = build_model(config.model, config.seed)
     fingerprint = fingerprint_facts(catalogue)
     vectors = load_item_vectors(config, catalogue)

@@ -32,6 +32,7 @@ from benchmarks.trained_models import (  # noqa: E402
     Scores,
     codebook_override,
     convert_once,
+    cpu_precision,
     import_once,
     import_report,
     run,
@@ -88,6 +89,7 @@ def train(out: Path, seed: int) -> float:
     started = time.monotonic()
     overrides = [
         f"seed={seed}",
+        f"precision={cpu_precision()}",
         f"save_folder={out / f'seed{seed}/stage2'}",
         codebook_override(out),
         f"data.catalogue={out / 'data/catalogue.jsonl'}",
@@ -179,7 +181,7 @@ def results(data: Path, out: Path, found: dict[str, list[Scores]], minutes: list
         f"{seeds_in_words(seeds)}, ± their standard deviation, on the test items; rows without ± have no seed. "
         "Same-day interactions stay in the order of the file. All choices were made on the validation items.",
         "",
-        f"UGT trains {np.mean(minutes):.0f} minutes a seed on one core ({machine()}).",
+        f"UGT trains {np.mean(minutes):.0f} minutes a seed on one core, in {cpu_precision()} ({machine()}).",
         "",
         *table(NAMES, found | (PUBLISHED if is_published(data) else {})),
     ]

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from tests.trainer.conftest import comparable
+from ugt_composer import preflight
+from ugt_composer.config import Config
 from ugt_composer.precision import precision_context
 from ugt_composer.trainer import build_trainer
 
@@ -15,6 +17,17 @@ def test_the_context_rounds_products_to_half_only_where_it_is_to():
     for precision, dtype in (("amp_bf16", torch.bfloat16), ("fp32", torch.float32)):
         with precision_context(precision):
             assert (x @ x).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("precision", "has_instructions", "warns"),
+    [("amp_bf16", False, True), ("amp_bf16", True, False), ("auto", False, False)],
+)
+def test_a_cpu_without_instructions_for_half_is_warned_of(monkeypatch, precision, has_instructions, warns):
+    monkeypatch.setattr(preflight, "cpu_multiplies_bf16", lambda: has_instructions)
+    remark = preflight.about_precision(Config(precision=precision))
+    assert (remark is not None) == warns
+    assert not warns or all(word in remark for word in ("amp_bf16", "avx512_bf16", "precision=fp32"))
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
