@@ -7,6 +7,8 @@ import torch
 
 from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.losses.unified import UnifiedLoss
+from ugt_composer.model.embedding import ItemEmbedding
+from ugt_composer.model.heads import LevelHead
 
 LOGITS = ("l1_logits", "l2_logits", "l3_logits")
 
@@ -185,16 +187,24 @@ def test_over_the_catalogue_logits_are_those_of_the_codebook_at_what_exists_belo
 
 
 @pytest.mark.parametrize(("beams", "wanted"), [(1, 1), (1, 9), (3, 2), (3, 11)])
+@pytest.mark.parametrize("codes", [8, 500])  # logits of the whole codebook are cheaper, or dearer
 @pytest.mark.parametrize("level", [0, 1, 2])
-def test_logits_of_some_ids_are_those_of_the_codebook(tiny_model, beams, wanted, level):
-    model, generator = tiny_model(), torch.Generator().manual_seed(0)
-    hidden = torch.randn(4, beams, 32, generator=generator)
-    prefix = torch.randint(5, 16, (4, beams, level), generator=generator)
-    beam = torch.randint(beams, (4, wanted), generator=generator)
-    ids = torch.randint(16, (4, wanted), generator=generator)
-    whole = model.level_logits(level, hidden, prefix)
-    expected = whole[torch.arange(4)[:, None], beam, ids]
-    torch.testing.assert_close(model.level_logits(level, hidden, prefix, beam, ids), expected)
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_logits_of_some_ids_are_those_of_the_codebook(beams, wanted, codes, level, with_gradients):
+    generator = torch.Generator().manual_seed(0)
+    embedding, head = ItemEmbedding((codes,) * 3, 8), LevelHead(level, codes, 8, tied=True)
+    hidden = torch.randn(4, beams, 8, generator=generator)
+    prefix = torch.randint(codes, (4, beams, level), generator=generator)
+    beam = torch.randint(beams, (4, wanted), generator=generator).sort(1).values
+    ids = torch.randint(codes, (4, wanted), generator=generator)
+    with torch.set_grad_enabled(with_gradients):
+        torch.nn.init.normal_(head.bias)
+        whole = head(hidden, prefix, embedding=embedding)
+        found = head(hidden, prefix, beam, ids, embedding=embedding)
+        torch.testing.assert_close(found, whole[torch.arange(4)[:, None], beam, ids])
+        with torch.autocast("cpu", torch.bfloat16):
+            half = head(hidden, prefix, beam, ids, embedding=embedding)
+        torch.testing.assert_close(half.float(), found, rtol=0.05, atol=0.05)
 
 
 def test_over_the_catalogue_its_items_have_all_the_probability(tiny_model, random_batch):

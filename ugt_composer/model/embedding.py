@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from ugt_composer.model.dropout import Dropout
 from ugt_composer.vocabulary import PAD
@@ -25,8 +26,21 @@ class ItemEmbedding(nn.Module):
 
     def output_weight(self, level: int) -> Tensor:
         """The level's table (V_l, D) as the weight of a softmax; PAD's row gets no gradient and stays zero."""
-        weight = self.levels[level].get_parameter("weight")
-        return torch.cat((weight[: PAD + 1].detach(), weight[PAD + 1 :]))
+        return _WithoutPadGradient.apply(self.levels[level].get_parameter("weight"))
+
+
+class _WithoutPadGradient(torch.autograd.Function):
+    """A table as it is, uncopied; row PAD of its gradient is zero."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, table: Tensor) -> Tensor:
+        return table.view_as(table)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        gradient = gradient.clone()
+        gradient[PAD] = 0
+        return gradient
 
 
 class InputEmbedding(nn.Module):

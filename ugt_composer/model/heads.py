@@ -6,6 +6,7 @@ p(l1)·p(l2)·p(l3), which gives mass to items that do not exist.
 Logits are of a whole codebook, or of a few ids only: those that exist below a prefix.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ugt_composer.model.embedding import ItemEmbedding
+
+warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
 
 
 class LevelHead(nn.Module):
@@ -41,7 +44,7 @@ class LevelHead(nn.Module):
         """
         hidden: (..., D); (B, W, D) where ids are given
         prefix: (..., level) int64
-        beam, ids: (B, R) int64, the ids that logits are wanted of, and which of the W prefixes each is below
+        beam, ids: (B, R) int64, the ids that logits are wanted of, and which of the W prefixes each is below, ascending
         returns: logits (..., V_level), or (B, R)
         """
         if self.level > 0:
@@ -55,12 +58,35 @@ class LevelHead(nn.Module):
         if wanted >= whole:  # numbers to gather, against logits of the whole codebook
             logits = F.linear(states, weight, self.bias)
             return logits.flatten(1).gather(1, beam * weight.shape[0] + ids)
-        rows, bias = F.embedding(ids, weight), F.embedding(ids, self.bias.unsqueeze(1)).squeeze(2)
+        bias = F.embedding(ids, self.bias.unsqueeze(1)).squeeze(2)
+        if _samples_products(weight):
+            return _sampled_products(states.to(weight.dtype), weight, beam, ids) + bias
+        rows = F.embedding(ids, weight)
         if states.shape[1] == 1:
             return (rows @ states.transpose(1, 2)).squeeze(2) + bias
         first = torch.arange(states.shape[0], device=ids.device).unsqueeze(1) * states.shape[1]
         owners = F.embedding(first + beam, states.flatten(0, 1))  # copies whole vectors, as gather does not
         return (rows * owners).sum(2) + bias
+
+
+def _samples_products(weight: Tensor) -> bool:
+    """Whether PyTorch can compute products at given places only: on a CPU, where nothing is traced. With gradients the
+    vectors are copied all the same."""
+    on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
+    return on_cpu and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _sampled_products(states: Tensor, weight: Tensor, beam: Tensor, ids: Tensor) -> Tensor:
+    """states[b, beam[b, r]] · weight[ids[b, r]], (B, R), without a copy of a vector.
+
+    states (B, W, D), weight (V, D), beam ascending in each row.
+    """
+    rows = states.shape[0] * states.shape[1]
+    owners = torch.arange(states.shape[0], device=ids.device).unsqueeze(1) * states.shape[1] + beam
+    ends = F.pad(torch.bincount(owners.flatten(), minlength=rows).cumsum(0), (1, 0))
+    nothing = states.new_zeros(ids.numel())
+    places = torch.sparse_csr_tensor(ends, ids.flatten(), nothing, (rows, len(weight)), check_invariants=False)
+    return torch.sparse.sampled_addmm(places, states.flatten(0, 1), weight.t(), beta=0.0).values().view_as(ids)
 
 
 class LevelHeads(nn.Module):
