@@ -35,7 +35,8 @@ class Claim:
         ratio: of the two, as the target is meant.
         target: for the ratio.
         at_least: whether the target is a lower bound.
-        note: absolute numbers, and why a target is missed.
+        note: absolute numbers.
+        limit: what a target is missed by, said where it is.
     """
 
     what: str
@@ -44,6 +45,7 @@ class Claim:
     target: float
     at_least: bool
     note: str = ""
+    limit: str = ""
 
     @property
     def holds(self) -> bool:
@@ -99,7 +101,10 @@ def report(script: str, claims: Sequence[Claim]) -> int:
     for claim in claims:
         table.add_row(*claim.cells())
     Console().print(table)
-    write_section(script, markdown(heads, [claim.cells() for claim in claims]))
+    limits = [f"- Missed by *{claim.what}*: {claim.limit}" for claim in claims if claim.limit and not claim.holds]
+    for limit in limits:
+        Console().print(limit, highlight=False)
+    write_section(script, [*markdown(heads, [claim.cells() for claim in claims]), *([""] if limits else []), *limits])
     return int(not all(claim.holds for claim in claims))
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from composer import Callback, Logger, State
+from composer import Callback, Event, Logger, State
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -52,11 +52,13 @@ class BareLoop(Callback):
         self.ours: list[float] = []
         self.bare: list[float] = []
         self.started: float | None = None
+        self.events = [0.0]
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
         now = time.perf_counter()
         if self.started is not None:
             self.ours.append(now - self.started)
+            self.events.append(0.0)
             self.train_batch()
             self.bare.append(time.perf_counter() - now)
         self.started = time.perf_counter()
@@ -98,6 +100,17 @@ def measure(out: Path, size: list[str], given: argparse.Namespace) -> tuple[Bare
     trainer = build_trainer(config)
     rival = BareLoop(trainer.state.model, config)
     trainer.state.callbacks.append(rival)
+    run_event = trainer.engine.run_event
+
+    def timed(event: Event) -> Any:
+        start = time.perf_counter()
+        passes = run_event(event)
+        # The bare loop runs in the one of these, and clips gradients as the Trainer does in the other.
+        if event not in (Event.BEFORE_DATALOADER, Event.AFTER_TRAIN_BATCH):
+            rival.events[-1] += time.perf_counter() - start
+        return passes
+
+    trainer.engine.run_event = timed  # type: ignore[method-assign]
     trainer.train()
     trainer.close()
     return rival, sum(parameter.numel() for parameter in rival.model.parameters())
@@ -124,7 +137,9 @@ def main() -> int:
             note = f"{parameters:,} parameters: {ours:.1f} ms and {bare:.1f} ms"
             if parameters > 10_000_000:
                 claims.append(Claim(f"{what}: time", "a bare loop", ratio, 1.05, False, note))
-            claims.append(Claim(f"{what}: ms more", "a bare loop", more, 3.0, False, note))
+            events = 1000 * statistics.median(rival.events)
+            limit = f"{events:.2f} ms are Composer's events, which pass through its engine to whatever listens to them."
+            claims.append(Claim(f"{what}: ms more", "a bare loop", more, 3.0, False, note, limit))
     return report(__file__, claims)
 
 
