@@ -3,12 +3,15 @@
 from contextlib import AbstractContextManager
 
 import torch
-from composer.core import get_precision_context
 
 
 def precision_context(precision: str) -> AbstractContextManager:
     """Autocast for a resolved precision: amp_bf16, amp_fp16 (on a GPU only) or fp32."""
-    return get_precision_context(precision) if torch.cuda.is_available() else cpu_autocast(precision == "amp_bf16")
+    if not torch.cuda.is_available():
+        return cpu_autocast(precision == "amp_bf16")
+    from composer.core import get_precision_context  # takes seconds, which a dry run does not have
+
+    return get_precision_context(precision)
 
 
 def cpu_autocast(enabled: bool) -> AbstractContextManager:
