@@ -23,8 +23,9 @@ class LevelHeads(Protocol):
     """The model's output heads, each conditional on the ids chosen above.
 
     Called with level 0, 1 or 2, hidden (..., D) and prefix int64 (..., level); returns logits (..., V_level). The
-    leading dimensions may be empty: a call with no rows is how V_level is asked for. With `beam` and `ids`, int64
-    (B, R), hidden is (B, W, D), and only the logits (B, R) of these ids below these of the W prefixes are returned.
+    leading dimensions may be empty: a call with no rows is how V_level is asked for. With `beam`, ascending in each
+    row, and `ids`, int64 (B, R), hidden is (B, W, D), and only the logits (B, R) of these ids below these of the W
+    prefixes are returned.
     """
 
     def __call__(
