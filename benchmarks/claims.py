@@ -36,7 +36,7 @@ class Claim:
         target: for the ratio.
         at_least: whether the target is a lower bound.
         note: absolute numbers.
-        limit: what a target is missed by, said where it is.
+        limit: why the target is missed, said below the table where it is.
     """
 
     what: str
@@ -104,7 +104,7 @@ def report(script: str, claims: Sequence[Claim]) -> int:
     limits = [f"- Missed by *{claim.what}*: {claim.limit}" for claim in claims if claim.limit and not claim.holds]
     for limit in limits:
         Console().print(limit, highlight=False)
-    write_section(script, [*markdown(heads, [claim.cells() for claim in claims]), *([""] if limits else []), *limits])
+    write_section(script, [*markdown(heads, [claim.cells() for claim in claims]), *(["", *limits] if limits else [])])
     return int(not all(claim.holds for claim in claims))
 
 

@@ -164,7 +164,7 @@ def main() -> int:
     many = make_recommender(make_items(given.many))
     growth, larger, _ = in_turns(lambda: many.recommend(rows, K, BEAMS, exclude_seen=True), ours, given.repetitions)
     memory = peak_bytes(PROGRAM, given.many)
-    slots = [ItemTrie.from_triples(some).slots(1, BEAMS) for some in (items, make_items(given.many))]
+    slots = [recommender.trie.slots(1, BEAMS) for recommender in (few, many)]
     return report(
         __file__,
         [

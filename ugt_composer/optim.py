@@ -39,10 +39,11 @@ def create_optimizer(
     eps: float = 1e-8,
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter, 2019) or LAMB (You et al., 2020) over the model's trainable parameters."""
-    groups, on_cpu = parameter_groups(model, weight_decay), not torch.cuda.is_available()
+    groups = parameter_groups(model, weight_decay)
     if name == "adamw":
-        # On a CPU the default goes over all numbers once for each operation; on a GPU it is many tensors a kernel.
-        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True if on_cpu else None)
+        # PyTorch's own choice takes many tensors a kernel on a GPU, but reads all numbers for each operation on a CPU.
+        fused = None if torch.cuda.is_available() else True
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
     if name == "lamb":
         from torch_optimizer import Lamb
 

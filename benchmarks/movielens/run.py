@@ -14,7 +14,6 @@ import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
@@ -61,11 +60,8 @@ def main() -> int:
     prepare(data, out)
     with ThreadPoolExecutor(given.jobs) as pool:
         before = list(pool.map(lambda seed: train_before(out, seed), given.seeds))
-        runs = list(product(LOSSES, given.seeds))
-        after = list(pool.map(lambda run: align(out, *run), runs))
-    found = {"before stage 3": before} | {
-        loss: [scores for (name, _), scores in zip(runs, after, strict=True) if name == loss] for loss in LOSSES
-    }
+        after = {loss: [pool.submit(align, out, loss, seed) for seed in given.seeds] for loss in LOSSES}
+    found = {"before stage 3": before} | {loss: [one.result() for one in runs] for loss, runs in after.items()}
     accuracies = pair_accuracies(
         data / "ratings.csv",
         import_report(out)["columns"],
@@ -128,7 +124,7 @@ def results(data: str, seeds: list[int], found: dict[str, list[Scores]]) -> str:
     before = found["before stage 3"]
     changes = {
         f"change by {loss}": [
-            {name: run[name] - old[name] for name in NAMES} for run, old in zip(found[loss], before, strict=True)
+            {name: new[name] - old[name] for name in NAMES} for new, old in zip(found[loss], before, strict=True)
         ]
         for loss in LOSSES
     }

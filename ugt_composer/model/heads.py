@@ -58,15 +58,15 @@ class LevelHead(nn.Module):
         if wanted >= whole:  # numbers to gather, against logits of the whole codebook
             logits = F.linear(states, weight, self.bias)
             return logits.flatten(1).gather(1, beam * weight.shape[0] + ids)
-        bias = F.embedding(ids, self.bias.unsqueeze(1)).squeeze(2)
-        if _samples_products(weight):
-            return _sampled_products(states.to(weight.dtype), weight, beam, ids) + bias
-        rows = F.embedding(ids, weight)
-        if states.shape[1] == 1:
-            return (rows @ states.transpose(1, 2)).squeeze(2) + bias
-        first = torch.arange(states.shape[0], device=ids.device).unsqueeze(1) * states.shape[1]
-        owners = F.embedding(first + beam, states.flatten(0, 1))  # copies whole vectors, as gather does not
-        return (rows * owners).sum(2) + bias
+        bias, samples = F.embedding(ids, self.bias.unsqueeze(1)).squeeze(2), _samples_products(weight)
+        if states.shape[1] == 1 and not samples:
+            return (F.embedding(ids, weight) @ states.transpose(1, 2)).squeeze(2) + bias
+        owners = torch.arange(states.shape[0], device=ids.device).unsqueeze(1) * states.shape[1] + beam
+        states = states.flatten(0, 1)
+        if samples:
+            return _sampled_products(states.to(weight.dtype), weight, owners, ids) + bias
+        # embedding copies whole vectors, as gather does not
+        return (F.embedding(ids, weight) * F.embedding(owners, states)).sum(2) + bias
 
 
 def _samples_products(weight: Tensor) -> bool:
@@ -76,17 +76,15 @@ def _samples_products(weight: Tensor) -> bool:
     return on_cpu and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def _sampled_products(states: Tensor, weight: Tensor, beam: Tensor, ids: Tensor) -> Tensor:
-    """states[b, beam[b, r]] · weight[ids[b, r]], (B, R), without a copy of a vector.
+def _sampled_products(states: Tensor, weight: Tensor, owners: Tensor, ids: Tensor) -> Tensor:
+    """states[owners[b, r]] · weight[ids[b, r]], (B, R), without a copy of a vector.
 
-    states (B, W, D), weight (V, D), beam ascending in each row.
+    states (B · W, D), weight (V, D), owners int64 (B, R) ascending throughout.
     """
-    rows = states.shape[0] * states.shape[1]
-    owners = torch.arange(states.shape[0], device=ids.device).unsqueeze(1) * states.shape[1] + beam
-    ends = F.pad(torch.bincount(owners.flatten(), minlength=rows).cumsum(0), (1, 0))
-    nothing = states.new_zeros(ids.numel())
-    places = torch.sparse_csr_tensor(ends, ids.flatten(), nothing, (rows, len(weight)), check_invariants=False)
-    return torch.sparse.sampled_addmm(places, states.flatten(0, 1), weight.t(), beta=0.0).values().view_as(ids)
+    ends = F.pad(torch.bincount(owners.flatten(), minlength=len(states)).cumsum(0), (1, 0))
+    nothing, shape = states.new_zeros(ids.numel()), (len(states), len(weight))
+    places = torch.sparse_csr_tensor(ends, ids.flatten(), nothing, shape, check_invariants=False)
+    return torch.sparse.sampled_addmm(places, states, weight.t(), beta=0.0).values().view_as(ids)
 
 
 class LevelHeads(nn.Module):
