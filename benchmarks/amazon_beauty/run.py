@@ -67,9 +67,10 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     prepare(data, out)
     with ThreadPoolExecutor(given.jobs) as pool:
-        minutes = list(pool.map(lambda seed: train(out, seed), given.seeds))
-        found = evaluate_ours(out, given.seeds, pool)
-        found |= evaluate_rivals(data, out, given.seeds, pool)
+        trainings = pool.map(lambda seed: train(out, seed), given.seeds)
+        networks = pool.map(lambda seed: trained_sasrec(data, out, seed), given.seeds)
+        minutes = list(trainings)
+        found = evaluate_ours(out, given.seeds, pool) | evaluate_rivals(data, list(networks))
     write_results(results(data, out, found, minutes, given.seeds), FOLDER if is_published(data) else out)
     return 0
 
@@ -133,12 +134,11 @@ def evaluate(out: Path, seed: int, part: str, weight: float, option: str) -> Sco
     return json.loads(report.read_text())["metrics"]
 
 
-def evaluate_rivals(data: Path, out: Path, seeds: list[int], pool: ThreadPoolExecutor) -> dict[str, list[Scores]]:
+def evaluate_rivals(data: Path, networks: list[sasrec.SASRec]) -> dict[str, list[Scores]]:
     sequences = rivals.read_sequences(data / "sequences.txt")
     items = max(map(max, sequences))
     histories, targets = [s[:-1] for s in sequences], np.array([s[-1] for s in sequences])
     cooccurrence = {kind: rivals.cooccurrence_scores(sequences, items, histories, kind) for kind in rivals.KINDS}
-    networks = list(pool.map(lambda seed: trained_sasrec(data, out, items, seed), seeds))
     found = {}
     for mode in MODES:
         exclude = mode != "all items"
@@ -153,13 +153,11 @@ def evaluate_rivals(data: Path, out: Path, seeds: list[int], pool: ThreadPoolExe
     return found
 
 
-def trained_sasrec(data: Path, out: Path, items: int, seed: int) -> sasrec.SASRec:
+def trained_sasrec(data: Path, out: Path, seed: int) -> sasrec.SASRec:
     path = out / f"sasrec-{seed}.pt"
     if not path.exists():
         run([sys.executable, FOLDER / "sasrec.py", data / "sequences.txt", "--seed", seed, "--out", path])
-    model = sasrec.SASRec(items)
-    model.load_state_dict(torch.load(path, weights_only=True))
-    return model
+    return sasrec.load(path)
 
 
 def scores_of(ranks: np.ndarray) -> Scores:

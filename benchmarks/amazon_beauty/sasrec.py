@@ -20,8 +20,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.amazon_beauty.rivals import read_sequences
+from ugt_composer.precision import cpu_multiplies_bf16
 
 LENGTH = 20
+POSITIONS = 256  # whose logits are computed at once
 
 
 class SASRec(nn.Module):
@@ -78,6 +80,26 @@ def ranks(model: SASRec, histories: list[list[int]], targets: np.ndarray, exclud
     return torch.cat(found).numpy()
 
 
+def backward(model: SASRec, sequences: list[list[int]]) -> None:
+    """The gradient of the mean cross-entropy of each next item. Sequences of like lengths go through the network
+    together, and logits are computed for a few positions at a time, in a processor's cache."""
+    ordered = sorted(sequences, key=len)
+    halves = [padded(half) for half in (ordered[: len(ordered) // 2], ordered[len(ordered) // 2 :])]
+    count = sum(int((half[:, :-1] > 0).sum()) for half in halves)
+    half_precision = torch.autocast("cpu", torch.bfloat16, enabled=cpu_multiplies_bf16())  # as UGT's training
+    for half in halves:
+        inputs, labels = half[:, :-1], half[:, 1:]
+        wanted = inputs > 0
+        with half_precision:
+            states = model(inputs)[wanted]
+        known = states.detach().requires_grad_()
+        for state, label in zip(known.split(POSITIONS), labels[wanted].split(POSITIONS), strict=True):
+            with half_precision:
+                logits = model.scores(state)
+            (F.cross_entropy(logits.float(), label - 1, reduction="sum") / count).backward()
+        states.backward(known.grad)
+
+
 def train(
     sequences: list[list[int]], items: int, seed: int, batch_size: int = 256, max_epochs: int = 120, patience: int = 3
 ) -> SASRec:
@@ -85,21 +107,15 @@ def train(
     ndcg@10 on the items before the last."""
     torch.manual_seed(seed)
     model, generator = SASRec(items), torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
     training = [sequence[:-2] for sequence in sequences]
     validation = np.array([sequence[-2] for sequence in sequences])
     best, weights, since, started = 0.0, model.state_dict(), 0, time.monotonic()
     for epoch in (bar := tqdm(range(1, max_epochs + 1), desc=f"SASRec, seed {seed}", unit="epoch")):
         model.train()
         for rows in torch.randperm(len(training), generator=generator).split(batch_size):
-            batch = padded([training[row] for row in rows])
-            inputs, labels = batch[:, :-1], batch[:, 1:]
-            wanted = (labels > 0) & (inputs > 0)
-            with torch.autocast("cpu", torch.bfloat16):  # as UGT's training
-                logits = model.scores(model(inputs)[wanted])
-            loss = F.cross_entropy(logits.float(), labels[wanted] - 1)
             optimizer.zero_grad()
-            loss.backward()
+            backward(model, [training[row] for row in rows])
             optimizer.step()
         if epoch % 5:
             continue
@@ -111,6 +127,13 @@ def train(
             weights = {name: value.clone() for name, value in model.state_dict().items()}
         elif (since := since + 1) >= patience:
             break
+    model.load_state_dict(weights)
+    return model
+
+
+def load(path: Path) -> SASRec:
+    weights = torch.load(path, weights_only=True)
+    model = SASRec(len(weights["item.weight"]) - 1)
     model.load_state_dict(weights)
     return model
 

@@ -1,5 +1,6 @@
 """Semantic IDs, positions and token types to vectors."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -22,7 +23,7 @@ class ItemEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """ids (..., l) int64 with l levels, at most 3 → (..., D), summed over the levels given."""
         vectors = [table(ids[..., level]) for level, table in enumerate(self.levels) if level < ids.shape[-1]]
-        return torch.stack(vectors).sum(0)
+        return functools.reduce(torch.add, vectors)
 
     def output_weight(self, level: int) -> Tensor:
         """The level's table (V_l, D) as the weight of a softmax; PAD's row gets no gradient and stays zero."""
