@@ -2,8 +2,8 @@
 
 Each stage is trained by one process, then by two ranks under each strategy, on the same data and from the same seed, in
 float32 without dropout and without an expert capacity. The first table holds the largest relative difference of any
-loss, gradient norm or evaluation metric from the one process's. For the second table stage 3 is stopped half-way under
-each strategy and goes on under each; compared are the steps after that, with an uninterrupted run. Needs no GPU.
+loss, gradient norm or evaluation metric from the one process's. For the second table each strategy's checkpoint of the
+middle of stage 3 goes on under each; compared are the steps after that, with an uninterrupted run. Needs no GPU.
 
     python benchmarks/parity.py [--steps 32] [--d-model 32] [--layers 2] [--seed 42] [--microbatches 1] [--out FOLDER]
 """
@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.steps < 2:
-        parser.error(f"--steps is {arguments.steps}; expected 2 or more, so that a run can be left half-way")
+        parser.error(f"--steps is {arguments.steps}; expected 2 or more, so that a run has a middle")
     if arguments.jobs:
         return work(json.loads(arguments.jobs.read_text()))
     if arguments.out:
@@ -68,7 +68,7 @@ def compare(arguments: argparse.Namespace, out: Path) -> int:
     make_data(out, arguments.seed)
     common = common_overrides(out, arguments)
     pairs = [(saved, name) for saved in STRATEGIES for name in STRATEGIES]
-    launch(1, base_jobs(out, common, arguments.steps), out)
+    launch(1, base_jobs(out, common), out)
     launch(2, other_jobs(out, common, arguments.steps, pairs), out)
     launch(1, resume_jobs(out, common, arguments.steps, [pair for pair in pairs if pair[1] == BASE]), out)
     parity = {name: [difference(out, stage, name) for stage in STAGES] for name in STRATEGIES if name != BASE}
@@ -88,30 +88,29 @@ def compare(arguments: argparse.Namespace, out: Path) -> int:
     return 0 if largest <= BOUND else 1
 
 
-def base_jobs(out: Path, common: list[str], steps: int) -> list[Job]:
-    """One process: every stage, and stage 3 left half-way."""
-    return [*(stage_job(out, stage, BASE, common) for stage in STAGES), half_job(out, BASE, common, steps)]
+def base_jobs(out: Path, common: list[str]) -> list[Job]:
+    """One process: every stage."""
+    return [stage_job(out, stage, BASE, common) for stage in STAGES]
 
 
 def other_jobs(out: Path, common: list[str], steps: int, pairs: list[tuple[str, str]]) -> list[Job]:
-    """Two ranks: every strategy and stage, stage 3 left half-way, and what goes on from that on two ranks."""
+    """Two ranks: every strategy and stage, and what goes on from the middle of stage 3 on two ranks."""
     names = [name for name in STRATEGIES if name != BASE]
     return [
         *(stage_job(out, stage, name, common) for stage in STAGES for name in names),
-        *(half_job(out, name, common, steps) for name in names),
         *resume_jobs(out, common, steps, [pair for pair in pairs if pair[1] != BASE]),
     ]
 
 
-def half_job(out: Path, name: str, common: list[str], steps: int) -> Job:
-    return stage_job(out, 3, name, [*common, NO_EVALUATION], f"half/{name}") | {"stop": steps // 2}
+def middle_checkpoint(out: Path, name: str, steps: int) -> Path:
+    return out / "stage3" / name / f"ba{steps // 2:08d}.pt"
 
 
 def resume_jobs(out: Path, common: list[str], steps: int, pairs: list[tuple[str, str]]) -> list[Job]:
     """Of pairs (saved under, goes on under)."""
     return [
         stage_job(out, 3, name, [*common, NO_EVALUATION], f"resumed/{saved}/{name}")
-        | {"load": str(out / "stage3/half" / saved / f"ba{steps // 2:08d}.pt")}
+        | {"load": str(middle_checkpoint(out, saved, steps))}
         for saved, name in pairs
     ]
 
@@ -158,7 +157,7 @@ def common_overrides(out: Path, arguments: argparse.Namespace) -> list[str]:
         "max_grad_norm=0.5",
         f"max_duration={arguments.steps}ba",
         "eval_interval=10000ba",
-        "save_interval=10000ba",
+        f"save_interval={arguments.steps // 2}ba",
         "log_interval=1ba",
         "loggers.progress_bar=false",
     ]

@@ -1,4 +1,4 @@
-"""Runs of every strategy, made in three starts of the launcher for all tests together."""
+"""Runs of every strategy, made in one start of the launcher for all tests together."""
 
 import json
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from benchmarks.parity import (
     other_jobs,
     resume_jobs,
     stage_job,
+    work,
 )
 from convert.jsonl_to_mds import main as convert
 from tests.trainer.conftest import ROOT, SIZES, shop, write_rows  # noqa: F401 - shop is a fixture
@@ -42,7 +43,7 @@ COMMON = (
     "max_grad_norm=0.5",
     f"max_duration={STEPS}ba",
     "eval_interval=10000ba",
-    "save_interval=10000ba",
+    f"save_interval={STEPS // 2}ba",
     "log_interval=1ba",
     "loggers.progress_bar=false",
 )
@@ -80,8 +81,8 @@ OF_CATALOGUE = ("DDP", "FSDP2", "ZeRO-3")
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory) -> Path:
-    """A folder with stage{1,2,3}/NAME, stage3/half/NAME, stage3/resumed/SAVED/NAME, stage3/variant/NAME, …, and with
-    what PyTorch compiled of extensions in extensions/."""
+    """A folder with stage{1,2,3}/NAME, stage3/resumed/SAVED/NAME, stage3/variant/NAME, …, thin/ROWS/NAME, and with what
+    PyTorch compiled of extensions in extensions/."""
     out = tmp_path_factory.mktemp("strategies")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_EXTENSIONS_DIR", str(out / "extensions"))
@@ -91,10 +92,17 @@ def runs(tmp_path_factory) -> Path:
 
 def make_runs(out: Path) -> None:
     make_data(out, seed=5)
-    streams = f"data.eval.streams=[{{local: {out / 'mds/eval'}}},{{local: {out / 'mds/preference_eval'}}}]"
-    common = [*COMMON, f"data.catalogue={out / 'data/catalogue.jsonl'}", streams]
-    alone = [*clip_jobs(out, common, [BASE]), *catalogue_jobs(out, common, [BASE])]
-    launch(1, [*base_jobs(out, common, STEPS), *alone], out)
+    make_thin_data(out / "thin")
+    common = common_overrides(out)
+    work(
+        [
+            *base_jobs(out, common),
+            *clip_jobs(out, common, [BASE]),
+            *catalogue_jobs(out, common, [BASE]),
+            evaluation_job(out, common, 1),
+            *thin_jobs(out / "thin", [BASE]),
+        ]
+    )
     others = [name for name in NAMES if name != BASE]
     jobs = [
         *other_jobs(out, common, STEPS, [*PAIRS, *ITSELF]),
@@ -103,18 +111,23 @@ def make_runs(out: Path) -> None:
         *clip_jobs(out, common, others),
         *catalogue_jobs(out, common, OF_CATALOGUE),
         evaluation_job(out, common, 2),
+        *thin_jobs(out / "thin", others),
     ]
     launch(2, jobs, out)
-    on_one_rank = resume_jobs(out, common, STEPS, [pair for pair in (*PAIRS, *ITSELF) if pair[1] == BASE])
-    launch(1, [*on_one_rank, evaluation_job(out, common, 1)], out)
-    launch(3, [evaluation_job(out, common, 3)], out)
+    work(resume_jobs(out, common, STEPS, [pair for pair in (*PAIRS, *ITSELF) if pair[1] == BASE]))
+
+
+def common_overrides(out: Path) -> list[str]:
+    streams = f"data.eval.streams=[{{local: {out / 'mds/eval'}}},{{local: {out / 'mds/preference_eval'}}}]"
+    return [*COMMON, f"data.catalogue={out / 'data/catalogue.jsonl'}", streams]
 
 
 @pytest.fixture(scope="session")
 def slow_runs(runs) -> Path:
-    """`runs`, with stage3/variant/NAME for SLOW_VARIANTS, too."""
-    common = [*COMMON, f"data.catalogue={runs / 'data/catalogue.jsonl'}"]
+    """`runs`, with stage3/variant/NAME for SLOW_VARIANTS and stage2/evaluated/3, too."""
+    common = common_overrides(runs)
     launch(2, [variant_job(runs, common, name, SLOW_VARIANTS[name]) for name in SLOW_VARIANTS], runs)
+    launch(3, [evaluation_job(runs, common, 3)], runs)
     return runs
 
 
@@ -148,16 +161,13 @@ def catalogue_jobs(out: Path, common: list[str], names: Sequence[str]) -> list[J
     return [stage_job(out, 2, name, overrides, f"catalogue/{name}") | {"stop": 3} for name in names]
 
 
-@pytest.fixture(scope="session")
-def thin_runs(tmp_path_factory) -> Path:
-    """A folder with ROWS/NAME for each size of batch and strategy."""
-    out = tmp_path_factory.mktemp("thin")
-    make_thin_data(out)
+def thin_jobs(out: Path, names: list[str]) -> list[Job]:
+    """ROWS/NAME for each size of batch."""
     streams = f"[{{local: {out / 'preference'}}},{{local: {out / 'recommend'}}}]"
     overrides = [
         *COMMON,
         f"data.train.streams={streams}",
-        "data.eval.streams=[]",
+        NO_EVALUATION,
         "data.catalogue=null",
         "init_from=null",
         "loss.reference_from=null",
@@ -167,19 +177,17 @@ def thin_runs(tmp_path_factory) -> Path:
         "max_duration=1ep",
     ]
     yaml = [str(ROOT / "yamls/stage3.yaml"), str(ROOT / "yamls/demo.yaml")]
-    for ranks, names in ((1, [BASE]), (2, [name for name in NAMES if name != BASE])):
-        jobs = []
-        for name in names:
-            for rows in THIN_BATCHES:
-                own = [f"global_train_batch_size={rows}", f"save_folder={out / str(rows) / name}"]
-                job = {"yaml": yaml, "overrides": [*overrides, *STRATEGIES[name], *own], "load": None, "stop": None}
-                jobs.append(job)
-        launch(ranks, jobs, out)
-    return out
+    jobs = []
+    for name in names:
+        for rows in THIN_BATCHES:
+            own = [f"global_train_batch_size={rows}", f"save_folder={out / str(rows) / name}"]
+            jobs.append({"yaml": yaml, "overrides": [*overrides, *STRATEGIES[name], *own], "load": None, "stop": None})
+    return jobs
 
 
 def make_thin_data(out: Path) -> None:
     """Five preference rows, six recommend rows, and twelve rows whose every label is ignored."""
+    out.mkdir()
     write_rows(out / "preference.jsonl", "preference", 5, seed=3)
     write_rows(out / "recommend.jsonl", "recommend", 18, seed=4)
     rows = [json.loads(line) for line in (out / "recommend.jsonl").read_text().splitlines()]

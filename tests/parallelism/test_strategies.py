@@ -1,5 +1,7 @@
 """Every strategy against one process: the same losses, norms, evaluations and checkpoints."""
 
+import math
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,10 +14,20 @@ from benchmarks.parity import (
     difference,
     largest_difference,
     metrics_of,
+    middle_checkpoint,
     resume_difference,
     training_of,
 )
-from tests.parallelism.conftest import OF_CATALOGUE, PAIRS, SHARDED, SLOW_VARIANTS, STEPS, VARIANT_STEPS, VARIANTS
+from tests.parallelism.conftest import (
+    OF_CATALOGUE,
+    PAIRS,
+    SHARDED,
+    SLOW_VARIANTS,
+    STEPS,
+    THIN_BATCHES,
+    VARIANT_STEPS,
+    VARIANTS,
+)
 from tests.trainer.conftest import comparable
 from ugt_composer.checkpoint.training import list_checkpoints, read_checkpoint
 
@@ -63,8 +75,16 @@ def test_a_further_option_leaves_the_numbers_as_they_are(slow_runs, name):
     assert largest_difference(training_of(slow_runs / "stage3" / BASE)[:VARIANT_STEPS], lines) <= BOUND
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_evaluation_counts_each_row_once_on_any_number_of_ranks(runs, ranks):
+def test_evaluation_counts_each_row_once_on_two_ranks(runs):
+    assert_evaluated_as_alone(runs, 2)
+
+
+@pytest.mark.slow
+def test_evaluation_counts_each_row_once_on_three_ranks(slow_runs):
+    assert_evaluated_as_alone(slow_runs, 3)
+
+
+def assert_evaluated_as_alone(runs, ranks: int) -> None:
     alone, together = (metrics_of(runs / "stage2/evaluated" / str(n)) for n in (1, ranks))
     assert "metrics/eval/ndcg@10" in alone[0]
     assert "metrics/eval/preference_accuracy" in alone[0]
@@ -100,7 +120,7 @@ def test_clipping_bounds_the_gradient_of_all_ranks_together(runs, name):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_checkpoint_holds_the_same_whole_tensors_under_every_strategy(runs, name):
-    ours, theirs = (read_checkpoint(list_checkpoints(runs / "stage3/half" / n)[0]) for n in (BASE, name))
+    ours, theirs = (read_checkpoint(middle_checkpoint(runs, n, STEPS)) for n in (BASE, name))
     assert ours["model"].keys() == theirs["model"].keys()
     assert ours["optimizer"]["moments"].keys() == theirs["optimizer"]["moments"].keys()
     for key, tensor in ours["model"].items():
@@ -121,6 +141,23 @@ def test_the_portable_model_is_the_trained_one(runs, name):
     trained = read_checkpoint(list_checkpoints(folder)[0])["model"]
     assert {f"model.{key}" for key in weights} == {key for key in trained if key.startswith("model.")}
     assert all(torch.equal(value, trained[f"model.{key}"]) for key, value in weights.items())
+
+
+@pytest.mark.parametrize("rows", THIN_BATCHES)
+@pytest.mark.parametrize("name", OTHERS)
+def test_thin_batches_neither_hang_nor_differ(runs, name, rows):
+    """Ranks with no preference row, with one, with nothing but ignored labels; a last batch that is smaller."""
+    lines = metrics_of(runs / "thin" / str(rows) / name)
+    assert len(lines) == math.ceil(24 / rows)  # 23 rows, and one again, so that four ranks could share them
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    assert largest_difference(metrics_of(runs / "thin" / str(rows) / BASE), lines) <= BOUND
+
+
+def test_the_data_is_as_thin_as_the_test_means(runs):
+    lines = metrics_of(runs / "thin" / "2" / BASE)
+    assert any(line["loss/train/dpo_loss"] == 0 for line in lines)
+    assert any(line["loss/train/ntp_loss"] == 0 for line in lines)
+    assert any(line["loss/train/dpo_loss"] > 0 for line in lines)
 
 
 def test_the_reference_is_never_trained(runs):
