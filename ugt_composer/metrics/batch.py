@@ -45,16 +45,18 @@ def rank_batch(recommendations: Recommendations, targets: Tensor, target_mask: T
     relevant = _distinct_targets(targets, target_mask)
     found = index >= 0
     wanted = found.unsqueeze(2) & target_mask.unsqueeze(1)
-    hit_l1, hit_l1_l2, hit = ((same & wanted).any(2) for same in _same_prefix(ids, targets))
-    places = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+    places = torch.arange(1, ids.shape[1] + 1, dtype=torch.int32, device=ids.device)
+    hits = [(same & wanted).any(2) for same in _same_prefix(ids, targets)]
+    hit_rates = [(_first_place(hit, places) <= places).float() for hit in hits]
+    hit = hits[-1]
     discounts = 1 / torch.log2(places.float() + 1)
     ideal = discounts.cumsum(0)[torch.minimum(relevant.unsqueeze(1), places).clamp(min=1) - 1]
     row_values = {
         "recall": hit.cumsum(1) / relevant.clamp(min=1).unsqueeze(1),
         "ndcg": (hit * discounts).cumsum(1) / ideal,
-        "hit_rate": hit.cummax(1).values.float(),
-        "hit_rate_l1": hit_l1.cummax(1).values.float(),
-        "hit_rate_l1_l2": hit_l1_l2.cummax(1).values.float(),
+        "hit_rate": hit_rates[2],
+        "hit_rate_l1": hit_rates[0],
+        "hit_rate_l1_l2": hit_rates[1],
         "diversity": _new_l1(ids, found).cumsum(1) / found.cumsum(1).clamp(min=1),
         "mrr": (hit / places).amax(1, keepdim=True),
     }
@@ -76,6 +78,11 @@ def _same_prefix(left: Tensor, right: Tensor) -> list[Tensor]:
     """Whether triples (B, M, 3) and (B, N, 3) agree in the first 1, 2 and 3 levels: three bool (B, M, N)."""
     same = [left[..., level].unsqueeze(2) == right[..., level].unsqueeze(1) for level in range(LEVELS)]
     return [same[0], same[0] & same[1], same[0] & same[1] & same[2]]
+
+
+def _first_place(hit: Tensor, places: Tensor) -> Tensor:
+    """Of bool (B, K) and 1 .. K: where each row's first True is, K + 1 where it has none; (B, 1)."""
+    return torch.where(hit, places, len(places) + 1).amin(1, keepdim=True)
 
 
 def _new_l1(ids: Tensor, found: Tensor) -> Tensor:
