@@ -45,6 +45,7 @@ from ugt_composer.config import Config, config_yaml
 from ugt_composer.data.batch import Batch
 from ugt_composer.data.catalogue import Catalogue
 from ugt_composer.data.loader import build_eval_loader, build_train_loader
+from ugt_composer.engine import ListeningEngine
 from ugt_composer.errors import UserError, nearest
 from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.host_agreement import HostAgreement
@@ -104,6 +105,7 @@ class UGTTrainer(Trainer):
         super().__init__(
             callbacks=[*kwargs.pop("callbacks"), losses, random_state, checkpoints, self.preemption], **kwargs
         )
+        self.engine.__class__ = ListeningEngine  # Composer makes its own, which cannot be made twice
         if strategy.scaler is not None:
             self.state.scaler = strategy.scaler
         # Checkpoints holds these in a form that knows no strategy.
