@@ -1,6 +1,6 @@
 """Amazon Beauty (2014, 5-core), leave one out, ranked against all of its 12,101 items: UGT and its rivals.
 
-    python benchmarks/amazon_beauty/run.py [--data DIR] [--out DIR] [--seeds 1 2 3] [--jobs 2]
+    python benchmarks/amazon_beauty/run.py [--data DIR] [--out DIR] [--seeds 1 2 3] [--rival-seeds 1 2 3] [--jobs 2]
 
 Imports `sequences.txt` and `items.tsv` of --data with convert/interactions_to_jsonl.py and trains stage 2 from the item
 vectors with the `composer` command for each seed: its loss holds that of stage 1, and with an epoch of stage 1 before
@@ -58,20 +58,22 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data/amazon_beauty")
     parser.add_argument("--out", type=Path, default=Path("beauty-run"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--rival-seeds", type=int, nargs="+", help="SASRec's; default: those of --seeds")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at once, on one core each")
     given = parser.parse_args()
     if not (given.data / "sequences.txt").exists():
         print(f"error: {given.data} has no sequences.txt; name the folder by --data", file=sys.stderr)
         return 2
     data, out = given.data.resolve(), given.out.resolve()
+    rival_seeds = given.rival_seeds or given.seeds
     out.mkdir(parents=True, exist_ok=True)
     prepare(data, out)
     with ThreadPoolExecutor(given.jobs) as pool:
         trainings = pool.map(lambda seed: train(out, seed), given.seeds)
-        networks = pool.map(lambda seed: trained_sasrec(data, out, seed), given.seeds)
+        networks = pool.map(lambda seed: trained_sasrec(data, out, seed), rival_seeds)
         minutes = list(trainings)
         found = evaluate_ours(out, given.seeds, pool) | evaluate_rivals(data, list(networks))
-    write_results(results(data, out, found, minutes, given.seeds), FOLDER if is_published(data) else out)
+    write_results(results(data, out, found, minutes, given.seeds, rival_seeds), FOLDER if is_published(data) else out)
     return 0
 
 
@@ -169,14 +171,22 @@ def scores_of(ranks: np.ndarray) -> Scores:
     return scores
 
 
-def results(data: Path, out: Path, found: dict[str, list[Scores]], minutes: list[float], seeds: list[int]) -> str:
+def results(
+    data: Path,
+    out: Path,
+    found: dict[str, list[Scores]],
+    minutes: list[float],
+    seeds: list[int],
+    rival_seeds: list[int],
+) -> str:
     report = import_report(out)
     users, items = report["users"], report["quality"]["items"]
+    rival = "" if rival_seeds == seeds else f" (of SASRec over {seeds_in_words(rival_seeds)})"
     lines = [
         f"# {data.name}: leave one out, {users:,} users, all {items:,} items ranked",
         "",
         "Written by `python benchmarks/amazon_beauty/run.py`. Each row is the mean over "
-        f"{seeds_in_words(seeds)}, ± their standard deviation, on the test items; rows without ± have no seed. "
+        f"{seeds_in_words(seeds)}{rival}, ± their standard deviation, on the test items; rows without ± have no seed. "
         "Same-day interactions stay in the order of the file. All choices were made on the validation items.",
         "",
         f"UGT trains {np.mean(minutes):.0f} minutes a seed on one core, in {cpu_precision()} ({machine()}).",
