@@ -84,7 +84,7 @@ def backward(model: SASRec, sequences: list[list[int]]) -> None:
     """The gradient of the mean cross-entropy of each next item. Sequences of like lengths go through the network
     together, and logits are computed for a few positions at a time, in a processor's cache."""
     ordered = sorted(sequences, key=len)
-    halves = [padded(half) for half in (ordered[: len(ordered) // 2], ordered[len(ordered) // 2 :])]
+    halves = [padded(half) for half in (ordered[: len(ordered) // 2], ordered[len(ordered) // 2 :]) if half]
     count = sum(int((half[:, :-1] > 0).sum()) for half in halves)
     half_precision = torch.autocast("cpu", torch.bfloat16, enabled=cpu_multiplies_bf16())  # as UGT's training
     for half in halves:
