@@ -198,6 +198,7 @@ def work(jobs: list[Job]) -> int:
     from ugt_composer.trainer import build_trainer
 
     torch.set_num_threads(1)
+    gc.freeze()  # a collection looks at what the jobs made, not at what was imported
     for job in jobs:
         trainer = build_trainer(load_config(*job["yaml"], overrides=job["overrides"]))
         if job["load"]:

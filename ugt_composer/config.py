@@ -517,7 +517,7 @@ def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
         for problem in (*_misplaced_keys(tree, Config), *_other_strategies(tree)):
             raise UserError(f"{source}: {problem}")
         try:
-            merged = OmegaConf.merge(merged, OmegaConf.create(tree))
+            merged = OmegaConf.unsafe_merge(merged, OmegaConf.create(tree))  # into `merged`, which is not copied
         except OmegaConfBaseException as error:
             raise _from_omegaconf(source, error) from None
     try:

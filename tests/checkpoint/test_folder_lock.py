@@ -11,9 +11,10 @@ import time
 
 import pytest
 
-from tests.trainer.conftest import ROOT, stage_arguments
+from tests.trainer.conftest import ROOT
 from ugt_composer.checkpoint.folder_lock import LOCK, folder_lock
-from ugt_composer.errors import EXIT_BAD_INPUT, UserError
+from ugt_composer.errors import UserError
+from ugt_composer.trainer import build_trainer
 
 HOLD = """
 import os, sys, time
@@ -34,12 +35,17 @@ def holder(folder, *arguments) -> subprocess.Popen:
     return process
 
 
-def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path):
+def test_a_second_run_is_refused_until_the_first_is_dead(stage_config, tmp_path, caplog):
     first = holder(tmp_path, "fork")
     words = f"save_folder {tmp_path} is in use by another run (pid {first.pid} on {socket.gethostname()})"
     with pytest.raises(UserError) as error, folder_lock(tmp_path, patience=0.2):
         pass
     assert words in str(error.value)
+    with pytest.raises(UserError) as error:  # after half the timeout, should the first be about to end
+        build_trainer(stage_config(tmp_path, 1, None, "dist_timeout=2"))
+    assert words in str(error.value)
+    assert "waiting up to 1 s for its end" in caplog.text
+    assert {path.name for path in tmp_path.iterdir()} == {LOCK}
     first.send_signal(signal.SIGKILL)
     first.wait()
     started = time.monotonic()
@@ -76,20 +82,7 @@ def test_a_lock_that_is_not_signed_holds_all_the_same(tmp_path):
             pass
 
 
-def test_a_second_run_exits_with_2_and_names_the_first(shop, tmp_path):
-    with folder_lock(tmp_path, patience=0):  # and waits for half the timeout, should the first be about to end
-        command = [sys.executable, str(ROOT / "train.py"), *stage_arguments(shop, tmp_path, 1), "dist_timeout=2"]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == EXIT_BAD_INPUT, result.stderr
-    assert f"in use by another run (pid {os.getpid()} on {socket.gethostname()})" in result.stderr
-    assert "waiting up to 1 s for its end" in result.stderr
-    assert "Traceback" not in result.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {LOCK}
-
-
 def test_a_closed_trainer_and_a_refused_one_let_go(stages, stage_config):
-    from ugt_composer.trainer import build_trainer
-
     trainer = build_trainer(stage_config(stages / "stage1"))
     with pytest.raises(UserError, match="is in use"), folder_lock(stages / "stage1", patience=0):
         pass

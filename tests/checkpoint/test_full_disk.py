@@ -131,6 +131,7 @@ def test_a_folder_that_goes_away_ends_the_run(stage_config, tmp_path, override):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_two_ranks_end_with_1_and_one_sentence_when_files_cannot_grow(shop, tmp_path):
     composer = Path(sys.executable).parent / "composer"
     arguments = stage_arguments(shop, tmp_path / "run", 1)

@@ -14,7 +14,6 @@ from benchmarks.parity import (
     base_jobs,
     launch,
     make_data,
-    other_jobs,
     resume_jobs,
     stage_job,
     work,
@@ -23,11 +22,13 @@ from convert.jsonl_to_mds import main as convert
 from tests.trainer.conftest import ROOT, SIZES, shop, write_rows  # noqa: F401 - shop is a fixture
 from ugt_composer.vocabulary import IGNORE_INDEX, ITEM, SEP
 
-STEPS, VARIANT_STEPS = 12, 6  # `make parity` has 32
-# Each strategy's checkpoint goes on under the next one; `make parity` runs all pairs.
+STEPS, VARIANT_STEPS = 8, 4  # `make parity` has 32
 NAMES = list(STRATEGIES)
+OTHERS = [name for name in NAMES if name != BASE]
+STAGES, SLOW_STAGES = (1, 3), (2,)  # the third has all losses, the first parameters that are not trained
+# Each strategy's checkpoint goes on under the next one; `make parity` runs all pairs.
 PAIRS = [(saved, NAMES[(place + 1) % len(NAMES)]) for place, saved in enumerate(NAMES)]
-ITSELF = [(name, name) for name in NAMES]
+ITSELF, SLOW_ITSELF = (BASE, "FSDP2", "ZeRO-3"), ("DDP", "ZeRO-1", "ZeRO-2")
 COMMON = (
     "data.eval.local=null",
     "data.train.num_workers=0",
@@ -74,8 +75,8 @@ SLOW_VARIANTS: dict[str, tuple[str, ...]] = {
     "fsdp-keep-gathered": (*FSDP, "parallelism.fsdp.reshard_after_forward=false"),
     "ddp-activation-checkpointing": ("parallelism.activation_checkpointing=true",),
 }
-THIN_BATCHES = (2, 10)  # rows: one a rank; and a last batch that is smaller
-SHARDED = ("FSDP2", "ZeRO-2", "ZeRO-3")
+THIN, SLOW_THIN = 2, 10  # rows a batch: one a rank; and a last batch that is smaller
+SHARDED, SLOW_SHARDED = ("FSDP2", "ZeRO-3"), ("ZeRO-2",)
 OF_CATALOGUE = ("DDP", "FSDP2", "ZeRO-3")
 
 
@@ -100,21 +101,22 @@ def make_runs(out: Path) -> None:
             *clip_jobs(out, common, [BASE]),
             *catalogue_jobs(out, common, [BASE]),
             evaluation_job(out, common, 1),
-            *thin_jobs(out / "thin", [BASE]),
+            *thin_jobs(out / "thin", [BASE], THIN),
         ]
     )
-    others = [name for name in NAMES if name != BASE]
+    resumed = [*PAIRS, *((name, name) for name in ITSELF)]
     jobs = [
-        *other_jobs(out, common, STEPS, [*PAIRS, *ITSELF]),
+        *(stage_job(out, stage, name, common) for stage in STAGES for name in OTHERS),
+        *resume_jobs(out, common, STEPS, [pair for pair in resumed if pair[1] != BASE]),
         *(variant_job(out, common, name, VARIANTS[name]) for name in VARIANTS),
         *(job for name in SHARDED for job in sharded_jobs(out, common, name)),
-        *clip_jobs(out, common, others),
+        *clip_jobs(out, common, OTHERS),
         *catalogue_jobs(out, common, OF_CATALOGUE),
         evaluation_job(out, common, 2),
-        *thin_jobs(out / "thin", others),
+        *thin_jobs(out / "thin", OTHERS, THIN),
     ]
     launch(2, jobs, out)
-    work(resume_jobs(out, common, STEPS, [pair for pair in (*PAIRS, *ITSELF) if pair[1] == BASE]))
+    work(resume_jobs(out, common, STEPS, [pair for pair in resumed if pair[1] == BASE]))
 
 
 def common_overrides(out: Path) -> list[str]:
@@ -124,9 +126,17 @@ def common_overrides(out: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def slow_runs(runs) -> Path:
-    """`runs`, with stage3/variant/NAME for SLOW_VARIANTS and stage2/evaluated/3, too."""
+    """`runs`, with what the constants named SLOW_… hold and stage2/evaluated/3, too."""
     common = common_overrides(runs)
-    launch(2, [variant_job(runs, common, name, SLOW_VARIANTS[name]) for name in SLOW_VARIANTS], runs)
+    work(thin_jobs(runs / "thin", [BASE], SLOW_THIN))
+    jobs = [
+        *(stage_job(runs, stage, name, common) for stage in SLOW_STAGES for name in OTHERS),
+        *resume_jobs(runs, common, STEPS, [(name, name) for name in SLOW_ITSELF]),
+        *(variant_job(runs, common, name, SLOW_VARIANTS[name]) for name in SLOW_VARIANTS),
+        *(job for name in SLOW_SHARDED for job in sharded_jobs(runs, common, name)),
+        *thin_jobs(runs / "thin", OTHERS, SLOW_THIN),
+    ]
+    launch(2, jobs, runs)
     launch(3, [evaluation_job(runs, common, 3)], runs)
     return runs
 
@@ -161,8 +171,8 @@ def catalogue_jobs(out: Path, common: list[str], names: Sequence[str]) -> list[J
     return [stage_job(out, 2, name, overrides, f"catalogue/{name}") | {"stop": 3} for name in names]
 
 
-def thin_jobs(out: Path, names: list[str]) -> list[Job]:
-    """ROWS/NAME for each size of batch."""
+def thin_jobs(out: Path, names: list[str], rows: int) -> list[Job]:
+    """ROWS/NAME for each, with so many rows a batch."""
     streams = f"[{{local: {out / 'preference'}}},{{local: {out / 'recommend'}}}]"
     overrides = [
         *COMMON,
@@ -175,14 +185,18 @@ def thin_jobs(out: Path, names: list[str]) -> list[Job]:
         f"model.codebook_sizes=[{','.join(map(str, SIZES))}]",
         "model.max_seq_len=32",
         "max_duration=1ep",
+        f"global_train_batch_size={rows}",
     ]
     yaml = [str(ROOT / "yamls/stage3.yaml"), str(ROOT / "yamls/demo.yaml")]
-    jobs = []
-    for name in names:
-        for rows in THIN_BATCHES:
-            own = [f"global_train_batch_size={rows}", f"save_folder={out / str(rows) / name}"]
-            jobs.append({"yaml": yaml, "overrides": [*overrides, *STRATEGIES[name], *own], "load": None, "stop": None})
-    return jobs
+    return [
+        {
+            "yaml": yaml,
+            "overrides": [*overrides, *STRATEGIES[name], f"save_folder={out / str(rows) / name}"],
+            "load": None,
+            "stop": None,
+        }
+        for name in names
+    ]
 
 
 def make_thin_data(out: Path) -> None:

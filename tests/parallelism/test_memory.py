@@ -40,6 +40,7 @@ def held(shop, tmp_path_factory) -> dict[str, dict]:
     return json.loads((out / "held.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_the_estimate_is_what_is_held(held, name):
     found = held[name]

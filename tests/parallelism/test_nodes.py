@@ -64,6 +64,7 @@ def come_to_batch(number: int, record: Path, jobs: list[subprocess.Popen]) -> No
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_warning_to_one_machine_is_one_to_both(shop, tmp_path):
     port = free_port()
     arguments = [*stage_arguments(shop, tmp_path / "run", 1), *LONG]
@@ -76,6 +77,7 @@ def test_a_warning_to_one_machine_is_one_to_both(shop, tmp_path):
     assert batch_of(newest) == metrics_of(tmp_path / "run")[-1]["batch"]
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_divide_over_the_ranks_is_refused(shop, tmp_path):
     arguments = [*stage_arguments(shop, tmp_path / "run", 1), "global_train_batch_size=31"]
     [error] = wait([job := start(["-n", 2], arguments)], 200)

@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from benchmarks.parity import (
     BASE,
     BOUND,
-    STAGES,
     STRATEGIES,
     difference,
     largest_difference,
@@ -19,12 +18,19 @@ from benchmarks.parity import (
     training_of,
 )
 from tests.parallelism.conftest import (
+    ITSELF,
     OF_CATALOGUE,
+    OTHERS,
     PAIRS,
     SHARDED,
+    SLOW_ITSELF,
+    SLOW_SHARDED,
+    SLOW_STAGES,
+    SLOW_THIN,
     SLOW_VARIANTS,
+    STAGES,
     STEPS,
-    THIN_BATCHES,
+    THIN,
     VARIANT_STEPS,
     VARIANTS,
 )
@@ -32,13 +38,19 @@ from tests.trainer.conftest import comparable
 from ugt_composer.checkpoint.training import list_checkpoints, read_checkpoint
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for all runs
-OTHERS = [name for name in STRATEGIES if name != BASE]
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_strategy_gives_the_numbers_of_one_process(runs, stage, name):
     assert difference(runs, stage, name) <= BOUND
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", SLOW_STAGES)
+@pytest.mark.parametrize("name", OTHERS)
+def test_in_a_further_stage_too(slow_runs, stage, name):
+    assert difference(slow_runs, stage, name) <= BOUND
 
 
 def test_the_compared_steps_have_all_losses_and_clip(runs):
@@ -55,8 +67,18 @@ def test_a_checkpoint_goes_on_under_another_strategy_and_number_of_ranks(runs, s
     assert resume_difference(runs, STEPS, saved, name) <= BOUND
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", ITSELF)
 def test_a_checkpoint_goes_on_under_its_own_strategy_bit_for_bit(runs, name):
+    assert_goes_on_bit_for_bit(runs, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW_ITSELF)
+def test_a_checkpoint_of_a_further_strategy_goes_on_bit_for_bit(slow_runs, name):
+    assert_goes_on_bit_for_bit(slow_runs, name)
+
+
+def assert_goes_on_bit_for_bit(runs, name: str) -> None:
     whole, resumed = comparable(runs / "stage3" / name), comparable(runs / "stage3/resumed" / name / name)
     last = {key: value for key, value in whole[-1].items() if not key.startswith("metrics/eval/")}
     assert resumed == [*whole[STEPS // 2 : -1], last]
@@ -101,6 +123,16 @@ def test_all_items_as_negatives_give_the_numbers_of_one_process(runs, name):
 
 @pytest.mark.parametrize("name", SHARDED)
 def test_a_sharded_checkpoint_goes_on_as_it_began(runs, name):
+    assert_shards_go_on(runs, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW_SHARDED)
+def test_a_sharded_checkpoint_of_a_further_strategy_goes_on(slow_runs, name):
+    assert_shards_go_on(slow_runs, name)
+
+
+def assert_shards_go_on(runs, name: str) -> None:
     folder = runs / "stage3/sharded" / name
     assert largest_difference(training_of(runs / "stage3" / BASE)[:VARIANT_STEPS], metrics_of(folder)) <= BOUND
     assert all(path.is_dir() for path in list_checkpoints(folder))
@@ -143,10 +175,19 @@ def test_the_portable_model_is_the_trained_one(runs, name):
     assert all(torch.equal(value, trained[f"model.{key}"]) for key, value in weights.items())
 
 
-@pytest.mark.parametrize("rows", THIN_BATCHES)
 @pytest.mark.parametrize("name", OTHERS)
-def test_thin_batches_neither_hang_nor_differ(runs, name, rows):
-    """Ranks with no preference row, with one, with nothing but ignored labels; a last batch that is smaller."""
+def test_thin_batches_neither_hang_nor_differ(runs, name):
+    """Ranks with no preference row, with one, with nothing but ignored labels."""
+    assert_thin_as_alone(runs, name, THIN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_smaller_last_batch_neither_hangs_nor_differs(slow_runs, name):
+    assert_thin_as_alone(slow_runs, name, SLOW_THIN)
+
+
+def assert_thin_as_alone(runs, name: str, rows: int) -> None:
     lines = metrics_of(runs / "thin" / str(rows) / name)
     assert len(lines) == math.ceil(24 / rows)  # 23 rows, and one again, so that four ranks could share them
     assert all(math.isfinite(value) for line in lines for value in line.values())

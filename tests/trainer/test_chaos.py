@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks.chaos import Plan, chaos, start_command
 from benchmarks.parity import BASE
 from tests.trainer.conftest import stage_arguments
@@ -9,6 +11,7 @@ from tests.trainer.conftest import stage_arguments
 ROWS, BATCH = 205, 32
 
 
+@pytest.mark.slow
 def test_killed_runs_record_what_an_uninterrupted_one_does(shop, tmp_path):
     def command(folder: Path, strategy: str) -> list[str]:
         more = ["model.dropout=0.2", "data.train.num_workers=1", "max_duration=4ep"]

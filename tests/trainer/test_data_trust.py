@@ -123,6 +123,7 @@ def test_the_program_ends_with_one_sentence_and_status_2(run):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_two_ranks_end_when_one_of_them_reads_a_damaged_shard(run):
     flip_byte(run.data / "train" / SHARD)
     command = [str(Path(sys.executable).parent / "composer"), "-n", "2", "--master_port", "29641"]

@@ -1,6 +1,11 @@
-"""The programs as a user types them: help, dry run, recommendations, and answers to mistakes."""
+"""The programs as a user types them: help, dry run, recommendations, and answers to mistakes.
 
+Each is started once; the rest is asked of its `main` here, without the seconds that a start takes.
+"""
+
+import io
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -9,7 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.conftest import ROOT, stage_arguments
-from ugt_composer.errors import UserError
+from ugt_composer.cli.main import main as ugt_main
+from ugt_composer.config import load_config
+from ugt_composer.dry_run import describe
+from ugt_composer.errors import UserError, exit_on_user_error
 
 UGT = Path(sys.executable).parent / "ugt"
 
@@ -33,23 +41,19 @@ def test_dry_run_says_what_would_run_and_writes_nothing(shop, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_dry_run_of_remote_data_that_was_never_fetched_says_so(shop, tmp_path):
+def test_dry_run_of_remote_data_that_was_never_fetched_says_so(stage_config, tmp_path):
     remote = (f"data.train.local={tmp_path / 'cache'}", "data.train.remote=s3://bucket/train")
-    result = train(*stage_arguments(shop, tmp_path / "run", 1), *remote, "--dry-run")
-    assert result.returncode == 0, result.stderr
-    assert "train  none on this machine" in result.stdout
-    assert "unknown: the shards are remote" in result.stdout
+    shown = describe(stage_config(tmp_path / "run", 1, None, *remote))
+    assert "train  none on this machine" in shown
+    assert "unknown: the shards are remote" in shown
 
 
-def test_dry_run_counts_the_parameters_of_the_model(shop, tmp_path, tiny_model):
-    from ugt_composer.config import load_config
+def test_dry_run_counts_the_parameters_of_the_model(stage_config, tmp_path):
     from ugt_composer.model.build import build_model
 
-    path, *rest = stage_arguments(shop, tmp_path / "run", 1)
-    config = load_config(path, overrides=rest)
+    config = stage_config(tmp_path / "run")
     count = sum(p.numel() for p in build_model(config.model, 0).parameters())
-    result = train(path, *rest, "--dry-run")
-    assert f"{count:,}" in result.stdout
+    assert f"{count:,}" in describe(config)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +86,6 @@ def test_dry_run_counts_the_parameters_of_the_model(shop, tmp_path, tiny_model):
     ],
 )
 def test_a_mistake_is_told_before_anything_is_written(shop, tmp_path, overrides, words):
-    from ugt_composer.config import load_config
     from ugt_composer.trainer import build_trainer
 
     path, *rest = stage_arguments(shop, tmp_path / "run", 1)
@@ -102,24 +105,34 @@ def test_a_mistake_ends_with_one_sentence_and_status_2(shop, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut short"])
-def test_a_damaged_shard_is_named_before_training(shop, tmp_path, damage):
-    import shutil
-
+def test_a_damaged_shard_is_named_before_training(shop, stage_config, tmp_path, damage):
     shutil.copytree(shop / "train", tmp_path / "train")
     shard = next((tmp_path / "train").rglob("shard.*.mds"))
     shard.unlink() if damage == "missing" else shard.write_bytes(shard.read_bytes()[:-10])
-    result = train(*stage_arguments(shop, tmp_path / "run", 1), f"data.train.local={tmp_path / 'train'}", "--dry-run")
-    assert result.returncode == 2
-    assert str(shard) in result.stderr
+    with pytest.raises(UserError) as error:
+        describe(stage_config(tmp_path / "run", 1, None, f"data.train.local={tmp_path / 'train'}"))
+    assert str(shard) in str(error.value)
 
 
-def recommend(stages, *arguments, stdin: str = ""):
-    return run(UGT, "recommend", "--checkpoint", stages / "stage1" / "best", *arguments, stdin=stdin)
+@pytest.fixture
+def recommend(stages, monkeypatch, capsys):
+    """recommend(*arguments, checkpoint, stdin) → what `ugt recommend` ends with and writes, asked in this process."""
+
+    def ask(*arguments, checkpoint=stages / "stage1" / "best", stdin: str = "") -> subprocess.CompletedProcess:
+        words = [str(word) for word in ("recommend", "--checkpoint", checkpoint, *arguments)]
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            exit_on_user_error(lambda: ugt_main(words))
+        return subprocess.CompletedProcess(words, end.value.code, *capsys.readouterr())
+
+    return ask
 
 
 def test_recommend_reads_item_ids_and_names_unknown_ones(stages, tmp_path):
     (tmp_path / "user.json").write_text('{\n "user_id": "me",\n "items": ["item-3", "nothing", "item-5"]\n}\n')
-    result = recommend(stages, "--history", tmp_path / "user.json", "-k", "5", "--json")
+    command = (UGT, "recommend", "--checkpoint", stages / "stage1" / "best")
+    result = run(*command, "--history", tmp_path / "user.json", "-k", "5", "--json")
     assert result.returncode == 0, result.stderr
     user = json.loads(result.stdout)
     assert user["user_id"] == "me"
@@ -132,7 +145,7 @@ def test_recommend_reads_item_ids_and_names_unknown_ones(stages, tmp_path):
     assert "not in the catalogue, left out: nothing" in result.stderr
 
 
-def test_of_a_long_history_the_most_recent_count_and_none_is_recommended_again(stages, shop):
+def test_of_a_long_history_the_most_recent_count_and_none_is_recommended_again(recommend, stages, shop):
     from ugt_composer.checkpoint.portable import load_portable
 
     reads = load_portable(stages / "stage1" / "best")[1].model.max_seq_len - 1
@@ -141,7 +154,7 @@ def test_of_a_long_history_the_most_recent_count_and_none_is_recommended_again(s
     long = once + once[-1:] * reads  # the model sees one item, again and again
     histories = [{"items": long}, {"items": long[-reads:]}, {"items": ["nothing"]}, {"items": []}]
     lines = "\n".join(map(json.dumps, histories))
-    result = recommend(stages, "--history", "-", "-k", "50", "--json", stdin=lines)
+    result = recommend("--history", "-", "-k", "50", "--json", stdin=lines)
     assert result.returncode == 0, result.stderr
     cut, short, unknown, empty = (json.loads(line)["recommendations"] for line in result.stdout.splitlines())
     assert [entry["item_id"] for entry in cut] == [names[3]]
@@ -151,18 +164,18 @@ def test_of_a_long_history_the_most_recent_count_and_none_is_recommended_again(s
     assert f"the model reads {reads} items; of {len(long)} the most recent" in result.stderr
 
 
-def test_recommend_reads_rows_of_the_training_format(stages, shop):
-    result = recommend(stages, "--history", shop / "eval.jsonl", "-k", "3", "--json", "--include-seen")
+def test_recommend_reads_rows_of_the_training_format(recommend, shop):
+    result = recommend("--history", shop / "eval.jsonl", "-k", "3", "--json", "--include-seen")
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == 41
-    table = recommend(stages, "--history", shop / "eval.jsonl", "-k", "3")
+    table = recommend("--history", shop / "eval.jsonl", "-k", "3")
     assert "semantic ID" in table.stdout
 
 
-def test_recommendations_of_a_batch_are_those_of_each_user_alone(stages, shop):
-    together = recommend(stages, "--history", shop / "eval.jsonl", "--json").stdout.splitlines()
+def test_recommendations_of_a_batch_are_those_of_each_user_alone(recommend, shop):
+    together = recommend("--history", shop / "eval.jsonl", "--json").stdout.splitlines()
     first = (shop / "eval.jsonl").read_text().splitlines()[7]
-    alone = json.loads(recommend(stages, "--history", "-", "--json", stdin=first).stdout)
+    alone = json.loads(recommend("--history", "-", "--json", stdin=first).stdout)
     batch = json.loads(together[7])
     assert [e["item_id"] for e in alone["recommendations"]] == [e["item_id"] for e in batch["recommendations"]]
 
@@ -178,30 +191,30 @@ def test_recommendations_of_a_batch_are_those_of_each_user_alone(stages, shop):
         ('{"encoder_l1_ids": [5]}', ["-:1", "encoder_l2_ids"]),
     ],
 )
-def test_a_bad_history_is_named(stages, history, words):
-    result = recommend(stages, "--history", "-", stdin=history)
+def test_a_bad_history_is_named(recommend, history, words):
+    result = recommend("--history", "-", stdin=history)
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
     assert all(word in result.stderr for word in words), result.stderr
 
 
-def test_a_catalogue_of_other_meaning_is_refused(stages, shop, tmp_path):
+def test_a_catalogue_of_other_meaning_is_refused(recommend, shop, tmp_path):
     lines = (shop / "catalogue.jsonl").read_text().replace("item-7", "other")
     (tmp_path / "catalogue.jsonl").write_text(lines)
-    result = recommend(stages, "--history", shop / "eval.jsonl", "--catalogue", tmp_path / "catalogue.jsonl")
+    result = recommend("--history", shop / "eval.jsonl", "--catalogue", tmp_path / "catalogue.jsonl")
     assert result.returncode == 2
     assert "fingerprint" in result.stderr
 
 
-def test_two_items_of_one_semantic_id_are_both_recommended(stages, shop, tmp_path):
+def test_two_items_of_one_semantic_id_are_both_recommended(recommend, stages, shop, tmp_path):
     from ugt_composer.checkpoint.portable import load_portable, save_portable
 
     twin = json.dumps({"item_id": "twin", "l1_id": 5, "l2_id": 6, "l3_id": 9, "name": "Twin"})
     (tmp_path / "catalogue.jsonl").write_text((shop / "catalogue.jsonl").read_text() + twin + "\n")
     model, config, _ = load_portable(stages / "stage1" / "best")
     save_portable(tmp_path / "model", model.state_dict(), config, {})  # a model that is bound to no catalogue
-    command = (UGT, "recommend", "--checkpoint", tmp_path / "model", "--catalogue", tmp_path / "catalogue.jsonl")
-    result = run(*command, "--history", "-", "-k", "61", "--json", stdin='{"items": []}')
+    options = ("--catalogue", tmp_path / "catalogue.jsonl", "--history", "-", "-k", "61", "--json")
+    result = recommend(*options, checkpoint=tmp_path / "model", stdin='{"items": []}')
     entries = {entry["item_id"]: entry for entry in json.loads(result.stdout)["recommendations"]}
     assert len(entries) == 61
     assert entries["twin"]["log_prob"] == entries["item-4"]["log_prob"]

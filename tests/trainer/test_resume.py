@@ -13,18 +13,27 @@ import torch
 from tests.trainer.conftest import ROOT, comparable, metrics_of, stage_arguments
 from ugt_composer.callbacks.metrics_file import MetricsFile
 from ugt_composer.checkpoint.training import list_checkpoints, newest_checkpoint, read_checkpoint
+from ugt_composer.config import load_config
 from ugt_composer.errors import EXIT_PREEMPTED, UserError
 from ugt_composer.trainer import build_trainer
 
 DROPOUT = ("model.dropout=0.2", "data.train.num_workers=1")
 
 
+@pytest.fixture(scope="module")
+def whole(shop, stages, tmp_path_factory) -> list[dict]:
+    """The record of an uninterrupted run of stage 3 with DROPOUT."""
+    out = tmp_path_factory.mktemp("whole")
+    path, *rest = stage_arguments(shop, out, 3, stages / "stage2" / "best")
+    trainer = build_trainer(load_config(path, overrides=[*rest, *DROPOUT]))
+    trainer.train()
+    trainer.close()
+    return comparable(out)
+
+
 @pytest.mark.parametrize("stopped_after", [4, 7, 10])  # mid-epoch, at an epoch's end, in the second epoch
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(stages, stage_config, tmp_path, stopped_after):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(whole, stages, stage_config, tmp_path, stopped_after):
     previous = stages / "stage2" / "best"
-    whole = build_trainer(stage_config(tmp_path / "whole", 3, previous, *DROPOUT))
-    whole.train()
-    whole.close()
     first = build_trainer(stage_config(tmp_path / "parts", 3, previous, *DROPOUT))
     first.fit(duration=f"{stopped_after}ba")
     first.close()
@@ -38,7 +47,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(stages, stage_con
         {k: v for k, v in line.items() if not (line["batch"] in extra and k.startswith("metrics/eval"))}
         for line in comparable(tmp_path / "parts")
     ]
-    assert lines == comparable(tmp_path / "whole")
+    assert lines == whole
 
 
 def test_a_checkpoint_saved_and_loaded_by_hand_goes_on_the_same(stage_config, tmp_path):
@@ -55,7 +64,9 @@ def test_a_checkpoint_saved_and_loaded_by_hand_goes_on_the_same(stage_config, tm
     assert comparable(tmp_path / "b") == wanted
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1))]
+)
 def test_a_warned_run_saves_and_exits_with_75_and_then_goes_on(shop, tmp_path, number):
     # SIGKILL needs no test of its own here: it leaves less behind than a warning does.
     slow = ["max_duration=200ba", "save_interval=1000ba", "eval_interval=1000ba", "data.train.num_workers=1"]
