@@ -93,6 +93,7 @@ def test_an_empty_machine_goes_on_bit_for_bit_over_a_bad_network(stage_config, t
     assert load_portable(tmp_path / "second" / "best")
 
 
+@pytest.mark.slow
 def test_a_preempted_run_has_its_checkpoint_in_the_store(shop, tmp_path, url, proxy):
     slow = ["max_duration=400ba", "save_interval=1000ba", "eval_interval=1000ba", f"checkpoint.remote={url}"]
     launcher = [str(Path(sys.executable).parent / "composer"), "-n", "2", str(ROOT / "train.py")]

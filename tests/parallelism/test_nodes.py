@@ -91,7 +91,8 @@ def ranks_of(launcher: subprocess.Popen) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the ranks by /proc")
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("deepspeed", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "deepspeed"])
 def test_a_rank_that_dies_ends_the_job_with_an_error(shop, tmp_path, strategy):
     arguments = [*stage_arguments(shop, tmp_path / "run", 1), *LONG, f"parallelism.strategy={strategy}"]
     job = start(["-n", 2], arguments)

@@ -37,7 +37,7 @@ from tests.parallelism.conftest import (
 from tests.trainer.conftest import comparable
 from ugt_composer.checkpoint.training import list_checkpoints, read_checkpoint
 
-pytestmark = pytest.mark.timeout(900)  # the first test waits for all runs
+pytestmark = pytest.mark.timeout(1800)  # the first test waits for all runs
 
 
 @pytest.mark.parametrize("stage", STAGES)
