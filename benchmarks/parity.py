@@ -198,7 +198,8 @@ def work(jobs: list[Job]) -> int:
     from ugt_composer.trainer import build_trainer
 
     torch.set_num_threads(1)
-    gc.freeze()  # a collection looks at what the jobs made, not at what was imported
+    gc.collect()
+    gc.freeze()  # the collections below look at what the jobs made, not at what was there before
     for job in jobs:
         trainer = build_trainer(load_config(*job["yaml"], overrides=job["overrides"]))
         if job["load"]:
