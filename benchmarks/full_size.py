@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from streaming.base.batching import generate_work
+from streaming.base.world import World
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -27,8 +29,9 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.claims import markdown, write_section  # noqa: E402
-from benchmarks.pipeline import dataset_of  # noqa: E402
+from benchmarks.claims import markdown, peak_bytes, write_section  # noqa: E402
+from benchmarks.conversion import this_conversion, write_rows  # noqa: E402
+from benchmarks.pipeline import ORDER_ALONE, dataset_of, many_rows  # noqa: E402
 from benchmarks.random_rows import random_row  # noqa: E402
 from ugt_composer.config import Config, load_config  # noqa: E402
 from ugt_composer.conversion.shards import ShardWriter, write_index  # noqa: E402
@@ -97,6 +100,20 @@ def rows_a_second(config: Config, history: int, target: int, rows: int = 20_000,
         return rows / (time.perf_counter() - started)
 
 
+def cost_of_order(rows: int = 4_000_000) -> tuple[float, float]:
+    """Of the order of an epoch, which one process of a machine makes: bytes and seconds a row."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        write_rows(out / "rows.jsonl", 20_000)
+        this_conversion(out / "rows.jsonl", out / "rows")
+        many = many_rows(out / "many", rows, out / "rows")
+        held = peak_bytes(ORDER_ALONE, many)
+        dataset = dataset_of(many)
+        started = time.perf_counter()
+        generate_work(dataset.batching_method, dataset, World.detect(), 0, 0)
+        return held / rows, (time.perf_counter() - started) / rows
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--history", type=int, default=512, help="tokens")
@@ -145,6 +162,14 @@ def main() -> int:
             "from the above",
         ],
     ]
+    order_bytes, order_seconds = cost_of_order()
+    rows.append(
+        [
+            "before the first of them, and at a restart: their order, which Streaming makes as a whole",
+            f"{given.rows * order_bytes / 1e9:.0f} GB, {given.rows * order_seconds / 60:.0f} minutes",
+            f"measured here: {order_bytes:.0f} bytes and {order_seconds * 1e9:.0f} ns a row, one core a machine",
+        ]
+    )
     for name, bytes_a_parameter in STRATEGIES.items():
         sent = bytes_a_parameter(microbatches) * parameters * (GPUS - 1) / GPUS
         rows.append(

@@ -37,7 +37,7 @@ from ugt_composer.data.dataset import RecommendDataset, RowFolder, training_stre
 from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME, file_hash
 
 BATCH = 256
-ORDER = {"shuffle": True, "shuffle_seed": 1, "shuffle_block_size": 1 << 18, "num_canonical_nodes": 1}
+ORDER = {"shuffle": True, "shuffle_seed": 1, "shuffle_block_size": 1 << 18, "num_canonical_nodes": 4}  # as shipped
 LEVELS = ("l1", "l2", "l3")
 # What one process holds that opens the rows of a folder and reads ten batches.
 MANY_ROWS = """
