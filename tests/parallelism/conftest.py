@@ -82,8 +82,8 @@ OF_CATALOGUE = ("DDP", "FSDP2", "ZeRO-3")
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory) -> Path:
-    """A folder with stage{1,2,3}/NAME, stage3/resumed/SAVED/NAME, stage3/variant/NAME, …, thin/ROWS/NAME, and with what
-    PyTorch compiled of extensions in extensions/."""
+    """A folder with stage{1,3}/NAME, stage2/one-process, stage3/resumed/SAVED/NAME, stage3/variant/NAME, …,
+    thin/ROWS/NAME, and with what PyTorch compiled of extensions in extensions/."""
     out = tmp_path_factory.mktemp("strategies")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_EXTENSIONS_DIR", str(out / "extensions"))
