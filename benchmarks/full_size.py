@@ -1,9 +1,10 @@
 """On paper: a full-size run on 8 × H100, from what can be counted and measured without one.
 
 Operations are counted by PyTorch over one microbatch of the default model, forward and backward, without its being
-computed; bytes are those of every operation's inputs and outputs, as if nothing were fused. The loader's rate is
-measured here. The accelerator's figures are the vendor's (NVIDIA H100 SXM data sheet: 989 TFLOP/s dense bf16, 3.35 TB/s
-of memory, 900 GB/s of NVLink in both directions). Nothing of this was checked on a GPU.
+computed; bytes are those of every operation's inputs and outputs, as if nothing were fused. The loader's rate and what
+the order of an epoch takes are measured here. The accelerator's figures are the vendor's (NVIDIA H100 SXM data sheet:
+989 TFLOP/s dense bf16, 3.35 TB/s of memory, 900 GB/s of NVLink in both directions). Nothing of this was checked on a
+GPU.
 
     python benchmarks/full_size.py [--history 512] [--target 8] [--rows 1000000000]
 """

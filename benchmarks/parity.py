@@ -14,6 +14,7 @@ import math
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ STRATEGIES: dict[str, tuple[str, ...]] = {
         for stage in (1, 2, 3)
     },
 }
+OTHERS = [name for name in STRATEGIES if name != BASE]
 # Whether one of two nearly equal numbers is the larger is decided by the last digit.
 DECIDED_BY_ROUNDING = ("samples/s", "dpo_accuracy", "dpo_reward_margin", "_u2i_acc", "_i2u_acc")
 STAGES = (1, 2, 3)
@@ -71,7 +73,7 @@ def compare(arguments: argparse.Namespace, out: Path) -> int:
     launch(1, base_jobs(out, common), out)
     launch(2, other_jobs(out, common, arguments.steps, pairs), out)
     launch(1, resume_jobs(out, common, arguments.steps, [pair for pair in pairs if pair[1] == BASE]), out)
-    parity = {name: [difference(out, stage, name) for stage in STAGES] for name in STRATEGIES if name != BASE}
+    parity = {name: [difference(out, stage, name) for stage in STAGES] for name in OTHERS}
     resumed = {pair: resume_difference(out, arguments.steps, *pair) for pair in pairs}
 
     console = Console()
@@ -93,11 +95,12 @@ def base_jobs(out: Path, common: list[str]) -> list[Job]:
     return [stage_job(out, stage, BASE, common) for stage in STAGES]
 
 
-def other_jobs(out: Path, common: list[str], steps: int, pairs: list[tuple[str, str]]) -> list[Job]:
-    """Two ranks: every strategy and stage, and what goes on from the middle of stage 3 on two ranks."""
-    names = [name for name in STRATEGIES if name != BASE]
+def other_jobs(
+    out: Path, common: list[str], steps: int, pairs: list[tuple[str, str]], stages: Sequence[int] = STAGES
+) -> list[Job]:
+    """Two ranks: every strategy in each of the stages, and what goes on from the middle of stage 3 on two ranks."""
     return [
-        *(stage_job(out, stage, name, common) for stage in STAGES for name in names),
+        *(stage_job(out, stage, name, common) for stage in stages for name in OTHERS),
         *resume_jobs(out, common, steps, [pair for pair in pairs if pair[1] != BASE]),
     ]
 

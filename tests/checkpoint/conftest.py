@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.trainer.conftest import shop, stage_config, stages  # noqa: F401 - fixtures
+from tests.trainer.conftest import ended, shop, stage_config, stages  # noqa: F401 - fixtures
 from ugt_composer.checkpoint.training import SHARDED_KEYS, WHOLE_KEYS
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from ugt_composer.checkpoint.portable import CONFIG, RECORD, WEIGHTS, load_portable
 from ugt_composer.cli.main import main as ugt
-from ugt_composer.errors import UserError
+from ugt_composer.errors import EXIT_BAD_INPUT, UserError
 from ugt_composer.trainer import build_trainer
 
 
@@ -40,12 +40,12 @@ def test_a_flipped_bit_is_refused_as_init_from_and_as_reference(stages, stage_co
 @pytest.mark.parametrize(
     ("name", "words"), [(WEIGHTS, "has the xxh64"), (CONFIG, "has the xxh64"), (RECORD, "is no record")]
 )
-def test_ugt_recommend_refuses_it_with_one_sentence(best, name, words):
+def test_ugt_recommend_refuses_it_with_one_sentence(best, ended, name, words):
     flip_a_bit(best / name)
-    with pytest.raises(UserError) as error:
-        ugt(["recommend", "--checkpoint", str(best), "--history", "-"])
-    assert str(error.value).startswith(f"{best / name} {words}")
-    assert "\n" not in str(error.value)
+    result = ended(lambda: ugt(["recommend", "--checkpoint", str(best), "--history", "-"]))
+    assert result.returncode == EXIT_BAD_INPUT
+    assert result.stderr.startswith(f"error: {best / name} {words}")
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_missing_file_and_a_folder_without_a_record(best):

@@ -9,11 +9,13 @@ import pytest
 from benchmarks.parity import (
     BASE,
     NO_EVALUATION,
+    OTHERS,
     STRATEGIES,
     Job,
     base_jobs,
     launch,
     make_data,
+    other_jobs,
     resume_jobs,
     stage_job,
     work,
@@ -24,7 +26,6 @@ from ugt_composer.vocabulary import IGNORE_INDEX, ITEM, SEP
 
 STEPS, VARIANT_STEPS = 8, 4  # `make parity` has 32
 NAMES = list(STRATEGIES)
-OTHERS = [name for name in NAMES if name != BASE]
 STAGES, SLOW_STAGES = (1, 3), (2,)  # the third has all losses, the first parameters that are not trained
 # Each strategy's checkpoint goes on under the next one; `make parity` runs all pairs.
 PAIRS = [(saved, NAMES[(place + 1) % len(NAMES)]) for place, saved in enumerate(NAMES)]
@@ -106,8 +107,7 @@ def make_runs(out: Path) -> None:
     )
     resumed = [*PAIRS, *((name, name) for name in ITSELF)]
     jobs = [
-        *(stage_job(out, stage, name, common) for stage in STAGES for name in OTHERS),
-        *resume_jobs(out, common, STEPS, [pair for pair in resumed if pair[1] != BASE]),
+        *other_jobs(out, common, STEPS, resumed, STAGES),
         *(variant_job(out, common, name, VARIANTS[name]) for name in VARIANTS),
         *(job for name in SHARDED for job in sharded_jobs(out, common, name)),
         *clip_jobs(out, common, OTHERS),
@@ -130,8 +130,7 @@ def slow_runs(runs) -> Path:
     common = common_overrides(runs)
     work(thin_jobs(runs / "thin", [BASE], SLOW_THIN))
     jobs = [
-        *(stage_job(runs, stage, name, common) for stage in SLOW_STAGES for name in OTHERS),
-        *resume_jobs(runs, common, STEPS, [(name, name) for name in SLOW_ITSELF]),
+        *other_jobs(runs, common, STEPS, [(name, name) for name in SLOW_ITSELF], SLOW_STAGES),
         *(variant_job(runs, common, name, SLOW_VARIANTS[name]) for name in SLOW_VARIANTS),
         *(job for name in SLOW_SHARDED for job in sharded_jobs(runs, common, name)),
         *thin_jobs(runs / "thin", OTHERS, SLOW_THIN),

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from benchmarks.parity import (
     BASE,
     BOUND,
+    OTHERS,
     STRATEGIES,
     difference,
     largest_difference,
@@ -20,7 +21,6 @@ from benchmarks.parity import (
 from tests.parallelism.conftest import (
     ITSELF,
     OF_CATALOGUE,
-    OTHERS,
     PAIRS,
     SHARDED,
     SLOW_ITSELF,

@@ -1,6 +1,10 @@
 """A small shop in JSON Lines and shards, and runs of the shipped YAMLs over it."""
 
+import io
 import json
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +12,7 @@ import pytest
 
 from ugt_composer.config import Config, load_config
 from ugt_composer.data.history import decoder_lists, encoder_lists
+from ugt_composer.errors import exit_on_user_error
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = (24, 40, 72)
@@ -127,6 +132,20 @@ def stages(shop, tmp_path_factory) -> Path:
         trainer.train()
         trainer.close()
     return folder
+
+
+@pytest.fixture
+def ended(monkeypatch, capsys):
+    """ended(main, stdin) → what a program with this `main` ends with and writes, asked within this process."""
+
+    def ask(main: Callable[[], object], stdin: str = "") -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            exit_on_user_error(main)
+        return subprocess.CompletedProcess([], end.value.code, *capsys.readouterr())
+
+    return ask
 
 
 def metrics_of(folder: Path) -> list[dict]:

@@ -3,7 +3,6 @@
 Each is started once; the rest is asked of its `main` here, without the seconds that a start takes.
 """
 
-import io
 import json
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ from tests.trainer.conftest import ROOT, stage_arguments
 from ugt_composer.cli.main import main as ugt_main
 from ugt_composer.config import load_config
 from ugt_composer.dry_run import describe
-from ugt_composer.errors import UserError, exit_on_user_error
+from ugt_composer.errors import UserError
 
 UGT = Path(sys.executable).parent / "ugt"
 
@@ -105,26 +104,23 @@ def test_a_mistake_ends_with_one_sentence_and_status_2(shop, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut short"])
-def test_a_damaged_shard_is_named_before_training(shop, stage_config, tmp_path, damage):
+def test_a_damaged_shard_is_named_before_training(shop, stage_config, ended, tmp_path, damage):
     shutil.copytree(shop / "train", tmp_path / "train")
     shard = next((tmp_path / "train").rglob("shard.*.mds"))
     shard.unlink() if damage == "missing" else shard.write_bytes(shard.read_bytes()[:-10])
-    with pytest.raises(UserError) as error:
-        describe(stage_config(tmp_path / "run", 1, None, f"data.train.local={tmp_path / 'train'}"))
-    assert str(shard) in str(error.value)
+    config = stage_config(tmp_path / "run", 1, None, f"data.train.local={tmp_path / 'train'}")
+    result = ended(lambda: describe(config))
+    assert result.returncode == 2
+    assert str(shard) in result.stderr
 
 
 @pytest.fixture
-def recommend(stages, monkeypatch, capsys):
-    """recommend(*arguments, checkpoint, stdin) → what `ugt recommend` ends with and writes, asked in this process."""
+def recommend(stages, ended):
+    """recommend(*arguments, checkpoint, stdin) → what `ugt recommend` ends with and writes."""
 
     def ask(*arguments, checkpoint=stages / "stage1" / "best", stdin: str = "") -> subprocess.CompletedProcess:
         words = [str(word) for word in ("recommend", "--checkpoint", checkpoint, *arguments)]
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            exit_on_user_error(lambda: ugt_main(words))
-        return subprocess.CompletedProcess(words, end.value.code, *capsys.readouterr())
+        return ended(lambda: ugt_main(words), stdin)
 
     return ask
 
