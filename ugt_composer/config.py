@@ -436,6 +436,8 @@ class Config:
     log_interval: str = "100ba"
     dist_timeout: float = 600.0
     compile: bool = False
+    allow_tf32: bool = False
+    deterministic: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

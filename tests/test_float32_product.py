@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from ugt_composer.float32_product import _matmul_without_tf32, allow_tf32, float32_matmul
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_product_is_float32_under_autocast(dtype):
+    a, b = torch.randn(5, 7, dtype=dtype), torch.randn(7, 3, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        product = float32_matmul(a, b)
+    assert product.dtype == torch.float32
+    torch.testing.assert_close(product, a.float() @ b.float())
+
+
+def test_the_op_has_a_products_gradients():
+    a = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(_matmul_without_tf32, (a, b))
+
+
+def test_the_op_is_registered_completely():
+    a, b = torch.randn(4, 6, requires_grad=True), torch.randn(6, 3)
+    torch.library.opcheck(_matmul_without_tf32, (a, b))
+
+
+def test_the_op_turns_tf32_off_and_on_again(monkeypatch):
+    seen, matmul = [], torch.Tensor.__matmul__
+
+    def watched(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.backends.cuda.matmul.allow_tf32)
+        return matmul(a, b)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
+    try:
+        allow_tf32(True)
+        _matmul_without_tf32(torch.zeros(2, 2), torch.zeros(2, 2))
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        allow_tf32(False)
+    assert seen == [False]

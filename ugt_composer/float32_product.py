@@ -1,0 +1,55 @@
+"""Matrix products that are float32 even where TF32 is allowed for all others.
+
+TF32 keeps 10 of float32's 23 bits of mantissa. That is enough for a layer, and not for what decides between near ties (a
+router) or is divided by a small temperature (a contrastive loss).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether float32 products on a GPU may be TF32. For the whole process: Composer sets it as well."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def float32_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a (M, D) @ b (D, N) → (M, N) in float32, whatever autocast, the inputs' dtype and TF32 say."""
+    with torch.autocast(a.device.type, enabled=False):
+        a, b = a.float(), b.float()
+        if a.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
+            return _matmul_without_tf32(a, b)
+        return a @ b
+
+
+# One op for the compiler, which would otherwise set the flag while it traces and not while the product runs.
+@torch.library.custom_op("ugt::matmul_without_tf32", mutates_args=())
+def _matmul_without_tf32(a: Tensor, b: Tensor) -> Tensor:
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        return a @ b
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@_matmul_without_tf32.register_fake
+def _(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(a.shape[0], b.shape[1])
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    a, b = ctx.saved_tensors
+    of_a = _matmul_without_tf32(grad, b.t()) if ctx.needs_input_grad[0] else None
+    of_b = _matmul_without_tf32(a.t(), grad) if ctx.needs_input_grad[1] else None
+    return of_a, of_b
+
+
+_matmul_without_tf32.register_autograd(_gradients, setup_context=_save)
