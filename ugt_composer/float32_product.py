@@ -1,7 +1,7 @@
 """Matrix products that are float32 even where TF32 is allowed for all others.
 
-TF32 keeps 10 of float32's 23 bits of mantissa. That is enough for a layer, and not for what decides between near ties (a
-router) or is divided by a small temperature (a contrastive loss).
+TF32 keeps 10 of float32's 23 bits of mantissa. That is enough for a layer, and not for what decides between near ties
+(a router) or is divided by a small temperature (a contrastive loss).
 """
 
 from typing import Any
