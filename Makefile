@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow check parity chaos bench format clean
+.PHONY: help install demo test test-slow test-gpu check parity chaos bench format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -26,6 +26,9 @@ test: $(INSTALLED)  ## the tests, about a quarter of an hour
 
 test-slow: $(INSTALLED)  ## the tests that take longer
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+test-gpu: $(INSTALLED)  ## the tests for a machine with a GPU, a few minutes
+	$(BIN)/python -m pytest tests/gpu -m gpu
 
 check: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .
