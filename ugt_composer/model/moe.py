@@ -82,6 +82,10 @@ class MoEFeedForward(nn.Module):
         mixed = torch.zeros_like(tokens, dtype=outputs.dtype).index_add(0, token_index, weighted)
         return mixed.view_as(x), RouterStats(counts[:-1].float(), probs.sum(0))
 
+    def _stacked(self, weights: Tensor) -> Tensor:
+        """(E · D, F), as a strategy may hold them, or (E, D, F) → (E, D, F)."""
+        return weights.view(self.router.out_features, -1, weights.shape[-1])
+
     def _is_cheaper_than_waiting(self, tokens: Tensor) -> bool:
         """Whether few tokens go through all experts sooner than the host knows how many each expert gets."""
         return tokens.device.type not in COUNTS_ARE_AT_HAND and len(tokens) <= FEW_TOKENS
@@ -98,8 +102,8 @@ class MoEFeedForward(nn.Module):
         slot = torch.where(kept, sorted_experts * capacity + place, num_experts * capacity)
         slots = tokens.new_zeros(num_experts * capacity + 1, tokens.shape[-1])
         slots = slots.index_copy(0, slot, tokens[token_index])[:-1].view(num_experts, capacity, -1)
-        hidden = self.dropout(F.silu(torch.baddbmm(self.up_bias.unsqueeze(1), slots, self.up)))
-        outputs = torch.baddbmm(self.down_bias.unsqueeze(1), hidden, self.down).flatten(0, 1)
+        hidden = self.dropout(F.silu(torch.baddbmm(self.up_bias.unsqueeze(1), slots, self._stacked(self.up))))
+        outputs = torch.baddbmm(self.down_bias.unsqueeze(1), hidden, self._stacked(self.down)).flatten(0, 1)
         outputs = torch.cat((outputs, outputs.new_zeros(1, outputs.shape[-1])))
         return outputs[slot] * kept.unsqueeze(-1)
 
@@ -107,8 +111,8 @@ class MoEFeedForward(nn.Module):
         """What `_dropless` gives, at the price of every expert on every token."""
         num_experts = self.router.out_features
         every = tokens.expand(num_experts, *tokens.shape)
-        hidden = F.silu(torch.baddbmm(self.up_bias.unsqueeze(1), every, self.up))
-        outputs = torch.baddbmm(self.down_bias.unsqueeze(1), self.dropout(hidden), self.down)
+        hidden = F.silu(torch.baddbmm(self.up_bias.unsqueeze(1), every, self._stacked(self.up)))
+        outputs = torch.baddbmm(self.down_bias.unsqueeze(1), self.dropout(hidden), self._stacked(self.down))
         return outputs[sorted_experts.clamp(max=num_experts - 1), token_index]  # padding's weight is 0
 
     @torch.compiler.disable  # it would compile anew for every split
@@ -118,7 +122,12 @@ class MoEFeedForward(nn.Module):
         outputs = [
             F.linear(self.dropout(F.silu(F.linear(piece, up.T, up_bias))), down.T, down_bias)
             for piece, up, up_bias, down, down_bias in zip(
-                pieces, self.up, self.up_bias, self.down, self.down_bias, strict=False
+                pieces,
+                self._stacked(self.up),
+                self.up_bias,
+                self._stacked(self.down),
+                self.down_bias,
+                strict=False,
             )
         ]
         return torch.cat((*outputs, torch.zeros_like(pieces[-1], dtype=outputs[0].dtype)))

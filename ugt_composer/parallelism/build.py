@@ -39,8 +39,9 @@ def build_strategy(
             device,
             fsdp.reshard_after_forward,
             DTYPES[fsdp.param_dtype] if fsdp.param_dtype else compute,
-            DTYPES[fsdp.reduce_dtype] if fsdp.reduce_dtype else (torch.float32 if compute else None),
+            DTYPES[fsdp.reduce_dtype or "float32"],
             fsdp.cpu_offload,
+            fsdp.reduce_every_microbatch,
         )
     if parallelism.strategy == "deepspeed":
         from ugt_composer.parallelism.deepspeed import DeepSpeedStrategy
