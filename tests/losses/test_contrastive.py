@@ -267,6 +267,25 @@ def test_half_precision_and_autocast_compute_in_float32():
     torch.testing.assert_close(value, exact)
 
 
+@pytest.mark.parametrize("offset", [0, 100, 10_000])
+@pytest.mark.parametrize("side", ["items", "users"])
+def test_what_all_vectors_of_a_side_have_in_common_changes_nothing_against_them(side, offset):
+    """Items told from users by dot products move with an offset of the items; items against a user do not, and the
+    other way round. So each softmax is looked at alone, against float64 without the offset."""
+    loss, (users, items, *rest) = make_loss(20, "dot"), as_tensors(*make_rows(invalid=(3,)))
+    valid, axis = rest[2], torch.zeros(DIM)
+    axis[0] = 1.0
+    users, items = users.detach(), items.detach()
+    (users if side == "items" else items)[:, 0] = 1.0  # the product of each with the offset is the offset
+    logits = []
+    for moved in (0.0, float(offset)):
+        shifted = (users, items + moved * axis) if side == "items" else (users + moved * axis, items)
+        pool = _gather_pool(*shifted, *rest)
+        u2i, i2u = loss._logits(*shifted, rest[0], pool, loss._candidates(pool))
+        logits.append((u2i if side == "items" else i2u)[valid].double().log_softmax(-1))
+    torch.testing.assert_close(logits[1], logits[0], rtol=0, atol=2e-6 + offset * 1e-6)
+
+
 @pytest.mark.parametrize("arguments", [{"temperature": 0.0}, {"num_negatives": 0}])
 def test_settings_that_mean_nothing_are_errors(arguments):
     with pytest.raises(ValueError, match=r"loss\..*found 0"):
