@@ -1,6 +1,9 @@
 # `make demo` and `make test` set up all that they need; `make help` lists the rest.
+# With TORCH=2.11.0 each of them uses that PyTorch, in an environment of its own.
 PYTHON ?= python3
-VENV := .venv
+TORCH ?=
+VENV := .venv$(if $(TORCH),-torch$(TORCH))
+PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-compile
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
@@ -10,12 +13,19 @@ INSTALLED := $(VENV)/.installed
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(INSTALLED)  ## .venv with the project and its exact dependencies (several GB, a few minutes)
+install: $(INSTALLED)  ## .venv with the project and its exact dependencies (several GB, a few minutes); TORCH=2.11.0: with that PyTorch
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 13) else f"Python {v[0]}.{v[1]} found, 3.10 to 3.12 expected: make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+ifeq ($(TORCH),)
+	$(PIP_INSTALL) -c constraints.txt -e '.[dev]'
+else
+# mosaicml requires torch<2.7.1, so nothing but PyTorch and what it needs itself can be resolved.
+	grep -vE '^(torch|torchvision|triton|nvidia-.*)==' constraints.txt >$(VENV)/constraints.txt
+	$(PIP_INSTALL) -c $(VENV)/constraints.txt torch==$(TORCH) torchvision
+	$(PIP_INSTALL) --no-deps -r $(VENV)/constraints.txt -e .
+endif
 	@touch $@
 
 demo: $(INSTALLED)  ## all three stages on embedded data, a few minutes on a laptop's CPU

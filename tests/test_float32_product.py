@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ugt_composer.float32_product import _matmul_without_tf32, allow_tf32, float32_matmul
+from ugt_composer.float32_product import _matmul_without_tf32, allow_tf32, float32_matmul, tf32_is_allowed
 from ugt_composer.generation import item_scores
 from ugt_composer.losses import catalogue_contrastive, contrastive
 
@@ -27,21 +27,36 @@ def test_the_op_is_registered_completely():
     torch.library.opcheck(_matmul_without_tf32, (a, b))
 
 
-def test_the_op_turns_tf32_off_and_on_again(monkeypatch):
-    seen, matmul = [], torch.Tensor.__matmul__
+@pytest.fixture
+def tf32_during_products(monkeypatch):
+    """Grows by a value a product: whether TF32 was allowed while it ran. TF32 is off afterwards."""
+    values, matmul = [], torch.Tensor.__matmul__
 
     def watched(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        seen.append(torch.backends.cuda.matmul.allow_tf32)
+        values.append(tf32_is_allowed())
         return matmul(a, b)
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
-    try:
-        allow_tf32(True)
-        _matmul_without_tf32(torch.zeros(2, 2), torch.zeros(2, 2))
-        assert torch.backends.cuda.matmul.allow_tf32
-    finally:
-        allow_tf32(False)
-    assert seen == [False]
+    yield values
+    allow_tf32(False)
+
+
+def test_the_op_turns_tf32_off_and_on_again(tf32_during_products):
+    allow_tf32(True)
+    _matmul_without_tf32(torch.zeros(2, 2), torch.zeros(2, 2))
+    assert torch.backends.cuda.matmul.allow_tf32
+    assert tf32_during_products == [False]
+
+
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="PyTorch before 2.9 has one name for the setting")
+def test_the_op_turns_tf32_off_where_it_was_allowed_by_its_newer_name(tf32_during_products):
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    with pytest.raises(RuntimeError, match="mix of the legacy and new APIs"):
+        torch.backends.cuda.matmul.allow_tf32  # noqa: B018
+    _matmul_without_tf32(torch.zeros(2, 2), torch.zeros(2, 2))
+    assert tf32_during_products == [False]
+    assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    assert torch.backends.cuda.matmul.allow_tf32
 
 
 class Products(TorchDispatchMode):

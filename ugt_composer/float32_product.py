@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Since PyTorch 2.9 the setting has two names, `allow_tf32` and `fp32_precision`. Writing the first sets both; reading
+# it raises where the second was written last.
+_TWO_NAMES = torch.__version__ >= "2.9"  # by number: a TorchVersion
+
 
 def allow_tf32(allowed: bool) -> None:
     """Whether float32 products on a GPU may be TF32. For the whole process: Composer sets it as well."""
@@ -16,11 +20,18 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cudnn.allow_tf32 = allowed
 
 
+def tf32_is_allowed() -> bool:
+    if _TWO_NAMES:
+        return torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return torch.backends.cuda.matmul.allow_tf32
+
+
 def float32_matmul(a: Tensor, b: Tensor) -> Tensor:
     """a (M, D) @ b (D, N) → (M, N) in float32, whatever autocast, the inputs' dtype and TF32 say."""
     with torch.autocast(a.device.type, enabled=False):
         a, b = a.float(), b.float()
-        if a.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
+        # Dynamo cannot read the setting, so a compiled model always has the op.
+        if a.device.type == "cuda" and (torch.compiler.is_dynamo_compiling() or tf32_is_allowed()):
             return _matmul_without_tf32(a, b)
         return a @ b
 
@@ -28,7 +39,7 @@ def float32_matmul(a: Tensor, b: Tensor) -> Tensor:
 # One op for the compiler, which would otherwise set the flag while it traces and not while the product runs.
 @torch.library.custom_op("ugt::matmul_without_tf32", mutates_args=())
 def _matmul_without_tf32(a: Tensor, b: Tensor) -> Tensor:
-    before = torch.backends.cuda.matmul.allow_tf32
+    before = tf32_is_allowed()
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
         return a @ b

@@ -43,9 +43,6 @@ class Strategy(ABC):
     def gradient_norm(self) -> Tensor:
         """The norm, (), of the last step's gradients before clipping; the same on every rank."""
 
-    def before_microbatch(self, is_last: bool) -> None:  # noqa: B027 - most strategies have nothing to do
-        """Told before the forward pass of each microbatch whether it is the batch's last one."""
-
     def place_reference(self, reference: nn.Module) -> nn.Module:
         """The frozen reference model, whole on this rank's device."""
         return reference.to(self.device)
