@@ -270,20 +270,26 @@ def test_half_precision_and_autocast_compute_in_float32():
 @pytest.mark.parametrize("offset", [0, 100, 10_000])
 @pytest.mark.parametrize("side", ["items", "users"])
 def test_what_all_vectors_of_a_side_have_in_common_changes_nothing_against_them(side, offset):
-    """Items told from users by dot products move with an offset of the items; items against a user do not, and the
-    other way round. So each softmax is looked at alone, against float64 without the offset."""
-    loss, (users, items, *rest) = make_loss(20, "dot"), as_tensors(*make_rows(invalid=(3,)))
-    valid, axis = rest[2], torch.zeros(DIM)
-    axis[0] = 1.0
-    users, items = users.detach(), items.detach()
-    (users if side == "items" else items)[:, 0] = 1.0  # the product of each with the offset is the offset
-    logits = []
-    for moved in (0.0, float(offset)):
-        shifted = (users, items + moved * axis) if side == "items" else (users + moved * axis, items)
-        pool = _gather_pool(*shifted, *rest)
-        u2i, i2u = loss._logits(*shifted, rest[0], pool, loss._candidates(pool))
-        logits.append((u2i if side == "items" else i2u)[valid].double().log_softmax(-1))
-    torch.testing.assert_close(logits[1], logits[0], rtol=0, atol=2e-6 + offset * 1e-6)
+    """An offset of the items moves no softmax over items, but those over users, and the other way round. So each is
+    looked at alone, against float64 without the offset."""
+    width, temperature = 512, 0.07
+    rng = np.random.default_rng(0)
+    direction = torch.tensor(rng.normal(size=width))
+    direction /= direction.norm()
+    fixed, moving = torch.tensor(rng.normal(size=(2, 8, width)))
+    fixed += direction - (fixed @ direction)[:, None] * direction  # the product of each with the direction is 1
+    moving *= 4 / width**0.5
+    expected = (fixed @ moving.T / temperature).log_softmax(-1)
+    moving += offset * direction
+    users, items = (fixed, moving) if side == "items" else (moving, fixed)
+    numbers = torch.arange(8)
+    loss = ContrastiveLoss(temperature, 7, width, SEED, "dot")
+    pool = _gather_pool(users.float(), items.float(), numbers[:, None].expand(-1, 3), numbers, numbers >= 0)
+    u2i, i2u = loss._logits(users.float(), items.float(), pool.item_ids, pool, numbers)
+    found = (u2i if side == "items" else i2u).double().log_softmax(-1)
+    # A row's own pair comes first, and is -inf among the others.
+    whole = torch.where(torch.eye(8, dtype=torch.bool), found[:, :1], found[:, 1:9])
+    torch.testing.assert_close(whole, expected, rtol=0, atol=1e-4 + offset * 1e-6)
 
 
 @pytest.mark.parametrize("arguments", [{"temperature": 0.0}, {"num_negatives": 0}])

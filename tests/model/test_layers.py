@@ -1,4 +1,4 @@
-"""Layers against brute-force twins."""
+"""Attention against loops."""
 
 import math
 
@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from ugt_composer.model.attention import PointwiseAttention
-from ugt_composer.model.norm import GroupLayerNorm
 
 
 @pytest.mark.parametrize("activation", ["silu", "relu"])
@@ -27,17 +26,3 @@ def test_pointwise_attention_equals_loops(activation):
                         mixed[row, i, head] += weight * v[row, j, head] / mask[row].sum()
     expected = attention.out_proj(attention.norm(mixed) * phi(gate))
     torch.testing.assert_close(attention(x, mask), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_group_layer_norm_is_a_layer_norm_per_token_type():
-    torch.manual_seed(0)
-    norm = GroupLayerNorm(d_model=6, num_token_types=3)
-    torch.nn.init.normal_(norm.weight)
-    torch.nn.init.normal_(norm.bias)
-    x, types = torch.randn(2, 4, 6), torch.tensor([[0, 1, 2, 1], [2, 2, 0, 1]])
-    actual = norm(x, types)
-    for row in range(2):
-        for i in range(4):
-            kind = types[row, i]
-            expected = F.layer_norm(x[row, i], (6,), norm.weight[kind], norm.bias[kind])
-            torch.testing.assert_close(actual[row, i], expected)
