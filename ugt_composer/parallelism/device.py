@@ -1,12 +1,17 @@
 """The device of this process, set up the same for runs and commands."""
 
 import os
+from typing import TypeVar
 
 import torch
 from composer.devices import Device, DeviceCPU, DeviceGPU
+from torch import nn
+from torchmetrics import Metric
 
 from ugt_composer.config import Config
 from ugt_composer.float32_product import allow_tf32
+
+T = TypeVar("T", bound=nn.Module)
 
 
 def own_device() -> torch.device:
@@ -31,10 +36,10 @@ def prepare_device(config: Config) -> torch.device:
 
 
 class PlacedGPU(DeviceGPU):
-    """A GPU that moves no model: a strategy that offloads has put it where it belongs."""
+    """A GPU that moves metrics and no model: a strategy that offloads has put that where it belongs."""
 
-    def module_to_device(self, module):
-        return module
+    def module_to_device(self, module: T) -> T:
+        return super().module_to_device(module) if isinstance(module, Metric) else module
 
 
 def composer_device(config: Config) -> Device:
