@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from tests.conftest import TINY, make_batch
@@ -227,14 +228,17 @@ def half() -> dict[str, Any]:
         }
 
 
-def accumulation_dtype() -> set[torch.dtype]:
-    """Of what a rank holds of gradients between two microbatches."""
+def accumulated() -> dict[torch.dtype, int]:
+    """{dtype: bytes} of what a rank holds of gradients between two microbatches."""
     strategy = make_strategy(param_dtype=HALF)
     strategy.before_microbatch(is_last=False)
     strategy.module(batch_of(dist.get_rank(), 0, 0)).backward()
-    groups = [m._get_fsdp_state()._fsdp_param_group for m in strategy.model.modules() if hasattr(m, "_get_fsdp_state")]
-    gradients = [p.unsharded_accumulated_grad for group in groups for p in group.fsdp_params]
-    return {gradient.dtype for gradient in gradients if gradient is not None}
+    groups = [m._get_fsdp_state()._fsdp_param_group for m in strategy.model.modules() if isinstance(m, FSDPModule)]
+    found: dict[torch.dtype, int] = {}
+    for gradient in (p.unsharded_accumulated_grad for group in groups for p in group.fsdp_params):
+        if gradient is not None:
+            found[gradient.dtype] = found.get(gradient.dtype, 0) + gradient.nbytes
+    return found
 
 
 def live_bytes() -> int:
@@ -283,7 +287,7 @@ def run_rank(rank: int, ranks: int, folder: str) -> None:
             "offloaded": train(cpu_offload=True)[1],
             "backends": backends(),
             "half": half(),
-            "accumulation": accumulation_dtype(),
+            "accumulated": accumulated(),
             "reference": {with_grad: reference_bytes(with_grad) for with_grad in (True, False)},
         }
     torch.save(results, f"{folder}/{rank}.pt")

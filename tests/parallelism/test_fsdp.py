@@ -14,9 +14,11 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tests.parallelism.fsdp_ranks import BATCHES, MICROBATCHES, UNITS, Toy, run_rank, train_alone
-from ugt_composer.config import FsdpConfig, ModelConfig
+from ugt_composer.config import FsdpConfig, ModelConfig, load_config
+from ugt_composer.errors import UserError
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.fsdp import flatten_experts, shard
+from ugt_composer.parallelism.memory import memory_per_rank
 
 DEADLINE = 300  # seconds
 pytestmark = pytest.mark.timeout(2 * DEADLINE)
@@ -84,14 +86,25 @@ def test_gradients_are_reduced_once_a_batch_unless_asked_for(ranks):
         assert results["every"]["reductions"] == BATCHES * UNITS * MICROBATCHES
 
 
-def test_gradients_of_microbatches_add_up_in_float32(two):
-    assert all(results["accumulation"] == {torch.float32} for results in two)
+def test_gradients_of_microbatches_add_up_in_float32_and_take_what_the_dry_run_says(two):
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in Toy(0).parameters()]
+    parameters, trainable = sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
+    estimate = memory_per_rank("fsdp", 0, 2, True, parameters, trainable, 1, accumulates=True)
+    [whole] = [held.bytes for held in estimate if held.name == "whole gradients"]
+    assert all(results["accumulated"] == {torch.float32: whole} for results in two)
 
 
 def test_half_precision_of_reductions_is_not_that_of_sums_over_microbatches():
     with pytest.raises(ValueError, match=r"reduce_dtype is bfloat16 with reduce_every_microbatch false.*expected"):
         FsdpConfig(reduce_dtype="bfloat16")
     assert FsdpConfig(reduce_dtype="bfloat16", reduce_every_microbatch=True).reduce_dtype == "bfloat16"
+
+
+def test_a_loss_scaler_with_gradients_in_host_memory_is_refused():
+    keys = ["parallelism.strategy=fsdp", "parallelism.fsdp.cpu_offload=true"]
+    with pytest.raises(UserError, match=r"amp_fp16 with parallelism.fsdp.cpu_offload true.*expected amp_bf16"):
+        load_config(overrides=[*keys, "precision=amp_fp16"])
+    assert load_config(overrides=[*keys, "precision=amp_bf16"]).parallelism.fsdp.cpu_offload
 
 
 def test_whole_tensors_have_the_shapes_of_the_model_and_go_into_another_one_unchanged(ranks):
