@@ -5,6 +5,7 @@ import os
 import torch
 from composer.devices import Device, DeviceCPU, DeviceGPU
 from composer.utils import dist
+from torchmetrics import Metric
 
 from ugt_composer.config import Config
 from ugt_composer.model.ugt import UGT
@@ -60,10 +61,10 @@ def own_device() -> torch.device:
 
 
 class PlacedGPU(DeviceGPU):
-    """A GPU that moves no model: a strategy that offloads has put it where it belongs."""
+    """A GPU that moves metrics but no model: a strategy that offloads has put it where it belongs."""
 
     def module_to_device(self, module):
-        return module
+        return super().module_to_device(module) if isinstance(module, Metric) else module
 
 
 def composer_device(config: Config) -> Device:
