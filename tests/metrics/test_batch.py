@@ -45,13 +45,11 @@ def evaluate_on_a_gpu():
     """Two evaluations under deterministic algorithms, waits counted; numbers do not matter here."""
     import warnings
 
-    from composer.devices import DeviceGPU
-
     from ugt_composer.metrics.batch import EvaluationBatch
     from ugt_composer.metrics.by_length import ByLength
     from ugt_composer.metrics.torch_metrics import evaluation_metrics
 
-    device, rows = DeviceGPU(device_id=0), 8
+    rows = 8
     metrics = evaluation_metrics({"loss": {}}, (5, 10, 20, 50), 1000)
     by_length = ByLength(10).to("cuda")
     with torch.device("cuda"):
@@ -61,8 +59,8 @@ def evaluate_on_a_gpu():
     recommended = Recommendations(ids, index, index, index)
 
     def begin():
-        for name, metric in metrics.items():
-            metrics[name] = device.module_to_device(metric)
+        for metric in metrics.values():
+            metric.to("cuda")
         for metric in metrics.values():
             metric.reset()
 
