@@ -7,7 +7,7 @@ PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check --n
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow check parity chaos bench format clean
+.PHONY: help install demo test test-slow test-gpu check parity chaos bench bench-gpu format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -37,6 +37,9 @@ test: $(INSTALLED)  ## the tests, about a quarter of an hour
 test-slow: $(INSTALLED)  ## the tests that take longer
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
+test-gpu: $(INSTALLED)  ## the tests for a machine with a GPU, a few minutes
+	$(BIN)/python -m pytest tests/gpu -m gpu
+
 check: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,8 +52,11 @@ chaos: $(INSTALLED)  ## a hundred random kills of small runs, and what they reco
 	$(BIN)/python benchmarks/chaos.py
 
 bench: $(INSTALLED)  ## the measured claims, each against its rival
-	@status=0; for script in $(filter-out %/parity.py %/chaos.py %/claims.py %/trained_models.py %/random_rows.py,$(wildcard benchmarks/*.py)); do \
+	@status=0; for script in $(filter-out %/parity.py %/gpu.py %/chaos.py %/claims.py %/trained_models.py %/random_rows.py,$(wildcard benchmarks/*.py)); do \
 		$(BIN)/python $$script || status=1; done; exit $$status
+
+bench-gpu: $(INSTALLED)  ## training steps, recommendation and kernels on one GPU, about six minutes
+	$(BIN)/python benchmarks/gpu.py
 
 format: $(INSTALLED)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .

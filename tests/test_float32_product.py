@@ -1,7 +1,10 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ugt_composer.float32_product import _matmul_without_tf32, allow_tf32, float32_matmul, tf32_is_allowed
+from ugt_composer.generation import item_scores
+from ugt_composer.losses import catalogue_contrastive, contrastive
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -54,3 +57,37 @@ def test_the_op_turns_tf32_off_where_it_was_allowed_by_its_newer_name(tf32_durin
     assert tf32_during_products == [False]
     assert torch.backends.cuda.matmul.fp32_precision == "tf32"
     assert torch.backends.cuda.matmul.allow_tf32
+
+
+class Products(TorchDispatchMode):
+    """Counts the matrix products that are computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += "mm" in func.overloadpacket.__name__
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize("module", [item_scores, catalogue_contrastive, contrastive])
+def test_tf32_reaches_no_similarity(monkeypatch, module, similarity):
+    calls = []
+
+    def counted(a, b):
+        calls.append(a)
+        return float32_matmul(a, b)
+
+    monkeypatch.setattr(module, "float32_matmul", counted)
+    users, items, rows = torch.randn(4, 8), torch.randn(4, 8), torch.arange(4)
+    with Products() as products:
+        if module is item_scores:
+            item_scores.ItemScores(users, items, 0.1, 1.0, similarity)(slice(0, 4))
+        elif module is catalogue_contrastive:
+            loss = catalogue_contrastive.CatalogueContrastiveLoss(0.1, similarity)
+            loss(users, items, items, rows, rows >= 0)
+        else:
+            contrastive.ContrastiveLoss(0.1, 9, 8, 0, similarity)(users, items, rows[:, None].expand(-1, 3), rows)
+    assert len(calls) == products.count > 0

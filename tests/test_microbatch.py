@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from composer.devices import DeviceCPU
+from composer.utils import dist
 
 from tests.conftest import CODEBOOKS
 from ugt_composer.data.codec import Row, encode_row
 from ugt_composer.data.collate import PackedRow, collate
+from ugt_composer.losses.normalization import batch_counts
 from ugt_composer.losses.unified import UnifiedLoss
-from ugt_composer.microbatch import split_batch
+from ugt_composer.microbatch import GlobalCounts, split_batch
 
 ROWS = 24
 
@@ -44,6 +47,50 @@ def test_a_microbatch_is_as_wide_as_its_longest_row():
     assert widths[-1] < widths[0] / 2
 
 
+def counted(batch):
+    return GlobalCounts(timeout=10.0).add(batch, DeviceCPU())
+
+
+def test_microbatches_are_views_of_one_batch():
+    batch = counted(make_batch(longest_first=True))
+    for piece in split_batch(batch, 5):
+        for name, tensor in piece.items():
+            assert tensor.untyped_storage().data_ptr() == batch[name].untyped_storage().data_ptr(), name
+
+
+def test_a_batch_goes_to_the_device_once_and_nothing_else_does():
+    class Watched(DeviceCPU):
+        moved = 0
+
+        def batch_to_device(self, batch):
+            self.moved += 1
+            return super().batch_to_device(batch)
+
+    device = Watched()
+    pieces = split_batch(GlobalCounts(timeout=10.0).add(make_batch(longest_first=True), device), 5)
+    assert (device.moved, len(pieces)) == (1, 5)
+
+
+def test_the_counts_are_those_of_the_batch():
+    batch = make_batch(longest_first=True)
+    counts = GlobalCounts(timeout=10.0)
+    torch.testing.assert_close(counts.add(batch, DeviceCPU())["batch_totals"], batch_counts(batch))
+    assert counts.rows == ROWS
+
+
+def test_ranks_with_different_numbers_of_rows_are_refused(monkeypatch):
+    counts = GlobalCounts(timeout=10.0)
+    own = [9.0, 9.0, 9.0, 0.0, 4.0, 4.0, 16.0]
+    other = [9.0, 9.0, 9.0, 0.0, 6.0, 6.0, 36.0]
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(counts._agreement, "agreed", lambda: [a + b for a, b in zip(own, other, strict=True)])
+    with pytest.raises(RuntimeError, match="rank 0 holds 24 rows of a batch, the 2 ranks together 10"):
+        counts.add(make_batch(longest_first=False), DeviceCPU())
+    monkeypatch.setattr(counts._agreement, "agreed", lambda: [2 * a for a in own])
+    counts.add(make_batch(longest_first=False), DeviceCPU())
+    assert counts.rows == 8
+
+
 @pytest.mark.parametrize("size", [5, 24])
 def test_loss_and_gradients_are_those_of_the_plain_batch(tiny_model, size):
     model, loss = tiny_model(), UnifiedLoss(repr_dim=32, lambda_moe_balance=0.0)
@@ -57,8 +104,8 @@ def test_loss_and_gradients_are_those_of_the_plain_batch(tiny_model, size):
             total += share.item()
         return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
-    whole, gradients = step(make_batch(longest_first=False), ROWS)
-    found, others = step(make_batch(longest_first=True), size)
+    whole, gradients = step(counted(make_batch(longest_first=False)), ROWS)
+    found, others = step(counted(make_batch(longest_first=True)), size)
     assert found == pytest.approx(whole, rel=1e-6)
     assert gradients.keys() == others.keys()
     for name, gradient in gradients.items():

@@ -40,7 +40,7 @@ class ComposerUGT(ComposerModel):
         loss: the stage's loss.
         reference: scores items for the preference loss to compare with (`Reference`). None: the scores come with the
             batch, or none are needed. It is no submodule: it is in no checkpoint and no optimizer.
-        trie: the catalogue; None recommends from the whole code space.
+        trie: the catalogue, on the device of the batches; None recommends from the whole code space.
         k_values: cut-offs of the ranking metrics.
         beam_width: beams a row, at least the largest cut-off.
         exclude_seen: evaluation never recommends an item of the history.
@@ -90,19 +90,24 @@ class ComposerUGT(ComposerModel):
             return self._forward(batch, recommend)
 
     def _forward(self, batch: Batch, recommend: bool) -> dict[str, Any]:
-        if self.trie is not None and self.trie.device != batch["labels"].device:
-            self.trie = self.trie.to(batch["labels"].device)
         with_item_vectors = self.unified_loss.has_catalogue_negatives or (recommend and self.item_score_weight > 0)
         outputs: dict[str, Any] = self.model(batch, self.trie, with_item_vectors)
         if self.unified_loss.has_catalogue_negatives:
             assert self.trie is not None
             outputs["item_rows"] = self.trie.find(batch["labels"][:, 0])
         if "rejected_logps" in outputs and (self.reference is not None or "reference_logps" in batch):
-            logps = batch["reference_logps"] if self.reference is None else self.reference(batch, self.trie)
+            logps = self._reference_logps(batch)
             outputs |= {"reference_chosen_logps": logps[:, 0], "reference_rejected_logps": logps[:, 1:]}
         if recommend:
             outputs["recommended"] = self._recommend(batch, outputs)
         return outputs
+
+    def _reference_logps(self, batch: Batch) -> Tensor:
+        if self.reference is None:
+            return batch["reference_logps"]
+        if self.reference.training != self.training:
+            self.reference.train(self.training)  # expert capacity holds in training only
+        return self.reference(batch, self.trie)
 
     def _recommend(self, batch: Batch, outputs: dict[str, Tensor]) -> Recommendations:
         seen = batch["encoder_ids"] if self.exclude_seen else None

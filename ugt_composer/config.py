@@ -298,6 +298,15 @@ class FsdpConfig:
     param_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     reduce_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     cpu_offload: bool = False
+    reduce_every_microbatch: bool = False
+
+    def __post_init__(self):
+        if self.reduce_dtype not in (None, "float32") and not self.reduce_every_microbatch:
+            raise ValueError(
+                f"parallelism.fsdp.reduce_dtype is {self.reduce_dtype} with reduce_every_microbatch false, which would "
+                f"add up the microbatches' gradients in {self.reduce_dtype}; expected reduce_every_microbatch true, or "
+                "reduce_dtype float32"
+            )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ugt_composer.data.manifest import PREFERENCE, Manifest, read_manifest
 from ugt_composer.errors import UserError
 from ugt_composer.metrics.by_length import ByLength
 from ugt_composer.model.ugt import UGT
+from ugt_composer.parallelism.device import prepare_device
 from ugt_composer.precision import precision_context
 from ugt_composer.preflight import resolve_precision
 from ugt_composer.s3_url import is_url
@@ -88,8 +89,8 @@ def evaluate(
         raise UserError(
             f"{reference}: no such folder, but preference rows need the reference; name it by --reference DIR"
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    composer_model = build_composer_model(config, model, catalogue).to(device).eval()
+    device = prepare_device(config)
+    composer_model = build_composer_model(config, model, catalogue, device).to(device).eval()
     if composer_model.reference is not None:
         composer_model.set_reference(composer_model.reference.to(device))
     metrics = {name: metric.to(device) for name, metric in composer_model.get_metrics(is_train=False).items()}

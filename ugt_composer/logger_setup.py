@@ -8,6 +8,8 @@ from composer.loggers import LoggerDestination, TensorboardLogger
 from composer.utils import dist
 
 from ugt_composer.callbacks.metrics_file import MetricsFile
+from ugt_composer.checkpoint.saving import save_on_rank_0
+from ugt_composer.checkpoint.whole_state import from_rank_0
 from ugt_composer.config import Config
 from ugt_composer.intervals import Every
 
@@ -49,7 +51,7 @@ def build_loggers(config: Config) -> list[LoggerDestination]:
                 name=config.run_name,
                 tags=list(wandb.tags),
                 # The same run again after a preemption, not a new one.
-                init_kwargs={"id": _run_id(config.save_folder), "resume": "allow"},
+                init_kwargs={"id": run_id(config.save_folder), "resume": "allow"},
             )
         )
     if mlflow is not None:
@@ -59,18 +61,26 @@ def build_loggers(config: Config) -> list[LoggerDestination]:
             MLFlowLogger(
                 experiment_name=mlflow.experiment_name,
                 tracking_uri=mlflow.tracking_uri,
-                run_name=f"{config.run_name}-{_run_id(config.save_folder)[:8]}",
+                run_name=f"{config.run_name}-{run_id(config.save_folder)[:8]}",
                 resume=True,
             )
         )
     return loggers
 
 
-def _run_id(folder: str) -> str:
-    """An id that belongs to the save folder: made by its first run, read by those that go on from it."""
+def run_id(folder: str) -> str:
+    """An id that belongs to the save folder: made by its first run, read by those that resume it. Rank 0 sends it, as
+    the other machines may not see its save folder. A collective.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
     path = Path(folder) / "run_id"
-    if not path.exists() and dist.get_global_rank() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(uuid.uuid4().hex)
-    dist.barrier()
-    return path.read_text()
+
+    def make() -> None:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(uuid.uuid4().hex)
+
+    save_on_rank_0(folder, make)
+    return from_rank_0(path.read_text() if dist.get_global_rank() == 0 else None)

@@ -22,3 +22,9 @@ def cpu_autocast(enabled: bool) -> AbstractContextManager:
 def cpu_multiplies_bf16() -> bool:
     """Whether this CPU has instructions for bfloat16 products, without which they take longer than float32 ones."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def gpu_multiplies_bf16() -> bool:
+    """Whether this GPU has instructions for bfloat16 products (NVIDIA from compute capability 8.0 on); older ones
+    emulate them, slower than float32."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)

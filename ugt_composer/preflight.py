@@ -18,7 +18,7 @@ from ugt_composer.data.item_matrix import read_catalogue_vectors
 from ugt_composer.data.manifest import PREFERENCE, Manifest, read_manifest, streams_of
 from ugt_composer.errors import UserError
 from ugt_composer.parallelism.deepspeed_config import engine_config
-from ugt_composer.precision import cpu_multiplies_bf16
+from ugt_composer.precision import cpu_multiplies_bf16, gpu_multiplies_bf16
 
 LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")  # of a socket's path; PyTorch's workers hang without it
 
@@ -62,6 +62,13 @@ def check_machine(config: Config) -> None:
             f"device_train_microbatch_size is auto with parallelism.strategy {strategy}, whose gradients cannot be "
             "computed a second time; expected a number, or strategy ddp"
         )
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if config.device_train_microbatch_size == "auto" and world_size > 1:
+        raise UserError(
+            f"device_train_microbatch_size is auto with {world_size} ranks, of which one that runs out of memory would "
+            "leave the others waiting for its gradients; expected a number, which one process finds (python train.py … "
+            f"global_train_batch_size={config.global_train_batch_size // world_size}) and logs"
+        )
     if strategy != "deepspeed":
         return
     if importlib.util.find_spec("deepspeed") is None:
@@ -69,7 +76,7 @@ def check_machine(config: Config) -> None:
     accelerator, own = os.environ.get("DS_ACCELERATOR"), "cuda" if has_gpu else "cpu"
     if accelerator not in (None, own):
         raise UserError(f"DS_ACCELERATOR is {accelerator!r}; expected {own}, which this machine has, or to be unset")
-    deepspeed_settings(config, precision, int(os.environ.get("WORLD_SIZE", "1")), num_parameters=1)
+    deepspeed_settings(config, precision, world_size, num_parameters=1)
 
 
 def deepspeed_settings(config: Config, precision: str, world_size: int, num_parameters: int) -> dict[str, Any]:
@@ -89,10 +96,11 @@ def deepspeed_settings(config: Config, precision: str, world_size: int, num_para
 
 
 def resolve_precision(precision: str) -> str:
-    """ "auto" is bf16 on a GPU and fp32 on a CPU. UserError for fp16 on a CPU, which has no use for it."""
+    """ "auto" is bf16 on a GPU that multiplies it, else fp32. UserError for fp16 on a CPU, which has no use for it."""
     has_gpu = torch.cuda.is_available()
     if precision == "auto":
-        return "amp_bf16" if has_gpu else "fp32"
+        # Not fp16 on an older GPU: its range is narrow, so that it is for the user to ask for.
+        return "amp_bf16" if has_gpu and gpu_multiplies_bf16() else "fp32"
     if not has_gpu and precision == "amp_fp16":
         raise UserError(
             "precision is amp_fp16, but this machine has no GPU; set precision=fp32, or amp_bf16, which is faster on "
@@ -102,9 +110,18 @@ def resolve_precision(precision: str) -> str:
 
 
 def about_precision(config: Config) -> str | None:
-    """That half precision is slow on this CPU, where it is."""
+    """That half precision is slow on this machine, or a faster one than what "auto" chose is there."""
     precision = resolve_precision(config.precision)
-    if precision == "fp32" or torch.cuda.is_available() or cpu_multiplies_bf16():
+    if torch.cuda.is_available():
+        if gpu_multiplies_bf16():
+            return None
+        gpu = torch.cuda.get_device_name()
+        if config.precision == "auto":
+            return f"precision is auto, which is fp32 on {gpu}: it does not multiply bf16; precision=amp_fp16 is faster"
+        if precision == "amp_bf16":
+            return f"precision is amp_bf16, which {gpu} only emulates: precision=amp_fp16 or fp32 is faster"
+        return None
+    if precision == "fp32" or cpu_multiplies_bf16():
         return None
     return (
         f"precision is {precision}, for which this CPU has no instructions (avx512_bf16, amx_bf16): it takes several "

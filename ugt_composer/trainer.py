@@ -48,17 +48,17 @@ from ugt_composer.data.loader import build_eval_loader, build_train_loader
 from ugt_composer.engine import ListeningEngine
 from ugt_composer.errors import UserError, nearest
 from ugt_composer.generation.trie import ItemTrie
-from ugt_composer.host_agreement import HostAgreement
 from ugt_composer.intervals import Every
 from ugt_composer.logger_setup import build_loggers
 from ugt_composer.losses.unified import UnifiedLoss
-from ugt_composer.microbatch import Uncopied, rows_in_batch
+from ugt_composer.microbatch import GlobalCounts, Uncopied
 from ugt_composer.model.build import build_model, freeze_untrained
 from ugt_composer.model.item_init import start_from_vectors
 from ugt_composer.model.reference import Reference
 from ugt_composer.model.ugt import UGT
 from ugt_composer.optim import create_optimizer, create_scheduler
-from ugt_composer.parallelism.build import build_strategy, composer_device
+from ugt_composer.parallelism.build import build_strategy
+from ugt_composer.parallelism.device import composer_device, own_device, prepare_device
 from ugt_composer.parallelism.group_timeouts import limit_groups
 from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.preflight import (
@@ -98,8 +98,7 @@ class UGTTrainer(Trainer):
         checkpoints.before_save = losses.check
         grace, timeout = config.preemption.grace, config.dist_timeout
         self.preemption = Preemption(checkpoints, random_state, grace, timeout, self._finish_batch)
-        self.rows = HostAgreement(timeout, torch.distributed.ReduceOp.SUM)  # of a batch: their sum
-        self.batch_rows: float | None = None  # their sum, from when it is agreed until the batch is counted
+        self.counts = GlobalCounts(timeout)
         self.dataset_place: dict[str, Any] | None = None  # of the checkpoint that the run went on from
         self.held = ExitStack()  # until close: the lock of the save folder
         super().__init__(
@@ -136,8 +135,9 @@ class UGTTrainer(Trainer):
             yield batch
 
     def _train_batch(self, use_grad_scaling: bool) -> dict[str, Tensor]:
-        """Composer's, but that it reads the losses back from the device in every step: there are none for it."""
-        self.rows.begin(rows_in_batch(self.state.batch))
+        """Runs Composer's on a batch that is on the device as a whole, and returns no losses: Composer would read them
+        back from the device in every step."""
+        self.state.batch = self.counts.add(self.state.batch, self.state.device)
         losses = super()._train_batch(use_grad_scaling)
         if losses:  # None where a scaler has skipped the step
             self.losses.keep(self.state.timestamp.batch.value + 1, losses)
@@ -146,8 +146,8 @@ class UGTTrainer(Trainer):
     def _train_microbatches(
         self, microbatches: Sequence[Batch], total_loss_dict: dict[str, Tensor], ddp_sync: bool = True
     ) -> Tensor:
-        """As Composer's, which however reads the mean size of the ranks' batches back from the device: here it is the
-        hosts' own."""
+        """As Composer's, which however moves each microbatch to the device by itself and reads the mean size of the
+        ranks' batches back from it: here the batch is there, and its size is the hosts' own."""
         state, spec, scaler = self.state, self._train_data_spec, self.state.scaler
         assert spec is not None
         assert scaler is not None  # made when fit starts
@@ -155,12 +155,13 @@ class UGTTrainer(Trainer):
         self.engine.run_event(Event.BEFORE_TRAIN_BATCH)
         for optimizer in state.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        (self.batch_rows,) = self.rows.agreed()
-        mean_rows = self.batch_rows / dist.get_world_size()
+        mean_rows = self.counts.rows / dist.get_world_size()
         batch = state.batch
         for number, piece in enumerate(microbatches, start=1):
-            state.batch = Uncopied(spec.microbatch_transforms(state.device.batch_to_device(piece)))
-            for name, loss in self._train_microbatch(scales, mean_rows, number == len(microbatches)).items():
+            state.batch = Uncopied(spec.microbatch_transforms(piece))
+            is_last = number == len(microbatches)
+            self.strategy.before_microbatch(is_last)
+            for name, loss in self._train_microbatch(scales, mean_rows, is_last).items():
                 key = f"loss/train/{name}"
                 total_loss_dict[key] = total_loss_dict.get(key, loss.new_zeros(1)) + loss
         state.batch = batch
@@ -174,11 +175,8 @@ class UGTTrainer(Trainer):
         self, num_samples: int | float, num_tokens: int, batch_time: timedelta
     ) -> tuple[int, int, timedelta]:
         """Composer's sums on the devices and reads the sums back. The hosts know them, and sum beside the training."""
-        if self.batch_rows is None:  # evaluation
-            self.rows.begin(num_samples)
-            (self.batch_rows,) = self.rows.agreed()
-        rows, self.batch_rows = int(self.batch_rows), None
-        return rows, num_tokens, batch_time
+        in_training = self.state.dataloader is self.state.train_dataloader
+        return self.counts.rows if in_training else self.counts.add_rows(num_samples), num_tokens, batch_time
 
     def _use_grad_scaling(self, precision: Any, scaler: Any) -> bool:
         return self.strategy.scaler is not None or super()._use_grad_scaling(precision, scaler)
@@ -351,6 +349,7 @@ def build_trainer(config: Config) -> UGTTrainer:
 
 def _build(config: Config, held: ExitStack) -> UGTTrainer:
     check_run(config)
+    prepare_device(config)
     device = composer_device(config)
     dist.initialize_dist(device, timeout=config.dist_timeout)
     if device.name == "cpu" and "OMP_NUM_THREADS" not in os.environ:
@@ -374,7 +373,7 @@ def _build(config: Config, held: ExitStack) -> UGTTrainer:
         check_reference_log_probs(config, on_this_machine(str(config.loss.reference_from or config.init_from)))
     precision = resolve_precision(config.precision)
     half_on_cpu = device.name == "cpu" and precision != "fp32"
-    composer_model = build_composer_model(config, model, catalogue, half_on_cpu)
+    composer_model = build_composer_model(config, model, catalogue, own_device(), half_on_cpu)
     best = check_best_metric(config, composer_model) if eval_loader is not None else None
     length = run_length(config, train_loader.dataloader.dataset.epoch_size)  # type: ignore[union-attr]
     strategy = build_strategy(
@@ -439,9 +438,13 @@ def _build(config: Config, held: ExitStack) -> UGTTrainer:
 
 
 def build_composer_model(
-    config: Config, model: UGT, catalogue: Catalogue | None, half_on_cpu: bool = False
+    config: Config, model: UGT, catalogue: Catalogue | None, device: torch.device, half_on_cpu: bool = False
 ) -> ComposerUGT:
-    """Model, loss and evaluation of a stage; what the stage does not train is frozen."""
+    """Model, loss and evaluation of a stage; what the stage does not train is frozen.
+
+    Args:
+        device: of the catalogue. The models stay on the host: a strategy places them.
+    """
     reference_from = config.loss.reference_from or config.init_from
     loss = UnifiedLoss(**config.loss.arguments, repr_dim=config.model.d_model, seed=config.seed)
     freeze_untrained(model, config.loss.lambda_contrastive)
@@ -452,14 +455,20 @@ def build_composer_model(
     reference = None
     if config.loss.needs_reference_model:
         assert reference_from is not None  # the config was refused without one
-        reference_model, _, facts = load_portable(on_this_machine(reference_from))
+        # As the policy drops tokens, so does the reference: both begin with the same numbers.
+        capacity = config.model.expert_capacity_factor
+        reference_model, _, facts = load_portable(
+            on_this_machine(reference_from), dropout=0.0, attention_dropout=0.0, expert_capacity_factor=capacity
+        )
         check_fingerprint(reference_from, facts, fingerprint_facts(catalogue))
+        if config.compile:
+            compile_layers(reference_model)
         reference = Reference(reference_model)
     return ComposerUGT(
         model=model,
         loss=loss,
         reference=reference,
-        trie=None if catalogue is None else ItemTrie.from_triples(catalogue.triples),
+        trie=None if catalogue is None else ItemTrie.from_triples(catalogue.triples).to(device),
         k_values=config.evaluation.k_values,
         beam_width=config.evaluation.beam_width,
         exclude_seen=config.evaluation.exclude_seen,

@@ -4,10 +4,12 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ugt_composer.losses import catalogue_contrastive
 from ugt_composer.losses.catalogue_contrastive import CatalogueContrastiveLoss
 from ugt_composer.losses.normalization import ROWS, TARGETS
+from ugt_composer.model.float32_linear import Float32Linear
 
 TEMPERATURE = 0.2
 B, N, D = 7, 11, 4
@@ -29,15 +31,15 @@ def make(seed=0, unknown=()):
     return users.requires_grad_(), own.requires_grad_(), items.requires_grad_(), rows, torch.ones(B, dtype=torch.bool)
 
 
-def brute_force(users, own, items, rows, valid, similarity):
+def brute_force(users, own, items, rows, valid, similarity, temperature=TEMPERATURE):
     """Loops over users and items, the item's own vector in the place of the catalogue's."""
     similar = torch.dot if similarity == "dot" else partial(F.cosine_similarity, dim=0)
     losses, right = [], []
     for b in range(B):
         if not valid[b]:
             continue
-        logit = similar(users[b], own[b]) / TEMPERATURE
-        others = [similar(users[b], items[n]) / TEMPERATURE for n in range(N) if n != rows[b]]
+        logit = similar(users[b], own[b]) / temperature
+        others = [similar(users[b], items[n]) / temperature for n in range(N) if n != rows[b]]
         losses.append(torch.stack([logit, *others]).logsumexp(0) - logit)
         right.append(all(logit > other for other in others))
     return torch.stack(losses).mean(), sum(right) / len(right)
@@ -114,10 +116,75 @@ def test_cosines_in_half_precision_are_computed_in_single():
     assert found == expected
 
 
-def test_dot_products_in_half_precision_are_the_softmax_of_a_half_precision_product():
+def test_dot_products_in_half_precision_are_half_precision_products_with_centred_items():
     users, own, items, rows, valid = make()
     with torch.autocast("cpu", torch.bfloat16):
         found, _ = CatalogueContrastiveLoss(1.0, "dot")(users, own, items, rows, valid)
-    expected = F.cross_entropy((users.bfloat16() @ items.bfloat16().T).float(), rows)
+    centred = (items - items.mean(0)).bfloat16()
+    expected = F.cross_entropy((users.bfloat16() @ centred.T).float(), rows)
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     assert found.dtype == torch.float32
+
+
+@pytest.mark.parametrize("offset", [0, 100, 10_000])
+@pytest.mark.parametrize("temperature", [1.0, 0.07])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("unknown", [(), (2, 5)])
+def test_what_all_items_have_in_common_changes_nothing_in_half_precision(pieces, offset, temperature, dtype, unknown):
+    """Against float64 without an offset. float16 ends at 65,504, which 10,000 / 0.07 is above."""
+    users, own, items, rows, valid = (x.detach() for x in make(unknown=unknown))
+    direction = F.normalize(torch.ones(D), dim=0)
+    users = users - (users @ direction)[:, None] * direction + direction  # each user's product with it is 1
+    users, spread = users * temperature, offset / temperature * direction  # logits of one size at any temperature
+    expected = [x.double().requires_grad_() for x in (users, own, items)]
+    loss, right = brute_force(*expected, rows, valid, "dot", temperature)
+    loss.backward()
+    shifted = [x.requires_grad_() for x in (users.clone(), own + spread, items + spread)]
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        found, metrics = CatalogueContrastiveLoss(temperature, "dot")(*shifted, rows, valid)
+    found.backward()
+    eps = max(torch.finfo(dtype).eps, (offset / temperature + 10) * torch.finfo(torch.float32).eps)
+    assert found.item() == pytest.approx(loss.item(), abs=2 * eps)
+    assert metrics["contrastive_u2i_acc"].item() == pytest.approx(right)
+    scale = expected[0].grad.abs().max().item()
+    torch.testing.assert_close(shifted[0].grad.double(), expected[0].grad, rtol=0, atol=4 * eps * scale)
+
+
+class TwoTables(nn.Module):
+    """Users and items by number, each with a projection, as the two sides of UGT are compared."""
+
+    def __init__(self, users: int, items: int, width: int, offset: float):
+        super().__init__()
+        torch.manual_seed(0)
+        self.users, self.items = nn.Embedding(users, width), nn.Embedding(items, width)
+        self.user_proj, self.item_proj = Float32Linear(width, width), Float32Linear(width, width)
+        nn.init.constant_(self.user_proj.bias, 1.0)
+        nn.init.constant_(self.item_proj.bias, offset / width)  # a user's product with it is about `offset`
+
+    def forward(self, rows: Tensor, targets: Tensor) -> Tensor:
+        items = self.item_proj(self.items.weight)
+        loss_of, valid = CatalogueContrastiveLoss(1.0, "dot"), torch.ones_like(rows, dtype=torch.bool)
+        return loss_of(self.user_proj(self.users(rows)), items[targets], items, targets, valid)[0]
+
+
+@pytest.mark.parametrize("offset", [0, 2_000])
+def test_training_in_half_precision_follows_single_and_does_not_push_the_offset(offset):
+    losses, pushed = {}, {}
+    for in_half in (False, True):
+        model = TwoTables(users=64, items=200, width=16, offset=offset)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        generator = torch.Generator().manual_seed(1)
+        losses[in_half], pushed[in_half] = [], 0.0
+        for _ in range(300):
+            rows = torch.randint(64, (32,), generator=generator)
+            targets = (rows * 3 + torch.randint(3, (32,), generator=generator)) % 200  # each user has three items
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=in_half):
+                loss = model(rows, targets)
+            loss.backward()
+            optimizer.step()
+            pushed[in_half] = max(pushed[in_half], model.item_proj.bias.grad.abs().max().item())
+            losses[in_half].append(loss.item())
+    assert losses[False][0] > 4 * losses[False][-1]
+    torch.testing.assert_close(torch.tensor(losses[True]), torch.tensor(losses[False]), rtol=0.02, atol=0.02)
+    assert max(pushed.values()) < 1e-5  # it is 0 but for float32's rounding, which half precision's would be 1e-3 of

@@ -267,6 +267,31 @@ def test_half_precision_and_autocast_compute_in_float32():
     torch.testing.assert_close(value, exact)
 
 
+@pytest.mark.parametrize("offset", [0, 100, 10_000])
+@pytest.mark.parametrize("side", ["items", "users"])
+def test_what_all_vectors_of_a_side_have_in_common_changes_nothing_against_them(side, offset):
+    """An offset of the items moves no softmax over items, but those over users, and the other way round. So each is
+    looked at alone, against float64 without the offset."""
+    width, temperature = 512, 0.07
+    rng = np.random.default_rng(0)
+    direction = torch.tensor(rng.normal(size=width))
+    direction /= direction.norm()
+    fixed, moving = torch.tensor(rng.normal(size=(2, 8, width)))
+    fixed += direction - (fixed @ direction)[:, None] * direction  # the product of each with the direction is 1
+    moving *= 4 / width**0.5
+    expected = (fixed @ moving.T / temperature).log_softmax(-1)
+    moving += offset * direction
+    users, items = (fixed, moving) if side == "items" else (moving, fixed)
+    numbers = torch.arange(8)
+    loss = ContrastiveLoss(temperature, 7, width, SEED, "dot")
+    pool = _gather_pool(users.float(), items.float(), numbers[:, None].expand(-1, 3), numbers, numbers >= 0)
+    u2i, i2u = loss._logits(users.float(), items.float(), pool.item_ids, pool, numbers)
+    found = (u2i if side == "items" else i2u).double().log_softmax(-1)
+    # A row's own pair comes first, and is -inf among the others.
+    whole = torch.where(torch.eye(8, dtype=torch.bool), found[:, :1], found[:, 1:9])
+    torch.testing.assert_close(whole, expected, rtol=0, atol=1e-4 + offset * 1e-6)
+
+
 @pytest.mark.parametrize("arguments", [{"temperature": 0.0}, {"num_negatives": 0}])
 def test_settings_that_mean_nothing_are_errors(arguments):
     with pytest.raises(ValueError, match=r"loss\..*found 0"):

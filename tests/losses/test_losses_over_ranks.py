@@ -83,10 +83,6 @@ def run_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
     results: dict[str, Any] = {name: train(name, rank) for name in CASES}
-    try:
-        ToyModel(**ALL_ON)(make_batch(8 + rank))
-    except RuntimeError as error:
-        results["uneven ranks"] = str(error)
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -132,7 +128,3 @@ def test_the_cases_reach_what_they_are_for(ranks):
 def test_the_balance_loss_is_the_same_on_every_rank(ranks):
     for one, other in zip(ranks[0]["memory fills up"], ranks[1]["memory fills up"], strict=True):
         assert one["moe_balance_loss"] == other["moe_balance_loss"]
-
-
-def test_ranks_with_different_numbers_of_rows_are_an_error_on_each(ranks):
-    assert all("different numbers of rows" in results["uneven ranks"] for results in ranks)

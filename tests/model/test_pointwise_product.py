@@ -7,7 +7,7 @@ from ugt_composer.model.pointwise_product import ACTIVATIONS, pointwise_product
 N, S, D = 6, 5, 3
 
 
-@pytest.fixture(params=[1 << 20, 2 * S * S * 4, 1], ids=["at once", "two heads", "one head"], autouse=True)
+@pytest.fixture(params=[1 << 20, 2 * S * S * 4, 1], ids=["at once", "two heads", "one head"])
 def pieces(request, monkeypatch):
     monkeypatch.setitem(module.PIECE_BYTES, "cpu", request.param)
 
@@ -17,6 +17,7 @@ def make(dtype=torch.float32, heads=N):
     return [torch.randn(heads, S, D, generator=generator, dtype=dtype).requires_grad_() for _ in range(3)]
 
 
+@pytest.mark.usefixtures("pieces")
 @pytest.mark.parametrize("activation", ["silu", "relu"])
 def test_values_and_gradients_are_those_of_the_plain_form(activation):
     ours, theirs = make(), make()
@@ -30,6 +31,7 @@ def test_values_and_gradients_are_those_of_the_plain_form(activation):
         torch.testing.assert_close(mine.grad, other.grad)
 
 
+@pytest.mark.usefixtures("pieces")
 @pytest.mark.parametrize("activation", ["silu", "relu"])
 def test_gradients_are_those_of_finite_differences(activation):
     assert torch.autograd.gradcheck(lambda *x: pointwise_product(*x, activation), make(torch.float64))
@@ -44,3 +46,72 @@ def test_the_weights_are_not_kept_for_the_backward_pass():
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda x: x):
         pointwise_product(*make(), "silu")
     assert set(kept) == {(N, S, D)}
+
+
+@pytest.mark.parametrize("activation", ["silu", "relu"])
+def test_the_operators_are_what_they_promise_to_the_compiler(activation):
+    torch.library.opcheck(module._product, (*make(), activation))
+    q, k, v = (tensor.detach() for tensor in make())
+    torch.library.opcheck(module._gradients, (torch.randn(N, S, D), q, k, v, activation))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_heads_in_any_memory_layout_give_the_same(compiled):
+    forward = pointwise_product
+    if compiled:
+        forward = torch.compile(lambda q, k, v: pointwise_product(q, k, v, "silu"), backend="aot_eager", fullgraph=True)
+    plain, turned = make(), [x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_() for x in make()]
+    pointwise_product(*plain, "silu").square().sum().backward()
+    (forward(*turned) if compiled else forward(*turned, "silu")).square().sum().backward()
+    for mine, other in zip(turned, plain, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad)
+
+
+def test_under_autocast_inputs_of_several_dtypes_are_multiplied_in_its_own():
+    q, k, v = (tensor.detach().bfloat16() for tensor in make())
+    mixed = [q.requires_grad_(), k.float().requires_grad_(), v.float().requires_grad_()]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = pointwise_product(*mixed, "silu")
+        plain = ACTIVATIONS["silu"](mixed[0] @ mixed[1].transpose(1, 2)) @ mixed[2]
+    assert found.dtype == plain.dtype == torch.bfloat16
+    torch.testing.assert_close(found, plain)
+    found.float().sum().backward()
+    assert [tensor.grad.dtype for tensor in mixed] == [torch.bfloat16, torch.float32, torch.float32]
+    exact = [tensor.detach().double().requires_grad_() for tensor in mixed]
+    (ACTIVATIONS["silu"](exact[0] @ exact[1].transpose(1, 2)) @ exact[2]).sum().backward()
+    for mine, other in zip(mixed, exact, strict=True):
+        assert (mine.grad - other.grad).norm() < 0.02 * other.grad.norm()
+
+
+def largest_allocation(run):
+    """Bytes of the largest tensor that is allocated while it runs."""
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run()
+    events = profile.profiler.kineto_results.events()
+    return max(event.nbytes() for event in events if event.name() == "[memory]")
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_weights_of_all_heads_never_exist_together(compiled, monkeypatch):
+    heads, length = 8, 128
+    of_a_head = length * length * 4
+    monkeypatch.setitem(module.PIECE_BYTES, "cpu", 2 * of_a_head)
+    inputs = [torch.randn(heads, length, D, requires_grad=True) for _ in range(3)]
+    for forward, expected in (
+        (lambda q, k, v: pointwise_product(q, k, v, "silu"), 2 * of_a_head),
+        (lambda q, k, v: torch.relu(q @ k.transpose(1, 2)) @ v, heads * of_a_head),
+    ):
+        run = torch.compile(forward, backend="aot_eager", fullgraph=True) if compiled else forward
+        run(*inputs).sum().backward()  # compiles
+        assert largest_allocation(lambda run=run: run(*inputs).sum().backward()) == expected
+
+
+def test_an_exported_program_knows_no_operator_of_this_package():
+    class Product(torch.nn.Module):
+        def forward(self, q, k, v):
+            return pointwise_product(q, k, v, "silu")
+
+    inputs = tuple(tensor.detach() for tensor in make())
+    program = torch.export.export(Product(), inputs, strict=False)
+    assert not any("ugt" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(*inputs), pointwise_product(*inputs, "silu"))

@@ -13,14 +13,20 @@ import torch
 from composer import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ugt_composer import host_agreement
+from ugt_composer import host_agreement, microbatch
 from ugt_composer.model import moe
 from ugt_composer.trainer import build_trainer
 
 READS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__")
 SIZED_BY_VALUES = ("nonzero", "masked_select", "unique", "_unique2", "unique_dim", "_local_scalar_dense", "equal")
-# Tensors that never were on the device: what hosts agree on, what data is read into, an optimizer's count of its steps.
-ON_HOST = (host_agreement.__file__, str(Path(host_agreement.__file__).parent / "data"), "torch/optim")
+# Tensors that are not on the device: what hosts agree on, a batch that is still to be moved, what data is read into, an
+# optimizer's count of its steps.
+ON_HOST = (
+    host_agreement.__file__,
+    microbatch.__file__,
+    str(Path(host_agreement.__file__).parent / "data"),
+    "torch/optim",
+)
 
 
 class Counted(TorchDispatchMode):

@@ -1,6 +1,8 @@
 """A model that the next stage, the command line and a stranger can load: `model.safetensors` and `config.yaml`."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -102,11 +104,16 @@ def check_portable(folder: str | Path) -> None:
     )
 
 
-def load_portable(folder: str | Path) -> tuple[UGT, Config, dict[str, str]]:
-    """The model in evaluation mode, its config and its facts. UserError where the folder is no portable model."""
+def load_portable(folder: str | Path, **changes: Any) -> tuple[UGT, Config, dict[str, str]]:
+    """The model in evaluation mode, its config and its facts. UserError where the folder is no portable model.
+
+    Args:
+        changes: keys of `model.*` whose value is to be another one than the folder's config says, such as dropout.
+    """
     path = _existing(folder, CONFIG)
     check_portable(folder)
     config = load_config(path)
+    config = replace(config, model=replace(config.model, **changes))
     model = build_model(config.model, config.seed)
     facts = _load_checked(model, config.model, folder)
     return model.eval(), config, facts

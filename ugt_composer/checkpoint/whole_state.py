@@ -16,7 +16,8 @@ from ugt_composer.parallelism.strategy import Strategy
 
 class HostMemory:
     """Where copies of a model's tensors go. Copies into memory that was used before are several times faster; what the
-    last copies were needed for has to be done by then. Beside a GPU the memory is pinned."""
+    last copies were needed for has to be done by then. Beside a GPU the memory is pinned, and holds nothing before
+    `wait_for_copies`."""
 
     def __init__(self) -> None:
         self._tensors: dict[tuple[str, ...], Tensor] = {}
@@ -26,7 +27,13 @@ class HostMemory:
         if kept is None or (kept.shape, kept.dtype) != (value.shape, value.dtype):
             kept = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
             self._tensors[name] = kept
-        return kept.copy_(value.detach())
+        return kept.copy_(value.detach(), non_blocking=True)
+
+
+def wait_for_copies(device: torch.device) -> None:
+    """One wait for all copies from a device that were begun."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def gather_weights(strategy: Strategy, memory: HostMemory | None = None) -> dict[str, Tensor]:
@@ -43,6 +50,7 @@ def gather_weights(strategy: Strategy, memory: HostMemory | None = None) -> dict
             weights[name] = memory.copy(value, name)
     if dist.get_global_rank() == 0:
         weights |= {name: memory.copy(buffer, name) for name, buffer in buffers_of(strategy).items()}
+    wait_for_copies(strategy.device)
     return weights
 
 
@@ -54,6 +62,7 @@ def gather_optimizer(strategy: Strategy, memory: HostMemory | None = None) -> di
         values = strategy.read_moments(parameter)  # a collective
         if values and dist.get_global_rank() == 0:
             moments[name] = {key: memory.copy(value, name, key) for key, value in values.items()}
+    wait_for_copies(strategy.device)
     return {"moments": moments, "groups": group_settings(strategy)}
 
 

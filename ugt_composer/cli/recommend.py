@@ -43,21 +43,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     # Heavy imports wait until the arguments are known to be good, so that --help is quick.
-    import torch
-
     from ugt_composer.cli.histories import history_settings, read_histories
     from ugt_composer.cli.loading import check_positive, load_trained, with_item_scores
     from ugt_composer.generation.trie import ItemTrie
+    from ugt_composer.parallelism.device import prepare_device
     from ugt_composer.recommender import Recommender, batched
 
     check_positive(arguments, "k", "beam_width", "batch_size")
     model, config, _, catalogue = load_trained(arguments.checkpoint, arguments.catalogue)
     config = with_item_scores(config, catalogue, arguments.item_score_weight)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     trie = None if catalogue is None else ItemTrie.from_triples(catalogue.triples)
     weight, loss = config.evaluation.item_score_weight, config.loss
     how = (weight, loss.contrastive_temperature, loss.contrastive_similarity)
-    recommender = Recommender(model.to(device), trie, *how)
+    recommender = Recommender(model.to(prepare_device(config)), trie, *how)
     settings = history_settings(config.model.codebook_sizes, config.model.max_seq_len)
     show = _print_json if arguments.json else _print_table
     for users in batched(read_histories(arguments.history, settings, catalogue), arguments.batch_size):

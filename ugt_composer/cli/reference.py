@@ -34,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    import torch
     from tqdm import tqdm
 
     from ugt_composer.checkpoint.stored import model_folder
@@ -44,6 +43,7 @@ def main(arguments: argparse.Namespace) -> int:
     from ugt_composer.errors import UserError
     from ugt_composer.generation.trie import ItemTrie
     from ugt_composer.model.reference import Reference
+    from ugt_composer.parallelism.device import prepare_device
     from ugt_composer.preflight import resolve_precision
     from ugt_composer.reference_log_probs import write_reference_log_probs
 
@@ -53,7 +53,7 @@ def main(arguments: argparse.Namespace) -> int:
     (manifest,) = check_data(config, "--data", [StreamConfig(local=arguments.data)])
     if manifest.kind != PREFERENCE:
         raise UserError(f"--data {arguments.data} holds {manifest.kind} rows; expected ones of --kind preference")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = prepare_device(config)
     trie = None if catalogue is None else ItemTrie.from_triples(catalogue.triples).to(device)
     with tqdm(total=manifest.rows, unit=" rows", desc="scoring", disable=None, leave=False) as bar:
         rows = write_reference_log_probs(

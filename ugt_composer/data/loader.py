@@ -189,6 +189,7 @@ def build_eval_loader(config: Config) -> DataSpec | None:
         num_workers=data.num_workers,
         timeout=config.dist_timeout,
         batch_size=config.device_eval_batch_size,
+        pin_memory=torch.cuda.is_available(),
     )
     return DataSpec(loader, get_num_samples_in_batch=rows_in_batch, split_batch=lambda batch, _: [batch])
 

@@ -79,11 +79,13 @@ def score_items(heads: LevelHeads, hidden: Tensor, ids: Tensor, trie: ItemTrie |
     """
     if trie is not None:
         return _over_catalogue(heads, hidden, ids, trie)
-    per_item = hidden.unsqueeze(1).expand(-1, ids.shape[1], -1)
+    # Products of matrices: of three dimensions, PyTorch would choose between two ways by whether a gradient is wanted,
+    # and a policy would differ from an equal reference in the last bits.
+    per_item, flat = hidden.repeat_interleave(ids.shape[1], dim=0), ids.flatten(0, 1)
     total = _log_softmax_at(heads(0, hidden, ids.new_empty(ids.shape[0], 0)), ids[..., 0])
     for level in range(1, LEVELS):
-        logits = heads(level, per_item, ids[..., :level])
-        total = total + _log_softmax_at(logits, ids[..., level, None]).squeeze(-1)
+        logits = heads(level, per_item, flat[:, :level])
+        total = total + _log_softmax_at(logits, flat[:, level, None]).view_as(total)
     return total
 
 

@@ -4,11 +4,13 @@ Shapes: B users, n items, D width.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ugt_composer.float32_product import float32_matmul
 
 Similarity = Literal["cosine", "dot"]
 
@@ -37,7 +39,12 @@ class ItemScores:
 
     def __call__(self, rows: slice) -> Tensor:
         """float32 (b, n) for a slice of the users."""
-        with torch.autocast(self.users.device.type, enabled=False):
-            users, items = (comparable(x, self.similarity) for x in (self.users[rows], self.items))
-            logits = users @ items.T
-            return self.weight * (logits / self.temperature).log_softmax(dim=-1)
+        users = comparable(self.users[rows], self.similarity)
+        logits = float32_matmul(users, self._centred_items.T) / self.temperature
+        return self.weight * logits.log_softmax(dim=-1)
+
+    @cached_property
+    def _centred_items(self) -> Tensor:
+        """(n, D). The softmax does not change when all items lose the same vector, and the products become exact."""
+        items = comparable(self.items, self.similarity)
+        return items - items.mean(dim=0)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ugt_composer.float32_product import float32_matmul
 from ugt_composer.generation.item_scores import Similarity, comparable
 from ugt_composer.losses.normalization import TARGETS, batch_mean
 
@@ -19,8 +20,12 @@ class CatalogueContrastiveLoss(nn.Module):
     Logits are similarities over the temperature. There is no sum from item to user: a catalogue knows no other users.
     Each row stands for itself, so the loss is the same for any split into microbatches and ranks.
 
-    Under autocast dot products are made in its dtype, like the logits of any softmax over a vocabulary. Cosines are
-    not: divided by a small temperature, half precision would be off by several hundredths.
+    The softmax does not change when all items lose the same vector, so nothing keeps what they have in common small:
+    the training may let it grow to thousands of times what tells items apart. They lose their mean in float32, before
+    products are rounded, and with it its gradient, which is 0 but for rounding.
+
+    Under autocast dot products are then made in its dtype, like the logits of any softmax over a vocabulary. Cosines
+    are float32: divided by a small temperature, half precision would be off by several hundredths.
     """
 
     def __init__(self, temperature: float = 0.07, similarity: Similarity = "cosine"):
@@ -46,11 +51,14 @@ class CatalogueContrastiveLoss(nn.Module):
         returns: loss (), and `contrastive_u2i_acc`, the share of rows whose item scores above every other
         """
         device = user_repr.device.type
-        with torch.autocast(device, enabled=self.similarity == "dot" and torch.is_autocast_enabled(device)):
-            users, own_items, items = (comparable(x, self.similarity) for x in (user_repr, item_repr, catalogue_repr))
-            users = users / self.temperature
-            own = (users * own_items).sum(dim=-1)
-            log_sum, own_logits, better = _over_catalogue(users, items, own.detach(), item_rows)
+        in_half = self.similarity == "dot" and torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if in_half else torch.float32
+        users, own_items, items = (comparable(x, self.similarity) for x in (user_repr, item_repr, catalogue_repr))
+        users, centre = users / self.temperature, items.mean(dim=0)
+        items, own_items = (items - centre).to(dtype), (own_items - centre).to(dtype)
+        # Rounded as products of matrices are: other items are compared with it.
+        own = (users.to(dtype).float() * own_items.float()).sum(dim=-1).to(dtype).float()
+        log_sum, own_logits, better = _over_catalogue(users, items, own.detach(), item_rows)
         row_losses = torch.where(item_rows < 0, torch.logaddexp(log_sum, own) - own, log_sum - own_logits)
 
         def mean(row_values: Tensor) -> Tensor:
@@ -61,21 +69,24 @@ class CatalogueContrastiveLoss(nn.Module):
 
 
 def _over_catalogue(users: Tensor, items: Tensor, own: Tensor, item_rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of users (B, D) against items (n, D), (B,) each: log Σ exp(users · items), the logit of item `item_rows` (0 where
-    that is -1), and how many other items have a logit of `own` or more."""
+    """Of users (B, D) against items (n, D), whose dtype the products have, (B,) each: log Σ exp(users · items), the
+    logit of item `item_rows` (0 where that is -1), and how many other items have a logit of `own` or more."""
     size = max(1, LOGITS_BYTES // (4 * max(1, len(users))))
     if len(items) <= size:
         return _over_part(users, items, own, item_rows)
     parts = [
-        checkpoint(_over_part, users, items[start : start + size], own, item_rows - start, use_reentrant=False)
-        for start in range(0, len(items), size)
+        checkpoint(_over_part, users, part, own, item_rows - number * size, use_reentrant=False)
+        for number, part in enumerate(items.split(size))
     ]
     log_sums, own_logits, better = (torch.stack(values) for values in zip(*parts, strict=True))
     return log_sums.logsumexp(dim=0), own_logits.sum(dim=0), better.sum(dim=0)
 
 
 def _over_part(users: Tensor, items: Tensor, own: Tensor, item_rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    logits = (users @ items.T).float()
+    if items.dtype == torch.float32:
+        logits = float32_matmul(users, items.T)
+    else:
+        logits = (users.to(items.dtype) @ items.T).float()
     is_better = logits.detach() >= own[:, None]
     is_here = (item_rows >= 0) & (item_rows < len(items))
     place = item_rows.clamp(0, len(items) - 1)[:, None]

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ugt_composer.errors import UserError
+from ugt_composer.float32_product import float32_matmul
 from ugt_composer.generation.item_scores import Similarity, comparable
-from ugt_composer.losses.ranks import check_equal_rows, gather_rows, rank, world_size
+from ugt_composer.losses.ranks import gather_rows, rank, world_size
 from ugt_composer.vocabulary import LEVELS
 
 
@@ -73,13 +74,11 @@ class ContrastiveLoss(nn.Module):
         """
         if valid is None:
             valid = torch.ones_like(row_ids, dtype=torch.bool)
-        # Logits are similarities divided by a small temperature: half precision would be off by several hundredths.
-        with torch.autocast(user_repr.device.type, enabled=False):
-            users, items = comparable(user_repr, self.similarity), comparable(item_repr, self.similarity)
-            pool = _gather_pool(users, items, item_ids, row_ids, valid)
-            candidates = self._candidates(pool)
-            u2i, i2u = self._logits(users, items, item_ids, pool, candidates)
-            row_losses = ((u2i.logsumexp(dim=-1) - u2i[:, 0]) + (i2u.logsumexp(dim=-1) - i2u[:, 0])) / 2
+        users, items = comparable(user_repr, self.similarity), comparable(item_repr, self.similarity)
+        pool = _gather_pool(users, items, item_ids, row_ids, valid)
+        candidates = self._candidates(pool)
+        u2i, i2u = self._logits(users, items, item_ids, pool, candidates)
+        row_losses = ((u2i.logsumexp(dim=-1) - u2i[:, 0]) + (i2u.logsumexp(dim=-1) - i2u[:, 0])) / 2
 
         def mean(row_values: Tensor) -> Tensor:
             # Own rows over the rows of all ranks, times the ranks: the average over ranks is the mean over all rows.
@@ -109,6 +108,10 @@ class ContrastiveLoss(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Similarities over temperature, the row's own pair first, -inf for what is not a negative of the row.
 
+        They are float32 products: divided by a small temperature, half precision would be off by several hundredths.
+        Neither softmax changes when all vectors on its other side lose the same one, so these lose their mean and a
+        large common part does not take up float32's digits.
+
         returns: user to items (B, 1 + C + M), item to users (B, 1 + C)
         """
         own_rows = torch.arange(len(users), device=users.device) + rank() * len(users)
@@ -121,14 +124,18 @@ class ContrastiveLoss(nn.Module):
         wanted = self.num_negatives - (pool.valid.sum() - 1)  # what the other items of the batch leave open
         is_remembered = (self.memory_valid & (ages < wanted)) & ~_same_item(item_ids, self.memory_ids)
 
-        # A copy: the buffer is written before the backward pass reads it.
-        memory = self.memory_vectors.to(torch.float32, copy=True)
-        own = (users * items).sum(dim=-1, keepdim=True)
-        to_items = (users @ pool.items.index_select(0, candidates).T).masked_fill(~is_negative, float("-inf"))
-        to_memory = (users @ memory.T).masked_fill(~is_remembered, float("-inf"))
-        to_users = (items @ pool.users.index_select(0, candidates).T).masked_fill(~is_negative, float("-inf"))
-        u2i = torch.cat([own, to_items, to_memory], dim=1) / self.temperature
-        i2u = torch.cat([own, to_users], dim=1) / self.temperature
+        user_mean, item_mean = _mean_of_valid(pool.users, pool.valid), _mean_of_valid(pool.items, pool.valid)
+        # A new tensor: the buffer is written before the backward pass reads it.
+        memory = self.memory_vectors.float() - item_mean
+        own_item = (users * (items - item_mean)).sum(dim=-1, keepdim=True)
+        own_user = (items * (users - user_mean)).sum(dim=-1, keepdim=True)
+        to_items = float32_matmul(users, (pool.items.index_select(0, candidates) - item_mean).T)
+        to_users = float32_matmul(items, (pool.users.index_select(0, candidates) - user_mean).T)
+        to_items = to_items.masked_fill(~is_negative, float("-inf"))
+        to_users = to_users.masked_fill(~is_negative, float("-inf"))
+        to_memory = float32_matmul(users, memory.T).masked_fill(~is_remembered, float("-inf"))
+        u2i = torch.cat([own_item, to_items, to_memory], dim=1) / self.temperature
+        i2u = torch.cat([own_user, to_users], dim=1) / self.temperature
         return u2i, i2u
 
     @torch.no_grad()
@@ -163,13 +170,17 @@ class _Pool(NamedTuple):
 
 
 def _gather_pool(users: Tensor, items: Tensor, item_ids: Tensor, row_ids: Tensor, valid: Tensor) -> _Pool:
-    check_equal_rows(len(users), users.device)
     vectors = gather_rows(torch.cat([users, items], dim=1))
     numbers = gather_rows(torch.cat([item_ids, row_ids[:, None], valid[:, None].long()], dim=1))
     order = torch.argsort(torch.where(numbers[:, -1].bool(), numbers[:, -2], _INT64_MAX), stable=True)
     vectors, numbers = vectors.index_select(0, order), numbers[order]
     all_users, all_items = vectors.split(users.shape[1], dim=1)
     return _Pool(all_users, all_items, numbers[:, :LEVELS], numbers[:, -2], numbers[:, -1].bool(), order)
+
+
+def _mean_of_valid(vectors: Tensor, valid: Tensor) -> Tensor:
+    """(D,) of vectors (R, D), without a gradient; 0 where none of valid (R,) is true."""
+    return torch.where(valid[:, None], vectors.detach(), 0.0).sum(dim=0) / valid.sum().clamp(min=1)
 
 
 def _same_item(item_ids: Tensor, others: Tensor) -> Tensor:

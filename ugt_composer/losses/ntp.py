@@ -69,6 +69,5 @@ class NextTokenPredictionLoss(nn.Module):
             spread = log_probs.masked_fill(~is_class, 0.0).sum(dim=-1) / is_class.sum(dim=-1)
             spread = torch.where(wanted != IGNORE_INDEX, spread, 0.0).sum()
             total = (1 - self.label_smoothing) * total - self.label_smoothing * spread
-        # Half-precision logits are not upcast for the argmax: it needs their order only.
         correct = (logits.detach().argmax(dim=-1) == labels) & counted
         return total, correct.sum().float(), counted.sum()

@@ -29,18 +29,6 @@ def sum_over_ranks(local: Tensor) -> Tensor:
     return _SumOverRanks.apply(local) if world_size() > 1 else local
 
 
-def check_equal_rows(rows: int, device: torch.device) -> None:
-    """Raises if the ranks hold different numbers of rows: their collectives would hang or mix rows up.
-
-    The comparison stays on the device, so the host does not wait for it.
-    """
-    if world_size() == 1:
-        return
-    counts = torch.empty(world_size(), dtype=torch.int64, device=device)
-    dist.all_gather_into_tensor(counts, torch.full((1,), rows, dtype=torch.int64, device=device))
-    torch._assert_async((counts == rows).all(), "the ranks hold microbatches of different numbers of rows")
-
-
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, local: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from ugt_composer.model.ugt import UGT
 
 def build_model(config: ModelConfig, seed: int) -> UGT:
     """A UGT initialised from `seed`; the global random state is left as it was."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the host; no GPU's state is asked for
         torch.manual_seed(seed)
         return UGT(**asdict(config))
 

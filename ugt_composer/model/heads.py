@@ -45,20 +45,25 @@ class LevelHead(nn.Module):
         hidden: (..., D); (B, W, D) where ids are given
         prefix: (..., level) int64
         beam, ids: (B, R) int64, the ids that logits are wanted of, and which of the W prefixes each is below, ascending
-        returns: logits (..., V_level), or (B, R)
+        returns: logits (..., V_level), or (B, R), float32 but for the rounding of the products under autocast
         """
         if self.level > 0:
             mixed = F.silu(self.hidden_proj(hidden) + self.prefix_proj(embedding(prefix)))
             hidden = hidden + self.out_proj(mixed)
         weight = embedding.output_weight(self.level) if self.weight is None else self.weight
+        bias = self.bias.float()
+        if _rounds_products(weight):
+            # The softmax does not see what all ids have in common, and so nothing keeps it small. It is subtracted
+            # before the products are rounded, as rounding errors grow with it.
+            weight, bias = weight - weight.mean(dim=0), bias - bias.mean()
         states = self.norm(hidden)
         if beam is None or ids is None:
-            return F.linear(states, weight, self.bias)
+            return F.linear(states, weight) + bias
         wanted, whole = ids.shape[1] * weight.shape[1], states.shape[1] * weight.shape[0]
         if wanted >= whole:  # numbers to gather, against logits of the whole codebook
-            logits = F.linear(states, weight, self.bias)
+            logits = F.linear(states, weight) + bias
             return logits.flatten(1).gather(1, beam * weight.shape[0] + ids)
-        bias, samples = F.embedding(ids, self.bias.unsqueeze(1)).squeeze(2), _samples_products(weight)
+        bias, samples = F.embedding(ids, bias.unsqueeze(1)).squeeze(2), _samples_products(weight)
         if states.shape[1] == 1 and not samples:
             return (F.embedding(ids, weight) @ states.transpose(1, 2)).squeeze(2) + bias
         owners = torch.arange(states.shape[0], device=ids.device).unsqueeze(1) * states.shape[1] + beam
@@ -67,6 +72,13 @@ class LevelHead(nn.Module):
             return _sampled_products(states.to(weight.dtype), weight, owners, ids) + bias
         # embedding copies whole vectors, as gather does not
         return (F.embedding(ids, weight) * F.embedding(owners, states)).sum(2) + bias
+
+
+def _rounds_products(weight: Tensor) -> bool:
+    """Whether products with `weight` have less than float32's precision: under autocast, in half, or as TF32 on a GPU.
+    Elsewhere a copy of a large table would take longer than the products."""
+    device = weight.device.type
+    return device != "cpu" or weight.dtype != torch.float32 or torch.is_autocast_enabled(device)
 
 
 def _samples_products(weight: Tensor) -> bool:

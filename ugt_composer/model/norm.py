@@ -1,8 +1,12 @@
 """Group layer norm: shared statistics, one scale and shift per token type."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ugt_composer.float32_product import float32_matmul
 
 
 class GroupLayerNorm(nn.Module):
@@ -10,6 +14,9 @@ class GroupLayerNorm(nn.Module):
 
     The statistics are those of layer norm, over D of one token; only the affine part differs between types, so that
     user, item, action and context tokens keep their own scales in one sequence.
+
+    Computed in float32 (float64 where x is). The output is float32 under autocast, as a layer norm's is on a GPU, else
+    of the dtype that x and the weights promote to.
     """
 
     def __init__(self, d_model: int, num_token_types: int, eps: float = 1e-5):
@@ -20,5 +27,45 @@ class GroupLayerNorm(nn.Module):
 
     def forward(self, x: Tensor, token_types: Tensor) -> Tensor:
         """x (B, S, D), token_types (B, S) int64 → (B, S, D)."""
-        normed = F.layer_norm(x, x.shape[-1:], eps=self.eps)
-        return normed * F.embedding(token_types, self.weight) + F.embedding(token_types, self.bias)
+        dtype = torch.promote_types(x.dtype, self.weight.dtype)
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.promote_types(dtype, torch.float32)
+        return _GroupLayerNorm.apply(x, token_types, self.weight, self.bias, self.eps, dtype)
+
+
+class _GroupLayerNorm(torch.autograd.Function):
+    """Keeps x, two numbers a token and the types for the backward pass. Composed of PyTorch's operations it would keep
+    the normed x and a γ of each token as well, and add up the gradients of γ and β by atomics where it is compiled."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, token_types: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+    ) -> Tensor:
+        full = _at_least_float32(x)
+        normed, mean, rstd = torch.native_layer_norm(full, x.shape[-1:], None, None, eps)
+        ctx.save_for_backward(x, token_types, weight, mean, rstd)
+        scale, shift = (F.embedding(token_types, table.to(full.dtype)) for table in (weight, bias))
+        return shift.addcmul_(normed, scale).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, token_types, weight, mean, rstd = ctx.saved_tensors
+        full, gradient = _at_least_float32(x), _at_least_float32(gradient)
+        of_normed = F.embedding(token_types, weight.to(full.dtype)).mul_(gradient)
+        of_x, _, _ = torch.ops.aten.native_layer_norm_backward(
+            of_normed, full, x.shape[-1:], mean, rstd, None, None, [True, False, False]
+        )
+        of_scale = (full - mean).mul_(rstd).mul_(gradient)
+        is_of_type = token_types.flatten() == torch.arange(weight.shape[0], device=x.device).unsqueeze(-1)
+        of_weight = _product(is_of_type, of_scale.flatten(0, -2))
+        of_bias = _product(is_of_type, gradient.flatten(0, -2))
+        return of_x.to(x.dtype), None, of_weight.to(weight.dtype), of_bias.to(weight.dtype), None, None
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a (M, N) bool @ b (N, D), float32 without TF32, or float64."""
+    return a.to(b.dtype) @ b if b.dtype == torch.float64 else float32_matmul(a, b)

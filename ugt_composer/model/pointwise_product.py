@@ -2,56 +2,82 @@
 
 N heads of all rows together, S tokens, d width of a head. There is no softmax over the keys, so no head, and no row of
 its weights, needs another one: pieces are exact.
+
+Forward and backward are operators of their own (`torch.library`), which a compiler calls as they are: it would keep the
+weights of all heads. In half precision φ's values are rounded before they multiply V, as in the plain form.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ugt_composer.model.autocast import product_dtype
+
 PIECE_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}  # of the weights that exist at once: what a core's cache holds
-
-
-def pointwise_product(q: Tensor, k: Tensor, v: Tensor, activation: str) -> Tensor:
-    """q, k, v (N, S, d) → φ(q kᵀ) v, (N, S, d); φ is silu or relu."""
-    if torch.compiler.is_compiling():
-        return ACTIVATIONS[activation](q @ k.transpose(1, 2)) @ v  # the compiler makes its own pieces
-    return _PointwiseProduct.apply(q, k, v, activation)
-
-
 ACTIVATIONS = {"silu": F.silu, "relu": F.relu}
 
 
-class _PointwiseProduct(torch.autograd.Function):
-    @staticmethod
-    @torch.amp.custom_fwd(device_type="cuda")
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, activation: str) -> Tensor:
-        ctx.save_for_backward(q, k, v)
-        ctx.activation = activation
-        out = torch.empty_like(v)
+def pointwise_product(q: Tensor, k: Tensor, v: Tensor, activation: str) -> Tensor:
+    """q, k, v (N, S, d) → φ(q kᵀ) v, (N, S, d); φ is silu or relu. Under autocast of autocast's dtype."""
+    # Dynamo takes is_exporting() for true under `compile` as well (pytorch/pytorch#176347); exports here do not use it.
+    if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
+        return ACTIVATIONS[activation](q @ k.transpose(1, 2)) @ v  # an exported program has to run without this package
+    q, k, v = (x.to(product_dtype(x)) for x in (q, k, v))
+    return _product(q, k, v, activation)
+
+
+@torch.library.custom_op("ugt::pointwise_product", mutates_args=())
+def _product(q: Tensor, k: Tensor, v: Tensor, activation: str) -> Tensor:
+    out = torch.empty_like(v, memory_format=torch.contiguous_format)
+    with torch.autocast(q.device.type, enabled=False):
         for piece in _pieces(q, k):
             weights = torch.bmm(q[piece], k[piece].transpose(1, 2))
             torch.bmm(ACTIVATIONS[activation](weights, inplace=True), v[piece], out=out[piece])
-        return out
+    return out
 
-    @staticmethod
-    @torch.amp.custom_bwd(device_type="cuda")
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v = ctx.saved_tensors
-        grads = grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+@torch.library.custom_op("ugt::pointwise_product_backward", mutates_args=())
+def _gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, activation: str) -> tuple[Tensor, Tensor, Tensor]:
+    grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    with torch.autocast(q.device.type, enabled=False):
         for piece in _pieces(q, k):
             scores = torch.bmm(q[piece], k[piece].transpose(1, 2))
-            weights = ACTIVATIONS[ctx.activation](scores)
+            weights = ACTIVATIONS[activation](scores)
             torch.bmm(weights.transpose(1, 2), grad[piece], out=grad_v[piece])
             torch.bmm(grad[piece], v[piece].transpose(1, 2), out=weights)  # of the weights
-            if ctx.activation == "silu":
+            if activation == "silu":
                 torch.ops.aten.silu_backward.grad_input(weights, scores, grad_input=weights)
             else:
                 weights.masked_fill_(scores <= 0, 0.0)
             torch.bmm(weights, k[piece], out=grad_q[piece])
             torch.bmm(weights.transpose(1, 2), q[piece], out=grad_k[piece])
-        return *grads, None
+    return grad_q, grad_k, grad_v
+
+
+@_product.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, activation: str) -> Tensor:
+    return torch.empty_like(v, memory_format=torch.contiguous_format)
+
+
+@_gradients.register_fake
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, activation: str) -> tuple[Tensor, Tensor, Tensor]:
+    grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    return grad_q, grad_k, grad_v
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, str], output: Tensor) -> None:
+    q, k, v, ctx.activation = inputs
+    ctx.save_for_backward(q, k, v)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *_gradients(grad, *ctx.saved_tensors, ctx.activation), None
+
+
+_product.register_autograd(_backward, setup_context=_save)
 
 
 def _pieces(q: Tensor, k: Tensor) -> Iterator[slice]:

@@ -10,14 +10,22 @@ from ugt_composer.model.ugt import UGT
 
 class Reference(nn.Module):
     """Scores the chosen and rejected items of a batch. All that needs weights happens in `forward`, so that it may be
-    sharded like any module."""
+    sharded like any module.
+
+    It computes what the policy computes, operation by operation: the whole target, with the policy's expert capacity in
+    training, and in the policy's gradient mode, by which some operations choose how they are computed. So policy and
+    reference of equal weights give equal bits, and the margins of a preference loss begin at exactly 0.
+
+    Args:
+        model: without dropout, and with the policy's expert capacity.
+    """
 
     def __init__(self, model: UGT):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
 
-    @torch.no_grad()
     def forward(self, batch: Batch, trie: ItemTrie | None = None) -> Tensor:
         """log p(item), (B, 1 + N) float32, of each row's chosen item and its N rejected ones."""
         ids = torch.cat((batch["labels"][:, :1].clamp(min=0), batch["rejected_ids"]), dim=1)
-        return self.model.item_logps(self.model.start(batch), ids, trie)
+        hidden, _ = self.model.decode(batch, self.model.encode(batch))
+        return self.model.item_logps(hidden[:, 0], ids, trie)

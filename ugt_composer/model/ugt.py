@@ -17,8 +17,9 @@ from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.model.decoder import Decoder
 from ugt_composer.model.embedding import EMBEDDING_STD, InputEmbedding, ItemEmbedding
 from ugt_composer.model.encoder import Encoder
+from ugt_composer.model.float32_linear import Float32Linear
 from ugt_composer.model.heads import LevelHeads
-from ugt_composer.model.moe import RouterStats, balance_loss
+from ugt_composer.model.moe import RouterStats
 from ugt_composer.vocabulary import BOS, ITEM, LEVELS
 
 
@@ -101,8 +102,8 @@ class UGT(nn.Module):
             attention_dropout=attention_dropout,
         )
         self.heads = LevelHeads(codebook_sizes, d_model, tie_embeddings)
-        self.user_proj = nn.Linear(d_model, d_model)
-        self.item_proj = nn.Linear(d_model, d_model)
+        self.user_proj = Float32Linear(d_model, d_model)
+        self.item_proj = Float32Linear(d_model, d_model)
         self._init_weights(n_encoder_layers, n_decoder_layers)
 
     def _init_weights(self, n_encoder_layers: int, n_decoder_layers: int) -> None:
@@ -139,10 +140,9 @@ class UGT(nn.Module):
         Returns:
             l1_logits, l2_logits, l3_logits: (B, T, V_l); level l sees the labels of the levels above it. Over the
                 catalogue: (B, T, C_l), see `child_logits`, and label_slots (B, T, 3) int64, the labels' places or -1.
-            aux_loss: scalar, the router's balance loss on this rank's tokens.
-            user_repr, item_repr: (B, D), of the history and of the row's target item.
+            user_repr, item_repr: (B, D) float32, of the history and of the row's target item.
             router_counts, router_prob_sums: (decoder layers, E), see RouterStats.
-            catalogue_repr: (n, D), the vectors of the catalogue.
+            catalogue_repr: (n, D) float32, the vectors of the catalogue.
             bos_hidden: (B, D), the state that the next item is generated from.
             chosen_logps (B,), rejected_logps (B, N): only where the batch has rejected items.
         """
@@ -151,7 +151,6 @@ class UGT(nn.Module):
         target = batch["labels"][:, 0].clamp(min=0)
         outputs = self._logits(hidden, batch["labels"], trie)
         outputs |= {
-            "aux_loss": balance_loss(*router),
             "user_repr": self.user_vector(memory, batch["encoder_mask"]),
             "item_repr": self.item_vectors(target),
             "router_counts": router.counts,
@@ -217,11 +216,11 @@ class UGT(nn.Module):
         return score_items(self.level_logits, hidden, ids, trie if self.is_over_catalogue else None)
 
     def item_vectors(self, ids: Tensor) -> Tensor:
-        """What user vectors are compared with: items int64 (..., 3) → (..., D)."""
+        """What user vectors are compared with: items int64 (..., 3) → (..., D) float32."""
         return self.item_proj(self.item_embedding(ids))
 
     def user_vector(self, memory: Tensor, mask: Tensor) -> Tensor:
-        """The pooled history, (B, D); with tanh in (−1, 1)."""
+        """The pooled history, (B, D) float32; with tanh in (−1, 1)."""
         if self.user_pooling == "first":
             pooled = memory[:, 0]
         elif self.user_pooling in ("last", "first_and_last"):
@@ -230,7 +229,7 @@ class UGT(nn.Module):
             if self.user_pooling == "first_and_last":
                 pooled = pooled + memory[:, 0]
         else:
-            weight = mask.unsqueeze(-1).to(memory.dtype)
-            pooled = (memory * weight).sum(1) / weight.sum(1).clamp(min=1)
+            total = (memory * mask.unsqueeze(-1)).sum(1, dtype=torch.float32)
+            pooled = total / mask.sum(1, keepdim=True).clamp(min=1)
         vector = self.user_proj(pooled)
         return torch.tanh(vector) if self.user_activation == "tanh" else vector

@@ -1,14 +1,12 @@
 """Config to strategy."""
 
-import os
-
 import torch
-from composer.devices import Device, DeviceCPU, DeviceGPU
 from composer.utils import dist
 
 from ugt_composer.config import Config
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.ddp import DdpStrategy
+from ugt_composer.parallelism.device import own_device
 from ugt_composer.parallelism.strategy import MakeOptimizer, Strategy
 from ugt_composer.preflight import deepspeed_settings
 
@@ -41,8 +39,9 @@ def build_strategy(
             device,
             fsdp.reshard_after_forward,
             DTYPES[fsdp.param_dtype] if fsdp.param_dtype else compute,
-            DTYPES[fsdp.reduce_dtype] if fsdp.reduce_dtype else (torch.float32 if compute else None),
+            DTYPES[fsdp.reduce_dtype or "float32"],
             fsdp.cpu_offload,
+            fsdp.reduce_every_microbatch,
         )
     if parallelism.strategy == "deepspeed":
         from ugt_composer.parallelism.deepspeed import DeepSpeedStrategy
@@ -51,22 +50,3 @@ def build_strategy(
         settings = deepspeed_settings(config, precision, dist.get_world_size(), num_parameters)
         return DeepSpeedStrategy(model, make_optimizer, settings, device)
     return DdpStrategy(model, make_optimizer, device)
-
-
-def own_device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
-
-
-class PlacedGPU(DeviceGPU):
-    """A GPU that moves no model: a strategy that offloads has put it where it belongs."""
-
-    def module_to_device(self, module):
-        return module
-
-
-def composer_device(config: Config) -> Device:
-    if not torch.cuda.is_available():
-        return DeviceCPU()
-    return DeviceGPU() if config.parallelism.strategy == "ddp" else PlacedGPU()

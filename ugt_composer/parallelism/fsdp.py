@@ -1,4 +1,7 @@
-"""FSDP2: each layer's weights, gradients and optimizer state are sharded over all ranks."""
+"""FSDP2: each layer's weights, gradients and optimizer state are sharded over all ranks.
+
+N ranks, E experts, D width, F expert width.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -6,15 +9,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ugt_composer.errors import UserError
 from ugt_composer.parallelism.strategy import MakeOptimizer, Moments, Strategy, placed
 
 
 class FsdpStrategy(Strategy):
     """
+    Gathered weights are in `param_dtype`, inputs are left as they are: under autocast the residual stream stays float32
+    as under DDP, and so do the reference's log-probabilities in a batch.
+
     Args:
         model: whole, on the host.
         make_optimizer: called with the sharded model.
@@ -22,8 +29,12 @@ class FsdpStrategy(Strategy):
         device: of this rank.
         reshard_after_forward: False keeps a layer whole from forward to backward: more memory, less communication.
         param_dtype: of the gathered weights, None: as they are (float32).
-        reduce_dtype: in which gradients are summed over ranks, None: as they come.
+        reduce_dtype: in which gradients are summed over ranks and, unless they are reduced every microbatch, over
+            microbatches.
         cpu_offload: shards and optimizer state live in host memory.
+        reduce_every_microbatch: False reduces gradients once a batch; until then every rank adds up whole ones, of 4
+            bytes a trainable parameter in float32, on its device, with `cpu_offload` too. True reduces them after each
+            microbatch's backward pass: that many times the traffic, and no gradient is ever whole beyond its layer.
     """
 
     def __init__(
@@ -34,28 +45,32 @@ class FsdpStrategy(Strategy):
         device: torch.device,
         reshard_after_forward: bool,
         param_dtype: torch.dtype | None,
-        reduce_dtype: torch.dtype | None,
+        reduce_dtype: torch.dtype,
         cpu_offload: bool,
+        reduce_every_microbatch: bool,
     ):
         self.device = device
+        self._reduce_every_microbatch = reduce_every_microbatch
+        self._param_dtype = param_dtype
         self._mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+        policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False)
         self._arguments: dict[str, Any] = {
             "mesh": self._mesh,
-            "reshard_after_forward": reshard_after_forward,
-            "mp_policy": MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype),
+            "mp_policy": policy,
             "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda") if cpu_offload else OffloadPolicy(),
         }
-        self._shard(model, layers)
+        self._layer_types = tuple({type(layer) for layer in layers})  # sharding a layer changes its type
+        shapes = flatten_experts(model)
+        shard(model, layers, reshard_after_forward, **self._arguments)
+        self._shapes = {p: shapes[name] for name, p in model.named_parameters() if name in shapes}
+        self._divisor = gradient_divisor(self._mesh, device, policy)
         self.model = self.module = model
         self.optimizer = make_optimizer(model)
-        # gloo has no average: its reduce-scatter returns the sum without a word.
-        self._divisor = dist.get_world_size() if dist.get_backend() == "gloo" else 1
         self._norm = torch.zeros(())
 
-    def _shard(self, model: nn.Module, layers: list[nn.Module]) -> None:
-        for layer in layers:
-            fully_shard(layer, **self._arguments)
-        fully_shard(model, **self._arguments)
+    def before_microbatch(self, is_last: bool) -> None:
+        assert isinstance(self.model, FSDPModule)
+        self.model.set_requires_gradient_sync(is_last or self._reduce_every_microbatch)
 
     def clip_gradients(self, max_norm: float) -> None:
         shards = [_local(parameter.grad) for parameter in self.model.parameters() if parameter.grad is not None]
@@ -69,8 +84,15 @@ class FsdpStrategy(Strategy):
     def gradient_norm(self) -> Tensor:
         return self._norm
 
+    def place_reference(self, reference: nn.Module) -> nn.Module:
+        # As the policy's gathered weights are rounded, else the difference of the two starts as rounding.
+        return reference.to(self.device, self._param_dtype)
+
     def shard_reference(self, reference: nn.Module) -> nn.Module:
-        self._shard(reference, [])
+        layers = [module for module in reference.modules() if isinstance(module, self._layer_types)]
+        flatten_experts(reference)
+        shard(reference, layers, True, **self._arguments)
+        reference.register_forward_hook(_free_after_forward)
         return reference
 
     def reshard(self) -> None:
@@ -84,25 +106,30 @@ class FsdpStrategy(Strategy):
         yield from self.model.named_parameters()
 
     def read_weight(self, parameter: nn.Parameter) -> Tensor:
-        return self._whole(parameter.detach())
+        return self._whole(parameter, parameter.detach())
 
     def write_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
         _local(parameter.detach()).copy_(self._part(parameter, value).to_local())
 
     def read_moments(self, parameter: nn.Parameter) -> Moments:
-        return {key: self._whole(value) for key, value in self.optimizer.state.get(parameter, {}).items()}
+        state = self.optimizer.state.get(parameter, {})
+        return {key: self._whole(parameter, value) if value.dim() else value for key, value in state.items()}
 
     def write_moments(self, parameter: nn.Parameter, moments: Moments) -> None:
         parts = {key: self._part(parameter, value) if value.dim() else value for key, value in moments.items()}
         self.optimizer.state[parameter] = placed(parts, _local(parameter).device)
 
-    def _whole(self, value: Tensor) -> Tensor:
-        return DTensor.full_tensor(value.to(self.device)) if isinstance(value, DTensor) else value  # type: ignore[arg-type]
+    def _whole(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+        """The whole of a value sharded as its parameter is, in the shape that the parameter had before sharding."""
+        assert isinstance(value, DTensor)
+        whole = DTensor.full_tensor(value.to(self.device))  # type: ignore[arg-type]
+        return whole.view(self._shapes.get(parameter, value.shape))
 
     def _part(self, parameter: nn.Parameter, value: Tensor) -> DTensor:
         assert isinstance(parameter, DTensor)
         # Every rank has the value, so that nothing is sent.
-        return distribute_tensor(value.to(self.device), self._mesh, parameter.placements, src_data_rank=None)
+        flat = value.to(self.device).view(parameter.shape)
+        return distribute_tensor(flat, self._mesh, parameter.placements, src_data_rank=None)
 
     def save_sharded(self, folder: Path) -> None:
         import torch.distributed.checkpoint as dcp
@@ -110,8 +137,22 @@ class FsdpStrategy(Strategy):
         dcp.save(self._sharded_state(), checkpoint_id=folder)
 
     def load_sharded(self, folder: Path) -> None:
+        """Reads what `save_sharded` wrote.
+
+        Raises:
+            UserError: the shards are of tensors of other shapes, as those of versions that sharded whole experts.
+        """
         import torch.distributed.checkpoint as dcp
 
+        written = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+        for name, parameter in self.named_parameters():
+            tensor = written.get(f"model.{name}")
+            if isinstance(tensor, dcp.metadata.TensorStorageMetadata) and tensor.size != parameter.shape:
+                raise UserError(
+                    f"{folder}: {name} was sharded as {tuple(tensor.size)}, this version shards it as "
+                    f"{tuple(parameter.shape)}; start from the run's latest/ with init_from, or resume from a "
+                    "checkpoint written with checkpoint.sharded=false"
+                )
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 self.optimizer.state[parameter] = {
@@ -129,6 +170,52 @@ class FsdpStrategy(Strategy):
             if parameter in self.optimizer.state:
                 moments[name] = self.optimizer.state[parameter]
         return {"model": weights, "moments": moments}
+
+
+def flatten_experts(model: nn.Module) -> dict[str, torch.Size]:
+    """Replaces each parameter of three dimensions, (E, D, F), by its view (E · D, F): FSDP2 deals out rows, and E are
+    too few for many ranks. Returns the shapes that were, by name; who uses the parameters takes either shape."""
+    shapes = {}
+    for prefix, module in model.named_modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.dim() == 3:
+                shapes[f"{prefix}.{name}" if prefix else name] = parameter.shape
+                flat = nn.Parameter(parameter.detach().flatten(0, 1), requires_grad=parameter.requires_grad)
+                setattr(module, name, flat)
+    return shapes
+
+
+def shard(model: nn.Module, layers: list[nn.Module], reshard_after_forward: bool, **arguments: Any) -> None:
+    """Shards each layer by itself, and with `model` what they do not hold; that stays gathered from its forward pass to
+    the end of the backward pass, which begins with it."""
+    for layer in layers:
+        fully_shard(layer, reshard_after_forward=reshard_after_forward, **arguments)
+    fully_shard(model, reshard_after_forward=False, **arguments)
+
+
+def gradient_divisor(mesh: DeviceMesh, device: torch.device, policy: MixedPrecisionPolicy) -> int:
+    """What FSDP2's gradients have to be divided by to be means over the ranks: 1, or N where the backend returns the
+    sum when it is asked for the mean, as gloo does in some versions of PyTorch.
+
+    It depends on backend, version and `reduce_dtype`, so one is taken: of N numbers, on every rank 1.
+    """
+    ranks = mesh.size()
+    probe = nn.Linear(1, ranks, bias=False, device=device)
+    fully_shard(probe, mesh=mesh, mp_policy=policy)
+    probe(torch.ones(1, 1, device=device, dtype=policy.param_dtype)).sum().backward()
+    assert isinstance(probe.weight.grad, DTensor)
+    return ranks if float(probe.weight.grad.to_local()) > 1.5 else 1
+
+
+def _free_after_forward(model: nn.Module, *_: Any) -> None:
+    """Frees what FSDP2 keeps for a backward pass that never comes: the root's gathered weights, and the order of all
+    forward passes."""
+    assert isinstance(model, FSDPModule)
+    model.reshard()
+    for module in model.modules():
+        if isinstance(module, FSDPModule) and (group := module._get_fsdp_state()._fsdp_param_group) is not None:
+            group._post_forward_indices.clear()
+            group.comm_ctx.post_forward_order.clear()
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -31,6 +31,10 @@ class Strategy(ABC):
     scaler: torch.amp.GradScaler | None = None
     device: torch.device
 
+    def before_microbatch(self, is_last: bool) -> None:  # noqa: B027 - most have nothing to do
+        """Called before the forward pass of each microbatch of a training batch. A strategy that reduces gradients
+        over ranks by itself may leave that to the last one; nothing where Composer or the engine sees to it."""
+
     @abstractmethod
     def clip_gradients(self, max_norm: float) -> None:
         """Scales the gradients of the global batch to a norm of at most `max_norm`, or sees to it in the step."""

@@ -1,0 +1,178 @@
+"""What a training step, a recommendation and a kernel take on one GPU, section by section.
+
+Each part of a section is a process of its own with a time limit: a hang, an out-of-memory error or a missing package
+costs that part alone, and a row says why. Results are written as they come, each section in the place of what an
+earlier run wrote: the file is worth reading whenever the run ends.
+
+    python benchmarks/gpu.py [--only SECTION …] [--skip SECTION …] [--limit SECONDS] [--out FILE] [--small]
+
+Exit status: 0; 1 where a part did not finish; 2 where there is no GPU.
+"""
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.on_gpu.report import Report, Results  # noqa: E402
+
+RESULTS = Path(__file__).with_name("RESULTS-gpu.md")
+LIMIT = 600
+PATIENCE = 20  # times the limit of a part that is only tried, on whatever machine
+
+
+@dataclass(frozen=True)
+class Part:
+    """
+    Attributes:
+        section: module of benchmarks/on_gpu, and heading of the results.
+        variant: what of the section; one process cannot measure it all, or should not.
+        limit: seconds.
+    """
+
+    section: str
+    variant: str
+    limit: int
+
+
+# In the order of what is worth the minutes. A part takes about half of its limit.
+PARTS = (
+    Part("stages", "eager", 150),
+    Part("waits", "", 80),
+    Part("kernels", "", 60),
+    Part("recommend", "", 75),
+    Part("t5", "", 110),
+    Part("strategies", "ddp", 40),
+    Part("strategies", "fsdp", 40),
+    Part("strategies", "deepspeed 1", 60),  # DeepSpeed compiles small extensions when its engine starts
+    Part("strategies", "deepspeed 2", 60),
+    Part("strategies", "deepspeed 3", 60),
+    Part("stages", "compiled", 170),
+)
+SECTIONS = tuple(dict.fromkeys(part.section for part in PARTS))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION", help=str(SECTIONS))
+    parser.add_argument("--skip", nargs="+", choices=SECTIONS, default=(), metavar="SECTION")
+    parser.add_argument("--limit", type=int, default=LIMIT, metavar="SECONDS", help="for all sections together")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to try the script; the numbers mean nothing")
+    parser.add_argument("--part", nargs=2, metavar=("SECTION", "VARIANT"), help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.part:
+        return measure_part(*given.part, small=given.small)
+    if not torch.cuda.is_available():
+        print(f"benchmarks/gpu.py: PyTorch {torch.__version__} finds no CUDA GPU; one is needed.", file=sys.stderr)
+        return 2
+    deadline = time.monotonic() + given.limit
+    parts = [part for part in PARTS if part.section in given.only and part.section not in given.skip]
+    results = Results(given.out)
+    for section in dict.fromkeys(part.section for part in parts):
+        results.clear(section)
+    finished = [run_part(part, deadline, results, given.small) for part in parts]
+    print(f"{sum(finished)} of {len(parts)} parts finished: {given.out}")
+    return int(not all(finished))
+
+
+def measure_part(section: str, variant: str, small: bool) -> int:
+    """In a part's own process: stdout carries its results, what libraries print goes to stderr."""
+    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    report = Report(channel)
+    module = importlib.import_module(f"benchmarks.on_gpu.{section}")
+    report.machine()
+    module.measure(report, variant, small)
+    channel.flush()
+    sys.stderr.flush()
+    os._exit(0)  # process groups and engines need not be taken down
+
+
+def run_part(part: Part, deadline: float, results: Results, small: bool) -> bool:
+    """Runs a part, hands on its results, and ends it at its limit. Whether it finished."""
+    name = " ".join(filter(None, (part.section, part.variant)))
+    limit = min(part.limit * (PATIENCE if small else 1), deadline - time.monotonic())
+    if limit <= 0:
+        results.failed(part.section, name, "left out, the time limit of the run was reached")
+        return False
+    command = [sys.executable, str(Path(__file__).resolve()), "--part", part.section, part.variant]
+    print(f"{name} …", flush=True)
+    started = time.monotonic()
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        process = subprocess.Popen(
+            command + ["--small"] * small,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            encoding="utf-8",
+            cwd=ROOT,
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        doing = receive(process, process.stdout, part.section, started + limit, results)
+        status = process.poll()
+        end_group(process)
+        seconds = time.monotonic() - started
+        if status == 0:
+            print(f"{name}: {seconds:.0f} s", flush=True)
+            return True
+        log.seek(0)
+        lines = [line.rstrip() for line in log if line.strip()]
+    print("\n".join(lines[-20:]), file=sys.stderr, flush=True)
+    why = f"ended at its limit of {limit:.0f} s" if status is None else f"exit status {status}"
+    if status is not None and lines:
+        why += f", {lines[-1][:300]}"
+    results.failed(part.section, name, f"{why}{f'; it was at: {doing}' if doing else ''}")
+    return False
+
+
+def receive(process: subprocess.Popen, stream: IO[str], section: str, deadline: float, results: Results) -> str:
+    """Hands on what a part reports until it ends or the deadline is reached. Returns what it was doing last."""
+    doing, pending = "", b""
+    os.set_blocking(stream.fileno(), False)
+    with selectors.DefaultSelector() as selector:
+        selector.register(stream, selectors.EVENT_READ)
+        while (remaining := deadline - time.monotonic()) > 0:
+            ended = process.poll() is not None  # asked first, so that nothing that was written before is missed
+            chunk: bytes | None = b""
+            if selector.select(0 if ended else min(remaining, 0.5)):
+                chunk = os.read(stream.fileno(), 1 << 16)
+                pending += chunk
+            *lines, pending = pending.split(b"\n")
+            for line in lines:
+                event: dict[str, Any] = json.loads(line)
+                doing = event.get("doing", doing)
+                results.take(section, event)
+            if ended and not chunk:
+                break
+            if not chunk and not ended:
+                time.sleep(0.05)  # at the end of the file, before the process is gone
+    return doing
+
+
+def end_group(process: subprocess.Popen) -> None:
+    """Ends a part with the compilers it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""The model's layers one by one beside PyTorch's own of the same size, and the kernels of a step."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.on_gpu.report import Report
+from benchmarks.on_gpu.steps import (
+    HISTORY,
+    SMALL_HISTORY,
+    TARGET,
+    build_stage,
+    every_token_in_its_slot,
+    forward_flops,
+    gib,
+    make_batch,
+    peak_memory,
+    per_second,
+    stage_config,
+    timed,
+)
+from ugt_composer.config import ModelConfig
+from ugt_composer.model.attention import CrossAttention, PointwiseAttention
+from ugt_composer.model.encoder import FeedForward
+from ugt_composer.model.moe import MoEFeedForward
+from ugt_composer.model.norm import GroupLayerNorm
+from ugt_composer.model.pointwise_product import pointwise_product
+
+ROWS, SMALL_ROWS = 64, 4
+DECODER_ROWS = 512  # of a shipped microbatch
+PROFILED_ROWS = 256
+TOP = 12
+
+
+def measure(report: Report, variant: str, small: bool) -> None:
+    rows, history = (SMALL_ROWS, SMALL_HISTORY) if small else (ROWS, HISTORY)
+    model = stage_config(1, small).model
+    report.table(
+        "layers",
+        f"Forward and backward in bf16 autocast, dropout off, {rows} rows of {history} tokens, width {model.d_model}, "
+        f"{model.n_heads} heads; the decoder's layers of {TARGET} tokens. TFLOP are the model's: three forward passes. "
+        "GB are the least that can move: inputs, outputs, parameters, and the gradients of each, once; GB/s next to "
+        "the card's memory rate says how far a layer is from moving no more than that.",
+        ("what", "ms", "TFLOP/s", "GB at least", "GB/s", "peak GiB"),
+    )
+    for what, make in layers(model, rows, DECODER_ROWS if not small else rows, history).items():
+        report.attempt(what, lambda: row(make))  # noqa: B023
+    profile_step(report, small)
+
+
+def layers(model: ModelConfig, rows: int, decoder_rows: int, history: int) -> dict[str, Callable[[], tuple]]:
+    """Name → a function that makes (parameters' owner or None, forward, differentiable inputs)."""
+    d, heads, width = model.d_model, model.n_heads, model.d_ff
+
+    def vectors(*shape: int) -> Tensor:
+        return torch.randn(*shape, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+
+    def head_inputs() -> list[Tensor]:
+        return [vectors(rows * heads, history, d // heads) for _ in range(3)]
+
+    mask = torch.ones(rows, history, dtype=torch.bool, device="cuda")
+    types = torch.ones(rows, history, dtype=torch.long, device="cuda")
+
+    def of_module(module: nn.Module, *shape: int, arguments: Sequence[Any] = ()) -> tuple:
+        x = vectors(*shape, d)
+        return module, lambda: module(x, *arguments), [x]
+
+    def moe(tokens_rows: int) -> tuple:
+        layer = MoEFeedForward(d, width, model.num_experts, model.top_k_experts, model.expert_capacity_factor, 0.0)
+        for parameter in layer.parameters():
+            nn.init.normal_(parameter, std=0.02)
+        x = vectors(tokens_rows, TARGET, d)
+        valid = torch.ones(tokens_rows, TARGET, dtype=torch.bool, device="cuda")
+        layer = layer.cuda()
+        return layer, lambda: layer(x, valid)[0], [x]
+
+    def pointwise() -> tuple:
+        inputs = head_inputs()
+        return None, lambda: pointwise_product(*inputs, "silu"), inputs
+
+    def softmax(is_causal: bool = False) -> tuple:
+        inputs = [vectors(rows, heads, history, d // heads) for _ in range(3)]
+        return None, lambda: F.scaled_dot_product_attention(*inputs), inputs
+
+    def cross() -> tuple:
+        memory = vectors(rows, history, d)
+        return of_module(CrossAttention(d, heads, 0.0).cuda(), rows, TARGET, arguments=(memory, mask))
+
+    experts = f"{model.num_experts} experts, top {model.top_k_experts}"
+    few, many = rows * TARGET, decoder_rows * TARGET
+    dense = model.top_k_experts * width
+    return {
+        "pointwise product, φ(Q Kᵀ) V": pointwise,
+        "… torch scaled_dot_product_attention": softmax,
+        "pointwise attention, whole layer": lambda: of_module(
+            PointwiseAttention(d, heads, 0.0).cuda(), rows, history, arguments=(mask,)
+        ),
+        "group layer norm": lambda: of_module(
+            GroupLayerNorm(d, model.num_token_types).cuda(), rows, history, arguments=(types,)
+        ),
+        "… torch LayerNorm": lambda: of_module(nn.LayerNorm(d).cuda(), rows, history),
+        "encoder's feed-forward": lambda: of_module(FeedForward(d, width, 0.0).cuda(), rows, history),
+        "cross-attention": cross,
+        f"MoE, {few:,} tokens, {experts}": lambda: moe(rows),
+        f"… dense feed-forward of {dense}, {few:,} tokens": lambda: of_module(
+            FeedForward(d, dense, 0.0).cuda(), rows, TARGET
+        ),
+        f"MoE, {many:,} tokens, {experts}": lambda: moe(decoder_rows),
+        f"… dense feed-forward of {dense}, {many:,} tokens": lambda: of_module(
+            FeedForward(d, dense, 0.0).cuda(), decoder_rows, TARGET
+        ),
+    }
+
+
+def row(make: Callable[[], tuple]) -> Sequence[object]:
+    module, forward, inputs = make()
+    with torch.autocast("cuda", torch.bfloat16):
+        grad = torch.randn_like(forward())
+    parameters = [] if module is None else list(module.parameters())
+    moved = 2 * sum(one.numel() * one.element_size() for one in (*inputs, grad, *parameters))
+
+    def run() -> None:
+        for one in (*inputs, *parameters):
+            one.grad = None
+        with torch.autocast("cuda", torch.bfloat16):
+            out = forward()
+        out.backward(grad)
+
+    with torch.autocast("cuda", torch.bfloat16), every_token_in_its_slot(module or nn.Identity()):
+        flops = 3 * forward_flops(forward)
+    with peak_memory() as peak:
+        ms = timed(run, seconds=0.5).ms
+        allocated = peak().allocated
+    cells = f"{ms:.3f}", f"{per_second(flops, ms) / 1e12:.1f}", f"{moved / 1e9:.2f}"
+    return *cells, f"{per_second(moved, ms) / 1e9:,.0f}", gib(allocated)
+
+
+def profile_step(report: Report, small: bool) -> None:
+    microbatch = 4 if small else PROFILED_ROWS // 2
+    report.table(
+        "kernels of a step",
+        f"torch.profiler over one step of stage 1, two microbatches of {microbatch} rows, no activation checkpointing, "
+        f"after two that do not count: the {TOP} CUDA kernels with the largest total time.",
+        ("what", "ms in kernels", "kernels"),
+    )
+    report.attempt("a step of stage 1", lambda: profiled(report, microbatch, small))
+
+
+def profiled(report: Report, microbatch: int, small: bool) -> Sequence[object]:
+    config = stage_config(
+        1,
+        small,
+        f"device_train_microbatch_size={microbatch}",
+        f"global_train_batch_size={2 * microbatch}",
+        "parallelism.activation_checkpointing=false",
+    )
+    stage = build_stage(config)
+    batch = make_batch(config, SMALL_HISTORY if small else HISTORY)
+    for _ in range(2):
+        stage.step(batch)
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        stage.step(batch)
+        torch.cuda.synchronize()
+    on_device = [one for one in profiler.key_averages() if one.device_type == torch.autograd.DeviceType.CUDA]
+    on_device.sort(key=lambda one: one.self_device_time_total, reverse=True)
+    total = sum(one.self_device_time_total for one in on_device)
+    lines = [
+        f"{one.self_device_time_total / 1000:9.2f} ms {one.self_device_time_total / max(total, 1):6.1%} "
+        f"{one.count:6d} × {one.key[:110]}"
+        for one in on_device[:TOP]
+    ]
+    report.text(*(lines or ["The profiler saw no kernel."]))
+    return f"{total / 1000:.1f}", sum(one.count for one in on_device)

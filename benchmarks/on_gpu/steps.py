@@ -1,0 +1,313 @@
+"""A step of a shipped stage without data: model, loss, strategy, synthetic batches; and how it is timed.
+
+B rows, S history tokens, T target tokens, N rejected items.
+"""
+
+import gc
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from composer.utils import dist
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from ugt_composer import dry_run
+from ugt_composer.composer_model import ComposerUGT
+from ugt_composer.config import Config, load_config
+from ugt_composer.generation.trie import ItemTrie
+from ugt_composer.losses.unified import UnifiedLoss
+from ugt_composer.microbatch import split_batch
+from ugt_composer.model.build import freeze_untrained
+from ugt_composer.model.moe import MoEFeedForward
+from ugt_composer.model.reference import Reference
+from ugt_composer.model.ugt import UGT
+from ugt_composer.optim import create_optimizer
+from ugt_composer.parallelism.build import build_strategy
+from ugt_composer.parallelism.strategy import Strategy
+from ugt_composer.precision import precision_context
+from ugt_composer.preflight import resolve_precision
+from ugt_composer.trainer import compile_layers
+from ugt_composer.vocabulary import BOS, ITEM, NUM_SPECIAL_IDS, PAD
+
+ROOT = Path(__file__).resolve().parents[2]
+GIB = 2**30
+HISTORY, TARGET = 512, 8  # tokens; of the target BOS and seven items
+SMALL_HISTORY = 16
+SMALL = [
+    "model.d_model=32",
+    "model.n_heads=2",
+    "model.n_encoder_layers=2",
+    "model.n_decoder_layers=2",
+    "model.d_ff=64",
+    "model.num_experts=4",
+    "model.top_k_experts=2",
+    "model.codebook_sizes=[64,64,64]",
+    "global_train_batch_size=32",
+    "device_train_microbatch_size=8",
+]
+COUNTED_ROWS = 8  # whose operations are counted
+
+
+class Timing(NamedTuple):
+    first: float  # seconds of the first call, with what it compiles
+    ms: float  # median of the later ones
+
+
+class Peak(NamedTuple):
+    allocated: int
+    reserved: int
+
+
+@dataclass
+class Stage:
+    """A stage as built, ready for steps."""
+
+    config: Config
+    model: UGT
+    composer_model: ComposerUGT
+    strategy: Strategy
+    precision: str  # of the autocast around the model; DeepSpeed's engine casts by itself
+
+    def step(self, batch: dict[str, Any]) -> None:
+        """What the Trainer does with a batch, without a loader and a log."""
+        rows = len(batch["row_ids"])
+        for piece in split_batch(batch, self.config.device_train_microbatch_size):
+            with precision_context(self.precision):
+                outputs = self.strategy.module(piece)
+                loss = self.composer_model.loss(outputs, piece)["total"]
+            del outputs
+            loss = loss * (len(piece["row_ids"]) / rows)
+            if self.strategy.scaler is not None:
+                self.strategy.scaler.scale(loss).backward()
+            else:
+                loss.backward()
+            del loss
+        self.strategy.clip_gradients(self.config.max_grad_norm)
+        self.strategy.optimizer.step()
+        self.strategy.optimizer.zero_grad(set_to_none=True)
+        self.composer_model.step_metrics = {}
+
+    def set_checkpointing(self, enabled: bool) -> None:
+        self.model.encoder.activation_checkpointing = self.model.decoder.activation_checkpointing = enabled
+
+    def flops(self, batch: dict[str, Any]) -> float:
+        """Model operations of a step, see `forward_flops`."""
+        total = 0.0
+        for piece in split_batch(batch, self.config.device_train_microbatch_size):
+            few = {key: value if key == "batch_totals" else value[:COUNTED_ROWS] for key, value in piece.items()}
+            rows, counted = len(piece["row_ids"]), len(few["row_ids"])
+            with precision_context(self.precision), every_token_in_its_slot(self.model):
+                forward = forward_flops(lambda: self.model(few, self.composer_model.trie))  # noqa: B023
+                reference = self.composer_model.reference
+                frozen = forward_flops(lambda: reference(few)) if reference is not None else 0  # noqa: B023
+            total += (3 * forward + frozen) * rows / counted
+        return total
+
+
+def stage_config(stage: int, small: bool, *overrides: str) -> Config:
+    return load_config(ROOT / f"yamls/stage{stage}.yaml", overrides=[*(SMALL if small else []), *overrides])
+
+
+def build_stage(config: Config) -> Stage:
+    """On the GPU, with random weights; whatever the config starts from is not looked at."""
+    dist.initialize_dist("gpu")
+    torch.manual_seed(config.seed)
+    with torch.device("cuda"):
+        model = UGT(**asdict(config.model))
+        loss = UnifiedLoss(**config.loss.arguments, repr_dim=config.model.d_model, seed=config.seed)
+        reference = Reference(UGT(**asdict(config.model))) if config.loss.needs_reference_model else None
+    freeze_untrained(model, config.loss.lambda_contrastive)
+    trie = ItemTrie.from_triples(random_items(config, 1000)).to("cuda")
+    composer_model = ComposerUGT(
+        model,
+        loss,
+        None,
+        trie,
+        config.evaluation.k_values,
+        config.evaluation.beam_width,
+        config.evaluation.exclude_seen,
+    )
+    precision = resolve_precision(config.precision)
+    strategy = build_strategy(
+        config, composer_model, model, lambda placed: create_optimizer(placed, **asdict(config.optimizer)), precision
+    )
+    if reference is not None:
+        composer_model.set_reference(strategy.place_reference(reference))
+    strategy.module.train()
+    autocast = "fp32" if config.parallelism.strategy == "deepspeed" else precision
+    stage = Stage(config, model, composer_model, strategy, autocast)
+    stage.set_checkpointing(config.parallelism.activation_checkpointing)
+    if config.compile:
+        compile_layers(model)
+    return stage
+
+
+def random_items(config: Config, count: int) -> np.ndarray:
+    """Distinct semantic ids, (count, 3) int64, in order."""
+    sizes = np.array(config.model.codebook_sizes) - NUM_SPECIAL_IDS
+    drawn = np.unique(np.random.default_rng(0).integers(sizes.prod(), size=count + count // 8))
+    codes = np.sort(np.random.default_rng(1).permutation(drawn)[:count])
+    return np.stack(np.unravel_index(codes, sizes), axis=1) + NUM_SPECIAL_IDS
+
+
+def make_batch(
+    config: Config, history: int, target: int = TARGET, rows: int | None = None, even_lengths: bool = False
+) -> dict[str, Any]:
+    """A global batch on the device, random items in all places.
+
+    Args:
+        history, target: S and T.
+        rows: B; None: as the config has it.
+        even_lengths: histories of 1 to S − 1 tokens, as many of each, the longest first as `data.train.group_by_length`
+            has them, so that each microbatch is as wide as its own longest one. Otherwise all are S tokens.
+    """
+    rows = rows or config.global_train_batch_size
+    rejected = 1 if config.loss.lambda_preference > 0 else 0
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def ids(width: int) -> Tensor:
+        levels = [
+            torch.randint(NUM_SPECIAL_IDS, size, (rows, width), generator=generator, device="cuda")
+            for size in config.model.codebook_sizes
+        ]
+        return torch.stack(levels, dim=-1)
+
+    def inputs(side: str, tokens: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        positions = torch.arange(tokens.shape[1], device="cuda").expand(rows, -1)
+        return {
+            f"{side}_ids": tokens.masked_fill(~mask[..., None], PAD),
+            f"{side}_positions": positions * mask,
+            f"{side}_token_types": torch.full_like(positions, ITEM) * mask,
+            f"{side}_mask": mask,
+        }
+
+    lengths = torch.full((rows,), history)
+    if even_lengths:
+        lengths = torch.linspace(history - 1, 1, rows).round().long()
+    labels = ids(target)
+    seen = torch.cat((torch.full_like(labels[:, :1], BOS), labels[:, :-1]), dim=1)
+    mask = torch.arange(int(lengths.max()), device="cuda") < lengths.to("cuda")[:, None]
+    return {
+        **inputs("encoder", ids(mask.shape[1]), mask),
+        **inputs("decoder", seen, torch.ones_like(seen[..., 0], dtype=torch.bool)),
+        "labels": labels,
+        "rejected_ids": ids(rejected),
+        "rejected_mask": torch.ones(rows, rejected, dtype=torch.bool, device="cuda"),
+        "preference_score": torch.ones(rows, device="cuda"),
+        "row_ids": torch.arange(rows, device="cuda"),
+        "row_mask": torch.ones(rows, dtype=torch.bool, device="cuda"),
+        "encoder_lengths": lengths.tolist(),
+    }
+
+
+def timed(run: Callable[[], object], seconds: float = 4.0, most: int = 30) -> Timing:
+    """Calls in a row after two of warm-up: as many as fit into about `seconds`, three at least."""
+    started = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    first = time.perf_counter() - started
+    started = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    calls = max(3, min(most, int(seconds / (time.perf_counter() - started))))
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(calls + 1)]
+    events[0].record()
+    for event in events[1:]:
+        run()
+        event.record()
+    torch.cuda.synchronize()
+    return Timing(first, statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(events)))
+
+
+def in_turns(ours: Callable[[], object], rival: Callable[[], object], repetitions: int) -> tuple[float, float, float]:
+    """Both in turns, after two runs of each that do not count.
+
+    Returns: the median of the rival's time over ours, our median and the rival's in ms.
+    """
+    pairs = []
+    for _ in range(2):
+        ours(), rival()
+    for _ in range(repetitions):
+        a, b, c = (torch.cuda.Event(enable_timing=True) for _ in range(3))
+        a.record()
+        ours()
+        b.record()
+        rival()
+        c.record()
+        torch.cuda.synchronize()
+        pairs.append((a.elapsed_time(b), b.elapsed_time(c)))
+    ratio = statistics.median(theirs / mine if mine > 0 else float("nan") for mine, theirs in pairs)
+    return ratio, *(statistics.median(times) for times in zip(*pairs, strict=True))
+
+
+@contextmanager
+def peak_memory() -> Iterator[Callable[[], Peak]]:
+    """A function that tells the peak since the `with` began, with what was there before."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    yield lambda: Peak(torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved())
+
+
+def runs_within_memory(run: Callable[[], object]) -> bool:
+    """Whether `run` ends without an out-of-memory error, after which all it has taken is freed."""
+    fits = True
+    try:
+        run()
+        torch.cuda.synchronize()
+    except torch.OutOfMemoryError:
+        fits = False
+    if not fits:
+        gc.collect()
+        torch.cuda.empty_cache()
+    return fits
+
+
+def forward_flops(run: Callable[[], object]) -> int:
+    """Operations of matrix products and attention, counted by PyTorch's FlopCounterMode."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+@contextmanager
+def every_token_in_its_slot(model: torch.nn.Module) -> Iterator[None]:
+    """Capacities at 1 while operations are counted: slots that stay empty are no work of the model's."""
+    layers = [module for module in model.modules() if isinstance(module, MoEFeedForward)]
+    factors = [layer.capacity_factor for layer in layers]
+    for layer in layers:
+        layer.capacity_factor = 1.0
+    try:
+        yield
+    finally:
+        for layer, factor in zip(layers, factors, strict=True):
+            layer.capacity_factor = factor
+
+
+def peak_flops_per_second(size: int) -> float:
+    """What one bf16 matrix product of size³ reaches on this card; 0 where nothing was computed."""
+    a, b = torch.randn(2, size, size, device="cuda", dtype=torch.bfloat16).unbind()
+    return per_second(2 * size**3, timed(lambda: a @ b, seconds=1.0).ms)
+
+
+def estimate(config: Config) -> str:
+    """Memory of one rank as `train.py --dry-run` prints it."""
+    with torch.device("meta"):
+        model = UGT(**asdict(config.model))
+    return " ".join(dry_run._memory_lines(config, model, 1)[-1].split()[1:])
+
+
+def per_second(amount: float, ms: float) -> float:
+    return 1000 * amount / ms if ms > 0 else 0.0
+
+
+def gib(size: float) -> str:
+    return f"{size / GIB:.1f}"

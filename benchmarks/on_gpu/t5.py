@@ -1,0 +1,234 @@
+"""Beside a T5 of transformers, of the same width and depth: a training step, and generation with as many beams.
+
+T5 reads an item as three tokens of one vocabulary, the codebooks laid side by side, as generative recommenders built on
+it do. Both are trained and run in turns in one process.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import T5Config, T5ForConditionalGeneration
+
+from benchmarks.on_gpu.recommend import recommender
+from benchmarks.on_gpu.report import Report
+from benchmarks.on_gpu.steps import (
+    HISTORY,
+    SMALL_HISTORY,
+    TARGET,
+    build_stage,
+    forward_flops,
+    gib,
+    in_turns,
+    make_batch,
+    peak_memory,
+    per_second,
+    random_items,
+    runs_within_memory,
+    stage_config,
+)
+from ugt_composer.config import Config
+from ugt_composer.generation.trie import ItemTrie
+from ugt_composer.model.build import build_model
+from ugt_composer.vocabulary import LEVELS
+
+ROWS, SMALL_ROWS = 64, 8
+ITEMS, SMALL_ITEMS = 1_000_000, 1000
+BEAMS, SMALL_BEAMS = 50, 5
+GENERATION_ROWS = 32
+REPETITIONS = 5
+
+
+def measure(report: Report, variant: str, small: bool) -> None:
+    history = SMALL_HISTORY if small else HISTORY
+    rows = SMALL_ROWS if small else ROWS
+    measure_training(report, rows, history, small)
+    items, beams = (SMALL_ITEMS, SMALL_BEAMS) if small else (ITEMS, BEAMS)
+    measure_generation(report, min(GENERATION_ROWS, rows), history, items, beams, small)
+
+
+def measure_training(report: Report, rows: int, history: int, small: bool) -> None:
+    config = stage_config(
+        1,
+        small,
+        f"global_train_batch_size={rows}",
+        f"device_train_microbatch_size={rows}",
+        "parallelism.activation_checkpointing=false",
+    )
+    stage = build_stage(config)
+    batch = make_batch(config, history)
+    ours = partial(stage.step, batch)
+    ours()  # before T5 takes its share of the memory
+    parameters = sum(parameter.numel() for parameter in stage.model.parameters())
+    report.table(
+        "training",
+        f"A step of {rows} rows in bf16 autocast: forward, loss, backward, clipping, AdamW. Ours: stage 1, "
+        f"{parameters / 1e6:.0f} million parameters, {stage.flops(batch) / 1e12:.2f} model TFLOP, {history} items of "
+        f"history, {TARGET} of the target, one microbatch. T5 ({torch_t5(config)}) has dense feed-forwards of d_ff "
+        f"{config.model.d_ff}; ours {config.model.num_experts} experts of that width, {config.model.top_k_experts} a "
+        "token. T5's microbatch is the largest that fits beside our model.",
+        ("T5 with", "our ms", "T5's ms", "T5's / ours", "T5's rows a microbatch", "T5's TFLOP", "T5's parameters"),
+    )
+    for what, encoder_tokens, decoder_tokens in (
+        (f"the same items: {LEVELS * history} + {LEVELS * TARGET} tokens", LEVELS * history, LEVELS * TARGET),
+        (f"the same number of tokens: {history} + {TARGET}, a third of the items", history, TARGET),
+    ):
+        sizes = (rows, encoder_tokens, decoder_tokens)
+        report.attempt(what, lambda: training_row(config, ours, *sizes))  # noqa: B023
+
+
+def training_row(config: Config, ours: Callable[[], object], rows: int, *tokens: int) -> Sequence[object]:
+    model = t5(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.optimizer.lr)
+    ids, labels = (random_tokens(config, rows, length) for length in tokens)
+
+    def loss(few: slice) -> Tensor:
+        with torch.autocast("cuda", torch.bfloat16):
+            mask = torch.ones_like(ids[few])
+            return model(input_ids=ids[few], attention_mask=mask, labels=labels[few], use_cache=False).loss
+
+    def step(microbatch: int) -> None:
+        for start in range(0, rows, microbatch):
+            (loss(slice(start, start + microbatch)) * microbatch / rows).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    microbatch = rows
+    while not runs_within_memory(partial(step, microbatch)):
+        if microbatch == 1:
+            raise torch.OutOfMemoryError("a microbatch of one row does not fit")
+        optimizer.zero_grad(set_to_none=True)
+        microbatch //= 2
+    flops = 3 * forward_flops(lambda: loss(slice(0, microbatch))) * rows / microbatch
+    ratio, mine, theirs = in_turns(ours, lambda: step(microbatch), REPETITIONS)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    cells = f"{mine:.1f}", f"{theirs:.1f}", f"{ratio:.2f}", microbatch
+    return *cells, f"{flops / 1e12:.2f}", f"{parameters / 1e6:.0f} million"
+
+
+def measure_generation(report: Report, rows: int, history: int, items: int, beams: int, small: bool) -> None:
+    report.table(
+        "generation",
+        f"The best {beams} items of {items:,} with {beams} beams, bf16 autocast, histories of {history} items "
+        f"({LEVELS * history} tokens of T5). Ours is held to items that exist. T5: `generate` of three tokens, free to "
+        "name items that do not exist, or held to those that do by a prefix_allowed_tokens_fn. Its rows are as many as "
+        f"fit, {rows} at most; ours are as many.",
+        ("T5's `generate`", "rows", "our ms", "T5's ms", "our rows/s", "T5's rows/s", "T5's / our ms", "T5's peak GiB"),
+    )
+    config = stage_config(1, small)
+    triples = random_items(config, items)
+    ours = build_model(config.model, seed=0).cuda().eval()
+    trie = ItemTrie.from_triples(triples).to("cuda")
+    model = t5(config).eval()
+    batch = make_batch(config, history, rows=rows)
+    for what, allowed in (("unconstrained", None), ("prefix_allowed_tokens_fn", allowed_tokens(config, triples))):
+        report.attempt(
+            what,
+            lambda: generation_row(
+                config,
+                model,
+                allowed,  # noqa: B023
+                lambda few: recommender(ours, trie, few, "amp_bf16", beams),
+                batch,
+                LEVELS * history,
+                beams,
+            ),
+        )
+
+
+def generation_row(
+    config: Config,
+    model: T5ForConditionalGeneration,
+    allowed: Callable[[int, Tensor], list[int]] | None,
+    make_ours: Callable[[dict[str, Any]], Callable[[], object]],
+    batch: dict[str, Any],
+    tokens: int,
+    beams: int,
+) -> Sequence[object]:
+    rows = len(batch["row_ids"])
+    ids = random_tokens(config, rows, tokens)
+
+    @torch.inference_mode()
+    def generate() -> Tensor:
+        with torch.autocast("cuda", torch.bfloat16):
+            return model.generate(
+                ids[:rows],
+                attention_mask=torch.ones_like(ids[:rows]),
+                num_beams=beams,
+                num_return_sequences=beams,
+                max_new_tokens=LEVELS,
+                do_sample=False,
+                prefix_allowed_tokens_fn=allowed,
+            )
+
+    while not runs_within_memory(generate):
+        if rows == 1:
+            raise torch.OutOfMemoryError("one row does not fit")
+        rows //= 2
+    with peak_memory() as peak:
+        generate()
+        allocated = peak().allocated
+    few = {key: value[:rows] for key, value in batch.items()}
+    ratio, mine, theirs = in_turns(make_ours(few), generate, 3)
+    rates = (f"{per_second(rows, ms):,.1f}" for ms in (mine, theirs))
+    return rows, f"{mine:.1f}", f"{theirs:.1f}", *rates, f"{ratio:.1f}", gib(allocated)
+
+
+def t5(config: Config) -> T5ForConditionalGeneration:
+    """Random weights, on the GPU."""
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        return T5ForConditionalGeneration(t5_config(config))
+
+
+def t5_config(config: Config) -> T5Config:
+    model = config.model
+    return T5Config(
+        vocab_size=sum(model.codebook_sizes),
+        d_model=model.d_model,
+        d_kv=model.d_model // model.n_heads,
+        d_ff=model.d_ff,
+        num_layers=model.n_encoder_layers,
+        num_decoder_layers=model.n_decoder_layers,
+        num_heads=model.n_heads,
+        dropout_rate=model.dropout,
+        decoder_start_token_id=0,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+
+
+def torch_t5(config: Config) -> str:
+    """How this version of transformers computes T5's attention."""
+    with torch.device("meta"):
+        return f"attention: {T5ForConditionalGeneration(t5_config(config)).config._attn_implementation}"
+
+
+def random_tokens(config: Config, rows: int, length: int) -> Tensor:
+    generator = torch.Generator("cuda").manual_seed(0)
+    return torch.randint(5, sum(config.model.codebook_sizes), (rows, length), generator=generator, device="cuda")
+
+
+def allowed_tokens(config: Config, triples: np.ndarray) -> Callable[[int, Tensor], list[int]]:
+    """The tokens that may follow a prefix of an item, for `generate`. triples: (n, 3) in lexicographic order."""
+    sizes = config.model.codebook_sizes
+    offsets = np.cumsum([0, *sizes[:-1]])
+    first = triples[:, 0]
+    pairs = first * sizes[1] + triples[:, 1]
+    roots = (np.unique(first) + offsets[0]).tolist()
+
+    def allowed(row: int, tokens: Tensor) -> list[int]:
+        prefix = tokens[1:].tolist()  # behind the token that generation starts from
+        if not prefix:
+            return roots
+        ids = [token - int(offset) for token, offset in zip(prefix, offsets, strict=False)]
+        keys, key = (first, ids[0]) if len(ids) == 1 else (pairs, ids[0] * sizes[1] + ids[1])
+        start, end = np.searchsorted(keys, [key, key + 1])
+        # A beam that has died holds ids of no item.
+        return (np.unique(triples[start:end, len(ids)]) + offsets[len(ids)]).tolist() or [0]
+
+    return allowed

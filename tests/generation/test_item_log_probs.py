@@ -1,0 +1,30 @@
+"""Log-probabilities of given items."""
+
+import torch
+
+from tests.conftest import make_batch, random_ids
+from ugt_composer.model.reference import Reference
+
+
+def test_a_policy_and_an_equal_reference_agree_to_the_last_bit(tiny_model):
+    batch = make_batch(rows=24, history=30, target=6, rejected=3, seed=5)
+    for capacity in (None, 0.5, 1.25):
+        policy, reference = (tiny_model(seed=1, expert_capacity_factor=capacity).train() for _ in range(2))
+        outputs, logps = policy(batch), Reference(reference).train()(batch)
+        ours = torch.cat((outputs["chosen_logps"][:, None], outputs["rejected_logps"]), dim=1)
+        assert ours.requires_grad
+        assert not logps.requires_grad
+        assert torch.equal(ours, logps), capacity
+
+
+def test_scores_are_the_sums_of_the_three_conditional_log_probabilities(tiny_model):
+    model, ids = tiny_model(seed=1), random_ids(torch.Generator().manual_seed(0), 4, 3)
+    hidden = torch.randn(4, 32)
+    scores = model.item_logps(hidden, ids)
+    for row in range(4):
+        for item in range(3):
+            expected = sum(
+                model.level_logits(level, hidden[row], ids[row, item, :level]).log_softmax(-1)[ids[row, item, level]]
+                for level in range(3)
+            )
+            torch.testing.assert_close(scores[row, item], expected)

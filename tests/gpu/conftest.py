@@ -1,0 +1,90 @@
+"""Tests for a machine with a GPU: `make test-gpu`. Elsewhere all of them are skipped."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.trainer.conftest import shop, stage_arguments  # noqa: F401 - shop is a fixture
+from ugt_composer.config import load_config
+
+DEVICE = os.environ.get("UGT_TEST_DEVICE", "cuda")  # cpu: tries most of the tests' own code where there is no GPU
+DEEPSPEED, STAGE = "parallelism.strategy=deepspeed", "parallelism.deepspeed.zero_stage="
+STRATEGIES = {
+    "ddp": (),
+    "fsdp": ("parallelism.strategy=fsdp",),
+    "zero-0": (DEEPSPEED, f"{STAGE}0"),
+    "zero-1": (DEEPSPEED, f"{STAGE}1"),
+    "zero-2": (DEEPSPEED, f"{STAGE}2"),
+    "zero-3": (DEEPSPEED, f"{STAGE}3"),
+}
+PRECISIONS = ("fp32", "amp_bf16", "amp_fp16")
+
+
+def reason_to_skip() -> str | None:
+    if DEVICE == "cpu":
+        return None
+    if not torch.cuda.is_available():
+        return "no GPU on this machine"
+    if torch.ones(2, device="cuda").sum().item() != 2:
+        return "the GPU computes nothing: a driver for rehearsals"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    own = [item for item in items if here in item.path.parents]
+    reason = reason_to_skip() if own else None
+    for item in own:
+        item.add_marker(pytest.mark.gpu)
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def gpu() -> torch.device:
+    return torch.device(DEVICE)
+
+
+@pytest.fixture(scope="session")
+def trained(shop, tmp_path_factory) -> Path:  # noqa: F811
+    """A folder with stage1 and stage2, trained one from the other by DDP in float32."""
+    folder = tmp_path_factory.mktemp("trained")
+    for stage in (1, 2):
+        train(shop, folder / f"stage{stage}", stage, folder / f"stage{stage - 1}/best", "precision=fp32")
+    return folder
+
+
+@pytest.fixture
+def run(shop, trained, tmp_path) -> Callable[..., list[dict]]:  # noqa: F811
+    """run(name, stage, *overrides, batches=None) → the lines of its metrics.jsonl."""
+
+    def start(name: str, stage: int, *overrides: str, batches: int | None = None) -> list[dict]:
+        return train(shop, tmp_path / name, stage, trained / f"stage{stage - 1}/best", *overrides, batches=batches)
+
+    return start
+
+
+def train(
+    shop: Path,  # noqa: F811
+    out: Path,
+    stage: int,
+    previous: Path,
+    *overrides: str,
+    batches: int | None = None,
+) -> list[dict]:
+    """Trains a stage, or goes on with it: to its end, or for some batches only."""
+    from ugt_composer.trainer import build_trainer
+
+    path, *rest = stage_arguments(shop, out, stage, previous)
+    trainer = build_trainer(load_config(path, overrides=[*rest, *overrides]))
+    if batches is None:
+        trainer.train()
+    else:
+        trainer.fit(duration=f"{batches}ba")
+    trainer.close()
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.endswith("samples/s")} for line in lines]

@@ -1,0 +1,202 @@
+"""What a GPU computes, against a CPU in float32 and float64."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import TINY, make_batch, random_ids
+from ugt_composer.float32_product import allow_tf32, float32_matmul
+from ugt_composer.generation.beam_search import beam_search
+from ugt_composer.generation.item_scores import ItemScores
+from ugt_composer.generation.trie import ItemTrie
+from ugt_composer.losses.unified import UnifiedLoss
+from ugt_composer.model.build import build_model
+from ugt_composer.model.norm import GroupLayerNorm
+from ugt_composer.model.pointwise_product import pointwise_product
+from ugt_composer.model.reference import Reference
+
+WIDE = replace(TINY, d_model=128, n_heads=4, d_ff=256, n_encoder_layers=3, n_decoder_layers=3, max_seq_len=256)
+LOSS = {"lambda_contrastive": 0.1, "lambda_preference": 0.1, "num_negatives": 15, "repr_dim": WIDE.d_model}
+EXACT = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def moved(batch, device):
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+def all_items(count: int = 400) -> ItemTrie:
+    return ItemTrie.from_triples(random_ids(torch.Generator().manual_seed(3), count))
+
+
+def step(model_config, device, dtype=None, **loss_arguments) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Losses and gradients of one batch of stage 3, on the host in float64."""
+    model, reference = (build_model(model_config, seed).to(device).train() for seed in (1, 2))
+    loss = UnifiedLoss(**{**LOSS, **loss_arguments}).to(device)
+    batch = moved(make_batch(rows=24, history=100, target=6, rejected=3, seed=5), device)
+    trie = all_items().to(device)
+    with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        outputs = model(batch, trie, loss.has_catalogue_negatives)
+        if loss.has_catalogue_negatives:
+            outputs["item_rows"] = trie.find(batch["labels"][:, 0])
+        logps = Reference(reference)(batch, trie)
+        outputs |= {"reference_chosen_logps": logps[:, 0], "reference_rejected_logps": logps[:, 1:]}
+        losses = loss(outputs, batch)
+    losses["total_loss"].backward()
+    values = {name: value for name, value in losses.items() if name != "metrics"} | losses["metrics"]
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return tuple({k: v.detach().double().cpu() for k, v in part.items()} for part in (values, gradients))
+
+
+VARIANTS = {
+    "dropless": {},
+    "capacity": {"expert_capacity_factor": 1.0},
+    "over the catalogue": {"level_softmax": "catalogue"},
+    "mean pooling, positions from the end": {"user_pooling": "mean", "history_positions": "from_end"},
+    "relu, own head weights": {"attention_activation": "relu", "tie_embeddings": False},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_float32_equals_a_cpus(gpu, name):
+    config = replace(WIDE, **VARIANTS[name])
+    (losses, gradients), (wanted, wanted_gradients) = (step(config, device) for device in (gpu, torch.device("cpu")))
+    for key, value in wanted.items():
+        torch.testing.assert_close(losses[key], value, **EXACT, msg=lambda text, key=key: f"{key}: {text}")
+    assert gradients.keys() == wanted_gradients.keys()
+    for key, value in wanted_gradients.items():
+        assert relative(gradients[key], value) < 1e-4, key
+
+
+@pytest.mark.parametrize("negatives", ["in_batch", "catalogue"])
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+def test_half_precision_stays_near_float32(gpu, dtype, bound, similarity, negatives):
+    arguments = {"contrastive_similarity": similarity, "contrastive_negatives": negatives}
+    arguments |= {"contrastive_temperature": 1.0} if similarity == "dot" else {}
+    half, half_gradients = step(WIDE, gpu, dtype, **arguments)
+    single, single_gradients = step(WIDE, gpu, **arguments)
+    for key in single:
+        if not key.endswith(("_acc", "accuracy", "margin")):
+            assert abs(half[key] - single[key]) <= bound * max(1.0, abs(single[key])), key
+    flat = [torch.cat([g.flatten() for g in part.values()]) for part in (half_gradients, single_gradients)]
+    assert relative(*flat) < 20 * bound
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm().clamp(min=1e-12))
+
+
+def test_a_policy_and_its_reference_agree_to_the_last_bit(gpu):
+    batch = moved(make_batch(rows=24, history=100, target=6, rejected=3, seed=5), gpu)
+    for dtype in (None, torch.bfloat16, torch.float16):
+        for capacity in (None, 0.5, 1.25):
+            config = replace(WIDE, expert_capacity_factor=capacity)
+            policy, reference = (build_model(config, 1).to(gpu).train() for _ in range(2))
+            with torch.autocast("cuda", dtype or torch.bfloat16, enabled=dtype is not None):
+                outputs = policy(batch)
+                logps = Reference(reference).train()(batch)
+            ours = torch.cat((outputs["chosen_logps"][:, None], outputs["rejected_logps"]), dim=1)
+            assert ours.requires_grad
+            assert not logps.requires_grad
+            assert torch.equal(ours, logps), (dtype, capacity)
+
+
+def test_products_that_promise_float32_keep_it_where_tf32_is_allowed(gpu):
+    a, b = (torch.randn(256, 256, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    exact = a.double() @ b.double()
+    a, b = a.to(gpu).requires_grad_(), b.to(gpu)
+    try:
+        allow_tf32(True)
+        rough, found = a @ b, float32_matmul(a, b)
+        found.sum().backward()
+    finally:
+        allow_tf32(False)
+    assert relative(rough.double().cpu(), exact) > 1e-5 or torch.cuda.get_device_capability() < (8, 0)
+    assert relative(found.double().cpu(), exact) < 1e-6
+    assert relative(a.grad.double().cpu(), b.double().cpu().sum(1).expand(256, -1)) < 1e-6
+
+
+def test_the_three_ways_through_the_experts_agree(gpu):
+    batch = moved(make_batch(rows=32, history=20, target=6, seed=1), gpu)
+    outputs = {}
+    for way, factor in (("dropless", None), ("capacity", 100.0)):
+        model = build_model(replace(WIDE, expert_capacity_factor=factor), 1).to(gpu).train()
+        outputs[way] = model(batch)["l3_logits"]
+    for layer in model.decoder.layers:
+        layer.ff.all_experts = True
+    outputs["all"] = model.eval()(batch)["l3_logits"]
+    for way in ("capacity", "all"):
+        torch.testing.assert_close(outputs[way], outputs["dropless"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["silu", "relu"])
+def test_pointwise_product_equals_float64(gpu, activation):
+    q, k, v = (torch.randn(6, 70, 16, generator=torch.Generator().manual_seed(seed)).double() for seed in range(3))
+    phi = {"silu": torch.nn.functional.silu, "relu": torch.relu}[activation]
+    wanted = phi(q @ k.transpose(1, 2)) @ v
+    for dtype, bound in ((torch.float32, 1e-6), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)):
+        found = pointwise_product(*(x.to(gpu, dtype) for x in (q, k, v)), activation)
+        assert found.dtype == dtype
+        assert relative(found.double().cpu(), wanted) < bound
+
+
+def test_group_layer_norm_equals_float64(gpu):
+    norm = GroupLayerNorm(64, 4).double()
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    generator = torch.Generator().manual_seed(0)
+    x = 3 + torch.randn(5, 40, 64, generator=generator, dtype=torch.float64)
+    types = torch.randint(0, 4, (5, 40), generator=generator)
+    found = []
+    for device, dtype in ((torch.device("cpu"), torch.float64), (gpu, torch.float32)):
+        own, given = norm.to(device, dtype), x.to(device, dtype).detach().requires_grad_()
+        own.zero_grad()
+        out = own(given, types.to(device))
+        out.square().sum().backward()
+        values = (out, given.grad, own.weight.grad, own.bias.grad)
+        found.append([value.detach().double().cpu() for value in values])
+    for ours, wanted in zip(*found[::-1], strict=True):
+        assert relative(ours, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("over_catalogue", [False, True])
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_recommendations_equal_a_cpus(gpu, over_catalogue, weight):
+    config = replace(WIDE, level_softmax="catalogue" if over_catalogue else "codebook")
+    batch, found = make_batch(rows=16, history=30, target=2, seed=7), []
+    for device in (torch.device("cpu"), gpu):
+        model, trie = build_model(config, 1).to(device).eval(), all_items().to(device)
+        given = moved(batch, device)
+        with torch.no_grad():
+            memory = model.encode(given)
+            hidden = model.start_over(memory, given["encoder_mask"])
+            scores = None
+            if weight:
+                users = model.user_vector(memory, given["encoder_mask"])
+                scores = ItemScores(users, model.item_vectors(trie.items), 0.07, weight)
+            best = beam_search(model.level_logits, hidden, trie, 20, 50, given["encoder_ids"], scores, over_catalogue)
+        found.append([value.cpu() for value in best])
+    (_, index, score, log_probs), ours = found
+    torch.testing.assert_close(ours[2], score, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours[3], log_probs, rtol=1e-4, atol=1e-4)
+    same = (ours[1] == index).float().mean()
+    assert same > 0.97  # near ties may change places
+
+
+def test_a_compiled_layer_gives_what_an_eager_one_gives(gpu):
+    batch = moved(make_batch(rows=16, history=64, target=6, seed=2), gpu)
+    losses = {}
+    for compiled in (False, True):
+        config = replace(WIDE, expert_capacity_factor=1.25)
+        model = build_model(config, 1).to(gpu).train()
+        if compiled:
+            for layer in (*model.encoder.layers, *model.decoder.layers):
+                layer.compile()
+        loss = UnifiedLoss(repr_dim=WIDE.d_model).to(gpu)
+        total = loss(model(batch), batch)["total_loss"]
+        total.backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        losses[compiled] = torch.stack((total.detach(), norm)).cpu()
+    torch.testing.assert_close(losses[True], losses[False], rtol=1e-4, atol=1e-5)
