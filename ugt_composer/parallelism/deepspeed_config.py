@@ -69,6 +69,7 @@ def engine_config(
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # offload with PyTorch's own AdamW
         "steps_per_print": None,
+        "timers": {"throughput": {"enabled": False}},  # it would wait for the device three times a step
     }
     if zero_stage == 0 and precision in AUTOCAST_DTYPES:
         # Stage 0 in half precision would keep its float32 weights where no other strategy could read them.
