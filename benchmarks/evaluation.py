@@ -21,8 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.claims import Claim, in_turns, report, seconds
 from benchmarks.recommendation import BEAMS, K, make_items, make_recommender, make_rows
 from ugt_composer.generation.beam_search import Recommendations
-from ugt_composer.metrics.batch import rank_batch
-from ugt_composer.metrics.torch_metrics import build_ranking_metrics
+from ugt_composer.metrics.batch import EvaluationBatch, rank_batch
+from ugt_composer.metrics.loss_mean import EVALUATION_MEANS
+from ugt_composer.metrics.torch_metrics import evaluation_metrics
 from ugt_composer.vocabulary import LEVELS
 
 K_VALUES = (5, 10, 20, 50)
@@ -66,7 +67,9 @@ def main() -> int:
     targets[::2] = torch.from_numpy(np.resize(items, (len(targets[::2]), LEVELS)))[:, None]
     parts = zip(*(tensor.split(BATCH) for tensor in (*found, targets)), strict=True)
     batches = [(Recommendations(*part), wanted) for *part, wanted in parts]
-    metrics = build_ranking_metrics(K_VALUES, ITEMS)
+    metrics = evaluation_metrics({}, K_VALUES, ITEMS)
+    del metrics["preference_accuracy"]
+    no_losses, no_pairs = torch.zeros(len(EVALUATION_MEANS)), torch.zeros(2)
 
     def ours() -> dict[str, float]:
         for metric in metrics.values():
@@ -74,8 +77,9 @@ def main() -> int:
         for part, wanted in batches:
             yes = torch.ones(len(wanted), dtype=torch.bool)
             ranked = rank_batch(part, wanted, yes[:, None], yes)
+            evaluated = EvaluationBatch(ranked, no_losses, no_losses, no_pairs)
             for metric in metrics.values():
-                metric.update(ranked)
+                metric.update(evaluated)
         return {name: float(metric.compute()) for name, metric in metrics.items()}
 
     mine, theirs = ours(), looped(found, targets)

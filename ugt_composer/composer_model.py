@@ -14,9 +14,9 @@ from ugt_composer.generation.item_scores import ItemScores
 from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.losses.normalization import ROWS, TARGETS, batch_counts
 from ugt_composer.losses.unified import UnifiedLoss
-from ugt_composer.metrics.batch import rank_batch
-from ugt_composer.metrics.loss_mean import EVALUATION_MEANS, LossMean
-from ugt_composer.metrics.torch_metrics import PairAccuracy, build_ranking_metrics
+from ugt_composer.metrics.batch import EvaluationBatch, compare_pairs, rank_batch
+from ugt_composer.metrics.loss_mean import EVALUATION_MEANS
+from ugt_composer.metrics.torch_metrics import evaluation_metrics
 from ugt_composer.model.ugt import UGT
 from ugt_composer.precision import cpu_autocast
 from ugt_composer.vocabulary import IGNORE_INDEX
@@ -134,13 +134,17 @@ class ComposerUGT(ComposerModel):
             return self.unified_loss(outputs, batch)
 
     def eval_forward(self, batch: Batch, outputs: Any = None) -> dict[str, Any]:
-        """Losses as sums over the batch's rows, and the ranked recommendations against the rows' targets."""
+        """The outputs, and what the batch adds to the metrics as `evaluation`."""
         outputs = self(batch, recommend=True)
         labels = batch["labels"]
         # A pair's chosen item answers another question than «what came next», so its row is not ranked.
         rows = batch["row_mask"] & ~batch["rejected_mask"].any(-1)
         ranked = rank_batch(outputs["recommended"], labels, (labels != IGNORE_INDEX).all(-1), rows)
-        return {**outputs, "ranked": ranked, "evaluation_sums": self._evaluation_sums(outputs, batch)}
+        if "rejected_logps" in outputs:
+            pairs = compare_pairs(outputs["chosen_logps"], outputs["rejected_logps"], batch["rejected_mask"])
+        else:
+            pairs = torch.zeros(2, dtype=torch.float64, device=labels.device)
+        return {**outputs, "evaluation": EvaluationBatch(ranked, *self._evaluation_sums(outputs, batch), pairs)}
 
     def _evaluation_sums(self, outputs: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
         """(sums, counts), each in the order of EVALUATION_MEANS: exact over batches of any size."""
@@ -150,7 +154,7 @@ class ComposerUGT(ComposerModel):
         losses = self._losses(outputs, {**batch, "batch_totals": ones})
         values = losses | losses["metrics"]
         sums = torch.stack([values.get(name, totals.new_zeros(())) for name, _ in EVALUATION_MEANS])
-        return sums, totals[[column for _, column in EVALUATION_MEANS]]
+        return sums, torch.stack([totals[column] for _, column in EVALUATION_MEANS])
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         if is_train:
@@ -162,20 +166,8 @@ class ComposerUGT(ComposerModel):
         if loss.has_catalogue_negatives:  # in-batch ones depend on which rows are evaluated together
             whole["contrastive_loss"] = loss.lambda_contrastive
             names += [name for name, column in EVALUATION_MEANS if column == TARGETS]
-        means: dict[str, Metric] = {name: LossMean({name: 1.0}) for name in names}
-        return {
-            "loss": LossMean(whole),
-            "ntp_loss": LossMean(weights),
-            **means,
-            "preference_accuracy": PairAccuracy(),
-            **build_ranking_metrics(self.k_values, None if self.trie is None else len(self.trie)),
-        }
+        losses = {"loss": whole, "ntp_loss": weights, **{name: {name: 1.0} for name in names}}
+        return evaluation_metrics(losses, self.k_values, None if self.trie is None else len(self.trie))
 
     def update_metric(self, batch: Batch, outputs: dict[str, Any], metric: Metric) -> None:
-        if isinstance(metric, LossMean):
-            metric.update(*outputs["evaluation_sums"])
-        elif isinstance(metric, PairAccuracy):
-            if "rejected_logps" in outputs:
-                metric.update(outputs["chosen_logps"], outputs["rejected_logps"], batch["rejected_mask"])
-        else:
-            metric.update(outputs["ranked"])
+        metric.update(outputs["evaluation"])

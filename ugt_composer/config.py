@@ -479,6 +479,12 @@ class Config:
                 "checkpoint.sharded is true with parallelism.strategy ddp, which shards nothing; expected fsdp or "
                 "deepspeed"
             )
+        if self.precision == "amp_fp16" and self.parallelism.strategy == "fsdp" and self.parallelism.fsdp.cpu_offload:
+            raise ValueError(
+                "precision is amp_fp16 with parallelism.fsdp.cpu_offload true: the loss scaler looks for overflows in "
+                "the gradients, which are in host memory then, where NCCL reduces nothing; expected amp_bf16, or "
+                "cpu_offload false"
+            )
         if self.optimizer.name == "lamb" and self.parallelism.strategy != "ddp":
             raise ValueError(
                 f"optimizer.name is lamb with parallelism.strategy {self.parallelism.strategy}: LAMB scales by the "

@@ -100,6 +100,12 @@ def _step_lines(config: Config, train: list[Manifest], world_size: int) -> list[
     ]
 
 
+def _has_microbatches(config: Config, world_size: int) -> bool:
+    """Whether a rank's part of a batch is more than one microbatch; with auto it may be."""
+    micro = config.device_train_microbatch_size
+    return isinstance(micro, str) or device_batch_size(config, world_size) > micro
+
+
 def _strategy_name(config: Config) -> str:
     strategy = config.parallelism.strategy
     return f"{strategy}, zero_stage {config.parallelism.deepspeed.zero_stage}" if strategy == "deepspeed" else strategy
@@ -124,9 +130,14 @@ def _memory_lines(config: Config, model: UGT, world_size: int) -> list[str]:
         max(*sizes, parameters - sum(sizes)),
         sum(p.numel() for p in model.parameters() if p.numel() < SMALL),
         *offloads,
+        accumulates=_has_microbatches(config, world_size) and not parallelism.fsdp.reduce_every_microbatch,
     )
     if config.loss.needs_reference_model:
-        number = HALF if half and parallelism.strategy == "deepspeed" else FLOAT
+        # As the policy computes; FSDP's shards are float32.
+        in_half = parallelism.strategy == "deepspeed" or (
+            parallelism.strategy == "fsdp" and not parallelism.shard_reference
+        )
+        number = HALF if half and in_half else FLOAT
         share = world_size if parallelism.shard_reference else 1
         held.append(Held("reference", number * -(-parameters // share)))
     on_device = sum(item.bytes for item in held if item.where == DEVICE)

@@ -103,10 +103,11 @@ def evaluate(
             _update(composer_model, batch, outputs, metrics, by_length)  # type: ignore[arg-type]
             progress(len(batch["row_ids"]))
     values = {name: float(metric.compute()) for name, metric in metrics.items()}
+    rows_by_length = by_length.compute()
     return Evaluation(
         metrics={name: value for name, value in values.items() if value == value},
-        by_length=by_length.compute(),
-        ranked_rows=int(by_length.users.sum()),
+        by_length=rows_by_length,
+        ranked_rows=sum(row["users"] for row in rows_by_length),
         data=data,
     )
 
@@ -117,4 +118,4 @@ def _update(
     for metric in metrics.values():
         model.update_metric(batch, outputs, metric)
     is_item = batch["encoder_mask"] & (batch["encoder_token_types"] == ITEM)
-    by_length.update(outputs["ranked"], is_item.sum(1))
+    by_length.update(outputs["evaluation"].ranked, is_item.sum(1))

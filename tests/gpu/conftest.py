@@ -11,6 +11,8 @@ import torch
 from tests.trainer.conftest import shop, stage_arguments  # noqa: F401 - shop is a fixture
 from ugt_composer.config import load_config
 
+# PyTorch reads it once a process, and runs with and without `deterministic` share one here.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 DEVICE = os.environ.get("UGT_TEST_DEVICE", "cuda")  # cpu: tries most of the tests' own code where there is no GPU
 DEEPSPEED, STAGE = "parallelism.strategy=deepspeed", "parallelism.deepspeed.zero_stage="
 STRATEGIES = {

@@ -41,6 +41,13 @@ def test_no_head_is_no_work():
     assert pointwise_product(*make(heads=0), "silu").shape == (0, S, D)
 
 
+@pytest.mark.parametrize("rows", [0, 2])
+def test_heads_of_several_rows_are_heads(rows):
+    q, k, v = make(heads=rows * 3)
+    of_rows = [x.unflatten(0, (rows, 3)) for x in (q, k, v)]
+    torch.testing.assert_close(pointwise_product(*of_rows, "silu").flatten(0, 1), pointwise_product(q, k, v, "silu"))
+
+
 def test_the_weights_are_not_kept_for_the_backward_pass():
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda x: x):
@@ -111,7 +118,11 @@ def test_an_exported_program_knows_no_operator_of_this_package():
         def forward(self, q, k, v):
             return pointwise_product(q, k, v, "silu")
 
-    inputs = tuple(tensor.detach() for tensor in make())
-    program = torch.export.export(Product(), inputs, strict=False)
+    # As in a layer: split in heads, of any number of rows and tokens.
+    inputs = tuple(torch.randn(2, 5, 3, D).transpose(1, 2) for _ in range(3))
+    sizes = {0: torch.export.Dim("rows", max=99), 2: torch.export.Dim("tokens", max=99)}
+    program = torch.export.export(Product(), inputs, dynamic_shapes=[sizes] * 3, strict=False)
     assert not any("ugt" in str(node.target) for node in program.graph.nodes)
-    torch.testing.assert_close(program.module()(*inputs), pointwise_product(*inputs, "silu"))
+    for rows, tokens in ((2, 5), (1, 1), (7, 99)):
+        inputs = tuple(torch.randn(rows, tokens, 3, D).transpose(1, 2) for _ in range(3))
+        torch.testing.assert_close(program.module()(*inputs), pointwise_product(*inputs, "silu"))

@@ -48,7 +48,11 @@ def test_the_estimate_is_what_is_held(held, name):
     sizes = (found["parameters"], found["trainable"], found["largest_layer"], found["small"])
     estimate = memory_per_rank(kind, stage, 2, False, *sizes)
     # What DDP keeps for communication belongs to no Python tensor; what is gathered is freed before the step.
-    counted = [h for h in estimate if h.name != "gathered" and not (name == "ddp" and h.name == "buckets")]
+    counted = [
+        h
+        for h in estimate
+        if h.name not in ("gathered", "reduced at once") and not (name == "ddp" and h.name == "buckets")
+    ]
     # At stage 2 the bucket is there during the backward pass only.
     counted = [h for h in counted if not (name == "zero-2" and h.name == "buckets")]
     assert found["bytes"] == pytest.approx(sum(h.bytes for h in counted), rel=0.15)
@@ -71,3 +75,11 @@ def test_offloaded_parts_are_the_hosts():
     held = memory_per_rank("deepspeed", 3, 2, True, 100, 100, 10, offload_optimizer=True, offload_param=True)
     assert {h.name for h in held if h.where == "host"} == {"weights", "master weights", "optimizer"}
     assert Held("optimizer", 400, "host") in held
+
+
+def test_gradients_that_fsdp_accumulates_are_whole_and_on_the_device():
+    once, every = (
+        memory_per_rank("fsdp", 0, 64, True, 1000, 640, 100, 0, True, True, accumulates=a) for a in (True, False)
+    )
+    assert set(once) - set(every) == {Held("whole gradients", 4 * 640)}
+    assert {h.name for h in once if h.where == "host"} == {"weights", "gradients", "optimizer"}

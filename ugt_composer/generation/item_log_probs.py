@@ -100,6 +100,7 @@ def _over_catalogue(heads: LevelHeads, hidden: Tensor, ids: Tensor, trie: ItemTr
 
 
 def _log_softmax_at(logits: Tensor, ids: Tensor) -> Tensor:
-    """log_softmax (..., V) at ids (..., N), without the full log-softmax in memory."""
-    logits = logits.float()
-    return logits.gather(-1, ids) - logits.logsumexp(-1, keepdim=True)
+    """log_softmax (B, V) at ids (B, N), without the full log-softmax in memory."""
+    logits, rows = logits.float(), torch.arange(logits.shape[0], device=logits.device)
+    # Not gather: items share their first level, and its gradient adds what falls on one place in any order.
+    return logits[rows[:, None], ids] - logits.logsumexp(-1, keepdim=True)

@@ -1,8 +1,12 @@
-"""Ranking metrics of a batch of recommendations, row by row and for every cut-off at once, on the device.
+"""What one batch contributes to an evaluation's metrics, for every cut-off at once and without waiting for the device.
 
-Shapes: B rows, K recommendations, T targets, 3 levels. The definitions are those of metrics/ranking.py.
+Shapes: B rows, K recommendations, T targets, N rejected items, 3 levels, M losses of EVALUATION_MEANS. The definitions
+of the ranking metrics are those of metrics/ranking.py. No operation here is one that PyTorch refuses on a GPU under
+`torch.use_deterministic_algorithms` (a cumsum of floats is), and none is lowered to half precision by autocast.
 """
 
+from dataclasses import dataclass, field
+from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -10,6 +14,8 @@ from torch import Tensor
 
 from ugt_composer.generation.beam_search import Recommendations
 from ugt_composer.vocabulary import LEVELS
+
+ROW_METRICS = ("recall", "ndcg", "hit_rate", "hit_rate_l1", "hit_rate_l1_l2", "diversity")
 
 
 class RankedBatch(NamedTuple):
@@ -19,9 +25,9 @@ class RankedBatch(NamedTuple):
         counted: bool (B,) rows that count: real ones with at least one target.
         item_index: int64 (B, K) recommended items, 0 in empty places.
         shown: int32 (B, K) 1 where a counted row shows an item, else 0.
-        row_values: by metric, float32 (B, K) ((B, 1) for mrr, which has no cut-off).
-        rows: () how many count.
-        sums: by metric, float64 (K,) or (1,), the sum of `row_values` over them.
+        row_values: by metric, float32 (B, K) for each of ROW_METRICS, then (B, 1) for mrr, which has no cut-off.
+        rows: int64 () how many count.
+        sums: float64 (6 K + 1,) the sums of `row_values` over them, in the order of its columns.
     """
 
     counted: Tensor
@@ -29,7 +35,26 @@ class RankedBatch(NamedTuple):
     shown: Tensor
     row_values: dict[str, Tensor]
     rows: Tensor
-    sums: dict[str, Tensor]
+    sums: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationBatch:
+    """Everything that one batch adds to an evaluation.
+
+    Attributes:
+        ranked: the ranked rows.
+        loss_sums: (M,) sums over the batch.
+        loss_counts: (M,) what they are means over.
+        pairs: float64 (2,) of `compare_pairs`.
+        number: tells batches apart, so that one that is handed over by several metrics is added once.
+    """
+
+    ranked: RankedBatch
+    loss_sums: Tensor
+    loss_counts: Tensor
+    pairs: Tensor
+    number: int = field(default_factory=count().__next__, init=False)
 
 
 def rank_batch(recommendations: Recommendations, targets: Tensor, target_mask: Tensor, row_mask: Tensor) -> RankedBatch:
@@ -49,11 +74,12 @@ def rank_batch(recommendations: Recommendations, targets: Tensor, target_mask: T
     hits = [(same & wanted).any(2) for same in _same_prefix(ids, targets)]
     hit_rates = [(_first_place(hit, places) <= places).float() for hit in hits]
     hit = hits[-1]
-    discounts = 1 / torch.log2(places.float() + 1)
-    ideal = discounts.cumsum(0)[torch.minimum(relevant.unsqueeze(1), places).clamp(min=1) - 1]
+    discounts = 1 / torch.log2(places.double() + 1)
+    up_to = (places.unsqueeze(1) <= places).double()  # (K, K): `values @ up_to` are the sums of the first 1 .. K values
+    ideal = (discounts @ up_to)[torch.minimum(relevant.unsqueeze(1), places).clamp(min=1) - 1]
     row_values = {
         "recall": hit.cumsum(1) / relevant.clamp(min=1).unsqueeze(1),
-        "ndcg": (hit * discounts).cumsum(1) / ideal,
+        "ndcg": ((hit * discounts) @ up_to / ideal).float(),
         "hit_rate": hit_rates[2],
         "hit_rate_l1": hit_rates[0],
         "hit_rate_l1_l2": hit_rates[1],
@@ -63,9 +89,24 @@ def rank_batch(recommendations: Recommendations, targets: Tensor, target_mask: T
     counted = row_mask & (relevant > 0)
     shown = (found & counted.unsqueeze(1)).int()
     every = torch.cat(list(row_values.values()), dim=1).masked_fill_(~counted.unsqueeze(1), 0)
-    sums = every.sum(0, dtype=torch.float64).split([values.shape[1] for values in row_values.values()])
-    sums_of = dict(zip(row_values, sums, strict=True))
-    return RankedBatch(counted, index.clamp(min=0), shown, row_values, counted.sum(), sums_of)
+    sums = every.sum(0, dtype=torch.float64)
+    return RankedBatch(counted, index.clamp(min=0), shown, row_values, counted.sum(), sums)
+
+
+def compare_pairs(chosen: Tensor, rejected: Tensor, mask: Tensor) -> Tensor:
+    """(pairs whose chosen item has the higher log-probability, all pairs); equal log-probabilities count half.
+
+    Args:
+        chosen: (B,) log-probabilities.
+        rejected: (B, N) log-probabilities.
+        mask: bool (B, N) False: no pair there, and the log-probability may be NaN.
+
+    Returns:
+        float64 (2,).
+    """
+    margins = chosen.unsqueeze(1) - rejected
+    wins = ((margins > 0) + 0.5 * (margins == 0)).masked_fill(~mask, 0)
+    return torch.stack([wins.sum(dtype=torch.float64), mask.sum(dtype=torch.float64)])
 
 
 def _distinct_targets(targets: Tensor, target_mask: Tensor) -> Tensor:

@@ -5,45 +5,47 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from ugt_composer.metrics.batch import RankedBatch
-from ugt_composer.metrics.torch_metrics import Tally
 
 LONGEST = (0, 5, 10, 20, 50)  # items of the longest history of each bucket; the last bucket has none
 NAMES = ("recall", "ndcg", "hit_rate_l1")
 
 
-class ByLength(Tally):
+class ByLength(Metric):
     """Means over the rows of each bucket of lengths.
 
     Args:
         k: cut-off.
     """
 
+    full_state_update = False
     sums: Tensor
-    users: Tensor
 
     def __init__(self, k: int):
         super().__init__()
         self.k = k
-        buckets = len(LONGEST) + 1
-        self.add_state("sums", torch.zeros(buckets, len(NAMES), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("users", torch.zeros(buckets, dtype=torch.int64), dist_reduce_fx="sum")
+        zeros = torch.zeros(len(LONGEST) + 1, 1 + len(NAMES), dtype=torch.float64)
+        self.add_state("sums", zeros, dist_reduce_fx="sum")  # how many rows count, and the sums of NAMES over them
+
+    @property
+    def update_called(self) -> bool:
+        return True  # without a row there is no bucket, and that is no mistake to warn of
 
     def update(self, ranked: RankedBatch, lengths: Tensor) -> None:
         """lengths int64 (B,): items in the history of each row."""
-        bucket = torch.bucketize(lengths, torch.tensor(LONGEST, device=lengths.device))
-        values = torch.stack([ranked.row_values[name][:, self.k - 1] for name in NAMES], dim=1).double()
-        self.sums.index_add_(0, bucket, values.masked_fill(~ranked.counted.unsqueeze(1), 0))
-        self.users.index_add_(0, bucket, ranked.counted.long())
+        bucket = sum((lengths > longest for longest in LONGEST), torch.zeros_like(lengths))
+        values = [torch.ones_like(lengths), *(ranked.row_values[name][:, self.k - 1] for name in NAMES)]
+        counted = torch.stack(values, dim=1).double().masked_fill(~ranked.counted.unsqueeze(1), 0)
+        self.sums.index_add_(0, bucket, counted)
 
     def compute(self) -> list[dict[str, Any]]:  # type: ignore[override]
         """A bucket that has users a row: `length` such as "6-10", `users`, and the means by name."""
         names = [f"{name}@{self.k}" for name in NAMES]
-        rows = zip(_ranges(), self.users.tolist(), self.sums.tolist(), strict=True)
         return [
-            {"length": length, "users": users, **{n: s / users for n, s in zip(names, sums, strict=True)}}
-            for length, users, sums in rows
+            {"length": length, "users": int(users), **{n: s / users for n, s in zip(names, sums, strict=True)}}
+            for length, (users, *sums) in zip(_ranges(), self.sums.tolist(), strict=True)
             if users
         ]
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from ugt_composer.losses.normalization import LABELS_L1, LABELS_L2, LABELS_L3, PREFERENCE_WEIGHT, TARGETS
 
@@ -21,30 +20,18 @@ EVALUATION_MEANS = (
 )
 
 
-class LossMean(Metric):
+def loss_mean(weights: Mapping[str, float], sums: Tensor, counts: Tensor) -> Tensor:
     """Σ weight · (sum / count) over some of EVALUATION_MEANS; those that nothing was counted for are left out.
 
-    NaN where nothing at all was counted.
+    Args:
+        weights: by name; a loss that is not named has none.
+        sums: float64 (M,) in the order of EVALUATION_MEANS.
+        counts: float64 (M,).
+
+    Returns:
+        float64 (); NaN where nothing at all was counted.
     """
-
-    full_state_update = False
-    sums: Tensor
-    counts: Tensor
-
-    def __init__(self, weights: Mapping[str, float]):
-        super().__init__()
-        self.weights = [weights.get(name, 0.0) for name, _ in EVALUATION_MEANS]
-        zeros = torch.zeros(len(EVALUATION_MEANS), dtype=torch.float64)
-        self.add_state("sums", default=zeros, dist_reduce_fx="sum")
-        self.add_state("counts", default=zeros.clone(), dist_reduce_fx="sum")
-
-    def update(self, sums: Tensor, counts: Tensor) -> None:
-        """sums and counts of one batch, each in the order of EVALUATION_MEANS."""
-        self.sums += sums
-        self.counts += counts
-
-    def compute(self) -> Tensor:
-        weights = torch.tensor(self.weights, dtype=self.sums.dtype, device=self.sums.device)
-        used = (self.counts > 0) & (weights != 0)
-        mean = (weights * self.sums / self.counts.clamp(min=1e-12)).where(used, 0).sum()
-        return mean.where(used.any(), torch.nan).float()
+    weight = torch.tensor([weights.get(name, 0.0) for name, _ in EVALUATION_MEANS], dtype=sums.dtype)
+    used = (counts > 0) & (weight != 0)
+    mean = (weight * sums / counts.clamp(min=1e-12)).where(used, 0).sum()
+    return mean.where(used.any(), torch.nan)

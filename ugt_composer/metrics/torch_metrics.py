@@ -1,117 +1,201 @@
-"""Metrics that accumulate over batches and ranks: sums and counts, so that the batches' sizes do not matter.
+"""An evaluation's metrics, which add up over batches and ranks: exact, whatever the batches' sizes.
 
-`compute` gives NaN where no row has counted: no measurement is not a measurement of 0.
+Composer takes one Metric for each name that it logs. All of ours share one `EvaluationSums`: for any number of metrics
+and cut-offs, two collectives sum them over the ranks, and the host waits for the device twice. A value is NaN where no
+row has counted: no measurement is not a measurement of 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 
-from ugt_composer.metrics.batch import RankedBatch
+from ugt_composer.metrics.batch import ROW_METRICS, EvaluationBatch
+from ugt_composer.metrics.loss_mean import EVALUATION_MEANS, loss_mean
 
-ROW_METRICS = ("recall", "ndcg", "hit_rate", "hit_rate_l1", "hit_rate_l1_l2", "diversity")
+
+class EvaluationSums:
+    """All that an evaluation adds up, in two tensors on its device; they exist from the first batch to the next reset.
+
+    Args:
+        losses: weighted sums of EVALUATION_MEANS by the name of the metric: for each, the weights by loss.
+        k_values: C cut-offs of the ranking metrics.
+        catalogue_size: n distinct items, which `RankedBatch.item_index` refers to. None leaves coverage and gini out:
+            nothing says what they would refer to.
+    """
+
+    _sums: Tensor | None
+    _shown: Tensor | None
+    _values: dict[str, Tensor] | None
+    _added: set[int]  # numbers of the batches
+
+    def __init__(self, losses: Mapping[str, Mapping[str, float]], k_values: Sequence[int], catalogue_size: int | None):
+        self.losses = {name: dict(weights) for name, weights in losses.items()}
+        self.k_values = tuple(k_values)
+        self.cuts = sorted(set(k_values))
+        self.catalogue_size = catalogue_size
+        self.device = torch.device("cpu")
+        self.reset()
+
+    @property
+    def names(self) -> list[str]:
+        """The metrics, in the order in which they are logged."""
+        per_cut = ROW_METRICS if self.catalogue_size is None else (*ROW_METRICS, "coverage", "gini")
+        ranking = [f"{name}@{k}" for k in self.k_values for name in per_cut]
+        return [*self.losses, "preference_accuracy", "mrr", *ranking]
+
+    def to(self, device: torch.device) -> None:
+        self.device = device
+        if self._sums is not None:
+            self._sums = self._sums.to(device)
+        if self._shown is not None:
+            self._shown = self._shown.to(device)
+
+    def reset(self) -> None:
+        self._sums = self._shown = self._values = None
+        self._added = set()
+
+    def add(self, batch: EvaluationBatch) -> None:
+        """Adds a batch of max(k_values) recommendations a row, once however often it comes."""
+        if batch.number in self._added:
+            return
+        ranked = batch.ranked
+        added = [batch.loss_sums, batch.loss_counts, batch.pairs, ranked.rows.unsqueeze(0), ranked.sums]
+        sums, shown = self._tensors()
+        sums += torch.cat(added)
+        if shown is not None:
+            cells = ranked.item_index + self._first_cell_of_places()
+            shown.view(-1).index_add_(0, cells.flatten(), ranked.shown.flatten())
+        self._added.add(batch.number)
+        self._values = None
+
+    def values(self) -> dict[str, Tensor]:
+        """Every metric over the batches of all ranks: float32 () on the CPU.
+
+        Every rank has to call it, as often as the others, because it sums over the ranks; between two calls with no
+        batch and no reset it does nothing.
+        """
+        if self._values is None:
+            self._values = self._compute()
+        return self._values
+
+    def _tensors(self) -> tuple[Tensor, Tensor | None]:
+        """Sums float64 (2 M + 4 + 6 max k,), and how often each item was shown.
+
+        The latter is int32 (C, n): row c counts only the places from cut-off c - 1 to cut-off c, so that a shown item
+        is one addition whatever the number of cut-offs.
+        """
+        if self._sums is None:
+            size = sum(self._sizes())
+            self._sums = torch.zeros(size, dtype=torch.float64, device=self.device)
+            if self.catalogue_size is not None:
+                shape = len(self.cuts), self.catalogue_size
+                self._shown = torch.zeros(shape, dtype=torch.int32, device=self.device)
+        return self._sums, self._shown
+
+    def _sizes(self) -> list[int]:
+        """Of the parts of the sums: losses, their counts, pairs, rows, ROW_METRICS by place, mrr."""
+        return [len(EVALUATION_MEANS), len(EVALUATION_MEANS), 2, 1, len(ROW_METRICS) * self.cuts[-1], 1]
+
+    def _first_cell_of_places(self) -> Tensor:
+        """For each place, where its row of the (C, n) counts begins when they are flat: int64 (max k,)."""
+        assert self.catalogue_size is not None
+        places = torch.arange(self.cuts[-1], device=self.device)
+        return sum(((places >= k) * self.catalogue_size for k in self.cuts[:-1]), torch.zeros_like(places))
+
+    def _compute(self) -> dict[str, Tensor]:
+        sums, shown = self._tensors()
+        sums = _sum_over_ranks(sums)
+        values: dict[str, Tensor] = {}
+        if shown is None:
+            host = sums.cpu()
+        else:
+            counts = _sum_over_ranks(shown).cumsum(0, dtype=torch.int32)
+            host, most = torch.cat([sums, counts[-1].max().unsqueeze(0)]).cpu().split([len(sums), 1])
+            coverage, gini = coverage_and_gini(counts, int(most)).cpu()
+            values |= {f"coverage@{k}": coverage[cut] for cut, k in enumerate(self.cuts)}
+            values |= {f"gini@{k}": gini[cut] for cut, k in enumerate(self.cuts)}
+        loss_sums, loss_counts, pairs, rows, by_place, reciprocal_ranks = host.split(self._sizes())
+        values |= {name: loss_mean(weights, loss_sums, loss_counts) for name, weights in self.losses.items()}
+        values |= {"preference_accuracy": pairs[0] / pairs[1], "mrr": (reciprocal_ranks / rows)[0]}
+        means = (by_place / rows).view(len(ROW_METRICS), -1)
+        for k in self.cuts:
+            values |= {f"{name}@{k}": means[metric, k - 1] for metric, name in enumerate(ROW_METRICS)}
+        return {name: value.float() for name, value in values.items()}
 
 
-class Tally(Metric):
-    """A metric whose states only add up."""
+def coverage_and_gini(counts: Tensor, most: int) -> Tensor:
+    """`metrics.ranking.coverage` and `gini` at each cut-off: float64 (2, C), NaN where nothing was shown.
+
+    Args:
+        counts: int32 (C, n) how often each item was shown.
+        most: the largest of the counts.
+    """
+    # Items that are shown equally often have neighbouring ranks j, whose factors 2 j - n - 1 sum up in closed form.
+    n = counts.shape[1]
+    alike = torch.zeros(len(counts), most + 1, dtype=torch.int64, device=counts.device)  # items by how often
+    one = torch.ones((), dtype=torch.int64, device=counts.device)
+    for items, shown in zip(alike, counts, strict=True):
+        items.index_add_(0, shown, one.expand(n))
+    exposures = (torch.arange(most + 1, device=counts.device) * alike).double()
+    factors = (2 * alike.cumsum(1) - alike - n).double()
+    total = exposures.sum(1)
+    coverage = ((n - alike[:, 0]).double() / n).masked_fill(total == 0, torch.nan)
+    return torch.stack([coverage, (factors * exposures).sum(1) / (n * total)])
+
+
+class EvaluationMetric(Metric):
+    """One value of an `EvaluationSums`, under the name that it is logged by.
+
+    It has no state of its own: updating, moving or resetting one of the metrics that share the sums does it for all of
+    them. A copy of them together shares a copy of the sums.
+    """
 
     full_state_update = False
+
+    def __init__(self, sums: EvaluationSums, name: str):
+        super().__init__(sync_on_compute=False, compute_with_cache=False)  # the sums do both, once for all metrics
+        self.sums = sums
+        self.name = name
 
     @property
     def update_called(self) -> bool:
         return True  # where nothing has been counted the value is NaN, and that is no mistake to warn of
 
+    @property
+    def device(self) -> torch.device:
+        return self.sums.device
 
-class RowMean(Tally):
-    """The mean of a value over rows. Shapes: any, the same for values and mask."""
-
-    sum: Tensor
-    count: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("sum", default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, values: Tensor, mask: Tensor) -> None:
-        """Adds the values where bool `mask` is True; what stands elsewhere may be NaN."""
-        self.sum += values.masked_fill(~mask, 0).sum(dtype=torch.float64)
-        self.count += mask.sum()
+    def update(self, batch: EvaluationBatch) -> None:
+        self.sums.add(batch)
 
     def compute(self) -> Tensor:
-        return (self.sum / self.count).float()
+        return self.sums.values()[self.name]
+
+    def reset(self) -> None:
+        super().reset()
+        self.sums.reset()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> "EvaluationMetric":
+        # Only a device is asked for, and of an empty tensor, which is no copy to wait for. Torchmetrics copies one
+        # element for each metric.
+        self.sums.to(fn(torch.empty(0, device=self.device)).device)
+        return self
 
 
-class PairAccuracy(RowMean):
-    """The share of (chosen, rejected) pairs whose chosen item has the higher log-probability; equal ones count half."""
-
-    def update(self, chosen: Tensor, rejected: Tensor, mask: Tensor) -> None:  # type: ignore[override]
-        """chosen (B,) and rejected (B, N) log-probabilities, mask bool (B, N) False: no pair there."""
-        margins = chosen.unsqueeze(1) - rejected
-        super().update((margins > 0) + 0.5 * (margins == 0), mask)
-
-
-class RankingMean(RowMean):
-    """One of ROW_METRICS at a cut-off, or "mrr" with k = 1."""
-
-    def __init__(self, name: str, k: int):
-        super().__init__()
-        self.name, self.k = name, k
-
-    def update(self, ranked: RankedBatch) -> None:  # type: ignore[override]
-        self.sum += ranked.sums[self.name][self.k - 1]
-        self.count += ranked.rows
+def evaluation_metrics(
+    losses: Mapping[str, Mapping[str, float]], k_values: Sequence[int], catalogue_size: int | None
+) -> dict[str, Metric]:
+    """The metrics by name, each to be updated with every EvaluationBatch; arguments as of `EvaluationSums`."""
+    sums = EvaluationSums(losses, k_values, catalogue_size)
+    return {name: EvaluationMetric(sums, name) for name in sums.names}
 
 
-class Exposure(Tally):
-    """How often each item of the catalogue is among the first k; subclasses say how evenly.
-
-    Args:
-        catalogue_size: n distinct items, which `RankedBatch.item_index` refers to.
-        k: cut-off.
-    """
-
-    counts: Tensor
-
-    def __init__(self, catalogue_size: int, k: int):
-        super().__init__()
-        self.k = k
-        # (n,); 32 bits, because a checkpoint holds one of these for each metric and cut-off
-        self.add_state("counts", default=torch.zeros(catalogue_size, dtype=torch.int32), dist_reduce_fx="sum")
-
-    def update(self, ranked: RankedBatch) -> None:
-        self.counts.index_add_(0, ranked.item_index[:, : self.k].flatten(), ranked.shown[:, : self.k].flatten())
-
-
-class Coverage(Exposure):
-    """`metrics.ranking.coverage`."""
-
-    def compute(self) -> Tensor:
-        share = (self.counts > 0).float().mean()
-        return share.masked_fill(self.counts.sum() == 0, torch.nan)
-
-
-class Gini(Exposure):
-    """`metrics.ranking.gini`."""
-
-    def compute(self) -> Tensor:
-        # Items that are shown equally often have neighbouring ranks j, whose factors 2 j - n - 1 sum up in closed form.
-        n, alike = len(self.counts), self.counts.bincount().double()
-        shown = torch.arange(len(alike), device=alike.device) * alike
-        factors = 2 * alike.cumsum(0) - alike - n
-        return (factors * shown).sum().div(n * shown.sum()).float()
-
-
-def build_ranking_metrics(k_values: Sequence[int], catalogue_size: int | None) -> dict[str, Metric]:
-    """Metrics by name, each updated with a RankedBatch of at least max(k_values) recommendations a row.
-
-    Without a catalogue's size there is no coverage and no gini: nothing says what they would refer to.
-    """
-    metrics: dict[str, Metric] = {"mrr": RankingMean("mrr", 1)}
-    for k in k_values:
-        metrics |= {f"{name}@{k}": RankingMean(name, k) for name in ROW_METRICS}
-        if catalogue_size is not None:
-            metrics |= {f"coverage@{k}": Coverage(catalogue_size, k), f"gini@{k}": Gini(catalogue_size, k)}
-    return metrics
+def _sum_over_ranks(tensor: Tensor) -> Tensor:
+    if not (dist.is_available() and dist.is_initialized()):
+        return tensor
+    total = tensor.clone()  # this rank may add further batches to its own
+    dist.all_reduce(total)
+    return total

@@ -51,8 +51,7 @@ class PointwiseAttention(nn.Module):
         if self.training and self.dropout.p > 0:
             mixed = self.dropout(ACTIVATIONS[self.activation](q @ k.transpose(-1, -2))) @ v
         else:
-            heads = pointwise_product(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), self.activation)
-            mixed = heads.unflatten(0, (-1, self.n_heads))
+            mixed = pointwise_product(q, k, v, self.activation)
         return self.out_proj(self.norm(merge_heads(mixed)) * ACTIVATIONS[self.activation](gate))
 
 

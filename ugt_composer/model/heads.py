@@ -95,7 +95,8 @@ def _sampled_products(states: Tensor, weight: Tensor, owners: Tensor, ids: Tenso
     """
     ends = F.pad(torch.bincount(owners.flatten(), minlength=len(states)).cumsum(0), (1, 0))
     nothing, shape = states.new_zeros(ids.numel()), (len(states), len(weight))
-    places = torch.sparse_csr_tensor(ends, ids.flatten(), nothing, shape, check_invariants=False)
+    with torch.sparse.check_sparse_tensor_invariants(enable=False):
+        places = torch.sparse_csr_tensor(ends, ids.flatten(), nothing, shape)
     return torch.sparse.sampled_addmm(places, states, weight.t(), beta=0.0).values().view_as(ids)
 
 

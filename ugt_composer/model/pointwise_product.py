@@ -21,12 +21,15 @@ ACTIVATIONS = {"silu": F.silu, "relu": F.relu}
 
 
 def pointwise_product(q: Tensor, k: Tensor, v: Tensor, activation: str) -> Tensor:
-    """q, k, v (N, S, d) → φ(q kᵀ) v, (N, S, d); φ is silu or relu. Under autocast of autocast's dtype."""
+    """q, k, v (…, S, d) → φ(q kᵀ) v, (…, S, d); φ is silu or relu. Under autocast of autocast's dtype."""
     # Dynamo takes is_exporting() for true under `compile` as well (pytorch/pytorch#176347); exports here do not use it.
     if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
-        return ACTIVATIONS[activation](q @ k.transpose(1, 2)) @ v  # an exported program has to run without this package
-    q, k, v = (x.to(product_dtype(x)) for x in (q, k, v))
-    return _product(q, k, v, activation)
+        # An exported program has to run without this package. Rows and heads stay two dimensions: since PyTorch 2.11
+        # merging them limits the lengths that the program accepts.
+        return ACTIVATIONS[activation](q @ k.transpose(-1, -2)) @ v
+    heads = v.shape[:-2]
+    q, k, v = (x.to(product_dtype(x)).flatten(0, -3) for x in (q, k, v))
+    return _product(q, k, v, activation).unflatten(0, heads)
 
 
 @torch.library.custom_op("ugt::pointwise_product", mutates_args=())

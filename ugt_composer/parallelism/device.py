@@ -25,10 +25,10 @@ def prepare_device(config: Config) -> torch.device:
     """`own_device`, made current, with `allow_tf32` and `deterministic` as the config says. For the whole process, and
     before anything is computed on a GPU."""
     device = own_device()
+    torch.use_deterministic_algorithms(config.deterministic)
+    torch.backends.cudnn.deterministic = config.deterministic
     if config.deterministic:
-        from composer.utils import reproducibility
-
-        reproducibility.configure_deterministic_mode()
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # PyTorch looks once, at the first product
     if device.type == "cuda":
         torch.cuda.set_device(device)
     allow_tf32(config.allow_tf32)

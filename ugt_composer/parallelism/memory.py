@@ -31,6 +31,7 @@ def memory_per_rank(
     small: int = 0,
     offload_optimizer: bool = False,
     offload_param: bool = False,
+    accumulates: bool = False,
 ) -> list[Held]:
     """
     Args:
@@ -40,6 +41,9 @@ def memory_per_rank(
         largest_layer: parameters of the largest unit that is gathered at once.
         small: parameters in tensors of fewer than SMALL elements, which stage 3 keeps whole.
         offload_optimizer, offload_param: whether these live in host memory; FSDP's cpu_offload is both.
+        accumulates: whether FSDP adds up whole gradients over several microbatches and reduces them once a batch. They
+            take 4 bytes a trainable parameter of the device, on any number of ranks and with offloading too: as much as
+            all shards of one of 4 ranks.
     """
     own = -(-trainable // world_size)
     optimizer_where, param_where = (HOST if offload else DEVICE for offload in (offload_optimizer, offload_param))
@@ -50,6 +54,8 @@ def memory_per_rank(
             Held("gradients", FLOAT * own, param_where),
             Held("optimizer", 2 * FLOAT * own, optimizer_where),
             Held("gathered", gathered),
+            *([Held("whole gradients", FLOAT * trainable)] if accumulates else []),
+            Held("reduced at once", FLOAT * min(largest_layer, trainable)),
         ]
     if strategy == "ddp" or zero_stage == 0:
         return [

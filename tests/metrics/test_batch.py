@@ -1,0 +1,99 @@
+"""What one batch contributes to the metrics."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ranked_cases import CATALOGUE, as_tensors
+
+from ugt_composer.generation.beam_search import Recommendations
+from ugt_composer.metrics.batch import compare_pairs, rank_batch
+
+ROOT = Path(__file__).resolve().parents[2]
+DRIVER = ROOT.parent / "shared/gpu/nullgpu/run.sh"
+
+
+def test_padding_never_hits_padding():
+    recommended, targets, mask = as_tensors([([], [CATALOGUE[0]])])
+    targets[:] = 0
+    ranked = rank_batch(recommended, targets, mask, torch.tensor([True]))
+    assert ranked.row_values["hit_rate_l1"].sum() == 0
+
+
+def test_the_sums_are_those_of_the_rows_that_count():
+    rows = [([CATALOGUE[0], CATALOGUE[5]], [CATALOGUE[5]]), ([CATALOGUE[5]], [CATALOGUE[5]])]
+    ranked = rank_batch(*as_tensors(rows), torch.tensor([True, False]))
+    expected = torch.cat([values[0] for values in ranked.row_values.values()])
+    torch.testing.assert_close(ranked.sums, expected.double())
+    assert ranked.rows == 1
+    assert ranked.row_values["ndcg"][0, :3].tolist() == pytest.approx([0, 1 / math.log2(3), 1 / math.log2(3)])
+
+
+def test_pairs_count_ties_half_and_padding_not_at_all():
+    chosen = torch.tensor([-1.0, -2.0])
+    rejected = torch.tensor([[-2.0, -1.0, -0.5], [-0.5, float("nan"), -5.0]])
+    mask = torch.tensor([[True, True, True], [False, False, True]])
+    assert compare_pairs(chosen, rejected, mask).tolist() == [1 + 0.5 + 0 + 1, 4]
+    assert compare_pairs(chosen[:1], rejected[:1, :0], mask[:1, :0]).tolist() == [0, 0]
+
+
+def evaluate_on_a_gpu():
+    """Two evaluations under deterministic algorithms, waits counted; numbers do not matter here."""
+    import warnings
+
+    from ugt_composer.metrics.batch import EvaluationBatch
+    from ugt_composer.metrics.by_length import ByLength
+    from ugt_composer.metrics.torch_metrics import evaluation_metrics
+
+    rows = 8
+    metrics = evaluation_metrics({"loss": {}}, (5, 10, 20, 50), 1000)
+    by_length = ByLength(10).to("cuda")
+    with torch.device("cuda"):
+        ids, index = torch.zeros(rows, 50, 3, dtype=torch.long), torch.zeros(rows, 50, dtype=torch.long)
+        targets, mask = torch.zeros(rows, 2, 3, dtype=torch.long), torch.zeros(rows, 2, dtype=torch.bool)
+        some, losses = torch.zeros(rows), torch.zeros(8)
+    recommended = Recommendations(ids, index, index, index)
+
+    def begin():
+        for metric in metrics.values():
+            metric.to("cuda")
+        for metric in metrics.values():
+            metric.reset()
+
+    def update():
+        ranked = rank_batch(recommended, targets, mask, mask[:, 0])
+        batch = EvaluationBatch(ranked, losses, losses, compare_pairs(some, some[:, None], mask[:, :1]))
+        for metric in metrics.values():
+            metric.update(batch)
+        by_length.update(ranked, index[:, 0])
+
+    def end():
+        assert all(math.isfinite(v) or math.isnan(v) for v in (float(one.compute()) for one in metrics.values()))
+
+    def waits(step):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            step()
+        return sum("synchronizing CUDA operation" in str(one.message) for one in caught)
+
+    torch.cuda.set_sync_debug_mode("warn")
+    found = [waits(step) for step in (begin, update, end, begin, update, end)]
+    torch.use_deterministic_algorithms(True)
+    for step in (begin, update, end):
+        step()
+    print("waits", *found)
+
+
+@pytest.mark.skipif(not DRIVER.is_file(), reason="there is no CUDA driver to rehearse with")
+def test_a_gpu_is_waited_for_only_at_the_end_and_may_be_deterministic():
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    program = "from test_batch import evaluate_on_a_gpu; evaluate_on_a_gpu()"
+    done = subprocess.run(
+        [DRIVER, sys.executable, sys.executable, "-c", program],
+        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.stdout.split()[-7:] == ["waits", "0", "0", "2", "0", "0", "2"], done.stderr
