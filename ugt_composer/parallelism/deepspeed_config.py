@@ -69,6 +69,7 @@ def engine_config(
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # offload with PyTorch's own AdamW
         "steps_per_print": None,
+        "timers": {"throughput": {"enabled": False}},  # it would wait for the device three times a step
     }
     if ours["bf16"]["enabled"]:
         # A sum of microbatches in bf16, of 8 bits, loses those that are 256 times smaller than it.
