@@ -150,7 +150,7 @@ class ComposerUGT(ComposerModel):
         """(sums, counts), each in the order of EVALUATION_MEANS: exact over batches of any size."""
         totals = batch_counts(batch)
         ones = torch.ones_like(totals)  # the mean over a count of one is the sum
-        ones[ROWS].fill_(len(batch["row_ids"]))  # an assignment would copy the number from the host and wait
+        ones[ROWS].fill_(len(batch["row_ids"]))  # an assignment would copy from the host, and wait
         losses = self._losses(outputs, {**batch, "batch_totals": ones})
         values = losses | losses["metrics"]
         sums = torch.stack([values.get(name, totals.new_zeros(())) for name, _ in EVALUATION_MEANS])

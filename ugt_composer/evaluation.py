@@ -98,7 +98,7 @@ def evaluate(
     precision = resolve_precision(config.precision) if device.type == "cuda" else "fp32"
     with torch.no_grad(), precision_context(precision):
         for batch in loader.dataloader:
-            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
             outputs = composer_model.eval_forward(batch)  # type: ignore[arg-type]
             _update(composer_model, batch, outputs, metrics, by_length)  # type: ignore[arg-type]
             progress(len(batch["row_ids"]))

@@ -22,7 +22,8 @@ class Reference(nn.Module):
 
     def __init__(self, model: UGT):
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.requires_grad_(False)
+        self.eval()
 
     def forward(self, batch: Batch, trie: ItemTrie | None = None) -> Tensor:
         """log p(item), (B, 1 + N) float32, of each row's chosen item and its N rejected ones."""
