@@ -84,8 +84,9 @@ def rehearse(
     options = ["--shop", shop, "--trained", trained, "--out", out]
     if batches is not None:
         options += ["--batches", batches]
-    launcher = [sys.executable] if ranks == 1 else [Path(sys.executable).parent / "composer", "-n", ranks]
-    words = [*driver, *launcher, "-m", "tests.rehearsal.stages", *options, *names]
+    words = [*driver, sys.executable, "-m", "tests.rehearsal.stages", *options, *names]
+    if ranks > 1:
+        words = [*on_ranks(ranks), *words]
     with (out / "output").open("w") as output:
         status = subprocess.run(
             [str(word) for word in words],
@@ -99,8 +100,17 @@ def rehearse(
     written = out / "lines.jsonl"
     lines = [json.loads(line) for line in written.read_text().splitlines()] if written.exists() else []
     end = (out / "output").read_text()[-3000:]
+    found = {line["name"]: line for line in lines}
+    if status and len(found) == len(names) and all(line["error"] is None for line in lines):
+        raise RuntimeError(f"all jobs ended well, the processes with {status}:\n{end}")
     lost = {name: {"error": f"the processes ended with {status} before the job did:\n{end}"} for name in names}
-    return {**lost, **{line["name"]: line for line in lines}}
+    return {**lost, **found}
+
+
+def on_ranks(ranks: int) -> list[str]:
+    """Words that start a command several times by Composer's launcher; which computes nothing itself, and is left
+    without the driver."""
+    return [str(Path(sys.executable).parent / "composer"), "-n", str(ranks), "--command_mode"]
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Runs jobs of `tests.rehearsal.jobs`, one after the other, on whatever GPU it finds.
 
     nullgpu/run.sh PYTHON PYTHON -m tests.rehearsal.stages --shop DIR --trained DIR --out DIR NAME…
-    NULLGPU_COUNT=2 nullgpu/run.sh PYTHON composer -n 2 -m tests.rehearsal.stages …
+    NULLGPU_COUNT=2 composer -n 2 --command_mode nullgpu/run.sh PYTHON PYTHON -m tests.rehearsal.stages …
 
 SHOP holds data, TRAINED the folders stage1 and stage2 of runs. Writes a JSON line for each job to OUT/lines.jsonl. One
 rank of several ends with the first job that fails, since the others may wait for it.
@@ -28,6 +28,7 @@ from tests.rehearsal.without_numbers import accept_zeros
 from tests.trainer.conftest import stage_arguments
 from ugt_composer.cli.main import main as ugt
 from ugt_composer.config import Config, load_config
+from ugt_composer.job_end import exit_as_rank
 from ugt_composer.trainer import UGTTrainer, build_trainer
 
 LOG_EVERY, EVALUATE_EVERY, SAVE_EVERY = 5, 4, 3
@@ -64,8 +65,9 @@ def main() -> int:
 
 
 def line_of(name: str, arguments: argparse.Namespace, waits: HostWaits) -> dict[str, Any]:
-    """Runs a job. Its `error` is a traceback, or None; `launches` are of kernels."""
-    started, launched = time.process_time(), kernel_launches()
+    """Runs a job. Its `error` is a traceback, or None; `launches` are of kernels, `sent` bytes handed to NCCL."""
+    started, launched = time.process_time(), of_driver("nullgpu_launches")
+    bytes_sent()
     waits.clear()
     error = None
     try:
@@ -75,23 +77,28 @@ def line_of(name: str, arguments: argparse.Namespace, waits: HostWaits) -> dict[
             run_stage(name, JOBS[name], arguments, waits)
     except (Exception, SystemExit):
         error = traceback.format_exc()
-    torch.use_deterministic_algorithms(False)  # a job's setting is the whole process's
     gc.collect()
     torch.cuda.empty_cache()
     return {
         "name": name,
         "error": error,
         "cpu_seconds": round(time.process_time() - started, 1),
-        "launches": kernel_launches() - launched,
+        "launches": of_driver("nullgpu_launches") - launched,
+        "sent": bytes_sent(),
         "waits": [[*place, count] for place, count in waits.counts.items()],
     }
 
 
-def kernel_launches() -> int:
-    """Of this process so far; the driver counts them."""
-    count = ctypes.CDLL(None).nullgpu_launches
+def of_driver(name: str, *arguments: int) -> int:
+    """A number of the preloaded driver."""
+    count = ctypes.CDLL(None)[name]
     count.restype = ctypes.c_long
-    return count()
+    return count(*arguments)
+
+
+def bytes_sent() -> int:
+    """Since it was asked last, by all kinds of collectives."""
+    return sum(of_driver("nullgpu_nccl_bytes", kind) for kind in range(4))
 
 
 def run_stage(name: str, job: Job, arguments: argparse.Namespace, waits: HostWaits) -> None:
@@ -145,4 +152,4 @@ def run_command(name: str, arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_as_rank(main)

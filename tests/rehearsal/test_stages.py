@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.rehearsal.host_waits import SAVE, STEP
+from tests.rehearsal.host_waits import AFTER_EVALUATION, BEFORE_EVALUATION, EVALUATION, SAVE, STEP
 from tests.rehearsal.jobs import COMMANDS, FAST, SLOW, name_of
-from tests.rehearsal.stages import LOG_EVERY, SAVE_EVERY, STOP
+from tests.rehearsal.stages import EVALUATE_EVERY, LOG_EVERY, SAVE_EVERY, STOP
 
 pytestmark = pytest.mark.timeout(3600)  # the first test waits for all runs
 WITHOUT_ENGINE = ("ddp", "fsdp")
@@ -71,3 +71,15 @@ def test_in_the_engine_only_what_it_cannot_do_without(rehearsed, strategy):
 def test_a_save_waits_a_few_times_whatever_the_number_of_tensors(rehearsed, strategy):
     found = waits(rehearsed[name_of("amp_bf16", strategy, 3)], SAVE, [SAVE_EVERY])
     assert 0 < sum(found.values()) <= 12, found
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_an_evaluation_never_waits_within_a_batch_and_reads_all_metrics_together(rehearsed, strategy):
+    line = rehearsed[name_of("amp_bf16", strategy, 3)]
+    counts = {
+        phase: sum(waits(line, phase, [EVALUATE_EVERY]).values())
+        for phase in (BEFORE_EVALUATION, EVALUATION, AFTER_EVALUATION)
+    }
+    assert counts[BEFORE_EVALUATION] <= 5  # one object, which NCCL passes through the device
+    assert counts[EVALUATION] == 0
+    assert 0 < counts[AFTER_EVALUATION] <= 2

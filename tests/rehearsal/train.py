@@ -21,13 +21,13 @@ from ugt_composer.trainer import UGTTrainer  # noqa: E402
 
 
 class OneMore(Callback):
-    """A mistake: after the second batch one rank begins a collective that the others do not."""
+    """A mistake: at the end of the second step one rank begins a collective that the others do not."""
 
     def __init__(self, rank: int):
         self.rank = rank
 
-    def batch_end(self, state, logger):
-        if state.timestamp.batch.value == 2 and dist.get_global_rank() == self.rank:
+    def after_train_batch(self, state, logger):
+        if state.timestamp.batch.value == 1 and dist.get_global_rank() == self.rank:
             torch.distributed.all_reduce(torch.zeros(7, device="cuda"))
 
 
