@@ -10,9 +10,9 @@ from ugt_composer.checkpoint.portable import CONFIG, WEIGHTS
 from ugt_composer.config import Config, config_yaml
 from ugt_composer.data.manifest import Manifest, check_data, streams_of
 from ugt_composer.errors import UserError
-from ugt_composer.model.build import freeze_untrained
+from ugt_composer.memory_estimate import RESERVE, Estimate, estimate, longest_rows
 from ugt_composer.model.ugt import UGT
-from ugt_composer.parallelism.memory import DEVICE, FLOAT, HALF, HOST, SMALL, Held, memory_per_rank
+from ugt_composer.parallelism.memory import HOST, Held
 from ugt_composer.preflight import (
     about_catalogue,
     about_precision,
@@ -22,7 +22,6 @@ from ugt_composer.preflight import (
     device_batch_size,
     load_catalogue,
     load_item_vectors,
-    resolve_precision,
 )
 from ugt_composer.run_length import run_length
 from ugt_composer.s3_url import is_url
@@ -50,6 +49,8 @@ def describe(config: Config) -> str:
         check_reference_log_probs(config, Path(reference))
     with torch.device("meta"):
         model = UGT(**asdict(config.model))
+    longest = longest_rows(config, [*train, *evaluation])
+    about = "rows as long as the data's longest" if train or evaluation else "data not here, so lengths are assumed"
     parts = {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_children()}
     lines = [
         "# config",
@@ -69,8 +70,8 @@ def describe(config: Config) -> str:
         *(f"{name:16} {count:>14,}" for name, count in parts.items()),
         f"{'total':16} {sum(parts.values()):>14,}",
         "",
-        f"# memory a rank of {world_size}, without activations",
-        *_memory_lines(config, model, world_size),
+        f"# memory a rank of {world_size}, at the highest point of a step; {about}",
+        *_memory_lines(config, estimate(config, world_size, longest, len(catalogue or ()), model)),
     ]
     return "\n".join(lines)
 
@@ -100,50 +101,29 @@ def _step_lines(config: Config, train: list[Manifest], world_size: int) -> list[
     ]
 
 
-def _has_microbatches(config: Config, world_size: int) -> bool:
-    """Whether a rank's part of a batch is more than one microbatch; with auto it may be."""
-    micro = config.device_train_microbatch_size
-    return isinstance(micro, str) or device_batch_size(config, world_size) > micro
-
-
 def _strategy_name(config: Config) -> str:
     strategy = config.parallelism.strategy
     return f"{strategy}, zero_stage {config.parallelism.deepspeed.zero_stage}" if strategy == "deepspeed" else strategy
 
 
-def _memory_lines(config: Config, model: UGT, world_size: int) -> list[str]:
-    parallelism, deepspeed = config.parallelism, config.parallelism.deepspeed
-    sizes = [sum(p.numel() for p in layer.parameters()) for layer in (*model.encoder.layers, *model.decoder.layers)]
-    parameters = sum(p.numel() for p in model.parameters())
-    freeze_untrained(model, config.loss.lambda_contrastive)
-    half = resolve_precision(config.precision) != "fp32"
-    offloads = (deepspeed.offload_optimizer != "none", deepspeed.offload_param != "none")
-    if parallelism.strategy == "fsdp":
-        offloads = (parallelism.fsdp.cpu_offload,) * 2
-    held = memory_per_rank(
-        parallelism.strategy,
-        deepspeed.zero_stage,
-        world_size,
-        half,
-        parameters,
-        sum(p.numel() for p in model.parameters() if p.requires_grad),
-        max(*sizes, parameters - sum(sizes)),
-        sum(p.numel() for p in model.parameters() if p.numel() < SMALL),
-        *offloads,
-        accumulates=_has_microbatches(config, world_size) and not parallelism.fsdp.reduce_every_microbatch,
-    )
-    if config.loss.needs_reference_model:
-        # As the policy computes; FSDP's shards are float32.
-        in_half = parallelism.strategy == "deepspeed" or (
-            parallelism.strategy == "fsdp" and not parallelism.shard_reference
-        )
-        number = HALF if half and in_half else FLOAT
-        share = world_size if parallelism.shard_reference else 1
-        held.append(Held("reference", number * -(-parameters // share)))
-    on_device = sum(item.bytes for item in held if item.where == DEVICE)
-    uses_host = any(item.where == HOST for item in held)
-    unit, name = (GIB, "GiB") if on_device >= GIB else (MIB, "MiB")
+def _memory_lines(config: Config, found: Estimate) -> list[str]:
+    items = [*found.held, Held("activations", found.activations)]
+    unit, name = (GIB, "GiB") if found.peak >= GIB else (MIB, "MiB")
+    uses_host = any(item.where == HOST for item in items)
+    rows, history, target, rejected = found.shape
+    shape = f"history {history}, target {target}" + f", {rejected} rejected" * (rejected > 0)
+    way = "with" if config.parallelism.activation_checkpointing else "without"
+    most = f"at most {found.most_rows} rows a microbatch" if found.most_rows else "not even one row does"
+    if found.most_rows >= found.device_batch:
+        most = f"so would a microbatch of all {found.device_batch} rows of a rank"
+    card = "the GPU here" if found.has_card else "an 80 GB card, assumed as there is no GPU here"
     return [
-        *(f"{h.name:16} {h.bytes / unit:>10,.2f} {name}{' of host memory' * (h.where == HOST)}" for h in held),
-        f"{'total':16} {on_device / unit:>10,.2f} {name}{' of the device' * uses_host}",
+        *(f"{h.name:16} {h.bytes / unit:>10,.2f} {name}{' of host memory' * (h.where == HOST)}" for h in items),
+        f"{'total':16} {found.peak / unit:>10,.2f} {name}{' of the device' * uses_host}",
+        "",
+        f"activations of a microbatch of {rows} rows, {shape}, {found.precision}, {way} activation checkpointing: "
+        f"{found.activations / unit:,.1f} {name}",
+        f"evaluation of {found.evaluation_rows} rows: {found.evaluation_peak / unit:,.1f} {name} in all",
+        f"fits {card} ({found.card / GIB:.1f} GiB, {RESERVE / GIB:.0f} of them left for CUDA, NCCL and cuBLAS): "
+        f"{'yes' if found.fits else 'NO'}; {most}",
     ]

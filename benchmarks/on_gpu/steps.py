@@ -19,7 +19,7 @@ from composer.utils import dist
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ugt_composer import dry_run
+from ugt_composer import memory_estimate
 from ugt_composer.composer_model import ComposerUGT
 from ugt_composer.config import Config, load_config
 from ugt_composer.generation.trie import ItemTrie
@@ -299,10 +299,9 @@ def peak_flops_per_second(size: int) -> float:
 
 
 def estimate(config: Config) -> str:
-    """Memory of one rank as `train.py --dry-run` prints it."""
-    with torch.device("meta"):
-        model = UGT(**asdict(config.model))
-    return " ".join(dry_run._memory_lines(config, model, 1)[-1].split()[1:])
+    """The highest point of a step as `train.py --dry-run` has it, for one rank and rows of full length, in GiB."""
+    rejected = 1 if config.loss.lambda_preference > 0 else 0
+    return gib(memory_estimate.estimate(config, 1, (HISTORY, TARGET, rejected)).peak)
 
 
 def per_second(amount: float, ms: float) -> float:

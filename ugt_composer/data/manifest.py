@@ -19,6 +19,7 @@ from ugt_composer.data.integrity import (
 from ugt_composer.errors import UserError
 
 RECOMMEND, PREFERENCE = "recommend", "preference"
+SIDES = ("encoder", "decoder", "rejected")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Manifest:
         rows: rows in the folder.
         codebook_sizes: sizes that the rows were checked against.
         largest_position: of any token.
+        longest: the most tokens of a history and of a target, and the most rejected items of a row.
         integer_width: bytes of an integer in a row.
         index_hash: of index.json, and so of every shard whose hash stands there.
         reference: hash of the weights of the model whose log-probabilities the rows carry; None: they carry none.
@@ -41,6 +43,7 @@ class Manifest:
     rows: int
     codebook_sizes: tuple[int, ...]
     largest_position: int
+    longest: tuple[int, int, int]
     integer_width: int
     index_hash: str
     reference: str | None
@@ -68,13 +71,14 @@ def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
             rows=facts["counts"]["rows"],
             codebook_sizes=tuple(facts["codebook_sizes"]),
             largest_position=max(facts["largest_position"].values()),
+            longest=tuple(max(map(int, facts["lengths"][side]), default=0) for side in SIDES),  # type: ignore[arg-type]
             integer_width=facts["integer_width"],
             index_hash=facts["index_hash"],
             reference=facts.get("reference"),
         )
     except FileNotFoundError:
         raise UserError(f"{path}: missing; expected a folder made by convert/jsonl_to_mds.py") from None
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a manifest of the conversion ({error!r}); convert the data again") from None
     if complete or (Path(folder) / INDEX_NAME).exists():
         shards = _check_index(Path(folder), manifest)

@@ -32,6 +32,7 @@ def memory_per_rank(
     offload_optimizer: bool = False,
     offload_param: bool = False,
     accumulates: bool = False,
+    stays_whole: bool = False,
 ) -> list[Held]:
     """
     Args:
@@ -44,11 +45,14 @@ def memory_per_rank(
         accumulates: whether FSDP adds up whole gradients over several microbatches and reduces them once a batch. They
             take 4 bytes a trainable parameter of the device, on any number of ranks and with offloading too: as much as
             all shards of one of 4 ranks.
+        stays_whole: FSDP's layers are whole from their forward pass to their backward pass (`reshard_after_forward`
+            false), and so are all of them in between.
     """
     own = -(-trainable // world_size)
     optimizer_where, param_where = (HOST if offload else DEVICE for offload in (offload_optimizer, offload_param))
     if strategy == "fsdp":
-        gathered = min(LAYERS_AT_ONCE * largest_layer, parameters) * (HALF if half_precision else FLOAT)
+        at_once = parameters if stays_whole else min(LAYERS_AT_ONCE * largest_layer, parameters)
+        gathered = at_once * (HALF if half_precision else FLOAT)
         return [
             Held("weights", FLOAT * -(-parameters // world_size), param_where),
             Held("gradients", FLOAT * own, param_where),
@@ -62,7 +66,7 @@ def memory_per_rank(
             Held("weights", FLOAT * parameters),
             Held("gradients", FLOAT * trainable),
             Held("optimizer", 2 * FLOAT * trainable),
-            *([Held("buckets", FLOAT * trainable)] if strategy == "ddp" else []),
+            *([Held("buckets", FLOAT * trainable)] if strategy == "ddp" and world_size > 1 else []),
         ]
     number = HALF if half_precision else FLOAT  # of weights; gradients in bf16 are accumulated in float32
     bucket = number * min(BUCKET, parameters)

@@ -1,0 +1,85 @@
+"""The closed forms of kept activations against what autograd saves, on a CPU in float32."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ugt_composer.config import LossConfig, ModelConfig
+from ugt_composer.model.decoder import DecoderLayer
+from ugt_composer.model.encoder import EncoderLayer
+from ugt_composer.parallelism.activations import FLOAT32, Activations, Shape, decoder_layer, encoder_layer
+
+MODEL = ModelConfig(d_model=64, n_heads=4, d_ff=160, num_experts=4, top_k_experts=2, dropout=0.0)
+SHAPE = Shape(rows=8, history=48, target=32, rejected=0)
+
+
+def saved_bytes(layer: nn.Module, *inputs: Tensor) -> int:
+    """Of the storages that autograd keeps of layer(*inputs), and of its result, without inputs and weights."""
+    known = {t.untyped_storage().data_ptr() for t in (*inputs, *layer.parameters())}
+    storages: dict[int, int] = {}
+    kept = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)  # so that no address is used twice
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = layer(*inputs)
+    result = out[0] if isinstance(out, tuple) else out
+    pack(result)
+    return sum(size for address, size in storages.items() if address not in known)
+
+
+def numbers(*shape: int) -> Tensor:
+    return torch.randn(*shape, requires_grad=True)
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch):
+    """Dropout keeps a byte an element, as PyTorch's own does on a GPU."""
+    from ugt_composer.model import dropout
+
+    def forward(self, x):
+        return torch.ops.aten.native_dropout(x, self.p, True)[0] if self.p else x
+
+    monkeypatch.setattr(dropout.Dropout, "forward", forward)
+
+
+@pytest.mark.parametrize(("p", "attention_p"), [(0.0, 0.0), (0.1, 0.0), (0.1, 0.1)])
+@pytest.mark.parametrize("d_ff", [64, 320])
+def test_an_encoder_layer_keeps_what_the_form_says(p, attention_p, d_ff):
+    model = dataclasses.replace(MODEL, dropout=p, attention_dropout=attention_p, d_ff=d_ff)
+    layer = EncoderLayer(model.d_model, model.n_heads, d_ff, 4, p, attention_p, "silu")
+    rows, history = SHAPE.rows, SHAPE.history
+    types, mask = torch.ones(rows, history, dtype=torch.long), torch.ones(rows, history, dtype=torch.bool)
+    found = saved_bytes(layer, numbers(rows, history, model.d_model), types, mask)
+    assert encoder_layer(model, FLOAT32, SHAPE).kept == pytest.approx(found, rel=0.02)
+
+
+@pytest.mark.parametrize("capacity", [None, 1.25])
+@pytest.mark.parametrize("p", [0.0, 0.1])
+@pytest.mark.parametrize("d_ff", [64, 320])
+def test_a_decoder_layer_keeps_what_the_form_says(capacity, p, d_ff):
+    model = dataclasses.replace(MODEL, dropout=p, d_ff=d_ff, expert_capacity_factor=capacity)
+    layer = DecoderLayer(model.d_model, model.n_heads, d_ff, 4, 2, capacity, p, 0.0)
+    rows, history, target, _ = SHAPE
+    mask, memory_mask = (torch.ones(rows, length, dtype=torch.bool) for length in (target, history))
+    inputs = numbers(rows, target, model.d_model), mask, numbers(rows, history, model.d_model), memory_mask
+    assert decoder_layer(model, FLOAT32, SHAPE).kept == pytest.approx(saved_bytes(layer, *inputs), rel=0.05)
+
+
+def test_checkpointing_keeps_a_layers_input_and_one_layer():
+    deep = dataclasses.replace(MODEL, n_encoder_layers=20, n_decoder_layers=1)
+    deeper = dataclasses.replace(deep, n_encoder_layers=21)
+
+    def of_one_more(checkpointing: bool) -> int:
+        forms = (Activations(m, LossConfig(), FLOAT32, (0, 0), checkpointing, 1, 0) for m in (deep, deeper))
+        first, second = (form.of_training(SHAPE) for form in forms)
+        return second - first
+
+    tokens = SHAPE.rows * SHAPE.history * MODEL.d_model
+    assert of_one_more(True) == 4 * tokens
+    assert of_one_more(False) == encoder_layer(MODEL, FLOAT32, SHAPE).kept

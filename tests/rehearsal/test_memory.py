@@ -1,0 +1,40 @@
+"""Peaks of PyTorch's allocator in steps of the shipped stages against what the dry run announces."""
+
+import json
+
+import pytest
+
+from tests.rehearsal.driver import run
+
+AS_SHIPPED, SMALL_MICROBATCH = (), ("device_train_microbatch_size=64", "parallelism.activation_checkpointing=false")
+FSDP = ("parallelism.strategy=fsdp",)
+ZERO = {
+    stage: ("parallelism.strategy=deepspeed", f"parallelism.deepspeed.zero_stage={stage}") for stage in (0, 1, 2, 3)
+}
+LONG_TARGETS = ("device_train_microbatch_size=128", "device_eval_batch_size=64")
+# stage, ranks, history, target, overrides
+FAST = [(1, 1, 512, 8, AS_SHIPPED), (3, 8, 512, 8, FSDP)]
+SLOW = [
+    *((stage, ranks, 512, 8, AS_SHIPPED) for stage, ranks in ((1, 8), (2, 1), (2, 8), (3, 1), (3, 8))),
+    *((stage, ranks, 512, 8, FSDP) for stage, ranks in ((1, 8), (1, 64), (2, 8), (3, 64))),
+    *((stage, 8, 512, 8, zero) for stage in (1, 2) for zero in ZERO.values()),
+    (3, 8, 512, 8, ZERO[3]),
+    (1, 1, 512, 8, SMALL_MICROBATCH),
+    (1, 1, 512, 8, ("precision=fp32",)),
+    (1, 1, 64, 128, LONG_TARGETS),
+    (1, 1, 64, 128, (*LONG_TARGETS, "parallelism.activation_checkpointing=false")),
+    (1, 1, 512, 8, (*SMALL_MICROBATCH, "device_train_microbatch_size=32", "model.attention_dropout=0.1")),
+]
+
+
+@pytest.mark.parametrize(
+    ("stage", "ranks", "history", "target", "overrides"),
+    [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
+)
+def test_a_step_takes_what_the_dry_run_says(stage, ranks, history, target, overrides):
+    precision = () if any(o.startswith("precision") for o in overrides) else ("precision=amp_bf16",)
+    arguments = (f"yamls/stage{stage}.yaml", ranks, history, target, *precision, *overrides)
+    found = json.loads(run("memory_step.py", *arguments, NULLNCCL_ALONE="1"))
+    assert found["expected"] == pytest.approx(found["step"], rel=0.1)
+    # Of an evaluation a bound: it is not what decides whether a run fits.
+    assert found["between steps"] < found["evaluation"] <= found["expected evaluation"] * 1.05
