@@ -24,10 +24,10 @@ from ugt_composer.callbacks.checkpoints import EVAL_LABEL, Checkpoints
 from ugt_composer.callbacks.epoch_length import EpochLength
 from ugt_composer.callbacks.metrics_file import MetricsFile
 from ugt_composer.callbacks.preemption import Preemption
+from ugt_composer.callbacks.progress import Progress
 from ugt_composer.callbacks.random_state import RandomState
 from ugt_composer.callbacks.training_losses import TOTAL, TrainingLosses
 from ugt_composer.callbacks.training_metrics import TrainingMetrics
-from ugt_composer.callbacks.watchdog import Watchdog
 from ugt_composer.checkpoint.folder_lock import folder_lock
 from ugt_composer.checkpoint.from_store import on_this_machine, open_store
 from ugt_composer.checkpoint.portable import FINGERPRINT, check_fingerprint, load_portable, load_weights
@@ -72,6 +72,7 @@ from ugt_composer.preflight import (
     resolve_precision,
 )
 from ugt_composer.run_length import RunLength, run_length
+from ugt_composer.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 STREAMED = ("model", "optimizer")  # parts of a checkpoint that rank 0 alone holds
@@ -105,7 +106,14 @@ class UGTTrainer(Trainer):
         self.watchdog = watchdog
         self.held = ExitStack()  # until close: the lock of the save folder
         super().__init__(
-            callbacks=[*kwargs.pop("callbacks"), losses, random_state, checkpoints, self.preemption, watchdog],
+            callbacks=[
+                *kwargs.pop("callbacks"),
+                losses,
+                random_state,
+                checkpoints,
+                self.preemption,
+                Progress(watchdog),
+            ],
             **kwargs,
         )
         self.engine.__class__ = ListeningEngine  # Composer makes its own, which cannot be made twice

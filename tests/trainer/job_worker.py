@@ -46,7 +46,7 @@ def misbehave(deed: str, rank: int) -> None:
 
 def watch_closely() -> None:
     """As in training, with a timeout of three seconds."""
-    from ugt_composer.callbacks import watchdog
+    from ugt_composer import watchdog
 
     watchdog.BEHIND = 0.0
     watchdog.Watchdog(start_timeout=3.0, timeout=3.0).watch()

@@ -1,7 +1,7 @@
 """Timeouts and errors of all process groups, those that libraries make for themselves too.
 
 A stalled rank is noticed in this order: by an all-reduce over the hosts (gloo, one a batch), which raises in Python; by
-`callbacks/watchdog.py`, where the main thread waits for the GPU and nothing can be raised; by NCCL.
+`watchdog.py`, where the main thread waits for the GPU and nothing can be raised; by NCCL.
 """
 
 import datetime

@@ -4,8 +4,6 @@ import os
 import threading
 import time
 
-from composer import Callback, Logger, State
-
 from ugt_composer.job_end import NOTE_WAIT, end_stalled, whereabouts
 from ugt_composer.parallelism.group_timeouts import limit_groups, nccl_error
 
@@ -13,7 +11,7 @@ BEHIND = 30.0  # seconds after the timeout: the hosts' all-reduce is first, whic
 LOOK = 1.0  # seconds between two looks at the clock
 
 
-class Watchdog(Callback):
+class Watchdog:
     """A thread that ends the process when nothing was finished within the timeout, or when NCCL reports an error.
 
     A rank whose GPU waits for a rank that is gone stands in a synchronisation with the device that never returns, so
@@ -43,7 +41,8 @@ class Watchdog(Callback):
         """Until `watch`: between the calls of a program nothing is waited for."""
         self._last = None
 
-    def close(self, state: State | None = None, logger: Logger | None = None) -> None:
+    def close(self) -> None:
+        """Ends the thread."""
         self._last = None
         self._closed.set()
 
@@ -51,43 +50,24 @@ class Watchdog(Callback):
         if self._last is not None:
             self._last = time.monotonic()
 
-    def before_dataloader(self, state: State, logger: Logger) -> None:
-        self._in_training()
-
-    def batch_start(self, state: State, logger: Logger) -> None:
-        self._in_training()
-
-    def before_forward(self, state: State, logger: Logger) -> None:
-        self._in_training()
-
-    def batch_end(self, state: State, logger: Logger) -> None:
-        if self._key != "dist_timeout":
-            self._key = "dist_timeout"
-            limit_groups(self.timeout())
-        self._in_training()
-
-    def eval_batch_start(self, state: State, logger: Logger) -> None:
-        self.progress()
-
-    def eval_batch_end(self, state: State, logger: Logger) -> None:
-        self.progress()
-
-    def eval_standalone_start(self, state: State, logger: Logger) -> None:
-        self.watch()
-
-    def eval_standalone_end(self, state: State, logger: Logger) -> None:
-        self.rest()
-
-    def _in_training(self) -> None:
+    def progress_in_training(self) -> None:
         """The first batch, which compiles and waits for the first shards, is one step with all that comes before."""
         if self._key == "dist_timeout":
             self.progress()
 
+    def trained_a_batch(self) -> None:
+        if self._key != "dist_timeout":
+            self._key = "dist_timeout"
+            limit_groups(self.timeout())
+        self.progress()
+
     def _look(self) -> None:
         while not self._closed.wait(LOOK):
-            reason = self.reason()
-            if reason is not None and not self._closed.wait(NOTE_WAIT) and self._last is not None:
-                end_stalled(reason)  # unless the main thread has raised an error meanwhile
+            if self.reason() is None or self._closed.wait(NOTE_WAIT):
+                continue
+            # The main thread has not raised an error of its own meanwhile, which would say more.
+            if (reason := self.reason()) is not None:
+                end_stalled(reason)
 
     def reason(self) -> str | None:
         """Why this rank has to end, None while all is well."""

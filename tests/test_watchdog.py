@@ -9,10 +9,11 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import ErrorType
 from torch.distributed import distributed_c10d
 
-from ugt_composer.callbacks import watchdog as module
-from ugt_composer.callbacks.watchdog import BEHIND, Watchdog
+from ugt_composer import watchdog as module
+from ugt_composer.callbacks.progress import Progress
 from ugt_composer.parallelism import group_timeouts
 from ugt_composer.parallelism.group_timeouts import NCCL_BEHIND, limit_groups, nccl_error, report_nccl_errors
+from ugt_composer.watchdog import BEHIND, Watchdog
 
 
 @pytest.fixture
@@ -33,17 +34,18 @@ def limits(monkeypatch):
 def test_until_the_first_batch_is_trained_the_start_timeout_counts(clock, limits):
     watchdog = Watchdog(start_timeout=3600, timeout=600)
     watchdog.watch()
-    for event in (watchdog.before_dataloader, watchdog.batch_start, watchdog.before_forward):
+    progress = Progress(watchdog)
+    for event in (progress.before_dataloader, progress.batch_start, progress.before_forward):
         clock.seconds += 1300
         event(None, None)
     assert "dist_start_timeout (3600 s)" in watchdog.reason()
-    watchdog.batch_end(None, None)
+    Progress(watchdog).batch_end(None, None)
     assert limits == [600]
     clock.seconds += 600 + BEHIND
     assert watchdog.reason() is None
     clock.seconds += 1
     assert "nothing was finished within dist_timeout (600 s); it stands in" in watchdog.reason()
-    watchdog.batch_end(None, None)
+    Progress(watchdog).batch_end(None, None)
     assert limits == [600]
 
 
@@ -53,10 +55,10 @@ def test_until_the_first_batch_is_trained_the_start_timeout_counts(clock, limits
 def test_in_training_each_event_is_progress(clock, limits, event):
     watchdog = Watchdog(start_timeout=3600, timeout=600)
     watchdog.watch()
-    watchdog.batch_end(None, None)
+    Progress(watchdog).batch_end(None, None)
     for _ in range(3):
         clock.seconds += 600
-        getattr(watchdog, event)(None, None)
+        getattr(Progress(watchdog), event)(None, None)
     assert watchdog.reason() is None
 
 
@@ -65,12 +67,12 @@ def test_between_the_calls_of_a_program_nothing_is_waited_for(clock, limits):
     watchdog.watch()
     watchdog.rest()
     clock.seconds += 1e6
-    watchdog.eval_batch_end(None, None)
+    Progress(watchdog).eval_batch_end(None, None)
     assert watchdog.reason() is None
-    watchdog.eval_standalone_start(None, None)
+    Progress(watchdog).eval_standalone_start(None, None)
     clock.seconds += 1e6
     assert watchdog.reason() is not None
-    watchdog.eval_standalone_end(None, None)
+    Progress(watchdog).eval_standalone_end(None, None)
     assert watchdog.reason() is None
 
 
