@@ -48,7 +48,7 @@ def test_a_microbatch_is_as_wide_as_its_longest_row():
 
 
 def counted(batch):
-    return GlobalCounts(timeout=10.0).add(batch, DeviceCPU())
+    return GlobalCounts(lambda: 10.0).add(batch, DeviceCPU())
 
 
 def test_microbatches_are_views_of_one_batch():
@@ -67,19 +67,19 @@ def test_a_batch_goes_to_the_device_once_and_nothing_else_does():
             return super().batch_to_device(batch)
 
     device = Watched()
-    pieces = split_batch(GlobalCounts(timeout=10.0).add(make_batch(longest_first=True), device), 5)
+    pieces = split_batch(GlobalCounts(lambda: 10.0).add(make_batch(longest_first=True), device), 5)
     assert (device.moved, len(pieces)) == (1, 5)
 
 
 def test_the_counts_are_those_of_the_batch():
     batch = make_batch(longest_first=True)
-    counts = GlobalCounts(timeout=10.0)
+    counts = GlobalCounts(lambda: 10.0)
     torch.testing.assert_close(counts.add(batch, DeviceCPU())["batch_totals"], batch_counts(batch))
     assert counts.rows == ROWS
 
 
 def test_ranks_with_different_numbers_of_rows_are_refused(monkeypatch):
-    counts = GlobalCounts(timeout=10.0)
+    counts = GlobalCounts(lambda: 10.0)
     own = [9.0, 9.0, 9.0, 0.0, 4.0, 4.0, 16.0]
     other = [9.0, 9.0, 9.0, 0.0, 6.0, 6.0, 36.0]
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)

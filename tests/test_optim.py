@@ -8,6 +8,7 @@ from composer import Time, Timestamp
 
 from ugt_composer.config import load_config
 from ugt_composer.optim import create_optimizer, create_scheduler, parameter_groups
+from ugt_composer.parallelism.strategy import placed
 from ugt_composer.run_length import batches, run_length
 
 
@@ -79,3 +80,20 @@ def test_run_length_in_batches(overrides, expected):
 
 def test_times_in_batches():
     assert [batches(time, 7, 100) for time in ("3ba", "2ep", "2.5%")] == [3, 14, 3]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_adamw_is_fused_wherever_its_parameters_come_to_lie(tiny_model, device, monkeypatch):
+    """A strategy may move them after the optimizer is made; what else the machine has does not count."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device == "meta")
+    optimizer = create_optimizer(tiny_model(), "adamw", lr=0.1, weight_decay=0.1)
+    assert [group["fused"] for group in optimizer.param_groups] == [True, True]
+
+
+def test_a_restored_state_lies_with_its_parameter():
+    """The fused kernel refuses a `step` elsewhere."""
+    moments = {"step": torch.tensor(3.0), "exp_avg": torch.ones(2), "exp_avg_sq": torch.ones(2)}
+    found = placed(moments, torch.device("meta"))
+    assert {value.device.type for value in found.values()} == {"meta"}
+    copied = placed(moments, torch.device("cpu"))
+    assert all(torch.equal(copied[key], moments[key]) and copied[key] is not moments[key] for key in moments)

@@ -444,6 +444,7 @@ class Config:
     resume_despite: tuple[str, ...] = ()
     log_interval: str = "100ba"
     dist_timeout: float = 600.0
+    dist_start_timeout: float = 3600.0
     compile: bool = False
     allow_tf32: bool = False
     deterministic: bool = False
@@ -461,7 +462,7 @@ class Config:
 
     def __post_init__(self):
         _positive(self, "", "global_train_batch_size", "device_eval_batch_size", "max_grad_norm")
-        _positive(self, "", "save_num_checkpoints_to_keep", "dist_timeout")
+        _positive(self, "", "save_num_checkpoints_to_keep", "dist_timeout", "dist_start_timeout")
         for key in self.resume_despite:
             if not is_within(key, RESUME_DESPITE):
                 raise ValueError(f"resume_despite names {key!r}; {nearest(key, list(RESUME_DESPITE))}")

@@ -12,6 +12,7 @@ import functools
 import json
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -20,6 +21,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from ugt_composer.errors import EXIT_ERROR, RunError, UserError, exit_on_user_error, status_of
@@ -28,16 +30,32 @@ PR_SET_PDEATHSIG = 1  # of Linux' prctl
 NOTE_WAIT = 2.0  # seconds: contact is lost a moment before the reason is known
 STARTED = time.time()  # of this rank, nearly: this module is the first that a program of ranks loads
 CLOSE_WAIT = 10.0  # seconds that a failed rank has to close its files, before it is ended where it stands
-LOST_CONTACT = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+LOST_CONTACT = ("gloo", "Operation timed out!", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+# What NCCL says where the fault is another rank's or the network's, not an argument of this rank's call.
+NCCL_LOST_CONTACT = (
+    "remote process exited or there was a network error",
+    "ncclRemoteError",
+    "unhandled system error",
+    "ncclSystemError",
+    "NCCL communicator was aborted",
+    "Watchdog caught collective operation timeout",
+)
+LONGEST_DETAIL = 400  # characters of what NCCL says
+PACKAGE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class End:
-    """How a rank ended: its exit status, and why in one line."""
+    """How a rank ended: its exit status, and why in one line.
+
+    Attributes:
+        stalled: whether it ended because another rank, which is to say where it stands, or its GPU did not answer.
+    """
 
     rank: int
     status: int
     reason: str
+    stalled: bool = False
 
 
 def has_launcher() -> bool:
@@ -95,7 +113,7 @@ def _forget_earlier_start() -> None:
             _note_path().unlink()
 
 
-def note_end(status: int, reason: str) -> None:
+def note_end(status: int, reason: str, stalled: bool = False) -> None:
     """Leaves word for the other ranks. Only the first one's counts."""
     if not has_launcher():
         return
@@ -103,7 +121,7 @@ def note_end(status: int, reason: str) -> None:
     own = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         _forget_old_jobs(path)
-        own.write_text(json.dumps(asdict(End(own_rank(), status, reason))), "utf-8")
+        own.write_text(json.dumps(asdict(End(own_rank(), status, reason, stalled))), "utf-8")
         os.link(own, path)  # whole or not at all, and never over another one's
     except OSError:
         pass
@@ -147,36 +165,101 @@ def _end_after(error: Exception) -> int:
     """Says why this rank ends, unless another one's end is the reason: that one says it. Returns the exit status."""
     timed_out = has_timed_out(error)
     if lost_contact(error) and not timed_out:
-        leave_after_another()
+        leave_after_another(_one_line(error) if "NCCL" in str(error) else None)
     status = status_of(error)
     if isinstance(error, UserError | RunError):
         reason = f"error: {error}"
         print(reason, file=sys.stderr)
     elif timed_out:
-        reason = "error: another rank stalled: it did not answer within dist_timeout"
+        reason = (
+            "error: another rank stalled: it did not answer within dist_timeout, or dist_start_timeout before the "
+            "first batch"
+        )
         print(f"rank {own_rank()}: {reason}\n{error}", file=sys.stderr)
     else:
-        reason = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
         traceback.print_exception(error)
-    note_end(status, reason)
+        reason = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+        if (advice := device_advice(error)) is not None:
+            reason = f"error: {advice}"
+            say(f"rank {own_rank()}: {reason}" if has_launcher() else reason)
+    note_end(status, reason, timed_out)
     if timed_out:
         _wake_stopped_ranks()
     return status
 
 
-def leave_after_another() -> NoReturn:
+def device_advice(error: BaseException) -> str | None:
+    """What a user can do about an error of the GPU or of NCCL, in one sentence; None for any other error."""
+    torch, text = sys.modules.get("torch"), _first_line(error)
+    if torch is None or not isinstance(error, RuntimeError):
+        return None
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            f"the GPU's memory is full ({text.removeprefix('CUDA out of memory. ')}); halve "
+            "device_train_microbatch_size (in an evaluation device_eval_batch_size), set "
+            "parallelism.activation_checkpointing=true, or shard with parallelism.strategy=fsdp"
+        )
+    if "NCCL" in text or isinstance(error, torch.distributed.DistBackendError):
+        return f"NCCL failed ({_one_line(error)}); the same command with NCCL_DEBUG=WARN in its environment logs why"
+    if "CUDA error" in text:
+        return (
+            f"the GPU of {socket.gethostname()} failed ({text}); kernels run later than their calls: "
+            "CUDA_LAUNCH_BLOCKING=1 in the environment shows the call; if it comes on one machine only, look for its "
+            "Xid errors in dmesg"
+        )
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or repr(error)).strip().splitlines()[0]
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:LONGEST_DETAIL]
+
+
+def leave_after_another(detail: str | None = None) -> NoReturn:
     """Ends this rank because another one is gone, with that one's reason and status where it left them.
 
     At once: what closes files and connections in an orderly way would wait for the rank that is gone.
+
+    Args:
+        detail: what this rank knows of it, told where the other one left no reason.
     """
     deadline = time.monotonic() + NOTE_WAIT
     while (end := first_end()) is None and time.monotonic() < deadline:
         time.sleep(0.05)
     if end is None:
-        say(f"rank {own_rank()} ends: another rank was killed or lost")
+        say(f"rank {own_rank()} ends: another rank was killed or lost" + (f" ({detail})" if detail else ""))
     elif end.rank != own_rank():
         say(f"rank {end.rank} ended first: {end.reason}")
+        if end.stalled:
+            say(f"rank {own_rank()} stands in {whereabouts()}")
     leave(EXIT_ERROR if end is None else end.status)
+
+
+def end_stalled(reason: str) -> NoReturn:
+    """Ends this rank from a thread, whatever its main thread waits for."""
+    if first_end() is not None:
+        leave_after_another()
+    note_end(EXIT_ERROR, f"error: {reason}", stalled=True)
+    say(f"rank {own_rank()}: error: {reason}")
+    _wake_stopped_ranks()
+    leave(EXIT_ERROR)
+
+
+def whereabouts() -> str:
+    """The line at which the main thread is, and the line of this package that it came from."""
+    frame: FrameType | None = sys._current_frames()[threading.main_thread().ident or 0]
+    places = []
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if path != Path(__file__):
+            places.append((path, f"{'/'.join(path.parts[-2:])}:{frame.f_lineno} ({frame.f_code.co_name})"))
+        frame = frame.f_back
+    own = next((place for path, place in places if PACKAGE in path.parents), None)
+    innermost = places[0][1]
+    return innermost if own in (None, innermost) else f"{innermost}, called by {own}"
 
 
 def say(sentence: str) -> None:
@@ -196,10 +279,13 @@ def lost_contact(error: BaseException) -> bool:
     """Whether an error only tells that another rank is gone or silent."""
     if not isinstance(error, RuntimeError):
         return isinstance(error, ConnectionError)
-    torch = sys.modules.get("torch")
+    torch, text = sys.modules.get("torch"), str(error)
+    if torch is not None and isinstance(error, torch.distributed.DistBackendError):
+        # NCCL's: also a wrong call of this rank, or an error of its own GPU.
+        return any(words in text for words in (*LOST_CONTACT, *NCCL_LOST_CONTACT))
     if torch is not None and isinstance(error, torch.distributed.DistError):
         return True
-    return any(words in str(error) for words in LOST_CONTACT)
+    return any(words in text for words in LOST_CONTACT)
 
 
 def has_timed_out(error: BaseException) -> bool:

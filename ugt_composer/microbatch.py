@@ -1,6 +1,7 @@
 """Batches that know what all ranks hold, and microbatches of them, as narrow as their rows allow."""
 
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -36,7 +37,7 @@ class GlobalCounts:
         rows: of the batch over all ranks, from when it was summed.
     """
 
-    def __init__(self, timeout: float):
+    def __init__(self, timeout: Callable[[], float]):
         self._agreement = HostAgreement(timeout, torch.distributed.ReduceOp.SUM)
         self.rows = 0
 

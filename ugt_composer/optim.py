@@ -12,6 +12,8 @@ from composer.optim import (
 )
 from torch import nn
 
+from ugt_composer.lamb import Lamb
+
 POLYNOMIAL_POWER = 2.0
 
 
@@ -41,12 +43,10 @@ def create_optimizer(
     """AdamW (Loshchilov and Hutter, 2019) or LAMB (You et al., 2020) over the model's trainable parameters."""
     groups = parameter_groups(model, weight_decay)
     if name == "adamw":
-        # PyTorch's own choice takes many tensors a kernel on a GPU, but reads all numbers for each operation on a CPU.
-        fused = None if torch.cuda.is_available() else True
-        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
+        # One kernel for all tensors, that reads and writes each number once: on GPUs and on CPUs, and for shards too.
+        # Where the parameters lie is asked in each step only, so that a strategy may move them until then.
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
     if name == "lamb":
-        from torch_optimizer import Lamb
-
         return Lamb(groups, lr=lr, betas=betas, eps=eps)
     raise ValueError(f"optimizer {name!r} is unknown; expected adamw or lamb")
 

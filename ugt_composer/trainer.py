@@ -27,6 +27,7 @@ from ugt_composer.callbacks.preemption import Preemption
 from ugt_composer.callbacks.random_state import RandomState
 from ugt_composer.callbacks.training_losses import TOTAL, TrainingLosses
 from ugt_composer.callbacks.training_metrics import TrainingMetrics
+from ugt_composer.callbacks.watchdog import Watchdog
 from ugt_composer.checkpoint.folder_lock import folder_lock
 from ugt_composer.checkpoint.from_store import on_this_machine, open_store
 from ugt_composer.checkpoint.portable import FINGERPRINT, check_fingerprint, load_portable, load_weights
@@ -59,7 +60,7 @@ from ugt_composer.model.ugt import UGT
 from ugt_composer.optim import create_optimizer, create_scheduler
 from ugt_composer.parallelism.build import build_strategy
 from ugt_composer.parallelism.device import composer_device, own_device, prepare_device
-from ugt_composer.parallelism.group_timeouts import limit_groups
+from ugt_composer.parallelism.group_timeouts import limit_groups, report_nccl_errors
 from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.preflight import (
     about_catalogue,
@@ -87,6 +88,7 @@ class UGTTrainer(Trainer):
         checkpoints: Checkpoints,
         random_state: RandomState,
         losses: TrainingLosses,
+        watchdog: Watchdog,
         **kwargs: Any,
     ):
         self.config = config
@@ -96,13 +98,15 @@ class UGTTrainer(Trainer):
         self.checkpoints = checkpoints
         self.losses = losses
         checkpoints.before_save = losses.check
-        grace, timeout = config.preemption.grace, config.dist_timeout
+        grace, timeout = config.preemption.grace, watchdog.timeout
         self.preemption = Preemption(checkpoints, random_state, grace, timeout, self._finish_batch)
         self.counts = GlobalCounts(timeout)
         self.dataset_place: dict[str, Any] | None = None  # of the checkpoint that the run went on from
+        self.watchdog = watchdog
         self.held = ExitStack()  # until close: the lock of the save folder
         super().__init__(
-            callbacks=[*kwargs.pop("callbacks"), losses, random_state, checkpoints, self.preemption], **kwargs
+            callbacks=[*kwargs.pop("callbacks"), losses, random_state, checkpoints, self.preemption, watchdog],
+            **kwargs,
         )
         self.engine.__class__ = ListeningEngine  # Composer makes its own, which cannot be made twice
         if strategy.scaler is not None:
@@ -187,6 +191,7 @@ class UGTTrainer(Trainer):
         Composer's timestamp is the one truth about the place; Streaming's own is an epoch behind at an epoch's end, and
         would begin another epoch where fit is called again within one.
         """
+        self.watchdog.watch()
         dataset, timestamp = self.state.train_dataloader.dataset, self.state.timestamp  # type: ignore[union-attr]
         # The rows that made the ranks even at the end of an epoch are no place to go on from.
         sample = min(timestamp.sample_in_epoch.value, dataset.epoch_size)
@@ -199,11 +204,13 @@ class UGTTrainer(Trainer):
         try:
             super().fit(*args, **kwargs)
         except Exception:
+            self.watchdog.rest()
             self.checkpoints.writer.wait()
             if (lacking := self.checkpoints.upload_within(self.config.preemption.grace)) is not None:
                 log.warning(lacking)
             raise
         finally:
+            self.watchdog.rest()
             self.preemption.give_signals_back()
 
     def close(self) -> None:
@@ -351,7 +358,11 @@ def _build(config: Config, held: ExitStack) -> UGTTrainer:
     check_run(config)
     prepare_device(config)
     device = composer_device(config)
-    dist.initialize_dist(device, timeout=config.dist_timeout)
+    watchdog = Watchdog(config.dist_start_timeout, config.dist_timeout)
+    report_nccl_errors(watchdog.timeout())
+    held.callback(watchdog.close)
+    watchdog.watch()
+    dist.initialize_dist(device, timeout=watchdog.timeout())
     if device.name == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         # More threads than cores spin against each other and slow a step many times over.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // dist.get_local_world_size()))
@@ -398,6 +409,7 @@ def _build(config: Config, held: ExitStack) -> UGTTrainer:
         Checkpoints(strategy, config, fingerprint, best, [m.index_hash for m in train_manifests], uploads),
         RandomState(),
         TrainingLosses(config.log_interval, scales_loss=precision == "amp_fp16"),
+        watchdog,
         model=composer_model,
         optimizers=strategy.optimizer,
         schedulers=create_scheduler(
@@ -412,7 +424,7 @@ def _build(config: Config, held: ExitStack) -> UGTTrainer:
         precision=composer_precision,
         seed=config.seed,
         run_name=config.run_name,
-        dist_timeout=config.dist_timeout,
+        dist_timeout=watchdog.timeout(),
         algorithms=[GradientNormClipping(strategy, config.max_grad_norm)],
         callbacks=[
             TrainingMetrics(composer_model, strategy, config.log_interval),
@@ -426,7 +438,7 @@ def _build(config: Config, held: ExitStack) -> UGTTrainer:
         console_log_interval=config.log_interval,
         python_log_level=None,
     )
-    limit_groups(config.dist_timeout)
+    limit_groups(watchdog.timeout())
     if config.autoresume:
         trainer.resume()
     elif dist.get_global_rank() == 0 and (aside := set_aside(config.save_folder)):
@@ -434,6 +446,7 @@ def _build(config: Config, held: ExitStack) -> UGTTrainer:
     if dist.get_global_rank() == 0:
         with saving_into(config.save_folder):
             (Path(config.save_folder) / "config.yaml").write_text(config_yaml(config), "utf-8")
+    watchdog.rest()
     return trainer
 
 

@@ -84,3 +84,13 @@ def test_offload_is_wired():
     zero = config(zero_stage=3, offload_optimizer="cpu", offload_param="cpu")["zero_optimization"]
     assert zero["offload_optimizer"] == {"device": "cpu"}
     assert zero["offload_param"] == {"device": "cpu"}
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_gradients_in_bf16_are_accumulated_in_float32_unless_asked_otherwise(zero_stage):
+    assert config(zero_stage=zero_stage, precision="amp_bf16")["data_types"] == {"grad_accum_dtype": "fp32"}
+    own = {"data_types": {"grad_accum_dtype": "bf16"}}
+    assert config(own, zero_stage=zero_stage, precision="amp_bf16")["data_types"] == own["data_types"]
+    assert "data_types" not in config(zero_stage=zero_stage)
+    sums = config(zero_stage=zero_stage, precision="amp_bf16").get("communication_data_type")
+    assert sums == ("fp32" if zero_stage == 1 else None)

@@ -1,5 +1,6 @@
 """A job that only sums over its ranks, until one of them does what the argument says. Started by the launcher."""
 
+import ctypes
 import datetime
 import os
 import signal
@@ -11,9 +12,14 @@ from ugt_composer.job_end import end_with_launcher, exit_as_rank
 from ugt_composer.warning_signals import warning
 
 ROUNDS = 400
+OF_ALL_RANKS = ("switch", "device")
 
 
-def misbehave(deed: str) -> None:
+def misbehave(deed: str, rank: int) -> None:
+    import torch.distributed as dist
+
+    from ugt_composer.host_agreement import HostAgreement
+
     if deed == "mistake":
         raise UserError("shard 7 is gone")
     if deed == "raise":
@@ -24,9 +30,26 @@ def misbehave(deed: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if deed == "sleep":
         time.sleep(100)
+    if deed == "switch":  # from the timeout of the start to that of the training
+        limits = [60.0]
+        agreement = HostAgreement(lambda: limits[-1])
+        limits.append(4.0)
+        time.sleep(100 if dist.get_rank() == rank else 0)
+        agreement.begin(1.0)
+        agreement.agreed()
+    if deed == "device":  # what a wait for the GPU looks like from here: in C, without the interpreter's lock
+        ctypes.CDLL(None).pause()
     if deed == "warn":
         os.kill(os.getpid(), signal.SIGUSR1)
         time.sleep(100)
+
+
+def watch_closely() -> None:
+    """As in training, with a timeout of three seconds."""
+    from ugt_composer.callbacks import watchdog
+
+    watchdog.BEHIND = 0.0
+    watchdog.Watchdog(start_timeout=3.0, timeout=3.0).watch()
 
 
 def train_with_a_wrong_key() -> int:
@@ -56,10 +79,12 @@ def main() -> int:
     timeout = datetime.timedelta(seconds=4 if deed in ("stop", "sleep") else 60)
     dist.init_process_group("gloo", timeout=timeout)
     warning.training = deed != "warn"
+    if deed == "device":
+        watch_closely()
     for step in range(ROUNDS):
-        if step == 5 and dist.get_rank() == rank:
+        if step == 5 and (dist.get_rank() == rank or deed in OF_ALL_RANKS):
             print("starts", deed, flush=True)
-            misbehave(deed)
+            misbehave(deed, rank)
         dist.all_reduce(torch.ones(()))
         time.sleep(0.05)
     return 0

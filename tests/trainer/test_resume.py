@@ -236,3 +236,23 @@ def test_a_run_killed_between_a_checkpoint_and_its_line_writes_the_line(stage_co
         second.train()
         second.close()
     assert comparable(tmp_path / "parts") == comparable(tmp_path / "whole")
+
+
+def test_a_run_of_lamb_resumes_bit_for_bit(stage_config, tmp_path):
+    options = ("optimizer.name=lamb", "max_duration=6ba", "save_interval=3ba", "eval_interval=100ba")
+    for name, durations in (("whole", ["6ba"]), ("parts", ["3ba", "3ba"])):
+        for duration in durations:
+            trainer = build_trainer(stage_config(tmp_path / name, 1, None, *options))
+            trainer.fit(duration=duration)
+            trainer.close()
+    whole, parts = (read_checkpoint(list_checkpoints(tmp_path / name)[0]) for name in ("whole", "parts"))
+    for name, values in whole["optimizer"]["moments"].items():
+        assert values["step"].item() == 6
+        for key, value in values.items():
+            assert torch.equal(value, parts["optimizer"]["moments"][name][key])
+    assert all(torch.equal(value, parts["model"][name]) for name, value in whole["model"].items())
+    whole_losses, losses = (
+        [line["loss/train/total"] for line in metrics_of(tmp_path / name)] for name in ("whole", "parts")
+    )
+    assert losses == whole_losses
+    assert len(losses) == 6

@@ -27,7 +27,7 @@ class Preemption(Callback):
 
     Args:
         grace: seconds from the signal to the exit.
-        dist_timeout: seconds after which a rank that does not answer is given up.
+        dist_timeout: gives the seconds after which a rank that does not answer is given up.
         finish_batch: makes the evaluation that the saved batch still lacks, and what follows it.
     """
 
@@ -36,7 +36,7 @@ class Preemption(Callback):
         checkpoints: Checkpoints,
         random_state: RandomState,
         grace: float,
-        dist_timeout: float,
+        dist_timeout: Callable[[], float],
         finish_batch: Callable[[], None],
     ):
         self.checkpoints = checkpoints

@@ -181,7 +181,8 @@ class _TakeRows(torch.autograd.Function):
 
 def _gather(x: Tensor, index: Tensor, valid: Tensor | None) -> Tensor:
     rows = x.index_select(0, index)
-    return rows if valid is None else rows.masked_fill_(~valid.unsqueeze(-1), 0)
+    # Not in place: a compiled function's output has to be a new tensor, see GroupLayerNorm.
+    return rows if valid is None else rows.masked_fill(~valid.unsqueeze(-1), 0)
 
 
 Rows = tuple[Tensor, Tensor | None]  # which rows (R,) int64, and where there is such a row (R,) bool; None: everywhere

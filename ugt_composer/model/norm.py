@@ -45,8 +45,8 @@ class _GroupLayerNorm(torch.autograd.Function):
         normed, mean, rstd = torch.native_layer_norm(full, x.shape[-1:], None, None, eps)
         ctx.save_for_backward(x, token_types, weight, mean, rstd)
         scale, shift = (F.embedding(token_types, table.to(full.dtype)) for table in (weight, bias))
-        # The output is a tensor that one operation made: of one that was changed in place, or of a `to` that changes
-        # nothing, PyTorch 2.11's compiler loses the gradients (pytorch/pytorch#180642).
+        # The output has to be a new tensor. Where the last operation returns one that was there before (in place, or a
+        # conversion that changes nothing), PyTorch 2.11 compiles the function without its gradients, in silence.
         out = torch.addcmul(shift, normed, scale)
         return out if out.dtype == dtype else out.to(dtype)
 

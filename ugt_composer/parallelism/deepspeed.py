@@ -46,6 +46,8 @@ class DeepSpeedStrategy(Strategy):
             self._max_norm = settings["gradient_clipping"]
             settings = {**settings, "gradient_clipping": 0.0}
             self._base.register_step_pre_hook(self._clip_in_step)
+            # The loss scale is to be taken out of the gradients before that hook, not within the optimizer's kernel.
+            self._base._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         try:
             with quiet():
                 self.engine, *_ = deepspeed.initialize(
@@ -142,11 +144,9 @@ class DeepSpeedStrategy(Strategy):
 
     def allocate_moments(self) -> None:
         """The optimizer's state as zeros; DeepSpeed makes it in the first step only, and links it then."""
-        zero = self.engine.optimizer
-        flats = zero.fp32_partitioned_groups_flat if self.zero_stage == 3 else zero.single_partition_of_fp32_groups
-        for flat in flats:
+        for _, flat in self._partitions():
             if flat not in self._base.state:
-                step = torch.zeros((), dtype=torch.float32)
+                step = torch.zeros((), dtype=torch.float32, device=flat.device)
                 self._base.state[flat] = {"step": step, **{key: torch.zeros_like(flat) for key in MOMENTS}}
         self._link_moments()
 
@@ -157,10 +157,21 @@ class DeepSpeedStrategy(Strategy):
             return
         from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
-        zero = self.engine.optimizer
-        for parameters, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+        for parameters, flat in self._partitions():
             lazy_init_hp_params_optimizer_state(parameters, flat, self._base.state)
-        zero._hp_optimizer_states_linked = self._linked = True
+        self.engine.optimizer._hp_optimizer_states_linked = self._linked = True
+
+    def _partitions(self) -> list[tuple[list[nn.Parameter], Tensor]]:
+        """For each group of the optimizer its parameters and this rank's flat float32 part of them. Stage 1 in bf16 has
+        a class of its own for gradients that are accumulated in float32."""
+        from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+
+        zero = self.engine.optimizer
+        if self.zero_stage == 3:
+            return list(zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True))
+        if isinstance(zero, BF16_Optimizer):
+            return list(zip(zero.bf16_groups, zero.fp32_groups_flat_partition, strict=True))
+        return list(zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True))
 
     def save_sharded(self, folder: Path) -> None:
         with quiet():

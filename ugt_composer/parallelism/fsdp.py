@@ -156,7 +156,7 @@ class FsdpStrategy(Strategy):
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 self.optimizer.state[parameter] = {
-                    "step": torch.zeros((), dtype=torch.float32),
+                    "step": torch.zeros((), dtype=torch.float32, device=_local(parameter).device),
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }

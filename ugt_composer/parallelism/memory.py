@@ -64,7 +64,7 @@ def memory_per_rank(
             Held("optimizer", 2 * FLOAT * trainable),
             *([Held("buckets", FLOAT * trainable)] if strategy == "ddp" else []),
         ]
-    number = HALF if half_precision else FLOAT
+    number = HALF if half_precision else FLOAT  # of weights; gradients in bf16 are accumulated in float32
     bucket = number * min(BUCKET, parameters)
     sharded = [
         Held("master weights", FLOAT * own, optimizer_where),
@@ -74,9 +74,9 @@ def memory_per_rank(
     if zero_stage == 3:
         gathered = min(LAYERS_AT_ONCE * largest_layer, parameters) * number
         weights = Held("weights", number * (-(-parameters // world_size) + small), param_where)
-        return [weights, Held("gradients", number * own), *sharded, Held("gathered", gathered)]
+        return [weights, Held("gradients", FLOAT * own), *sharded, Held("gathered", gathered)]
     return [
         Held("weights", number * parameters),
-        Held("gradients", number * (trainable if zero_stage == 1 else own)),
+        Held("gradients", FLOAT * (trainable if zero_stage == 1 else own)),
         *sharded,
     ]

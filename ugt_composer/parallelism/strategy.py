@@ -83,5 +83,5 @@ class Strategy(ABC):
 
 
 def placed(moments: Moments, device: torch.device) -> Moments:
-    """Copies for an optimizer on `device`; scalars stay on the host, where PyTorch's optimizers keep them."""
-    return {key: value.to(device if value.dim() else value.device, copy=True) for key, value in moments.items()}
+    """Copies for an optimizer on `device`, its `step` too: one kernel reads it with the parameters."""
+    return {key: value.to(device, copy=True) for key, value in moments.items()}

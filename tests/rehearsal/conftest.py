@@ -1,0 +1,119 @@
+"""Training on a GPU that computes nothing: a preloaded CUDA, where PyTorch's own code for GPUs runs on any machine.
+
+Devices, dtypes, shapes, streams, process groups and host waits are PyTorch's; numbers mean nothing. The driver is the
+folder that NULLGPU names, or shared/gpu/nullgpu beside the repository; without it these tests are skipped.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.rehearsal.jobs import COMMANDS, FAST, SLOW
+from tests.trainer.conftest import ROOT, shop, stage_arguments  # noqa: F401 - shop is a fixture
+
+DRIVER = Path(os.environ.get("NULLGPU") or ROOT.parent / "shared" / "gpu" / "nullgpu")
+OF_OTHER_DEVICES = ("DS_ACCELERATOR", "CUBLAS_WORKSPACE_CONFIG", "LD_PRELOAD")  # a test before may have set them
+SECONDS_PER_JOB = 60
+
+Lines = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def driver() -> list[str]:
+    """Words that start a command on the driver, built for this PyTorch."""
+    run = DRIVER / "run.sh"
+    if not run.exists():
+        pytest.skip(f"{DRIVER} is missing: no driver to rehearse on")
+    if absent := [tool for tool in ("bash", "g++", "as", "nm") if shutil.which(tool) is None]:
+        pytest.skip(f"{', '.join(absent)} missing: the driver for rehearsals cannot be built")
+    words = ["bash", str(run), sys.executable]
+    with (Path(tempfile.gettempdir()) / f"nullgpu-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other workers of pytest build into the same folder
+        built = subprocess.run([*words, "true"], capture_output=True, text=True, check=False, timeout=240)
+    if built.returncode:
+        pytest.skip(f"the driver for rehearsals was not built: {built.stderr.strip()[-300:]}")
+    return words
+
+
+@pytest.fixture(scope="session")
+def trained(shop, tmp_path_factory) -> Path:  # noqa: F811
+    """A folder with stage1 and stage2, trained one from the other for two batches on the CPU."""
+    from ugt_composer.config import load_config
+    from ugt_composer.trainer import build_trainer
+
+    folder = tmp_path_factory.mktemp("trained")
+    for stage in (1, 2):
+        yaml, *rest = stage_arguments(shop, folder / f"stage{stage}", stage, folder / f"stage{stage - 1}" / "best")
+        trainer = build_trainer(load_config(yaml, overrides=[*rest, "max_duration=2ba", "precision=fp32"]))
+        trainer.train()
+        trainer.close()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rehearsed(driver, shop, trained, tmp_path_factory) -> Lines:  # noqa: F811
+    """What became of the fast jobs and of the commands, by name."""
+    return rehearse([*FAST, *COMMANDS], driver, shop, trained, tmp_path_factory.mktemp("rehearsed"))
+
+
+@pytest.fixture(scope="session")
+def all_rehearsed(rehearsed, driver, shop, trained, tmp_path_factory) -> Lines:  # noqa: F811
+    out = tmp_path_factory.mktemp("all-rehearsed")
+    return {**rehearsed, **rehearse(SLOW, driver, shop, trained, out)}
+
+
+def rehearse(
+    names: Sequence[str],
+    driver: list[str],
+    shop: Path,  # noqa: F811
+    trained: Path,
+    out: Path,
+    ranks: int = 1,
+    batches: int | None = None,
+) -> Lines:
+    """All jobs in one start: the imports take longer than a job. One that is missing was lost with the process."""
+    options = ["--shop", shop, "--trained", trained, "--out", out]
+    if batches is not None:
+        options += ["--batches", batches]
+    words = [*driver, sys.executable, "-m", "tests.rehearsal.stages", *options, *names]
+    if ranks > 1:
+        words = [*on_ranks(ranks), *words]
+    with (out / "output").open("w") as output:
+        status = subprocess.run(
+            [str(word) for word in words],
+            cwd=ROOT,
+            env=environment(NULLGPU_COUNT=str(ranks)),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
+            timeout=120 + SECONDS_PER_JOB * len(names) * ranks,
+        ).returncode
+    written = out / "lines.jsonl"
+    lines = [json.loads(line) for line in written.read_text().splitlines()] if written.exists() else []
+    end = (out / "output").read_text()[-3000:]
+    found = {line["name"]: line for line in lines}
+    if status and len(found) == len(names) and all(line["error"] is None for line in lines):
+        raise RuntimeError(f"all jobs ended well, the processes with {status}:\n{end}")
+    lost = {name: {"error": f"the processes ended with {status} before the job did:\n{end}"} for name in names}
+    return {**lost, **found}
+
+
+def on_ranks(ranks: int) -> list[str]:
+    """Words that start a command several times by Composer's launcher; which computes nothing itself, and is left
+    without the driver."""
+    return [str(Path(sys.executable).parent / "composer"), "-n", str(ranks), "--command_mode"]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in OF_OTHER_DEVICES}
+    threads = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}  # the latter: no pool of compilers
+    return {**kept, "PYTHONPATH": str(ROOT), **threads, **changes}

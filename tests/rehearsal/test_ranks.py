@@ -1,0 +1,97 @@
+"""Several processes on a GPU each that computes nothing: every rank calls the same collectives in the same order.
+
+The driver compares operation, size and root of each call between the ranks, and ends them where they differ.
+"""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.rehearsal.conftest import Lines, environment, on_ranks, rehearse
+from tests.rehearsal.jobs import STRATEGIES, in_one_process, name_of
+from tests.trainer.conftest import ROOT, stage_arguments
+
+pytestmark = pytest.mark.timeout(3600)  # the first test waits for all runs
+FAST = in_one_process(name_of("amp_bf16", strategy, 3) for strategy in ("ddp", "fsdp", "zero-2", "zero-3"))
+WHOLE = in_one_process(
+    [
+        *(name_of("amp_bf16", strategy, 3) for strategy in STRATEGIES),
+        *(name_of("amp_fp16", strategy, 3) for strategy in ("ddp", "fsdp", "zero-2", "zero-3")),
+        "catalogue-dot",
+        "checkpointing-fsdp",
+        "reduce-every-microbatch",
+        "sharded-reference-fsdp",
+        "sharded-reference-zero-3",
+        "sharded-checkpoint-fsdp",
+        "sharded-checkpoint-zero-2",
+        "sharded-checkpoint-zero-3",
+        "offload-fsdp",
+    ]
+)
+BATCHES = 3  # with a save after the last
+
+
+@pytest.fixture(scope="session")
+def two_ranks(driver, shop, trained, tmp_path_factory) -> Lines:
+    """What became of BATCHES batches of each fast job, by name."""
+    out = tmp_path_factory.mktemp("two-ranks")
+    return rehearse(FAST, driver, shop, trained, out, ranks=2, batches=BATCHES)
+
+
+@pytest.fixture(scope="session")
+def whole(driver, shop, trained, tmp_path_factory) -> dict[int, Lines]:
+    """By number of ranks, what became of jobs that are evaluated, saved and resumed as well."""
+    return {
+        ranks: rehearse(WHOLE, driver, shop, trained, tmp_path_factory.mktemp(f"ranks-{ranks}"), ranks=ranks)
+        for ranks in (2, 4)
+    }
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_two_ranks_call_the_same_collectives(two_ranks, name):
+    line = two_ranks[name]
+    assert line["error"] is None, line["error"]
+    assert line["launches"] > 5_000
+    assert line["sent"] > 100_000  # by NCCL, where the driver compares
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("name", WHOLE)
+def test_in_evaluations_saves_and_resumed_runs_too(whole, name, ranks):
+    line = whole[ranks][name]
+    assert line["error"] is None, line["error"]
+
+
+@pytest.fixture
+def train_on_two_ranks(driver, shop, trained, tmp_path):
+    """train_on_two_ranks(*options) → how four batches of stage 1 under the launcher, by train.py, have ended."""
+
+    def run(*options: str) -> subprocess.CompletedProcess:
+        short = ["max_duration=4ba", "eval_interval=2ba", "device_train_microbatch_size=8", "dist_timeout=120"]
+        arguments = [*stage_arguments(shop, tmp_path / "run", 1), *short]
+        return subprocess.run(
+            [*on_ranks(2), *driver, sys.executable, str(ROOT / "tests/rehearsal/train.py"), *options, *arguments],
+            cwd=ROOT,
+            env=environment(NULLGPU_COUNT="2"),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+
+    return run
+
+
+@pytest.mark.slow
+def test_the_program_trains_under_the_launcher(train_on_two_ranks, tmp_path):
+    result = train_on_two_ranks()
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (tmp_path / "run" / "latest" / "model.safetensors").exists()
+
+
+def test_a_collective_that_one_rank_alone_calls_is_noticed(train_on_two_ranks):
+    result = train_on_two_ranks("--one-more", "1")
+    assert result.returncode == 77, result.stderr[-3000:]
+    assert "NULL NCCL: ranks differ" in result.stderr

@@ -1,0 +1,52 @@
+"""The program `train.py` as one of several processes that rehearse.
+
+NULLGPU_COUNT=2 nullgpu/run.sh PYTHON composer -n 2 tests/rehearsal/train.py [--one-more RANK] YAML…
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[0] = str(ROOT)  # in place of this folder, whose train.py is not the one that is meant
+
+import torch  # noqa: E402
+from composer import Callback  # noqa: E402
+from composer.utils import dist  # noqa: E402
+
+import train  # noqa: E402
+from tests.rehearsal.ranks import objects_over_gloo  # noqa: E402
+from tests.rehearsal.without_numbers import accept_zeros  # noqa: E402
+from ugt_composer.job_end import exit_as_rank  # noqa: E402
+from ugt_composer.trainer import UGTTrainer  # noqa: E402
+
+
+class OneMore(Callback):
+    """A mistake: at the end of the second step one rank begins a collective that the others do not."""
+
+    def __init__(self, rank: int):
+        self.rank = rank
+
+    def after_train_batch(self, state, logger):
+        if state.timestamp.batch.value == 1 and dist.get_global_rank() == self.rank:
+            torch.distributed.all_reduce(torch.zeros(7, device="cuda"))
+
+
+def main() -> int:
+    if "--one-more" in sys.argv:
+        place = sys.argv.index("--one-more")
+        rank = int(sys.argv.pop(place + 1))
+        del sys.argv[place]
+        fit = UGTTrainer.fit
+
+        def fit_with_mistake(trainer: UGTTrainer, *args, **kwargs) -> None:
+            trainer.state.callbacks.append(OneMore(rank))
+            fit(trainer, *args, **kwargs)
+
+        UGTTrainer.fit = fit_with_mistake  # type: ignore[method-assign]
+    accept_zeros()
+    objects_over_gloo()
+    return train.main()
+
+
+if __name__ == "__main__":
+    exit_as_rank(main)
