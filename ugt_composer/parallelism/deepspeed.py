@@ -48,6 +48,8 @@ class DeepSpeedStrategy(Strategy):
             self._base.register_step_pre_hook(self._clip_in_step)
             # The loss scale is to be taken out of the gradients before that hook, not within the optimizer's kernel.
             self._base._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        # DeepSpeed keeps in the module that an engine of stage 0 had autocast, and later engines would scale their loss.
+        deepspeed.runtime.torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
         try:
             with quiet():
                 self.engine, *_ = deepspeed.initialize(
