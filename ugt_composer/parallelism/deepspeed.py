@@ -48,7 +48,7 @@ class DeepSpeedStrategy(Strategy):
             self._base.register_step_pre_hook(self._clip_in_step)
             # The loss scale is to be taken out of the gradients before that hook, not within the optimizer's kernel.
             self._base._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-        # DeepSpeed keeps in the module that an engine of stage 0 had autocast, and later engines would scale their loss.
+        # DeepSpeed remembers for the process that an engine of stage 0 had autocast, and scales the loss of later ones.
         deepspeed.runtime.torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
         try:
             with quiet():
