@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from composer.utils import dist
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, mm_flop
 
 from ugt_composer import memory_estimate
 from ugt_composer.composer_model import ComposerUGT
@@ -271,9 +271,15 @@ def runs_within_memory(run: Callable[[], object]) -> bool:
     return fits
 
 
+def _pointwise_flops(q_shape: torch.Size, k_shape: torch.Size, *_: object, **__: object) -> int:
+    """Of φ(Q Kᵀ) V, which is one operator for the counter: q (N, S, d) and k (N, T, d), two products."""
+    return 4 * q_shape.numel() * k_shape[1]
+
+
 def forward_flops(run: Callable[[], object]) -> int:
     """Operations of matrix products and attention, counted by PyTorch's FlopCounterMode."""
-    with FlopCounterMode(display=False) as counter:
+    own = {torch.ops.ugt.pointwise_product: _pointwise_flops, torch.ops.ugt.matmul_without_tf32: mm_flop}
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:
         run()
     return counter.get_total_flops()
 
