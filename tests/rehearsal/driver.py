@@ -32,6 +32,6 @@ def run(script: str, *arguments: object, **environment: str) -> str:
     ]
     # An empty value leaves PyTorch's caching on, and with it the peaks.
     settings = {**os.environ, "PYTHONPATH": str(ROOT), "PYTORCH_NO_CUDA_MEMORY_CACHING": "", **environment}
-    result = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=280, check=False)
+    result = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=580, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout.splitlines()[-1]

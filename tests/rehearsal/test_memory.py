@@ -27,6 +27,7 @@ SLOW = [
 ]
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("stage", "ranks", "history", "target", "overrides"),
     [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],

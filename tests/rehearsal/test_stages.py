@@ -7,7 +7,6 @@ from tests.rehearsal.jobs import COMMANDS, FAST, SLOW, name_of
 from tests.rehearsal.stages import EVALUATE_EVERY, LOG_EVERY, SAVE_EVERY, STOP
 
 pytestmark = pytest.mark.timeout(3600)  # the first test waits for all runs
-WITHOUT_ENGINE = ("ddp", "fsdp")
 
 
 @pytest.mark.parametrize("name", FAST)
@@ -22,7 +21,7 @@ def test_a_stage_trains_evaluates_saves_and_resumes(rehearsed, name):
 def test_so_do_all_others(all_rehearsed, name):
     line = all_rehearsed[name]
     assert line["error"] is None, line["error"]
-    assert line["launches"] > 10_000
+    assert line["launches"] > 5_000
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -47,17 +46,19 @@ def waits(line: dict, phase: str, batches: range | list[int]) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_step_that_logs_nothing_never_waits_for_the_device(rehearsed, strategy):
-    line = rehearsed[name_of("amp_bf16", strategy, 3)]
+@pytest.mark.parametrize(
+    "name",
+    [
+        name_of("amp_bf16", "ddp", 3),
+        name_of("amp_bf16", "fsdp", 3),
+        name_of("amp_fp16", "ddp", 3),  # the fused optimizer looks itself whether gradients overflowed
+        "deterministic-ddp",
+    ],
+)
+def test_a_step_that_logs_nothing_never_waits_for_the_device(rehearsed, name):
+    line = rehearsed[name]
     assert waits(line, STEP, QUIET) == {}
     assert waits(line, STEP, [LOG_EVERY])  # they are counted
-
-
-def test_the_loss_scaler_reads_once_a_step_whether_gradients_overflowed(rehearsed):
-    found = waits(rehearsed[name_of("amp_fp16", "ddp", 3)], STEP, QUIET)
-    assert sum(found.values()) == len(QUIET)
-    assert all("grad_scaler.py" in place for place in found)
 
 
 @pytest.mark.parametrize("strategy", OF_THE_ENGINE)

@@ -85,8 +85,9 @@ class Activations:
     items: int
 
     def of_training(self, shape: Shape) -> int:
-        """The most that exists at once, of these moments: the end of the forward pass with the reference's on top, the
-        start of the backward pass, which is the loss's, and of the backward passes of decoder and encoder."""
+        """The most that exists at once, of these moments: the start of the backward pass, which is the loss's, the end
+        of the forward pass with the reference's on top, and the starts of the decoder's and the encoder's backward
+        passes. Autocast holds the weights' copies to the end of the forward pass, autograd further if it keeps them."""
         model, r = self.model, self.dtypes.residual
         encoder, decoder = encoder_layer(model, self.dtypes, shape), decoder_layer(model, self.dtypes, shape)
         history, target = shape.rows * shape.history * model.d_model, shape.rows * shape.target * model.d_model
@@ -101,14 +102,14 @@ class Activations:
             encoder_kept, decoder_kept, layer_casts = encoder.kept, decoder.kept, casts
         below = around + model.n_encoder_layers * encoder_kept
         whole = below + model.n_decoder_layers * decoder_kept
-        at_loss = self._heads(shape) + logits.kept + pairs.kept + casts + self._contrastive(shape)
+        at_loss = self._heads(shape) + logits.kept + pairs.kept + self._contrastive(shape)
         again = self.checkpointing
         # When the backward pass of the encoder's layers begins: its result, the last norm's input, and of a layer
         # computed again what it returns, which is not needed.
         gone = r * history * (2 + again)
         return max(
-            whole + at_loss + max(logits.extra, pairs.extra),
-            whole + at_loss + (self.of_forward(shape) if self.loss.needs_reference_model else 0),
+            whole + at_loss + (0 if again else casts) + max(logits.extra, pairs.extra),
+            whole + at_loss + casts + (self.of_forward(shape) if self.loss.needs_reference_model else 0),
             whole + layer_casts + again * decoder.kept + decoder.extra,
             below - gone + layer_casts + again * encoder.kept + encoder.extra,
         )
@@ -138,7 +139,7 @@ class Activations:
         numbers, most = places * sum(sizes), places * max(sizes)
         smoothing = (2 * FLOAT + 1) * numbers if self.loss.label_smoothing > 0 else 0
         gathered = 2 * h * numbers if self.model.level_softmax == "catalogue" else 0
-        kept = 2 * FLOAT * numbers + smoothing + gathered  # the next microbatch's, and their log-softmax
+        kept = FLOAT * numbers + smoothing + gathered  # the microbatch's before, then this one's log-softmax
         return Logits(FLOAT * numbers, kept, 2 * FLOAT * most)
 
     def _pairs(self, shape: Shape) -> Part:

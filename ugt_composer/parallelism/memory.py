@@ -10,7 +10,8 @@ from ugt_composer.parallelism.deepspeed_config import BUCKET
 
 FLOAT, HALF = 4, 2
 DEVICE, HOST = "device", "host"
-LAYERS_AT_ONCE = 2  # that are whole at the same time: the one at work and the one that comes
+LAYERS_AT_ONCE = 2  # that FSDP has whole at the same time: the one at work and the one that comes
+LIVE = 10**9  # parameters that DeepSpeed leaves whole at most (stage3_max_live_parameters, stage3_max_reuse_distance)
 SMALL = 100_000  # DeepSpeed's default for stage3_param_persistence_threshold
 
 
@@ -76,7 +77,7 @@ def memory_per_rank(
         Held("buckets", bucket),
     ]
     if zero_stage == 3:
-        gathered = min(LAYERS_AT_ONCE * largest_layer, parameters) * number
+        gathered = min(LIVE, parameters) * number
         weights = Held("weights", number * (-(-parameters // world_size) + small), param_where)
         return [weights, Held("gradients", FLOAT * own), *sharded, Held("gathered", gathered)]
     return [
