@@ -153,7 +153,7 @@ def test_scores_of_items_are_their_log_probabilities_and_pass_gradients_on():
         table.requires_grad_()
     heads.widths.clear()
     scores = score_items(heads, users(B), ids)
-    assert [tuple(shape) for _, shape in heads.widths] == [(B,), (B, 6), (B, 6)]
+    assert [tuple(shape) for _, shape in heads.widths] == [(B,), (6 * B,), (6 * B,)]
     every = heads.log_probs()
     expected = every[torch.arange(B).unsqueeze(1), ids[..., 0], ids[..., 1], ids[..., 2]]
     torch.testing.assert_close(scores, expected)

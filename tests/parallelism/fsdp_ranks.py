@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from tests.conftest import TINY, make_batch
 from ugt_composer.errors import UserError
 from ugt_composer.model.build import build_model
+from ugt_composer.model.moe import balance_loss
 from ugt_composer.model.reference import Reference
 from ugt_composer.parallelism.fsdp import FsdpStrategy
 
@@ -39,7 +40,8 @@ class Toy(nn.Module):
     def forward(self, batch: dict[str, Tensor], is_first: bool = True) -> Tensor:
         out = self.model(batch)
         self.input_dtype = batch["reference_logps"].dtype
-        loss = sum(out[f"l{level}_logits"].float().square().mean() for level in (1, 2, 3)) + out["aux_loss"]
+        loss = sum(out[f"l{level}_logits"].float().square().mean() for level in (1, 2, 3))
+        loss = loss + balance_loss(out["router_counts"], out["router_prob_sums"])
         return loss + out["user_repr"].float().square().mean() if is_first else loss
 
 
