@@ -52,13 +52,17 @@ def waits(line: dict, phase: str, batches: range | list[int]) -> dict[str, int]:
         name_of("amp_bf16", "ddp", 3),
         name_of("amp_bf16", "fsdp", 3),
         name_of("amp_fp16", "ddp", 3),  # the fused optimizer looks itself whether gradients overflowed
-        "deterministic-ddp",
     ],
 )
 def test_a_step_that_logs_nothing_never_waits_for_the_device(rehearsed, name):
     line = rehearsed[name]
     assert waits(line, STEP, QUIET) == {}
     assert waits(line, STEP, [LOG_EVERY])  # they are counted
+
+
+def test_a_deterministic_step_waits_at_most_once_a_microbatch(rehearsed):
+    found = waits(rehearsed["deterministic-ddp"], STEP, QUIET)
+    assert sum(found.values()) <= 2 * len(QUIET), found  # the data's batches are of two microbatches
 
 
 @pytest.mark.parametrize("strategy", OF_THE_ENGINE)
