@@ -91,6 +91,7 @@ def test_the_program_trains_under_the_launcher(train_on_two_ranks, tmp_path):
     assert (tmp_path / "run" / "latest" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_collective_that_one_rank_alone_calls_is_noticed(train_on_two_ranks):
     result = train_on_two_ranks("--one-more", "1")
     assert result.returncode == 77, result.stderr[-3000:]
