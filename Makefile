@@ -16,7 +16,7 @@ help:  ## this list
 install: $(INSTALLED)  ## .venv with the project and its exact dependencies (several GB, a few minutes); TORCH=2.11.0: with that PyTorch
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 13) else f"Python {v[0]}.{v[1]} found, 3.10 to 3.12 expected: make PYTHON=python3.11 …")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else f"Python {v[0]}.{v[1]} found, 3.11 or 3.12 expected: make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
 ifeq ($(TORCH),)
 	$(PIP_INSTALL) -c constraints.txt -e '.[dev]'
