@@ -59,7 +59,7 @@ from ugt_composer.model.reference import Reference
 from ugt_composer.model.ugt import UGT
 from ugt_composer.optim import create_optimizer, create_scheduler
 from ugt_composer.parallelism.build import build_strategy
-from ugt_composer.parallelism.device import composer_device, own_device, prepare_device
+from ugt_composer.parallelism.device import composer_device, prepare_device
 from ugt_composer.parallelism.group_timeouts import limit_groups, report_nccl_errors
 from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.preflight import (
@@ -364,7 +364,7 @@ def build_trainer(config: Config) -> UGTTrainer:
 
 def _build(config: Config, held: ExitStack) -> UGTTrainer:
     check_run(config)
-    prepare_device(config)
+    own_device = prepare_device(config)
     device = composer_device(config)
     watchdog = Watchdog(config.dist_start_timeout, config.dist_timeout)
     report_nccl_errors(watchdog.timeout())
@@ -392,7 +392,7 @@ def _build(config: Config, held: ExitStack) -> UGTTrainer:
         check_reference_log_probs(config, on_this_machine(str(config.loss.reference_from or config.init_from)))
     precision = resolve_precision(config.precision)
     half_on_cpu = device.name == "cpu" and precision != "fp32"
-    composer_model = build_composer_model(config, model, catalogue, own_device(), half_on_cpu)
+    composer_model = build_composer_model(config, model, catalogue, own_device, half_on_cpu)
     best = check_best_metric(config, composer_model) if eval_loader is not None else None
     length = run_length(config, train_loader.dataloader.dataset.epoch_size)  # type: ignore[union-attr]
     strategy = build_strategy(
