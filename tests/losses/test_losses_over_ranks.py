@@ -1,16 +1,15 @@
 """Two processes of 16 rows against one of 32: losses, metrics, gradients and memory, over several steps."""
 
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from loss_toy import ToyModel, make_batch, take
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.rank_processes import run_ranks
 from ugt_composer.losses.normalization import batch_counts
 
 RANKS, ROWS, STEPS = 2, 32, 4
@@ -91,15 +90,7 @@ def run_rank(rank: int, folder: str) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The results of every rank, from one start of the processes."""
     folder: Path = tmp_path_factory.mktemp("ranks")
-    context = mp.spawn(run_rank, args=(str(folder),), nprocs=RANKS, join=False)
-    deadline = time.monotonic() + DEADLINE
-    try:
-        while not context.join(timeout=5):
-            if time.monotonic() > deadline:
-                pytest.fail(f"the ranks did not finish within {DEADLINE} s")
-    finally:
-        for process in context.processes:
-            process.kill()
+    run_ranks(run_rank, (str(folder),), RANKS, DEADLINE)
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 

@@ -1,18 +1,17 @@
 import copy
 import pickle
-import time
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranked_cases import CATALOGUE, DISTINCT_ROWS, WIDTH, as_tensors
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.rank_processes import run_ranks
 from ugt_composer.generation.beam_search import Recommendations
 from ugt_composer.metrics.batch import EvaluationBatch, compare_pairs, rank_batch
 from ugt_composer.metrics.by_length import ByLength
@@ -282,14 +281,7 @@ def run_rank(rank, folder):
 
 def test_ranks_with_uneven_batches_give_what_one_process_gives(tmp_path):
     # Forked: a rank that imports everything anew takes longer than all else here.
-    context = mp.start_processes(run_rank, args=(str(tmp_path),), nprocs=2, join=False, start_method="fork")
-    deadline = time.monotonic() + DEADLINE
-    try:
-        while not context.join(timeout=5):
-            assert time.monotonic() < deadline, f"the ranks did not finish within {DEADLINE} s"
-    finally:
-        for process in context.processes:
-            process.kill()
+    run_ranks(run_rank, (str(tmp_path),), 2, DEADLINE, method="fork")
     ranks = [pickle.loads((tmp_path / f"{rank}.pkl").read_bytes()) for rank in range(2)]
     for evaluation in range(2):
         whole = updated(*part_batches(evaluation, 0), *part_batches(evaluation, 1))

@@ -1,12 +1,10 @@
 """Microbatches in bf16 under DeepSpeed: their gradients add up in float32, and all of it is saved and read back."""
 
-import time
-
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from tests.parallelism.accumulation_worker import CASES, RANKS, SCALES, run_rank
+from tests.rank_processes import run_ranks
 
 DEADLINE = 300
 ALL = [(case, rank) for case in CASES for rank in range(RANKS)]
@@ -16,14 +14,7 @@ ALL = [(case, rank) for case in CASES for rank in range(RANKS)]
 def results(tmp_path_factory) -> list[dict]:
     """What each rank found, by case."""
     out = tmp_path_factory.mktemp("accumulation")
-    context = mp.spawn(run_rank, args=(str(out),), nprocs=RANKS, join=False)
-    deadline = time.monotonic() + DEADLINE
-    try:
-        while not context.join(timeout=5):
-            assert time.monotonic() < deadline, f"the ranks did not finish within {DEADLINE} s"
-    finally:
-        for process in context.processes:
-            process.kill()
+    run_ranks(run_rank, (str(out),), RANKS, DEADLINE)
     return [torch.load(out / f"{rank}.pt") for rank in range(RANKS)]
 
 

@@ -1,6 +1,5 @@
 """FSDP2 on gloo ranks against one process, and how it deals parameters out to many."""
 
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tests.parallelism.fsdp_ranks import BATCHES, MICROBATCHES, UNITS, Toy, run_rank, train_alone
+from tests.rank_processes import run_ranks
 from ugt_composer.config import FsdpConfig, ModelConfig, load_config
 from ugt_composer.errors import UserError
 from ugt_composer.model.ugt import UGT
@@ -26,15 +25,7 @@ SOME = 20_000  # bytes of a batch's own tensors
 
 
 def start(ranks: int, folder: Path) -> list[dict[str, Any]]:
-    context = mp.spawn(run_rank, args=(ranks, str(folder)), nprocs=ranks, join=False)
-    deadline = time.monotonic() + DEADLINE
-    try:
-        while not context.join(timeout=5):
-            if time.monotonic() > deadline:
-                pytest.fail(f"the ranks did not finish within {DEADLINE} s")
-    finally:
-        for process in context.processes:
-            process.kill()
+    run_ranks(run_rank, (ranks, str(folder)), ranks, DEADLINE)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
 
 
