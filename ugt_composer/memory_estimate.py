@@ -107,7 +107,7 @@ def estimate(
         world_size,
         items,
     )
-    held = _held(config, model, world_size, precision)
+    held = _held(config, model, layers, world_size, precision)
     on_device = sum(item.bytes for item in held if item.where == DEVICE)
     device_batch, room = device_batch_size(config, world_size), card - RESERVE - on_device
 
@@ -150,9 +150,9 @@ def _dtypes(config: Config, precision: str) -> Dtypes:
     return ALL_HALF if in_engine else AUTOCAST
 
 
-def _held(config: Config, model: UGT, world_size: int, precision: str) -> list[Held]:
+def _held(config: Config, model: UGT, layers: list[int], world_size: int, precision: str) -> list[Held]:
+    """layers: parameters of each."""
     parallelism, deepspeed = config.parallelism, config.parallelism.deepspeed
-    sizes = [sum(p.numel() for p in layer.parameters()) for layer in (*model.encoder.layers, *model.decoder.layers)]
     parameters = sum(p.numel() for p in model.parameters())
     freeze_untrained(model, config.loss.lambda_contrastive)
     half = precision != "fp32"
@@ -166,7 +166,7 @@ def _held(config: Config, model: UGT, world_size: int, precision: str) -> list[H
         half,
         parameters,
         sum(p.numel() for p in model.parameters() if p.requires_grad),
-        max(*sizes, parameters - sum(sizes)),
+        max(*layers, parameters - sum(layers)),
         sum(p.numel() for p in model.parameters() if p.numel() < SMALL),
         *offloads,
         accumulates=_has_microbatches(config, world_size) and not parallelism.fsdp.reduce_every_microbatch,
