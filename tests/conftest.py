@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed
 
 from ugt_composer.config import ModelConfig
 from ugt_composer.data.batch import Batch
@@ -26,6 +27,14 @@ TINY = ModelConfig(
     expert_capacity_factor=None,
 )
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_process_group_left():
+    """A run in this process leaves its process group to the next one: not to the next module's tests."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture
