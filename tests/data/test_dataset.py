@@ -214,6 +214,24 @@ def test_a_worker_that_does_nothing_is_told():
         list(batches)
 
 
+class SlowDataset(RecommendDataset):
+    def __iter__(self):
+        for number, row in enumerate(super().__iter__()):
+            if number % 8 == 0:
+                time.sleep(2.0)
+            yield row
+
+
+def test_the_first_batch_may_take_longer(data_folder):
+    streams = training_streams([StreamConfig(local=str(data_folder()))])
+    dataset = SlowDataset(streams=streams, batch_size=8, num_canonical_nodes=4)
+    batches = iter(RowLoader(dataset, TRAIN, 1, 1.0, start_timeout=30.0, batch_size=8, prefetch_factor=1))
+    assert len(next(batches)["row_ids"]) == 8
+    with pytest.raises(RuntimeError, match=r"DataLoader timed out after 1.* seconds"):
+        next(batches)
+    dataset.leave_iteration()
+
+
 def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

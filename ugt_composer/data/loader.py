@@ -35,13 +35,20 @@ T = TypeVar("T")
 
 
 class WatchedWorkers(_MultiProcessingDataLoaderIter):
-    """PyTorch's own, which looks for dead workers every five seconds, but with a timeout only when that is over."""
+    """PyTorch's own, which looks for dead workers every five seconds, but with a timeout only when that is over; and
+    with a longer timeout for the first batch, before which the order of the epoch is made."""
+
+    def __init__(self, loader: "RowLoader"):
+        super().__init__(loader)
+        self._timeout_from_now, self._timeout = self._timeout, loader.start_timeout
 
     def _try_get_data(self, timeout: float = MP_STATUS_CHECK_INTERVAL) -> tuple[bool, Any]:
         deadline = time.monotonic() + timeout
         while True:
             left = deadline - time.monotonic()
             found, data = super()._try_get_data(max(0.0, min(left, MP_STATUS_CHECK_INTERVAL)))
+            if found:
+                self._timeout = self._timeout_from_now
             if found or left <= MP_STATUS_CHECK_INTERVAL:
                 return found, data
 
@@ -54,6 +61,7 @@ class RowLoader(StreamingDataLoader):
         min_rejected, longest_first: see `collate`.
         timeout: seconds to wait for a batch of a worker that lives and does nothing. One that has died is noticed in
             seconds.
+        start_timeout: the same for the first batch, None: no longer than for the others.
     """
 
     def __init__(
@@ -62,11 +70,13 @@ class RowLoader(StreamingDataLoader):
         key: str,
         num_workers: int,
         timeout: float,
+        start_timeout: float | None = None,
         min_rejected: int = 0,
         longest_first: bool = False,
         **arguments: Any,
     ):
         self.key = key
+        self.start_timeout = max(timeout, start_timeout or 0.0)
         super().__init__(
             dataset,
             collate_fn=partial(collate, min_rejected=min_rejected, longest_first=longest_first),
@@ -162,6 +172,7 @@ def build_train_loader(config: Config) -> tuple[DataSpec, list[Manifest]]:
         longest_first=data.group_by_length and has_microbatches(config, batch_size),
         num_workers=data.num_workers,
         timeout=config.dist_timeout,
+        start_timeout=config.dist_start_timeout,
         batch_size=batch_size,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=data.num_workers > 0,
