@@ -38,7 +38,7 @@ test-slow: $(INSTALLED)  ## the tests that take longer
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 test-gpu: $(INSTALLED)  ## the tests for a machine with a GPU, a few minutes
-	$(BIN)/python -m pytest tests/gpu -m gpu
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests/gpu -m gpu -n 4 --dist worksteal
 
 check: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .
