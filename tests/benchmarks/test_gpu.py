@@ -1,15 +1,14 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-DRIVER = ROOT.parent / "shared/gpu/nullgpu/run.sh"
+from tests.rehearsal.driver import ROOT, on_driver
 
 
-def run(*arguments: object, before: tuple[object, ...] = (), **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, before: Sequence[str] = (), **environment: str) -> subprocess.CompletedProcess[str]:
     command = [*before, sys.executable, ROOT / "benchmarks/gpu.py", *arguments]
     return subprocess.run([*map(str, command)], capture_output=True, text=True, env={**os.environ, **environment})
 
@@ -24,11 +23,10 @@ def test_without_a_gpu_it_says_so_in_one_sentence_and_writes_nothing(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(not DRIVER.exists(), reason=f"{DRIVER}, a CUDA that computes nothing, is not there")
 def test_a_part_reports_rows_and_other_sections_stay(tmp_path):
     out = tmp_path / "results.md"
     out.write_text("# Results\n\n## stages\n\nmeasured earlier\n\n## waits\n\nmeasured earlier, too\n", "utf-8")
-    ended = run("--small", "--only", "waits", "--out", out, before=(DRIVER, sys.executable))
+    ended = run("--small", "--only", "waits", "--out", out, before=on_driver())
     assert ended.returncode == 0, ended.stderr
     stages, waits = out.read_text("utf-8").split("\n## ")[1:]
     assert stages.split() == ["stages", "measured", "earlier"]
@@ -39,12 +37,9 @@ def test_a_part_reports_rows_and_other_sections_stay(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not DRIVER.exists(), reason=f"{DRIVER}, a CUDA that computes nothing, is not there")
 def test_a_run_at_its_limit_says_what_it_did_not_measure(tmp_path):
     out = tmp_path / "results.md"
-    ended = run(
-        "--small", "--only", "kernels", "recommend", "--limit", 1, "--out", out, before=(DRIVER, sys.executable)
-    )
+    ended = run("--small", "--only", "kernels", "recommend", "--limit", 1, "--out", out, before=on_driver())
     assert ended.returncode == 1
     lines = out.read_text("utf-8").splitlines()
     assert any(line.startswith("| kernels | failed: ended at its limit of 1 s") for line in lines)

@@ -1,7 +1,6 @@
 """What one batch contributes to the metrics."""
 
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +9,9 @@ import pytest
 import torch
 from ranked_cases import CATALOGUE, as_tensors
 
+from tests.rehearsal.driver import ROOT, environment, on_driver
 from ugt_composer.generation.beam_search import Recommendations
 from ugt_composer.metrics.batch import compare_pairs, rank_batch
-
-ROOT = Path(__file__).resolve().parents[2]
-DRIVER = ROOT.parent / "shared/gpu/nullgpu/run.sh"
 
 
 def test_padding_never_hits_padding():
@@ -88,12 +85,15 @@ def evaluate_on_a_gpu():
     print("waits", *found)
 
 
-@pytest.mark.skipif(not DRIVER.is_file(), reason="there is no CUDA driver to rehearse with")
 def test_a_gpu_is_waited_for_only_at_the_end_and_may_be_deterministic():
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-    program = "from test_batch import evaluate_on_a_gpu; evaluate_on_a_gpu()"
+    path = f"{ROOT}:{Path(__file__).parent}"
     done = subprocess.run(
-        [DRIVER, sys.executable, sys.executable, "-c", program],
-        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
+        [*on_driver(), sys.executable, "-c", "from test_batch import evaluate_on_a_gpu; evaluate_on_a_gpu()"],
+        env=environment(PYTHONPATH=path, CUBLAS_WORKSPACE_CONFIG=":4096:8"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
     assert done.stdout.split()[-7:] == ["waits", "0", "0", "2", "0", "0", "2"], done.stderr

@@ -280,8 +280,7 @@ def run_rank(rank, folder):
 
 
 def test_ranks_with_uneven_batches_give_what_one_process_gives(tmp_path):
-    # Forked: a rank that imports everything anew takes longer than all else here.
-    run_ranks(run_rank, (str(tmp_path),), 2, DEADLINE, method="fork")
+    run_ranks(run_rank, (str(tmp_path),), 2, DEADLINE)
     ranks = [pickle.loads((tmp_path / f"{rank}.pkl").read_bytes()) for rank in range(2)]
     for evaluation in range(2):
         whole = updated(*part_batches(evaluation, 0), *part_batches(evaluation, 1))

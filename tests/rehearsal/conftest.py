@@ -1,27 +1,22 @@
 """Training on a GPU that computes nothing: a preloaded CUDA, where PyTorch's own code for GPUs runs on any machine.
 
-Devices, dtypes, shapes, streams, process groups and host waits are PyTorch's; numbers mean nothing. The driver is the
-folder that NULLGPU names, or shared/gpu/nullgpu beside the repository; without it these tests are skipped.
+Devices, dtypes, shapes, streams, process groups and host waits are PyTorch's; numbers mean nothing. Without the driver
+these tests are skipped.
 """
 
-import fcntl
 import json
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.rehearsal.driver import environment, on_driver
 from tests.rehearsal.jobs import COMMANDS, FAST, SLOW
 from tests.trainer.conftest import ROOT, shop, stage_arguments  # noqa: F401 - shop is a fixture
 
-DRIVER = Path(os.environ.get("NULLGPU") or ROOT.parent / "shared" / "gpu" / "nullgpu")
-OF_OTHER_DEVICES = ("DS_ACCELERATOR", "CUBLAS_WORKSPACE_CONFIG", "LD_PRELOAD")  # a test before may have set them
 SECONDS_PER_JOB = 60
 
 Lines = dict[str, dict[str, Any]]
@@ -29,19 +24,7 @@ Lines = dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="session")
 def driver() -> list[str]:
-    """Words that start a command on the driver, built for this PyTorch."""
-    run = DRIVER / "run.sh"
-    if not run.exists():
-        pytest.skip(f"{DRIVER} is missing: no driver to rehearse on")
-    if absent := [tool for tool in ("bash", "g++", "as", "nm") if shutil.which(tool) is None]:
-        pytest.skip(f"{', '.join(absent)} missing: the driver for rehearsals cannot be built")
-    words = ["bash", str(run), sys.executable]
-    with (Path(tempfile.gettempdir()) / f"nullgpu-{os.getuid()}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # other workers of pytest build into the same folder
-        built = subprocess.run([*words, "true"], capture_output=True, text=True, check=False, timeout=240)
-    if built.returncode:
-        pytest.skip(f"the driver for rehearsals was not built: {built.stderr.strip()[-300:]}")
-    return words
+    return on_driver()
 
 
 @pytest.fixture(scope="session")
@@ -111,9 +94,3 @@ def on_ranks(ranks: int) -> list[str]:
     """Words that start a command several times by Composer's launcher; which computes nothing itself, and is left
     without the driver."""
     return [str(Path(sys.executable).parent / "composer"), "-n", str(ranks), "--command_mode"]
-
-
-def environment(**changes: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name not in OF_OTHER_DEVICES}
-    threads = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}  # the latter: no pool of compilers
-    return {**kept, "PYTHONPATH": str(ROOT), **threads, **changes}

@@ -1,37 +1,57 @@
-"""The driver that stands for a GPU: its kernels compute nothing, PyTorch's allocator is the real one."""
+"""The driver that stands for a GPU: a preloaded CUDA whose kernels compute nothing.
 
+It is the folder that NULLGPU names, or shared/gpu/nullgpu beside the repository.
+"""
+
+import fcntl
 import functools
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-RUN = Path(os.environ.get("NULLGPU", ROOT.parent / "shared/gpu/nullgpu")) / "run.sh"
+FOLDER = Path(os.environ.get("NULLGPU") or ROOT.parent / "shared" / "gpu" / "nullgpu")
+TOOLS = ("bash", "g++", "as", "nm")
+OF_OTHER_DEVICES = ("DS_ACCELERATOR", "CUBLAS_WORKSPACE_CONFIG", "LD_PRELOAD")  # a test before may have set them
+
+
+def on_driver() -> list[str]:
+    """Words that start a command on the driver, built for this PyTorch. Skips the test where there is none."""
+    if (reason := why_not()) is not None:
+        pytest.skip(reason)
+    return ["bash", str(FOLDER / "run.sh"), sys.executable]
 
 
 @functools.cache
 def why_not() -> str | None:
     """Why the driver cannot be used; None where it can. The first use builds it."""
-    if not RUN.exists():
-        return f"no driver in {RUN.parent}; NULLGPU names its folder"
-    question = "import torch; assert torch.cuda.is_available()"
-    asked = [str(RUN), sys.executable, sys.executable, "-c", question]
-    result = subprocess.run(asked, capture_output=True, text=True, timeout=280, check=False)
-    return None if result.returncode == 0 else f"the driver cannot be built: {result.stderr.strip()[-200:]}"
+    run = FOLDER / "run.sh"
+    if not run.exists():
+        return f"{FOLDER} is missing: no driver to rehearse on; NULLGPU names its folder"
+    if absent := [tool for tool in TOOLS if shutil.which(tool) is None]:
+        return f"{', '.join(absent)} missing: the driver for rehearsals cannot be built"
+    with (Path(tempfile.gettempdir()) / f"nullgpu-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other workers of pytest build into the same folder
+        words = ["bash", str(run), sys.executable, "true"]
+        built = subprocess.run(words, capture_output=True, text=True, check=False, timeout=240)
+    return f"the driver for rehearsals was not built: {built.stderr.strip()[-300:]}" if built.returncode else None
 
 
-def run(script: str, *arguments: object, **environment: str) -> str:
-    """What a script of this folder prints, its last line. Skips the test where the driver is not there."""
-    if (reason := why_not()) is not None:
-        pytest.skip(reason)
-    command = [
-        str(word) for word in (RUN, sys.executable, sys.executable, ROOT / "tests/rehearsal" / script, *arguments)
-    ]
-    # An empty value leaves PyTorch's caching on, and with it the peaks.
-    settings = {**os.environ, "PYTHONPATH": str(ROOT), "PYTORCH_NO_CUDA_MEMORY_CACHING": "", **environment}
+def run(script: str, *arguments: object, **changes: str) -> str:
+    """What a script of this folder prints, its last line."""
+    command = [*on_driver(), sys.executable, str(ROOT / "tests/rehearsal" / script), *map(str, arguments)]
+    settings = environment(**changes)
     result = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=580, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout.splitlines()[-1]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in OF_OTHER_DEVICES}
+    threads = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}  # the latter: no pool of compilers
+    return {**kept, "PYTHONPATH": str(ROOT), **threads, **changes}

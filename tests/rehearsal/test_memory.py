@@ -35,7 +35,8 @@ SLOW = [
 def test_a_step_takes_what_the_dry_run_says(stage, ranks, history, target, overrides):
     precision = () if any(o.startswith("precision") for o in overrides) else ("precision=amp_bf16",)
     arguments = (f"yamls/stage{stage}.yaml", ranks, history, target, *precision, *overrides)
-    found = json.loads(run("memory_step.py", *arguments, NULLNCCL_ALONE="1"))
+    # An empty value leaves PyTorch's caching on, and with it the peaks.
+    found = json.loads(run("memory_step.py", *arguments, NULLNCCL_ALONE="1", PYTORCH_NO_CUDA_MEMORY_CACHING=""))
     assert found["expected"] == pytest.approx(found["step"], rel=0.1)
     # Of an evaluation a bound: it is not what decides whether a run fits.
     assert found["between steps"] < found["evaluation"] <= found["expected evaluation"] * 1.05

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from tests.rehearsal.conftest import Lines, environment, on_ranks, rehearse
+from tests.rehearsal.conftest import Lines, on_ranks, rehearse
+from tests.rehearsal.driver import environment
 from tests.rehearsal.jobs import STRATEGIES, in_one_process, name_of
 from tests.trainer.conftest import ROOT, stage_arguments
 

@@ -1,7 +1,10 @@
-"""Run by test_fsdp_on_driver.py where CUDA computes nothing: a training step under FSDP2 and autocast, whose dtypes are
-printed as JSON. Numbers mean nothing; devices, dtypes and streams are PyTorch's own."""
+"""Run by test_fsdp_dtypes.py on the driver: a training step under FSDP2 and autocast. Prints its dtypes as JSON.
+
+python tests/rehearsal/fsdp_step.py bfloat16|float16 device|offload CAPACITY_FACTOR
+"""
 
 import json
+import os
 import sys
 import tempfile
 
@@ -53,7 +56,8 @@ def main() -> None:
         with torch.autocast("cuda", half):
             found["references"].append(str(reference(batches[0]).dtype))
             reference(batches[0])
-    print(json.dumps({key: sorted(set(values)) for key, values in found.items()}))
+    print(json.dumps({key: sorted(set(values)) for key, values in found.items()}), flush=True)
+    os._exit(0)  # PyTorch's farewell to a CUDA that is none may end in a signal
 
 
 main()

@@ -1,0 +1,16 @@
+"""FSDP2's own casts and CUDA's autocast together."""
+
+import json
+
+import pytest
+
+from tests.rehearsal.driver import run
+
+
+@pytest.mark.parametrize(("dtype", "where"), [("bfloat16", "device"), ("float16", "device"), ("bfloat16", "offload")])
+def test_weights_are_half_and_the_residual_stream_is_not(dtype, where):
+    found = json.loads(run("fsdp_step.py", dtype, where, 1.25))
+    assert found["weights"] == [f"torch.{dtype}"]
+    assert found["residual"] == found["input"] == ["torch.float32"]
+    assert found["gradients"] == ["torch.float32 " + ("cpu" if where == "offload" else "cuda")]
+    assert len(found["references"]) == 1
