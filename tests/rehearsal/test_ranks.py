@@ -67,13 +67,14 @@ def test_in_evaluations_saves_and_resumed_runs_too(whole, name, ranks):
 
 @pytest.fixture
 def train_on_two_ranks(driver, shop, trained, tmp_path):
-    """train_on_two_ranks(*options) → how four batches of stage 1 under the launcher, by train.py, have ended."""
+    """train_on_two_ranks(*overrides, mistake=()) → how four batches of stage 1 under the launcher, by train.py, have
+    ended."""
 
-    def run(*options: str) -> subprocess.CompletedProcess:
+    def run(*overrides: str, mistake: tuple[str, str] | tuple[()] = ()) -> subprocess.CompletedProcess:
         short = ["max_duration=4ba", "eval_interval=2ba", "device_train_microbatch_size=8", "dist_timeout=120"]
-        arguments = [*stage_arguments(shop, tmp_path / "run", 1), *short]
+        arguments = [*mistake, *stage_arguments(shop, tmp_path / "run", 1), *short, *overrides]
         return subprocess.run(
-            [*on_ranks(2), *driver, sys.executable, str(ROOT / "tests/rehearsal/train.py"), *options, *arguments],
+            [*on_ranks(2), *driver, sys.executable, str(ROOT / "tests/rehearsal/train.py"), *arguments],
             cwd=ROOT,
             env=environment(NULLGPU_COUNT="2"),
             capture_output=True,
@@ -94,6 +95,13 @@ def test_the_program_trains_under_the_launcher(train_on_two_ranks, tmp_path):
 
 @pytest.mark.slow
 def test_a_collective_that_one_rank_alone_calls_is_noticed(train_on_two_ranks):
-    result = train_on_two_ranks("--one-more", "1")
+    result = train_on_two_ranks(mistake=("--one-more", "1"))
     assert result.returncode == 77, result.stderr[-3000:]
     assert "NULL NCCL: ranks differ" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_rank_whose_gpu_waits_for_one_that_stalls_ends_the_job(train_on_two_ranks):
+    result = train_on_two_ranks("dist_timeout=5", mistake=("--stall", "1"))
+    assert result.returncode == 1, result.stderr[-3000:]
+    assert "nothing was finished within dist_timeout (5 s); it stands in " in result.stderr

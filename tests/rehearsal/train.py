@@ -1,9 +1,10 @@
 """The program `train.py` as one of several processes that rehearse.
 
-NULLGPU_COUNT=2 nullgpu/run.sh PYTHON composer -n 2 tests/rehearsal/train.py [--one-more RANK] YAML…
+NULLGPU_COUNT=2 nullgpu/run.sh PYTHON composer -n 2 tests/rehearsal/train.py [--one-more RANK | --stall RANK] YAML…
 """
 
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,15 +32,27 @@ class OneMore(Callback):
             torch.distributed.all_reduce(torch.zeros(7, device="cuda"))
 
 
+class Stall(Callback):
+    """Between the forward and the backward pass of the second step one rank stands still; the others' GPUs wait."""
+
+    def __init__(self, rank: int):
+        self.rank = rank
+
+    def after_forward(self, state, logger):
+        if state.timestamp.batch.value == 1 and dist.get_global_rank() == self.rank:
+            time.sleep(600)
+
+
+MISTAKES = {"--one-more": OneMore, "--stall": Stall}
+
+
 def main() -> int:
-    if "--one-more" in sys.argv:
-        place = sys.argv.index("--one-more")
-        rank = int(sys.argv.pop(place + 1))
-        del sys.argv[place]
+    if (mistake := MISTAKES.get(sys.argv[1])) is not None:
+        _, rank = sys.argv.pop(1), int(sys.argv.pop(1))
         fit = UGTTrainer.fit
 
         def fit_with_mistake(trainer: UGTTrainer, *args, **kwargs) -> None:
-            trainer.state.callbacks.append(OneMore(rank))
+            trainer.state.callbacks.append(mistake(rank))
             fit(trainer, *args, **kwargs)
 
         UGTTrainer.fit = fit_with_mistake  # type: ignore[method-assign]
