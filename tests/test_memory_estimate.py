@@ -55,11 +55,26 @@ def test_the_most_rows_are_the_last_that_fit():
     assert fits == [True, False]
 
 
-def test_a_microbatch_found_while_training_is_taken_for_the_largest_that_fits():
-    config = loaded(2, 1, "device_train_microbatch_size=auto")
-    found = estimate(config, 1, (512, 8, 0))
-    assert found.shape.rows == found.most_rows < 1024
+def test_a_microbatch_found_while_training_is_half_of_the_batch_or_half_of_that():
+    found = estimate(loaded(2, 1, "device_train_microbatch_size=auto"), 1, (512, 8, 0))
+    assert found.shape.rows == 256 < found.most_rows < 512
     assert found.fits
+
+
+def test_weights_have_the_bytes_that_they_compute_with():
+    def held(*overrides: str) -> dict[str, int]:
+        return {item.name: item.bytes for item in estimate(loaded(3, 8, *overrides), 8, (64, 4, 1)).held}
+
+    fsdp = ("parallelism.strategy=fsdp", "parallelism.fsdp.reduce_every_microbatch=true")
+    half, single = (held(*fsdp, f"parallelism.fsdp.param_dtype={dtype}") for dtype in ("null", "float32"))
+    assert single["gathered"] == 2 * half["gathered"]
+    assert single["reference"] == 2 * half["reference"]
+    assert half["reduced at once"] == 2 * held(*fsdp, "parallelism.fsdp.reduce_dtype=bfloat16")["reduced at once"]
+    zero = ("parallelism.strategy=deepspeed", "parallelism.deepspeed.zero_stage=2")
+    in_half = held(*zero, "parallelism.deepspeed.config={data_types: {grad_accum_dtype: bf16}}")
+    assert held(*zero)["gradients"] == 2 * in_half["gradients"]
+    small = held(*zero, "parallelism.deepspeed.config={zero_optimization: {reduce_bucket_size: 1000}}")
+    assert small["buckets"] == 2 * 1000
 
 
 def test_a_model_that_fits_no_card_is_said_to_fit_none():

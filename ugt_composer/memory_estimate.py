@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -11,7 +12,7 @@ from ugt_composer.model.build import freeze_untrained
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.activations import ALL_HALF, AUTOCAST, FLOAT32, Activations, Dtypes, Shape
 from ugt_composer.parallelism.memory import DEVICE, FLOAT, HALF, SMALL, Held, memory_per_rank
-from ugt_composer.preflight import device_batch_size, resolve_precision
+from ugt_composer.preflight import deepspeed_settings, device_batch_size, resolve_precision
 from ugt_composer.vocabulary import MAX_HISTORY
 
 GIB = 2**30
@@ -98,14 +99,16 @@ def estimate(
             model = UGT(**asdict(config.model))
     layers = [sum(p.numel() for p in layer.parameters()) for layer in (*model.encoder.layers, *model.decoder.layers)]
     parameters = sum(p.numel() for p in model.parameters())
+    dtypes, number = _dtypes(config, precision), _number(config, precision)
     activations = Activations(
         config.model,
         config.loss,
-        _dtypes(config, precision),
-        (parameters, max(layers)) if config.parallelism.strategy != "fsdp" else (0, 0),
+        dtypes,
+        (parameters, max(layers)) if dtypes == AUTOCAST and number == FLOAT else (0, 0),
         config.parallelism.activation_checkpointing,
         world_size,
         items,
+        config.evaluation.item_score_weight > 0,
     )
     held = _held(config, model, layers, world_size, precision)
     on_device = sum(item.bytes for item in held if item.where == DEVICE)
@@ -118,7 +121,7 @@ def estimate(
 
     most = _largest(fits, device_batch)
     micro = config.device_train_microbatch_size
-    rows = max(1, most) if isinstance(micro, str) else min(micro, device_batch)
+    rows = _halved(device_batch, most) if isinstance(micro, str) else min(micro, device_batch)
     evaluation = Shape(config.device_eval_batch_size, *longest)
     return Estimate(
         held,
@@ -143,44 +146,73 @@ def _largest(fits: Callable[[int], bool], most: int) -> int:
     return low
 
 
+def _halved(rows: int, most: int) -> int:
+    """The microbatch that auto ends at: it begins with a rank's whole batch, and halves it until it fits."""
+    while rows > max(1, most):
+        rows //= 2
+    return rows
+
+
 def _dtypes(config: Config, precision: str) -> Dtypes:
-    if precision == "fp32":
-        return FLOAT32
-    in_engine = config.parallelism.strategy == "deepspeed" and config.parallelism.deepspeed.zero_stage > 0
-    return ALL_HALF if in_engine else AUTOCAST
+    if precision != "fp32" and not _is_in_engine(config):
+        return AUTOCAST
+    return FLOAT32 if _number(config, precision) == FLOAT else ALL_HALF
+
+
+def _number(config: Config, precision: str) -> int:
+    """Bytes of a weight where it computes."""
+    parallelism, half = config.parallelism, precision != "fp32"
+    if parallelism.strategy == "fsdp" and parallelism.fsdp.param_dtype is not None:
+        half = parallelism.fsdp.param_dtype != "float32"
+    return HALF if half and (parallelism.strategy == "fsdp" or _is_in_engine(config)) else FLOAT
+
+
+def _is_in_engine(config: Config) -> bool:
+    """Whether DeepSpeed's engine casts the model, in place of autocast."""
+    return config.parallelism.strategy == "deepspeed" and config.parallelism.deepspeed.zero_stage > 0
 
 
 def _held(config: Config, model: UGT, layers: list[int], world_size: int, precision: str) -> list[Held]:
     """layers: parameters of each."""
-    parallelism, deepspeed = config.parallelism, config.parallelism.deepspeed
+    parallelism, number = config.parallelism, _number(config, precision)
+    deepspeed, fsdp = parallelism.deepspeed, parallelism.fsdp
     parameters = sum(p.numel() for p in model.parameters())
     freeze_untrained(model, config.loss.lambda_contrastive)
-    half = precision != "fp32"
     offloads = (deepspeed.offload_optimizer != "none", deepspeed.offload_param != "none")
+    of_strategy: dict[str, Any] = {}
     if parallelism.strategy == "fsdp":
-        offloads = (parallelism.fsdp.cpu_offload,) * 2
+        offloads = (fsdp.cpu_offload,) * 2
+        of_strategy = {"gradient": HALF if fsdp.reduce_dtype in ("bfloat16", "float16") else FLOAT}
+    elif parallelism.strategy == "deepspeed":
+        of_strategy = _of_engine(deepspeed_settings(config, precision, world_size, parameters), number)
     held = memory_per_rank(
         parallelism.strategy,
         deepspeed.zero_stage,
         world_size,
-        half,
+        number,
         parameters,
         sum(p.numel() for p in model.parameters() if p.requires_grad),
         max(*layers, parameters - sum(layers)),
         sum(p.numel() for p in model.parameters() if p.numel() < SMALL),
         *offloads,
-        accumulates=_has_microbatches(config, world_size) and not parallelism.fsdp.reduce_every_microbatch,
-        stays_whole=not parallelism.fsdp.reshard_after_forward,
+        accumulates=_has_microbatches(config, world_size) and not fsdp.reduce_every_microbatch,
+        stays_whole=not fsdp.reshard_after_forward,
+        **of_strategy,
     )
     if config.loss.needs_reference_model:
         # As the policy computes; FSDP's shards are float32.
-        in_half = (parallelism.strategy == "deepspeed" and deepspeed.zero_stage > 0) or (
-            parallelism.strategy == "fsdp" and not parallelism.shard_reference
-        )
-        number = HALF if half and in_half else FLOAT
+        of_reference = FLOAT if parallelism.strategy == "fsdp" and parallelism.shard_reference else number
         share = world_size if parallelism.shard_reference else 1
-        held.append(Held("reference", number * -(-parameters // share)))
+        held.append(Held("reference", of_reference * -(-parameters // share)))
     return held
+
+
+def _of_engine(settings: dict[str, Any], number: int) -> dict[str, int]:
+    """What DeepSpeed's configuration says of gradients and buckets, as `memory_per_rank` takes it."""
+    # Sent in float32, gradients in half precision are copied, which takes about as much as to add them up in float32.
+    dtypes = settings.get("data_types", {}).get("grad_accum_dtype"), settings.get("communication_data_type")
+    in_float32 = any(dtype in ("fp32", "float32", "float") for dtype in dtypes)
+    return {"gradient": FLOAT if in_float32 else number, "bucket": settings["zero_optimization"]["reduce_bucket_size"]}
 
 
 def _has_microbatches(config: Config, world_size: int) -> bool:

@@ -76,7 +76,7 @@ def test_checkpointing_keeps_a_layers_input_and_one_layer():
     deeper = dataclasses.replace(deep, n_encoder_layers=21)
 
     def of_one_more(checkpointing: bool) -> int:
-        forms = (Activations(m, LossConfig(), FLOAT32, (0, 0), checkpointing, 1, 0) for m in (deep, deeper))
+        forms = (Activations(m, LossConfig(), FLOAT32, (0, 0), checkpointing, 1, 0, False) for m in (deep, deeper))
         first, second = (form.of_training(SHAPE) for form in forms)
         return second - first
 

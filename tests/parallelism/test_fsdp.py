@@ -17,7 +17,7 @@ from ugt_composer.config import FsdpConfig, ModelConfig, load_config
 from ugt_composer.errors import UserError
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.fsdp import flatten_experts, shard
-from ugt_composer.parallelism.memory import memory_per_rank
+from ugt_composer.parallelism.memory import HALF, memory_per_rank
 
 DEADLINE = 300  # seconds
 pytestmark = pytest.mark.timeout(2 * DEADLINE)
@@ -80,7 +80,7 @@ def test_gradients_are_reduced_once_a_batch_unless_asked_for(ranks):
 def test_gradients_of_microbatches_add_up_in_float32_and_take_what_the_dry_run_says(two):
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in Toy(0).parameters()]
     parameters, trainable = sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
-    estimate = memory_per_rank("fsdp", 0, 2, True, parameters, trainable, 1, accumulates=True)
+    estimate = memory_per_rank("fsdp", 0, 2, HALF, parameters, trainable, 1, accumulates=True)
     [whole] = [held.bytes for held in estimate if held.name == "whole gradients"]
     assert all(results["accumulated"] == {torch.float32: whole} for results in two)
 

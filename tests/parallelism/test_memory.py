@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.conftest import ROOT, stage_arguments
-from ugt_composer.parallelism.memory import Held, memory_per_rank
+from ugt_composer.parallelism.memory import FLOAT, HALF, Held, memory_per_rank
 
 STRATEGIES = {
     "ddp": ["parallelism.strategy=ddp"],
@@ -46,7 +46,7 @@ def test_the_estimate_is_what_is_held(held, name):
     found = held[name]
     kind, stage = ("deepspeed", int(name[-1])) if name.startswith("zero") else (name, 0)
     sizes = (found["parameters"], found["trainable"], found["largest_layer"], found["small"])
-    estimate = memory_per_rank(kind, stage, 2, False, *sizes)
+    estimate = memory_per_rank(kind, stage, 2, FLOAT, *sizes)
     # What DDP keeps for communication belongs to no Python tensor; what is gathered is freed before the step.
     counted = [
         h
@@ -65,7 +65,7 @@ def test_closed_forms():
 
     def total(stage):
         names = ("weights", "gradients", "master weights", "optimizer")
-        return sum(h.bytes for h in memory_per_rank("deepspeed", stage, ranks, True, psi, psi, 1) if h.name in names)
+        return sum(h.bytes for h in memory_per_rank("deepspeed", stage, ranks, HALF, psi, psi, 1) if h.name in names)
 
     assert total(1) == (2 + 4) * psi + 12 * psi // ranks
     assert total(2) == 2 * psi + (4 + 12) * psi // ranks
@@ -73,14 +73,14 @@ def test_closed_forms():
 
 
 def test_offloaded_parts_are_the_hosts():
-    held = memory_per_rank("deepspeed", 3, 2, True, 100, 100, 10, offload_optimizer=True, offload_param=True)
+    held = memory_per_rank("deepspeed", 3, 2, HALF, 100, 100, 10, offload_optimizer=True, offload_param=True)
     assert {h.name for h in held if h.where == "host"} == {"weights", "master weights", "optimizer"}
     assert Held("optimizer", 400, "host") in held
 
 
 def test_gradients_that_fsdp_accumulates_are_whole_and_on_the_device():
     once, every = (
-        memory_per_rank("fsdp", 0, 64, True, 1000, 640, 100, 0, True, True, accumulates=a) for a in (True, False)
+        memory_per_rank("fsdp", 0, 64, HALF, 1000, 640, 100, 0, True, True, accumulates=a) for a in (True, False)
     )
     assert set(once) - set(every) == {Held("whole gradients", 4 * 640)}
     assert {h.name for h in once if h.where == "host"} == {"weights", "gradients", "optimizer"}

@@ -1,7 +1,7 @@
 """Run by test_memory.py on the driver: rank 0 of any number of ranks, two batches of a shipped stage and an evaluation
 batch. Prints PyTorch's peaks as JSON, and what the dry run expects.
 
-python tests/rehearsal/memory_step.py YAML WORLD HISTORY TARGET [key=value …]
+python tests/rehearsal/memory_step.py YAML WORLD HISTORY TARGET ITEMS [key=value …]
 """
 
 import json
@@ -27,7 +27,6 @@ from ugt_composer.parallelism.build import build_strategy
 from ugt_composer.parallelism.strategy import Strategy
 
 MICROBATCHES = 2
-ITEMS = 50_000
 
 
 def full_batch(rows: int, history: int, target: int, rejected: int) -> dict[str, torch.Tensor]:
@@ -52,7 +51,7 @@ def full_batch(rows: int, history: int, target: int, rejected: int) -> dict[str,
     }
 
 
-def build(config: Config, precision: str) -> tuple[ComposerUGT, Strategy]:
+def build(config: Config, precision: str, items: int) -> tuple[ComposerUGT, Strategy]:
     with torch.device("cuda"):
         model = UGT(**asdict(config.model))
         loss = UnifiedLoss(**config.loss.arguments, repr_dim=config.model.d_model, seed=config.seed)
@@ -61,10 +60,17 @@ def build(config: Config, precision: str) -> tuple[ComposerUGT, Strategy]:
     checkpointing = config.parallelism.activation_checkpointing
     model.encoder.activation_checkpointing = model.decoder.activation_checkpointing = checkpointing
     generator = np.random.default_rng(0)
-    trie = ItemTrie.from_triples(np.stack([generator.integers(5, v, ITEMS) for v in config.model.codebook_sizes], 1))
+    trie = ItemTrie.from_triples(np.stack([generator.integers(5, v, items) for v in config.model.codebook_sizes], 1))
     evaluation = config.evaluation
     whole = ComposerUGT(
-        model, loss, None, trie.to("cuda"), evaluation.k_values, evaluation.beam_width, evaluation.exclude_seen
+        model,
+        loss,
+        None,
+        trie.to("cuda"),
+        evaluation.k_values,
+        evaluation.beam_width,
+        evaluation.exclude_seen,
+        evaluation.item_score_weight,
     )
     strategy = build_strategy(
         config, whole, model, lambda placed: create_optimizer(placed, **asdict(config.optimizer)), precision
@@ -87,7 +93,7 @@ def split_evenly() -> None:
 
 
 def main() -> None:
-    yaml, world, history, target, *overrides = sys.argv[1:]
+    yaml, world, history, target, items, *overrides = sys.argv[1:]
     config = load_config(yaml, overrides=overrides)
     rows = int(config.device_train_microbatch_size)
     config = replace(config, global_train_batch_size=MICROBATCHES * rows * int(world))
@@ -97,8 +103,8 @@ def main() -> None:
     os.environ["LOCAL_WORLD_SIZE"] = str(min(8, int(world)))
     torch.cuda.set_device(0)
     dist.init_process_group("nccl", store=dist.HashStore(), world_size=int(world), rank=0)
-    expected = estimate(config, int(world), shape, ITEMS)
-    whole, strategy = build(config, expected.precision)
+    expected = estimate(config, int(world), shape, int(items))
+    whole, strategy = build(config, expected.precision, int(items))
     module = strategy.module
     if config.parallelism.strategy == "ddp" and int(world) > 1:
         module = torch.nn.parallel.DistributedDataParallel(module, device_ids=[0])

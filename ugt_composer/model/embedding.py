@@ -1,6 +1,5 @@
 """Semantic IDs, positions and token types to vectors."""
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -22,8 +21,10 @@ class ItemEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids (..., l) int64 with l levels, at most 3 → (..., D), summed over the levels given."""
-        vectors = [table(ids[..., level]) for level, table in enumerate(self.levels) if level < ids.shape[-1]]
-        return functools.reduce(torch.add, vectors)
+        total = self.levels[0](ids[..., 0])
+        for level in range(1, ids.shape[-1]):  # one after the other: of a large catalogue each takes gigabytes
+            total = total + self.levels[level](ids[..., level])
+        return total
 
     def output_weight(self, level: int) -> Tensor:
         """The level's table (V_l, D) as the weight of a softmax; PAD's row gets no gradient and stays zero."""

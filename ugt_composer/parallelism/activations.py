@@ -69,11 +69,12 @@ class Activations:
     Attributes:
         model, loss: the config's.
         dtypes: of the computation.
-        casts: parameters whose copy in half precision autocast makes and autograd keeps: those of the whole model, and
+        casts: parameters whose copy in half precision autocast makes and autograd keeps: of the whole model, and
             of the largest layer, which is an encoder's or a decoder's.
         checkpointing: a layer's input is all that is kept of it, until its backward pass.
         world_size: ranks whose user and item vectors a contrastive loss gathers.
         items: of the catalogue.
+        ranks_by_vectors: evaluation adds a score of user and item vectors to the ranking (`ItemScores`).
     """
 
     model: ModelConfig
@@ -83,6 +84,7 @@ class Activations:
     checkpointing: bool
     world_size: int
     items: int
+    ranks_by_vectors: bool
 
     def of_training(self, shape: Shape) -> int:
         """The most that exists at once, of these moments: the start of the backward pass, which is the loss's, the end
@@ -95,7 +97,7 @@ class Activations:
         masks = int(model.dropout > 0)
         # Inputs before and after their norm, and what the last norms return.
         around = (3 * r + masks) * (history + target) + self._batch(shape) + logits.held
-        casts, layer_casts = (self.dtypes.product * n if self.dtypes == AUTOCAST else 0 for n in self.casts)
+        casts, layer_casts = (self.dtypes.product * n for n in self.casts)
         if self.checkpointing:
             encoder_kept, decoder_kept = (r * n for n in (history, target))
         else:
@@ -127,6 +129,8 @@ class Activations:
         """Of an evaluation batch: the model's forward pass, then the reference's, the loss's and beam search's."""
         logits, pairs = self._logits(shape), self._pairs(shape)
         scores = MEMORY_BOUND + ITEM_BYTES * self.items
+        if self.ranks_by_vectors:
+            scores += 3 * FLOAT * self.items * self.model.d_model  # item vectors, scaled, and without their mean
         results = logits.held + logits.kept + pairs.kept + self._batch(shape)
         # A half of the weights at most is copied at once: a stack of experts.
         return self.of_forward(shape) + results + max(scores, self._contrastive(shape)) + 2 * self.casts[1]
