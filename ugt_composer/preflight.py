@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ugt_composer.checkpoint.portable import WEIGHTS
-from ugt_composer.config import Config
+from ugt_composer.checkpoint.portable import CONFIG, WEIGHTS
+from ugt_composer.config import Config, load_config
 from ugt_composer.data.catalogue import Catalogue
 from ugt_composer.data.integrity import file_hash
 from ugt_composer.data.item_matrix import read_catalogue_vectors
@@ -163,6 +163,12 @@ def check_reference_log_probs(config: Config, model_folder: Path) -> None:
                 f"{model_folder}; write it by `ugt reference` --checkpoint {model_folder} --data {manifest.folder} "
                 "--out DIR, or set loss.reference_log_probs=model"
             )
+    theirs = load_config(model_folder / CONFIG).model.level_softmax
+    if theirs != config.model.level_softmax:
+        raise UserError(
+            f"model.level_softmax is {config.model.level_softmax}, but the stored log-probabilities are those of "
+            f"{model_folder}, of which it is {theirs}; expected {theirs}, or loss.reference_log_probs=model"
+        )
 
 
 def device_batch_size(config: Config, world_size: int) -> int:

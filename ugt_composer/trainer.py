@@ -476,10 +476,13 @@ def build_composer_model(
     reference = None
     if config.loss.needs_reference_model:
         assert reference_from is not None  # the config was refused without one
-        # As the policy drops tokens, so does the reference: both begin with the same numbers.
-        capacity = config.model.expert_capacity_factor
+        # It drops tokens as the policy does, and has probabilities of the same ids: both begin with equal numbers.
         reference_model, _, facts = load_portable(
-            on_this_machine(reference_from), dropout=0.0, attention_dropout=0.0, expert_capacity_factor=capacity
+            on_this_machine(reference_from),
+            dropout=0.0,
+            attention_dropout=0.0,
+            expert_capacity_factor=config.model.expert_capacity_factor,
+            level_softmax=config.model.level_softmax,
         )
         check_fingerprint(reference_from, facts, fingerprint_facts(catalogue))
         if config.compile:

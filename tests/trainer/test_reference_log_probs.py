@@ -93,6 +93,14 @@ def test_rows_without_or_of_another_reference_are_refused(shop, stages, stage_co
     assert not (tmp_path / "run").exists()
 
 
+def test_probabilities_over_other_ids_are_refused(stages, stage_config, overrides, tmp_path):
+    more = ("model.level_softmax=catalogue", *overrides())
+    config = stage_config(tmp_path / "run", 3, stages / "stage2/best", *more)
+    for start in (describe, build_trainer):
+        with pytest.raises(UserError, match=r"model\.level_softmax is catalogue, but .* of which it is codebook"):
+            start(config)
+
+
 def test_a_reference_that_nothing_reads_is_refused(stages, stage_config, tmp_path):
     for more in ("loss.dpo_reference_free=true", "loss.lambda_preference=0"):
         with pytest.raises(UserError, match="reference_log_probs is data, but loss"):

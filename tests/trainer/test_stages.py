@@ -51,6 +51,17 @@ def test_losses_fall_and_the_parts_that_a_stage_has_are_on(stages):
     assert third[-1]["loss/train/total"] == pytest.approx(total, rel=1e-5)
 
 
+def test_the_reference_has_the_policys_softmax(stages, stage_config, tmp_path):
+    """Stage 2's was over the codebooks."""
+    more = ("model.level_softmax=catalogue", "data.eval.streams=[]", "save_best_on=null", "max_duration=1ba")
+    trainer = build_trainer(stage_config(tmp_path / "run", 3, stages / "stage2/best", *more))
+    trainer.train()
+    trainer.close()
+    (line,) = metrics_of(tmp_path / "run")
+    assert line["metrics/train/dpo_reward_margin"] == line["metrics/train/dpo_accuracy"] == 0
+    assert line["loss/train/dpo_loss"] == pytest.approx(math.log(2))
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_the_folder_holds_what_is_promised(stages, stage):
     folder = stages / f"stage{stage}"
