@@ -34,11 +34,12 @@ demo: $(INSTALLED)  ## all three stages on embedded data, a few minutes on a lap
 test: $(INSTALLED)  ## the tests, about a quarter of an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slow: $(INSTALLED)  ## the tests that take longer
+test-slow: $(INSTALLED)  ## the tests that take longer, about an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 UGT_TEST_DEVICE=cpu $(BIN)/python -m pytest tests/gpu -m gpu
 
 test-gpu: $(INSTALLED)  ## the tests for a machine with a GPU, a few minutes
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests/gpu -m gpu -n 4 --dist worksteal
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests/gpu -m gpu -rs -n 4 --dist worksteal
 
 check: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .

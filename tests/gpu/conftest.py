@@ -13,7 +13,9 @@ from ugt_composer.config import load_config
 
 # PyTorch reads it once a process, and runs with and without `deterministic` share one here.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-DEVICE = os.environ.get("UGT_TEST_DEVICE", "cuda")  # cpu: tries most of the tests' own code where there is no GPU
+# cpu tries the tests' own code where there is no GPU, but for what needs one: `make test-slow`.
+DEVICE = os.environ.get("UGT_TEST_DEVICE", "cuda")
+CARD_ONLY = ("fp16", "tf32", "=auto", "compile", "waits_for_the_gpu")  # in names of tests
 DEEPSPEED, STAGE = "parallelism.strategy=deepspeed", "parallelism.deepspeed.zero_stage="
 STRATEGIES = {
     "ddp": (),
@@ -42,8 +44,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reason = reason_to_skip() if own else None
     for item in own:
         item.add_marker(pytest.mark.gpu)
-        if reason:
-            item.add_marker(pytest.mark.skip(reason=reason))
+        if reason or (DEVICE == "cpu" and needs_a_card(item.name)):
+            item.add_marker(pytest.mark.skip(reason=reason or "needs a GPU"))
+
+
+def needs_a_card(name: str) -> bool:
+    _, _, parameters = name.partition("[")
+    is_sharded = any(strategy in parameters for strategy in STRATEGIES if strategy != "ddp")
+    return any(word in name for word in CARD_ONLY) or (is_sharded and "amp_bf16" in parameters)
 
 
 @pytest.fixture(scope="session")

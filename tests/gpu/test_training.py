@@ -25,8 +25,8 @@ DETERMINISTIC = ("deterministic=true", "model.dropout=0.2")
 def test_each_stage_learns_and_is_evaluated(run, precision):
     for stage in (1, 2, 3):
         lines = run(f"stage{stage}", stage, f"precision={precision}")
-        losses = [line[TOTAL] for line in lines]
-        assert losses[-1] < losses[0] or stage == 3
+        name = TOTAL if stage < 3 else "loss/train/dpo_loss"  # whose rows of two kinds differ from batch to batch
+        assert lines[-1][name] < lines[0][name]
         assert all(line[NORM] > 0 for line in lines)
         evaluated = [line for line in lines if "metrics/eval/recall@10" in line]
         assert len(evaluated) >= 2
@@ -53,7 +53,7 @@ def test_strategies_train_as_ddp_does_in_float32(run, in_float32, strategy, prec
     bound = {"fp32": 1e-5, "amp_bf16": 3e-2, "amp_fp16": 1e-2}[precision]
     for line, wanted in zip(lines, in_float32, strict=True):
         assert line[TOTAL] == pytest.approx(wanted[TOTAL], rel=bound)
-        if math.isfinite(line[NORM]):  # fp16 skips steps while it looks for a scale
+        if precision != "amp_fp16" or math.isfinite(line[NORM]):  # fp16 skips steps while it looks for a scale
             assert line[NORM] == pytest.approx(wanted[NORM], rel=10 * bound)
 
 
@@ -133,7 +133,7 @@ def wait_for_lines(record: Path, lines: int, process: subprocess.Popen) -> None:
 def test_options_run(run, options):
     lines = run("options", 3, *options, batches=5)
     assert len(lines) == 5
-    assert all(line[TOTAL] == line[TOTAL] for line in lines)
+    assert all(math.isfinite(line[TOTAL]) for line in lines)
     assert "metrics/eval/recall@10" in lines[-1]
 
 
@@ -189,7 +189,7 @@ def test_ugt_recommend(trained, tmp_path):
 
 
 def test_ugt_evaluate_gives_the_run_s_own_numbers(shop, trained, tmp_path):
-    data = ["--data", str(shop / "eval"), str(shop / "preference_eval")]
+    data = ["--data", str(shop / "eval"), "--data", str(shop / "preference_eval")]
     command("evaluate", "--checkpoint", str(trained / "stage2/latest"), *data, "--json", str(tmp_path / "report.json"))
     found = json.loads((tmp_path / "report.json").read_text())["metrics"]
     lines = (trained / "stage2/metrics.jsonl").read_text().splitlines()
