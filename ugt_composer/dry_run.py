@@ -10,7 +10,7 @@ from ugt_composer.checkpoint.portable import CONFIG, WEIGHTS
 from ugt_composer.config import Config, config_yaml
 from ugt_composer.data.manifest import Manifest, check_data, streams_of
 from ugt_composer.errors import UserError
-from ugt_composer.memory_estimate import RESERVE, Estimate, estimate, longest_rows
+from ugt_composer.memory_estimate import GIB, RESERVE, Estimate, estimate, longest_rows
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.memory import HOST, Held
 from ugt_composer.preflight import (
@@ -26,7 +26,7 @@ from ugt_composer.preflight import (
 from ugt_composer.run_length import run_length
 from ugt_composer.s3_url import is_url
 
-MIB, GIB = 2**20, 2**30
+MIB = 2**20
 
 
 def describe(config: Config) -> str:

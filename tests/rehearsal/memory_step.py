@@ -13,13 +13,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from tests.rehearsal.without_numbers import accept_zeros
 from ugt_composer.composer_model import ComposerUGT
 from ugt_composer.config import Config, load_config
 from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.losses.unified import UnifiedLoss
 from ugt_composer.memory_estimate import estimate
 from ugt_composer.model.build import freeze_untrained
-from ugt_composer.model.moe import MoEFeedForward
 from ugt_composer.model.reference import Reference
 from ugt_composer.model.ugt import UGT
 from ugt_composer.optim import create_optimizer
@@ -81,19 +81,9 @@ def build(config: Config, precision: str, items: int) -> tuple[ComposerUGT, Stra
     return whole, strategy
 
 
-def split_evenly() -> None:
-    """Experts' counts, which nothing has computed, as if all experts got equally many assignments."""
-    dropless = MoEFeedForward._dropless
-
-    def even(layer: MoEFeedForward, tokens: torch.Tensor, order: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-        each, rest = divmod(len(order), layer.num_experts)
-        return dropless(layer, tokens, order, torch.tensor([*[each] * layer.num_experts, rest]))
-
-    MoEFeedForward._dropless = even  # type: ignore[method-assign]
-
-
 def main() -> None:
     yaml, world, history, target, items, *overrides = sys.argv[1:]
+    accept_zeros()
     config = load_config(yaml, overrides=overrides)
     rows = int(config.device_train_microbatch_size)
     config = replace(config, global_train_batch_size=MICROBATCHES * rows * int(world))
@@ -133,7 +123,6 @@ def main() -> None:
     torch.cuda.reset_peak_memory_stats()
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=half):
         whole.eval()
-        split_evenly()
         whole.eval_forward(full_batch(config.device_eval_batch_size, *shape))  # type: ignore[arg-type]
     peaks["evaluation"] = torch.cuda.max_memory_allocated()
     print(json.dumps({**peaks, "expected": expected.peak, "expected evaluation": expected.evaluation_peak}))
