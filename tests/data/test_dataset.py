@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed.distributed_c10d import GroupMember
 
 from tests.data.conftest import DAMAGES, ROWS, flip_byte
 from ugt_composer.config import StreamConfig
@@ -172,7 +171,6 @@ def in_a_child(action) -> str:
     child = os.fork()
     if child == 0:
         try:
-            GroupMember.WORLD = None  # threads of a group that an earlier test made do not survive the fork
             action()
         except Exception as error:
             os.write(writer, f"{type(error).__name__}: {error}".encode())
