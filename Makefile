@@ -6,6 +6,8 @@ VENV := .venv$(if $(TORCH),-torch$(TORCH))
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-compile
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Where it is set, as in many container images, every process compiles all that it imports: 8 s more for Composer.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo test test-slow test-gpu check parity chaos bench bench-gpu format clean
 .DEFAULT_GOAL := help
