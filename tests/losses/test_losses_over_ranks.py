@@ -13,7 +13,6 @@ from tests.rank_processes import run_ranks
 from ugt_composer.losses.normalization import batch_counts
 
 RANKS, ROWS, STEPS = 2, 32, 4
-DEADLINE = 120  # seconds
 ALL_ON = {"lambda_contrastive": 0.4, "lambda_preference": 0.3, "lambda_moe_balance": 0.2}
 NO_NEGATIVES = ALL_ON | {"lambda_contrastive": 0.0, "lambda_moe_balance": 0.0}
 
@@ -90,7 +89,7 @@ def run_rank(rank: int, folder: str) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The results of every rank, from one start of the processes."""
     folder: Path = tmp_path_factory.mktemp("ranks")
-    run_ranks(run_rank, (str(folder),), RANKS, DEADLINE)
+    run_ranks(run_rank, (str(folder),), RANKS)
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 

@@ -23,7 +23,6 @@ CUTS = (3, 1, WIDTH)
 N = len(CATALOGUE)
 M = len(EVALUATION_MEANS)
 LOSSES = {"loss": {"ntp_l1_loss": 0.5, "dpo_loss": 2.0}, "dpo_loss": {"dpo_loss": 1.0}}
-DEADLINE = 120  # seconds for the ranks
 
 
 def evaluated(rows, filler=0, seed=0):
@@ -280,7 +279,7 @@ def run_rank(rank, folder):
 
 
 def test_ranks_with_uneven_batches_give_what_one_process_gives(tmp_path):
-    run_ranks(run_rank, (str(tmp_path),), 2, DEADLINE)
+    run_ranks(run_rank, (str(tmp_path),), 2)
     ranks = [pickle.loads((tmp_path / f"{rank}.pkl").read_bytes()) for rank in range(2)]
     for evaluation in range(2):
         whole = updated(*part_batches(evaluation, 0), *part_batches(evaluation, 1))

@@ -6,7 +6,6 @@ import torch
 from tests.parallelism.accumulation_worker import CASES, RANKS, SCALES, run_rank
 from tests.rank_processes import run_ranks
 
-DEADLINE = 300
 ALL = [(case, rank) for case in CASES for rank in range(RANKS)]
 
 
@@ -14,7 +13,7 @@ ALL = [(case, rank) for case in CASES for rank in range(RANKS)]
 def results(tmp_path_factory) -> list[dict]:
     """What each rank found, by case."""
     out = tmp_path_factory.mktemp("accumulation")
-    run_ranks(run_rank, (str(out),), RANKS, DEADLINE)
+    run_ranks(run_rank, (str(out),), RANKS)
     return [torch.load(out / f"{rank}.pt") for rank in range(RANKS)]
 
 

@@ -19,13 +19,11 @@ from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.fsdp import flatten_experts, shard
 from ugt_composer.parallelism.memory import HALF, memory_per_rank
 
-DEADLINE = 300  # seconds
-pytestmark = pytest.mark.timeout(2 * DEADLINE)
 SOME = 20_000  # bytes of a batch's own tensors
 
 
 def start(ranks: int, folder: Path) -> list[dict[str, Any]]:
-    run_ranks(run_rank, (ranks, str(folder)), ranks, DEADLINE)
+    run_ranks(run_rank, (ranks, str(folder)), ranks)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
 
 

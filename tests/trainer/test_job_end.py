@@ -23,7 +23,7 @@ def run_job(deed: str, rank: int) -> tuple[subprocess.CompletedProcess, float]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     started = time.monotonic()
     result = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
     )
     return result, time.monotonic() - started
 
