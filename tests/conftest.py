@@ -1,5 +1,6 @@
 """Small models and batches that every test may use."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ def no_process_group_left():
     """A run in this process leaves its process group to the next one: not to the next module's tests."""
     yield
     if torch.distributed.is_initialized():
+        time.sleep(0.1)  # gloo's thread lets go of the last collective: see rank_processes.py
         torch.distributed.destroy_process_group()
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from loss_toy import ToyModel, make_batch, take
 from torch.nn.parallel import DistributedDataParallel
 
@@ -78,11 +77,8 @@ def take_pieces(batch: dict[str, torch.Tensor], sizes: tuple[int, ...]):
 
 
 def run_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
     results: dict[str, Any] = {name: train(name, rank) for name in CASES}
     torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

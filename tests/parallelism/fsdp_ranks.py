@@ -281,8 +281,6 @@ def reference_bytes(with_grad: bool) -> dict[str, Any]:
 
 
 def run_rank(rank: int, ranks: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
     strategy, once = train()
     results: dict[str, Any] = {
         "once": once,
@@ -299,4 +297,3 @@ def run_rank(rank: int, ranks: int, folder: str) -> None:
             "reference": {with_grad: reference_bytes(with_grad) for with_grad in (True, False)},
         }
     torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
