@@ -220,7 +220,7 @@ def test_a_store_that_was_away_gets_everything_later(stage_config, tmp_path, url
     trainer = build_trainer(stage_config(tmp_path, 1, None, *QUICK, f"checkpoint.remote={url}"))
     proxy.is_open = False
     trainer.fit(duration="4ba")
-    assert not trainer.checkpoints.uploads.wait(30)
+    assert not trainer.checkpoints.uploads.wait(120)
     assert "the save folder has it, and it is tried again with the next save" in caplog.text
     assert len(list_checkpoints(tmp_path)) == 2
     proxy.is_open = True
@@ -235,7 +235,7 @@ def test_a_warned_run_leaves_within_its_grace_though_the_store_is_silent(
     config = stage_config(tmp_path, 1, None, *QUICK, f"checkpoint.remote={url}", "preemption.grace=6")
     trainer = build_trainer(config)
     trainer.fit(duration="1ba")
-    assert trainer.checkpoints.uploads.wait(30)
+    assert trainer.checkpoints.uploads.wait(120)
     proxy.delay = 60.0
     started = time.monotonic()
     trainer.state.callbacks.append(WarnIn("batch_end", 2))
