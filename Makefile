@@ -33,7 +33,7 @@ endif
 demo: $(INSTALLED)  ## all three stages on embedded data, a few minutes on a laptop's CPU
 	$(BIN)/python -m ugt_composer.demo.run
 
-test: $(INSTALLED)  ## the tests, about a quarter of an hour
+test: $(INSTALLED)  ## the tests, about seven minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(INSTALLED)  ## the tests that take longer, about an hour
