@@ -36,7 +36,7 @@ demo: $(INSTALLED)  ## all three stages on embedded data, a few minutes on a lap
 test: $(INSTALLED)  ## the tests, about seven minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slow: $(INSTALLED)  ## the tests that take longer, about an hour
+test-slow: $(INSTALLED)  ## the tests that take longer, about 25 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 	OMP_NUM_THREADS=1 UGT_TEST_DEVICE=cpu $(BIN)/python -m pytest tests/gpu -m gpu
 
