@@ -21,10 +21,10 @@ import os, sys, time
 from ugt_composer.checkpoint.folder_lock import folder_lock
 with folder_lock(sys.argv[1], patience=1):
     if len(sys.argv) > 2 and os.fork() == 0:  # a data worker, which outlives its killed parent for a while
-        time.sleep(30)
+        time.sleep(8)
         os._exit(0)
     print("held", flush=True)
-    time.sleep(120)
+    time.sleep(60)
 """
 
 
@@ -51,8 +51,8 @@ def test_a_second_run_is_refused_until_the_first_is_dead(stage_config, ended, tm
     first.send_signal(signal.SIGKILL)
     first.wait()
     started = time.monotonic()
-    with folder_lock(tmp_path, patience=40):
-        assert time.monotonic() - started < 15  # the orphaned worker does not keep it
+    with folder_lock(tmp_path, patience=3):
+        assert time.monotonic() - started < 2  # the orphaned worker does not keep it
         first.stdout.close()
 
 

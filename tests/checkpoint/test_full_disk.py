@@ -143,7 +143,7 @@ def test_two_ranks_end_with_1_and_one_sentence_when_files_cannot_grow(shop, tmp_
         command,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=120,
         check=False,
         env=environment,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),

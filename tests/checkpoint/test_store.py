@@ -105,12 +105,12 @@ def test_a_preempted_run_has_its_checkpoint_in_the_store(shop, tmp_path, url, pr
         env=environment(proxy.port),
     )  # of two ranks the second waits for what the first uploads
     record = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (record.exists() and len(record.read_text().splitlines()) >= 3):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == EXIT_PREEMPTED, output
     newest = list_checkpoints(tmp_path / "run")[0].name
     assert {newest, f"{newest}.{RECORD}"} <= names(Store(url))
@@ -220,7 +220,7 @@ def test_a_store_that_was_away_gets_everything_later(stage_config, tmp_path, url
     trainer = build_trainer(stage_config(tmp_path, 1, None, *QUICK, f"checkpoint.remote={url}"))
     proxy.is_open = False
     trainer.fit(duration="4ba")
-    assert not trainer.checkpoints.uploads.wait(120)
+    assert not trainer.checkpoints.uploads.wait(30)
     assert "the save folder has it, and it is tried again with the next save" in caplog.text
     assert len(list_checkpoints(tmp_path)) == 2
     proxy.is_open = True
@@ -235,7 +235,7 @@ def test_a_warned_run_leaves_within_its_grace_though_the_store_is_silent(
     config = stage_config(tmp_path, 1, None, *QUICK, f"checkpoint.remote={url}", "preemption.grace=6")
     trainer = build_trainer(config)
     trainer.fit(duration="1ba")
-    assert trainer.checkpoints.uploads.wait(120)
+    assert trainer.checkpoints.uploads.wait(30)
     proxy.delay = 60.0
     started = time.monotonic()
     trainer.state.callbacks.append(WarnIn("batch_end", 2))
@@ -289,12 +289,12 @@ def test_a_store_that_is_gone_at_the_start_ends_the_run(shop, tmp_path, url, pro
     arguments = [*stage_arguments(shop, tmp_path / "run", 1), f"checkpoint.remote={url}"]
     command = [sys.executable, str(ROOT / "train.py"), *arguments]
     env = environment(proxy.port)
-    result = subprocess.run(command, capture_output=True, text=True, env=env, timeout=240, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=False)
     assert result.returncode == EXIT_ERROR, result.stderr
     assert f"error: {url}: the store does not answer" in result.stderr
     assert "Traceback" not in result.stderr
     assert "metrics.jsonl" not in {path.name for path in (tmp_path / "run").iterdir()}
-    dry = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, env=env, timeout=180, check=False)
+    dry = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, env=env, timeout=60, check=False)
     assert dry.returncode == 0, dry.stderr
 
 

@@ -13,7 +13,7 @@ SHARDS = np.repeat([3, 1, 3, 0, 2], 100)
 
 
 def until(condition):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 20
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.001)
     return condition()

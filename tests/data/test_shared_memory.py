@@ -26,7 +26,7 @@ from ugt_composer.config import StreamConfig
 from ugt_composer.data.dataset import RecommendDataset, training_streams
 from ugt_composer.data.loader import RowLoader
 
-dist.initialize_dist("cpu", timeout=180)
+dist.initialize_dist("cpu", timeout=60)
 streams = training_streams([StreamConfig(local=sys.argv[1])])
 dataset = RecommendDataset(streams=streams, batch_size=8, shuffle=True, num_canonical_nodes=4)
 batches = RowLoader(dataset, "data.train", 1, 60, batch_size=8, persistent_workers=True)

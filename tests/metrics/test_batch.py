@@ -93,7 +93,7 @@ def test_a_gpu_is_waited_for_only_at_the_end_and_may_be_deterministic():
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=280,
         check=False,
     )
     assert done.stdout.split()[-7:] == ["waits", "0", "0", "2", "0", "0", "2"], done.stderr

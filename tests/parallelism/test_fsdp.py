@@ -12,13 +12,14 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tests.parallelism.fsdp_ranks import BATCHES, MICROBATCHES, UNITS, Toy, run_rank, train_alone
-from tests.rank_processes import run_ranks
+from tests.rank_processes import DEADLINE, run_ranks
 from ugt_composer.config import FsdpConfig, ModelConfig, load_config
 from ugt_composer.errors import UserError
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.fsdp import flatten_experts, shard
 from ugt_composer.parallelism.memory import HALF, memory_per_rank
 
+pytestmark = pytest.mark.timeout(2 * DEADLINE)
 SOME = 20_000  # bytes of a batch's own tensors
 
 

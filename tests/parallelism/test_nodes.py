@@ -58,7 +58,7 @@ def test_two_machines_train_as_one(shop, tmp_path, strategy):
 
 
 def come_to_batch(number: int, record: Path, jobs: list[subprocess.Popen]) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (record.exists() and len(metrics_of(record.parent)) >= number):
         assert all(job.poll() is None for job in jobs), [job.communicate() for job in jobs if job.poll() is not None]
         time.sleep(0.1)

@@ -55,7 +55,7 @@ def run(shop, small_shards, tmp_path):
 def train(command: list[str], arguments: list[str]) -> subprocess.CompletedProcess:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     words = [*command, str(ROOT / "train.py"), *arguments]
-    return subprocess.run(words, capture_output=True, text=True, timeout=240, env=environment, check=False)
+    return subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment, check=False)
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing"])

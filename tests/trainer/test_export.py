@@ -63,7 +63,7 @@ def test_usage_alone_gives_the_scores_of_the_model_for_any_sizes(exported):
     ]
     given = json.dumps([[histories, items.tolist()] for histories, items in cases])
     command = [sys.executable, "-c", ALONE, str(exported / "usage.py")]
-    result = subprocess.run(command, input=given, capture_output=True, text=True, timeout=240, check=False, cwd="/")
+    result = subprocess.run(command, input=given, capture_output=True, text=True, timeout=120, check=False, cwd="/")
     assert result.returncode == 0, result.stderr
     for (histories, items), scores in zip(cases, json.loads(result.stdout.splitlines()[-1]), strict=True):
         with torch.no_grad():

@@ -23,7 +23,7 @@ def run_job(deed: str, rank: int) -> tuple[subprocess.CompletedProcess, float]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     started = time.monotonic()
     result = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False
     )
     return result, time.monotonic() - started
 
@@ -49,7 +49,7 @@ def test_the_job_ends_as_its_first_rank_did(deed, rank, status, words):
     assert result.returncode == status, result.stdout + result.stderr
     assert words in result.stderr
     assert "Connection closed by peer" not in result.stderr
-    assert seconds < 200
+    assert seconds < 90
 
 
 @pytest.mark.parametrize(

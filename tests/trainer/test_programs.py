@@ -23,7 +23,7 @@ UGT = Path(sys.executable).parent / "ugt"
 
 def run(*command, stdin: str = "") -> subprocess.CompletedProcess:
     words = [str(word) for word in command]
-    return subprocess.run(words, capture_output=True, text=True, input=stdin, cwd=ROOT, timeout=240, check=False)
+    return subprocess.run(words, capture_output=True, text=True, input=stdin, cwd=ROOT, timeout=120, check=False)
 
 
 def train(*arguments) -> subprocess.CompletedProcess:

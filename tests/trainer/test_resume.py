@@ -75,12 +75,12 @@ def test_a_warned_run_saves_and_exits_with_75_and_then_goes_on(shop, tmp_path, n
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
     record = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (record.exists() and len(record.read_text().splitlines()) >= 3):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     os.killpg(process.pid, number)  # as a terminal or a scheduler does it: to the data workers too
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == EXIT_PREEMPTED, output
     assert "run the same command again" in output
     batch = metrics_of(tmp_path / "run")[-1]["batch"]
