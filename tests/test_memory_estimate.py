@@ -8,6 +8,7 @@ import pytest
 from ugt_composer import memory_estimate
 from ugt_composer.config import load_config
 from ugt_composer.data.manifest import Manifest
+from ugt_composer.errors import UserError
 from ugt_composer.memory_estimate import GIB, RESERVE, USUAL_CARD, estimate, longest_rows
 
 ROOT = Path(__file__).parent.parent
@@ -75,6 +76,23 @@ def test_weights_have_the_bytes_that_they_compute_with():
     assert held(*zero)["gradients"] == 2 * in_half["gradients"]
     small = held(*zero, "parallelism.deepspeed.config={zero_optimization: {reduce_bucket_size: 1000}}")
     assert small["buckets"] == 2 * 1000
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ("{zero_optimization: {reduce_bucket_size: lots}}", ["DeepSpeed refuses", "reduce_bucket_size", "lots"]),
+        ("{zero_optimization: {reduce_bucket_size: -5}}", ["DeepSpeed refuses", "reduce_bucket_size", "-5"]),
+        ("{zero_optimization: {reduce_buket_size: 5}}", ["DeepSpeed refuses", "reduce_buket_size"]),
+        ("{zero_optimization: 5}", ["parallelism.deepspeed.config.zero_optimization is 5; expected keys"]),
+        ("{data_types: 5}", ["parallelism.deepspeed.config.data_types is 5; expected keys"]),
+    ],
+)
+def test_what_deepspeed_would_refuse_is_refused(own, words):
+    config = loaded(2, 8, "parallelism.strategy=deepspeed", f"parallelism.deepspeed.config={own}")
+    with pytest.raises(UserError) as error:
+        estimate(config, 8, (64, 4, 1))
+    assert all(word in str(error.value) for word in words), error.value
 
 
 def test_a_model_that_fits_no_card_is_said_to_fit_none():

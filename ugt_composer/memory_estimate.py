@@ -11,6 +11,8 @@ from ugt_composer.data.manifest import Manifest
 from ugt_composer.model.build import freeze_untrained
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.activations import ALL_HALF, AUTOCAST, FLOAT32, Activations, Dtypes, Shape
+from ugt_composer.parallelism.deepspeed import check_zero_config
+from ugt_composer.parallelism.deepspeed_config import select
 from ugt_composer.parallelism.memory import DEVICE, FLOAT, HALF, SMALL, Held, memory_per_rank
 from ugt_composer.preflight import deepspeed_settings, device_batch_size, resolve_precision
 from ugt_composer.vocabulary import MAX_HISTORY
@@ -89,7 +91,8 @@ def estimate(
         model: of the config, on any device; None: it is made.
 
     Raises:
-        UserError: the batch does not divide over the ranks, or the precision is none of this machine.
+        UserError: the batch does not divide over the ranks, the precision is none of this machine, or DeepSpeed refuses
+            its configuration.
     """
     has_card = torch.cuda.is_available()
     card = torch.cuda.get_device_properties(0).total_memory if has_card else USUAL_CARD
@@ -184,7 +187,10 @@ def _held(config: Config, model: UGT, layers: list[int], world_size: int, precis
         offloads = (fsdp.cpu_offload,) * 2
         of_strategy = {"gradient": HALF if fsdp.reduce_dtype in ("bfloat16", "float16") else FLOAT}
     elif parallelism.strategy == "deepspeed":
-        of_strategy = _of_engine(deepspeed_settings(config, precision, world_size, parameters), number)
+        settings = deepspeed_settings(config, precision, world_size, parameters)
+        if deepspeed.config:
+            check_zero_config(settings)
+        of_strategy = _of_engine(settings, number)
     held = memory_per_rank(
         parallelism.strategy,
         deepspeed.zero_stage,
@@ -210,7 +216,7 @@ def _held(config: Config, model: UGT, layers: list[int], world_size: int, precis
 def _of_engine(settings: dict[str, Any], number: int) -> dict[str, int]:
     """What DeepSpeed's configuration says of gradients and buckets, as `memory_per_rank` takes it."""
     # Sent in float32, gradients in half precision are copied, which takes about as much as to add them up in float32.
-    dtypes = settings.get("data_types", {}).get("grad_accum_dtype"), settings.get("communication_data_type")
+    dtypes = select(settings, "data_types.grad_accum_dtype"), select(settings, "communication_data_type")
     in_float32 = any(dtype in ("fp32", "float32", "float") for dtype in dtypes)
     return {"gradient": FLOAT if in_float32 else number, "bucket": settings["zero_optimization"]["reduce_bucket_size"]}
 

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ugt_composer.errors import UserError
+from ugt_composer.parallelism.deepspeed_config import PREFIX
 from ugt_composer.parallelism.strategy import MakeOptimizer, Moments, Strategy, placed
 
 ENGINE_TAG = "engine"
@@ -50,14 +51,10 @@ class DeepSpeedStrategy(Strategy):
             self._base._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         # DeepSpeed remembers for the process that an engine of stage 0 had autocast, and scales the loss of later ones.
         deepspeed.runtime.torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
-        try:
-            with quiet():
-                self.engine, *_ = deepspeed.initialize(
-                    model=model, optimizer=self._base, config=settings, dist_init_required=False
-                )
-        except (ValueError, KeyError, TypeError, AssertionError) as error:  # its own checks of the configuration
-            said = " ".join(line.strip() for line in str(error).splitlines() if "https://" not in line)
-            raise UserError(f"parallelism.deepspeed.config: DeepSpeed refuses the configuration: {said}") from error
+        with refusals(), quiet():
+            self.engine, *_ = deepspeed.initialize(
+                model=model, optimizer=self._base, config=settings, dist_init_required=False
+            )
         for buffers in (module._buffers for module in model.modules()):
             for name, buffer in buffers.items():
                 if buffer is not None:
@@ -307,6 +304,25 @@ def import_deepspeed(device: torch.device) -> Any:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed
+
+
+def check_zero_config(settings: dict[str, Any]) -> None:
+    """UserError for what DeepSpeed would refuse of `zero_optimization` when the run starts."""
+    import_deepspeed(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    from deepspeed.runtime.zero.config import get_zero_config
+
+    with refusals(), quiet():
+        get_zero_config(settings)
+
+
+@contextlib.contextmanager
+def refusals():
+    """Turns what DeepSpeed's own checks say of its configuration into a UserError."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        said = " ".join(line.strip() for line in str(error).splitlines() if "https://" not in line)
+        raise UserError(f"{PREFIX}: DeepSpeed refuses the configuration: {said}") from error
 
 
 @contextlib.contextmanager

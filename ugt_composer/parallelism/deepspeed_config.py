@@ -47,7 +47,7 @@ def engine_config(
         user: `parallelism.deepspeed.config`; merged over ours key by key. A value "auto" leaves ours.
 
     Raises:
-        UserError: a user's key contradicts one of ours; names both.
+        UserError: a user's key contradicts one of ours; names both. Or it is a value where a section is expected.
     """
     bucket = min(BUCKET, max(num_parameters, 1))
     zero: dict[str, Any] = {"stage": zero_stage, "reduce_bucket_size": bucket}
@@ -80,12 +80,12 @@ def engine_config(
         # Stage 0 in half precision would keep its float32 weights where no other strategy could read them.
         ours["torch_autocast"] = {"enabled": True, "dtype": AUTOCAST_DTYPES[precision]}
     _refuse_contradictions(user, ours)
-    return _merged(ours, user)
+    return _merged(ours, user, PREFIX)
 
 
 def _refuse_contradictions(user: dict[str, Any], ours: dict[str, Any]) -> None:
     for path, owner in OWNERS.items():
-        found, expected = _select(user, path), _select(ours, path)
+        found, expected = select(user, path), select(ours, path)
         if found in (None, "auto", {}) or found == expected:
             continue
         if path.endswith((".enabled", ".device")) and expected is None and found in (False, "none"):
@@ -94,7 +94,8 @@ def _refuse_contradictions(user: dict[str, Any], ours: dict[str, Any]) -> None:
         raise UserError(f"{PREFIX}.{path} is {found!r}, but {owner} decides that{fixed}; expected it to be left out")
 
 
-def _select(tree: dict[str, Any], path: str) -> Any:
+def select(tree: dict[str, Any], path: str) -> Any:
+    """The value of a key such as zero_optimization.stage; None where it is not given."""
     value: Any = tree
     for key in path.split("."):
         if not isinstance(value, dict):
@@ -103,11 +104,13 @@ def _select(tree: dict[str, Any], path: str) -> Any:
     return value
 
 
-def _merged(ours: dict[str, Any], user: dict[str, Any]) -> dict[str, Any]:
+def _merged(ours: dict[str, Any], user: dict[str, Any], path: str) -> dict[str, Any]:
     merged = dict(ours)
     for key, value in user.items():
         if value == "auto":
             continue
         old = merged.get(key)
-        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(old, dict) and not isinstance(value, dict):
+            raise UserError(f"{path}.{key} is {value!r}; expected keys and values such as {{{next(iter(old))}: …}}")
+        merged[key] = _merged(old, value, f"{path}.{key}") if isinstance(old, dict) else value
     return merged
