@@ -10,7 +10,7 @@ from ugt_composer.checkpoint.portable import CONFIG, WEIGHTS
 from ugt_composer.config import Config, config_yaml
 from ugt_composer.data.manifest import Manifest, check_data, streams_of
 from ugt_composer.errors import UserError
-from ugt_composer.memory_estimate import GIB, RESERVE, Estimate, estimate, longest_rows
+from ugt_composer.memory_estimate import GAPS, GIB, RESERVE, Estimate, estimate, longest_rows
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.memory import HOST, Held
 from ugt_composer.preflight import (
@@ -112,10 +112,12 @@ def _memory_lines(config: Config, found: Estimate) -> list[str]:
     uses_host = any(item.where == HOST for item in items)
     rows, history, target, rejected = found.shape
     shape = f"history {history}, target {target}" + f", {rejected} rejected" * (rejected > 0)
-    way = "with" if config.parallelism.activation_checkpointing else "without"
+    checkpoints = config.parallelism.activation_checkpointing
+    way = "with" if checkpoints else "without"
     most = f"at most {found.most_rows} rows a microbatch" if found.most_rows else "not even one row does"
     if found.most_rows >= found.device_batch:
         most = f"so would a microbatch of all {found.device_batch} rows of a rank"
+    gaps = f", and {GAPS:g} times the activations for gaps between PyTorch's blocks" * checkpoints
     card = "the GPU here" if found.has_card else "an 80 GB card, assumed as there is no GPU here"
     return [
         *(f"{h.name:16} {h.bytes / unit:>10,.2f} {name}{' of host memory' * (h.where == HOST)}" for h in items),
@@ -124,6 +126,6 @@ def _memory_lines(config: Config, found: Estimate) -> list[str]:
         f"activations of a microbatch of {rows} rows, {shape}, {found.precision}, {way} activation checkpointing: "
         f"{found.activations / unit:,.1f} {name}",
         f"evaluation of {found.evaluation_rows} rows: {found.evaluation_peak / unit:,.1f} {name} in all",
-        f"fits {card} ({found.card / GIB:.1f} GiB, {RESERVE / GIB:.0f} of them left for CUDA, NCCL and cuBLAS): "
+        f"fits {card} ({found.card / GIB:.1f} GiB, {RESERVE / GIB:.0f} of them left for CUDA, NCCL and cuBLAS{gaps}): "
         f"{'yes' if found.fits else 'NO'}; {most}",
     ]
