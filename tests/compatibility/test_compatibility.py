@@ -1,0 +1,43 @@
+"""A run that an earlier version left resumes here, and its model recommends the same items.
+
+Each folder beside this file was written by the version that it is named after, with `write.py`.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.compatibility.write import recommend
+from ugt_composer import build_trainer, load_config
+
+VERSIONS = sorted(path for path in Path(__file__).parent.iterdir() if (path / "expected.json").exists())
+TOLERANCE = 1e-4  # relative: the numbers of another CPU and another PyTorch
+
+
+@pytest.fixture(params=VERSIONS, ids=lambda path: path.name)
+def written(request, tmp_path, monkeypatch) -> dict:
+    """What the version expects; the working directory is a copy of what it wrote."""
+    shutil.copytree(request.param, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return json.loads(Path("expected.json").read_text())
+
+
+def test_a_checkpoint_resumes_with_the_losses_of_the_version_that_wrote_it(written):
+    trainer = build_trainer(load_config("config.yaml"))
+    resumed_at = trainer.state.timestamp.batch.value
+    assert trainer.evaluate() == pytest.approx(written["evaluation"], rel=TOLERANCE)
+    trainer.train()
+    trainer.close()
+
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    losses = {str(line["batch"]): line["loss/train/total"] for line in lines if line["batch"] > resumed_at}
+    assert resumed_at == min(map(int, written["losses"])) - 1
+    assert losses == pytest.approx(written["losses"], rel=TOLERANCE)
+
+
+def test_a_model_folder_recommends_the_items_of_the_version_that_wrote_it(written):
+    now, then = recommend("run/latest"), written["recommended"]
+    assert [item["item_id"] for item in now] == [item["item_id"] for item in then]
+    assert [item["log_prob"] for item in now] == pytest.approx([item["log_prob"] for item in then], rel=TOLERANCE)
