@@ -5,9 +5,9 @@ import gc
 import os
 import sys
 
-from ugt_composer.config import load_config
-from ugt_composer.job_end import end_with_launcher, exit_as_rank
-from ugt_composer.warning_signals import warning
+from ugt_composer.config.schema import load_config
+from ugt_composer.job.exit import end_with_launcher, exit_as_rank
+from ugt_composer.job.signals import warning
 
 EPILOG = """examples:
   composer train.py yamls/stage1.yaml                          all GPUs of this machine, one process without
@@ -36,7 +36,7 @@ def main() -> int:
     overrides = [item for item in arguments.yaml if "=" in item]
     config = load_config(*paths, overrides=overrides)
     if arguments.dry_run:
-        from ugt_composer.dry_run import describe
+        from ugt_composer.training.dry_run import describe
 
         print(describe(config))
         return 0
@@ -45,7 +45,7 @@ def main() -> int:
         # PyTorch's import would start a pool of compiler processes, which a run that ends has to wait for.
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     gc.disable()  # a quarter of the import's time
-    from ugt_composer.trainer import build_trainer
+    from ugt_composer.training.trainer import build_trainer
 
     gc.freeze()  # what it made stays to the end: no collection of the training looks at it, half a second each time
     gc.enable()

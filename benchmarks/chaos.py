@@ -47,7 +47,7 @@ from benchmarks.parity import (  # noqa: E402
     metrics_of,
     stage_job,
 )
-from ugt_composer.checkpoint.training import batch_of, newest_checkpoint  # noqa: E402
+from ugt_composer.checkpoint.run_checkpoints import batch_of, newest_checkpoint  # noqa: E402
 from ugt_composer.errors import EXIT_PREEMPTED, UserError  # noqa: E402
 
 BOUND = 1e-5  # of a relative difference, where strategies change

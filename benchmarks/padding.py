@@ -17,11 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.claims import Claim, in_turns, report
 from benchmarks.random_rows import random_row
-from ugt_composer.config import ModelConfig
+from ugt_composer.config.schema import ModelConfig
 from ugt_composer.data.collate import PackedRow, collate
 from ugt_composer.losses.unified import UnifiedLoss
-from ugt_composer.microbatch import split_batch
 from ugt_composer.model.build import build_model
+from ugt_composer.training.microbatch import split_batch
 
 MEDIAN_LENGTH, SPREAD = 30, 1.0
 CODEBOOKS = (64, 256, 1024)

@@ -30,11 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.claims import Claim, in_turns, peak_bytes, report
 from benchmarks.conversion import this_conversion, usual_script, write_rows
-from ugt_composer.config import StreamConfig
+from ugt_composer.config.schema import StreamConfig
 from ugt_composer.data.codec import decode_row
 from ugt_composer.data.collate import collate
 from ugt_composer.data.dataset import RecommendDataset, RowFolder, training_streams
-from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME, file_hash
+from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME
+from ugt_composer.storage.hashed_file import file_hash
 
 BATCH = 256
 ORDER = {"shuffle": True, "shuffle_seed": 1, "shuffle_block_size": 1 << 18, "num_canonical_nodes": 4}  # as shipped

@@ -20,14 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.claims import Claim, in_turns, report
 from benchmarks.random_rows import random_row
-from ugt_composer.composer_model import ComposerUGT
-from ugt_composer.config import ModelConfig
+from ugt_composer.config.schema import ModelConfig
 from ugt_composer.data.batch import Batch
 from ugt_composer.data.collate import collate
 from ugt_composer.losses.unified import UnifiedLoss
 from ugt_composer.model.build import build_model
 from ugt_composer.model.reference import Reference
 from ugt_composer.model.ugt import UGT
+from ugt_composer.training.composer_model import ComposerUGT
 
 CODEBOOKS = (128, 512, 4096)
 BETA = 0.1

@@ -21,12 +21,12 @@ from transformers import T5Config, T5ForConditionalGeneration
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.claims import Claim, in_turns, peak_bytes, report, seconds
-from ugt_composer.config import ModelConfig
+from ugt_composer.catalogue.trie import ItemTrie
+from ugt_composer.config.schema import ModelConfig
 from ugt_composer.data.codec import Row
 from ugt_composer.data.history import encoder_lists
-from ugt_composer.generation.trie import ItemTrie
+from ugt_composer.inference.recommender import Recommender
 from ugt_composer.model.build import build_model
-from ugt_composer.recommender import Recommender
 
 K = BEAMS = 50
 HISTORY = 20

@@ -32,7 +32,7 @@ import numpy as np
 
 from ugt_composer.data.history import SemanticId, decoder_lists, encoder_lists
 from ugt_composer.errors import UserError, exit_on_user_error
-from ugt_composer.output_folder import new_folder
+from ugt_composer.storage.output_folder import new_folder
 from ugt_composer.vocabulary import NUM_SPECIAL_IDS
 
 HISTORY = 20  # items of a history, the most recent

@@ -23,7 +23,7 @@ from ugt_composer.errors import exit_on_user_error
 from ugt_composer.importing import options
 from ugt_composer.importing.quality import summary
 from ugt_composer.importing.run import CATALOGUE, FILES, Settings, import_interactions
-from ugt_composer.output_folder import new_folder
+from ugt_composer.storage.output_folder import new_folder
 
 EXAMPLES = """
 examples:

@@ -30,7 +30,7 @@ from ugt_composer.demo import bounds
 from ugt_composer.demo.process import DemoProcess, Knobs, Offers, make_process
 from ugt_composer.demo.taxonomy import CODEBOOK_SIZES, shop
 from ugt_composer.errors import UserError, exit_on_user_error
-from ugt_composer.output_folder import new_folder
+from ugt_composer.storage.output_folder import new_folder
 
 SHORTEST, LONGEST = 4, 30  # items of a history
 BLOCK = 4096  # customers drawn at once, to bound the memory

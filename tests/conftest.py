@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.distributed
 
-from ugt_composer.config import ModelConfig
+from tests.shop import ended, shop, stage_config, stages  # noqa: F401 - fixtures
+from ugt_composer.config.schema import ModelConfig
 from ugt_composer.data.batch import Batch
 from ugt_composer.vocabulary import BOS, ITEM, NUM_SPECIAL_IDS
 

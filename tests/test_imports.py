@@ -9,13 +9,13 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ugt_composer"
 FORBIDDEN = {
-    "model": ("composer", "streaming", "deepspeed", "ugt_composer.losses", "ugt_composer.trainer"),
-    "losses": ("composer", "streaming", "deepspeed", "ugt_composer.trainer"),
+    "model": ("composer", "streaming", "deepspeed", "ugt_composer.losses", "ugt_composer.training.trainer"),
+    "losses": ("composer", "streaming", "deepspeed", "ugt_composer.training.trainer"),
     "generation": ("composer", "streaming", "deepspeed", "ugt_composer.model", "ugt_composer.losses"),
-    "metrics": ("composer", "streaming", "deepspeed", "ugt_composer.model", "ugt_composer.trainer"),
+    "metrics": ("composer", "streaming", "deepspeed", "ugt_composer.model", "ugt_composer.training.trainer"),
     "conversion": ("torch", "composer", "deepspeed", "ugt_composer.model"),
-    "algorithms": ("ugt_composer.trainer",),
-    "callbacks": ("ugt_composer.trainer",),
+    "algorithms": ("ugt_composer.training.trainer",),
+    "callbacks": ("ugt_composer.training.trainer",),
 }
 
 
@@ -40,7 +40,7 @@ def test_imports_run_one_way(folder):
 
 
 @pytest.mark.parametrize(
-    "module", ["ugt_composer", "ugt_composer.config", "ugt_composer.conversion", "ugt_composer.cli.main"]
+    "module", ["ugt_composer", "ugt_composer.config.schema", "ugt_composer.conversion", "ugt_composer.cli.main"]
 )
 def test_cheap_modules_stay_cheap(module):
     code = f"import sys, {module}; sys.exit(any(name in sys.modules for name in ('torch', 'composer', 'streaming')))"

@@ -8,14 +8,14 @@ from typing import Any
 
 _HOME = {
     "UGT": "ugt_composer.model.ugt",
-    "ComposerUGT": "ugt_composer.composer_model",
+    "ComposerUGT": "ugt_composer.training.composer_model",
     "UnifiedLoss": "ugt_composer.losses.unified",
     "NextTokenPredictionLoss": "ugt_composer.losses.ntp",
     "ContrastiveLoss": "ugt_composer.losses.contrastive",
     "DPOLoss": "ugt_composer.losses.dpo",
     "MoEBalanceLoss": "ugt_composer.losses.moe_balance",
-    "build_trainer": "ugt_composer.trainer",
-    "load_config": "ugt_composer.config",
+    "build_trainer": "ugt_composer.training.trainer",
+    "load_config": "ugt_composer.config.schema",
     "recall_at_k": "ugt_composer.metrics.ranking",
     "ndcg_at_k": "ugt_composer.metrics.ranking",
     "mrr": "ugt_composer.metrics.ranking",
@@ -24,8 +24,8 @@ _HOME = {
     "diversity": "ugt_composer.metrics.ranking",
     "gini": "ugt_composer.metrics.ranking",
     "MetricsCalculator": "ugt_composer.metrics.calculator",
-    "create_optimizer": "ugt_composer.optim",
-    "create_scheduler": "ugt_composer.optim",
+    "create_optimizer": "ugt_composer.training.optim",
+    "create_scheduler": "ugt_composer.training.optim",
 }
 __all__ = list(_HOME)
 

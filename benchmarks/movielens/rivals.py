@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ugt_composer.data.catalogue import Catalogue
+from ugt_composer.catalogue.catalogue import Catalogue
 
 LIKED = 4.0
 PRIOR = 2  # ratings of the overall mean that each film is given beside its own

@@ -23,7 +23,7 @@ from benchmarks.on_gpu.steps import (
     stage_config,
     timed,
 )
-from ugt_composer.config import ModelConfig
+from ugt_composer.config.schema import ModelConfig
 from ugt_composer.model.attention import CrossAttention, PointwiseAttention
 from ugt_composer.model.encoder import FeedForward
 from ugt_composer.model.moe import MoEFeedForward

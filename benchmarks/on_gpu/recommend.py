@@ -17,11 +17,11 @@ from benchmarks.on_gpu.steps import (
     stage_config,
     timed,
 )
+from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.generation.beam_search import Recommendations, beam_search
-from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.model.build import build_model
 from ugt_composer.model.ugt import UGT
-from ugt_composer.precision import precision_context
+from ugt_composer.parallelism.precision import precision_context
 
 ITEMS, SMALL_ITEMS = 1_000_000, 1000
 BEAMS, SMALL_BEAMS = 50, 5

@@ -30,8 +30,8 @@ from benchmarks.on_gpu.steps import (
     runs_within_memory,
     stage_config,
 )
-from ugt_composer.config import Config
-from ugt_composer.generation.trie import ItemTrie
+from ugt_composer.catalogue.trie import ItemTrie
+from ugt_composer.config.schema import Config
 from ugt_composer.model.build import build_model
 from ugt_composer.vocabulary import LEVELS
 

@@ -1,12 +1,11 @@
-"""Checkpoints of a few numbers, and the small runs of tests/trainer."""
+"""Checkpoints of a few numbers."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.trainer.conftest import ended, shop, stage_config, stages  # noqa: F401 - fixtures
-from ugt_composer.checkpoint.training import SHARDED_KEYS, WHOLE_KEYS
+from ugt_composer.checkpoint.run_checkpoints import SHARDED_KEYS, WHOLE_KEYS
 
 
 def content_of(batch: int, keys: set[str] = WHOLE_KEYS) -> dict:

@@ -8,9 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.checkpoint.conftest import SmallShards, content_of
-from ugt_composer.checkpoint.record import RECORD, record_beside
-from ugt_composer.checkpoint.sharded import write_sharded
-from ugt_composer.checkpoint.training import (
+from ugt_composer.checkpoint.run_checkpoints import (
     SHARDS,
     STATE,
     checkpoint_path,
@@ -19,7 +17,9 @@ from ugt_composer.checkpoint.training import (
     read_checkpoint,
     write_checkpoint,
 )
+from ugt_composer.checkpoint.sharded import write_sharded
 from ugt_composer.errors import UserError
+from ugt_composer.storage.record import RECORD, record_beside
 
 SHARD_FILES = (STATE, f"{SHARDS}/a.bin", f"{SHARDS}/deep/b.bin", RECORD)
 FILE = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -11,10 +11,10 @@ import time
 
 import pytest
 
-from tests.trainer.conftest import ROOT
+from tests.shop import ROOT
 from ugt_composer.checkpoint.folder_lock import LOCK, folder_lock
 from ugt_composer.errors import EXIT_BAD_INPUT, UserError
-from ugt_composer.trainer import build_trainer
+from ugt_composer.training.trainer import build_trainer
 
 HOLD = """
 import os, sys, time

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from tests.checkpoint.conftest import SmallShards, content_of
-from tests.trainer.conftest import ROOT, stage_arguments
+from tests.shop import ROOT, stage_arguments
 from ugt_composer.checkpoint.portable import CONFIG, check_portable, save_portable
-from ugt_composer.checkpoint.saving import save_on_rank_0
+from ugt_composer.checkpoint.rank0_errors import save_on_rank_0
+from ugt_composer.checkpoint.run_checkpoints import checkpoint_path, flaw_of, list_checkpoints, write_checkpoint
 from ugt_composer.checkpoint.sharded import write_sharded
-from ugt_composer.checkpoint.training import checkpoint_path, flaw_of, list_checkpoints, write_checkpoint
-from ugt_composer.config import Config
+from ugt_composer.config.schema import Config
 from ugt_composer.errors import EXIT_ERROR, RunError
-from ugt_composer.trainer import build_trainer
+from ugt_composer.training.trainer import build_trainer
 
 
 def test_a_full_disk_leaves_the_old_checkpoint_and_no_half_one(tmp_path):
@@ -38,7 +38,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_no_half_one(tmp_path):
 LIMITED = """
 import resource, sys, torch
 from ugt_composer.checkpoint.portable import save_portable
-from ugt_composer.config import Config
+from ugt_composer.config.schema import Config
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:
     save_portable(sys.argv[1], {"w": torch.ones(100_000)}, Config(), {})

@@ -3,9 +3,7 @@
 import pytest
 
 from tests.checkpoint.conftest import SmallShards, content_of
-from ugt_composer.checkpoint.record import RECORD, Facts, record_beside, write_record
-from ugt_composer.checkpoint.sharded import put_folder_in_place, write_sharded
-from ugt_composer.checkpoint.training import (
+from ugt_composer.checkpoint.run_checkpoints import (
     checkpoint_path,
     clean,
     flaw_of,
@@ -14,6 +12,8 @@ from ugt_composer.checkpoint.training import (
     rotate,
     write_checkpoint,
 )
+from ugt_composer.checkpoint.sharded import put_folder_in_place, write_sharded
+from ugt_composer.storage.record import RECORD, Facts, record_beside, write_record
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from tests.checkpoint.conftest import content_of
-from ugt_composer.checkpoint.record import RECORD, facts_of, record_beside, write_record
-from ugt_composer.checkpoint.training import SHARDED_KEYS, SHARDS, STATE, checkpoint_path, newest_checkpoint
+from ugt_composer.checkpoint.run_checkpoints import SHARDED_KEYS, SHARDS, STATE, checkpoint_path, newest_checkpoint
 from ugt_composer.checkpoint.untrusted import forbidden, names_called
 from ugt_composer.errors import UserError
+from ugt_composer.storage.record import RECORD, facts_of, record_beside, write_record
 
 
 class Malicious:

@@ -5,8 +5,18 @@ import json
 import random
 
 import pytest
-from conversion_cases import SIDE, SIZES, SMALL, contents, decoded_rows, main, preference_row, recommend_row, siblings
 
+from tests.conversion.conversion_cases import (
+    SIDE,
+    SIZES,
+    SMALL,
+    contents,
+    decoded_rows,
+    main,
+    preference_row,
+    recommend_row,
+    siblings,
+)
 from ugt_composer.errors import UserError
 
 ROWS = 20

@@ -4,8 +4,8 @@ import json
 import random
 
 import pytest
-from conversion_cases import SMALL, contents, main, preference_row, recommend_row
 
+from tests.conversion.conversion_cases import SMALL, contents, main, preference_row, recommend_row
 from ugt_composer.conversion import partition
 from ugt_composer.errors import UserError
 

@@ -5,9 +5,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from conversion_cases import SIDE, SIZES, SMALL, decoded_rows, main, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.conversion.conversion_cases import SIDE, SIZES, SMALL, decoded_rows, main, write_rows
 
 MAX_HISTORY, MAX_TARGET, MAX_POSITIONS = 6, 4, 40
 

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conversion_cases import SMALL, contents, decoded_rows, main, recommend_row, siblings, write_rows
 
+from tests.conversion.conversion_cases import SMALL, contents, decoded_rows, main, recommend_row, siblings, write_rows
 from ugt_composer.errors import UserError
 
 PROGRAM = Path(__file__).parents[2] / "convert" / "jsonl_to_mds.py"

@@ -5,8 +5,8 @@ import random
 
 import numpy as np
 import pytest
-from conversion_cases import SMALL, contents, main, packed_rows, recommend_row, write_rows
 
+from tests.conversion.conversion_cases import SMALL, contents, main, packed_rows, recommend_row, write_rows
 from ugt_composer.conversion import settings as conversion_settings
 from ugt_composer.conversion.shards import ShardWriter, write_index
 

@@ -8,8 +8,8 @@ import zlib
 
 import pytest
 import zstandard
-from conversion_cases import SMALL, contents, decoded_rows, main, recommend_row, siblings, write_rows
 
+from tests.conversion.conversion_cases import SMALL, contents, decoded_rows, main, recommend_row, siblings, write_rows
 from ugt_composer.errors import UserError
 
 RECOMMEND = ["--kind", "recommend", *SMALL]
@@ -149,7 +149,7 @@ def test_what_is_no_packed_file_says_so(tmp_path):
 
 def test_lines_longer_than_allowed_are_bad_rows(tmp_path, monkeypatch):
     """Those longer than a block too, of which only the beginning is ever in memory."""
-    from ugt_composer.conversion import lines
+    from ugt_composer.jsonl import lines
 
     monkeypatch.setattr(lines, "BLOCK_BYTES", 3000)
     rows = some_rows(30)

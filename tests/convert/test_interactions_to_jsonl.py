@@ -9,8 +9,8 @@ import pytest
 
 from convert.interactions_to_jsonl import main
 from convert.jsonl_to_mds import main as to_shards
-from ugt_composer.data.catalogue import Catalogue
-from ugt_composer.data.item_matrix import read_catalogue_vectors
+from ugt_composer.catalogue.catalogue import Catalogue
+from ugt_composer.catalogue.item_matrix import read_catalogue_vectors
 from ugt_composer.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

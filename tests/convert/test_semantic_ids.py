@@ -5,7 +5,7 @@ import pytest
 
 from convert.interactions_to_jsonl import main as import_interactions
 from convert.semantic_ids import main
-from ugt_composer.data.catalogue import Catalogue
+from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.errors import UserError
 
 LINES = [f"u{user} " + " ".join(f"i{(user * 7 + step * step) % 30}" for step in range(8)) for user in range(25)]

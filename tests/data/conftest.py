@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.conftest import SIZES, write_rows
+from tests.shop import SIZES, write_rows
 
 ROWS = 280
 

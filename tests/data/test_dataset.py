@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from tests.data.conftest import DAMAGES, ROWS, flip_byte
-from ugt_composer.config import StreamConfig
+from ugt_composer.config.schema import StreamConfig
 from ugt_composer.data.dataset import EvaluationDataset, RecommendDataset, RowDataset, training_streams
-from ugt_composer.data.loader import RowLoader, begin_worker
 from ugt_composer.data.remote_folder import fetch_descriptions
 from ugt_composer.errors import UserError
+from ugt_composer.training.loaders import RowLoader, begin_worker
 
 SHARD = "shard.00003.mds"
 TRAIN, EVAL = "data.train", "data.eval"

@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.data.conftest import flip_byte
-from ugt_composer.data.integrity import FileFacts, fastest, file_hash, flaw, index_flaw, read_index, size_flaw
+from ugt_composer.data.integrity import FileFacts, flaw, index_flaw, read_index, size_flaw
 from ugt_composer.data.manifest import read_manifest
 from ugt_composer.errors import UserError
+from ugt_composer.storage.hashed_file import fastest, file_hash
 
 ALGORITHMS = ["xxh64", "xxh3_64", "xxh3_128", "xxh32", "sha1", "sha256", "md5"]
 on_files = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.data.conftest import DAMAGES, flip_byte
-from ugt_composer.config import StreamConfig
+from ugt_composer.config.schema import StreamConfig
 from ugt_composer.data import shard_files
 from ugt_composer.data.integrity import flaw
 from ugt_composer.data.remote_folder import fetch_descriptions

@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import json, sys, time
 from composer.utils import dist
-from ugt_composer.config import StreamConfig
+from ugt_composer.config.schema import StreamConfig
 from ugt_composer.data.dataset import RecommendDataset, training_streams
-from ugt_composer.data.loader import RowLoader
+from ugt_composer.training.loaders import RowLoader
 
 dist.initialize_dist("cpu", timeout=60)
 streams = training_streams([StreamConfig(local=sys.argv[1])])

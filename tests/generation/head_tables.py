@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ugt_composer.generation.trie import ItemTrie
+from ugt_composer.catalogue.trie import ItemTrie
 
 
 class TableHeads:

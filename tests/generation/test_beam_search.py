@@ -4,12 +4,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from head_tables import TableHeads, brute_force, random_trie, users
 
+from tests.generation.head_tables import TableHeads, brute_force, random_trie, users
+from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.generation.beam_search import beam_search
 from ugt_composer.generation.item_log_probs import UNKNOWN_LOG_PROB, score_items
 from ugt_composer.generation.item_scores import ItemScores
-from ugt_composer.generation.trie import ItemTrie
 
 SIZES = (9, 10, 12)
 B = 7

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.trainer.conftest import shop, stage_arguments  # noqa: F401 - shop is a fixture
-from ugt_composer.config import load_config
+from tests.shop import stage_arguments
+from ugt_composer.config.schema import load_config
 
 # PyTorch reads it once a process, and runs with and without `deterministic` share one here.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -60,7 +60,7 @@ def gpu() -> torch.device:
 
 
 @pytest.fixture(scope="session")
-def trained(shop, tmp_path_factory) -> Path:  # noqa: F811
+def trained(shop, tmp_path_factory) -> Path:
     """A folder with stage1 and stage2, trained one from the other by DDP in float32."""
     folder = tmp_path_factory.mktemp("trained")
     for stage in (1, 2):
@@ -69,7 +69,7 @@ def trained(shop, tmp_path_factory) -> Path:  # noqa: F811
 
 
 @pytest.fixture
-def run(shop, trained, tmp_path) -> Callable[..., list[dict]]:  # noqa: F811
+def run(shop, trained, tmp_path) -> Callable[..., list[dict]]:
     """run(name, stage, *overrides, batches=None) → the lines of its metrics.jsonl."""
 
     def start(name: str, stage: int, *overrides: str, batches: int | None = None) -> list[dict]:
@@ -79,7 +79,7 @@ def run(shop, trained, tmp_path) -> Callable[..., list[dict]]:  # noqa: F811
 
 
 def train(
-    shop: Path,  # noqa: F811
+    shop: Path,
     out: Path,
     stage: int,
     previous: Path,
@@ -87,7 +87,7 @@ def train(
     batches: int | None = None,
 ) -> list[dict]:
     """Trains a stage, or goes on with it: to its end, or for some batches only."""
-    from ugt_composer.trainer import build_trainer
+    from ugt_composer.training.trainer import build_trainer
 
     path, *rest = stage_arguments(shop, out, stage, previous)
     trainer = build_trainer(load_config(path, overrides=[*rest, *overrides]))

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from tests.conftest import TINY, make_batch, random_ids
+from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.float32_product import allow_tf32, float32_matmul
 from ugt_composer.generation.beam_search import beam_search
 from ugt_composer.generation.item_scores import ItemScores
-from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.losses.unified import UnifiedLoss
 from ugt_composer.model.build import build_model
 from ugt_composer.model.norm import GroupLayerNorm

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.gpu.conftest import PRECISIONS, STRATEGIES, train
-from tests.trainer.conftest import ROOT, stage_arguments
+from tests.shop import ROOT, stage_arguments
 from ugt_composer.errors import EXIT_PREEMPTED
 
 TOTAL, NORM = "loss/train/total", "metrics/train/grad_norm"
@@ -141,7 +141,7 @@ def test_nothing_waits_for_the_gpu_in_a_step(run, monkeypatch):
     """Steps that log nothing, under the strategies whose engine is ours to change."""
     from composer import Callback
 
-    from ugt_composer import trainer as module
+    from ugt_composer.training import trainer as module
 
     class Strict(Callback):
         def batch_start(self, state, logger):

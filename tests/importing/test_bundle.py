@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ugt_composer.data.catalogue import Catalogue
+from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.errors import UserError
 from ugt_composer.importing.bundle import Bundle, load_bundle
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from loss_toy import ToyModel, make_batch, take
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.losses.loss_toy import ToyModel, make_batch, take
 from tests.rank_processes import run_ranks
 from ugt_composer.losses.normalization import batch_counts
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from loss_toy import ToyModel, make_batch, take
 
+from tests.losses.loss_toy import ToyModel, make_batch, take
 from ugt_composer.losses.normalization import batch_counts, batch_mean
 
 ROWS = 16

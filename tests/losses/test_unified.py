@@ -1,8 +1,8 @@
 import pytest
 import torch
-from loss_toy import WIDTH, ToyModel, make_batch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from tests.losses.loss_toy import WIDTH, ToyModel, make_batch
 from ugt_composer.losses.normalization import batch_counts
 from ugt_composer.losses.unified import UnifiedLoss
 

@@ -3,12 +3,11 @@
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from ranked_cases import CATALOGUE, as_tensors
 
+from tests.metrics.ranked_cases import CATALOGUE, as_tensors
 from tests.rehearsal.driver import ROOT, environment, on_driver
 from ugt_composer.generation.beam_search import Recommendations
 from ugt_composer.metrics.batch import compare_pairs, rank_batch
@@ -86,10 +85,14 @@ def evaluate_on_a_gpu():
 
 
 def test_a_gpu_is_waited_for_only_at_the_end_and_may_be_deterministic():
-    path = f"{ROOT}:{Path(__file__).parent}"
     done = subprocess.run(
-        [*on_driver(), sys.executable, "-c", "from test_batch import evaluate_on_a_gpu; evaluate_on_a_gpu()"],
-        env=environment(PYTHONPATH=path, CUBLAS_WORKSPACE_CONFIG=":4096:8"),
+        [
+            *on_driver(),
+            sys.executable,
+            "-c",
+            "from tests.metrics.test_batch import evaluate_on_a_gpu; evaluate_on_a_gpu()",
+        ],
+        env=environment(PYTHONPATH=str(ROOT), CUBLAS_WORKSPACE_CONFIG=":4096:8"),
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -1,8 +1,8 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranked_cases import CATALOGUE, REPEATING_ROWS, WIDTH
 
+from tests.metrics.ranked_cases import CATALOGUE, REPEATING_ROWS, WIDTH
 from ugt_composer.metrics import ranking
 from ugt_composer.metrics.calculator import MetricsCalculator
 

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranked_cases import CATALOGUE, DISTINCT_ROWS, WIDTH
 from sklearn.metrics import ndcg_score
 from torchmetrics.functional.retrieval import (
     retrieval_hit_rate,
@@ -14,6 +13,7 @@ from torchmetrics.functional.retrieval import (
     retrieval_reciprocal_rank,
 )
 
+from tests.metrics.ranked_cases import CATALOGUE, DISTINCT_ROWS, WIDTH
 from ugt_composer.metrics.ranking import coverage, diversity, gini, hit_rate, mrr, ndcg_at_k, recall_at_k
 
 A, B, C, D, E = (5, 5, 5), (5, 5, 6), (5, 6, 5), (6, 5, 5), (7, 5, 5)

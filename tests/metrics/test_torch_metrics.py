@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranked_cases import CATALOGUE, DISTINCT_ROWS, WIDTH, as_tensors
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.metrics.ranked_cases import CATALOGUE, DISTINCT_ROWS, WIDTH, as_tensors
 from tests.rank_processes import run_ranks
 from ugt_composer.generation.beam_search import Recommendations
 from ugt_composer.metrics.batch import EvaluationBatch, compare_pairs, rank_batch

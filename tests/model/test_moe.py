@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from accumulations import Accumulations
 
+from tests.model.accumulations import Accumulations
 from ugt_composer.model.moe import MoEFeedForward, balance_loss
 
 PATHS = ["capacity", "dropless", "all experts"]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from accumulations import Accumulations
 
+from tests.model.accumulations import Accumulations
 from ugt_composer.model.activation_checkpointing import run_layer
 from ugt_composer.model.norm import GroupLayerNorm
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from ugt_composer.generation.trie import ItemTrie
+from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.losses.unified import UnifiedLoss
 from ugt_composer.model.embedding import ItemEmbedding
 from ugt_composer.model.heads import LevelHead

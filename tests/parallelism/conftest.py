@@ -21,7 +21,7 @@ from benchmarks.parity import (
     work,
 )
 from convert.jsonl_to_mds import main as convert
-from tests.trainer.conftest import ROOT, SIZES, shop, write_rows  # noqa: F401 - shop is a fixture
+from tests.shop import ROOT, SIZES, write_rows
 from ugt_composer.vocabulary import IGNORE_INDEX, ITEM, SEP
 
 STEPS, VARIANT_STEPS = 8, 4  # `make parity` has 32

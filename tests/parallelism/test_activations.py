@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ugt_composer.config import LossConfig, ModelConfig
+from ugt_composer.config.schema import LossConfig, ModelConfig
 from ugt_composer.model.decoder import DecoderLayer
 from ugt_composer.model.encoder import EncoderLayer
 from ugt_composer.parallelism.activations import FLOAT32, Activations, Shape, decoder_layer, encoder_layer

@@ -2,15 +2,15 @@
 
 import pytest
 
-from tests.trainer.conftest import metrics_of, shop, stage_arguments, stages  # noqa: F401 - fixtures
-from ugt_composer.config import load_config
-from ugt_composer.trainer import build_trainer
+from tests.shop import metrics_of, stage_arguments
+from ugt_composer.config.schema import load_config
+from ugt_composer.training.trainer import build_trainer
 
 
 @pytest.mark.slow  # a compiler at work, a minute
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("capacity", ["null", "1.25"])
-def test_compiled_losses_are_eager_ones(shop, stages, tmp_path, capacity):  # noqa: F811
+def test_compiled_losses_are_eager_ones(shop, stages, tmp_path, capacity):
     for name in ("true", "false"):
         path, *rest = stage_arguments(shop, tmp_path / name, 3, stages / "stage2" / "best")
         few = [f"compile={name}", f"model.expert_capacity_factor={capacity}", "model.dropout=0", "max_duration=6ba"]

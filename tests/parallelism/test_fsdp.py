@@ -13,7 +13,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tests.parallelism.fsdp_ranks import BATCHES, MICROBATCHES, UNITS, Toy, run_rank, train_alone
 from tests.rank_processes import DEADLINE, run_ranks
-from ugt_composer.config import FsdpConfig, ModelConfig, load_config
+from ugt_composer.config.schema import FsdpConfig, ModelConfig, load_config
 from ugt_composer.errors import UserError
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.fsdp import flatten_experts, shard

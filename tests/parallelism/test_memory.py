@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.conftest import ROOT, stage_arguments
+from tests.shop import ROOT, stage_arguments
 from ugt_composer.parallelism.memory import FLOAT, HALF, Held, memory_per_rank
 
 STRATEGIES = {

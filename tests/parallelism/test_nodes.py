@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.conftest import ROOT, comparable, metrics_of, stage_arguments
-from ugt_composer.checkpoint.training import batch_of, newest_checkpoint
+from tests.shop import ROOT, comparable, metrics_of, stage_arguments
+from ugt_composer.checkpoint.run_checkpoints import batch_of, newest_checkpoint
 from ugt_composer.errors import EXIT_PREEMPTED
 
 COMPOSER = Path(sys.executable).parent / "composer"

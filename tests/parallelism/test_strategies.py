@@ -34,8 +34,8 @@ from tests.parallelism.conftest import (
     VARIANT_STEPS,
     VARIANTS,
 )
-from tests.trainer.conftest import comparable
-from ugt_composer.checkpoint.training import list_checkpoints, read_checkpoint
+from tests.shop import comparable
+from ugt_composer.checkpoint.run_checkpoints import list_checkpoints, read_checkpoint
 
 pytestmark = pytest.mark.timeout(1800)  # the first test waits for all runs
 

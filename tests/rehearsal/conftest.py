@@ -15,7 +15,7 @@ import pytest
 
 from tests.rehearsal.driver import environment, on_driver
 from tests.rehearsal.jobs import COMMANDS, FAST, SLOW
-from tests.trainer.conftest import ROOT, shop, stage_arguments  # noqa: F401 - shop is a fixture
+from tests.shop import ROOT, stage_arguments
 
 SECONDS_PER_JOB = 60
 
@@ -28,10 +28,10 @@ def driver() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def trained(shop, tmp_path_factory) -> Path:  # noqa: F811
+def trained(shop, tmp_path_factory) -> Path:
     """A folder with stage1 and stage2, trained one from the other for two batches on the CPU."""
-    from ugt_composer.config import load_config
-    from ugt_composer.trainer import build_trainer
+    from ugt_composer.config.schema import load_config
+    from ugt_composer.training.trainer import build_trainer
 
     folder = tmp_path_factory.mktemp("trained")
     for stage in (1, 2):
@@ -43,13 +43,13 @@ def trained(shop, tmp_path_factory) -> Path:  # noqa: F811
 
 
 @pytest.fixture(scope="session")
-def rehearsed(driver, shop, trained, tmp_path_factory) -> Lines:  # noqa: F811
+def rehearsed(driver, shop, trained, tmp_path_factory) -> Lines:
     """What became of the fast jobs and of the commands, by name."""
     return rehearse([*FAST, *COMMANDS], driver, shop, trained, tmp_path_factory.mktemp("rehearsed"))
 
 
 @pytest.fixture(scope="session")
-def all_rehearsed(rehearsed, driver, shop, trained, tmp_path_factory) -> Lines:  # noqa: F811
+def all_rehearsed(rehearsed, driver, shop, trained, tmp_path_factory) -> Lines:
     out = tmp_path_factory.mktemp("all-rehearsed")
     return {**rehearsed, **rehearse(SLOW, driver, shop, trained, out)}
 
@@ -57,7 +57,7 @@ def all_rehearsed(rehearsed, driver, shop, trained, tmp_path_factory) -> Lines: 
 def rehearse(
     names: Sequence[str],
     driver: list[str],
-    shop: Path,  # noqa: F811
+    shop: Path,
     trained: Path,
     out: Path,
     ranks: int = 1,

@@ -14,17 +14,17 @@ import torch
 import torch.distributed as dist
 
 from tests.rehearsal.without_numbers import accept_zeros
-from ugt_composer.composer_model import ComposerUGT
-from ugt_composer.config import Config, load_config
-from ugt_composer.generation.trie import ItemTrie
+from ugt_composer.catalogue.trie import ItemTrie
+from ugt_composer.config.schema import Config, load_config
 from ugt_composer.losses.unified import UnifiedLoss
-from ugt_composer.memory_estimate import estimate
 from ugt_composer.model.build import freeze_untrained
 from ugt_composer.model.reference import Reference
 from ugt_composer.model.ugt import UGT
-from ugt_composer.optim import create_optimizer
 from ugt_composer.parallelism.build import build_strategy
 from ugt_composer.parallelism.strategy import Strategy
+from ugt_composer.training.composer_model import ComposerUGT
+from ugt_composer.training.memory_estimate import estimate
+from ugt_composer.training.optim import create_optimizer
 
 MICROBATCHES = 2
 

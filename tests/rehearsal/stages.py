@@ -25,11 +25,11 @@ from tests.rehearsal.host_waits import HostWaits
 from tests.rehearsal.jobs import COMMANDS, JOBS, Job
 from tests.rehearsal.ranks import objects_over_gloo
 from tests.rehearsal.without_numbers import accept_zeros
-from tests.trainer.conftest import stage_arguments
+from tests.shop import stage_arguments
 from ugt_composer.cli.main import main as ugt
-from ugt_composer.config import Config, load_config
-from ugt_composer.job_end import exit_as_rank
-from ugt_composer.trainer import UGTTrainer, build_trainer
+from ugt_composer.config.schema import Config, load_config
+from ugt_composer.job.exit import exit_as_rank
+from ugt_composer.training.trainer import UGTTrainer, build_trainer
 
 LOG_EVERY, EVALUATE_EVERY, SAVE_EVERY = 5, 4, 3
 STOP, END = 6, 8  # batches: of the first process, and of the one that resumes

@@ -11,7 +11,7 @@ import pytest
 from tests.rehearsal.conftest import Lines, on_ranks, rehearse
 from tests.rehearsal.driver import environment
 from tests.rehearsal.jobs import STRATEGIES, in_one_process, name_of
-from tests.trainer.conftest import ROOT, stage_arguments
+from tests.shop import ROOT, stage_arguments
 
 pytestmark = pytest.mark.timeout(3600)  # the first test waits for all runs
 FAST = in_one_process(name_of("amp_bf16", strategy, 3) for strategy in ("ddp", "fsdp", "zero-2", "zero-3"))

@@ -17,8 +17,8 @@ from composer.utils import dist  # noqa: E402
 import train  # noqa: E402
 from tests.rehearsal.ranks import objects_over_gloo  # noqa: E402
 from tests.rehearsal.without_numbers import accept_zeros  # noqa: E402
-from ugt_composer.job_end import exit_as_rank  # noqa: E402
-from ugt_composer.trainer import UGTTrainer  # noqa: E402
+from ugt_composer.job.exit import exit_as_rank  # noqa: E402
+from ugt_composer.training.trainer import UGTTrainer  # noqa: E402
 
 
 class OneMore(Callback):

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 from torch import Tensor
 
-from ugt_composer.callbacks.training_metrics import TrainingMetrics
 from ugt_composer.model.moe import MoEFeedForward
+from ugt_composer.training.callbacks.training_metrics import TrainingMetrics
 
 
 def accept_zeros() -> None:

@@ -9,7 +9,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ugt_composer.checkpoint.record import (
+from ugt_composer.checkpoint.written import or_removed, unlike_written, write_hashed
+from ugt_composer.config.schema import Config, ModelConfig, config_yaml, load_config
+from ugt_composer.errors import UserError
+from ugt_composer.model.build import build_model
+from ugt_composer.model.ugt import UGT
+from ugt_composer.storage.record import (
     RECORD,
     DamagedRecordError,
     Facts,
@@ -18,12 +23,7 @@ from ugt_composer.checkpoint.record import (
     put_in_place,
     read_record,
 )
-from ugt_composer.checkpoint.sync import forget_cached, sync_file
-from ugt_composer.checkpoint.written import or_removed, unlike_written, write_hashed
-from ugt_composer.config import Config, ModelConfig, config_yaml, load_config
-from ugt_composer.errors import UserError
-from ugt_composer.model.build import build_model
-from ugt_composer.model.ugt import UGT
+from ugt_composer.storage.sync import forget_cached, sync_file
 
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
 FINGERPRINT = "catalogue_fingerprint"

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ugt_composer.config import RESUME_DESPITE, Config, config_yaml, is_within
+from ugt_composer.config.schema import RESUME_DESPITE, Config, config_yaml, is_within
 from ugt_composer.errors import UserError
 
 # What decides the numbers of a step. Strategy, ranks, workers and microbatches may change.

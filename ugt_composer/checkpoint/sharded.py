@@ -9,12 +9,12 @@ import torch
 from composer.utils import dist
 from torch.distributed.checkpoint.api import CheckpointException
 
-from ugt_composer.checkpoint.record import RECORD, Facts, facts_of, write_record
-from ugt_composer.checkpoint.saving import cannot_save, save_on_rank_0
-from ugt_composer.checkpoint.sync import forget_cached, sync_file, sync_folder
-from ugt_composer.checkpoint.training import REPLACED, SHARDS, STATE
+from ugt_composer.checkpoint.rank0_errors import cannot_save, save_on_rank_0
+from ugt_composer.checkpoint.run_checkpoints import REPLACED, SHARDS, STATE
 from ugt_composer.checkpoint.written import write_hashed
 from ugt_composer.parallelism.strategy import Strategy
+from ugt_composer.storage.record import RECORD, Facts, facts_of, write_record
+from ugt_composer.storage.sync import forget_cached, sync_file, sync_folder
 
 
 def write_sharded(path: Path, light: dict[str, Any], strategy: Strategy) -> None:

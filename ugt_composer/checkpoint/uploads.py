@@ -11,11 +11,11 @@ from typing import Any, BinaryIO
 
 import xxhash
 
-from ugt_composer.checkpoint.record import RECORD, DamagedRecordError, parse_record
-from ugt_composer.checkpoint.store import MissingError, Store, StoreError
-from ugt_composer.checkpoint.stored import BESIDE, PORTABLE, record_name, stored_checkpoints
-from ugt_composer.checkpoint.training import flaw_of, is_checkpoint_name, list_checkpoints
+from ugt_composer.checkpoint.remote import BESIDE, PORTABLE, record_name, stored_checkpoints
+from ugt_composer.checkpoint.run_checkpoints import flaw_of, is_checkpoint_name, list_checkpoints
 from ugt_composer.errors import RunError
+from ugt_composer.storage.record import RECORD, DamagedRecordError, parse_record
+from ugt_composer.storage.s3 import MissingError, Store, StoreError
 
 log = logging.getLogger(__name__)
 

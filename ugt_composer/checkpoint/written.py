@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import xxhash
 
-from ugt_composer.checkpoint.record import Facts, read_back
+from ugt_composer.storage.record import Facts, read_back
 
 
 class HashedFile:

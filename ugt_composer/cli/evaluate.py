@@ -64,7 +64,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     from ugt_composer.cli.loading import check_positive, load_trained, with_item_scores
     from ugt_composer.data.manifest import read_manifest
-    from ugt_composer.evaluation import evaluate, evaluation_config
+    from ugt_composer.inference.evaluation import evaluate, evaluation_config
 
     check_positive(arguments, "k", "beam_width", "batch_size")
     for option, path in (("--json", arguments.json), ("--plot", arguments.plot)):

@@ -34,14 +34,14 @@ def main(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    import ugt_composer.export
+    from ugt_composer import inference
+    from ugt_composer.catalogue.trie import ItemTrie
     from ugt_composer.checkpoint.portable import load_portable, save_portable
-    from ugt_composer.checkpoint.stored import model_folder
+    from ugt_composer.checkpoint.remote import model_folder
     from ugt_composer.cli.loading import load_catalogue_of
     from ugt_composer.errors import UserError
-    from ugt_composer.export.programs import export_programs
-    from ugt_composer.generation.trie import ItemTrie
-    from ugt_composer.output_folder import new_folder
+    from ugt_composer.inference.export_programs import export_programs
+    from ugt_composer.storage.output_folder import new_folder
 
     out = Path(arguments.out)
     with new_folder(out, FILES, arguments.overwrite) as folder:
@@ -58,6 +58,6 @@ def main(arguments: argparse.Namespace) -> int:
         save_portable(folder, model.float().state_dict(), config, facts)
         for name, program in zip(FILES, export_programs(model, trie), strict=False):
             torch.export.save(program, folder / name)
-        shutil.copy(Path(ugt_composer.export.__path__[0]) / "usage.py", folder)
+        shutil.copy(Path(inference.__path__[0]) / "export_usage.py", folder / "usage.py")
     print(f"{out}: {', '.join(FILES)}")
     return 0

@@ -6,17 +6,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ugt_composer.conversion.bad_row import BadRow
+from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.conversion.canonical import canonical_row
 from ugt_composer.conversion.counts import Counts
-from ugt_composer.conversion.json_text import parse_object
 from ugt_composer.conversion.rows import check_row
 from ugt_composer.conversion.settings import Settings
-from ugt_composer.data.catalogue import Catalogue
 from ugt_composer.data.codec import Row
 from ugt_composer.data.history import SemanticId, decoder_lists, encoder_lists
 from ugt_composer.data.manifest import RECOMMEND
 from ugt_composer.errors import UserError
+from ugt_composer.jsonl.bad_row import BadRow
+from ugt_composer.jsonl.json_text import parse_object
 from ugt_composer.vocabulary import NUM_SPECIAL_IDS
 
 NOTHING_TO_PREDICT = decoder_lists([(NUM_SPECIAL_IDS,) * 3])  # a row needs a target; recommending ignores it

@@ -35,8 +35,8 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _report(place: str, catalogue_path: str | None, rows: int) -> dict[str, Any]:
-    from ugt_composer.checkpoint.stored import model_folder
-    from ugt_composer.data.catalogue import Catalogue
+    from ugt_composer.catalogue.catalogue import Catalogue
+    from ugt_composer.checkpoint.remote import model_folder
     from ugt_composer.inspection import kinds, shards, trained
 
     path = model_folder(place)

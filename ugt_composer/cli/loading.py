@@ -4,10 +4,10 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.checkpoint.portable import FINGERPRINT, check_fingerprint, load_portable
-from ugt_composer.checkpoint.stored import model_folder
-from ugt_composer.config import Config
-from ugt_composer.data.catalogue import Catalogue
+from ugt_composer.checkpoint.remote import model_folder
+from ugt_composer.config.schema import Config
 from ugt_composer.errors import UserError
 from ugt_composer.model.ugt import UGT
 

@@ -43,11 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     # Heavy imports wait until the arguments are known to be good, so that --help is quick.
+    from ugt_composer.catalogue.trie import ItemTrie
     from ugt_composer.cli.histories import history_settings, read_histories
     from ugt_composer.cli.loading import check_positive, load_trained, with_item_scores
-    from ugt_composer.generation.trie import ItemTrie
+    from ugt_composer.inference.recommender import Recommender, batched
     from ugt_composer.parallelism.device import prepare_device
-    from ugt_composer.recommender import Recommender, batched
 
     check_positive(arguments, "k", "beam_width", "batch_size")
     model, config, _, catalogue = load_trained(arguments.checkpoint, arguments.catalogue)

@@ -36,16 +36,16 @@ def main(arguments: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from ugt_composer.checkpoint.stored import model_folder
+    from ugt_composer.catalogue.trie import ItemTrie
+    from ugt_composer.checkpoint.remote import model_folder
     from ugt_composer.cli.loading import check_positive, load_trained
-    from ugt_composer.config import StreamConfig
+    from ugt_composer.config.schema import StreamConfig
     from ugt_composer.data.manifest import PREFERENCE, check_data
     from ugt_composer.errors import UserError
-    from ugt_composer.generation.trie import ItemTrie
+    from ugt_composer.inference.reference_log_probs import write_reference_log_probs
     from ugt_composer.model.reference import Reference
     from ugt_composer.parallelism.device import prepare_device
-    from ugt_composer.preflight import resolve_precision
-    from ugt_composer.reference_log_probs import write_reference_log_probs
+    from ugt_composer.training.preflight import resolve_precision
 
     check_positive(arguments, "batch_size")
     precision = resolve_precision(arguments.precision)

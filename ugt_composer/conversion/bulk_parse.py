@@ -12,7 +12,8 @@ from typing import Any, Union
 import msgspec
 
 from ugt_composer.conversion.columns import IrregularRows, RawLists, count_byte
-from ugt_composer.conversion.schema import (
+from ugt_composer.conversion.settings import PREFERENCE
+from ugt_composer.jsonl.schema import (
     CHOSEN,
     DECODER_KEYS,
     ENCODER_KEYS,
@@ -25,7 +26,6 @@ from ugt_composer.conversion.schema import (
     SEQUENCE,
     USER,
 )
-from ugt_composer.conversion.settings import PREFERENCE
 
 MAX_ALLOWED_KEYS = 32  # that an object's struct knows besides its own; rows with others are read one by one
 

@@ -13,9 +13,9 @@ from ugt_composer.conversion.bulk_parse import ParsedRows
 from ugt_composer.conversion.canonical import BOS_TOKEN
 from ugt_composer.conversion.columns import END, END_BYTE, IrregularRows, RawLists, read_digits, read_integers
 from ugt_composer.conversion.counts import FORMS, Counts
-from ugt_composer.conversion.schema import MASK, POSITIONS, TOKEN_TYPES
 from ugt_composer.conversion.settings import LARGEST_COUNT, LARGEST_POSITION, Settings
 from ugt_composer.data.codec import DECODER_COLUMNS, DTYPES, ENCODER_COLUMNS, REJECTED_COLUMNS, RowBatch
+from ugt_composer.jsonl.schema import MASK, POSITIONS, TOKEN_TYPES
 from ugt_composer.vocabulary import BOS, IGNORE_INDEX, LEVELS, NUM_SPECIAL_IDS, NUM_TOKEN_TYPES, USER
 
 

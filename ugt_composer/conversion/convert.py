@@ -16,9 +16,9 @@ from ugt_composer.conversion.partition import QUARANTINE_NAME, PartitionResult
 from ugt_composer.conversion.report import reasons
 from ugt_composer.conversion.settings import Settings
 from ugt_composer.conversion.shards import write_index
-from ugt_composer.conversion.sources import Source, find_sources, partitions
 from ugt_composer.conversion.workers import part_folder, run_partitions
 from ugt_composer.errors import UserError
+from ugt_composer.jsonl.sources import Source, find_sources, partitions
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from ugt_composer.conversion.bad_row import shown_name
+from ugt_composer.jsonl.bad_row import shown_name
 
 ALIGNED, STARTS_WITH_BOS, SHIFTED = "aligned", "starts_with_bos", "shifted"
 FORMS = (ALIGNED, STARTS_WITH_BOS, SHIFTED)

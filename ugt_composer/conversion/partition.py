@@ -11,18 +11,18 @@ from typing import IO, Any
 
 import xxhash
 
-from ugt_composer.conversion.bad_row import LINE, BadRow
 from ugt_composer.conversion.bulk_parse import BulkParser
 from ugt_composer.conversion.bulk_rows import convert_rows
 from ugt_composer.conversion.canonical import canonical_row
 from ugt_composer.conversion.columns import IrregularRows, strict_numbers
 from ugt_composer.conversion.counts import Counts
-from ugt_composer.conversion.lines import KEPT_BYTES, Block, TruncatedStream, read_blocks
 from ugt_composer.conversion.rows import check_row, too_long
 from ugt_composer.conversion.settings import FAIL, Settings
 from ugt_composer.conversion.shards import ShardWriter
-from ugt_composer.conversion.sources import Partition, Piece
 from ugt_composer.data.codec import encode_row, encode_rows
+from ugt_composer.jsonl.bad_row import LINE, BadRow
+from ugt_composer.jsonl.lines import KEPT_BYTES, Block, TruncatedStream, read_blocks
+from ugt_composer.jsonl.sources import Partition, Piece
 
 QUARANTINE_NAME = "quarantine.jsonl"
 BOM = b"\xef\xbb\xbf"

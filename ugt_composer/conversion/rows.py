@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ugt_composer.conversion.bad_row import LINE, BadRow, HugeNumber, shown, shown_name
-from ugt_composer.conversion.json_text import parse_object
-from ugt_composer.conversion.schema import (
+from ugt_composer.conversion.settings import LARGEST_COUNT, LARGEST_POSITION, PREFERENCE, RECOMMEND, Settings
+from ugt_composer.jsonl.bad_row import LINE, BadRow, HugeNumber, shown, shown_name
+from ugt_composer.jsonl.json_text import parse_object
+from ugt_composer.jsonl.schema import (
     CHOSEN,
     DECODER_KEYS,
     ENCODER_KEYS,
@@ -25,7 +26,6 @@ from ugt_composer.conversion.schema import (
     TOKEN_TYPES,
     USER,
 )
-from ugt_composer.conversion.settings import LARGEST_COUNT, LARGEST_POSITION, PREFERENCE, RECOMMEND, Settings
 from ugt_composer.vocabulary import IGNORE_INDEX, LEVELS, NUM_TOKEN_TYPES
 
 Item = tuple[int, ...]  # the ids of the three levels

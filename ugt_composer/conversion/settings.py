@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 from ugt_composer.data.codec import width_for
-from ugt_composer.data.integrity import available_hashes
 from ugt_composer.errors import UserError, nearest
+from ugt_composer.storage.hashed_file import available_hashes
 from ugt_composer.vocabulary import (
     DEFAULT_CODEBOOK_SIZES,
     LEVELS,

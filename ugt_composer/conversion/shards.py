@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ugt_composer.data.integrity import INDEX_NAME, new_hasher
+from ugt_composer.data.integrity import INDEX_NAME
+from ugt_composer.storage.hashed_file import new_hasher
 
 COLUMN = "row"
 INDEX_VERSION = 2

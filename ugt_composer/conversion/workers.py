@@ -15,7 +15,7 @@ from typing import Any
 
 from ugt_composer.conversion.partition import PartitionResult, convert_partition
 from ugt_composer.conversion.settings import Settings
-from ugt_composer.conversion.sources import Partition
+from ugt_composer.jsonl.sources import Partition
 
 REFRESH_SECONDS = 0.1
 

@@ -20,7 +20,7 @@ from streaming.base.dataset import _ShardState
 from streaming.base.format import Reader
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ugt_composer.config import StreamConfig
+from ugt_composer.config.schema import StreamConfig
 from ugt_composer.data.collate import PackedRow
 from ugt_composer.data.fetch_ahead import FetchAhead
 from ugt_composer.data.shard_files import ShardFiles

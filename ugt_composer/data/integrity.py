@@ -1,19 +1,16 @@
 """Whether the files of a data folder are those that its index and its manifest speak of. Imports neither torch nor
 Streaming."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import xxhash
-
 from ugt_composer.errors import UserError
+from ugt_composer.storage.hashed_file import fastest, file_hash
 
 INDEX_NAME = "index.json"
 MANIFEST_NAME = "manifest.json"
-BLOCK = 1 << 16  # bytes read at a time: small enough for the cache of a core
 ADVICE = "convert or copy the data again"
 
 
@@ -100,33 +97,6 @@ def size_flaw(path: Path, facts: FileFacts) -> str | None:
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     return None if size == facts.size else f"has {size} bytes, {INDEX_NAME} records {facts.size}"
-
-
-def fastest(hashes: dict[str, str]) -> str | None:
-    """The recorded algorithm to check with; xxhash's are several times as fast as others. None where none is known."""
-    known = [name for name in hashes if name in available_hashes()]
-    return min(known, key=lambda name: (not name.startswith("xxh"), name), default=None)
-
-
-def file_hash(algorithm: str, path: Path) -> str:
-    """The hash of a file as the conversion writes it."""
-    hasher = new_hasher(algorithm)
-    block = memoryview(bytearray(BLOCK))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(block):
-            hasher.update(block[:count])
-    return hasher.hexdigest()
-
-
-def new_hasher(algorithm: str) -> Any:
-    """An object with update() and hexdigest(), as hashlib's, for one of `available_hashes`."""
-    return xxhash.__dict__[algorithm]() if algorithm in xxhash.algorithms_available else hashlib.new(algorithm)
-
-
-def available_hashes() -> set[str]:
-    """The names that the MDS format knows."""
-    fixed_length = {name for name in hashlib.algorithms_guaranteed if not name.startswith("shake_")}
-    return fixed_length | set(xxhash.algorithms_available)
 
 
 def index_flaw(path: Path, recorded: str) -> str | None:

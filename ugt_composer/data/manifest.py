@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ugt_composer.config import Config, StreamConfig
+from ugt_composer.config.schema import Config, StreamConfig
 from ugt_composer.data.codec import VERSION
 from ugt_composer.data.integrity import (
     ADVICE,

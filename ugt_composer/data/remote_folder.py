@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-from ugt_composer.config import StreamConfig
-from ugt_composer.data.file_lock import locked
+from ugt_composer.config.schema import StreamConfig
 from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME, index_flaw
 from ugt_composer.data.shard_files import fetch
 from ugt_composer.errors import UserError
+from ugt_composer.storage.file_lock import locked
 
 
 def fetch_descriptions(stream: StreamConfig) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from streaming.base.compression import decompress
 from streaming.base.storage import CloudDownloader
 
-from ugt_composer.data.file_lock import locked
 from ugt_composer.data.integrity import ADVICE, FileFacts, ShardFacts, flaw, read_index
 from ugt_composer.errors import UserError
+from ugt_composer.storage.file_lock import locked
 
 log = logging.getLogger(__name__)
 

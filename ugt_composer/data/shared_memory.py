@@ -27,7 +27,7 @@ from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, LOCALS, SH
 from streaming.base.shared import SharedMemory
 from streaming.base.world import World
 
-from ugt_composer.data.file_lock import is_linked
+from ugt_composer.storage.file_lock import is_linked
 
 if streaming.__version__ != "0.13.0":
     raise ImportError(f"streaming is {streaming.__version__}; what is replaced here was read in 0.13.0")

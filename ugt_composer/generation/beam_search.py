@@ -19,9 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ugt_composer.generation.code_space import CodeSpace
+from ugt_composer.catalogue.code_space import CodeSpace
+from ugt_composer.catalogue.trie import Children, ItemTrie
 from ugt_composer.generation.item_log_probs import LevelHeads
-from ugt_composer.generation.trie import Children, ItemTrie
 from ugt_composer.vocabulary import LEVELS
 
 # Bytes of working tensors, roughly; users are searched in groups that stay below it. On a CPU as much as is reused from

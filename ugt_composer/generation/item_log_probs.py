@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ugt_composer.generation.trie import ItemTrie
+from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.vocabulary import LEVELS
 
 UNKNOWN_LOG_PROB = -20.0  # of an item that the catalogue lacks, where the softmax runs over the catalogue

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import polars as pl
 
-from ugt_composer.data.catalogue import LEVEL_KEYS, Catalogue, Item
+from ugt_composer.catalogue.catalogue import LEVEL_KEYS, Catalogue, Item
 from ugt_composer.errors import UserError
 from ugt_composer.importing.codes import read_json
 from ugt_composer.vocabulary import LEVELS, NUM_SPECIAL_IDS

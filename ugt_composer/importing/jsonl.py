@@ -10,7 +10,8 @@ from typing import BinaryIO
 import numpy as np
 import polars as pl
 
-from ugt_composer.conversion.schema import (
+from ugt_composer.importing.splits import Rows
+from ugt_composer.jsonl.schema import (
     CHOSEN,
     COLUMNS,
     DECODER_KEYS,
@@ -21,7 +22,6 @@ from ugt_composer.conversion.schema import (
     SEQUENCE,
     USER,
 )
-from ugt_composer.importing.splits import Rows
 from ugt_composer.vocabulary import CLS, ITEM, LEVELS
 from ugt_composer.vocabulary import USER as USER_TOKEN
 

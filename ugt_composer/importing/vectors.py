@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ugt_composer.data.item_matrix import first_not_finite, read_matrix
+from ugt_composer.catalogue.item_matrix import first_not_finite, read_matrix
 from ugt_composer.errors import UserError
 
 

@@ -3,13 +3,13 @@
 import zipfile
 from pathlib import Path
 
-from ugt_composer.callbacks.metrics_file import FILE_NAME
 from ugt_composer.checkpoint.portable import CONFIG, WEIGHTS
-from ugt_composer.checkpoint.record import RECORD
-from ugt_composer.checkpoint.stored import PORTABLE
-from ugt_composer.checkpoint.training import SHARDS, STATE, is_checkpoint_name, list_checkpoints
+from ugt_composer.checkpoint.remote import PORTABLE
+from ugt_composer.checkpoint.run_checkpoints import SHARDS, STATE, is_checkpoint_name, list_checkpoints
 from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME
 from ugt_composer.errors import UserError
+from ugt_composer.storage.record import RECORD
+from ugt_composer.training.callbacks.metrics_file import FILE_NAME
 
 MODEL, CHECKPOINT, RUN, SHARD_FOLDER, CATALOGUE = "model", "training checkpoint", "run", "shards", "catalogue"
 EXPECTED = (

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from streaming.base.compression import decompress
 
-from ugt_composer.data.catalogue import LEVEL_KEYS, Catalogue, Item
+from ugt_composer.catalogue.catalogue import LEVEL_KEYS, Catalogue, Item
 from ugt_composer.data.codec import SIZED_HEADER, decode_row
 from ugt_composer.data.history import SemanticId
 from ugt_composer.data.integrity import ADVICE, ShardFacts, flaw, read_index

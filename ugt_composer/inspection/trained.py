@@ -7,13 +7,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ugt_composer.callbacks.metrics_file import FILE_NAME
 from ugt_composer.checkpoint.portable import CONFIG, load_portable, read_facts
-from ugt_composer.checkpoint.record import RECORD, record_beside
-from ugt_composer.checkpoint.stored import PORTABLE
-from ugt_composer.checkpoint.training import batch_of, flaw_of, list_checkpoints, read_checkpoint
-from ugt_composer.config import Config, load_config
+from ugt_composer.checkpoint.remote import PORTABLE
+from ugt_composer.checkpoint.run_checkpoints import batch_of, flaw_of, list_checkpoints, read_checkpoint
+from ugt_composer.config.schema import Config, load_config
 from ugt_composer.errors import UserError
+from ugt_composer.storage.record import RECORD, record_beside
+from ugt_composer.training.callbacks.metrics_file import FILE_NAME
 
 PLACE = ("epoch", "batch", "sample", "batch_in_epoch")
 MAIN_KEYS = (

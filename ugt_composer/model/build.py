@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import torch
 
-from ugt_composer.config import ModelConfig
+from ugt_composer.config.schema import ModelConfig
 from ugt_composer.model.ugt import UGT
 
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.data.batch import Batch
-from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.model.ugt import UGT
 
 

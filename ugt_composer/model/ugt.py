@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.data.batch import Batch
 from ugt_composer.generation.item_log_probs import child_logits, score_items
-from ugt_composer.generation.trie import ItemTrie
 from ugt_composer.model.decoder import Decoder
 from ugt_composer.model.embedding import EMBEDDING_STD, InputEmbedding, ItemEmbedding
 from ugt_composer.model.encoder import Encoder

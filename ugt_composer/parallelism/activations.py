@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ugt_composer.config import LossConfig, ModelConfig
+from ugt_composer.config.schema import LossConfig, ModelConfig
 from ugt_composer.generation.beam_search import ITEM_BYTES, MEMORY_BOUND
 from ugt_composer.losses.catalogue_contrastive import LOGITS_BYTES
 from ugt_composer.model.pointwise_product import PIECE_BYTES

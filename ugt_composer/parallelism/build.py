@@ -3,12 +3,12 @@
 import torch
 from composer.utils import dist
 
-from ugt_composer.config import Config
+from ugt_composer.config.schema import Config
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.ddp import DdpStrategy
 from ugt_composer.parallelism.device import own_device
 from ugt_composer.parallelism.strategy import MakeOptimizer, Strategy
-from ugt_composer.preflight import deepspeed_settings
+from ugt_composer.training.preflight import deepspeed_settings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COMPUTE_DTYPES = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16, "fp32": None}

@@ -8,7 +8,7 @@ from composer.devices import Device, DeviceCPU, DeviceGPU
 from torch import nn
 from torchmetrics import Metric
 
-from ugt_composer.config import Config
+from ugt_composer.config.schema import Config
 from ugt_composer.float32_product import allow_tf32
 
 T = TypeVar("T", bound=nn.Module)

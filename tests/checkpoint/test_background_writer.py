@@ -1,0 +1,100 @@
+"""Checkpoints are written beside the training, and hold what it was when they were begun."""
+
+import errno
+import threading
+
+import pytest
+import torch
+from composer import Callback
+
+from tests.shop import comparable
+from ugt_composer.checkpoint.background_writer import Writer
+from ugt_composer.checkpoint.run_checkpoints import list_checkpoints, read_checkpoint
+from ugt_composer.errors import RunError
+from ugt_composer.training.callbacks import checkpoints
+from ugt_composer.training.trainer import build_trainer
+
+
+class Snapshots(Callback):
+    """The weights after each batch, and, once the batch of a save is three batches past, the writer may go on."""
+
+    def __init__(self, may_write):
+        self.may_write = may_write
+        self.weights, self.written = {}, {}
+
+    def batch_end(self, state, logger):
+        batch = state.timestamp.batch.value
+        self.weights[batch] = {name: value.clone() for name, value in state.model.state_dict().items()}
+        self.written[batch] = [path.name for path in list_checkpoints(self.folder)]
+        if batch == 6:
+            self.may_write.set()
+
+
+def test_training_goes_on_while_an_earlier_state_is_written(stage_config, tmp_path, monkeypatch):
+    may_write, write = threading.Event(), checkpoints.write_checkpoint
+
+    def slow(path, content):
+        assert may_write.wait(60)
+        write(path, content)
+
+    monkeypatch.setattr(checkpoints, "write_checkpoint", slow)
+    more = ("save_interval=3ba", "max_duration=7ba", "eval_interval=100ba")
+    trainer = build_trainer(stage_config(tmp_path / "run", 1, None, *more))
+    watch = Snapshots(may_write)
+    watch.folder = tmp_path / "run"
+    trainer.state.callbacks.append(watch)
+    trainer.train()
+    trainer.close()
+    assert watch.written[5] == watch.written[6] == []
+    for path, batch in zip(list_checkpoints(tmp_path / "run"), (7, 6, 3), strict=True):
+        content = read_checkpoint(path)
+        assert content["state"]["timestamp"]["Timestamp"]["batch"] == batch
+        for name, value in watch.weights[batch].items():
+            assert torch.equal(content["model"][name], value), name
+        assert content["optimizer"]["groups"][0]["lr"] > 0
+
+
+def test_what_was_written_beside_the_training_is_gone_on_from_to_the_last_bit(stage_config, tmp_path):
+    more = ("save_interval=3ba", "max_duration=7ba", "model.dropout=0.2")
+    for name in ("whole", "parts"):
+        trainer = build_trainer(stage_config(tmp_path / name, 1, None, *more))
+        trainer.train()
+        trainer.close()
+    for path in list_checkpoints(tmp_path / "parts")[:-1]:
+        path.unlink()
+    trainer = build_trainer(stage_config(tmp_path / "parts", 1, None, *more))
+    assert trainer.state.timestamp.batch.value == 3
+    trainer.train()
+    trainer.close()
+    assert comparable(tmp_path / "parts") == comparable(tmp_path / "whole")
+
+
+def test_a_folder_that_cannot_be_written_ends_the_run_soon(stage_config, tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "write_checkpoint", full)
+    trainer = build_trainer(stage_config(tmp_path, 1, None, "save_interval=2ba", "eval_interval=100ba"))
+    with pytest.raises(RunError, match="No space left on device"):
+        trainer.train()
+    assert trainer.state.timestamp.batch.value <= 4
+    trainer.held.close()
+
+
+def test_a_failure_is_kept_until_somebody_asks_and_told_once(tmp_path):
+    writer = Writer(tmp_path)
+    writer.finish()  # nothing was begun
+
+    def fail():
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    writer.begin(fail)
+    writer.wait()
+    with pytest.raises(RunError, match="Read-only file system"):
+        writer.check()
+    with pytest.raises(RunError, match="Read-only file system"):
+        writer.finish()
+    writer.check()
+    writer.begin(lambda: (tmp_path / "file").write_text("done"))
+    writer.finish()
+    assert (tmp_path / "file").read_text() == "done"

@@ -1,0 +1,182 @@
+"""`ugt inspect`: what it says of each thing that a run reads and writes, and of damaged ones."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from tests.data.conftest import DAMAGES, flip_byte
+from tests.shop import SIZES, metrics_of
+from ugt_composer.catalogue.catalogue import Catalogue
+from ugt_composer.checkpoint.portable import load_portable
+from ugt_composer.checkpoint.run_checkpoints import list_checkpoints, read_checkpoint
+from ugt_composer.cli.main import main
+from ugt_composer.errors import UserError
+
+
+@pytest.fixture
+def inspect(capsys):
+    """inspect(path, *options) → the JSON that it prints, after the tables have been printed without an error."""
+
+    def run(path, *options) -> dict:
+        words = ["inspect", *map(str, (path, *options))]
+        assert main(words) == 0
+        assert str(path)[:40] in capsys.readouterr().out.replace("\n", "")
+        assert main([*words, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+@pytest.fixture
+def run_folder(stages, tmp_path):
+    return shutil.copytree(stages / "stage2", tmp_path / "run")
+
+
+@pytest.fixture
+def data_folder(shop, tmp_path):
+    """data_folder(compression) → the shop's train in several shards."""
+    from convert.jsonl_to_mds import main as convert
+
+    def make(compression: str):
+        options = ["--codebook-sizes", *map(str, SIZES), "--size-limit", "4096", "--compression", compression]
+        words = [str(shop / "train.jsonl"), "--kind", "recommend", "--out", str(tmp_path / "data"), *options]
+        assert convert(words) == 0
+        return tmp_path / "data"
+
+    return make
+
+
+def refused(path, *options) -> str:
+    with pytest.raises(UserError) as error:
+        main(["inspect", *map(str, (path, *options))])
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_model(inspect, shop, run_folder):
+    found = inspect(run_folder / "best")
+    model, _, _ = load_portable(run_folder / "best")
+    assert found["kind"] == "model"
+    assert found["parameters"]["total"] == sum(p.numel() for p in model.parameters())
+    assert found["record"] == "as record.json says"
+    assert found["sizes"]["codebooks"] == list(SIZES)
+    assert found["header"]["catalogue_fingerprint"] == Catalogue.load(shop / "catalogue.jsonl").fingerprint
+    (run_folder / "best" / "record.json").unlink()
+    assert inspect(run_folder / "best")["record"].startswith("unchecked")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_model_is_refused_and_shown_in_its_run(inspect, run_folder, damage):
+    DAMAGES[damage](run_folder / "latest" / "model.safetensors")
+    assert "model.safetensors" in refused(run_folder / "latest")
+    states = {model["name"]: model["state"] for model in inspect(run_folder)["models"]}
+    assert states["best"] == "valid"
+    assert "model.safetensors" in states["latest"]
+
+
+def test_a_training_checkpoint(inspect, run_folder):
+    path = list_checkpoints(run_folder)[0]
+    found = inspect(path)
+    assert found["kind"] == "training checkpoint"
+    assert path.name == f"ba{found['batch']:08d}.pt"
+    assert found["strategy"] == "ddp"
+    assert (found["epoch"], found["batch"], found["batch in epoch"]) == (1, 14, 7)
+    assert found["config"]["optimizer.lr"] == 0.01
+    flip_byte(path, -100)
+    assert path.name in refused(path)
+
+
+def test_a_sharded_checkpoint(inspect, run_folder, tmp_path):
+    content = dict(read_checkpoint(list_checkpoints(run_folder)[0]))
+    light = {name: value for name, value in content.items() if name not in ("model", "optimizer")}
+    by = {"strategy": "fsdp", "zero_stage": None, "world_size": 2}
+    folder = tmp_path / "ba00000014"
+    (folder / "shards").mkdir(parents=True)
+    torch.save({}, folder / "shards" / "part.pt")
+    torch.save(light | {"sharded": {"by": by}}, folder / "state.pt")
+    found = inspect(folder)
+    assert found["kind"] == "training checkpoint"
+    assert (found["strategy"], found["world size"], found["batch"]) == ("fsdp", 2, 14)
+    assert found["record"].startswith("unchecked")
+    shutil.rmtree(folder / "shards")
+    assert "shards is missing" in refused(folder)
+
+
+def test_a_run_with_a_damaged_checkpoint_is_shown_with_that_fact(inspect, run_folder):
+    newest, before = list_checkpoints(run_folder)[:2]
+    flip_byte(newest, -100)
+    found = inspect(run_folder)
+    states = {entry["name"]: entry["state"] for entry in found["checkpoints"]}
+    assert found["kind"] == "run"
+    assert states[before.name] == "valid"
+    assert "record" in states[newest.name]
+    assert found["last step"] == metrics_of(run_folder)[-1]
+    with (run_folder / "metrics.jsonl").open("a") as file:
+        file.write('{"batch": 9')  # a line that is being written
+    assert inspect(run_folder)["last step"] == found["last step"]
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_a_data_folder(inspect, shop, data_folder, compression, capsys):
+    folder = data_folder(compression)
+    capsys.readouterr()
+    before = sorted(path.name for path in folder.rglob("*"))
+    found = inspect(folder, "--rows", "2", "--catalogue", shop / "catalogue.jsonl")
+    assert found["kind"] == "shards"
+    assert found["rows"] == 205
+    assert found["shards"] > 1
+    assert found["hashes"]
+    assert sorted(path.name for path in folder.rglob("*")) == before
+    first = found["first rows"]
+    assert [row["user"] for row in first] == ["u0", "u1"]
+    assert all(item.startswith("item-") for row in first for item in row["history"] + row["targets"])
+    lengths = {entry["of"]: entry for entry in found["lengths"]}
+    assert lengths["target tokens"]["least"] == lengths["target tokens"]["most"] == 2
+    assert lengths["rejected items"]["mean"] == 0
+    assert lengths["history tokens"]["least"] < lengths["history tokens"]["median"]
+
+
+def test_lengths_and_pairs_are_those_of_the_rows(inspect, shop):
+    rows = [json.loads(line) for line in (shop / "preference.jsonl").read_text().splitlines()]
+    found = inspect(shop / "preference")
+    history = [len(row["user_sequence"]["encoder_l1_ids"]) for row in rows]
+    lengths = {entry["of"]: entry for entry in found["lengths"]}
+    assert lengths["history tokens"]["mean"] == pytest.approx(np.mean(history))
+    assert lengths["history tokens"]["most"] == max(history)
+    rejected = rows[0]["rejected_item"]
+    assert found["rows of kind"] == "preference"
+    assert found["first rows"][0]["rejected"] == ["/".join(str(rejected[f"l{n}_id"]) for n in (1, 2, 3))]
+    assert len(found["first rows"][0]["history"]) == history[0] - 1
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_shard_is_named(data_folder, damage):
+    folder = data_folder("none")
+    DAMAGES[damage](folder / "shard.00002.mds")
+    assert "shard.00002.mds" in refused(folder)
+
+
+def test_a_catalogue(inspect, shop, tmp_path):
+    twins = "".join(
+        json.dumps({"item_id": f"twin-{n}", "l1_id": 5, "l2_id": 6, "l3_id": 9, "name": "Twin"}) + "\n"
+        for n in range(2)
+    )
+    (tmp_path / "catalogue.jsonl").write_text((shop / "catalogue.jsonl").read_text() + twins)
+    found = inspect(tmp_path / "catalogue.jsonl", "--rows", "1")
+    assert found["kind"] == "catalogue"
+    assert (found["items"], found["with a name"], found["semantic ids"]) == (62, 2, 60)
+    assert (found["shared semantic ids"], found["items that share one"], found["most items of one"]) == (1, 3, 3)
+    assert [level["used ids"] for level in found["levels"]] == [4, 15, 60]
+    assert found["first rows"] == [{"item_id": "item-0", "semantic ID": "5/5/5", "name": ""}]
+    assert inspect(shop / "catalogue.jsonl")["most items of one"] == 1
+
+
+def test_anything_else_is_refused_with_what_was_expected(shop, tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    for path in (tmp_path, tmp_path / "notes.txt", tmp_path / "nowhere"):
+        assert "expected a model" in refused(path)
+    assert "item_id" in refused(shop / "eval.jsonl")
+    assert "--rows" in refused(shop / "eval", "--rows", "-1")

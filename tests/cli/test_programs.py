@@ -1,0 +1,253 @@
+"""The programs as a user types them: help, dry run, recommendations, and answers to mistakes.
+
+Each is started once; the rest is asked of its `main` here, without the seconds that a start takes.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.shop import ROOT, stage_arguments
+from ugt_composer.cli.main import main as ugt_main
+from ugt_composer.config.schema import load_config
+from ugt_composer.errors import UserError
+from ugt_composer.training.dry_run import describe
+
+UGT = Path(sys.executable).parent / "ugt"
+
+
+def run(*command, stdin: str = "") -> subprocess.CompletedProcess:
+    words = [str(word) for word in command]
+    return subprocess.run(words, capture_output=True, text=True, input=stdin, cwd=ROOT, timeout=120, check=False)
+
+
+def train(*arguments) -> subprocess.CompletedProcess:
+    return run(sys.executable, "train.py", *arguments)
+
+
+def test_dry_run_says_what_would_run_and_writes_nothing(shop, tmp_path):
+    result = train(*stage_arguments(shop, tmp_path / "run", 1), "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "lr: 0.01" in result.stdout
+    assert "205 recommend rows" in result.stdout
+    assert "the run          14 batches (2ep)" in result.stdout
+    assert "warm-up          1 batches" in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_of_remote_data_that_was_never_fetched_says_so(stage_config, tmp_path):
+    remote = (f"data.train.local={tmp_path / 'cache'}", "data.train.remote=s3://bucket/train")
+    shown = describe(stage_config(tmp_path / "run", 1, None, *remote))
+    assert "train  none on this machine" in shown
+    assert "unknown: the shards are remote" in shown
+
+
+def test_dry_run_counts_the_parameters_of_the_model(stage_config, tmp_path):
+    from ugt_composer.model.build import build_model
+
+    config = stage_config(tmp_path / "run")
+    count = sum(p.numel() for p in build_model(config.model, 0).parameters())
+    assert f"{count:,}" in describe(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["loss.dpo_betta=1"], ["loss.dpo_betta is unknown", "did you mean loss.dpo_beta?"]),
+        (["data.train.local=nowhere"], ["nowhere: no such folder", "convert/jsonl_to_mds.py"]),
+        (["model.codebook_sizes=[24,39,72]"], ["--codebook-sizes 24 40 72", "[24, 39, 72]"]),
+        (["model.max_seq_len=6"], ["a token at position", "model.max_seq_len is 6"]),
+        (["data.catalogue=nowhere.jsonl"], ["nowhere.jsonl"]),
+        (["init_from=nowhere"], ["nowhere/model.safetensors: no such file"]),
+        (["save_best_on=recal@10"], ["save_best_on is 'recal@10'", "did you mean recall@10?"]),
+        (["precision=amp_fp16"], ["precision is amp_fp16", "no GPU", "amp_bf16"]),
+        (["precision=amp_bf16", "parallelism.strategy=fsdp"], ["precision is amp_bf16", "fsdp", "strategy ddp"]),
+        (["device_train_microbatch_size=auto"], ["device_train_microbatch_size is auto", "a number"]),
+        (["parallelism.strategy=fsdp1"], ["FSDP1 needs a GPU", "expected fsdp"]),
+        (["parallelism.strategy=zero2"], ["expected deepspeed with parallelism.deepspeed.zero_stage=2"]),
+        (["checkpoint.sharded=true"], ["parallelism.strategy ddp", "expected fsdp or deepspeed"]),
+        (["parallelism.shard_reference=true"], ["keeps a whole model on each rank", "fsdp"]),
+        (["parallelism.strategy=fsdp", "optimizer.name=lamb"], ["optimizer.name is lamb", "adamw"]),
+        (
+            ["parallelism.strategy=deepspeed", "parallelism.deepspeed.config.gradient_clipping=3"],
+            ["parallelism.deepspeed.config.gradient_clipping is 3", "max_grad_norm"],
+        ),
+        (
+            ["parallelism.strategy=deepspeed", "parallelism.deepspeed.config.zero_optimization.stge=3"],
+            ["DeepSpeed refuses the configuration", "stge"],
+        ),
+        (["loggers.wandb.project=x"], ["ugt-composer[wandb]"]),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_written(shop, tmp_path, overrides, words):
+    from ugt_composer.training.trainer import build_trainer
+
+    path, *rest = stage_arguments(shop, tmp_path / "run", 1)
+    with pytest.raises(UserError) as error:
+        build_trainer(load_config(path, overrides=[*rest, *overrides]))
+    assert all(word in str(error.value) for word in words), error.value
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_ends_with_one_sentence_and_status_2(shop, tmp_path):
+    result = train(*stage_arguments(shop, tmp_path / "run", 1), "save_best_on=recal@10")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert [line for line in result.stderr.splitlines() if line.startswith("error: ")] == [
+        line for line in result.stderr.splitlines() if "did you mean recall@10?" in line
+    ]
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut short"])
+def test_a_damaged_shard_is_named_before_training(shop, stage_config, ended, tmp_path, damage):
+    shutil.copytree(shop / "train", tmp_path / "train")
+    shard = next((tmp_path / "train").rglob("shard.*.mds"))
+    shard.unlink() if damage == "missing" else shard.write_bytes(shard.read_bytes()[:-10])
+    config = stage_config(tmp_path / "run", 1, None, f"data.train.local={tmp_path / 'train'}")
+    result = ended(lambda: describe(config))
+    assert result.returncode == 2
+    assert str(shard) in result.stderr
+
+
+@pytest.fixture
+def recommend(stages, ended):
+    """recommend(*arguments, checkpoint, stdin) → what `ugt recommend` ends with and writes."""
+
+    def ask(*arguments, checkpoint=stages / "stage1" / "best", stdin: str = "") -> subprocess.CompletedProcess:
+        words = [str(word) for word in ("recommend", "--checkpoint", checkpoint, *arguments)]
+        return ended(lambda: ugt_main(words), stdin)
+
+    return ask
+
+
+def test_recommend_reads_item_ids_and_names_unknown_ones(stages, tmp_path):
+    (tmp_path / "user.json").write_text('{\n "user_id": "me",\n "items": ["item-3", "nothing", "item-5"]\n}\n')
+    command = (UGT, "recommend", "--checkpoint", stages / "stage1" / "best")
+    result = run(*command, "--history", tmp_path / "user.json", "-k", "5", "--json")
+    assert result.returncode == 0, result.stderr
+    user = json.loads(result.stdout)
+    assert user["user_id"] == "me"
+    assert [entry["rank"] for entry in user["recommendations"]] == [1, 2, 3, 4, 5]
+    items = [entry["item_id"] for entry in user["recommendations"]]
+    assert len(set(items)) == 5
+    assert not {"item-3", "item-5"} & set(items)
+    scores = [entry["log_prob"] for entry in user["recommendations"]]
+    assert scores == sorted(scores, reverse=True)
+    assert "not in the catalogue, left out: nothing" in result.stderr
+
+
+def test_of_a_long_history_the_most_recent_count_and_none_is_recommended_again(recommend, stages, shop):
+    from ugt_composer.checkpoint.portable import load_portable
+
+    reads = load_portable(stages / "stage1" / "best")[1].model.max_seq_len - 1
+    names = [json.loads(line)["item_id"] for line in (shop / "catalogue.jsonl").read_text().splitlines()]
+    once = [name for name in names if name != names[3]]
+    long = once + once[-1:] * reads  # the model sees one item, again and again
+    histories = [{"items": long}, {"items": long[-reads:]}, {"items": ["nothing"]}, {"items": []}]
+    lines = "\n".join(map(json.dumps, histories))
+    result = recommend("--history", "-", "-k", "50", "--json", stdin=lines)
+    assert result.returncode == 0, result.stderr
+    cut, short, unknown, empty = (json.loads(line)["recommendations"] for line in result.stdout.splitlines())
+    assert [entry["item_id"] for entry in cut] == [names[3]]
+    same = next(entry for entry in short if entry["item_id"] == names[3])
+    assert cut[0]["log_prob"] == pytest.approx(same["log_prob"], abs=1e-5)
+    assert unknown == empty
+    assert f"the model reads {reads} items; of {len(long)} the most recent" in result.stderr
+
+
+def test_recommend_reads_rows_of_the_training_format(recommend, shop):
+    result = recommend("--history", shop / "eval.jsonl", "-k", "3", "--json", "--include-seen")
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 41
+    table = recommend("--history", shop / "eval.jsonl", "-k", "3")
+    assert "semantic ID" in table.stdout
+
+
+def test_recommendations_of_a_batch_are_those_of_each_user_alone(recommend, shop):
+    together = recommend("--history", shop / "eval.jsonl", "--json").stdout.splitlines()
+    first = (shop / "eval.jsonl").read_text().splitlines()[7]
+    alone = json.loads(recommend("--history", "-", "--json", stdin=first).stdout)
+    batch = json.loads(together[7])
+    assert [e["item_id"] for e in alone["recommendations"]] == [e["item_id"] for e in batch["recommendations"]]
+
+
+@pytest.mark.parametrize(
+    ("history", "words"),
+    [
+        ('{"items": [1]}', ["-:1: items", "[1]", "in quotes"]),
+        ('{"items": "item-3"}', ["-:1: items"]),
+        ("", ["-: is empty"]),
+        ("nonsense", ["-:1", "JSON"]),
+        ('{"items": []}\n{"user_id": 5, "items": []}', ["-:2", "user_id"]),
+        ('{"encoder_l1_ids": [5]}', ["-:1", "encoder_l2_ids"]),
+    ],
+)
+def test_a_bad_history_is_named(recommend, history, words):
+    result = recommend("--history", "-", stdin=history)
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert all(word in result.stderr for word in words), result.stderr
+
+
+def test_a_catalogue_of_other_meaning_is_refused(recommend, shop, tmp_path):
+    lines = (shop / "catalogue.jsonl").read_text().replace("item-7", "other")
+    (tmp_path / "catalogue.jsonl").write_text(lines)
+    result = recommend("--history", shop / "eval.jsonl", "--catalogue", tmp_path / "catalogue.jsonl")
+    assert result.returncode == 2
+    assert "fingerprint" in result.stderr
+
+
+def test_two_items_of_one_semantic_id_are_both_recommended(recommend, stages, shop, tmp_path):
+    from ugt_composer.checkpoint.portable import load_portable, save_portable
+
+    twin = json.dumps({"item_id": "twin", "l1_id": 5, "l2_id": 6, "l3_id": 9, "name": "Twin"})
+    (tmp_path / "catalogue.jsonl").write_text((shop / "catalogue.jsonl").read_text() + twin + "\n")
+    model, config, _ = load_portable(stages / "stage1" / "best")
+    save_portable(tmp_path / "model", model.state_dict(), config, {})  # a model that is bound to no catalogue
+    options = ("--catalogue", tmp_path / "catalogue.jsonl", "--history", "-", "-k", "61", "--json")
+    result = recommend(*options, checkpoint=tmp_path / "model", stdin='{"items": []}')
+    entries = {entry["item_id"]: entry for entry in json.loads(result.stdout)["recommendations"]}
+    assert len(entries) == 61
+    assert entries["twin"]["log_prob"] == entries["item-4"]["log_prob"]
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ([sys.executable, "train.py", "--help"], ["composer train.py yamls/stage1.yaml", "--dry-run", "75"]),
+        ([UGT, "--help"], ["recommend", "evaluate", "inspect", "export"]),
+        ([UGT, "evaluate", "--help"], ["--checkpoint", "ugt evaluate --checkpoint", "--plot"]),
+        ([UGT, "inspect", "--help"], ["ugt inspect checkpoints/stage1/best", "--rows"]),
+        ([UGT, "export", "--help"], ["ugt export --checkpoint", "encoder.pt2"]),
+        ([UGT, "recommend", "--help"], ["--checkpoint", "ugt recommend --checkpoint", "items"]),
+        ([sys.executable, "convert/jsonl_to_mds.py", "--help"], ["--kind", "--on-error", "--workers"]),
+        ([sys.executable, "convert/make_demo_data.py", "--help"], ["--out", "--seed"]),
+    ],
+)
+def test_help_tells_what_to_type(command, words):
+    result = run(*command)
+    assert result.returncode == 0
+    assert all(word in result.stdout for word in words)
+
+
+def test_the_demo_outside_the_project_says_where_to_run_it(tmp_path):
+    command = [sys.executable, "-m", "ugt_composer.demo.run"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "project's folder" in result.stderr
+
+
+def test_a_temporary_folder_too_deep_for_sockets_is_refused(stage_config, tmp_path, monkeypatch):
+    from ugt_composer.training.preflight import LONGEST_TMPDIR, check_run
+
+    config = stage_config(tmp_path / "run")
+    monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * (LONGEST_TMPDIR - 1))
+    check_run(config)
+    monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * LONGEST_TMPDIR)
+    with pytest.raises(UserError, match=f"TMPDIR is .* expected at most {LONGEST_TMPDIR}"):
+        check_run(config)

@@ -1,0 +1,154 @@
+"""The configuration: defaults, merging, and what a user's mistake is told."""
+
+from dataclasses import FrozenInstanceError, fields
+from inspect import signature
+from pathlib import Path
+
+import pytest
+
+from ugt_composer.config.schema import Config, LossConfig, ModelConfig, OptimizerConfig, config_yaml, load_config
+from ugt_composer.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+YAMLS = sorted((ROOT / "yamls").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_every_shipped_yaml_loads_and_survives_its_own_dump(path, tmp_path):
+    config = load_config(ROOT / "yamls/stage1.yaml", path)
+    (tmp_path / "config.yaml").write_text(config_yaml(config))
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_stage_yamls_comment_every_key(stage):
+    import yaml
+
+    text = (ROOT / f"yamls/stage{stage}.yaml").read_text()
+    told_by_the_line_above = {"l2_weight", "l3_weight", "betas", "eps"}
+    documented = set(told_by_the_line_above)
+    for line in text.splitlines():
+        key, _, rest = line.strip(" -").partition(":")
+        if "#" in rest:
+            documented.add(key)
+        elif rest.strip() and not line.startswith("#"):
+            assert key in documented, f"{key} has no comment"
+    assert yaml.safe_load(text)
+
+
+@pytest.mark.parametrize(
+    ("stage", "lr", "epochs", "lambdas"),
+    [(1, 1e-4, "5ep", (0, 0, 0.01)), (2, 5e-5, "3ep", (0.1, 0, 0.01)), (3, 1e-5, "2ep", (0.1, 0.1, 0.01))],
+)
+def test_stage_yamls_hold_the_published_defaults(stage, lr, epochs, lambdas):
+    config = load_config(ROOT / f"yamls/stage{stage}.yaml")
+    assert config.optimizer.lr == lr
+    assert config.max_duration == epochs
+    loss = config.loss
+    assert (loss.lambda_contrastive, loss.lambda_preference, loss.lambda_moe_balance) == lambdas
+    assert config.global_train_batch_size == 4 * config.device_train_microbatch_size
+
+
+def test_later_sources_win(tmp_path):
+    (tmp_path / "a.yaml").write_text("seed: 1\noptimizer: {lr: 1.0}\n")
+    (tmp_path / "b.yaml").write_text("seed: 2\n")
+    config = load_config(tmp_path / "a.yaml", tmp_path / "b.yaml", overrides=["optimizer.eps=1e-6"])
+    assert (config.seed, config.optimizer.lr, config.optimizer.eps) == (2, 1.0, 1e-6)
+    assert load_config(tmp_path / "a.yaml", overrides=["seed=3"]).seed == 3
+
+
+def test_the_result_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        load_config().seed = 1
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("loss.dpo_betta=0.2", ["loss.dpo_betta is unknown", "did you mean loss.dpo_beta?"]),
+        ("optimiser.lr=1", ["optimiser is unknown", "did you mean optimizer?"]),
+        ("optimizer.lr=fast", ["optimizer.lr", "fast", "Float"]),
+        ("optimizer.lr=-1", ["optimizer.lr is -1.0", "above 0"]),
+        ("scheduler.name=cosin", ["scheduler.name", "cosin", "cosine"]),
+        ("scheduler.t_warmup=10", ["scheduler.t_warmup", "'10'", "500ba"]),
+        ("max_duration=5%", ["max_duration", "5%", "2ep"]),
+        ("loss.l1_weight=0.6", ["loss.l1_weight", "0.6 + 0.3 + 0.2", "sum to 1"]),
+        ("loss.lambda_preference=0.1", ["loss.reference_from is missing"]),
+        ("model.d_model=100", ["model.d_model is 100", "model.n_heads (16)"]),
+        ("model.top_k_experts=17", ["model.top_k_experts is 17", "model.num_experts (16)"]),
+        ("model.codebook_sizes=[4,9,9]", ["model.codebook_sizes", "[4, 9, 9]"]),
+        ("model=3", ["model is 3", "model.d_model"]),
+        ("data.train.streams=[{locl: x}]", ["data.train.streams[0].locl", "data.train.streams[0].local"]),
+        ("data.train.streams=[x]", ["data.train.streams[0] is 'x'"]),
+        ("evaluation.beam_width=20", ["evaluation.beam_width is 20", "(50)"]),
+        ("device_train_microbatch_size=some", ["device_train_microbatch_size", "'some'", "auto"]),
+        ("log_interval=1ep", ["log_interval", "100ba"]),
+        ("log_interval=0ba", ["log_interval", "0ba"]),
+        ("max_duration=0ep", ["max_duration", "0ep"]),
+        ("scheduler.t_warmup=150%", ["scheduler.t_warmup", "150%"]),
+        ("seed=-1", ["seed is -1"]),
+        ("optimizer.lr=nan", ["optimizer.lr is nan"]),
+        ("loss.lambda_contrastive=inf", ["loss.lambda_contrastive is inf"]),
+        ("model.dropout=1.0", ["model.dropout is 1.0", "below 1"]),
+        ("data.eval.num_workers=-1", ["data.eval.num_workers is -1"]),
+        ("data.train.cache_limit=abc", ["data.train.cache_limit", "100gb"]),
+        ("data.train.streams={local: a}", ["data.train.streams", "a list"]),
+        ("data.train.streams=[{local: a},{local: a}]", ["a twice"]),
+        ("save_folder=s3://bucket/run", ["save_folder is s3://bucket/run", "checkpoint.remote"]),
+        ("checkpoint.remote=gs://bucket/run", ["checkpoint.remote is 'gs://bucket/run'", "s3://bucket/prefix"]),
+        ("checkpoint.remote=runs/one", ["checkpoint.remote is 'runs/one'", "s3://bucket/prefix"]),
+        ("init_from=https://host/best", ["init_from is 'https://host/best'", "s3://bucket/prefix"]),
+        ("loss.reference_from=gs://b/best", ["loss.reference_from is 'gs://b/best'", "s3://bucket/prefix"]),
+        ("seed=[1", ["seed=[1"]),
+        ("seed", ["key=value"]),
+        ("seed=${nowhere}", ["nowhere"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_mend(override, words):
+    with pytest.raises(UserError) as error:
+        load_config(overrides=[override])
+    message = str(error.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [1", ["x.yaml:", "not valid YAML"]),
+        ("- 1", ["list"]),
+        ("loss:", ["x.yaml: loss is None"]),
+        ("\0", ["x.yaml"]),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, text, words):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        load_config(tmp_path / "x.yaml")
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.yaml: no such file"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_keys_are_constructor_arguments_of_the_same_name():
+    from ugt_composer.losses.unified import UnifiedLoss
+    from ugt_composer.model.ugt import UGT
+    from ugt_composer.training.optim import create_optimizer
+
+    for section, built in ((ModelConfig, UGT), (OptimizerConfig, create_optimizer)):
+        arguments = set(signature(built).parameters) - {"model"}
+        assert {f.name for f in fields(section)} == arguments
+    # The reference and where its values come from are no arguments of the loss.
+    settings = {f.name for f in fields(LossConfig)} - {"reference_from", "reference_log_probs"}
+    assert settings == set(signature(UnifiedLoss).parameters) - {"repr_dim", "seed"}
+
+
+def test_defaults_are_those_of_stage_1():
+    # Keeping activations is the default; stage 1's microbatches are too large for that.
+    keeps = ["parallelism.activation_checkpointing=false"]
+    config, stage = Config(), load_config(ROOT / "yamls/stage1.yaml", overrides=keeps)
+    for section in ("model", "loss", "optimizer", "scheduler", "evaluation", "parallelism", "loggers", "callbacks"):
+        assert getattr(config, section) == getattr(stage, section), section

@@ -1,0 +1,94 @@
+"""A job that only sums over its ranks, until one of them does what the argument says. Started by the launcher."""
+
+import ctypes
+import datetime
+import os
+import signal
+import sys
+import time
+
+from ugt_composer.errors import UserError
+from ugt_composer.job.exit import end_with_launcher, exit_as_rank
+from ugt_composer.job.signals import warning
+
+ROUNDS = 400
+OF_ALL_RANKS = ("switch", "device")
+
+
+def misbehave(deed: str, rank: int) -> None:
+    import torch.distributed as dist
+
+    from ugt_composer.job.cpu_all_reduce import HostAgreement
+
+    if deed == "mistake":
+        raise UserError("shard 7 is gone")
+    if deed == "raise":
+        raise ZeroDivisionError("by rank 1")
+    if deed == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if deed == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if deed == "sleep":
+        time.sleep(100)
+    if deed == "switch":  # from the timeout of the start to that of the training
+        limits = [60.0]
+        agreement = HostAgreement(lambda: limits[-1])
+        limits.append(4.0)
+        time.sleep(100 if dist.get_rank() == rank else 0)
+        agreement.begin(1.0)
+        agreement.agreed()
+    if deed == "device":  # what a wait for the GPU looks like from here: in C, without the interpreter's lock
+        ctypes.CDLL(None).pause()
+    if deed == "warn":
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(100)
+
+
+def watch_closely() -> None:
+    """As in training, with a timeout of three seconds."""
+    from ugt_composer.job import watchdog
+
+    watchdog.BEHIND = 0.0
+    watchdog.Watchdog(start_timeout=3.0, timeout=3.0).watch()
+
+
+def train_with_a_wrong_key() -> int:
+    """The training program, whose rank 0 is slower to read the config than rank 1."""
+    import train
+
+    load = train.load_config
+
+    def load_later(*arguments, **options):
+        time.sleep(3 if os.environ["RANK"] == "0" else 0)
+        return load(*arguments, **options)
+
+    train.load_config = load_later
+    sys.argv = ["train.py", "yamls/stage1.yaml", "optimizer.lrr=1"]
+    return train.main()
+
+
+def main() -> int:
+    if sys.argv[1] == "wrong key":
+        return train_with_a_wrong_key()
+    import torch
+    import torch.distributed as dist
+
+    warning.listen()
+    end_with_launcher()
+    deed, rank = sys.argv[1], int(sys.argv[2])
+    timeout = datetime.timedelta(seconds=4 if deed in ("stop", "sleep") else 60)
+    dist.init_process_group("gloo", timeout=timeout)
+    warning.training = deed != "warn"
+    if deed == "device":
+        watch_closely()
+    for step in range(ROUNDS):
+        if step == 5 and (dist.get_rank() == rank or deed in OF_ALL_RANKS):
+            print("starts", deed, flush=True)
+            misbehave(deed, rank)
+        dist.all_reduce(torch.ones(()))
+        time.sleep(0.05)
+    return 0
+
+
+if __name__ == "__main__":
+    exit_as_rank(main)

@@ -1,0 +1,157 @@
+"""A small shop in JSON Lines and shards, and runs of the shipped YAMLs over it."""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ugt_composer.config.schema import Config, load_config
+from ugt_composer.data.history import decoder_lists, encoder_lists
+from ugt_composer.errors import exit_on_user_error
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = (24, 40, 72)
+SMALL = (
+    "model.d_model=32",
+    "model.n_heads=2",
+    "model.n_encoder_layers=1",
+    "model.n_decoder_layers=1",
+    "model.d_ff=32",
+    "model.max_seq_len=32",
+    f"model.codebook_sizes=[{','.join(map(str, SIZES))}]",
+    "model.num_experts=4",
+    "model.top_k_experts=2",
+    "global_train_batch_size=32",
+    "device_train_microbatch_size=16",
+    "optimizer.lr=1e-2",
+    "max_duration=2ep",
+    "eval_interval=5ba",
+    "save_interval=3ba",
+    "log_interval=1ba",
+    "data.train.num_workers=0",
+    "loggers.progress_bar=false",
+)
+
+
+def shop_item(number: int) -> tuple[int, int, int]:
+    return 5 + number // 16, 5 + number // 4, 5 + number
+
+
+def write_rows(path: Path, kind: str, rows: int, seed: int) -> None:
+    """Histories that walk through the shop in steps of one or two, so that the next item can be learnt."""
+    random = np.random.default_rng(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for user in range(rows):
+            steps = random.integers(1, 3, random.integers(4, 10))
+            walk = [shop_item(int(place) % 60) for place in random.integers(60) + steps.cumsum()]
+            if kind == "recommend":
+                row = {"user_id": f"u{user}", **encoder_lists(walk[:-2]), **decoder_lists(walk[-2:])}
+            else:
+                items = [dict(zip(("l1_id", "l2_id", "l3_id"), item, strict=True)) for item in (walk[-1], walk[0])]
+                row = {
+                    "user_id": f"u{user}",
+                    "user_sequence": encoder_lists(walk[:-1]),
+                    "chosen_item": items[0],
+                    "rejected_item": items[1],
+                }
+                if items[0] == items[1]:
+                    continue
+            file.write(json.dumps(row) + "\n")
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory) -> Path:
+    """A folder with catalogue.jsonl and the shards train, eval, preference, preference_eval."""
+    from convert.jsonl_to_mds import main as convert
+
+    folder = tmp_path_factory.mktemp("shop")
+    items = (
+        {"item_id": f"item-{n}", **dict(zip(("l1_id", "l2_id", "l3_id"), shop_item(n), strict=True))} for n in range(60)
+    )
+    (folder / "catalogue.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    for seed, (name, kind, rows) in enumerate(
+        [
+            ("train", "recommend", 205),
+            ("eval", "recommend", 41),
+            ("preference", "preference", 130),
+            ("preference_eval", "preference", 30),
+        ]
+    ):
+        write_rows(folder / f"{name}.jsonl", kind, rows, seed)
+        options = ["--codebook-sizes", *map(str, SIZES), "--max-positions", "32"]
+        assert convert([str(folder / f"{name}.jsonl"), "--kind", kind, "--out", str(folder / name), *options]) == 0
+    return folder
+
+
+def stage_arguments(shop: Path, out: Path, stage: int, previous: Path | None = None) -> list[str]:
+    """A shipped YAML and the overrides that shrink it and point it to the shop."""
+    arguments = [
+        str(ROOT / f"yamls/stage{stage}.yaml"),
+        *SMALL,
+        f"save_folder={out}",
+        f"data.catalogue={shop / 'catalogue.jsonl'}",
+        "data.eval.local=null",
+        f"data.eval.streams=[{{local: {shop / 'eval'}}},{{local: {shop / 'preference_eval'}}}]",
+    ]
+    if stage == 3:
+        streams = f"[{{local: {shop / 'preference'}, proportion: 0.5}},{{local: {shop / 'train'}, proportion: 0.5}}]"
+        arguments.append(f"data.train.streams={streams}")
+        arguments.append(f"loss.reference_from={previous}")
+    else:
+        arguments.append(f"data.train.local={shop / 'train'}")
+    if stage > 1:
+        arguments.append(f"init_from={previous}")
+    return arguments
+
+
+@pytest.fixture
+def stage_config(shop):
+    """stage_config(out, stage, previous, *overrides) → the resolved config of a small run."""
+
+    def load(out: Path, stage: int = 1, previous: Path | None = None, *overrides: str) -> Config:
+        path, *rest = stage_arguments(shop, out, stage, previous)
+        return load_config(path, overrides=[*rest, *overrides])
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def stages(shop, tmp_path_factory) -> Path:
+    """A folder with stage1, stage2 and stage3, trained one from the other."""
+    from ugt_composer.training.trainer import build_trainer
+
+    folder = tmp_path_factory.mktemp("stages")
+    for stage in (1, 2, 3):
+        path, *rest = stage_arguments(shop, folder / f"stage{stage}", stage, folder / f"stage{stage - 1}" / "best")
+        trainer = build_trainer(load_config(path, overrides=rest))
+        trainer.train()
+        trainer.close()
+    return folder
+
+
+@pytest.fixture
+def ended(monkeypatch, capsys):
+    """ended(main, stdin) → what a program with this `main` ends with and writes, asked within this process."""
+
+    def ask(main: Callable[[], object], stdin: str = "") -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            exit_on_user_error(main)
+        return subprocess.CompletedProcess([], end.value.code, *capsys.readouterr())
+
+    return ask
+
+
+def metrics_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def comparable(folder: Path) -> list[dict]:
+    """The record without what time decides."""
+    return [{k: v for k, v in line.items() if not k.endswith("samples/s")} for line in metrics_of(folder)]

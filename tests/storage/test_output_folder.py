@@ -1,0 +1,68 @@
+import pytest
+
+from ugt_composer.errors import UserError
+from ugt_composer.storage.output_folder import new_folder
+
+FILES = ("a.txt", "b.txt")
+
+
+def write(out, text="new", overwrite=False, failing=None):
+    with new_folder(out, FILES, overwrite) as folder:
+        assert folder != out
+        (folder / "a.txt").write_text(text)
+        if failing is not None:
+            raise failing
+
+
+def test_the_folder_appears_with_its_parents_and_nothing_beside_it(tmp_path):
+    write(tmp_path / "deep" / "out")
+    assert (tmp_path / "deep" / "out" / "a.txt").read_text() == "new"
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
+
+
+def test_an_error_leaves_nothing_behind(tmp_path):
+    with pytest.raises(RuntimeError):
+        write(tmp_path / "out", failing=RuntimeError)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_leaves_the_earlier_files_as_they_were(tmp_path):
+    write(tmp_path / "out", "old")
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "out", overwrite=True, failing=KeyboardInterrupt)
+    assert (tmp_path / "out" / "a.txt").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_empty_folder_is_used(tmp_path):
+    (tmp_path / "out").mkdir()
+    write(tmp_path / "out")
+    assert (tmp_path / "out" / "a.txt").read_text() == "new"
+
+
+def test_a_folder_in_use_needs_overwrite(tmp_path):
+    write(tmp_path / "out", "old")
+    with pytest.raises(UserError, match=r"already holds a\.txt; give --overwrite"):
+        write(tmp_path / "out")
+    write(tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "a.txt").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_with_foreign_files_is_never_replaced(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"holds thesis\.tex, which this program did not write"):
+        write(tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(UserError, match="is a file; name a folder"):
+        write(tmp_path / "out", overwrite=True)
+
+
+def test_a_parent_that_is_a_file_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        write(tmp_path / "file" / "out")

@@ -1,0 +1,102 @@
+"""Warnings that come at awkward moments."""
+
+import os
+import resource
+import signal
+import time
+
+import pytest
+from composer import Callback
+
+from tests.shop import comparable
+from ugt_composer.checkpoint.run_checkpoints import batch_of, newest_checkpoint
+from ugt_composer.errors import EXIT_PREEMPTED
+from ugt_composer.job.signals import WarningSignals, warning
+from ugt_composer.training.callbacks.checkpoints import Checkpoints
+from ugt_composer.training.trainer import build_trainer
+
+DROPOUT = ("model.dropout=0.2", "data.train.num_workers=1", "device_eval_batch_size=16")
+
+
+class WarnIn(Callback):
+    """Sends a signal to its own process at an event of a batch."""
+
+    def __init__(self, event: str, batch: int):
+        self.event, self.batch = event, batch
+
+    def run_event(self, event, state, logger):
+        if event.value == self.event and state.timestamp.batch.value == self.batch and warning.first_at is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            while warning.first_at is None:
+                time.sleep(0.01)
+
+
+def preempt(config, event: str, batch: int, *before: Callback) -> None:
+    trainer = build_trainer(config)
+    trainer.state.callbacks[:] = [*before, *trainer.state.callbacks, WarnIn(event, batch)]
+    with pytest.raises(SystemExit) as end:
+        trainer.train()
+    assert end.value.code == EXIT_PREEMPTED
+    trainer.close()
+
+
+class Crash(Callback):
+    def batch_start(self, state, logger):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("batch", [5, 7])  # within an epoch; at an epoch's end
+def test_an_evaluation_is_left_and_made_again_by_the_resumed_run(stage_config, tmp_path, batch):
+    every = (*DROPOUT, f"eval_interval={batch}ba")
+    whole = build_trainer(stage_config(tmp_path / "whole", 1, None, *every))
+    whole.train()
+    whole.close()
+    preempt(stage_config(tmp_path / "parts", 1, None, *every), "eval_batch_start", batch)
+    assert batch_of(newest_checkpoint(tmp_path / "parts")[0]) == batch
+    assert comparable(tmp_path / "parts")[-1]["batch"] == batch - 1
+    crashed = build_trainer(stage_config(tmp_path / "parts", 1, None, *every))
+    crashed.state.callbacks.append(Crash())  # once the evaluation is made, and nothing is saved since
+    with pytest.raises(ZeroDivisionError):
+        crashed.train()
+    crashed.close()
+    assert comparable(tmp_path / "parts")[-1]["batch"] == batch
+    second = build_trainer(stage_config(tmp_path / "parts", 1, None, *every))
+    second.train()
+    second.close()
+    assert comparable(tmp_path / "parts") == comparable(tmp_path / "whole")
+
+
+class SlowSaves(Callback):
+    """Lets the last save look as if it had taken longer than the grace."""
+
+    def batch_start(self, state, logger):
+        checkpoints = next(c for c in state.callbacks if isinstance(c, Checkpoints))
+        checkpoints.writer.wait()  # the save of an earlier batch tells its own time when it ends
+        checkpoints.save_seconds = 60.0
+
+
+def test_without_time_to_save_the_earlier_checkpoint_stands(stage_config, tmp_path, capsys):
+    preempt(stage_config(tmp_path, 1, None, *DROPOUT), "batch_end", 4, SlowSaves())
+    assert "too short for a save, the checkpoint of batch 3 stands" in capsys.readouterr().out
+    assert batch_of(newest_checkpoint(tmp_path)[0]) == 3
+
+
+def test_a_warning_is_heard_in_a_process_with_many_open_files():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 4096:
+        pytest.skip(f"needs 4096 open files, the system allows {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
+    signals, many = WarningSignals(), [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        signals.listen()
+        signals.training = True
+        os.kill(os.getpid(), signal.SIGUSR1)
+        deadline = time.monotonic() + 10
+        while signals.first_at is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert signals.first_at is not None
+    finally:
+        signals.stop()
+        for descriptor in many:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

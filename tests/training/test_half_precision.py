@@ -1,0 +1,50 @@
+"""bfloat16 on a CPU: faster there, and the same code that a GPU's mixed precision runs."""
+
+import pytest
+import torch
+
+from tests.shop import comparable
+from ugt_composer.config.schema import Config
+from ugt_composer.parallelism.precision import precision_context
+from ugt_composer.training import preflight
+from ugt_composer.training.trainer import build_trainer
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's precision is Composer's")
+
+
+def test_the_context_rounds_products_to_half_only_where_it_is_to():
+    x = torch.randn(4, 4)
+    for precision, dtype in (("amp_bf16", torch.bfloat16), ("fp32", torch.float32)):
+        with precision_context(precision):
+            assert (x @ x).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("precision", "has_instructions", "warns"),
+    [("amp_bf16", False, True), ("amp_bf16", True, False), ("auto", False, False)],
+)
+def test_a_cpu_without_instructions_for_half_is_warned_of(monkeypatch, precision, has_instructions, warns):
+    monkeypatch.setattr(preflight, "cpu_multiplies_bf16", lambda: has_instructions)
+    remark = preflight.about_precision(Config(precision=precision))
+    assert (remark is not None) == warns
+    assert not warns or all(word in remark for word in ("amp_bf16", "avx512_bf16", "precision=fp32"))
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_each_stage_trains_in_half_as_it_does_in_single(stage_config, stages, tmp_path, stage):
+    previous = stages / f"stage{stage - 1}/best" if stage > 1 else None
+    lines, dtypes = {}, set()
+    for precision in ("fp32", "amp_bf16"):
+        out = tmp_path / precision
+        trainer = build_trainer(stage_config(out, stage, previous, f"precision={precision}", "max_duration=4ba"))
+        product = trainer.state.model.model.encoder.layers[0].ff.up
+        product.register_forward_hook(lambda module, given, made: dtypes.add(made.dtype))
+        assert all(p.dtype == torch.float32 for p in trainer.state.model.parameters())
+        trainer.train()
+        trainer.close()
+        assert dtypes == {torch.float32 if precision == "fp32" else torch.bfloat16}
+        dtypes.clear()
+        lines[precision] = comparable(out)
+    for single, half in zip(lines["fp32"], lines["amp_bf16"], strict=True):
+        assert half["loss/train/total"] == pytest.approx(single["loss/train/total"], rel=0.02)
+    assert lines["fp32"] != lines["amp_bf16"]

@@ -1,0 +1,42 @@
+"""Every semantic id that the codebooks can spell: what generation may produce where there is no catalogue.
+
+It answers the questions that `ItemTrie` answers, so beam search does not care which of the two it walks. A node of
+level l is numbered by its code, the mixed-radix number (..(l1 * V_2) + l2 ..); ids below 5 are special and never
+generated.
+"""
+
+import torch
+from torch import Tensor
+
+from ugt_composer.catalogue.trie import Children
+from ugt_composer.vocabulary import LEVELS, NUM_SPECIAL_IDS
+
+
+class CodeSpace:
+    """All triples of ids 5 .. V_l - 1. Shapes as in trie.py; V_l codebook size of level l."""
+
+    def __init__(self, codebook_sizes: tuple[int, ...]):
+        self.codebook_sizes = codebook_sizes
+
+    def slots(self, level: int, width: int) -> int:
+        return width * self.codebook_sizes[level]
+
+    def children(self, level: int, nodes: Tensor, alive: Tensor) -> Children:
+        """Every id of `level` under each of the codes int64 (B, W); R = W * V_l."""
+        size = self.codebook_sizes[level]
+        shape = (*nodes.shape, size)
+        ids = torch.arange(size, device=nodes.device).expand(shape)
+        beam = torch.arange(nodes.shape[1], device=nodes.device).unsqueeze(1).expand(shape)
+        filled = (ids >= NUM_SPECIAL_IDS) & alive.unsqueeze(2)
+        codes = nodes.unsqueeze(2) * size + ids
+        return Children(beam.flatten(1), ids.flatten(1), codes.flatten(1), filled.flatten(1))
+
+    def closed(self, exclude: Tensor) -> list[Tensor | None]:
+        """Codes of the excluded triples int64 (B, X, 3), ascending in each row; prefixes are never closed."""
+        sizes = torch.tensor(self.codebook_sizes, device=exclude.device)
+        possible = ((exclude >= 0) & (exclude < sizes)).all(-1)
+        code = torch.zeros_like(exclude[..., 0])
+        for level in range(LEVELS):
+            code = code * self.codebook_sizes[level] + exclude[..., level]
+        # Padding spells (0, 0, 0), which is never generated, so it is safe to exclude.
+        return [None, None, code.masked_fill(~possible, 0).sort(1).values]

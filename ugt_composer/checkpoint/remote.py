@@ -1,0 +1,236 @@
+"""What of a run lies in a store: read to go on from it, moved aside, and models fetched to be loaded."""
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from ugt_composer.checkpoint.run_checkpoints import batch_of, flaw_of, is_checkpoint_name, list_checkpoints, none_valid
+from ugt_composer.errors import UserError
+from ugt_composer.storage.file_lock import locked
+from ugt_composer.storage.record import (
+    RECORD,
+    DamagedRecordError,
+    Record,
+    first_flaw,
+    parse_record,
+    put_in_place,
+)
+from ugt_composer.storage.s3 import MissingError, Store
+from ugt_composer.storage.s3_url import is_url
+
+log = logging.getLogger(__name__)
+PORTABLE = ("best", "latest")
+BESIDE = ("metrics.jsonl", "run_id")
+PAUSES = (0.0, 0.5, 2.0)  # seconds before each attempt at files that do not fit their record
+
+
+class DamagedError(Exception):
+    """Files in a store that are not as their record says. The message says which and how."""
+
+
+def record_name(checkpoint: str) -> str:
+    return f"{checkpoint}.{RECORD}" if checkpoint.endswith(".pt") else f"{checkpoint}/{RECORD}"
+
+
+def stored_checkpoints(listing: dict[str, int]) -> list[str]:
+    """The names of the checkpoints that a store holds something of, newest first."""
+    names = {name.split("/")[0].removesuffix(f".{RECORD}") for name in listing}
+    return sorted(filter(is_checkpoint_name, names), key=lambda name: batch_of(Path(name)), reverse=True)
+
+
+def fetch_newest(store: Store, folder: Path) -> set[str]:
+    """Brings the newest valid checkpoint of the store, and what belongs to it, where the folder has none as new.
+
+    Returns:
+        The names of those that are damaged in the store.
+
+    Raises:
+        StoreError: the store does not answer.
+        UserError: there are checkpoints, and none is valid.
+    """
+    listing = store.list()
+    if "run_id" in listing and not (folder / "run_id").exists():
+        _fetch_beside(store, folder, "run_id")
+    local, stored = {path.name: path for path in list_checkpoints(folder)}, stored_checkpoints(listing)
+    problems: list[str] = []
+    damaged: set[str] = set()
+    for name in sorted({*local, *stored}, key=lambda name: batch_of(Path(name)), reverse=True):
+        if name in local:
+            if (flaw := flaw_of(local[name])) is None:
+                return damaged
+            problems.append(f"{local[name]}: {flaw}")
+        if name not in stored:
+            continue
+        if record_name(name) not in listing:
+            log.warning(
+                "%s/%s: has no record, so its upload was never finished; trying the one before", store.url, name
+            )
+            continue
+        try:
+            _bring(store, folder, name, listing)
+        except DamagedError as error:
+            log.warning("%s/%s: %s; trying the one before", store.url, name, error)
+            problems.append(f"{store.url}/{name}: {error}")
+            damaged.add(name)
+            continue
+        log.warning("%s/%s: fetched, to go on from there", store.url, name)
+        return damaged
+    if problems:
+        raise none_valid(f"{folder}, {store.url}", problems)
+    return damaged
+
+
+def _bring(store: Store, folder: Path, name: str, listing: dict[str, int]) -> None:
+    """The checkpoint gets its name last: a kill before leaves a folder that fetches again."""
+    temporary = folder / f"{name}.fetched.tmp"
+    try:
+        record = _fetch_recorded(store, record_name(name), temporary)
+        for model in PORTABLE:
+            if f"{model}/{RECORD}" in listing:
+                _bring_portable(store, folder, model)
+        for beside in BESIDE:
+            if beside in listing:
+                _fetch_beside(store, folder, beside)
+        if name.endswith(".pt"):
+            (temporary / name).rename(folder / f"{name}.tmp")
+            put_in_place(folder / record_name(name), {name: record[name][0]})
+        else:
+            from ugt_composer.checkpoint.sharded import put_folder_in_place
+
+            put_folder_in_place(temporary, folder / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _bring_portable(store: Store, folder: Path, name: str) -> None:
+    temporary = folder / f"{name}.fetched.tmp"
+    try:
+        record = _fetch_recorded(store, f"{name}/{RECORD}", temporary)
+        (folder / name).mkdir(exist_ok=True)
+        for file in record:
+            (temporary / file).rename(folder / name / f"{file}.tmp")
+        put_in_place(folder / name / RECORD, {file: facts[0] for file, facts in record.items()})
+    except DamagedError as error:
+        log.warning("%s/%s: %s; the run writes it again", store.url, name, error)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _fetch_beside(store: Store, folder: Path, name: str) -> None:
+    temporary = folder / f"{name}.fetched.tmp"
+    try:
+        store.fetch(name, temporary)
+        os.replace(temporary, folder / name)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _fetch_recorded(store: Store, record_name: str, folder: Path) -> Record:
+    """Fetches the files of a record, and the record, into an empty folder, whole.
+
+    Raises:
+        DamagedError: they do not fit it, in several attempts: they may be just being replaced.
+        MissingError: there is no record.
+    """
+    flaw, is_folder = "", record_name.split("/")[-1] == RECORD
+    above = record_name.removesuffix(RECORD) if is_folder else ""
+    for pause in PAUSES:
+        time.sleep(pause)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        text = store.read_bytes(record_name)
+        try:
+            record = parse_record(text)
+        except DamagedRecordError as error:
+            flaw = f"its {RECORD} {error}"
+            continue
+        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in record):
+            raise DamagedError(f"its {RECORD} names files of other folders")
+        try:
+            for name in record:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                store.fetch(f"{above}{name}", folder / name)
+        except MissingError:
+            flaw = f"its {name} is missing"
+            continue
+        (folder / RECORD).write_bytes(text)
+        if (found := first_flaw(folder, record)) is None:
+            return record
+        flaw = " ".join(found) if is_folder else found[1]
+    raise DamagedError(flaw)
+
+
+def set_stored_aside(store: Store) -> str | None:
+    """Moves what an earlier run left in the store to `earlier-1`, `earlier-2`, …; None where there is nothing.
+
+    Records lose their old names first: no moment shows half a checkpoint that counts.
+    """
+    listing = store.list()
+    own = [n for n in listing if n in ("metrics.jsonl", "config.yaml") or n.split("/")[0] in PORTABLE]
+    for checkpoint in stored_checkpoints(listing):
+        own += [n for n in listing if n in (checkpoint, record_name(checkpoint)) or n.startswith(f"{checkpoint}/")]
+    if not own:
+        return None
+    taken = {name.split("/")[0] for name in listing}
+    target = next(f"earlier-{n}" for n in range(1, len(taken) + 2) if f"earlier-{n}" not in taken)
+    for name in own:
+        store.copy(name, f"{target}/{name}")
+    store.delete(sorted(own, key=lambda name: not name.endswith(RECORD)))
+    return f"{store.url}/{target}"
+
+
+def model_folder(place: str | Path) -> Path:
+    """The folder of a portable model: the one given, or for `s3://…/best` a checked copy on this machine.
+
+    Raises:
+        UserError: the store has no such model, or it is damaged.
+        StoreError: the store does not answer.
+    """
+    if not is_url(str(place)):
+        return Path(place)
+    try:
+        store = Store(str(place))
+    except ValueError as error:
+        raise UserError(f"the model's folder {error}") from None
+    key = hashlib.sha256(store.url.encode()).hexdigest()[:32]
+    folder = Path(tempfile.gettempdir()) / f"ugt-composer-{os.getuid()}" / "models" / key
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if folder.parents[1].stat().st_uid != os.getuid():
+            raise UserError(f"{folder.parents[1]} belongs to another user; set TMPDIR to a folder of your own")
+        with locked(folder.with_name(f"{key}.lock")):
+            return _cached(store, folder)
+    except MissingError as error:
+        raise UserError(f"{error}; expected a model with its {RECORD}, such as s3://bucket/prefix/best") from None
+    except DamagedError as error:
+        raise UserError(f"{store.url}: {error}; it is damaged, or was replaced meanwhile: try again") from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); TMPDIR names the folder above it") from None
+
+
+def _cached(store: Store, folder: Path) -> Path:
+    """One folder for each version of the model; what was fetched of earlier ones goes."""
+    version = _version(store.read_bytes(RECORD))
+    path = folder / version
+    if path.is_dir():
+        try:
+            if first_flaw(path, parse_record((path / RECORD).read_bytes())) is None:
+                return path
+        except (OSError, DamagedRecordError):
+            pass
+    temporary = folder / "fetched.tmp"
+    _fetch_recorded(store, RECORD, temporary)
+    path = folder / _version((temporary / RECORD).read_bytes())
+    for old in folder.iterdir():
+        if old != temporary:
+            shutil.rmtree(old, ignore_errors=True)
+    temporary.rename(path)
+    return path
+
+
+def _version(record: bytes) -> str:
+    return hashlib.sha256(record).hexdigest()[:16]

@@ -1,0 +1,246 @@
+"""Training checkpoints on disk: whole or absent, recorded, rotated, the newest valid one found again.
+
+A checkpoint is a file, `ba00001000.pt`, or with `checkpoint.sharded` a folder, `ba00001000`, of every rank's part.
+"""
+
+import datetime
+import logging
+import re
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ugt_composer.checkpoint.untrusted import forbidden
+from ugt_composer.checkpoint.written import or_removed, write_hashed
+from ugt_composer.errors import UserError
+from ugt_composer.storage.record import (
+    RECORD,
+    DamagedRecordError,
+    first_flaw,
+    put_in_place,
+    read_record,
+    record_beside,
+)
+
+log = logging.getLogger(__name__)
+LIGHT_KEYS = {"state", "scaler", "rng", "config", "data", "catalogue"}
+WHOLE_KEYS = LIGHT_KEYS | {"model", "optimizer"}
+SHARDED_KEYS = LIGHT_KEYS | {"sharded"}
+SHARDS, STATE = "shards", "state.pt"  # in the folder of a sharded checkpoint
+REPLACED = ".replaced"  # ends the name of a folder while another takes its place
+_NAME = re.compile(r"ba(\d{8,})(\.pt)?")
+
+
+def checkpoint_path(folder: str | Path, batch: int, sharded: bool = False) -> Path:
+    return Path(folder) / f"ba{batch:08d}{'' if sharded else '.pt'}"
+
+
+def list_checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoints in a folder, newest first, whichever process wrote them."""
+    found = [path for path in Path(folder).glob("ba*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=batch_of, reverse=True)
+
+
+def batch_of(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    assert match
+    return int(match.group(1))
+
+
+def is_checkpoint_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None
+
+
+def write_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
+    """Writes and records a checkpoint of one file: a kill leaves the one that was there before, or this one.
+
+    Raises:
+        OSError: it cannot be written. What was there before still is.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    with or_removed(temporary):
+        facts = write_hashed(temporary, lambda file: torch.save(content, file))  # type: ignore[arg-type]
+        put_in_place(record_beside(path), {path.name: facts})
+
+
+def rotate(folder: str | Path, keep: int, good: set[Path], spared: str | None = None) -> None:
+    """Deletes what is older than the newest `keep` good checkpoints. A damaged one is none of these.
+
+    Args:
+        good: those known to be good already; others are checked, and added where they are.
+        spared: the name of one that is being uploaded; a later call deletes it.
+    """
+    kept, found = 0, list_checkpoints(folder)
+    for path in found if len(found) > keep else ():
+        if kept == keep:
+            if path.name != spared:
+                _delete(path)
+                good.discard(path)
+        elif flaw_of(path, sizes_only=path in good) is None:
+            good.add(path)
+            kept += 1
+    clean(folder)
+
+
+def clean(folder: str | Path) -> None:
+    """Removes what killed saves left behind."""
+    folder = Path(folder)
+    for replaced in folder.glob(f"ba*{REPLACED}"):
+        path = replaced.with_name(replaced.name.removesuffix(REPLACED))
+        if path.exists():
+            _remove(replaced)
+        else:
+            replaced.rename(path)  # it had stepped aside for one that did not come
+    of_models = [f"{name}/{leftover}" for name in ("best", "latest") for leftover in ("*.tmp", ".tmp*")]
+    for pattern in ("ba*.tmp", "*.fetched.tmp", *of_models):  # .tmp*: of safetensors
+        for temporary in folder.glob(pattern):
+            _remove(temporary)
+    for record in folder.glob(f"ba*.{RECORD}"):
+        if not record.with_name(record.name.removesuffix(f".{RECORD}")).exists():
+            _remove(record)
+
+
+def _delete(path: Path) -> None:
+    """A folder first loses its name, so that a kill in between leaves none that looks whole."""
+    if path.is_dir():
+        path = path.rename(path.with_name(path.name + ".tmp"))
+    _remove(path)
+    _remove(record_beside(path))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def set_aside(folder: str | Path) -> Path | None:
+    """Moves what an earlier run left in a folder to `earlier-1`, `earlier-2`, …; None where there is nothing.
+
+    A run that starts afresh beside old checkpoints would have its own rotated away, as those of fewer batches.
+    """
+    names = ("best", "latest", "metrics.jsonl", "config.yaml")
+    checkpoints = list_checkpoints(folder)
+    beside = [*(record_beside(path) for path in checkpoints), *(Path(folder) / name for name in names)]
+    old = [*checkpoints, *(path for path in beside if path.exists())]
+    if not old:
+        return None
+    taken = {path.name for path in Path(folder).glob("earlier-*")}
+    target = Path(folder) / next(f"earlier-{n}" for n in range(1, len(taken) + 2) if f"earlier-{n}" not in taken)
+    target.mkdir()
+    for path in old:
+        path.rename(target / path.name)
+    return target
+
+
+def flaw_of(path: Path, sizes_only: bool = False) -> str | None:
+    """What is wrong with a checkpoint's files, as "is missing"; None where they are what was written.
+
+    One without a record, as after copying by hand, is checked by the checksums in the file itself.
+    """
+    is_folder = path.is_dir()
+    record_path, needed = (path / RECORD, STATE) if is_folder else (record_beside(path), path.name)
+    try:
+        record = read_record(record_path)
+    except DamagedRecordError as error:
+        if is_folder:
+            return f"its {RECORD} {error}"
+        log.warning("%s %s; checking %s by its own checksums", record_path, error, path.name)
+        record = None
+    if record is None or needed not in record:
+        if is_folder and not any((path / SHARDS).rglob("*")):
+            return f"its folder {SHARDS} is missing or empty"
+        return _checksum_flaw(path / STATE if is_folder else path)
+    found = first_flaw(record_path.parent, record, sizes_only)
+    if found is None:
+        return None
+    name, flaw = found
+    return f"its {name} {flaw}" if is_folder else flaw
+
+
+def _checksum_flaw(path: Path) -> str | None:
+    """torch.save writes a zip file, which holds a checksum of each of its parts; torch.load does not look at them."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            damaged = parts.testzip()
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    except Exception as error:  # a torn file can fail in any way
+        return f"cannot be read as a checkpoint ({error})"
+    return None if damaged is None else f"cannot be read as a checkpoint (its part {damaged} is damaged)"
+
+
+def newest_of_recorded_size(folder: str | Path) -> Path | None:
+    """The newest checkpoint whose files are all there in full: one that was read back when it was written."""
+    try:
+        return next((path for path in list_checkpoints(folder) if flaw_of(path, sizes_only=True) is None), None)
+    except OSError:
+        return None
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Tensors and plain data only: nothing in the file is executed.
+
+    Raises:
+        UserError: the file is missing, no checkpoint, or not what was written.
+    """
+    path = Path(path)
+    if path.exists() and (flaw := flaw_of(path)) is not None:
+        raise UserError(f"{path}: {flaw}")
+    if path.is_dir():
+        if (strange := forbidden(path / SHARDS)) is not None:
+            raise UserError(f"{path}: its {SHARDS}/{strange}")
+        path = path / STATE
+    core = np._core if hasattr(np, "_core") else np.core  # type: ignore[attr-defined]  # NumPy 2 and 1
+    allowed = [
+        np.ndarray,
+        np.dtype,
+        core.multiarray._reconstruct,
+        type(np.dtype(np.uint32)),
+        datetime.timedelta,
+        torch.torch_version.TorchVersion,
+    ]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected a training checkpoint such as ba00001000.pt") from None
+    except Exception as error:  # a torn file can fail in any way
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise UserError(f"{path}: cannot be read as a checkpoint ({reason})") from None
+    if not isinstance(content, dict) or content.keys() not in (WHOLE_KEYS, SHARDED_KEYS):
+        raise UserError(f"{path}: is no training checkpoint; expected one such as ba00001000.pt")
+    return content
+
+
+def newest_checkpoint(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest valid checkpoint and its content; None where there is none at all.
+
+    Raises:
+        UserError: there are checkpoints and none can be read. Starting again from nothing would hide that.
+    """
+    problems = []
+    for path in list_checkpoints(folder):
+        try:
+            return path, read_checkpoint(path)
+        except UserError as error:
+            log.warning("%s; trying the one before", error)
+            problems.append(str(error))
+    if problems:
+        raise none_valid(folder, problems)
+    return None
+
+
+def none_valid(place: str | Path, problems: list[str]) -> UserError:
+    return UserError(
+        f"{place}: no checkpoint can be read: {'; '.join(problems)}. To start afresh, set autoresume=false or another "
+        "save_folder"
+    )

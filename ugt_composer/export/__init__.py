@@ -1,1 +1,0 @@
-"""A trained model as programs that torch alone can run."""

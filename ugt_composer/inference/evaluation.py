@@ -1,0 +1,121 @@
+"""A trained model measured on folders of rows, as training measures it on `data.eval`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ugt_composer.catalogue.catalogue import Catalogue
+from ugt_composer.config.schema import Config, EvalDataConfig, StreamConfig
+from ugt_composer.data.batch import Batch
+from ugt_composer.data.manifest import PREFERENCE, Manifest, read_manifest
+from ugt_composer.errors import UserError
+from ugt_composer.metrics.by_length import ByLength
+from ugt_composer.model.ugt import UGT
+from ugt_composer.parallelism.device import prepare_device
+from ugt_composer.parallelism.precision import precision_context
+from ugt_composer.storage.s3_url import is_url
+from ugt_composer.training.composer_model import ComposerUGT
+from ugt_composer.training.loaders import build_eval_loader
+from ugt_composer.training.preflight import resolve_precision
+from ugt_composer.training.trainer import build_composer_model
+from ugt_composer.vocabulary import ITEM
+
+LENGTH_K = 10  # cut-off of the table by length, where lists are that long
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """
+    Attributes:
+        metrics: by name, as training logs them after `metrics/eval/`; without those that no row counted for.
+        by_length: a row a bucket of lengths, see `metrics.by_length`.
+        ranked_rows: rows that the ranking metrics are means over.
+        data: the folders' manifests.
+    """
+
+    metrics: dict[str, float]
+    by_length: list[dict[str, Any]]
+    ranked_rows: int
+    data: list[Manifest]
+
+
+def evaluation_config(config: Config, folders: Sequence[str], batch_size: int, **evaluation: Any) -> Config:
+    """The config that a model was trained with, for evaluating it elsewhere.
+
+    Args:
+        evaluation: keys of `evaluation`; None leaves the model's own.
+
+    Raises:
+        UserError: naming what is wrong with the folders or the keys.
+    """
+    given = {key: value for key, value in evaluation.items() if value is not None}
+    if "beam_width" not in given and "k_values" in given:
+        given["beam_width"] = max(config.evaluation.beam_width, *given["k_values"])
+    try:
+        streams = [StreamConfig(local=folder) for folder in folders]
+        return replace(
+            config,
+            data=replace(config.data, eval=EvalDataConfig(streams=streams)),
+            evaluation=replace(config.evaluation, **given),
+            device_eval_batch_size=batch_size,
+            loss=replace(config.loss, reference_log_probs="model"),
+            compile=False,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def evaluate(
+    model: UGT, config: Config, catalogue: Catalogue | None, progress: Callable[[int], Any] = lambda rows: None
+) -> Evaluation:
+    """Measures a model on `data.eval` of a config, on this machine's GPU if it has one.
+
+    Args:
+        progress: called with the number of rows of each batch that is done.
+
+    Raises:
+        UserError: the data is missing, damaged or does not fit the model; or the reference of a preference loss is.
+    """
+    loader = build_eval_loader(config)
+    assert loader is not None  # evaluation_config has named the data
+    data = [read_manifest(str(stream.local)) for stream in config.data.eval.streams]
+    if all(manifest.kind != PREFERENCE for manifest in data):
+        config = replace(config, loss=replace(config.loss, dpo_reference_free=True))  # no pair needs the reference
+    reference = config.loss.reference_from or config.init_from
+    if config.loss.needs_reference and reference and not is_url(reference) and not Path(reference).is_dir():
+        raise UserError(
+            f"{reference}: no such folder, but preference rows need the reference; name it by --reference DIR"
+        )
+    device = prepare_device(config)
+    composer_model = build_composer_model(config, model, catalogue, device).to(device).eval()
+    if composer_model.reference is not None:
+        composer_model.set_reference(composer_model.reference.to(device))
+    metrics = {name: metric.to(device) for name, metric in composer_model.get_metrics(is_train=False).items()}
+    by_length = ByLength(min(LENGTH_K, max(config.evaluation.k_values))).to(device)
+    precision = resolve_precision(config.precision) if device.type == "cuda" else "fp32"
+    with torch.no_grad(), precision_context(precision):
+        for batch in loader.dataloader:
+            batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+            outputs = composer_model.eval_forward(batch)  # type: ignore[arg-type]
+            _update(composer_model, batch, outputs, metrics, by_length)  # type: ignore[arg-type]
+            progress(len(batch["row_ids"]))
+    values = {name: float(metric.compute()) for name, metric in metrics.items()}
+    rows_by_length = by_length.compute()
+    return Evaluation(
+        metrics={name: value for name, value in values.items() if value == value},
+        by_length=rows_by_length,
+        ranked_rows=sum(row["users"] for row in rows_by_length),
+        data=data,
+    )
+
+
+def _update(
+    model: ComposerUGT, batch: Batch, outputs: dict[str, Any], metrics: dict[str, Any], by_length: ByLength
+) -> None:
+    for metric in metrics.values():
+        model.update_metric(batch, outputs, metric)
+    is_item = batch["encoder_mask"] & (batch["encoder_token_types"] == ITEM)
+    by_length.update(outputs["evaluation"].ranked, is_item.sum(1))

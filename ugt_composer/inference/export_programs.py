@@ -1,0 +1,89 @@
+"""A model as two programs of torch.export, for any number of rows, tokens and candidates.
+
+B rows, S history tokens, N candidates, D width.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, export
+
+from ugt_composer.catalogue.trie import ItemTrie
+from ugt_composer.data.codec import DECODER_COLUMNS, ENCODER_COLUMNS, REJECTED_COLUMNS, Row, encode_row
+from ugt_composer.data.collate import PackedRow, collate
+from ugt_composer.generation.item_log_probs import score_items
+from ugt_composer.model.moe import MoEFeedForward
+from ugt_composer.model.ugt import UGT
+from ugt_composer.vocabulary import LEVELS, NUM_SPECIAL_IDS
+
+INPUTS = ("encoder_ids", "encoder_positions", "encoder_token_types", "encoder_mask")  # of the encoder, in order
+NO_ITEMS = np.zeros((0, REJECTED_COLUMNS), np.int64)
+TRIE_TENSORS = ("ids", "parents", "first", "keys")
+MOST = 2**31 - 1  # rows or candidates at once; a bound has to be named
+
+
+class EncoderProgram(nn.Module):
+    """Histories to what is known of their users."""
+
+    def __init__(self, model: UGT):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor, positions: Tensor, token_types: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """ids (B, S, 3), positions and token_types (B, S) int64, mask (B, S) bool → state and vector, (B, D) each."""
+        batch = dict(zip(INPUTS, (ids, positions, token_types, mask), strict=True))
+        memory = self.model.encode(batch)  # type: ignore[arg-type]
+        return self.model.start_over(memory, mask), self.model.user_vector(memory, mask)
+
+
+class ScorerProgram(nn.Module):
+    """The log-probabilities of given items; a model whose softmax runs over the catalogue carries it along."""
+
+    def __init__(self, model: UGT, trie: ItemTrie | None):
+        super().__init__()
+        self.heads, self.item_embedding = model.heads, model.item_embedding
+        self.trie = trie if model.is_over_catalogue else None
+        for number, level in enumerate(self.trie.levels if self.trie is not None else ()):
+            for name in TRIE_TENSORS:
+                self.register_buffer(f"level{number}_{name}", getattr(level, name))
+
+    def forward(self, state: Tensor, candidates: Tensor) -> Tensor:
+        """state (B, D), candidates int64 (B, N, 3) → log p(l1) + log p(l2 | l1) + log p(l3 | l1, l2), (B, N)."""
+        trie = None if self.trie is None else self._trie_of_buffers(self.trie)
+        return score_items(partial(self.heads, embedding=self.item_embedding), state, candidates, trie)
+
+    def _trie_of_buffers(self, trie: ItemTrie) -> ItemTrie:
+        buffers: dict[str, Any] = dict(self.named_buffers(recurse=False))
+        levels = (
+            replace(level, **{name: buffers[f"level{number}_{name}"] for name in TRIE_TENSORS})
+            for number, level in enumerate(trie.levels)
+        )
+        return ItemTrie(trie.items, tuple(levels))
+
+
+def export_programs(model: UGT, trie: ItemTrie | None) -> tuple[ExportedProgram, ExportedProgram]:
+    """The encoder and the scorer of a model, in float32 on the CPU. It is changed for that: give it a model of its own.
+
+    Without strict tracing: the modules are traced as they run, with the shapes of an example as symbols.
+    """
+    model = model.float().cpu().eval().requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, MoEFeedForward):
+            module.all_experts = True
+    rows, candidates = Dim("rows", max=MOST), Dim("candidates", max=MOST)
+    history = Dim("history", max=model.encoder_input.position.num_embeddings)
+    user = Row("", np.zeros((3, ENCODER_COLUMNS), np.int64), np.zeros((1, DECODER_COLUMNS), np.int64), NO_ITEMS)
+    batch = collate([PackedRow(0, encode_row(user, width=2))] * 2)  # sizes of 0 and 1 would be taken for constants
+    inputs = tuple(batch[name] for name in INPUTS)  # type: ignore[literal-required]
+    encoder = EncoderProgram(model)
+    state, _ = encoder(*inputs)
+    items = torch.full((len(state), 3, LEVELS), NUM_SPECIAL_IDS)
+    scorer = export(
+        ScorerProgram(model, trie), (state, items), dynamic_shapes=[{0: rows}, {0: rows, 1: candidates}], strict=False
+    )
+    del model.heads, model.item_proj  # else the encoder's program carries them too
+    return export(encoder, inputs, dynamic_shapes=[{0: rows, 1: history}] * len(inputs), strict=False), scorer

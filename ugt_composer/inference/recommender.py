@@ -1,0 +1,81 @@
+"""Recommends from packed rows: collation, encoder, one decoder step, beam search."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from ugt_composer.catalogue.trie import ItemTrie
+from ugt_composer.data.codec import Row, encode_row, width_for
+from ugt_composer.data.collate import PackedRow, collate
+from ugt_composer.data.history import SemanticId
+from ugt_composer.generation.beam_search import Recommendations, beam_search
+from ugt_composer.generation.item_scores import ItemScores, Similarity
+from ugt_composer.model.ugt import UGT
+from ugt_composer.vocabulary import LEVELS
+
+
+class Recommender:
+    """A model in evaluation mode and the catalogue it recommends from.
+
+    Args:
+        model: the model.
+        trie: the catalogue; None recommends from the whole code space.
+        item_score_weight: of the user-item score (`ItemScores`) in the ranking; above 0 it needs a trie.
+        temperature, similarity: of the contrastive loss, for that score.
+    """
+
+    def __init__(
+        self,
+        model: UGT,
+        trie: ItemTrie | None,
+        item_score_weight: float = 0.0,
+        temperature: float = 0.07,
+        similarity: Similarity = "cosine",
+    ):
+        self.device = next(model.parameters()).device
+        self.model = model.eval()
+        self.trie = None if trie is None else trie.to(self.device)
+        self.item_score_weight = item_score_weight
+        self.temperature = temperature
+        self.similarity: Similarity = similarity
+        self.item_vectors = None
+        if item_score_weight > 0:
+            assert self.trie is not None
+            with torch.inference_mode():
+                self.item_vectors = model.item_vectors(self.trie.items)
+        self.width = width_for(max(*model.codebook_sizes, model.encoder_input.position.num_embeddings))
+
+    @torch.inference_mode()
+    def recommend(
+        self,
+        rows: Sequence[Row],
+        k: int,
+        beam_width: int,
+        exclude_seen: bool,
+        earlier: Sequence[Sequence[SemanticId]] | None = None,
+    ) -> Recommendations:
+        """The k best items of each row, (B, k, 3); with `exclude_seen` none of the row's history nor of what each user
+        had `earlier` than the row tells."""
+        batch = collate([PackedRow(i, encode_row(row, self.width)) for i, row in enumerate(rows)])
+        batch = {key: value.to(self.device) for key, value in batch.items()}  # type: ignore[attr-defined, assignment]
+        seen = batch["encoder_ids"] if exclude_seen else None
+        if seen is not None and earlier is not None:
+            lists = [torch.tensor(items, dtype=seen.dtype).view(-1, LEVELS) for items in earlier]
+            seen = torch.cat([seen, pad_sequence(lists, batch_first=True).to(self.device)], dim=1)
+        memory = self.model.encode(batch)
+        scores = None
+        if self.item_vectors is not None:
+            users = self.model.user_vector(memory, batch["encoder_mask"])
+            weight = self.item_score_weight
+            scores = ItemScores(users, self.item_vectors, self.temperature, weight, self.similarity)
+        hidden = self.model.start_over(memory, batch["encoder_mask"])
+        heads, width, over_catalogue = self.model.level_logits, max(k, beam_width), self.model.is_over_catalogue
+        return beam_search(heads, hidden, self.trie, k, width, seen, scores, over_catalogue)
+
+
+def batched(rows: Iterator, size: int) -> Iterator[list]:
+    """Lists of up to `size` of an iterator's items."""
+    while piece := list(islice(rows, size)):
+        yield piece

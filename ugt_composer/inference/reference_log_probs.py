@@ -1,0 +1,70 @@
+"""The reference's log-probabilities, computed once and stored with the preference rows.
+
+The reference never changes, and without dropout it says the same of a row in every epoch. Rows that carry what it says
+spare each step the reference's pass, and each rank its weights (TRL calls this precompute_ref_log_probs).
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ugt_composer.catalogue.trie import ItemTrie
+from ugt_composer.conversion.output import output_folder
+from ugt_composer.conversion.shards import ShardWriter, write_index
+from ugt_composer.data.codec import with_reference
+from ugt_composer.data.collate import PackedRow, collate
+from ugt_composer.data.dataset import RowFolder
+from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME
+from ugt_composer.model.reference import Reference
+from ugt_composer.parallelism.precision import precision_context
+from ugt_composer.storage.hashed_file import file_hash
+from ugt_composer.training.preflight import weights_hash
+
+
+def write_reference_log_probs(
+    reference: Reference,
+    model_folder: Path,
+    trie: ItemTrie | None,
+    data: Path,
+    out: Path,
+    batch_size: int,
+    precision: str,
+    overwrite: bool,
+    progress: Callable[[int], Any] = lambda rows: None,
+) -> int:
+    """Copies a folder of preference rows, each with log p of its chosen item and of its rejected ones.
+
+    Args:
+        reference: on the device that it is to run on.
+        model_folder: where it was loaded from.
+        precision: as the training's, see `resolve_precision`, so that policy and reference begin equal.
+        progress: called with the number of rows of each batch that is done.
+
+    Returns: the number of rows.
+
+    Raises:
+        UserError: `out` may not be replaced; a shard is damaged.
+    """
+    rows, index = RowFolder(str(data), None), json.loads((data / INDEX_NAME).read_text("utf-8"))
+    form = index["shards"][0]
+    device = next(reference.parameters()).device
+    with output_folder(out, overwrite) as output:
+        writer = ShardWriter(output.work, form["compression"], form["hashes"], form["size_limit"])
+        for begin in range(0, len(rows), batch_size):
+            packed = [rows[number] for number in range(begin, min(begin + batch_size, len(rows)))]
+            batch = collate([PackedRow(number, row) for number, row in enumerate(packed)], min_rejected=1)
+            on_device = {name: tensor.to(device) for name, tensor in batch.items()}  # type: ignore[attr-defined]
+            with precision_context(precision):
+                logps = reference(on_device, trie).float().cpu().numpy()
+            for row, values, count in zip(packed, logps, batch["rejected_mask"].sum(1).tolist(), strict=True):
+                writer.add_row(with_reference(row, values[: 1 + count]))
+            progress(len(packed))
+        writer.close()
+        write_index(output.work, writer.shards)
+        manifest = json.loads((data / MANIFEST_NAME).read_text("utf-8"))
+        manifest["index_hash"] = f"xxh3_128:{file_hash('xxh3_128', output.work / INDEX_NAME)}"
+        manifest["reference"] = weights_hash(model_folder)
+        (output.work / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+        output.publish()
+    return len(rows)

@@ -1,0 +1,156 @@
+"""Pieces of input files as blocks of whole lines, in constant memory."""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import xxhash
+import zstandard
+
+from ugt_composer.errors import UserError
+from ugt_composer.jsonl.sources import Piece
+
+BLOCK_BYTES = 1 << 20  # small enough for the caches, large enough that NumPy's cost a call does not count
+ZSTD_FEED_BYTES = 1 << 13  # a bomb of this size unpacks to 256 MB at most
+KEPT_BYTES = 1 << 12  # of a line that is too long or was cut off, for the quarantine
+
+
+class TruncatedStream(Exception):
+    """A compressed file that ends early. `rest` is the beginning of the line it broke off in."""
+
+    def __init__(self, message: str, rest: bytes = b""):
+        super().__init__(message)
+        self.rest = rest
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some lines of a piece.
+
+    Attributes:
+        data: the bytes as they are in the (decompressed) file. All but a file's last line end in a line feed.
+        too_long: 0, or the size of the one line of which `data` is only the beginning.
+    """
+
+    data: bytes
+    too_long: int = 0
+
+
+def read_blocks(piece: Piece, max_line_bytes: int, hasher: "xxhash.xxh3_128") -> Iterator[Block]:
+    """The lines of a piece; `hasher` is fed all their bytes.
+
+    Raises TruncatedStream after the last whole line, and UserError where a file is damaged or has changed.
+    """
+    rest = b""
+    long_size = 0  # of a line that is too long to be kept whole: its size so far, `rest` being its beginning
+    try:
+        for data in _packed_blocks(piece.path) if piece.compressed else _range(piece):
+            hasher.update(data)
+            if long_size:
+                end = data.find(b"\n") + 1
+                long_size += end or len(data)
+                if not end:
+                    continue
+                yield Block(rest, too_long=long_size - 1)
+                rest, long_size, data = b"", 0, data[end:]
+            cut = data.rfind(b"\n") + 1
+            if cut:
+                yield Block(rest + data[:cut])
+                rest = data[cut:]
+            else:
+                rest += data
+                if len(rest) > max(max_line_bytes, BLOCK_BYTES):
+                    rest, long_size = rest[:KEPT_BYTES], len(rest)
+    except TruncatedStream as error:
+        raise TruncatedStream(str(error), rest[:KEPT_BYTES]) from None
+    if rest:
+        yield Block(rest, too_long=long_size)
+
+
+def _range(piece: Piece) -> Iterator[bytes]:
+    with open(piece.path, "rb") as file:
+        start = _line_start(file, piece.start, piece.file_size)
+        end = _line_start(file, piece.end, piece.file_size)
+        file.seek(start)
+        while start < end:
+            data = file.read(min(BLOCK_BYTES, end - start))
+            if not data:
+                raise UserError(f"{piece.path}: became shorter while it was read; convert it when it is complete")
+            start += len(data)
+            yield data
+
+
+def _line_start(file: BinaryIO, offset: int, file_size: int) -> int:
+    """Where the first line starts that starts at `offset` or later; `file_size` if none does."""
+    if offset in (0, file_size):
+        return offset
+    offset -= 1
+    file.seek(offset)
+    while offset < file_size and (data := file.read(1 << 16)):
+        found = data.find(b"\n") + 1
+        if found:
+            return min(offset + found, file_size)
+        offset += len(data)
+    return file_size
+
+
+def _packed_blocks(path: str) -> Iterator[bytes]:
+    """Decompressed data in blocks of BLOCK_BYTES or more; all there is before a TruncatedStream."""
+    parts: list[bytes] = []
+    size = 0
+    truncated: TruncatedStream | None = None
+    try:
+        for part in _gzip_parts(path) if path.endswith(".gz") else _zstd_parts(path):
+            parts.append(part)
+            size += len(part)
+            if size >= BLOCK_BYTES:
+                yield b"".join(parts)
+                parts, size = [], 0
+    except TruncatedStream as error:
+        truncated = error
+    if parts:
+        yield b"".join(parts)
+    if truncated:
+        raise truncated
+
+
+def _gzip_parts(path: str) -> Iterator[bytes]:
+    with gzip.open(path, "rb") as file:
+        while True:
+            try:
+                part = file.read1(BLOCK_BYTES)  # read() would lose what comes before the end
+            except EOFError:
+                raise TruncatedStream("a gzip stream that is cut short") from None
+            except (gzip.BadGzipFile, zlib.error) as error:
+                raise _damaged(path, "gzip", error) from None
+            if not part:
+                return
+            yield part
+
+
+def _zstd_parts(path: str) -> Iterator[bytes]:
+    """Frame by frame, because zstandard's file reader takes the end of a truncated file for the end of the data."""
+    with open(path, "rb") as file:
+        frame = None
+        packed = file.read(ZSTD_FEED_BYTES)
+        while packed:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            try:
+                part = frame.decompress(packed)
+            except zstandard.ZstdError as error:
+                raise _damaged(path, "zstd", error) from None
+            packed = b""
+            if frame.eof:
+                packed, frame = frame.unused_data, None
+            packed = packed or file.read(ZSTD_FEED_BYTES)
+            if part:
+                yield part
+        if frame is not None:
+            raise TruncatedStream("a zstd stream that is cut short")
+
+
+def _damaged(path: str, packing: str, error: Exception) -> UserError:
+    """Of a stream that fails its checksum no row can be trusted, so none is quarantined."""
+    return UserError(f"{path}: found a damaged {packing} stream ({error}), expected a sound one; make the file anew")

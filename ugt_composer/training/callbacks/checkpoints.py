@@ -1,0 +1,246 @@
+"""Checkpoints while training: rotated ones to resume from, and the portable `best/` and `latest/`."""
+
+import copy
+import math
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from composer import Callback, Logger, State
+from composer.utils import dist, reproducibility
+from torch import Tensor
+
+from ugt_composer.checkpoint.background_writer import Writer
+from ugt_composer.checkpoint.portable import FINGERPRINT, save_portable
+from ugt_composer.checkpoint.rank0_errors import save_on_rank_0, saving_into
+from ugt_composer.checkpoint.run_checkpoints import SHARDS, checkpoint_path, rotate, write_checkpoint
+from ugt_composer.checkpoint.sharded import write_sharded
+from ugt_composer.checkpoint.uploads import Uploads
+from ugt_composer.checkpoint.whole_state import (
+    HostMemory,
+    buffers_of,
+    gather_optimizer,
+    gather_weights,
+    group_settings,
+    set_groups,
+)
+from ugt_composer.config.schema import Config, config_yaml
+from ugt_composer.errors import UserError
+from ugt_composer.parallelism.strategy import Strategy
+from ugt_composer.training.intervals import Every
+
+EVAL_LABEL = "eval"
+NETWORK = "model."  # UGT's own part in the names of ComposerUGT's weights
+
+
+class Checkpoints(Callback):
+    """Saves every `save_interval` and at the end of the run. Training stands still only while weights and optimizer
+    state are copied; the copy is written beside it.
+
+    Args:
+        strategy: holds what is trained.
+        config: of the run; goes into each file.
+        facts: strings for the portable models' header, such as the catalogue's fingerprint.
+        save_best_on: evaluation metric that `best/` maximises (a loss: minimises); None: `best/` is `latest/`.
+        data: what tells the training data from other data; a run goes on only with the same.
+        uploads: copies the save folder to a store; on rank 0 only, and None without `checkpoint.remote`.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        config: Config,
+        facts: dict[str, str],
+        save_best_on: str | None,
+        data: list[str],
+        uploads: Uploads | None = None,
+    ):
+        self.uploads = uploads
+        self.is_unsent = True  # there may be something that the store does not have
+        self._renaming = threading.Lock()  # between rotation and a look for what is to be uploaded
+        self.data = data
+        self.strategy = strategy
+        self.config = config
+        self.facts = facts
+        self.save_best_on = save_best_on
+        self.folder = Path(config.save_folder)
+        self.every = Every(config.save_interval)
+        self.good: set[Path] = set()  # training checkpoints that this process wrote or checked
+        self.best_value: float | None = None
+        self.by_hand = False
+        self.writer = Writer(self.folder)
+        self._config_text = config_yaml(config)
+        self._memory = HostMemory()  # of what the writer writes
+        self.before_save: Callable[[], None] = lambda: None  # raises what forbids a checkpoint
+        self.after_save: Callable[[], None] = lambda: None  # once it is written, in the writer's thread
+        self.save_seconds = 0.0  # that the last save took
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_value": self.best_value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best_value = state["best_value"]
+
+    def eval_standalone_start(self, state: State, logger: Logger) -> None:
+        self.by_hand = True  # an evaluation outside training selects nothing
+
+    def eval_standalone_end(self, state: State, logger: Logger) -> None:
+        self.by_hand = False
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        if self.save_best_on is None or self.by_hand:
+            return
+        value = float(state.eval_metrics[EVAL_LABEL][self.save_best_on].compute())
+        if is_better(value, self.best_value, self.save_best_on):
+            self.best_value = value
+            self.writer.finish()
+            weights, facts = gather_weights(self.strategy), {f"best {self.save_best_on}": f"{value:.6g}"}
+            save_on_rank_0(
+                self.folder, lambda: self._write_portable("best", state.timestamp.batch.value, weights, facts)
+            )
+            self.is_unsent = True
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self.writer.check()
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        if self.every.is_due(state):
+            self.save(state)
+
+    def before_dataloader(self, state: State, logger: Logger) -> None:
+        self.send()  # not earlier: every logger has written the batch by now
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        self.writer.finish()
+        self.send()
+
+    def send(self) -> None:
+        """Begins to upload what was saved since the last call."""
+        if self.uploads is not None and self.is_unsent:
+            self.is_unsent = False
+            with saving_into(self.folder), self._renaming:
+                self.uploads.send()
+
+    def finish_uploads(self) -> None:
+        """RunError where the store does not get all that is in the folder."""
+        self.writer.wait()
+        if self.uploads is not None:
+            self.send()
+            self.uploads.finish()
+            # One that was kept because it was being uploaded.
+            rotate(self.folder, self.config.save_num_checkpoints_to_keep, self.good)
+
+    def upload_within(self, seconds: float) -> str | None:
+        """Uploads for so long at most. Returns what the store lacks then; None where it has all."""
+        if self.uploads is None:
+            return None
+        self.send()
+        return None if self.uploads.wait(max(0.0, seconds)) else self.uploads.lacking()
+
+    def save(self, state: State) -> None:
+        """Begins to write the training checkpoint and `latest/`, and then to drop checkpoints past the number to keep.
+
+        `writer.finish()` waits for the end of it; the next save does, too.
+
+        Raises:
+            RunError: on every rank, where the folder could not be written; what was saved before is still there.
+        """
+        self.writer.finish()
+        self.before_save()
+        started = time.monotonic()
+        weights = gather_weights(self.strategy, self._memory)
+        path = checkpoint_path(self.folder, state.timestamp.batch.value, self.config.checkpoint.sharded)
+        if self.config.checkpoint.sharded:
+            write_sharded(path, self._light_state(state) | {"sharded": self._beside_shards(weights)}, self.strategy)
+            content = None
+        else:
+            content = self._whole_state(state, weights, self._memory)
+        names = ("latest",) if self.best_value is not None else ("latest", "best")
+        batch = state.timestamp.batch.value
+
+        def write() -> None:
+            if content is not None:
+                write_checkpoint(path, content)
+            self.good.add(path)
+            spared = None if self.uploads is None else self.uploads.uploading
+            with self._renaming:
+                rotate(self.folder, self.config.save_num_checkpoints_to_keep, self.good, spared)
+            for name in names:
+                self._write_portable(name, batch, weights)
+            self.is_unsent = True
+            self.save_seconds = time.monotonic() - started
+            self.after_save()
+
+        if dist.get_global_rank() == 0:
+            self.writer.begin(write)
+
+    def write(self, path: Path, state: State) -> None:
+        """Writes one file that any strategy on any number of ranks goes on from."""
+        self.writer.finish()
+        content = self._whole_state(state, gather_weights(self.strategy))
+        save_on_rank_0(path.parent, lambda: write_checkpoint(path, content))
+
+    def _whole_state(
+        self, state: State, weights: dict[str, Tensor], memory: HostMemory | None = None
+    ) -> dict[str, Any]:
+        """A copy: the training may go on."""
+        light = copy.deepcopy(self._light_state(state))
+        return light | {"model": weights, "optimizer": gather_optimizer(self.strategy, memory)}
+
+    def _light_state(self, state: State) -> dict[str, Any]:
+        """All that a resumed run needs besides weights and optimizer state, and what it belongs to."""
+        rng = reproducibility.get_rng_state()
+        return {
+            "state": state.state_dict(),
+            "scaler": {} if state.scaler is None else state.scaler.state_dict(),
+            "rng": rng,
+            "config": self._config_text,
+            "data": self.data,
+            "catalogue": self.facts.get(FINGERPRINT),
+        }
+
+    def restore_sharded(self, path: Path, content: dict[str, Any]) -> None:
+        """Reads what a run of the same strategy on as many ranks wrote. UserError for another one."""
+        before, now = content["by"], self._sharded_by()
+        if before != now:
+            raise UserError(
+                f"{path} holds the shards of {_described(before)}, this run is {_described(now)}: sharded checkpoints "
+                "are not portable; go on as it began, or start from its latest/ with init_from"
+            )
+        self.strategy.load_sharded(path / SHARDS)
+        set_groups(self.strategy, content["groups"])
+        for name, buffer in buffers_of(self.strategy).items():
+            buffer.copy_(content["buffers"][name])
+
+    def _beside_shards(self, weights: dict[str, Tensor]) -> dict[str, Any]:
+        """What is whole on every rank, and who wrote the shards."""
+        buffers = {name: weights[name] for name in buffers_of(self.strategy) if name in weights}
+        return {"by": self._sharded_by(), "buffers": buffers, "groups": group_settings(self.strategy)}
+
+    def _sharded_by(self) -> dict[str, Any]:
+        parallelism = self.config.parallelism
+        stage = parallelism.deepspeed.zero_stage if parallelism.strategy == "deepspeed" else None
+        return {"strategy": parallelism.strategy, "zero_stage": stage, "world_size": dist.get_world_size()}
+
+    def _write_portable(
+        self, name: str, batch: int, weights: dict[str, Tensor], facts: dict[str, str] | None = None
+    ) -> None:
+        facts = {**self.facts, "batch": str(batch), **(facts or {})}
+        network = {key.removeprefix(NETWORK): value for key, value in weights.items() if key.startswith(NETWORK)}
+        save_portable(self.folder / name, network, self.config, facts)
+
+
+def _described(by: dict[str, Any]) -> str:
+    stage = "" if by["zero_stage"] is None else f" (zero_stage {by['zero_stage']})"
+    return f"{by['strategy']}{stage} on {by['world_size']} ranks"
+
+
+def is_better(value: float, best: float | None, metric: str) -> bool:
+    """A loss and gini are better when lower, anything else when higher; what is not a number never is."""
+    if math.isnan(value):
+        return False
+    if best is None:
+        return True
+    return value < best if metric.endswith("loss") or metric.startswith("gini") else value > best

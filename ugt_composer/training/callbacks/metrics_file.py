@@ -1,0 +1,119 @@
+"""metrics.jsonl: the run's record, one JSON object a logged step."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from composer import Logger, State
+from composer.loggers import LoggerDestination
+from composer.utils import dist
+
+from ugt_composer.checkpoint.rank0_errors import saving_into
+from ugt_composer.training.intervals import Every
+
+FILE_NAME = "metrics.jsonl"
+RECORDED = ("loss/", "metrics/", "memory/")
+
+
+class MetricsFile(LoggerDestination):
+    """Appends a line for each batch that is due, with its evaluation in the same line where there was one.
+
+    Loggers come after the checkpoint of a batch, and a run may be killed between the two: the checkpoint holds what
+    the batch's line is made of. A resumed run drops that line and those after it and writes it again, so that each
+    step is in the file once. An evaluation metric that no row counted for is left out; a training value that is not
+    finite is null.
+    """
+
+    def __init__(self, save_folder: str, log_interval: str):
+        self.path = Path(save_folder) / FILE_NAME
+        self.every = Every(log_interval)
+        self.values: dict[str, Any] = {}
+        self.evaluation: dict[str, Any] = {}
+        self.place = {"batch": 0, "epoch": 0}
+        self.is_due = self.in_evaluation = False
+        self.is_resumed = False  # from a checkpoint of this folder
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the batch's line is made of, where it is not in the file yet."""
+        return {
+            "values": {name: float(value) for name, value in self.values.items()},
+            "evaluation": {name: float(value) for name, value in self.evaluation.items()},
+            "place": self.place,
+            "is_due": self.is_due,
+            "in_evaluation": self.in_evaluation,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.values, self.evaluation, self.place = (dict(state[name]) for name in ("values", "evaluation", "place"))
+        self.is_due, self.in_evaluation = state["is_due"], state["in_evaluation"]
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        for name, value in metrics.items():
+            if name.startswith("metrics/eval/"):
+                self.evaluation[name] = value
+            elif name.startswith(RECORDED):
+                self.values[name] = value
+
+    def go_on(self, batch: int) -> None:
+        """Brings the file to where the run is, before its next batch."""
+        lacks_line = self.is_resumed and (self.is_due or bool(self.evaluation) or self.in_evaluation)
+        if dist.get_global_rank() == 0:
+            with saving_into(self.path.parent):
+                drop_lines_after(self.path, batch - 1 if lacks_line else batch)
+        if not self.in_evaluation:  # else it is made again, and the line written after it
+            if lacks_line:
+                self._end_batch()
+            self.values, self.evaluation, self.is_due = {}, {}, False
+        self.in_evaluation = self.is_resumed = False
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self.place = {"batch": state.timestamp.batch.value, "epoch": state.timestamp.epoch.value}
+        self.is_due = self.every.is_logged(state)
+
+    def eval_before_all(self, state: State, logger: Logger) -> None:
+        self.in_evaluation = True
+
+    def eval_after_all(self, state: State, logger: Logger) -> None:
+        self.in_evaluation = False
+
+    def eval_standalone_end(self, state: State, logger: Logger) -> None:
+        self.evaluation = {}  # an evaluation by hand is no step of the run
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        self._end_batch()
+
+    def _end_batch(self) -> None:
+        if (self.is_due or self.evaluation) and dist.get_global_rank() == 0:
+            self._write(self.values if self.is_due else {})
+        self.values, self.evaluation, self.is_due = {}, {}, False
+
+    def _write(self, values: dict[str, Any]) -> None:
+        evaluation = {name: float(value) for name, value in self.evaluation.items()}
+        line = {
+            **self.place,
+            **{name: _finite(float(value)) for name, value in values.items()},
+            **{name: value for name, value in evaluation.items() if math.isfinite(value)},
+        }
+        with saving_into(self.path.parent), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def drop_lines_after(path: Path, batch: int) -> None:
+    """Keeps the whole lines up to `batch`; a line cut short by a kill goes too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            if json.loads(line)["batch"] <= batch:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), "utf-8")
+    temporary.replace(path)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

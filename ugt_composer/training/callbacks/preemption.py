@@ -1,0 +1,174 @@
+"""A warned job saves and says that it wants to be run again."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from composer import Callback, Logger, State
+from composer.utils import dist, reproducibility
+
+from ugt_composer.checkpoint.run_checkpoints import batch_of, list_checkpoints
+from ugt_composer.checkpoint.whole_state import from_rank_0
+from ugt_composer.errors import EXIT_PREEMPTED
+from ugt_composer.job.cpu_all_reduce import HostAgreement
+from ugt_composer.job.signals import SHARE_OF_GRACE, warning
+from ugt_composer.training.callbacks.checkpoints import Checkpoints
+from ugt_composer.training.callbacks.random_state import RandomState
+from ugt_composer.training.intervals import is_last_batch
+
+EXIT_SECONDS = 1.0  # of the grace that uploads leave for the exit
+
+
+class Preemption(Callback):
+    """On SIGTERM, SIGINT or SIGUSR1 to any rank, all ranks finish the batch, save and exit with status 75.
+
+    An evaluation is left after its current batch, and made from its start by the resumed run. If the grace is too
+    short for a save, the checkpoint that is there already stands. A second signal ends the process at once.
+
+    Args:
+        grace: seconds from the signal to the exit.
+        dist_timeout: gives the seconds after which a rank that does not answer is given up.
+        finish_batch: makes the evaluation that the saved batch still lacks, and what follows it.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        random_state: RandomState,
+        grace: float,
+        dist_timeout: Callable[[], float],
+        finish_batch: Callable[[], None],
+    ):
+        self.checkpoints = checkpoints
+        self.random_state = random_state
+        self.grace = grace
+        self.dist_timeout = dist_timeout
+        self.finish_batch = finish_batch
+        self.agreement: HostAgreement | None = None
+        self.is_leaving = False
+        self.saved_batch: int | None = None
+        self.evaluation_left = False  # of the batch that the checkpoint holds
+        self._random_state_before_evaluation: list[dict[str, Any]] | None = None  # None: outside, or not to be left
+        self._batch_seconds = self._batch_started = 0.0
+        self._listens = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"evaluation_left": self.evaluation_left}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.evaluation_left = state["evaluation_left"]
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self.is_leaving, self.saved_batch, self._batch_started = False, None, 0.0
+        if self.agreement is None:
+            self.agreement = HostAgreement(self.dist_timeout)
+        self.checkpoints.after_save = self._tell_standing
+        self._listens = not warning.is_listening
+        warning.listen()
+        warning.grace, warning.training, warning.standing = self.grace, True, self._standing()
+        if self.evaluation_left:
+            self.evaluation_left = False
+            self.random_state.restore()
+            self.finish_batch()
+            self.random_state.pending = reproducibility.get_rng_state()
+
+    def give_signals_back(self) -> None:
+        """Puts back the handlers that were there before fit, however fit ended."""
+        warning.training = False
+        if self._listens:
+            warning.stop()
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        self._batch_started = time.monotonic()
+        self._begin_to_agree()
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self._batch_seconds = time.monotonic() - self._batch_started
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        is_saved = self.checkpoints.every.is_due(state)
+        if self._batch_started and not is_last_batch(state):  # not in what `finish_batch` makes up for
+            self._save_if_warned(state, is_saved)
+
+    def before_dataloader(self, state: State, logger: Logger) -> None:
+        # Not earlier: every logger has written the batch by now.
+        if self.is_leaving:
+            self._exit()
+
+    def eval_before_all(self, state: State, logger: Logger) -> None:
+        if self._batch_started:
+            self._agreement.agreed()  # what the batch began; the evaluation's batches begin their own
+        if warning.training and not is_last_batch(state):  # a run whose last batch is saved counts as finished
+            self._random_state_before_evaluation = reproducibility.get_rng_state()
+
+    def eval_batch_start(self, state: State, logger: Logger) -> None:
+        if self._random_state_before_evaluation is not None:
+            self._begin_to_agree()
+
+    def eval_batch_end(self, state: State, logger: Logger) -> None:
+        if self._random_state_before_evaluation is None:
+            return
+        if self._is_warned():
+            # What an uninterrupted evaluation starts from: the resumed run makes it once more.
+            reproducibility.load_rng_state(self._random_state_before_evaluation)
+            self.evaluation_left = True
+            self._save_if_warned(state, is_saved=False)
+            self._exit()
+
+    def eval_after_all(self, state: State, logger: Logger) -> None:
+        self._random_state_before_evaluation = None
+
+    def _begin_to_agree(self) -> None:
+        age = 0.0 if warning.first_at is None else max(time.monotonic() - warning.first_at, 1e-9)
+        self._agreement.begin(age, self._batch_seconds, self.checkpoints.save_seconds)
+
+    def _is_warned(self) -> bool:
+        return self._agreement.agreed()[0] > 0
+
+    def _save_if_warned(self, state: State, is_saved: bool) -> None:
+        age, batch_seconds, save_seconds = self._agreement.agreed()
+        if not age:
+            return
+        self.is_leaving = warning.leaving = True
+        warning.start_clock(age)
+        self.checkpoints.writer.finish()  # what was begun before, or for this batch
+        # The same numbers on every rank: all save, or none.
+        if not is_saved and age + batch_seconds + save_seconds < SHARE_OF_GRACE * self.grace:
+            self.checkpoints.save(state)
+            self.checkpoints.writer.finish()
+            is_saved = True
+        if is_saved:
+            self.saved_batch = state.timestamp.batch.value
+            warning.standing = self._standing()
+
+    def _exit(self) -> NoReturn:
+        lacking = self._upload()
+        if dist.get_global_rank() == 0:
+            done = f"saved batch {self.saved_batch}"
+            if self.saved_batch is None:
+                done = f"the grace of {self.grace:g} s is too short for a save, {self._standing()}"
+            if lacking is not None:
+                done += f"; {lacking}"
+            print(f"preempted: {done}; run the same command again to go on", flush=True)
+        raise SystemExit(EXIT_PREEMPTED)
+
+    def _upload(self) -> str | None:
+        """Uploads until the grace is nearly over; the other ranks wait, as the launcher ends all when one has ended."""
+        if self.checkpoints.config.checkpoint.remote is None:
+            return None
+        assert warning.first_at is not None
+        end = warning.first_at + SHARE_OF_GRACE * self.grace - EXIT_SECONDS
+        lacking = self.checkpoints.upload_within(end - time.monotonic()) if dist.get_global_rank() == 0 else None
+        return from_rank_0(lacking)
+
+    def _tell_standing(self) -> None:
+        warning.standing = self._standing()
+
+    def _standing(self) -> str:
+        newest = next(iter(list_checkpoints(self.checkpoints.folder)), None)
+        return "nothing was saved" if newest is None else f"the checkpoint of batch {batch_of(newest)} stands"
+
+    @property
+    def _agreement(self) -> HostAgreement:
+        assert self.agreement is not None  # made when fit starts
+        return self.agreement

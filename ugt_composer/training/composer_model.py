@@ -1,0 +1,173 @@
+"""ComposerUGT: joins model, losses and metrics for Composer's Trainer."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from composer.models import ComposerModel
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from ugt_composer.catalogue.trie import ItemTrie
+from ugt_composer.data.batch import Batch
+from ugt_composer.generation.beam_search import Recommendations, beam_search
+from ugt_composer.generation.item_scores import ItemScores
+from ugt_composer.losses.normalization import ROWS, TARGETS, batch_counts
+from ugt_composer.losses.unified import UnifiedLoss
+from ugt_composer.metrics.batch import EvaluationBatch, compare_pairs, rank_batch
+from ugt_composer.metrics.loss_mean import EVALUATION_MEANS
+from ugt_composer.metrics.torch_metrics import evaluation_metrics
+from ugt_composer.model.ugt import UGT
+from ugt_composer.parallelism.precision import cpu_autocast
+from ugt_composer.vocabulary import IGNORE_INDEX
+
+LOSSES = (
+    "ntp_loss",
+    "ntp_l1_loss",
+    "ntp_l2_loss",
+    "ntp_l3_loss",
+    "contrastive_loss",
+    "dpo_loss",
+    "moe_balance_loss",
+)
+
+
+class ComposerUGT(ComposerModel):
+    """UGT with its loss and its evaluation.
+
+    Args:
+        model: the model.
+        loss: the stage's loss.
+        reference: scores items for the preference loss to compare with (`Reference`). None: the scores come with the
+            batch, or none are needed. It is no submodule: it is in no checkpoint and no optimizer.
+        trie: the catalogue, on the device of the batches; None recommends from the whole code space.
+        k_values: cut-offs of the ranking metrics.
+        beam_width: beams a row, at least the largest cut-off.
+        exclude_seen: evaluation never recommends an item of the history.
+        item_score_weight: of the user-item score (`ItemScores`) in the ranking; above 0 it needs a trie.
+        half_on_cpu: model and loss are computed under bfloat16 autocast on a CPU. On a GPU, Trainer and strategy do it.
+    """
+
+    def __init__(
+        self,
+        model: UGT,
+        loss: UnifiedLoss,
+        reference: nn.Module | None,
+        trie: ItemTrie | None,
+        k_values: Sequence[int],
+        beam_width: int,
+        exclude_seen: bool,
+        item_score_weight: float = 0.0,
+        half_on_cpu: bool = False,
+    ):
+        super().__init__()
+        self.half_on_cpu = half_on_cpu
+        self.model = model
+        self.unified_loss = loss
+        self._reference = (reference,)  # a tuple hides it from nn.Module
+        self.trie = trie
+        self.k_values = tuple(k_values)
+        self.beam_width = beam_width
+        self.exclude_seen = exclude_seen
+        self.item_score_weight = item_score_weight
+        # Sums over the rows of the current step, read and cleared by whoever logs them.
+        self.step_metrics: dict[str, Tensor] = {}
+        self.step_rows = 0
+
+    @property
+    def reference(self) -> nn.Module | None:
+        return self._reference[0]
+
+    def set_reference(self, reference: nn.Module) -> None:
+        self._reference = (reference,)
+
+    def forward(self, batch: Batch, recommend: bool = False) -> dict[str, Any]:
+        """UGT's outputs; with `recommend` also the ranked `recommended` items of each row.
+
+        All that needs weights happens in here, where a strategy that shards them has gathered them.
+        """
+        with cpu_autocast(self.half_on_cpu):
+            return self._forward(batch, recommend)
+
+    def _forward(self, batch: Batch, recommend: bool) -> dict[str, Any]:
+        with_item_vectors = self.unified_loss.has_catalogue_negatives or (recommend and self.item_score_weight > 0)
+        outputs: dict[str, Any] = self.model(batch, self.trie, with_item_vectors)
+        if self.unified_loss.has_catalogue_negatives:
+            assert self.trie is not None
+            outputs["item_rows"] = self.trie.find(batch["labels"][:, 0])
+        if "rejected_logps" in outputs and (self.reference is not None or "reference_logps" in batch):
+            logps = self._reference_logps(batch)
+            outputs |= {"reference_chosen_logps": logps[:, 0], "reference_rejected_logps": logps[:, 1:]}
+        if recommend:
+            outputs["recommended"] = self._recommend(batch, outputs)
+        return outputs
+
+    def _reference_logps(self, batch: Batch) -> Tensor:
+        if self.reference is None:
+            return batch["reference_logps"]
+        if self.reference.training != self.training:
+            self.reference.train(self.training)  # expert capacity holds in training only
+        return self.reference(batch, self.trie)
+
+    def _recommend(self, batch: Batch, outputs: dict[str, Tensor]) -> Recommendations:
+        seen = batch["encoder_ids"] if self.exclude_seen else None
+        scores = None
+        if self.item_score_weight > 0:
+            loss, weight = self.unified_loss.contrastive, self.item_score_weight
+            vectors = outputs["user_repr"], outputs["catalogue_repr"]
+            scores = ItemScores(*vectors, loss.temperature, weight, loss.similarity)
+        k, width = max(self.k_values), self.beam_width
+        heads, over_catalogue = self.model.level_logits, self.model.is_over_catalogue
+        return beam_search(heads, outputs["bos_hidden"], self.trie, k, width, seen, scores, over_catalogue)
+
+    def loss(self, outputs: dict[str, Tensor], batch: Batch, *args, **kwargs) -> dict[str, Tensor]:  # type: ignore[override]
+        """The stage's loss as `total`, and its parts for the log."""
+        losses = self._losses(outputs, batch)
+        rows = len(batch["row_ids"])
+        for name, value in losses["metrics"].items():
+            self.step_metrics[name] = self.step_metrics.get(name, 0) + value * rows
+        self.step_rows += rows
+        return {"total": losses["total_loss"], **{name: losses[name] for name in LOSSES}}
+
+    def _losses(self, outputs: dict[str, Tensor], batch: Mapping[str, Any]) -> dict[str, Any]:
+        with cpu_autocast(self.half_on_cpu):
+            return self.unified_loss(outputs, batch)
+
+    def eval_forward(self, batch: Batch, outputs: Any = None) -> dict[str, Any]:
+        """The outputs, and what the batch adds to the metrics as `evaluation`."""
+        outputs = self(batch, recommend=True)
+        labels = batch["labels"]
+        # A pair's chosen item answers another question than «what came next», so its row is not ranked.
+        rows = batch["row_mask"] & ~batch["rejected_mask"].any(-1)
+        ranked = rank_batch(outputs["recommended"], labels, (labels != IGNORE_INDEX).all(-1), rows)
+        if "rejected_logps" in outputs:
+            pairs = compare_pairs(outputs["chosen_logps"], outputs["rejected_logps"], batch["rejected_mask"])
+        else:
+            pairs = torch.zeros(2, dtype=torch.float64, device=labels.device)
+        return {**outputs, "evaluation": EvaluationBatch(ranked, *self._evaluation_sums(outputs, batch), pairs)}
+
+    def _evaluation_sums(self, outputs: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+        """(sums, counts), each in the order of EVALUATION_MEANS: exact over batches of any size."""
+        totals = batch_counts(batch)
+        ones = torch.ones_like(totals)  # the mean over a count of one is the sum
+        ones[ROWS].fill_(len(batch["row_ids"]))  # an assignment would copy from the host, and wait
+        losses = self._losses(outputs, {**batch, "batch_totals": ones})
+        values = losses | losses["metrics"]
+        sums = torch.stack([values.get(name, totals.new_zeros(())) for name, _ in EVALUATION_MEANS])
+        return sums, torch.stack([totals[column] for _, column in EVALUATION_MEANS])
+
+    def get_metrics(self, is_train: bool) -> dict[str, Metric]:
+        if is_train:
+            return {}  # training metrics come with the losses
+        weights = dict(zip(("ntp_l1_loss", "ntp_l2_loss", "ntp_l3_loss"), self.unified_loss.ntp.weights, strict=True))
+        loss = self.unified_loss
+        whole = {**weights, "dpo_loss": loss.lambda_preference}
+        names = [name for name, column in EVALUATION_MEANS if column != TARGETS]
+        if loss.has_catalogue_negatives:  # in-batch ones depend on which rows are evaluated together
+            whole["contrastive_loss"] = loss.lambda_contrastive
+            names += [name for name, column in EVALUATION_MEANS if column == TARGETS]
+        losses = {"loss": whole, "ntp_loss": weights, **{name: {name: 1.0} for name in names}}
+        return evaluation_metrics(losses, self.k_values, None if self.trie is None else len(self.trie))
+
+    def update_metric(self, batch: Batch, outputs: dict[str, Any], metric: Metric) -> None:
+        metric.update(outputs["evaluation"])

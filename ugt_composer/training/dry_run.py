@@ -1,0 +1,131 @@
+"""What a run would be: config, data, steps, parameters, memory. Builds no trainer and reads no shard."""
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ugt_composer.checkpoint.portable import CONFIG, WEIGHTS
+from ugt_composer.config.schema import Config, config_yaml
+from ugt_composer.data.manifest import Manifest, check_data, streams_of
+from ugt_composer.errors import UserError
+from ugt_composer.model.ugt import UGT
+from ugt_composer.parallelism.memory import HOST, Held
+from ugt_composer.storage.s3_url import is_url
+from ugt_composer.training.memory_estimate import GAPS, GIB, RESERVE, Estimate, estimate, longest_rows
+from ugt_composer.training.preflight import (
+    about_catalogue,
+    about_precision,
+    check_kinds,
+    check_reference_log_probs,
+    check_run,
+    device_batch_size,
+    load_catalogue,
+    load_item_vectors,
+)
+from ugt_composer.training.run_length import run_length
+
+MIB = 2**20
+
+
+def describe(config: Config) -> str:
+    """The report of `train.py --dry-run`. UserError for what would stop the run: missing data, a bad init_from."""
+    check_run(config)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    train = check_data(config, "data.train", streams_of("data.train", config.data.train))
+    check_kinds(config, train)
+    catalogue = load_catalogue(config)
+    load_item_vectors(config, catalogue)
+    evaluation = (
+        check_data(config, "data.eval", streams_of("data.eval", config.data.eval)) if config.data.eval.is_given else []
+    )
+    for key, folder in (("init_from", config.init_from), ("loss.reference_from", config.loss.reference_from)):
+        for name in (WEIGHTS, CONFIG) if folder and not is_url(folder) else ():
+            if not (Path(folder or "") / name).is_file():
+                raise UserError(f"{key}: {Path(folder or '') / name} does not exist; train the stage before first")
+    reference = str(config.loss.reference_from or config.init_from)
+    if config.loss.reference_log_probs == "data" and not is_url(reference):
+        check_reference_log_probs(config, Path(reference))
+    with torch.device("meta"):
+        model = UGT(**asdict(config.model))
+    longest = longest_rows(config, [*train, *evaluation])
+    about = "rows as long as the data's longest" if train or evaluation else "data not here, so lengths are assumed"
+    parts = {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_children()}
+    lines = [
+        "# config",
+        config_yaml(config).rstrip(),
+        "",
+        "# data",
+        *_data_lines("train", train),
+        *_data_lines("eval", evaluation),
+        f"items  {len(catalogue):>12,} in {config.data.catalogue}" if catalogue else "",
+        about_catalogue(config, catalogue) or "",
+        "",
+        "# steps",
+        *_step_lines(config, train, world_size),
+        *filter(None, [about_precision(config)]),
+        "",
+        "# parameters",
+        *(f"{name:16} {count:>14,}" for name, count in parts.items()),
+        f"{'total':16} {sum(parts.values()):>14,}",
+        "",
+        f"# memory a rank of {world_size}, at the highest point of a step; {about}",
+        *_memory_lines(config, estimate(config, world_size, longest, len(catalogue or ()), model)),
+    ]
+    return "\n".join(lines)
+
+
+def _data_lines(key: str, manifests: list[Manifest]) -> list[str]:
+    if not manifests:
+        return [f"{key:6} none on this machine"]
+    return [f"{key:6} {m.rows:>12,} {m.kind} rows in {m.folder}" for m in manifests]
+
+
+def _step_lines(config: Config, train: list[Manifest], world_size: int) -> list[str]:
+    batch, device_batch = config.global_train_batch_size, device_batch_size(config, world_size)
+    micro = config.device_train_microbatch_size
+    pieces = "found while training" if isinstance(micro, str) else f"{-(-device_batch // micro)} of up to {micro}"
+    lines = [
+        f"ranks            {world_size} ({_strategy_name(config)})",
+        f"batch            {batch} rows: {device_batch} a rank, microbatches: {pieces}",
+    ]
+    if len(train) < len(streams_of("data.train", config.data.train)):
+        return [*lines, "epochs           unknown: the shards are remote"]
+    length = run_length(config, sum(manifest.rows for manifest in train))
+    return [
+        *lines,
+        f"an epoch         {length.batches_per_epoch:,} batches",
+        f"the run          {length.total:,} batches ({config.max_duration})",
+        f"warm-up          {length.warmup:,} batches",
+    ]
+
+
+def _strategy_name(config: Config) -> str:
+    strategy = config.parallelism.strategy
+    return f"{strategy}, zero_stage {config.parallelism.deepspeed.zero_stage}" if strategy == "deepspeed" else strategy
+
+
+def _memory_lines(config: Config, found: Estimate) -> list[str]:
+    items = [*found.held, Held("activations", found.activations)]
+    unit, name = (GIB, "GiB") if found.peak >= GIB else (MIB, "MiB")
+    uses_host = any(item.where == HOST for item in items)
+    rows, history, target, rejected = found.shape
+    shape = f"history {history}, target {target}" + f", {rejected} rejected" * (rejected > 0)
+    checkpoints = config.parallelism.activation_checkpointing
+    way = "with" if checkpoints else "without"
+    most = f"at most {found.most_rows} rows a microbatch" if found.most_rows else "not even one row does"
+    if found.most_rows >= found.device_batch:
+        most = f"so would a microbatch of all {found.device_batch} rows of a rank"
+    gaps = f", and {GAPS:g} times the activations for gaps between PyTorch's blocks" * checkpoints
+    card = "the GPU here" if found.has_card else "an 80 GB card, assumed as there is no GPU here"
+    return [
+        *(f"{h.name:16} {h.bytes / unit:>10,.2f} {name}{' of host memory' * (h.where == HOST)}" for h in items),
+        f"{'total':16} {found.peak / unit:>10,.2f} {name}{' of the device' * uses_host}",
+        "",
+        f"activations of a microbatch of {rows} rows, {shape}, {found.precision}, {way} activation checkpointing: "
+        f"{found.activations / unit:,.1f} {name}",
+        f"evaluation of {found.evaluation_rows} rows: {found.evaluation_peak / unit:,.1f} {name} in all",
+        f"fits {card} ({found.card / GIB:.1f} GiB, {RESERVE / GIB:.0f} of them left for CUDA, NCCL and cuBLAS{gaps}): "
+        f"{'yes' if found.fits else 'NO'}; {most}",
+    ]

@@ -1,0 +1,243 @@
+"""Config to the data loaders of training and evaluation."""
+
+import logging
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from composer import DataSpec
+from composer.utils import dist
+from streaming import StreamingDataLoader
+from torch.utils.data._utils import MP_STATUS_CHECK_INTERVAL
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
+
+from ugt_composer.config.schema import Config, StreamConfig
+from ugt_composer.data.collate import collate
+from ugt_composer.data.dataset import EvaluationDataset, PreferenceDataset, RecommendDataset, training_streams
+from ugt_composer.data.integrity import read_index
+from ugt_composer.data.manifest import PREFERENCE, Manifest, check_data, streams_of
+from ugt_composer.data.remote_folder import fetch_descriptions
+from ugt_composer.data.shard_files import is_only_copy
+from ugt_composer.errors import EXIT_ERROR, UserError
+from ugt_composer.job.signals import leave_signals_to_parent
+from ugt_composer.storage.hashed_file import fastest
+from ugt_composer.training.microbatch import rows_in_batch, split_batch
+from ugt_composer.training.preflight import check_kinds, device_batch_size
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class WatchedWorkers(_MultiProcessingDataLoaderIter):
+    """PyTorch's own, which looks for dead workers every five seconds, but with a timeout only when that is over; and
+    with a longer timeout for the first batch, before which the order of the epoch is made."""
+
+    def __init__(self, loader: "RowLoader"):
+        super().__init__(loader)
+        self._timeout_from_now, self._timeout = self._timeout, loader.start_timeout
+
+    def _try_get_data(self, timeout: float = MP_STATUS_CHECK_INTERVAL) -> tuple[bool, Any]:
+        deadline = time.monotonic() + timeout
+        while True:
+            left = deadline - time.monotonic()
+            found, data = super()._try_get_data(max(0.0, min(left, MP_STATUS_CHECK_INTERVAL)))
+            if found:
+                self._timeout = self._timeout_from_now
+            if found or left <= MP_STATUS_CHECK_INTERVAL:
+                return found, data
+
+
+class RowLoader(StreamingDataLoader):
+    """A DataLoader whose workers' errors are those of the data: one sentence, without the worker's traceback.
+
+    Args:
+        key: "data.train" or "data.eval", for messages.
+        min_rejected, longest_first: see `collate`.
+        timeout: seconds to wait for a batch of a worker that lives and does nothing. One that has died is noticed in
+            seconds.
+        start_timeout: the same for the first batch, None: no longer than for the others.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        key: str,
+        num_workers: int,
+        timeout: float,
+        start_timeout: float | None = None,
+        min_rejected: int = 0,
+        longest_first: bool = False,
+        **arguments: Any,
+    ):
+        self.key = key
+        self.start_timeout = max(timeout, start_timeout or 0.0)
+        super().__init__(
+            dataset,
+            collate_fn=partial(collate, min_rejected=min_rejected, longest_first=longest_first),
+            num_workers=num_workers,
+            timeout=timeout if num_workers else 0,
+            worker_init_fn=begin_worker,
+            generator=torch.Generator(),  # its own, so that where a loader starts anew draws nothing from the model
+            **arguments,
+        )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # Without its traceback, which the DataLoader's re-raise ties into a cycle, an error does not keep the workers.
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            raise UserError(_sentence(str(error.with_traceback(None)))) from None
+        except RuntimeError as error:
+            if "DataLoader" not in str(error):
+                raise
+            found = str(error.with_traceback(None)).splitlines()[0].rstrip(". ")
+            raise RuntimeError(
+                f"{self.key}: {found}; a worker is killed when the memory of the machine or the container is full "
+                f"(then lower {self.key}.num_workers), and times out where the data's disk or store does not answer"
+            ) from None
+
+    def _get_iterator(self) -> _BaseDataLoaderIter:
+        return WatchedWorkers(self) if self.num_workers else super()._get_iterator()
+
+
+def begin_worker(worker: int) -> None:
+    """What a worker does first."""
+    leave_signals_to_parent()  # once more: PyTorch has taken SIGTERM over
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Ends a worker soon after a killed rank: it looks for its parent itself only between two batches, and may wait in
+    one for what never comes."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        while os.getppid() == parent.pid:
+            time.sleep(1.0)
+        os._exit(EXIT_ERROR)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _sentence(message: str) -> str:
+    """What was raised, out of the report that DataLoader makes of a worker's error: its traceback ends with it."""
+    return message.rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2].strip()
+
+
+def build_train_loader(config: Config) -> tuple[DataSpec, list[Manifest]]:
+    """Streams `data.train`; each rank gets global_train_batch_size / world_size rows a batch. Also the manifests.
+
+    Raises:
+        UserError: the data is missing, does not fit the model, or the batch does not divide over the ranks.
+    """
+    data, batch_size = config.data.train, device_batch_size(config, dist.get_world_size())
+    streams = streams_of("data.train", data)
+    manifests = check_folders(config, "data.train", streams)
+    check_kinds(config, manifests)
+    for manifest in manifests:
+        if manifest.rows < data.num_canonical_nodes:
+            raise UserError(
+                f"{manifest.folder} has {manifest.rows} rows, fewer than data.train.num_canonical_nodes "
+                f"({data.num_canonical_nodes}); set that to 1"
+            )
+    if data.cache_limit is not None:
+        for stream in streams:
+            if is_only_copy(str(stream.local), stream.remote):
+                raise UserError(
+                    f"data.train.cache_limit is {data.cache_limit}, but {stream.local} has no remote: making room "
+                    "would remove the only copy; expected cache_limit null"
+                )
+    dataset_class = PreferenceDataset if config.loss.lambda_preference > 0 else RecommendDataset
+    dataset = dataset_class(
+        streams=training_streams(streams),
+        batch_size=batch_size,
+        shuffle=data.shuffle,
+        shuffle_seed=config.seed,
+        shuffle_block_size=data.shuffle_block_size,
+        num_canonical_nodes=data.num_canonical_nodes,
+        predownload=data.predownload,
+        cache_limit=data.cache_limit,
+    )
+    loader = RowLoader(
+        dataset,
+        key="data.train",
+        min_rejected=int(config.loss.lambda_preference > 0),
+        longest_first=data.group_by_length and has_microbatches(config, batch_size),
+        num_workers=data.num_workers,
+        timeout=config.dist_timeout,
+        start_timeout=config.dist_start_timeout,
+        batch_size=batch_size,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=data.num_workers > 0,
+        drop_last=False,
+    )
+    return DataSpec(loader, get_num_samples_in_batch=rows_in_batch, split_batch=split_batch), manifests
+
+
+def has_microbatches(config: Config, batch_size: int) -> bool:
+    size = config.device_train_microbatch_size
+    return size == "auto" or int(size) < batch_size
+
+
+def build_eval_loader(config: Config) -> DataSpec | None:
+    """Indexes `data.eval`; None where no data is given."""
+    data = config.data.eval
+    if not data.is_given:
+        return None
+    streams = streams_of("data.eval", data)
+    manifests = check_folders(config, "data.eval", streams)
+    loader = RowLoader(
+        EvaluationDataset(streams, dist.get_global_rank(), dist.get_world_size()),
+        key="data.eval",
+        min_rejected=int(any(manifest.kind == PREFERENCE for manifest in manifests)),
+        num_workers=data.num_workers,
+        timeout=config.dist_timeout,
+        batch_size=config.device_eval_batch_size,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return DataSpec(loader, get_num_samples_in_batch=rows_in_batch, split_batch=lambda batch, _: [batch])
+
+
+def check_folders(config: Config, key: str, streams: Sequence[StreamConfig]) -> list[Manifest]:
+    """The manifests of the streams, after all that can be known of a folder without reading its shards.
+
+    Raises:
+        UserError: on all ranks, where one of them finds its folders missing, damaged or of no use to the model.
+    """
+
+    def check() -> list[Manifest]:
+        for stream in streams:
+            fetch_descriptions(stream)
+        return check_data(config, key, streams)
+
+    manifests = _on_all_ranks(check)
+    for manifest in manifests:
+        shards = read_index(Path(manifest.folder))
+        if dist.get_global_rank() == 0 and any(fastest(shard.stored.hashes) is None for shard in shards):
+            log.warning(
+                "%s records no hashes of its shards: damage that leaves their size alone is not noticed; convert the "
+                "data with --hashes xxh64",
+                manifest.folder,
+            )
+    return manifests
+
+
+def _on_all_ranks(check: Callable[[], T]) -> T:
+    """Runs a check; what one rank finds wrong is raised by all, so that none waits for one that has ended."""
+    results: list[T] = []
+    sentence = None
+    try:
+        results.append(check())
+    except UserError as error:
+        sentence = str(error)
+    if found := next((other for other in dist.all_gather_object(sentence) if other), None):
+        raise UserError(found)
+    return results[0]

@@ -1,0 +1,75 @@
+"""Parameter groups, optimizers and learning-rate schedules."""
+
+from typing import Literal
+
+import torch
+from composer.optim import (
+    ComposerScheduler,
+    ConstantWithWarmupScheduler,
+    CosineAnnealingWithWarmupScheduler,
+    LinearWithWarmupScheduler,
+    PolynomialWithWarmupScheduler,
+)
+from torch import nn
+
+from ugt_composer.training.lamb import Lamb
+
+POLYNOMIAL_POWER = 2.0
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Trainable parameters in two groups: decayed, and not (biases, and scales and shifts of norms).
+
+    The rows of PAD in the embeddings are zero and get no gradient, so decay leaves them at zero.
+    """
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_bias, is_norm = name.endswith("bias"), "norm." in name
+        (kept if is_bias or is_norm else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+def create_optimizer(
+    model: nn.Module,
+    name: Literal["adamw", "lamb"],
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter, 2019) or LAMB (You et al., 2020) over the model's trainable parameters."""
+    groups = parameter_groups(model, weight_decay)
+    if name == "adamw":
+        # One kernel for all tensors, that reads and writes each number once: on GPUs and on CPUs, and for shards too.
+        # Where the parameters lie is asked in each step only, so that a strategy may move them until then.
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    if name == "lamb":
+        return Lamb(groups, lr=lr, betas=betas, eps=eps)
+    raise ValueError(f"optimizer {name!r} is unknown; expected adamw or lamb")
+
+
+def create_scheduler(
+    name: Literal["linear", "cosine", "polynomial", "constant"], t_warmup: str, t_max: str, min_lr_ratio: float
+) -> ComposerScheduler:
+    """A Composer schedule: linear warm-up over `t_warmup`, then decay to `min_lr_ratio` of the peak at `t_max`.
+
+    Args:
+        name: shape of the decay; "constant" stays at the peak, "polynomial" is quadratic.
+        t_warmup, t_max: Composer times ("500ba", "3ep"). The run's length is spelt out and not taken from the
+            trainer, so that training in pieces follows the same curve.
+        min_lr_ratio: floor, as a share of the peak.
+    """
+    if name == "constant":
+        return ConstantWithWarmupScheduler(t_warmup=t_warmup, t_max=t_max)
+    if name == "linear":
+        return LinearWithWarmupScheduler(t_warmup=t_warmup, t_max=t_max, alpha_f=min_lr_ratio)
+    if name == "cosine":
+        return CosineAnnealingWithWarmupScheduler(t_warmup=t_warmup, t_max=t_max, alpha_f=min_lr_ratio)
+    if name == "polynomial":
+        return PolynomialWithWarmupScheduler(
+            t_warmup=t_warmup, power=POLYNOMIAL_POWER, t_max=t_max, alpha_f=min_lr_ratio
+        )
+    raise ValueError(f"scheduler {name!r} is unknown; expected linear, cosine, polynomial or constant")
