@@ -14,7 +14,7 @@ from ugt_composer.config.schema import Config, load_config
 from ugt_composer.data.history import decoder_lists, encoder_lists
 from ugt_composer.errors import exit_on_user_error
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 SIZES = (24, 40, 72)
 SMALL = (
     "model.d_model=32",

@@ -27,13 +27,12 @@ from ugt_composer.model.moe import MoEFeedForward
 from ugt_composer.model.reference import Reference
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.build import build_strategy
-from ugt_composer.parallelism.precision import precision_context
+from ugt_composer.parallelism.precision import precision_context, resolve_precision
 from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.training import memory_estimate
 from ugt_composer.training.composer_model import ComposerUGT
 from ugt_composer.training.microbatch import split_batch
 from ugt_composer.training.optim import create_optimizer
-from ugt_composer.training.preflight import resolve_precision
 from ugt_composer.training.trainer import compile_layers
 from ugt_composer.vocabulary import BOS, ITEM, NUM_SPECIAL_IDS, PAD
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from tests.checkpoint.conftest import content_of
-from ugt_composer.checkpoint import portable, record, training
+from ugt_composer.checkpoint import portable
 from ugt_composer.checkpoint.portable import CONFIG, WEIGHTS, check_portable, save_portable
 from ugt_composer.checkpoint.run_checkpoints import checkpoint_path, clean, newest_checkpoint, write_checkpoint
 from ugt_composer.config.schema import Config
+from ugt_composer.storage import record
 
 
 class Killed(BaseException):

@@ -5,8 +5,8 @@ import torch
 
 from tests.shop import comparable
 from ugt_composer.config.schema import Config
-from ugt_composer.parallelism.precision import precision_context
-from ugt_composer.training import preflight
+from ugt_composer.parallelism import precision as precisions
+from ugt_composer.parallelism.precision import about_precision, precision_context
 from ugt_composer.training.trainer import build_trainer
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's precision is Composer's")
@@ -24,8 +24,8 @@ def test_the_context_rounds_products_to_half_only_where_it_is_to():
     [("amp_bf16", False, True), ("amp_bf16", True, False), ("auto", False, False)],
 )
 def test_a_cpu_without_instructions_for_half_is_warned_of(monkeypatch, precision, has_instructions, warns):
-    monkeypatch.setattr(preflight, "cpu_multiplies_bf16", lambda: has_instructions)
-    remark = preflight.about_precision(Config(precision=precision))
+    monkeypatch.setattr(precisions, "cpu_multiplies_bf16", lambda: has_instructions)
+    remark = about_precision(Config(precision=precision))
     assert (remark is not None) == warns
     assert not warns or all(word in remark for word in ("amp_bf16", "avx512_bf16", "precision=fp32"))
 

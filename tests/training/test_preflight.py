@@ -5,8 +5,9 @@ import torch
 
 from ugt_composer.config.schema import load_config
 from ugt_composer.errors import UserError
-from ugt_composer.training import preflight
-from ugt_composer.training.preflight import about_precision, check_machine, resolve_precision
+from ugt_composer.parallelism import precision
+from ugt_composer.parallelism.precision import about_precision, resolve_precision
+from ugt_composer.training.preflight import check_machine
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def gpus(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-        monkeypatch.setattr(preflight, "gpu_multiplies_bf16", lambda: bf16)
+        monkeypatch.setattr(precision, "gpu_multiplies_bf16", lambda: bf16)
         monkeypatch.setenv("WORLD_SIZE", str(ranks))
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
 

@@ -14,6 +14,7 @@ from ugt_composer.config.schema import Config, ModelConfig, config_yaml, load_co
 from ugt_composer.errors import UserError
 from ugt_composer.model.build import build_model
 from ugt_composer.model.ugt import UGT
+from ugt_composer.storage.hashed_file import file_hash
 from ugt_composer.storage.record import (
     RECORD,
     DamagedRecordError,
@@ -84,6 +85,11 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 def _bytes(tensor: Tensor) -> Tensor:
     return tensor.contiguous().flatten().view(torch.uint8)
+
+
+def weights_hash(model_folder: Path) -> str:
+    """What tells the reference from any other model."""
+    return f"xxh64:{file_hash('xxh64', model_folder / WEIGHTS)}"
 
 
 def check_portable(folder: str | Path) -> None:

@@ -45,7 +45,7 @@ def main(arguments: argparse.Namespace) -> int:
     from ugt_composer.inference.reference_log_probs import write_reference_log_probs
     from ugt_composer.model.reference import Reference
     from ugt_composer.parallelism.device import prepare_device
-    from ugt_composer.training.preflight import resolve_precision
+    from ugt_composer.parallelism.precision import resolve_precision
 
     check_positive(arguments, "batch_size")
     precision = resolve_precision(arguments.precision)

@@ -141,3 +141,13 @@ def check_data(config: Config, key: str, streams: Sequence[StreamConfig]) -> lis
                 f"of {manifests[0].integer_width}; convert both with the same --codebook-sizes"
             )
     return manifests
+
+
+def check_kinds(config: Config, manifests: list[Manifest]) -> None:
+    """UserError where preference rows would be trained on without a preference loss."""
+    for manifest in manifests:
+        if manifest.kind == PREFERENCE and config.loss.lambda_preference == 0:
+            raise UserError(
+                f"{manifest.folder} holds preference rows, but loss.lambda_preference is 0; expected recommend rows "
+                "or stage 3"
+            )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ugt_composer.catalogue.trie import ItemTrie
+from ugt_composer.checkpoint.portable import weights_hash
 from ugt_composer.conversion.output import output_folder
 from ugt_composer.conversion.shards import ShardWriter, write_index
 from ugt_composer.data.codec import with_reference
@@ -19,7 +20,6 @@ from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME
 from ugt_composer.model.reference import Reference
 from ugt_composer.parallelism.precision import precision_context
 from ugt_composer.storage.hashed_file import file_hash
-from ugt_composer.training.preflight import weights_hash
 
 
 def write_reference_log_probs(

@@ -1,14 +1,17 @@
 """Config to strategy."""
 
+from typing import Any
+
 import torch
 from composer.utils import dist
 
+from ugt_composer.config.checks import device_batch_size
 from ugt_composer.config.schema import Config
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.ddp import DdpStrategy
+from ugt_composer.parallelism.deepspeed_config import engine_config
 from ugt_composer.parallelism.device import own_device
 from ugt_composer.parallelism.strategy import MakeOptimizer, Strategy
-from ugt_composer.training.preflight import deepspeed_settings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COMPUTE_DTYPES = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16, "fp32": None}
@@ -50,3 +53,19 @@ def build_strategy(
         settings = deepspeed_settings(config, precision, dist.get_world_size(), num_parameters)
         return DeepSpeedStrategy(model, make_optimizer, settings, device)
     return DdpStrategy(model, make_optimizer, device)
+
+
+def deepspeed_settings(config: Config, precision: str, world_size: int, num_parameters: int) -> dict[str, Any]:
+    """The configuration of DeepSpeed's engine. UserError for a key of the user's that contradicts another one."""
+    deepspeed = config.parallelism.deepspeed
+    return engine_config(
+        deepspeed.zero_stage,
+        deepspeed.offload_optimizer,
+        deepspeed.offload_param,
+        precision,
+        config.max_grad_norm,
+        device_batch_size(config, world_size),
+        world_size,
+        num_parameters,
+        deepspeed.config,
+    )

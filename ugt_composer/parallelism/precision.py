@@ -4,6 +4,9 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from ugt_composer.config.schema import Config
+from ugt_composer.errors import UserError
+
 
 def precision_context(precision: str) -> AbstractContextManager:
     """Autocast for a resolved precision: amp_bf16, amp_fp16 (on a GPU only) or fp32."""
@@ -28,3 +31,37 @@ def gpu_multiplies_bf16() -> bool:
     """Whether this GPU has instructions for bfloat16 products (NVIDIA from compute capability 8.0 on); older ones
     emulate them, slower than float32."""
     return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def resolve_precision(precision: str) -> str:
+    """ "auto" is bf16 on a GPU that multiplies it, else fp32. UserError for fp16 on a CPU, which has no use for it."""
+    has_gpu = torch.cuda.is_available()
+    if precision == "auto":
+        # Not fp16 on an older GPU: its range is narrow, so that it is for the user to ask for.
+        return "amp_bf16" if has_gpu and gpu_multiplies_bf16() else "fp32"
+    if not has_gpu and precision == "amp_fp16":
+        raise UserError(
+            "precision is amp_fp16, but this machine has no GPU; set precision=fp32, or amp_bf16, which is faster on "
+            "CPUs with instructions for it (avx512_bf16, amx_bf16)"
+        )
+    return precision
+
+
+def about_precision(config: Config) -> str | None:
+    """That half precision is slow on this machine, or a faster one than what "auto" chose is there."""
+    precision = resolve_precision(config.precision)
+    if torch.cuda.is_available():
+        if gpu_multiplies_bf16():
+            return None
+        gpu = torch.cuda.get_device_name()
+        if config.precision == "auto":
+            return f"precision is auto, which is fp32 on {gpu}: it does not multiply bf16; precision=amp_fp16 is faster"
+        if precision == "amp_bf16":
+            return f"precision is amp_bf16, which {gpu} only emulates: precision=amp_fp16 or fp32 is faster"
+        return None
+    if precision == "fp32" or cpu_multiplies_bf16():
+        return None
+    return (
+        f"precision is {precision}, for which this CPU has no instructions (avx512_bf16, amx_bf16): it takes several "
+        "times as long as precision=fp32"
+    )

@@ -6,24 +6,18 @@ from pathlib import Path
 
 import torch
 
+from ugt_composer.catalogue.load import about_catalogue, load_catalogue, load_item_vectors
 from ugt_composer.checkpoint.portable import CONFIG, WEIGHTS
+from ugt_composer.config.checks import device_batch_size
 from ugt_composer.config.schema import Config, config_yaml
-from ugt_composer.data.manifest import Manifest, check_data, streams_of
+from ugt_composer.data.manifest import Manifest, check_data, check_kinds, streams_of
 from ugt_composer.errors import UserError
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.memory import HOST, Held
+from ugt_composer.parallelism.precision import about_precision
 from ugt_composer.storage.s3_url import is_url
 from ugt_composer.training.memory_estimate import GAPS, GIB, RESERVE, Estimate, estimate, longest_rows
-from ugt_composer.training.preflight import (
-    about_catalogue,
-    about_precision,
-    check_kinds,
-    check_reference_log_probs,
-    check_run,
-    device_batch_size,
-    load_catalogue,
-    load_item_vectors,
-)
+from ugt_composer.training.preflight import check_reference_log_probs, check_run
 from ugt_composer.training.run_length import run_length
 
 MIB = 2**20

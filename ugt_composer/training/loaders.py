@@ -17,18 +17,18 @@ from streaming import StreamingDataLoader
 from torch.utils.data._utils import MP_STATUS_CHECK_INTERVAL
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
+from ugt_composer.config.checks import device_batch_size
 from ugt_composer.config.schema import Config, StreamConfig
 from ugt_composer.data.collate import collate
 from ugt_composer.data.dataset import EvaluationDataset, PreferenceDataset, RecommendDataset, training_streams
 from ugt_composer.data.integrity import read_index
-from ugt_composer.data.manifest import PREFERENCE, Manifest, check_data, streams_of
+from ugt_composer.data.manifest import PREFERENCE, Manifest, check_data, check_kinds, streams_of
 from ugt_composer.data.remote_folder import fetch_descriptions
 from ugt_composer.data.shard_files import is_only_copy
 from ugt_composer.errors import EXIT_ERROR, UserError
 from ugt_composer.job.signals import leave_signals_to_parent
 from ugt_composer.storage.hashed_file import fastest
 from ugt_composer.training.microbatch import rows_in_batch, split_batch
-from ugt_composer.training.preflight import check_kinds, device_batch_size
 
 log = logging.getLogger(__name__)
 

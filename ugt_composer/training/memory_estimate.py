@@ -6,15 +6,17 @@ from typing import Any
 
 import torch
 
+from ugt_composer.config.checks import device_batch_size
 from ugt_composer.config.schema import Config
 from ugt_composer.data.manifest import Manifest
 from ugt_composer.model.build import freeze_untrained
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.activations import ALL_HALF, AUTOCAST, FLOAT32, Activations, Dtypes, Shape
+from ugt_composer.parallelism.build import deepspeed_settings
 from ugt_composer.parallelism.deepspeed import check_zero_config
 from ugt_composer.parallelism.deepspeed_config import select
 from ugt_composer.parallelism.memory import DEVICE, FLOAT, HALF, SMALL, Held, memory_per_rank
-from ugt_composer.training.preflight import deepspeed_settings, device_batch_size, resolve_precision
+from ugt_composer.parallelism.precision import resolve_precision
 from ugt_composer.vocabulary import MAX_HISTORY
 
 GIB = 2**30

@@ -5,20 +5,15 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
-from ugt_composer.catalogue.catalogue import Catalogue
-from ugt_composer.catalogue.item_matrix import read_catalogue_vectors
-from ugt_composer.checkpoint.portable import CONFIG, WEIGHTS
+from ugt_composer.checkpoint.portable import CONFIG, weights_hash
 from ugt_composer.config.schema import Config, load_config
 from ugt_composer.data.manifest import PREFERENCE, Manifest, read_manifest, streams_of
 from ugt_composer.errors import UserError
-from ugt_composer.parallelism.deepspeed_config import engine_config
-from ugt_composer.parallelism.precision import cpu_multiplies_bf16, gpu_multiplies_bf16
-from ugt_composer.storage.hashed_file import file_hash
+from ugt_composer.parallelism.build import deepspeed_settings
+from ugt_composer.parallelism.precision import resolve_precision
 
 LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")  # of a socket's path; PyTorch's workers hang without it
 
@@ -79,71 +74,6 @@ def check_machine(config: Config) -> None:
     deepspeed_settings(config, precision, world_size, num_parameters=1)
 
 
-def deepspeed_settings(config: Config, precision: str, world_size: int, num_parameters: int) -> dict[str, Any]:
-    """The configuration of DeepSpeed's engine. UserError for a key of the user's that contradicts another one."""
-    deepspeed = config.parallelism.deepspeed
-    return engine_config(
-        deepspeed.zero_stage,
-        deepspeed.offload_optimizer,
-        deepspeed.offload_param,
-        precision,
-        config.max_grad_norm,
-        device_batch_size(config, world_size),
-        world_size,
-        num_parameters,
-        deepspeed.config,
-    )
-
-
-def resolve_precision(precision: str) -> str:
-    """ "auto" is bf16 on a GPU that multiplies it, else fp32. UserError for fp16 on a CPU, which has no use for it."""
-    has_gpu = torch.cuda.is_available()
-    if precision == "auto":
-        # Not fp16 on an older GPU: its range is narrow, so that it is for the user to ask for.
-        return "amp_bf16" if has_gpu and gpu_multiplies_bf16() else "fp32"
-    if not has_gpu and precision == "amp_fp16":
-        raise UserError(
-            "precision is amp_fp16, but this machine has no GPU; set precision=fp32, or amp_bf16, which is faster on "
-            "CPUs with instructions for it (avx512_bf16, amx_bf16)"
-        )
-    return precision
-
-
-def about_precision(config: Config) -> str | None:
-    """That half precision is slow on this machine, or a faster one than what "auto" chose is there."""
-    precision = resolve_precision(config.precision)
-    if torch.cuda.is_available():
-        if gpu_multiplies_bf16():
-            return None
-        gpu = torch.cuda.get_device_name()
-        if config.precision == "auto":
-            return f"precision is auto, which is fp32 on {gpu}: it does not multiply bf16; precision=amp_fp16 is faster"
-        if precision == "amp_bf16":
-            return f"precision is amp_bf16, which {gpu} only emulates: precision=amp_fp16 or fp32 is faster"
-        return None
-    if precision == "fp32" or cpu_multiplies_bf16():
-        return None
-    return (
-        f"precision is {precision}, for which this CPU has no instructions (avx512_bf16, amx_bf16): it takes several "
-        "times as long as precision=fp32"
-    )
-
-
-def check_kinds(config: Config, manifests: list[Manifest]) -> None:
-    """UserError where preference rows would be trained on without a preference loss."""
-    for manifest in manifests:
-        if manifest.kind == PREFERENCE and config.loss.lambda_preference == 0:
-            raise UserError(
-                f"{manifest.folder} holds preference rows, but loss.lambda_preference is 0; expected recommend rows "
-                "or stage 3"
-            )
-
-
-def weights_hash(model_folder: Path) -> str:
-    """What tells the reference from any other model."""
-    return f"xxh64:{file_hash('xxh64', model_folder / WEIGHTS)}"
-
-
 def check_reference_log_probs(config: Config, model_folder: Path) -> None:
     """UserError where `loss.reference_log_probs` is data and some preference rows do not carry this reference's."""
     given: list[tuple[str, Sequence[Manifest]]] = []
@@ -169,36 +99,3 @@ def check_reference_log_probs(config: Config, model_folder: Path) -> None:
             f"model.level_softmax is {config.model.level_softmax}, but the stored log-probabilities are those of "
             f"{model_folder}, of which it is {theirs}; expected {theirs}, or loss.reference_log_probs=model"
         )
-
-
-def device_batch_size(config: Config, world_size: int) -> int:
-    """Rows a rank takes of a global batch. UserError where they do not divide over the ranks."""
-    if config.global_train_batch_size % world_size:
-        raise UserError(
-            f"global_train_batch_size is {config.global_train_batch_size}; expected a multiple of {world_size} ranks"
-        )
-    return config.global_train_batch_size // world_size
-
-
-def load_catalogue(config: Config) -> Catalogue | None:
-    """The catalogue of `data.catalogue`, held against the model's codebooks; None where none is given."""
-    if config.data.catalogue is None:
-        return None
-    catalogue = Catalogue.load(config.data.catalogue)
-    catalogue.check(config.model.codebook_sizes)
-    return catalogue
-
-
-def load_item_vectors(config: Config, catalogue: Catalogue | None) -> np.ndarray | None:
-    """float32 (n, d), the vectors of `init_item_vectors`; None where none are given."""
-    if config.init_item_vectors is None:
-        return None
-    assert catalogue is not None  # the config was refused without one
-    return read_catalogue_vectors(config.init_item_vectors, catalogue)
-
-
-def about_catalogue(config: Config, catalogue: Catalogue | None) -> str | None:
-    """What a user should know of it: that there is none, or that items share semantic IDs."""
-    if catalogue is None:
-        return "data.catalogue is not given: recommendations are not limited to items that exist"
-    return f"{config.data.catalogue}: {catalogue.collisions}" if catalogue.collisions.count else None

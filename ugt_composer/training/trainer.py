@@ -20,6 +20,7 @@ from composer.utils import dist
 from torch import Tensor
 
 from ugt_composer.catalogue.catalogue import Catalogue
+from ugt_composer.catalogue.load import about_catalogue, load_catalogue, load_item_vectors
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.checkpoint.fetch_at_start import on_this_machine, open_store
 from ugt_composer.checkpoint.folder_lock import folder_lock
@@ -46,6 +47,7 @@ from ugt_composer.model.reference import Reference
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.build import build_strategy
 from ugt_composer.parallelism.device import composer_device, prepare_device
+from ugt_composer.parallelism.precision import about_precision, resolve_precision
 from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.training.callbacks.checkpoints import EVAL_LABEL, Checkpoints
 from ugt_composer.training.callbacks.epoch_length import EpochLength
@@ -63,15 +65,7 @@ from ugt_composer.training.loaders import build_eval_loader, build_train_loader
 from ugt_composer.training.loggers import build_loggers
 from ugt_composer.training.microbatch import GlobalCounts, Uncopied
 from ugt_composer.training.optim import create_optimizer, create_scheduler
-from ugt_composer.training.preflight import (
-    about_catalogue,
-    about_precision,
-    check_reference_log_probs,
-    check_run,
-    load_catalogue,
-    load_item_vectors,
-    resolve_precision,
-)
+from ugt_composer.training.preflight import check_reference_log_probs, check_run
 from ugt_composer.training.run_length import RunLength, run_length
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,31 @@
+"""The catalogue and the item vectors that a config names."""
+
+import numpy as np
+
+from ugt_composer.catalogue.catalogue import Catalogue
+from ugt_composer.catalogue.item_matrix import read_catalogue_vectors
+from ugt_composer.config.schema import Config
+
+
+def load_catalogue(config: Config) -> Catalogue | None:
+    """The catalogue of `data.catalogue`, held against the model's codebooks; None where none is given."""
+    if config.data.catalogue is None:
+        return None
+    catalogue = Catalogue.load(config.data.catalogue)
+    catalogue.check(config.model.codebook_sizes)
+    return catalogue
+
+
+def load_item_vectors(config: Config, catalogue: Catalogue | None) -> np.ndarray | None:
+    """float32 (n, d), the vectors of `init_item_vectors`; None where none are given."""
+    if config.init_item_vectors is None:
+        return None
+    assert catalogue is not None  # the config was refused without one
+    return read_catalogue_vectors(config.init_item_vectors, catalogue)
+
+
+def about_catalogue(config: Config, catalogue: Catalogue | None) -> str | None:
+    """What a user should know of it: that there is none, or that items share semantic IDs."""
+    if catalogue is None:
+        return "data.catalogue is not given: recommendations are not limited to items that exist"
+    return f"{config.data.catalogue}: {catalogue.collisions}" if catalogue.collisions.count else None
