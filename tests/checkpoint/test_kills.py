@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def kill_before(monkeypatch):
 
         monkeypatch.setattr(os, "replace", counted(os.replace))
         monkeypatch.setattr(os, "fsync", counted(os.fsync))
-        monkeypatch.setattr(training.Path, "unlink", counted(training.Path.unlink))
+        monkeypatch.setattr(Path, "unlink", counted(Path.unlink))
 
     yield arm
     monkeypatch.undo()
