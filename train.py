@@ -5,7 +5,7 @@ import gc
 import os
 import sys
 
-from ugt_composer.config.schema import load_config
+from ugt_composer.config.load import load_config
 from ugt_composer.job.exit import end_with_launcher, exit_as_rank
 from ugt_composer.job.signals import warning
 
@@ -45,7 +45,7 @@ def main() -> int:
         # PyTorch's import would start a pool of compiler processes, which a run that ends has to wait for.
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     gc.disable()  # a quarter of the import's time
-    from ugt_composer.training.trainer import build_trainer
+    from ugt_composer.training.build import build_trainer
 
     gc.freeze()  # what it made stays to the end: no collection of the training looks at it, half a second each time
     gc.enable()

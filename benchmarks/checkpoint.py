@@ -20,8 +20,9 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.claims import Claim, report, seconds  # noqa: E402
 from benchmarks.parity import make_data  # noqa: E402
 from ugt_composer.checkpoint.run_checkpoints import checkpoint_path, read_checkpoint  # noqa: E402
-from ugt_composer.config.schema import load_config  # noqa: E402
-from ugt_composer.training.trainer import UGTTrainer, build_trainer  # noqa: E402
+from ugt_composer.config.load import load_config  # noqa: E402
+from ugt_composer.training.build import build_trainer  # noqa: E402
+from ugt_composer.training.trainer import UGTTrainer  # noqa: E402
 
 SIZE = ["model.d_model=512", "model.n_heads=8", "model.n_encoder_layers=4", "model.n_decoder_layers=2"]
 

@@ -22,7 +22,6 @@ from benchmarks.claims import Claim, in_turns, report, seconds
 from benchmarks.recommendation import BEAMS, K, make_items, make_recommender, make_rows
 from ugt_composer.generation.beam_search import Recommendations
 from ugt_composer.metrics.batch import EvaluationBatch, rank_batch
-from ugt_composer.metrics.loss_mean import EVALUATION_MEANS
 from ugt_composer.metrics.torch_metrics import evaluation_metrics
 from ugt_composer.vocabulary import LEVELS
 
@@ -67,9 +66,9 @@ def main() -> int:
     targets[::2] = torch.from_numpy(np.resize(items, (len(targets[::2]), LEVELS)))[:, None]
     parts = zip(*(tensor.split(BATCH) for tensor in (*found, targets)), strict=True)
     batches = [(Recommendations(*part), wanted) for *part, wanted in parts]
-    metrics = evaluation_metrics({}, K_VALUES, ITEMS)
+    metrics = evaluation_metrics((), {}, K_VALUES, ITEMS)
     del metrics["preference_accuracy"]
-    no_losses, no_pairs = torch.zeros(len(EVALUATION_MEANS)), torch.zeros(2)
+    no_losses, no_pairs = torch.zeros(0), torch.zeros(2)
 
     def ours() -> dict[str, float]:
         for metric in metrics.values():

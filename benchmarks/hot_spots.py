@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.claims import markdown, write_section  # noqa: E402
 from benchmarks.random_rows import random_row  # noqa: E402
-from ugt_composer.config.schema import load_config  # noqa: E402
+from ugt_composer.config.load import load_config  # noqa: E402
 from ugt_composer.data.collate import collate  # noqa: E402
 from ugt_composer.losses.unified import UnifiedLoss  # noqa: E402
 from ugt_composer.model.build import build_model  # noqa: E402

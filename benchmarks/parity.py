@@ -197,8 +197,8 @@ def work(jobs: list[Job]) -> int:
 
     import torch
 
-    from ugt_composer.config.schema import load_config
-    from ugt_composer.training.trainer import build_trainer
+    from ugt_composer.config.load import load_config
+    from ugt_composer.training.build import build_trainer
 
     torch.set_num_threads(1)
     gc.collect()

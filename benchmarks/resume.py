@@ -26,8 +26,8 @@ import sys, time
 sys.path.insert(0, sys.argv[1])
 from composer import Callback
 from composer.core import Timestamp
-from ugt_composer.config.schema import load_config
-from ugt_composer.training.trainer import build_trainer
+from ugt_composer.config.load import load_config
+from ugt_composer.training.build import build_trainer
 
 class Stop(Callback):
     def batch_end(self, state, logger):

@@ -26,12 +26,12 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.claims import Claim, report  # noqa: E402
 from benchmarks.parity import make_data  # noqa: E402
-from ugt_composer.config.schema import load_config  # noqa: E402
+from ugt_composer.config.load import load_config  # noqa: E402
 from ugt_composer.data.batch import Batch  # noqa: E402
+from ugt_composer.training.build import build_trainer  # noqa: E402
 from ugt_composer.training.loaders import build_train_loader  # noqa: E402
 from ugt_composer.training.microbatch import split_batch  # noqa: E402
 from ugt_composer.training.optim import create_optimizer  # noqa: E402
-from ugt_composer.training.trainer import build_trainer  # noqa: E402
 
 WARM_UP = 5
 SIZES = {

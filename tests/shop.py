@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ugt_composer.config.schema import Config, load_config
+from ugt_composer.config.load import load_config
+from ugt_composer.config.schema import Config
 from ugt_composer.data.history import decoder_lists, encoder_lists
 from ugt_composer.errors import exit_on_user_error
 
@@ -123,7 +124,7 @@ def stage_config(shop):
 @pytest.fixture(scope="session")
 def stages(shop, tmp_path_factory) -> Path:
     """A folder with stage1, stage2 and stage3, trained one from the other."""
-    from ugt_composer.training.trainer import build_trainer
+    from ugt_composer.training.build import build_trainer
 
     folder = tmp_path_factory.mktemp("stages")
     for stage in (1, 2, 3):

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, mm_flop
 
 from ugt_composer.catalogue.trie import ItemTrie
-from ugt_composer.config.schema import Config, load_config
+from ugt_composer.config.load import load_config
+from ugt_composer.config.schema import Config
 from ugt_composer.losses.unified import UnifiedLoss
 from ugt_composer.model.build import freeze_untrained
 from ugt_composer.model.moe import MoEFeedForward
@@ -30,10 +31,10 @@ from ugt_composer.parallelism.build import build_strategy
 from ugt_composer.parallelism.precision import precision_context, resolve_precision
 from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.training import memory_estimate
+from ugt_composer.training.build import compile_layers
 from ugt_composer.training.composer_model import ComposerUGT
 from ugt_composer.training.microbatch import split_batch
 from ugt_composer.training.optim import create_optimizer
-from ugt_composer.training.trainer import compile_layers
 from ugt_composer.vocabulary import BOS, ITEM, NUM_SPECIAL_IDS, PAD
 
 ROOT = Path(__file__).resolve().parents[2]

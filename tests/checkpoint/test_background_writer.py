@@ -11,8 +11,8 @@ from tests.shop import comparable
 from ugt_composer.checkpoint.background_writer import Writer
 from ugt_composer.checkpoint.run_checkpoints import list_checkpoints, read_checkpoint
 from ugt_composer.errors import RunError
+from ugt_composer.training.build import build_trainer
 from ugt_composer.training.callbacks import checkpoints
-from ugt_composer.training.trainer import build_trainer
 
 
 class Snapshots(Callback):
@@ -78,7 +78,7 @@ def test_a_folder_that_cannot_be_written_ends_the_run_soon(stage_config, tmp_pat
     with pytest.raises(RunError, match="No space left on device"):
         trainer.train()
     assert trainer.state.timestamp.batch.value <= 4
-    trainer.held.close()
+    trainer.until_closed.close()
 
 
 def test_a_failure_is_kept_until_somebody_asks_and_told_once(tmp_path):

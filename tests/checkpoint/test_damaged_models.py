@@ -8,7 +8,7 @@ import pytest
 from ugt_composer.checkpoint.portable import CONFIG, RECORD, WEIGHTS, load_portable
 from ugt_composer.cli.main import main as ugt
 from ugt_composer.errors import EXIT_BAD_INPUT, UserError
-from ugt_composer.training.trainer import build_trainer
+from ugt_composer.training.build import build_trainer
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from tests.shop import ROOT
 from ugt_composer.checkpoint.folder_lock import LOCK, folder_lock
 from ugt_composer.errors import EXIT_BAD_INPUT, UserError
-from ugt_composer.training.trainer import build_trainer
+from ugt_composer.training.build import build_trainer
 
 HOLD = """
 import os, sys, time

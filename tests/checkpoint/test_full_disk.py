@@ -19,7 +19,7 @@ from ugt_composer.checkpoint.run_checkpoints import checkpoint_path, flaw_of, li
 from ugt_composer.checkpoint.sharded import write_sharded
 from ugt_composer.config.schema import Config
 from ugt_composer.errors import EXIT_ERROR, RunError
-from ugt_composer.training.trainer import build_trainer
+from ugt_composer.training.build import build_trainer
 
 
 def test_a_full_disk_leaves_the_old_checkpoint_and_no_half_one(tmp_path):

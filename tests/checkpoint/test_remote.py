@@ -25,7 +25,7 @@ from ugt_composer.errors import EXIT_ERROR, EXIT_PREEMPTED, RunError, UserError
 from ugt_composer.storage import s3 as store_module
 from ugt_composer.storage.record import RECORD
 from ugt_composer.storage.s3 import Store, StoreError
-from ugt_composer.training.trainer import build_trainer
+from ugt_composer.training.build import build_trainer
 
 QUICK = ("eval_interval=100ba", "max_duration=8ba")
 
@@ -248,7 +248,7 @@ def test_a_warned_run_leaves_within_its_grace_though_the_store_is_silent(
     assert newest != "ba00000001.pt"
     assert f"{newest}; run the same command again" in said.split(f"; {url} lacks ")[1]
     assert "ba00000001.pt" not in said
-    trainer.held.close()
+    trainer.until_closed.close()
 
 
 def test_at_no_moment_does_a_mix_of_two_models_pass(stages, tmp_path, url, monkeypatch):

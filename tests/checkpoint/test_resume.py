@@ -12,10 +12,10 @@ import torch
 
 from tests.shop import ROOT, comparable, metrics_of, stage_arguments
 from ugt_composer.checkpoint.run_checkpoints import list_checkpoints, newest_checkpoint, read_checkpoint
-from ugt_composer.config.schema import load_config
+from ugt_composer.config.load import load_config
 from ugt_composer.errors import EXIT_PREEMPTED, UserError
+from ugt_composer.training.build import build_trainer
 from ugt_composer.training.callbacks.metrics_file import MetricsFile
-from ugt_composer.training.trainer import build_trainer
 
 DROPOUT = ("model.dropout=0.2", "data.train.num_workers=1")
 

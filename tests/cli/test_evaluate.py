@@ -7,7 +7,7 @@ import pytest
 
 from ugt_composer.cli.main import main
 from ugt_composer.errors import UserError
-from ugt_composer.training.trainer import build_trainer
+from ugt_composer.training.build import build_trainer
 
 EVAL = ("eval", "preference_eval")
 

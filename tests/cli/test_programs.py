@@ -14,7 +14,7 @@ import pytest
 
 from tests.shop import ROOT, stage_arguments
 from ugt_composer.cli.main import main as ugt_main
-from ugt_composer.config.schema import load_config
+from ugt_composer.config.load import load_config
 from ugt_composer.errors import UserError
 from ugt_composer.training.dry_run import describe
 
@@ -85,7 +85,7 @@ def test_dry_run_counts_the_parameters_of_the_model(stage_config, tmp_path):
     ],
 )
 def test_a_mistake_is_told_before_anything_is_written(shop, tmp_path, overrides, words):
-    from ugt_composer.training.trainer import build_trainer
+    from ugt_composer.training.build import build_trainer
 
     path, *rest = stage_arguments(shop, tmp_path / "run", 1)
     with pytest.raises(UserError) as error:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.shop import stage_arguments
-from ugt_composer.config.schema import load_config
+from ugt_composer.config.load import load_config
 
 # PyTorch reads it once a process, and runs with and without `deterministic` share one here.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -87,7 +87,7 @@ def train(
     batches: int | None = None,
 ) -> list[dict]:
     """Trains a stage, or goes on with it: to its end, or for some batches only."""
-    from ugt_composer.training.trainer import build_trainer
+    from ugt_composer.training.build import build_trainer
 
     path, *rest = stage_arguments(shop, out, stage, previous)
     trainer = build_trainer(load_config(path, overrides=[*rest, *overrides]))

@@ -11,8 +11,8 @@ from ugt_composer.cli.main import main as ugt
 from ugt_composer.data.codec import decode_row
 from ugt_composer.data.dataset import RowFolder
 from ugt_composer.errors import UserError
+from ugt_composer.training.build import build_trainer
 from ugt_composer.training.dry_run import describe
-from ugt_composer.training.trainer import build_trainer
 
 
 @pytest.fixture(scope="module")

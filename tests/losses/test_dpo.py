@@ -152,7 +152,7 @@ def test_a_missing_reference_is_an_error_unless_reference_free():
 
 
 def test_unknown_loss_type_names_the_nearest():
-    with pytest.raises(ValueError, match=r"dpo_loss_type.*'sigmoyd'.*did you mean sigmoid"):
+    with pytest.raises(ValueError, match=r"loss_type.*'sigmoyd'.*did you mean sigmoid"):
         DPOLoss(loss_type="sigmoyd")
 
 
@@ -160,5 +160,5 @@ def test_unknown_loss_type_names_the_nearest():
     "arguments", [{"beta": 0.0}, {"label_smoothing": 0.5}, {"label_smoothing": 0.1, "loss_type": "hinge"}]
 )
 def test_settings_that_mean_nothing_are_errors(arguments):
-    with pytest.raises(ValueError, match=r"dpo_.*found"):
+    with pytest.raises(ValueError, match=r"must be .*found"):
         DPOLoss(**arguments)

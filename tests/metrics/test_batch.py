@@ -46,12 +46,12 @@ def evaluate_on_a_gpu():
     from ugt_composer.metrics.torch_metrics import evaluation_metrics
 
     rows = 8
-    metrics = evaluation_metrics({"loss": {}}, (5, 10, 20, 50), 1000)
+    metrics = evaluation_metrics((), {"loss": {}}, (5, 10, 20, 50), 1000)
     by_length = ByLength(10).to("cuda")
     with torch.device("cuda"):
         ids, index = torch.zeros(rows, 50, 3, dtype=torch.long), torch.zeros(rows, 50, dtype=torch.long)
         targets, mask = torch.zeros(rows, 2, 3, dtype=torch.long), torch.zeros(rows, 2, dtype=torch.bool)
-        some, losses = torch.zeros(rows), torch.zeros(8)
+        some, losses = torch.zeros(rows), torch.zeros(0)
     recommended = Recommendations(ids, index, index, index)
 
     def begin():

@@ -13,15 +13,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.metrics.ranked_cases import CATALOGUE, DISTINCT_ROWS, WIDTH, as_tensors
 from tests.rank_processes import run_ranks
 from ugt_composer.generation.beam_search import Recommendations
+from ugt_composer.losses.unified import UnifiedLoss
 from ugt_composer.metrics.batch import EvaluationBatch, compare_pairs, rank_batch
 from ugt_composer.metrics.by_length import ByLength
 from ugt_composer.metrics.calculator import MetricsCalculator
-from ugt_composer.metrics.loss_mean import EVALUATION_MEANS
 from ugt_composer.metrics.torch_metrics import coverage_and_gini, evaluation_metrics
 
 CUTS = (3, 1, WIDTH)
 N = len(CATALOGUE)
-M = len(EVALUATION_MEANS)
+MEANS = UnifiedLoss().means
+M = len(MEANS)
 LOSSES = {"loss": {"ntp_l1_loss": 0.5, "dpo_loss": 2.0}, "dpo_loss": {"dpo_loss": 1.0}}
 
 
@@ -35,7 +36,7 @@ def evaluated(rows, filler=0, seed=0):
 
 
 def updated(*batches):
-    metrics = evaluation_metrics(LOSSES, CUTS, N)
+    metrics = evaluation_metrics(MEANS, LOSSES, CUTS, N)
     for metric in metrics.values():
         for batch in batches:
             metric.update(batch)
@@ -70,7 +71,7 @@ def test_two_batches_give_what_one_batch_gives(rows, data):
 def test_losses_and_pairs_are_sums_over_counts():
     batches = [evaluated([([], [CATALOGUE[0]])], seed=seed) for seed in (1, 2)]
     found = values(updated(*batches))
-    names = [name for name, _ in EVALUATION_MEANS]
+    names = [mean.name for mean in MEANS]
     means = sum(b.loss_sums.double() for b in batches) / sum(b.loss_counts.double() for b in batches)
     l1, dpo = means[names.index("ntp_l1_loss")].item(), means[names.index("dpo_loss")].item()
     assert found["loss"] == pytest.approx(0.5 * l1 + 2 * dpo, rel=1e-6)
@@ -80,7 +81,7 @@ def test_losses_and_pairs_are_sums_over_counts():
 
 
 def test_the_sums_are_in_double_precision():
-    metrics = evaluation_metrics(LOSSES, CUTS, N)
+    metrics = evaluation_metrics(MEANS, LOSSES, CUTS, N)
     batch = evaluated([([], [CATALOGUE[0]])])
     for _ in range(1000):
         tenths = EvaluationBatch(batch.ranked, torch.full((M,), 0.1), torch.ones(M), batch.pairs)
@@ -103,16 +104,16 @@ def test_nothing_counted_is_nan_without_a_warning():
     empty = EvaluationBatch(ranked, torch.zeros(M), torch.zeros(M), torch.zeros(2))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for metrics in (evaluation_metrics(LOSSES, CUTS, N), updated(empty)):
+        for metrics in (evaluation_metrics(MEANS, LOSSES, CUTS, N), updated(empty)):
             assert all(metric.compute().isnan() for metric in metrics.values())
 
 
 def test_without_a_catalogue_coverage_and_gini_are_left_out():
     names = ("recall", "ndcg", "hit_rate", "hit_rate_l1", "hit_rate_l1_l2", "diversity")
     expected = {"loss", "dpo_loss", "preference_accuracy", "mrr"} | {f"{name}@{k}" for name in names for k in CUTS}
-    without = evaluation_metrics(LOSSES, CUTS, None)
+    without = evaluation_metrics(MEANS, LOSSES, CUTS, None)
     assert set(without) == expected
-    assert set(evaluation_metrics(LOSSES, CUTS, 7)) == expected | {
+    assert set(evaluation_metrics(MEANS, LOSSES, CUTS, 7)) == expected | {
         f"{n}@{k}" for n in ("coverage", "gini") for k in CUTS
     }
     batch = evaluated([([CATALOGUE[0], CATALOGUE[5]], [CATALOGUE[5]])])
@@ -123,7 +124,7 @@ def test_without_a_catalogue_coverage_and_gini_are_left_out():
 
 
 def test_a_list_shorter_than_the_cut_off_is_refused():
-    metrics = evaluation_metrics({}, (WIDTH + 1,), N)
+    metrics = evaluation_metrics(MEANS, {}, (WIDTH + 1,), N)
     with pytest.raises(RuntimeError, match="size"):
         metrics["mrr"].update(evaluated([([CATALOGUE[0]], [CATALOGUE[0]])]))
 
@@ -131,7 +132,7 @@ def test_a_list_shorter_than_the_cut_off_is_refused():
 def test_a_batch_counts_once_whichever_metrics_are_updated_with_it_and_in_whatever_order():
     one, two = (evaluated([([CATALOGUE[i]], [CATALOGUE[1]])], seed=i) for i in (0, 1))
     expected = values(updated(one, two))
-    metrics = evaluation_metrics(LOSSES, CUTS, N)
+    metrics = evaluation_metrics(MEANS, LOSSES, CUTS, N)
     metrics["recall@1"].update(one)
     assert metrics["recall@1"].compute() == 0
     for metric in metrics.values():
@@ -216,7 +217,7 @@ class Transfers(TorchDispatchMode):
 
 @pytest.mark.parametrize("cuts", [(5,), (5, 10, 20, 50)])
 def test_the_host_waits_for_the_device_twice_an_evaluation(monkeypatch, cuts):
-    metrics, by_length, rows = evaluation_metrics(LOSSES, cuts, N), ByLength(5), 4
+    metrics, by_length, rows = evaluation_metrics(MEANS, LOSSES, cuts, N), ByLength(5), 4
     by_length.to("meta")
     reads = []
 
@@ -263,7 +264,7 @@ def part_batches(evaluation, rank):
 def run_rank(rank, folder):
     all_reduce, collectives, found = dist.all_reduce, [], []
     dist.all_reduce = lambda tensor: (collectives.append(str(tensor.dtype)), all_reduce(tensor))
-    metrics = evaluation_metrics(LOSSES, CUTS, N)
+    metrics = evaluation_metrics(MEANS, LOSSES, CUTS, N)
     for evaluation in range(2):
         for metric in metrics.values():
             metric.reset()

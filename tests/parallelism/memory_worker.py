@@ -12,9 +12,9 @@ from composer.utils import dist
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from ugt_composer.config.schema import load_config  # noqa: E402
+from ugt_composer.config.load import load_config  # noqa: E402
 from ugt_composer.parallelism.memory import SMALL  # noqa: E402
-from ugt_composer.training.trainer import build_trainer  # noqa: E402
+from ugt_composer.training.build import build_trainer  # noqa: E402
 
 
 def live_bytes() -> dict[int, int]:

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.shop import metrics_of, stage_arguments
-from ugt_composer.config.schema import load_config
-from ugt_composer.training.trainer import build_trainer
+from ugt_composer.config.load import load_config
+from ugt_composer.training.build import build_trainer
 
 
 @pytest.mark.slow  # a compiler at work, a minute

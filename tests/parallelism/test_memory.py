@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.shop import ROOT, stage_arguments
-from ugt_composer.parallelism.memory import FLOAT, HALF, Held, memory_per_rank
+from ugt_composer.config.load import load_config
+from ugt_composer.parallelism.build import strategy_class
+from ugt_composer.parallelism.memory import MemoryItem, ModelSizes
 
 STRATEGIES = {
     "ddp": ["parallelism.strategy=ddp"],
@@ -40,13 +42,17 @@ def held(shop, tmp_path_factory) -> dict[str, dict]:
     return json.loads((out / "held.json").read_text())
 
 
+def estimated(sizes: ModelSizes, ranks: int, precision: str, *overrides: str) -> list[MemoryItem]:
+    config = load_config(overrides=["global_train_batch_size=128", "device_train_microbatch_size=1", *overrides])
+    return strategy_class(config).memory(config, sizes, ranks, precision)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_the_estimate_is_what_is_held(held, name):
     found = held[name]
-    kind, stage = ("deepspeed", int(name[-1])) if name.startswith("zero") else (name, 0)
-    sizes = (found["parameters"], found["trainable"], found["largest_layer"], found["small"])
-    estimate = memory_per_rank(kind, stage, 2, FLOAT, *sizes)
+    sizes = ModelSizes(found["parameters"], found["trainable"], found["largest_layer"], found["small"])
+    estimate = estimated(sizes, 2, "fp32", *ONE_BATCH, *STRATEGIES[name])
     # What DDP keeps for communication belongs to no Python tensor; what is gathered is freed before the step.
     counted = [
         h
@@ -65,7 +71,8 @@ def test_closed_forms():
 
     def total(stage):
         names = ("weights", "gradients", "master weights", "optimizer")
-        return sum(h.bytes for h in memory_per_rank("deepspeed", stage, ranks, HALF, psi, psi, 1) if h.name in names)
+        items = estimated(ModelSizes(psi, psi, 1), ranks, "amp_bf16", *STRATEGIES[f"zero-{stage}"])
+        return sum(item.bytes for item in items if item.name in names)
 
     assert total(1) == (2 + 4) * psi + 12 * psi // ranks
     assert total(2) == 2 * psi + (4 + 12) * psi // ranks
@@ -73,14 +80,23 @@ def test_closed_forms():
 
 
 def test_offloaded_parts_are_the_hosts():
-    held = memory_per_rank("deepspeed", 3, 2, HALF, 100, 100, 10, offload_optimizer=True, offload_param=True)
-    assert {h.name for h in held if h.where == "host"} == {"weights", "master weights", "optimizer"}
-    assert Held("optimizer", 400, "host") in held
+    offload = [f"parallelism.deepspeed.offload_{part}=cpu" for part in ("optimizer", "param")]
+    items = estimated(ModelSizes(100, 100, 10), 2, "amp_bf16", *STRATEGIES["zero-3"], *offload)
+    assert {item.name for item in items if item.where == "host"} == {"weights", "master weights", "optimizer"}
+    assert MemoryItem("optimizer", 400, "host") in items
 
 
 def test_gradients_that_fsdp_accumulates_are_whole_and_on_the_device():
     once, every = (
-        memory_per_rank("fsdp", 0, 64, HALF, 1000, 640, 100, 0, True, True, accumulates=a) for a in (True, False)
+        estimated(
+            ModelSizes(1000, 640, 100),
+            64,
+            "amp_bf16",
+            *STRATEGIES["fsdp"],
+            "parallelism.fsdp.cpu_offload=true",
+            f"parallelism.fsdp.reduce_every_microbatch={every_microbatch}",
+        )
+        for every_microbatch in ("false", "true")
     )
-    assert set(once) - set(every) == {Held("whole gradients", 4 * 640)}
-    assert {h.name for h in once if h.where == "host"} == {"weights", "gradients", "optimizer"}
+    assert set(once) - set(every) == {MemoryItem("whole gradients", 4 * 640)}
+    assert {item.name for item in once if item.where == "host"} == {"weights", "gradients", "optimizer"}

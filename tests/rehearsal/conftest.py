@@ -30,8 +30,8 @@ def driver() -> list[str]:
 @pytest.fixture(scope="session")
 def trained(shop, tmp_path_factory) -> Path:
     """A folder with stage1 and stage2, trained one from the other for two batches on the CPU."""
-    from ugt_composer.config.schema import load_config
-    from ugt_composer.training.trainer import build_trainer
+    from ugt_composer.config.load import load_config
+    from ugt_composer.training.build import build_trainer
 
     folder = tmp_path_factory.mktemp("trained")
     for stage in (1, 2):

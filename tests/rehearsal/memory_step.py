@@ -15,7 +15,8 @@ import torch.distributed as dist
 
 from tests.rehearsal.without_numbers import accept_zeros
 from ugt_composer.catalogue.trie import ItemTrie
-from ugt_composer.config.schema import Config, load_config
+from ugt_composer.config.load import load_config
+from ugt_composer.config.schema import Config
 from ugt_composer.losses.unified import UnifiedLoss
 from ugt_composer.model.build import freeze_untrained
 from ugt_composer.model.reference import Reference

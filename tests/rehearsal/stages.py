@@ -27,9 +27,11 @@ from tests.rehearsal.ranks import objects_over_gloo
 from tests.rehearsal.without_numbers import accept_zeros
 from tests.shop import stage_arguments
 from ugt_composer.cli.main import main as ugt
-from ugt_composer.config.schema import Config, load_config
+from ugt_composer.config.load import load_config
+from ugt_composer.config.schema import Config
 from ugt_composer.job.exit import exit_as_rank
-from ugt_composer.training.trainer import UGTTrainer, build_trainer
+from ugt_composer.training.build import build_trainer
+from ugt_composer.training.trainer import UGTTrainer
 
 LOG_EVERY, EVALUATE_EVERY, SAVE_EVERY = 5, 4, 3
 STOP, END = 6, 8  # batches: of the first process, and of the one that resumes

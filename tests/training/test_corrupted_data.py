@@ -13,9 +13,9 @@ import pytest
 
 from tests.data.conftest import DAMAGES, flip_byte
 from tests.shop import ROOT, SIZES, comparable, stage_arguments
-from ugt_composer.config.schema import load_config
+from ugt_composer.config.load import load_config
 from ugt_composer.errors import UserError
-from ugt_composer.training.trainer import build_trainer
+from ugt_composer.training.build import build_trainer
 
 SHARD = "shard.00002.mds"
 

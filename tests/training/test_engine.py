@@ -5,8 +5,8 @@ from composer import Callback, Event
 from composer.core import Engine
 from composer.loggers import LoggerDestination
 
+from ugt_composer.training.build import build_trainer
 from ugt_composer.training.engine import ListeningEngine, listens
-from ugt_composer.training.trainer import build_trainer
 
 
 class Deaf(Callback):

@@ -7,7 +7,7 @@ from tests.shop import comparable
 from ugt_composer.config.schema import Config
 from ugt_composer.parallelism import precision as precisions
 from ugt_composer.parallelism.precision import about_precision, precision_context
-from ugt_composer.training.trainer import build_trainer
+from ugt_composer.training.build import build_trainer
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's precision is Composer's")
 

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import ugt_composer.data
 from ugt_composer.job import cpu_all_reduce
 from ugt_composer.model import moe
-from ugt_composer.training import microbatch
-from ugt_composer.training.trainer import build_trainer
+from ugt_composer.training import loaders, microbatch
+from ugt_composer.training.build import build_trainer
 
 READS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__")
 SIZED_BY_VALUES = ("nonzero", "masked_select", "unique", "_unique2", "unique_dim", "_local_scalar_dense", "equal")
@@ -25,6 +25,7 @@ SIZED_BY_VALUES = ("nonzero", "masked_select", "unique", "_unique2", "unique_dim
 # optimizer's count of its steps.
 ON_HOST = (
     cpu_all_reduce.__file__,
+    loaders.__file__,
     microbatch.__file__,
     str(Path(ugt_composer.data.__file__).parent),
     "torch/optim",

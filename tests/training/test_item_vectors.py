@@ -6,8 +6,8 @@ import torch
 
 from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.errors import UserError
+from ugt_composer.training.build import build_trainer
 from ugt_composer.training.dry_run import describe
-from ugt_composer.training.trainer import build_trainer
 
 ITEMS = 60
 

@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.shop import metrics_of
 from ugt_composer.checkpoint.run_checkpoints import list_checkpoints
-from ugt_composer.training.trainer import build_trainer
+from ugt_composer.training.build import build_trainer
 
 
 def curves(folder) -> dict[str, list[tuple[int, float]]]:

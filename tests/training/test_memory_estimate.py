@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ugt_composer.config.schema import load_config
+from ugt_composer.config.load import load_config
 from ugt_composer.data.manifest import Manifest
 from ugt_composer.errors import UserError
 from ugt_composer.training import memory_estimate
@@ -64,7 +64,7 @@ def test_a_microbatch_found_while_training_is_half_of_the_batch_or_half_of_that(
 
 def test_weights_have_the_bytes_that_they_compute_with():
     def held(*overrides: str) -> dict[str, int]:
-        return {item.name: item.bytes for item in estimate(loaded(3, 8, *overrides), 8, (64, 4, 1)).held}
+        return {item.name: item.bytes for item in estimate(loaded(3, 8, *overrides), 8, (64, 4, 1)).items}
 
     fsdp = ("parallelism.strategy=fsdp", "parallelism.fsdp.reduce_every_microbatch=true")
     half, single = (held(*fsdp, f"parallelism.fsdp.param_dtype={dtype}") for dtype in ("null", "float32"))

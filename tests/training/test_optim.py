@@ -6,7 +6,7 @@ import pytest
 import torch
 from composer import Time, Timestamp
 
-from ugt_composer.config.schema import load_config
+from ugt_composer.config.load import load_config
 from ugt_composer.parallelism.strategy import placed
 from ugt_composer.training.optim import create_optimizer, create_scheduler, parameter_groups
 from ugt_composer.training.run_length import batches, run_length

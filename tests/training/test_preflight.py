@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ugt_composer.config.schema import load_config
+from ugt_composer.config.load import load_config
 from ugt_composer.errors import UserError
 from ugt_composer.parallelism import precision
 from ugt_composer.parallelism.precision import about_precision, resolve_precision

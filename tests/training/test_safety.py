@@ -9,7 +9,7 @@ from tests.shop import metrics_of
 from ugt_composer.checkpoint.portable import load_portable
 from ugt_composer.checkpoint.run_checkpoints import list_checkpoints
 from ugt_composer.errors import UserError
-from ugt_composer.training.trainer import build_trainer
+from ugt_composer.training.build import build_trainer
 
 
 def test_a_fresh_start_sets_the_earlier_run_aside_and_keeps_its_own_checkpoints(stage_config, tmp_path):

@@ -7,7 +7,7 @@ import torch
 
 from tests.shop import comparable, metrics_of
 from ugt_composer.checkpoint.portable import FINGERPRINT, load_portable
-from ugt_composer.training.trainer import build_trainer
+from ugt_composer.training.build import build_trainer
 
 LOSSES = ("total", "ntp_loss", "ntp_l1_loss", "ntp_l2_loss", "ntp_l3_loss", "contrastive_loss", "dpo_loss")
 TRAINING = {

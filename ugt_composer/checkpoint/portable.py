@@ -1,6 +1,6 @@
 """A model that the next stage, the command line and a stranger can load: `model.safetensors` and `config.yaml`."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ugt_composer.checkpoint.written import or_removed, unlike_written, write_hashed
-from ugt_composer.config.schema import Config, ModelConfig, config_yaml, load_config
+from ugt_composer.config.keys import DEFINES_WEIGHTS
+from ugt_composer.config.load import config_yaml, load_config
+from ugt_composer.config.schema import Config, ModelConfig
 from ugt_composer.errors import UserError
 from ugt_composer.model.build import build_model
 from ugt_composer.model.ugt import UGT
@@ -28,14 +30,6 @@ from ugt_composer.storage.sync import forget_cached, sync_file
 
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
 FINGERPRINT = "catalogue_fingerprint"
-WIRING = (  # shows in no shape
-    "n_heads",
-    "top_k_experts",
-    "attention_activation",
-    "user_pooling",
-    "user_activation",
-    "history_positions",
-)
 
 
 def save_portable(folder: str | Path, weights: dict[str, Tensor], config: Config, facts: dict[str, str]) -> None:
@@ -151,11 +145,12 @@ def load_weights(model: UGT, config: ModelConfig, folder: str | Path) -> dict[st
 
 def _load_checked(model: UGT, config: ModelConfig, folder: str | Path) -> dict[str, str]:
     path, theirs = _existing(folder, WEIGHTS), load_config(_existing(folder, CONFIG)).model
-    for key in WIRING:
-        if getattr(theirs, key) != getattr(config, key):
+    for field in fields(ModelConfig):
+        before, now = getattr(theirs, field.name), getattr(config, field.name)
+        if field.metadata[DEFINES_WEIGHTS] and before != now:
             raise UserError(
-                f"{folder} was trained with model.{key} = {getattr(theirs, key)}, now it is {getattr(config, key)}: "
-                "the weights would fit and mean something else; set it back"
+                f"{folder} was trained with model.{field.name} = {before}, now it is {now}: the weights would fit and "
+                "mean something else; set it back"
             )
     try:
         with safe_open(path, "pt") as file:

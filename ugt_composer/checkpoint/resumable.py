@@ -1,4 +1,8 @@
-"""Whether a run may go on from a checkpoint: what belongs to it is as it was, or was changed on purpose."""
+"""Whether a run may resume from a checkpoint: data and configuration are the same, or were changed on purpose.
+
+Each field of the configuration declares whether it may change (`config/keys.py`). Strategy, number of ranks, data
+workers and microbatches always may.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,72 +10,71 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ugt_composer.config.schema import RESUME_DESPITE, Config, config_yaml, is_within
+from ugt_composer.config.checks import is_within, on_resume_of_keys
+from ugt_composer.config.keys import FIXED, FREE, ON_REQUEST_UNLESS_ZERO, OnResume
+from ugt_composer.config.load import config_yaml
+from ugt_composer.config.schema import Config
 from ugt_composer.errors import UserError
 
-# What decides the numbers of a step. Strategy, ranks, workers and microbatches may change.
-FIXED = (
-    "model",
-    "loss",
-    "optimizer",
-    "scheduler",
-    "init_from",
-    "init_item_vectors",
-    "seed",
-    "max_grad_norm",
-    "global_train_batch_size",
-    "data.train.shuffle",
-    "data.train.shuffle_block_size",
-    "data.train.num_canonical_nodes",
-)
-WEIGHTS = ("loss.lambda_contrastive", "loss.lambda_preference")  # at 0 their part of the model is not trained
+CATALOGUE = "data.catalogue"  # compared by its content, wherever the file is
 INSTEAD = "or train into another save_folder with init_from"
 
 
 def check_resumable(
-    path: Path, content: Mapping[str, Any], own: Config, data: list[str], catalogue: str | None
+    path: Path, content: Mapping[str, Any], config: Config, data: list[str], catalogue: str | None
 ) -> dict[str, tuple[Any, Any]]:
     """
     Args:
         content: of the checkpoint at `path`.
+        config: of the run that resumes.
         data: the hash of each index in data.train.
         catalogue: its fingerprint.
 
     Returns:
-        {key: (in the checkpoint, now)} of what differs and was to.
+        {key: (value in the checkpoint, value now)} of what differs and is named in `resume_despite`.
 
     Raises:
-        UserError: something differs that `resume_despite` does not name; tells both values and what can be done.
+        UserError: something differs that `resume_despite` does not name; with both values and what can be done.
     """
     if content["data"] != data:
         raise UserError(
             f"{path} was written with other rows in data.train (index.json was {_hashes(content['data'])}, now it is "
-            f"{_hashes(data)}): the run cannot go on as it began; use the folders it began with, {INSTEAD}"
+            f"{_hashes(data)}): the run cannot resume with other data; use the folders it began with, {INSTEAD}"
         )
-    differences = _config_differences(content, own)
+    on_resume = on_resume_of_keys(Config)
+    differences = _config_differences(content, config, on_resume)
     if content["catalogue"] != catalogue:
-        differences["data.catalogue"] = (_short(content["catalogue"]), _short(catalogue))
-    for key, (before, now) in differences.items():
-        can_change = is_within(key, RESUME_DESPITE) and not _starts_or_stops(key, before, now)
-        if can_change and is_within(key, own.resume_despite):
+        differences[CATALOGUE] = (_short(content["catalogue"]), _short(catalogue))
+    for name, (before, now) in differences.items():
+        can_change = _can_change(on_resume.get(name, FIXED), before, now)
+        if can_change and is_within(name, config.resume_despite):
             continue
-        force = f'set resume_despite=["{key}"] to go on with the new one, ' if can_change else ""
+        force = f'set resume_despite=["{name}"] to resume with the new value, ' if can_change else ""
         raise UserError(
-            f"{path} was written with {key} = {before}, now it is {now}: the run cannot go on as it began; set it "
-            f"back, {force}{INSTEAD}"
+            f"{path} was written with {name} = {before}, now it is {now}: the run cannot resume with another value; "
+            f"set it back, {force}{INSTEAD}"
         )
     return differences
 
 
-def _config_differences(content: Mapping[str, Any], own: Config) -> dict[str, tuple[Any, Any]]:
-    """{key: (in the checkpoint, now)} of the fixed keys that differ, each by its full name."""
-    old, new = _flat(content["config"]), _flat(config_yaml(own))
-    keys = [key for key in dict.fromkeys([*old, *new]) if is_within(key, FIXED)]
-    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
+def _config_differences(
+    content: Mapping[str, Any], config: Config, on_resume: Mapping[str, OnResume]
+) -> dict[str, tuple[Any, Any]]:
+    """{key: (value in the checkpoint, value now)} of the keys that differ and are not free to change.
+
+    A key that the version which wrote the checkpoint did not have counts as having had its default.
+    """
+    free = tuple(name for name, rule in on_resume.items() if rule is FREE)
+    before, now, default = _flat(content["config"]), _flat(config_yaml(config)), _flat(config_yaml(Config()))
+    before = {name: value for name, value in default.items() if name not in before} | before
+    names = [name for name in dict.fromkeys([*before, *now]) if name != CATALOGUE and not is_within(name, free)]
+    return {name: (before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)}
 
 
-def _starts_or_stops(key: str, before: float, now: float) -> bool:
-    return key in WEIGHTS and (before > 0) != (now > 0)
+def _can_change(on_resume: OnResume, before: Any, now: Any) -> bool:
+    if on_resume is ON_REQUEST_UNLESS_ZERO:
+        return (before > 0) == (now > 0)
+    return on_resume is not FIXED
 
 
 def _flat(config: str) -> dict[str, Any]:

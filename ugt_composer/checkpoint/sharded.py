@@ -7,11 +7,15 @@ from typing import Any
 
 import torch
 from composer.utils import dist
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ugt_composer.checkpoint.rank0_errors import cannot_save, save_on_rank_0
 from ugt_composer.checkpoint.run_checkpoints import REPLACED, SHARDS, STATE
+from ugt_composer.checkpoint.whole_state import buffers_of, group_settings, set_groups
 from ugt_composer.checkpoint.written import write_hashed
+from ugt_composer.config.schema import ParallelismConfig
+from ugt_composer.errors import UserError
 from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.storage.record import RECORD, Facts, facts_of, write_record
 from ugt_composer.storage.sync import forget_cached, sync_file, sync_folder
@@ -98,3 +102,42 @@ def _flushed(path: Path) -> Facts:
     sync_file(path)
     forget_cached(path)
     return facts_of(path)
+
+
+def state_beside_shards(
+    weights: dict[str, Tensor], parallelism: ParallelismConfig, strategy: Strategy
+) -> dict[str, Any]:
+    """What every rank has in full, and what wrote the shards."""
+    buffers = {name: weights[name] for name in buffers_of(strategy) if name in weights}
+    return {"by": _written_by(parallelism), "buffers": buffers, "groups": group_settings(strategy)}
+
+
+def restore_sharded(path: Path, content: dict[str, Any], parallelism: ParallelismConfig, strategy: Strategy) -> None:
+    """Reads what a run of the same strategy on as many ranks wrote. A collective.
+
+    Args:
+        content: of `state_beside_shards`.
+
+    Raises:
+        UserError: another strategy or another number of ranks wrote it.
+    """
+    before, now = content["by"], _written_by(parallelism)
+    if before != now:
+        raise UserError(
+            f"{path} holds the shards of {_described(before)}, this run is {_described(now)}: sharded checkpoints are "
+            "not portable; resume with the strategy and ranks that wrote it, or start from its latest/ with init_from"
+        )
+    strategy.load_sharded(path / SHARDS)
+    set_groups(strategy, content["groups"])
+    for name, buffer in buffers_of(strategy).items():
+        buffer.copy_(content["buffers"][name])
+
+
+def _written_by(parallelism: ParallelismConfig) -> dict[str, Any]:
+    stage = parallelism.deepspeed.zero_stage if parallelism.strategy == "deepspeed" else None
+    return {"strategy": parallelism.strategy, "zero_stage": stage, "world_size": dist.get_world_size()}
+
+
+def _described(by: dict[str, Any]) -> str:
+    stage = "" if by["zero_stage"] is None else f" (zero_stage {by['zero_stage']})"
+    return f"{by['strategy']}{stage} on {by['world_size']} ranks"

@@ -1,13 +1,165 @@
-"""What the configuration says together with the number of ranks."""
+"""Checks of the configuration: of single values, for the sections' own use, and of what spans sections.
 
-from ugt_composer.config.schema import Config
-from ugt_composer.errors import UserError
+Each raises ValueError with the key, what was found and what was expected; `load_config` adds the file.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from ugt_composer.config.keys import FIXED, FREE, ON_RESUME, OnResume
+from ugt_composer.errors import UserError, nearest
+from ugt_composer.storage.s3_url import is_url, split_url
+
+if TYPE_CHECKING:
+    from ugt_composer.config.schema import Config
+
+_TIME = re.compile(r"[1-9]\d*(ba|ep)|(100|\d{1,2}(\.\d+)?)%")
 
 
-def device_batch_size(config: Config, world_size: int) -> int:
-    """Rows a rank takes of a global batch. UserError where they do not divide over the ranks."""
+def check_positive(section: Any, prefix: str, *names: str) -> None:
+    """Each of the fields is None, or a finite number above 0."""
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{prefix}{name} is {value}; expected a number above 0")
+
+
+def check_fraction(section: Any, prefix: str, *names: str) -> None:
+    """Each of the fields is a number from 0 to 1."""
+    for name in names:
+        value = getattr(section, name)
+        if not 0 <= value <= 1:
+            raise ValueError(f"{prefix}{name} is {value}; expected a fraction from 0 to 1")
+
+
+def check_time(prefix: str, name: str, value: str, percent: bool) -> None:
+    """A number of batches or epochs, such as "500ba"; with `percent` also a percentage of the run."""
+    if not _TIME.fullmatch(value) or (value.endswith("%") and not percent):
+        also = ' or a percentage of the run such as "5%"' if percent else ""
+        raise ValueError(f'{prefix}{name} is {value!r}; expected batches or epochs such as "500ba" or "2ep"{also}')
+
+
+def check_s3_url(name: str, url: str) -> None:
+    try:
+        split_url(url)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
+
+
+def check_whole_config(config: "Config") -> None:
+    """All checks that need more than one section."""
+    _check_resume_despite(config)
+    _check_strategy(config)
+    _check_places(config)
+    _check_catalogue(config)
+    _check_item_scores(config)
+    _check_starting_point(config)
+
+
+def device_batch_size(config: "Config", world_size: int) -> int:
+    """Rows of a global batch per rank. UserError where they do not divide evenly over the ranks."""
     if config.global_train_batch_size % world_size:
         raise UserError(
             f"global_train_batch_size is {config.global_train_batch_size}; expected a multiple of {world_size} ranks"
         )
     return config.global_train_batch_size // world_size
+
+
+def on_resume_of_keys(schema: type) -> dict[str, OnResume]:
+    """For each key of a dataclass, such as {"model.d_model": FIXED}, what it or a section above it declares."""
+    return dict(_on_resume(schema, "", None))
+
+
+def _on_resume(schema: type, prefix: str, of_section: OnResume | None) -> Iterator[tuple[str, OnResume]]:
+    for field in fields(schema):
+        on_resume = field.metadata.get(ON_RESUME) or of_section
+        if isinstance(field.type, type) and is_dataclass(field.type):
+            yield from _on_resume(field.type, f"{prefix}{field.name}.", on_resume)
+        elif on_resume is None:
+            raise TypeError(f"{prefix}{field.name} does not declare whether it may change when a run resumes")
+        else:
+            yield f"{prefix}{field.name}", on_resume
+
+
+def is_within(name: str, names: tuple[str, ...]) -> bool:
+    """Whether a key, such as "optimizer.lr", or a section that it is in is among those named."""
+    return any(name == other or name.startswith(f"{other}.") for other in names)
+
+
+def _check_resume_despite(config: "Config") -> None:
+    """A key, or a section all of whose keys, may change on request."""
+    keys = on_resume_of_keys(type(config))
+    on_request = [name for name, on_resume in keys.items() if on_resume not in (FREE, FIXED)]
+    for name in config.resume_despite:
+        covered = [key for key in keys if is_within(key, (name,))]
+        if not covered or not set(covered) <= set(on_request):
+            raise ValueError(f"resume_despite names {name!r}; {nearest(name, on_request)}")
+
+
+def _check_strategy(config: "Config") -> None:
+    parallelism = config.parallelism
+    if config.checkpoint.sharded and not parallelism.facts.shards:
+        raise ValueError(
+            f"checkpoint.sharded is true with parallelism.strategy {parallelism.strategy}, which shards nothing; "
+            "expected fsdp or deepspeed"
+        )
+    if config.precision == "amp_fp16" and parallelism.strategy == "fsdp" and parallelism.fsdp.cpu_offload:
+        raise ValueError(
+            "precision is amp_fp16 with parallelism.fsdp.cpu_offload true: the loss scaler looks for overflows in "
+            "the gradients, which are in host memory then, where NCCL reduces nothing; expected amp_bf16, or "
+            "cpu_offload false"
+        )
+    if config.optimizer.name == "lamb" and parallelism.facts.shards:
+        raise ValueError(
+            f"optimizer.name is lamb with parallelism.strategy {parallelism.strategy}: LAMB scales by the norms of "
+            "whole parameters, which a rank does not have; expected adamw, or strategy ddp"
+        )
+
+
+def _check_places(config: "Config") -> None:
+    if is_url(config.save_folder):
+        raise ValueError(
+            f"save_folder is {config.save_folder}; expected a folder of this machine: checkpoint.remote names the "
+            "store that it is copied to"
+        )
+    for name, place in (("init_from", config.init_from), ("loss.reference_from", config.loss.reference_from)):
+        if place is not None and is_url(place):
+            check_s3_url(name, place)
+
+
+def _check_catalogue(config: "Config") -> None:
+    for reason, needs_it in (
+        ("model.level_softmax is catalogue", config.model.level_softmax == "catalogue"),
+        ("loss.contrastive_negatives is catalogue", config.loss.contrastive_negatives == "catalogue"),
+        (
+            f"evaluation.item_score_weight is {config.evaluation.item_score_weight}",
+            config.evaluation.item_score_weight,
+        ),
+        ("init_item_vectors is set", config.init_item_vectors is not None),
+    ):
+        if needs_it and config.data.catalogue is None:
+            raise ValueError(f"data.catalogue is missing; {reason}, which needs all items: name the catalogue")
+
+
+def _check_item_scores(config: "Config") -> None:
+    if config.evaluation.item_score_weight and not config.loss.lambda_contrastive and config.init_from is None:
+        raise ValueError(
+            f"evaluation.item_score_weight is {config.evaluation.item_score_weight} with loss.lambda_contrastive 0: "
+            "nothing trains the user-item score; expected lambda_contrastive above 0, or item_score_weight 0"
+        )
+
+
+def _check_starting_point(config: "Config") -> None:
+    if config.init_item_vectors is not None and config.init_from is not None:
+        raise ValueError(
+            f"init_item_vectors is {config.init_item_vectors} with init_from {config.init_from}, which has item "
+            "embeddings already; expected one of them, the other null"
+        )
+    if config.loss.needs_reference and not (config.loss.reference_from or config.init_from):
+        raise ValueError(
+            "loss.reference_from is missing; loss.lambda_preference > 0 compares with a reference model: name the "
+            "folder of a trained one, or set loss.dpo_reference_free=true"
+        )

@@ -17,9 +17,9 @@ from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.device import prepare_device
 from ugt_composer.parallelism.precision import precision_context, resolve_precision
 from ugt_composer.storage.s3_url import is_url
+from ugt_composer.training.build import build_composer_model
 from ugt_composer.training.composer_model import ComposerUGT
 from ugt_composer.training.loaders import build_eval_loader
-from ugt_composer.training.trainer import build_composer_model
 from ugt_composer.vocabulary import ITEM
 
 LENGTH_K = 10  # cut-off of the table by length, where lists are that long

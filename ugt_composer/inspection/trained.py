@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from ugt_composer.checkpoint.portable import CONFIG, load_portable, read_facts
 from ugt_composer.checkpoint.remote import PORTABLE
 from ugt_composer.checkpoint.run_checkpoints import batch_of, flaw_of, list_checkpoints, read_checkpoint
-from ugt_composer.config.schema import Config, load_config
+from ugt_composer.config.load import load_config
+from ugt_composer.config.schema import Config
 from ugt_composer.errors import UserError
 from ugt_composer.storage.record import RECORD, record_beside
 from ugt_composer.training.callbacks.metrics_file import FILE_NAME

@@ -41,7 +41,7 @@ NCCL_LOST_CONTACT = (
     "Watchdog caught collective operation timeout",
 )
 LONGEST_DETAIL = 400  # characters of what NCCL says
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)

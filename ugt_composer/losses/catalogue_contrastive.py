@@ -3,13 +3,17 @@
 Shapes: B rows, n items of the catalogue, L = 3 levels, D width of the vectors.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ugt_composer.config.schema import LossConfig
 from ugt_composer.float32_product import float32_matmul
 from ugt_composer.generation.item_scores import Similarity, comparable
-from ugt_composer.losses.normalization import TARGETS, batch_mean
+from ugt_composer.losses.normalization import TARGETS, batch_mean, has_target
+from ugt_composer.losses.term import Mean
 
 LOGITS_BYTES = 256 * 2**20  # of one (B, part of n) block of logits; several are kept by their results only
 
@@ -28,7 +32,14 @@ class CatalogueContrastiveLoss(nn.Module):
     are float32: divided by a small temperature, half precision would be off by several hundredths.
     """
 
-    def __init__(self, temperature: float = 0.07, similarity: Similarity = "cosine"):
+    name = "contrastive_loss"
+    means = (Mean("contrastive_loss", TARGETS), Mean("contrastive_u2i_acc", TARGETS, higher_is_better=True))
+
+    def __init__(
+        self,
+        temperature: float = LossConfig.contrastive_temperature,
+        similarity: Similarity = LossConfig.contrastive_similarity,
+    ):
         super().__init__()
         self.temperature = temperature
         self.similarity: Similarity = similarity
@@ -66,6 +77,16 @@ class CatalogueContrastiveLoss(nn.Module):
             return batch_mean(total, valid.sum(), len(valid), batch_totals, TARGETS)
 
         return mean(row_losses), {"contrastive_u2i_acc": mean((better == 0).float())}
+
+    def of_batch(
+        self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], labels: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `LossTerm`."""
+        vectors = outputs["user_repr"], outputs["item_repr"], outputs["catalogue_repr"]
+        return self(*vectors, outputs["item_rows"], has_target(labels), batch.get("batch_totals"))
+
+    def evaluation_weights(self) -> dict[str, float]:
+        return {self.name: 1.0}
 
 
 def _over_catalogue(users: Tensor, items: Tensor, own: Tensor, item_rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

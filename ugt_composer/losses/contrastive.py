@@ -4,15 +4,18 @@ Shapes: B rows of this rank, R rows of all ranks, C candidates taken from them, 
 L = 3 levels, D width of the vectors.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ugt_composer.errors import UserError
+from ugt_composer.config.schema import LossConfig
 from ugt_composer.float32_product import float32_matmul
 from ugt_composer.generation.item_scores import Similarity, comparable
+from ugt_composer.losses.normalization import has_target
 from ugt_composer.losses.ranks import gather_rows, rank, world_size
+from ugt_composer.losses.term import Mean
 from ugt_composer.vocabulary import LEVELS
 
 
@@ -27,6 +30,8 @@ class ContrastiveLoss(nn.Module):
     Nothing depends on which rank holds a row, or where: rows are put in the order of their row ids first.
     """
 
+    name = "contrastive_loss"
+    means: tuple[Mean, ...] = ()  # they would depend on which rows are evaluated together
     memory_vectors: Tensor
     memory_ids: Tensor
     memory_valid: Tensor
@@ -35,17 +40,17 @@ class ContrastiveLoss(nn.Module):
 
     def __init__(
         self,
-        temperature: float = 0.07,
-        num_negatives: int = 127,
+        temperature: float = LossConfig.contrastive_temperature,
+        num_negatives: int = LossConfig.num_negatives,
         dim: int = 512,
         seed: int = 0,
-        similarity: Similarity = "cosine",
+        similarity: Similarity = LossConfig.contrastive_similarity,
     ) -> None:
         super().__init__()
         if temperature <= 0:
-            raise UserError(f"loss.contrastive_temperature must be above 0, found {temperature}")
+            raise ValueError(f"temperature must be above 0, found {temperature}")
         if num_negatives < 1:
-            raise UserError(f"loss.num_negatives must be at least 1, found {num_negatives}")
+            raise ValueError(f"num_negatives must be at least 1, found {num_negatives}")
         self.temperature = temperature
         self.similarity: Similarity = similarity
         self.num_negatives = num_negatives
@@ -93,6 +98,16 @@ class ContrastiveLoss(nn.Module):
         if self.training:
             self._remember(pool)
         return loss, metrics
+
+    def of_batch(
+        self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], labels: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `LossTerm`."""
+        vectors = outputs["user_repr"], outputs["item_repr"]
+        return self(*vectors, labels[:, 0, :], batch["row_ids"], has_target(labels))
+
+    def evaluation_weights(self) -> dict[str, float]:
+        return {}
 
     def _candidates(self, pool: "_Pool") -> Tensor:
         """Indices (C,) into the pool, in the order in which rows take them as negatives; the invalid come last."""

@@ -3,12 +3,16 @@
 Shapes: B rows, N rejected items of a row (0 in a batch without preferences).
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ugt_composer.errors import UserError, nearest
+from ugt_composer.config.schema import LossConfig
+from ugt_composer.errors import nearest
 from ugt_composer.losses.normalization import PREFERENCE_WEIGHT, batch_mean, preference_weights
+from ugt_composer.losses.term import Mean
 
 LOSS_TYPES = ("sigmoid", "ipo", "hinge", "softmax")
 
@@ -27,24 +31,30 @@ class DPOLoss(nn.Module):
     The first three are averaged over a row's rejected items. Reference-free, the reference's terms are 0.
     """
 
+    name = "dpo_loss"
+    means = (
+        Mean("dpo_loss", PREFERENCE_WEIGHT),
+        Mean("dpo_accuracy", PREFERENCE_WEIGHT, higher_is_better=True),
+        Mean("dpo_reward_margin", PREFERENCE_WEIGHT, higher_is_better=True),
+    )
+
     def __init__(
         self,
-        beta: float = 0.1,
-        label_smoothing: float = 0.0,
-        reference_free: bool = False,
-        loss_type: str = "sigmoid",
+        beta: float = LossConfig.dpo_beta,
+        label_smoothing: float = LossConfig.dpo_label_smoothing,
+        reference_free: bool = LossConfig.dpo_reference_free,
+        loss_type: str = LossConfig.dpo_loss_type,
     ) -> None:
         super().__init__()
         if loss_type not in LOSS_TYPES:
-            raise UserError(f"loss.dpo_loss_type: {loss_type!r} is unknown; {nearest(loss_type, list(LOSS_TYPES))}")
+            raise ValueError(f"loss_type: {loss_type!r} is unknown; {nearest(loss_type, list(LOSS_TYPES))}")
         if beta <= 0:
-            raise UserError(f"loss.dpo_beta must be above 0, found {beta}")
+            raise ValueError(f"beta must be above 0, found {beta}")
         if not 0 <= label_smoothing < 0.5:
-            raise UserError(f"loss.dpo_label_smoothing must be in [0, 0.5), found {label_smoothing}")
+            raise ValueError(f"label_smoothing must be in [0, 0.5), found {label_smoothing}")
         if label_smoothing > 0 and loss_type != "sigmoid":
-            raise UserError(
-                f"loss.dpo_label_smoothing must be 0 unless loss.dpo_loss_type is sigmoid, "
-                f"found {label_smoothing} with {loss_type}"
+            raise ValueError(
+                f"label_smoothing must be 0 unless loss_type is sigmoid, found {label_smoothing} with {loss_type}"
             )
         self.beta = beta
         self.label_smoothing = label_smoothing
@@ -116,6 +126,28 @@ class DPOLoss(nn.Module):
             pair_losses = -(1 - smoothing) * F.logsigmoid(self.beta * margins)
             pair_losses = pair_losses - smoothing * F.logsigmoid(-self.beta * margins)
         return _mean_over_rejected(pair_losses, rejected_mask)
+
+    def of_batch(
+        self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], labels: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `LossTerm`."""
+        rejected_mask = batch["rejected_mask"] & batch["row_mask"][:, None]
+        if rejected_mask.shape[1] == 0:
+            # The metrics are there all the same: their averages run over microbatches and ranks that have preferences.
+            loss, accuracy, margin = batch["preference_score"].new_zeros(3, dtype=torch.float32).unbind()
+            return loss, {"dpo_accuracy": accuracy, "dpo_reward_margin": margin}
+        return self(
+            outputs["chosen_logps"],
+            outputs["rejected_logps"],
+            outputs.get("reference_chosen_logps"),
+            outputs.get("reference_rejected_logps"),
+            rejected_mask,
+            batch["preference_score"],
+            batch.get("batch_totals"),
+        )
+
+    def evaluation_weights(self) -> dict[str, float]:
+        return {self.name: 1.0}
 
 
 def _mean_over_rejected(values: Tensor, rejected_mask: Tensor) -> Tensor:

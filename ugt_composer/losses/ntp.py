@@ -3,12 +3,15 @@
 Shapes: B rows, T target length, L = 3 levels, V_l codebook size of level l.
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ugt_composer.errors import UserError
+from ugt_composer.config.schema import LossConfig
 from ugt_composer.losses.normalization import LABELS_L1, LABELS_L2, LABELS_L3, batch_mean
+from ugt_composer.losses.term import Mean
 from ugt_composer.vocabulary import IGNORE_INDEX
 
 _SUM_TOLERANCE = 1e-6
@@ -17,20 +20,27 @@ _SUM_TOLERANCE = 1e-6
 class NextTokenPredictionLoss(nn.Module):
     """l1_weight * CE(level 1) + l2_weight * CE(level 2) + l3_weight * CE(level 3), each a mean over its own labels."""
 
+    name = "ntp_loss"
+    means = (Mean("ntp_l1_loss", LABELS_L1), Mean("ntp_l2_loss", LABELS_L2), Mean("ntp_l3_loss", LABELS_L3))
+
     def __init__(
-        self, l1_weight: float = 0.5, l2_weight: float = 0.3, l3_weight: float = 0.2, label_smoothing: float = 0.0
+        self,
+        l1_weight: float = LossConfig.l1_weight,
+        l2_weight: float = LossConfig.l2_weight,
+        l3_weight: float = LossConfig.l3_weight,
+        label_smoothing: float = LossConfig.label_smoothing,
     ) -> None:
         super().__init__()
         self.weights = (l1_weight, l2_weight, l3_weight)
         self.label_smoothing = label_smoothing
         if min(self.weights) < 0 or not abs(sum(self.weights) - 1) <= _SUM_TOLERANCE:
-            found = " + ".join(f"{weight:g}" for weight in self.weights)
-            raise UserError(
-                "loss.l1_weight, loss.l2_weight and loss.l3_weight must be at least 0 and sum to 1, "
-                f"found {found} = {sum(self.weights):g}"
+            summands = " + ".join(f"{weight:g}" for weight in self.weights)
+            raise ValueError(
+                "l1_weight, l2_weight and l3_weight must be at least 0 and sum to 1, "
+                f"found {summands} = {sum(self.weights):g}"
             )
         if not 0 <= label_smoothing < 1:
-            raise UserError(f"loss.label_smoothing must be in [0, 1), found {label_smoothing}")
+            raise ValueError(f"label_smoothing must be in [0, 1), found {label_smoothing}")
 
     def forward(
         self,
@@ -57,6 +67,20 @@ class NextTokenPredictionLoss(nn.Module):
             metrics[f"ntp_l{level + 1}_loss"] = level_loss.detach()
             metrics[f"ntp_l{level + 1}_acc"] = batch_mean(correct, count, rows, batch_totals, column)
         return loss, metrics
+
+    def of_batch(
+        self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], labels: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `LossTerm`."""
+        logits = (outputs["l1_logits"], outputs["l2_logits"], outputs["l3_logits"])
+        classes = labels
+        if "label_slots" in outputs:
+            slots = outputs["label_slots"]
+            classes = torch.where((labels != IGNORE_INDEX) & (slots >= 0), slots, IGNORE_INDEX)
+        return self(*logits, classes, batch.get("batch_totals"))
+
+    def evaluation_weights(self) -> dict[str, float]:
+        return {mean.name: weight for mean, weight in zip(self.means, self.weights, strict=True)}
 
     def _sums(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of one level, logits (B, T, V_l) and labels (B, T): cross-entropy, right answers, counted labels; each ()."""

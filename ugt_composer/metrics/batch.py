@@ -1,6 +1,6 @@
 """What one batch contributes to an evaluation's metrics, for every cut-off at once and without waiting for the device.
 
-Shapes: B rows, K recommendations, T targets, N rejected items, 3 levels, M losses of EVALUATION_MEANS. The definitions
+Shapes: B rows, K recommendations, T targets, N rejected items, 3 levels, M averaged losses. The definitions
 of the ranking metrics are those of metrics/ranking.py. No operation here is one that PyTorch refuses on a GPU under
 `torch.use_deterministic_algorithms` (a cumsum of floats is), and none is lowered to half precision by autocast.
 """

@@ -1,37 +1,24 @@
 """Losses over an evaluation set, exact whatever the batches and ranks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ugt_composer.losses.normalization import LABELS_L1, LABELS_L2, LABELS_L3, PREFERENCE_WEIGHT, TARGETS
 
-# What is averaged, and over which count of `losses.normalization.batch_counts`.
-EVALUATION_MEANS = (
-    ("ntp_l1_loss", LABELS_L1),
-    ("ntp_l2_loss", LABELS_L2),
-    ("ntp_l3_loss", LABELS_L3),
-    ("contrastive_loss", TARGETS),
-    ("contrastive_u2i_acc", TARGETS),
-    ("dpo_loss", PREFERENCE_WEIGHT),
-    ("dpo_accuracy", PREFERENCE_WEIGHT),
-    ("dpo_reward_margin", PREFERENCE_WEIGHT),
-)
-
-
-def loss_mean(weights: Mapping[str, float], sums: Tensor, counts: Tensor) -> Tensor:
-    """Σ weight · (sum / count) over some of EVALUATION_MEANS; those that nothing was counted for are left out.
+def loss_mean(names: Sequence[str], weights: Mapping[str, float], sums: Tensor, counts: Tensor) -> Tensor:
+    """Σ weight · (sum / count) over some of the M named values; those that nothing was counted for are left out.
 
     Args:
-        weights: by name; a loss that is not named has none.
-        sums: float64 (M,) in the order of EVALUATION_MEANS.
+        names: M names.
+        weights: by name; a value that is not named has weight 0.
+        sums: float64 (M,) in the order of `names`.
         counts: float64 (M,).
 
     Returns:
         float64 (); NaN where nothing at all was counted.
     """
-    weight = torch.tensor([weights.get(name, 0.0) for name, _ in EVALUATION_MEANS], dtype=sums.dtype)
+    weight = torch.tensor([weights.get(name, 0.0) for name in names], dtype=sums.dtype)
     used = (counts > 0) & (weight != 0)
     mean = (weight * sums / counts.clamp(min=1e-12)).where(used, 0).sum()
     return mean.where(used.any(), torch.nan)

@@ -12,15 +12,17 @@ import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 
+from ugt_composer.losses.term import Mean
 from ugt_composer.metrics.batch import ROW_METRICS, EvaluationBatch
-from ugt_composer.metrics.loss_mean import EVALUATION_MEANS, loss_mean
+from ugt_composer.metrics.loss_mean import loss_mean
 
 
 class EvaluationSums:
     """All that an evaluation adds up, in two tensors on its device; they exist from the first batch to the next reset.
 
     Args:
-        losses: weighted sums of EVALUATION_MEANS by the name of the metric: for each, the weights by loss.
+        means: M values that are averaged, in the order of `EvaluationBatch.loss_sums`.
+        losses: weighted sums of the means by the name of the metric: {metric: {mean: weight}}.
         k_values: C cut-offs of the ranking metrics.
         catalogue_size: n distinct items, which `RankedBatch.item_index` refers to. None leaves coverage and gini out:
             nothing says what they would refer to.
@@ -31,7 +33,14 @@ class EvaluationSums:
     _values: dict[str, Tensor] | None
     _added: set[int]  # numbers of the batches
 
-    def __init__(self, losses: Mapping[str, Mapping[str, float]], k_values: Sequence[int], catalogue_size: int | None):
+    def __init__(
+        self,
+        means: Sequence[Mean],
+        losses: Mapping[str, Mapping[str, float]],
+        k_values: Sequence[int],
+        catalogue_size: int | None,
+    ):
+        self.means = tuple(means)
         self.losses = {name: dict(weights) for name, weights in losses.items()}
         self.k_values = tuple(k_values)
         self.cuts = sorted(set(k_values))
@@ -45,6 +54,12 @@ class EvaluationSums:
         per_cut = ROW_METRICS if self.catalogue_size is None else (*ROW_METRICS, "coverage", "gini")
         ranking = [f"{name}@{k}" for k in self.k_values for name in per_cut]
         return [*self.losses, "preference_accuracy", "mrr", *ranking]
+
+    def higher_is_better(self, name: str) -> bool:
+        """Of one of `names`."""
+        if name in self.losses:
+            return any(mean.name == name and mean.higher_is_better for mean in self.means)
+        return not name.startswith("gini@")
 
     def to(self, device: torch.device) -> None:
         self.device = device
@@ -97,7 +112,7 @@ class EvaluationSums:
 
     def _sizes(self) -> list[int]:
         """Of the parts of the sums: losses, their counts, pairs, rows, ROW_METRICS by place, mrr."""
-        return [len(EVALUATION_MEANS), len(EVALUATION_MEANS), 2, 1, len(ROW_METRICS) * self.cuts[-1], 1]
+        return [len(self.means), len(self.means), 2, 1, len(ROW_METRICS) * self.cuts[-1], 1]
 
     def _first_cell_of_places(self) -> Tensor:
         """For each place, where its row of the (C, n) counts begins when they are flat: int64 (max k,)."""
@@ -118,7 +133,8 @@ class EvaluationSums:
             values |= {f"coverage@{k}": coverage[cut] for cut, k in enumerate(self.cuts)}
             values |= {f"gini@{k}": gini[cut] for cut, k in enumerate(self.cuts)}
         loss_sums, loss_counts, pairs, rows, by_place, reciprocal_ranks = host.split(self._sizes())
-        values |= {name: loss_mean(weights, loss_sums, loss_counts) for name, weights in self.losses.items()}
+        names = [mean.name for mean in self.means]
+        values |= {name: loss_mean(names, weights, loss_sums, loss_counts) for name, weights in self.losses.items()}
         values |= {"preference_accuracy": pairs[0] / pairs[1], "mrr": (reciprocal_ranks / rows)[0]}
         means = (by_place / rows).view(len(ROW_METRICS), -1)
         for k in self.cuts:
@@ -161,6 +177,10 @@ class EvaluationMetric(Metric):
         self.name = name
 
     @property
+    def higher_is_better(self) -> bool:  # type: ignore[override]
+        return self.sums.higher_is_better(self.name)
+
+    @property
     def update_called(self) -> bool:
         return True  # where nothing has been counted the value is NaN, and that is no mistake to warn of
 
@@ -186,10 +206,13 @@ class EvaluationMetric(Metric):
 
 
 def evaluation_metrics(
-    losses: Mapping[str, Mapping[str, float]], k_values: Sequence[int], catalogue_size: int | None
+    means: Sequence[Mean],
+    losses: Mapping[str, Mapping[str, float]],
+    k_values: Sequence[int],
+    catalogue_size: int | None,
 ) -> dict[str, Metric]:
     """The metrics by name, each to be updated with every EvaluationBatch; arguments as of `EvaluationSums`."""
-    sums = EvaluationSums(losses, k_values, catalogue_size)
+    sums = EvaluationSums(means, losses, k_values, catalogue_size)
     return {name: EvaluationMetric(sums, name) for name in sums.names}
 
 

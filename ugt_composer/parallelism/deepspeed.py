@@ -5,23 +5,30 @@ optimizer is an adapter whose step is the engine's, its loss scaler one whose ba
 """
 
 import contextlib
+import importlib.util
 import io
 import logging
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ugt_composer.config.checks import device_batch_size
+from ugt_composer.config.schema import Config
 from ugt_composer.errors import UserError
-from ugt_composer.parallelism.deepspeed_config import PREFIX
+from ugt_composer.model.ugt import UGT
+from ugt_composer.parallelism.deepspeed_config import PREFIX, engine_config, select
+from ugt_composer.parallelism.device import own_device
+from ugt_composer.parallelism.memory import DEVICE, FLOAT, HALF, HOST, MemoryItem, ModelSizes, per_rank
 from ugt_composer.parallelism.strategy import MakeOptimizer, Moments, Strategy, placed
 
 ENGINE_TAG = "engine"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+GATHERED_AT_ONCE = 10**9  # parameters that ZeRO-3 has whole at once, by default; with smaller limits it had as many
 
 
 class DeepSpeedStrategy(Strategy):
@@ -63,6 +70,93 @@ class DeepSpeedStrategy(Strategy):
         self.module = EngineModule(self.engine)
         self.optimizer = EngineOptimizer(self._base, self.engine)
         self.scaler = EngineLossScaler(self.engine)
+
+    @classmethod
+    def build(
+        cls, config: Config, model: nn.Module, network: UGT, make_optimizer: MakeOptimizer, precision: str
+    ) -> Self:
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        settings = cls.settings(config, precision, dist.get_world_size(), num_parameters)
+        return cls(model, make_optimizer, settings, own_device())
+
+    @classmethod
+    def settings(cls, config: Config, precision: str, world_size: int, num_parameters: int) -> dict[str, Any]:
+        """The configuration of the engine. UserError for a key of the user's that contradicts another one."""
+        deepspeed = config.parallelism.deepspeed
+        return engine_config(
+            deepspeed.zero_stage,
+            deepspeed.offload_optimizer,
+            deepspeed.offload_param,
+            precision,
+            config.max_grad_norm,
+            device_batch_size(config, world_size),
+            world_size,
+            num_parameters,
+            deepspeed.config,
+        )
+
+    @classmethod
+    def check(cls, config: Config, precision: str, world_size: int) -> None:
+        if importlib.util.find_spec("deepspeed") is None:
+            raise UserError(
+                "parallelism.strategy is deepspeed, which is not installed; pip install deepspeed, or use fsdp"
+            )
+        accelerator, own = os.environ.get("DS_ACCELERATOR"), "cuda" if torch.cuda.is_available() else "cpu"
+        if accelerator not in (None, own):
+            raise UserError(
+                f"DS_ACCELERATOR is {accelerator!r}; expected {own}, which this machine has, or to be unset"
+            )
+        cls.settings(config, precision, world_size, num_parameters=1)
+
+    @classmethod
+    def describe(cls, config: Config) -> str:
+        return f"deepspeed, zero_stage {config.parallelism.deepspeed.zero_stage}"
+
+    @classmethod
+    def composer_precision(cls, precision: str) -> str:
+        return "fp32"
+
+    @classmethod
+    def casts_model(cls, config: Config) -> bool:
+        return config.parallelism.deepspeed.zero_stage > 0
+
+    @classmethod
+    def weight_bytes(cls, config: Config, precision: str) -> int:
+        return HALF if precision != "fp32" and cls.casts_model(config) else FLOAT
+
+    @classmethod
+    def memory(cls, config: Config, sizes: ModelSizes, world_size: int, precision: str) -> list[MemoryItem]:
+        settings = cls.settings(config, precision, world_size, sizes.parameters)
+        deepspeed, number = config.parallelism.deepspeed, cls.weight_bytes(config, precision)
+        if deepspeed.config:
+            check_zero_config(settings)
+        if deepspeed.zero_stage == 0:
+            return [
+                MemoryItem("weights", FLOAT * sizes.parameters),
+                MemoryItem("gradients", FLOAT * sizes.trainable),
+                MemoryItem("optimizer", 2 * FLOAT * sizes.trainable),
+            ]
+        # Sent in float32, gradients in half precision are copied, which takes about as much as to add them up in it.
+        dtypes = select(settings, "data_types.grad_accum_dtype"), select(settings, "communication_data_type")
+        gradient = FLOAT if any(dtype in ("fp32", "float32", "float") for dtype in dtypes) else number
+        trainable = per_rank(sizes.trainable, world_size)
+        optimizer_where = HOST if deepspeed.offload_optimizer != "none" else DEVICE
+        bucket = min(settings["zero_optimization"]["reduce_bucket_size"], sizes.parameters)
+        weights = MemoryItem("weights", number * sizes.parameters)
+        gathered = []
+        if deepspeed.zero_stage == 3:
+            where = HOST if deepspeed.offload_param != "none" else DEVICE
+            sharded = per_rank(sizes.parameters, world_size) + sizes.small
+            weights = MemoryItem("weights", number * sharded, where)
+            gathered = [MemoryItem("gathered", number * min(GATHERED_AT_ONCE, sizes.parameters))]
+        return [
+            weights,
+            MemoryItem("gradients", gradient * (sizes.trainable if deepspeed.zero_stage == 1 else trainable)),
+            MemoryItem("master weights", FLOAT * trainable, optimizer_where),
+            MemoryItem("optimizer", 2 * FLOAT * trainable, optimizer_where),
+            MemoryItem("buckets", number * bucket),
+            *gathered,
+        ]
 
     def clip_gradients(self, max_norm: float) -> None:
         """Nothing: the engine clips in its step, by `gradient_clipping`."""

@@ -42,8 +42,9 @@ class PlacedGPU(DeviceGPU):
         return super().module_to_device(module) if isinstance(module, Metric) else module
 
 
-def composer_device(config: Config) -> Device:
+def composer_device(config: Config, composer_places_model: bool) -> Device:
+    """The device that Composer's Trainer takes."""
     if not torch.cuda.is_available():
         return DeviceCPU()
-    kind = DeviceGPU if config.parallelism.strategy == "ddp" else PlacedGPU
+    kind = DeviceGPU if composer_places_model else PlacedGPU
     return kind(allow_tf32=config.allow_tf32)

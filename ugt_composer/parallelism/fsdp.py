@@ -4,7 +4,7 @@ N ranks, E experts, D width, F expert width.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -13,8 +13,17 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ugt_composer.config.checks import device_batch_size
+from ugt_composer.config.schema import Config
 from ugt_composer.errors import UserError
+from ugt_composer.model.ugt import UGT
+from ugt_composer.parallelism.device import own_device
+from ugt_composer.parallelism.memory import DEVICE, FLOAT, HALF, HOST, MemoryItem, ModelSizes, per_rank
 from ugt_composer.parallelism.strategy import MakeOptimizer, Moments, Strategy, placed
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+COMPUTE_DTYPES = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16, "fp32": None}
+LAYERS_AT_ONCE = 2  # that FSDP has whole at the same time: the one at work and the one that comes
 
 
 class FsdpStrategy(Strategy):
@@ -67,6 +76,54 @@ class FsdpStrategy(Strategy):
         self.model = self.module = model
         self.optimizer = make_optimizer(model)
         self._norm = torch.zeros(())
+
+    @classmethod
+    def build(
+        cls, config: Config, model: nn.Module, network: UGT, make_optimizer: MakeOptimizer, precision: str
+    ) -> Self:
+        fsdp = config.parallelism.fsdp
+        return cls(
+            model,
+            make_optimizer,
+            [*network.encoder.layers, *network.decoder.layers],
+            own_device(),
+            fsdp.reshard_after_forward,
+            DTYPES[fsdp.param_dtype] if fsdp.param_dtype else COMPUTE_DTYPES[precision],
+            DTYPES[fsdp.reduce_dtype or "float32"],
+            fsdp.cpu_offload,
+            fsdp.reduce_every_microbatch,
+        )
+
+    @classmethod
+    def weight_bytes(cls, config: Config, precision: str) -> int:
+        """Of a gathered one."""
+        half = precision != "fp32"
+        if config.parallelism.fsdp.param_dtype is not None:
+            half = config.parallelism.fsdp.param_dtype != "float32"
+        return HALF if half else FLOAT
+
+    @classmethod
+    def memory(cls, config: Config, sizes: ModelSizes, world_size: int, precision: str) -> list[MemoryItem]:
+        fsdp, trainable = config.parallelism.fsdp, per_rank(sizes.trainable, world_size)
+        where = HOST if fsdp.cpu_offload else DEVICE
+        at_once = sizes.parameters  # all layers, from their forward pass to their backward pass
+        if fsdp.reshard_after_forward:
+            at_once = min(LAYERS_AT_ONCE * sizes.largest_layer, sizes.parameters)
+        gradient = HALF if fsdp.reduce_dtype in ("bfloat16", "float16") else FLOAT
+        microbatch = config.device_train_microbatch_size
+        # With "auto" there may be several.
+        accumulates = isinstance(microbatch, str) or device_batch_size(config, world_size) > microbatch
+        items = [
+            MemoryItem("weights", FLOAT * per_rank(sizes.parameters, world_size), where),
+            MemoryItem("gradients", FLOAT * trainable, where),
+            MemoryItem("optimizer", 2 * FLOAT * trainable, where),
+            MemoryItem("gathered", at_once * cls.weight_bytes(config, precision)),
+        ]
+        if accumulates and not fsdp.reduce_every_microbatch:
+            # Until the last microbatch every rank adds up the gradients of the whole model on its device, on any
+            # number of ranks and with offloading too.
+            items.append(MemoryItem("whole gradients", gradient * sizes.trainable))
+        return [*items, MemoryItem("reduced at once", gradient * min(sizes.largest_layer, sizes.trainable))]
 
     def before_microbatch(self, is_last: bool) -> None:
         assert isinstance(self.model, FSDPModule)

@@ -1,4 +1,8 @@
-"""What a strategy does for a run: it places the model on the ranks, clips, and reads and writes whole tensors.
+"""What a strategy does for a run: it places the model on the ranks, clips, reads and writes whole tensors, and says
+beforehand what a rank will hold.
+
+To add one: a module of this package with a class like `DdpStrategy`, its name in `parallelism/build.py` and in
+`config/schema.py`, and what the checks of the configuration have to know of it in `config/strategies.py`.
 
 Everything above it (losses, callbacks, checkpoints) is the same for all strategies. Whole tensors are read and written
 one parameter at a time, so that no rank holds a second model.
@@ -7,9 +11,14 @@ one parameter at a time, so that no rank holds a second model.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+
+from ugt_composer.config.schema import Config
+from ugt_composer.model.ugt import UGT
+from ugt_composer.parallelism.memory import FLOAT, MemoryItem, ModelSizes
 
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 Moments = dict[str, Tensor]  # an optimizer's state of one parameter: tensors of its shape, and () ones such as `step`
@@ -23,13 +32,54 @@ class Strategy(ABC):
         optimizer: what Composer steps; its `param_groups` are the ones that schedules change.
         scaler: scales the loss in place of Composer's own; None leaves that to Composer.
         device: where a whole tensor is put together.
+        composer_places_model: whether Composer moves the model to the device; else the strategy does.
     """
+
+    composer_places_model: ClassVar[bool] = False
 
     model: nn.Module
     module: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None = None
     device: torch.device
+
+    @classmethod
+    @abstractmethod
+    def build(
+        cls, config: Config, model: nn.Module, network: UGT, make_optimizer: MakeOptimizer, precision: str
+    ) -> Self:
+        """See `build_strategy`."""
+
+    # What can be known before anything is built.
+
+    @classmethod  # noqa: B027 - most have nothing to check
+    def check(cls, config: Config, precision: str, world_size: int) -> None:
+        """UserError for what is not installed, or settings that the strategy refuses."""
+
+    @classmethod
+    def describe(cls, config: Config) -> str:
+        """For people: the strategy and its main setting."""
+        return config.parallelism.strategy
+
+    @classmethod
+    def composer_precision(cls, precision: str) -> str:
+        """The precision that Composer sets up; "fp32" where the strategy casts and scales by itself."""
+        return precision
+
+    @classmethod
+    def casts_model(cls, config: Config) -> bool:
+        """Whether half precision is a cast of the whole model, in the place of autocast."""
+        return False
+
+    @classmethod
+    def weight_bytes(cls, config: Config, precision: str) -> int:
+        """Bytes of a weight where it computes."""
+        return FLOAT
+
+    @classmethod
+    @abstractmethod
+    def memory(cls, config: Config, sizes: ModelSizes, world_size: int, precision: str) -> list[MemoryItem]:
+        """What a rank holds for weights, gradients, optimizer state and communication, without activations."""
 
     def before_microbatch(self, is_last: bool) -> None:  # noqa: B027 - most have nothing to do
         """Called before the forward pass of each microbatch of a training batch. A strategy that reduces gradients

@@ -12,24 +12,13 @@ from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.data.batch import Batch
 from ugt_composer.generation.beam_search import Recommendations, beam_search
 from ugt_composer.generation.item_scores import ItemScores
-from ugt_composer.losses.normalization import ROWS, TARGETS, batch_counts
+from ugt_composer.losses.normalization import ROWS, batch_counts
 from ugt_composer.losses.unified import UnifiedLoss
 from ugt_composer.metrics.batch import EvaluationBatch, compare_pairs, rank_batch
-from ugt_composer.metrics.loss_mean import EVALUATION_MEANS
-from ugt_composer.metrics.torch_metrics import evaluation_metrics
+from ugt_composer.metrics.torch_metrics import EvaluationMetric, evaluation_metrics
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.precision import cpu_autocast
 from ugt_composer.vocabulary import IGNORE_INDEX
-
-LOSSES = (
-    "ntp_loss",
-    "ntp_l1_loss",
-    "ntp_l2_loss",
-    "ntp_l3_loss",
-    "contrastive_loss",
-    "dpo_loss",
-    "moe_balance_loss",
-)
 
 
 class ComposerUGT(ComposerModel):
@@ -45,6 +34,7 @@ class ComposerUGT(ComposerModel):
         beam_width: beams a row, at least the largest cut-off.
         exclude_seen: evaluation never recommends an item of the history.
         item_score_weight: of the user-item score (`ItemScores`) in the ranking; above 0 it needs a trie.
+        user_metrics: further metrics of the evaluation, by name; see `metrics/user_metrics.py`.
         half_on_cpu: model and loss are computed under bfloat16 autocast on a CPU. On a GPU, Trainer and strategy do it.
     """
 
@@ -58,6 +48,7 @@ class ComposerUGT(ComposerModel):
         beam_width: int,
         exclude_seen: bool,
         item_score_weight: float = 0.0,
+        user_metrics: Mapping[str, Metric] | None = None,
         half_on_cpu: bool = False,
     ):
         super().__init__()
@@ -70,6 +61,7 @@ class ComposerUGT(ComposerModel):
         self.beam_width = beam_width
         self.exclude_seen = exclude_seen
         self.item_score_weight = item_score_weight
+        self._user_metrics = dict(user_metrics or {})
         # Sums over the rows of the current step, read and cleared by whoever logs them.
         self.step_metrics: dict[str, Tensor] = {}
         self.step_rows = 0
@@ -124,10 +116,10 @@ class ComposerUGT(ComposerModel):
         """The stage's loss as `total`, and its parts for the log."""
         losses = self._losses(outputs, batch)
         rows = len(batch["row_ids"])
-        for name, value in losses["metrics"].items():
+        for name, value in losses.pop("metrics").items():
             self.step_metrics[name] = self.step_metrics.get(name, 0) + value * rows
         self.step_rows += rows
-        return {"total": losses["total_loss"], **{name: losses[name] for name in LOSSES}}
+        return {"total": losses.pop("total_loss"), **losses}
 
     def _losses(self, outputs: dict[str, Tensor], batch: Mapping[str, Any]) -> dict[str, Any]:
         with cpu_autocast(self.half_on_cpu):
@@ -136,38 +128,40 @@ class ComposerUGT(ComposerModel):
     def eval_forward(self, batch: Batch, outputs: Any = None) -> dict[str, Any]:
         """The outputs, and what the batch adds to the metrics as `evaluation`."""
         outputs = self(batch, recommend=True)
-        labels = batch["labels"]
-        # A pair's chosen item answers another question than «what came next», so its row is not ranked.
-        rows = batch["row_mask"] & ~batch["rejected_mask"].any(-1)
-        ranked = rank_batch(outputs["recommended"], labels, (labels != IGNORE_INDEX).all(-1), rows)
+        ranked = rank_batch(outputs["recommended"], *_targets(batch))
         if "rejected_logps" in outputs:
             pairs = compare_pairs(outputs["chosen_logps"], outputs["rejected_logps"], batch["rejected_mask"])
         else:
-            pairs = torch.zeros(2, dtype=torch.float64, device=labels.device)
+            pairs = torch.zeros(2, dtype=torch.float64, device=batch["labels"].device)
         return {**outputs, "evaluation": EvaluationBatch(ranked, *self._evaluation_sums(outputs, batch), pairs)}
 
     def _evaluation_sums(self, outputs: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
-        """(sums, counts), each in the order of EVALUATION_MEANS: exact over batches of any size."""
-        totals = batch_counts(batch)
+        """(sums, counts), each in the order of `unified_loss.means`: exact over batches of any size."""
+        means, totals = self.unified_loss.means, batch_counts(batch)
         ones = torch.ones_like(totals)  # the mean over a count of one is the sum
         ones[ROWS].fill_(len(batch["row_ids"]))  # an assignment would copy from the host, and wait
         losses = self._losses(outputs, {**batch, "batch_totals": ones})
         values = losses | losses["metrics"]
-        sums = torch.stack([values.get(name, totals.new_zeros(())) for name, _ in EVALUATION_MEANS])
-        return sums, torch.stack([totals[column] for _, column in EVALUATION_MEANS])
+        sums = torch.stack([values.get(mean.name, totals.new_zeros(())) for mean in means])
+        return sums, torch.stack([totals[mean.counted_by] for mean in means])
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         if is_train:
             return {}  # training metrics come with the losses
-        weights = dict(zip(("ntp_l1_loss", "ntp_l2_loss", "ntp_l3_loss"), self.unified_loss.ntp.weights, strict=True))
-        loss = self.unified_loss
-        whole = {**weights, "dpo_loss": loss.lambda_preference}
-        names = [name for name, column in EVALUATION_MEANS if column != TARGETS]
-        if loss.has_catalogue_negatives:  # in-batch ones depend on which rows are evaluated together
-            whole["contrastive_loss"] = loss.lambda_contrastive
-            names += [name for name, column in EVALUATION_MEANS if column == TARGETS]
-        losses = {"loss": whole, "ntp_loss": weights, **{name: {name: 1.0} for name in names}}
-        return evaluation_metrics(losses, self.k_values, None if self.trie is None else len(self.trie))
+        loss, items = self.unified_loss, None if self.trie is None else len(self.trie)
+        metrics = evaluation_metrics(loss.means, loss.evaluation_losses(), self.k_values, items)
+        return metrics | self._user_metrics
 
     def update_metric(self, batch: Batch, outputs: dict[str, Any], metric: Metric) -> None:
-        metric.update(outputs["evaluation"])
+        if isinstance(metric, EvaluationMetric):
+            metric.update(outputs["evaluation"])
+        else:  # a user's own
+            metric.update(outputs["recommended"].ids, *_targets(batch))
+
+
+def _targets(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """What recommendations are compared with: targets int64 (B, T, 3), bool (B, T) which exist, bool (B,) which rows
+    count."""
+    labels = batch["labels"]
+    # A pair's chosen item answers another question than «what came next», so its row is not ranked.
+    return labels, (labels != IGNORE_INDEX).all(-1), batch["row_mask"] & ~batch["rejected_mask"].any(-1)

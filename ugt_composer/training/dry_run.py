@@ -9,11 +9,13 @@ import torch
 from ugt_composer.catalogue.load import about_catalogue, load_catalogue, load_item_vectors
 from ugt_composer.checkpoint.portable import CONFIG, WEIGHTS
 from ugt_composer.config.checks import device_batch_size
-from ugt_composer.config.schema import Config, config_yaml
+from ugt_composer.config.load import config_yaml
+from ugt_composer.config.schema import Config
 from ugt_composer.data.manifest import Manifest, check_data, check_kinds, streams_of
 from ugt_composer.errors import UserError
 from ugt_composer.model.ugt import UGT
-from ugt_composer.parallelism.memory import HOST, Held
+from ugt_composer.parallelism.build import strategy_class
+from ugt_composer.parallelism.memory import HOST, MemoryItem
 from ugt_composer.parallelism.precision import about_precision
 from ugt_composer.storage.s3_url import is_url
 from ugt_composer.training.memory_estimate import GAPS, GIB, RESERVE, Estimate, estimate, longest_rows
@@ -81,7 +83,7 @@ def _step_lines(config: Config, train: list[Manifest], world_size: int) -> list[
     micro = config.device_train_microbatch_size
     pieces = "found while training" if isinstance(micro, str) else f"{-(-device_batch // micro)} of up to {micro}"
     lines = [
-        f"ranks            {world_size} ({_strategy_name(config)})",
+        f"ranks            {world_size} ({strategy_class(config).describe(config)})",
         f"batch            {batch} rows: {device_batch} a rank, microbatches: {pieces}",
     ]
     if len(train) < len(streams_of("data.train", config.data.train)):
@@ -95,31 +97,26 @@ def _step_lines(config: Config, train: list[Manifest], world_size: int) -> list[
     ]
 
 
-def _strategy_name(config: Config) -> str:
-    strategy = config.parallelism.strategy
-    return f"{strategy}, zero_stage {config.parallelism.deepspeed.zero_stage}" if strategy == "deepspeed" else strategy
-
-
-def _memory_lines(config: Config, found: Estimate) -> list[str]:
-    items = [*found.held, Held("activations", found.activations)]
-    unit, name = (GIB, "GiB") if found.peak >= GIB else (MIB, "MiB")
+def _memory_lines(config: Config, estimated: Estimate) -> list[str]:
+    items = [*estimated.items, MemoryItem("activations", estimated.activations)]
+    unit, name = (GIB, "GiB") if estimated.peak >= GIB else (MIB, "MiB")
     uses_host = any(item.where == HOST for item in items)
-    rows, history, target, rejected = found.shape
+    rows, history, target, rejected = estimated.shape
     shape = f"history {history}, target {target}" + f", {rejected} rejected" * (rejected > 0)
     checkpoints = config.parallelism.activation_checkpointing
     way = "with" if checkpoints else "without"
-    most = f"at most {found.most_rows} rows a microbatch" if found.most_rows else "not even one row does"
-    if found.most_rows >= found.device_batch:
-        most = f"so would a microbatch of all {found.device_batch} rows of a rank"
+    most = f"at most {estimated.most_rows} rows a microbatch" if estimated.most_rows else "not even one row does"
+    if estimated.most_rows >= estimated.device_batch:
+        most = f"so would a microbatch of all {estimated.device_batch} rows of a rank"
     gaps = f", and {GAPS:g} times the activations for gaps between PyTorch's blocks" * checkpoints
-    card = "the GPU here" if found.has_card else "an 80 GB card, assumed as there is no GPU here"
+    reserve = f"{RESERVE / GIB:.0f} of them left for CUDA, NCCL and cuBLAS{gaps}"
+    card = "the GPU here" if estimated.has_card else "an 80 GB card, assumed as there is no GPU here"
     return [
         *(f"{h.name:16} {h.bytes / unit:>10,.2f} {name}{' of host memory' * (h.where == HOST)}" for h in items),
-        f"{'total':16} {found.peak / unit:>10,.2f} {name}{' of the device' * uses_host}",
+        f"{'total':16} {estimated.peak / unit:>10,.2f} {name}{' of the device' * uses_host}",
         "",
-        f"activations of a microbatch of {rows} rows, {shape}, {found.precision}, {way} activation checkpointing: "
-        f"{found.activations / unit:,.1f} {name}",
-        f"evaluation of {found.evaluation_rows} rows: {found.evaluation_peak / unit:,.1f} {name} in all",
-        f"fits {card} ({found.card / GIB:.1f} GiB, {RESERVE / GIB:.0f} of them left for CUDA, NCCL and cuBLAS{gaps}): "
-        f"{'yes' if found.fits else 'NO'}; {most}",
+        f"activations of a microbatch of {rows} rows, {shape}, {estimated.precision}, {way} activation checkpointing: "
+        f"{estimated.activations / unit:,.1f} {name}",
+        f"evaluation of {estimated.evaluation_rows} rows: {estimated.evaluation_peak / unit:,.1f} {name} in all",
+        f"fits {card} ({estimated.card / GIB:.1f} GiB, {reserve}): {'yes' if estimated.fits else 'NO'}; {most}",
     ]

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 
@@ -12,11 +11,10 @@ from ugt_composer.data.manifest import Manifest
 from ugt_composer.model.build import freeze_untrained
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.activations import ALL_HALF, AUTOCAST, FLOAT32, Activations, Dtypes, Shape
-from ugt_composer.parallelism.build import deepspeed_settings
-from ugt_composer.parallelism.deepspeed import check_zero_config
-from ugt_composer.parallelism.deepspeed_config import select
-from ugt_composer.parallelism.memory import DEVICE, FLOAT, HALF, SMALL, Held, memory_per_rank
+from ugt_composer.parallelism.build import strategy_class
+from ugt_composer.parallelism.memory import DEVICE, FLOAT, MemoryItem, per_rank, sizes_of
 from ugt_composer.parallelism.precision import resolve_precision
+from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.vocabulary import MAX_HISTORY
 
 GIB = 2**30
@@ -32,7 +30,7 @@ GAPS = 1 / 8
 class Estimate:
     """
     Attributes:
-        held: throughout the run, and by a step whatever its rows.
+        items: held throughout the run, and by a step whatever its rows.
         activations: of a microbatch.
         evaluation: what an evaluation batch takes beside weights and optimizer state.
         shape: of the microbatch.
@@ -44,7 +42,7 @@ class Estimate:
         has_card: whether such a device is here.
     """
 
-    held: list[Held]
+    items: list[MemoryItem]
     activations: int
     evaluation: int
     shape: Shape
@@ -57,7 +55,7 @@ class Estimate:
 
     @property
     def on_device(self) -> int:
-        return sum(item.bytes for item in self.held if item.where == DEVICE)
+        return sum(item.bytes for item in self.items if item.where == DEVICE)
 
     @property
     def peak(self) -> int:
@@ -102,21 +100,26 @@ def estimate(
     if model is None:
         with torch.device("meta"):
             model = UGT(**asdict(config.model))
-    layers = [sum(p.numel() for p in layer.parameters()) for layer in (*model.encoder.layers, *model.decoder.layers)]
-    parameters = sum(p.numel() for p in model.parameters())
-    dtypes, number = _dtypes(config, precision), _number(config, precision)
+    freeze_untrained(model, config.loss.lambda_contrastive)
+    layers = [*model.encoder.layers, *model.decoder.layers]
+    sizes, strategy = sizes_of(model, layers), strategy_class(config)
+    largest = max(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers)
+    dtypes = _dtypes(config, strategy, precision)
+    keeps_casts = dtypes == AUTOCAST and strategy.weight_bytes(config, precision) == FLOAT
     activations = Activations(
         config.model,
         config.loss,
         dtypes,
-        (parameters, max(layers)) if dtypes == AUTOCAST and number == FLOAT else (0, 0),
+        (sizes.parameters, largest) if keeps_casts else (0, 0),
         config.parallelism.activation_checkpointing,
         world_size,
         items,
         config.evaluation.item_score_weight > 0,
     )
-    held = _held(config, model, layers, world_size, precision)
-    on_device = sum(item.bytes for item in held if item.where == DEVICE)
+    memory = strategy.memory(config, sizes, world_size, precision)
+    if config.loss.needs_reference_model:
+        memory.append(_reference(config, strategy, precision, sizes.parameters, world_size))
+    on_device = sum(item.bytes for item in memory if item.where == DEVICE)
     device_batch, room = device_batch_size(config, world_size), card - RESERVE - on_device
 
     gaps = GAPS if config.parallelism.activation_checkpointing else 0
@@ -129,7 +132,7 @@ def estimate(
     rows = _halved(device_batch, most) if isinstance(micro, str) else min(micro, device_batch)
     evaluation = Shape(config.device_eval_batch_size, *longest)
     return Estimate(
-        held,
+        memory,
         activations.of_training(Shape(rows, *longest)),
         activations.of_evaluation(evaluation),
         Shape(rows, *longest),
@@ -158,72 +161,17 @@ def _halved(rows: int, most: int) -> int:
     return rows
 
 
-def _dtypes(config: Config, precision: str) -> Dtypes:
-    if precision != "fp32" and not _is_in_engine(config):
+def _dtypes(config: Config, strategy: type[Strategy], precision: str) -> Dtypes:
+    if precision != "fp32" and not strategy.casts_model(config):
         return AUTOCAST
-    return FLOAT32 if _number(config, precision) == FLOAT else ALL_HALF
+    return FLOAT32 if strategy.weight_bytes(config, precision) == FLOAT else ALL_HALF
 
 
-def _number(config: Config, precision: str) -> int:
-    """Bytes of a weight where it computes."""
-    parallelism, half = config.parallelism, precision != "fp32"
-    if parallelism.strategy == "fsdp" and parallelism.fsdp.param_dtype is not None:
-        half = parallelism.fsdp.param_dtype != "float32"
-    return HALF if half and (parallelism.strategy == "fsdp" or _is_in_engine(config)) else FLOAT
-
-
-def _is_in_engine(config: Config) -> bool:
-    """Whether DeepSpeed's engine casts the model, in place of autocast."""
-    return config.parallelism.strategy == "deepspeed" and config.parallelism.deepspeed.zero_stage > 0
-
-
-def _held(config: Config, model: UGT, layers: list[int], world_size: int, precision: str) -> list[Held]:
-    """layers: parameters of each."""
-    parallelism, number = config.parallelism, _number(config, precision)
-    deepspeed, fsdp = parallelism.deepspeed, parallelism.fsdp
-    parameters = sum(p.numel() for p in model.parameters())
-    freeze_untrained(model, config.loss.lambda_contrastive)
-    offloads = (deepspeed.offload_optimizer != "none", deepspeed.offload_param != "none")
-    of_strategy: dict[str, Any] = {}
-    if parallelism.strategy == "fsdp":
-        offloads = (fsdp.cpu_offload,) * 2
-        of_strategy = {"gradient": HALF if fsdp.reduce_dtype in ("bfloat16", "float16") else FLOAT}
-    elif parallelism.strategy == "deepspeed":
-        settings = deepspeed_settings(config, precision, world_size, parameters)
-        if deepspeed.config:
-            check_zero_config(settings)
-        of_strategy = _of_engine(settings, number)
-    held = memory_per_rank(
-        parallelism.strategy,
-        deepspeed.zero_stage,
-        world_size,
-        number,
-        parameters,
-        sum(p.numel() for p in model.parameters() if p.requires_grad),
-        max(*layers, parameters - sum(layers)),
-        sum(p.numel() for p in model.parameters() if p.numel() < SMALL),
-        *offloads,
-        accumulates=_has_microbatches(config, world_size) and not fsdp.reduce_every_microbatch,
-        stays_whole=not fsdp.reshard_after_forward,
-        **of_strategy,
-    )
-    if config.loss.needs_reference_model:
-        # As the policy computes; FSDP's shards are float32.
-        of_reference = FLOAT if parallelism.strategy == "fsdp" and parallelism.shard_reference else number
-        share = world_size if parallelism.shard_reference else 1
-        held.append(Held("reference", of_reference * -(-parameters // share)))
-    return held
-
-
-def _of_engine(settings: dict[str, Any], number: int) -> dict[str, int]:
-    """What DeepSpeed's configuration says of gradients and buckets, as `memory_per_rank` takes it."""
-    # Sent in float32, gradients in half precision are copied, which takes about as much as to add them up in float32.
-    dtypes = select(settings, "data_types.grad_accum_dtype"), select(settings, "communication_data_type")
-    in_float32 = any(dtype in ("fp32", "float32", "float") for dtype in dtypes)
-    return {"gradient": FLOAT if in_float32 else number, "bucket": settings["zero_optimization"]["reduce_bucket_size"]}
-
-
-def _has_microbatches(config: Config, world_size: int) -> bool:
-    """Whether a rank's part of a batch is more than one microbatch; with auto it may be."""
-    micro = config.device_train_microbatch_size
-    return isinstance(micro, str) or device_batch_size(config, world_size) > micro
+def _reference(config: Config, strategy: type[Strategy], precision: str, parameters: int, ranks: int) -> MemoryItem:
+    """Of the preference loss. It computes as the policy does; FSDP's shards are float32."""
+    parallelism = config.parallelism
+    number = strategy.weight_bytes(config, precision)
+    if parallelism.shard_reference:
+        number = number if strategy.casts_model(config) else FLOAT
+        parameters = per_rank(parameters, ranks)
+    return MemoryItem("reference", number * parameters)

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 
 from ugt_composer.checkpoint.portable import CONFIG, weights_hash
-from ugt_composer.config.schema import Config, load_config
+from ugt_composer.config.load import load_config
+from ugt_composer.config.schema import Config
 from ugt_composer.data.manifest import PREFERENCE, Manifest, read_manifest, streams_of
 from ugt_composer.errors import UserError
-from ugt_composer.parallelism.build import deepspeed_settings
+from ugt_composer.parallelism.build import strategy_class
 from ugt_composer.parallelism.precision import resolve_precision
 
 LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")  # of a socket's path; PyTorch's workers hang without it
@@ -39,20 +40,21 @@ def check_run(config: Config) -> None:
 def check_machine(config: Config) -> None:
     """UserError, with the alternative, where strategy, precision or microbatch need what is not here."""
     precision, strategy = resolve_precision(config.precision), config.parallelism.strategy
+    facts = config.parallelism.facts
     has_gpu, local_ranks = torch.cuda.is_available(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if has_gpu and local_ranks > torch.cuda.device_count():
         raise UserError(
             f"{local_ranks} ranks on this machine, which has {torch.cuda.device_count()} GPUs: NCCL needs a GPU for "
             f"each rank; expected composer -n {torch.cuda.device_count()} or fewer"
         )
-    if not has_gpu and precision != "fp32" and strategy != "ddp":
+    if not has_gpu and precision != "fp32" and not facts.half_precision_on_cpu:
         raise UserError(
             f"precision is {precision} with parallelism.strategy {strategy}, but this machine has no GPU; set "
             "precision=fp32, or use strategy ddp"
         )
     if config.device_train_microbatch_size == "auto" and not has_gpu:
         raise UserError("device_train_microbatch_size is auto, which a GPU's memory decides; expected a number here")
-    if config.device_train_microbatch_size == "auto" and strategy != "ddp":
+    if config.device_train_microbatch_size == "auto" and not facts.retries_microbatches:
         raise UserError(
             f"device_train_microbatch_size is auto with parallelism.strategy {strategy}, whose gradients cannot be "
             "computed a second time; expected a number, or strategy ddp"
@@ -64,14 +66,7 @@ def check_machine(config: Config) -> None:
             "leave the others waiting for its gradients; expected a number, which one process finds (python train.py … "
             f"global_train_batch_size={config.global_train_batch_size // world_size}) and logs"
         )
-    if strategy != "deepspeed":
-        return
-    if importlib.util.find_spec("deepspeed") is None:
-        raise UserError("parallelism.strategy is deepspeed, which is not installed; pip install deepspeed, or use fsdp")
-    accelerator, own = os.environ.get("DS_ACCELERATOR"), "cuda" if has_gpu else "cpu"
-    if accelerator not in (None, own):
-        raise UserError(f"DS_ACCELERATOR is {accelerator!r}; expected {own}, which this machine has, or to be unset")
-    deepspeed_settings(config, precision, world_size, num_parameters=1)
+    strategy_class(config).check(config, precision, world_size)
 
 
 def check_reference_log_probs(config: Config, model_folder: Path) -> None:

@@ -12,8 +12,8 @@ from tests.shop import comparable
 from ugt_composer.checkpoint.run_checkpoints import batch_of, newest_checkpoint
 from ugt_composer.errors import EXIT_PREEMPTED
 from ugt_composer.job.signals import WarningSignals, warning
+from ugt_composer.training.build import build_trainer
 from ugt_composer.training.callbacks.checkpoints import Checkpoints
-from ugt_composer.training.trainer import build_trainer
 
 DROPOUT = ("model.dropout=0.2", "data.train.num_workers=1", "device_eval_batch_size=16")
 

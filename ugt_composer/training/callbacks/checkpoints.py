@@ -15,19 +15,16 @@ from torch import Tensor
 from ugt_composer.checkpoint.background_writer import Writer
 from ugt_composer.checkpoint.portable import FINGERPRINT, save_portable
 from ugt_composer.checkpoint.rank0_errors import save_on_rank_0, saving_into
-from ugt_composer.checkpoint.run_checkpoints import SHARDS, checkpoint_path, rotate, write_checkpoint
-from ugt_composer.checkpoint.sharded import write_sharded
+from ugt_composer.checkpoint.run_checkpoints import checkpoint_path, rotate, write_checkpoint
+from ugt_composer.checkpoint.sharded import state_beside_shards, write_sharded
 from ugt_composer.checkpoint.uploads import Uploads
 from ugt_composer.checkpoint.whole_state import (
     HostMemory,
-    buffers_of,
     gather_optimizer,
     gather_weights,
-    group_settings,
-    set_groups,
 )
-from ugt_composer.config.schema import Config, config_yaml
-from ugt_composer.errors import UserError
+from ugt_composer.config.load import config_yaml
+from ugt_composer.config.schema import Config
 from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.training.intervals import Every
 
@@ -43,7 +40,7 @@ class Checkpoints(Callback):
         strategy: holds what is trained.
         config: of the run; goes into each file.
         facts: strings for the portable models' header, such as the catalogue's fingerprint.
-        save_best_on: evaluation metric that `best/` maximises (a loss: minimises); None: `best/` is `latest/`.
+        save_best_on: evaluation metric that selects `best/`, by its `higher_is_better`; None: `best/` is `latest/`.
         data: what tells the training data from other data; a run goes on only with the same.
         uploads: copies the save folder to a store; on rank 0 only, and None without `checkpoint.remote`.
     """
@@ -92,8 +89,9 @@ class Checkpoints(Callback):
     def eval_end(self, state: State, logger: Logger) -> None:
         if self.save_best_on is None or self.by_hand:
             return
-        value = float(state.eval_metrics[EVAL_LABEL][self.save_best_on].compute())
-        if is_better(value, self.best_value, self.save_best_on):
+        metric = state.eval_metrics[EVAL_LABEL][self.save_best_on]
+        value = float(metric.compute())
+        if is_better(value, self.best_value, bool(metric.higher_is_better)):
             self.best_value = value
             self.writer.finish()
             weights, facts = gather_weights(self.strategy), {f"best {self.save_best_on}": f"{value:.6g}"}
@@ -153,7 +151,8 @@ class Checkpoints(Callback):
         weights = gather_weights(self.strategy, self._memory)
         path = checkpoint_path(self.folder, state.timestamp.batch.value, self.config.checkpoint.sharded)
         if self.config.checkpoint.sharded:
-            write_sharded(path, self._light_state(state) | {"sharded": self._beside_shards(weights)}, self.strategy)
+            beside = state_beside_shards(weights, self.config.parallelism, self.strategy)
+            write_sharded(path, self._light_state(state) | {"sharded": beside}, self.strategy)
             content = None
         else:
             content = self._whole_state(state, weights, self._memory)
@@ -201,29 +200,6 @@ class Checkpoints(Callback):
             "catalogue": self.facts.get(FINGERPRINT),
         }
 
-    def restore_sharded(self, path: Path, content: dict[str, Any]) -> None:
-        """Reads what a run of the same strategy on as many ranks wrote. UserError for another one."""
-        before, now = content["by"], self._sharded_by()
-        if before != now:
-            raise UserError(
-                f"{path} holds the shards of {_described(before)}, this run is {_described(now)}: sharded checkpoints "
-                "are not portable; go on as it began, or start from its latest/ with init_from"
-            )
-        self.strategy.load_sharded(path / SHARDS)
-        set_groups(self.strategy, content["groups"])
-        for name, buffer in buffers_of(self.strategy).items():
-            buffer.copy_(content["buffers"][name])
-
-    def _beside_shards(self, weights: dict[str, Tensor]) -> dict[str, Any]:
-        """What is whole on every rank, and who wrote the shards."""
-        buffers = {name: weights[name] for name in buffers_of(self.strategy) if name in weights}
-        return {"by": self._sharded_by(), "buffers": buffers, "groups": group_settings(self.strategy)}
-
-    def _sharded_by(self) -> dict[str, Any]:
-        parallelism = self.config.parallelism
-        stage = parallelism.deepspeed.zero_stage if parallelism.strategy == "deepspeed" else None
-        return {"strategy": parallelism.strategy, "zero_stage": stage, "world_size": dist.get_world_size()}
-
     def _write_portable(
         self, name: str, batch: int, weights: dict[str, Tensor], facts: dict[str, str] | None = None
     ) -> None:
@@ -232,15 +208,10 @@ class Checkpoints(Callback):
         save_portable(self.folder / name, network, self.config, facts)
 
 
-def _described(by: dict[str, Any]) -> str:
-    stage = "" if by["zero_stage"] is None else f" (zero_stage {by['zero_stage']})"
-    return f"{by['strategy']}{stage} on {by['world_size']} ranks"
-
-
-def is_better(value: float, best: float | None, metric: str) -> bool:
-    """A loss and gini are better when lower, anything else when higher; what is not a number never is."""
+def is_better(value: float, best: float | None, higher_is_better: bool) -> bool:
+    """Whether a value is better than the best one so far; one that is not a number never is."""
     if math.isnan(value):
         return False
     if best is None:
         return True
-    return value < best if metric.endswith("loss") or metric.startswith("gini") else value > best
+    return value > best if higher_is_better else value < best

@@ -1,0 +1,120 @@
+"""Reading the configuration: YAML files and `key=value` overrides over the defaults, and messages about mistakes.
+
+The later source overrides the earlier. A key that no dataclass has is an error that names the nearest valid one. The
+result never changes afterwards.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from ugt_composer.config.schema import Config
+from ugt_composer.config.strategies import OTHER_NAMES
+from ugt_composer.errors import UserError, nearest
+
+
+def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads YAML files and `key=value` overrides, the later over the earlier, over the defaults.
+
+    Raises:
+        UserError: naming the file or override and the key, what was found and what was expected.
+    """
+    merged = OmegaConf.structured(Config)
+    for source, tree in (*map(_read_yaml, paths), *map(_read_override, overrides)):
+        for problem in (*_misplaced_keys(tree, Config), *_unknown_strategy(tree)):
+            raise UserError(f"{source}: {problem}")
+        try:
+            merged = OmegaConf.unsafe_merge(merged, OmegaConf.create(tree))  # into `merged`, which is not copied
+        except OmegaConfBaseException as error:
+            raise _from_omegaconf(source, error) from None
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise _from_omegaconf(_names(paths), error) from None
+    except ValueError as error:
+        raise UserError(f"{_names(paths)}: {error}") from None
+    assert isinstance(config, Config)
+    return config
+
+
+def config_yaml(config: Config) -> str:
+    """The resolved config as YAML that `load_config` reads back to an equal config."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _names(paths: Sequence[str | Path]) -> str:
+    return " + ".join(map(str, paths)) or "config"
+
+
+def _read_yaml(path: str | Path) -> tuple[str, dict]:
+    try:
+        tree = OmegaConf.load(path)
+        if not OmegaConf.is_dict(tree):
+            raise UserError(f"{path}: found a list; expected keys and values")
+        return str(path), OmegaConf.to_container(tree)  # type: ignore[return-value]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected a YAML such as yamls/stage1.yaml") from None
+    except (IsADirectoryError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as YAML ({error})") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+
+
+def _read_override(text: str) -> tuple[str, dict]:
+    key, separator, _ = text.partition("=")
+    if not separator or not re.fullmatch(r"[\w.\[\]]+", key):
+        raise UserError(f"{text}: expected key=value such as optimizer.lr=1e-4")
+    try:
+        return f"override {text}", OmegaConf.to_container(OmegaConf.from_dotlist([text]))  # type: ignore[return-value]
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise UserError(f"override {text}: {str(error).splitlines()[0]}") from None
+
+
+def _from_omegaconf(source: str, error: OmegaConfBaseException) -> UserError:
+    key = f"{error.full_key}: " if error.full_key else ""
+    return UserError(f"{source}: {key}{str(error.msg or error).splitlines()[0]}")
+
+
+def _unknown_strategy(tree: dict) -> Iterator[str]:
+    """Yields why a strategy that exists elsewhere is none here."""
+    section = tree.get("parallelism")
+    asked = section.get("strategy") if isinstance(section, dict) else None
+    if asked in OTHER_NAMES:
+        yield f"parallelism.strategy is {asked}; {OTHER_NAMES[asked]}"
+
+
+def _misplaced_keys(tree: dict, schema: type, prefix: str = "") -> Iterator[str]:
+    """Yields what is wrong with the keys of a plain tree, held against the dataclass `schema`."""
+    hints = get_type_hints(schema)
+    names = [f.name for f in fields(schema)]
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if key not in names:
+            yield f"{name} is unknown; {nearest(name, [prefix + n for n in names])}"
+            continue
+        section = next((t for t in (hints[key], *get_args(hints[key])) if is_dataclass(t)), None)
+        if section is None:
+            continue
+        optional = type(None) in get_args(hints[key])
+        if get_origin(hints[key]) is list:
+            if not isinstance(value, list):
+                yield f"{name} is {value!r}; expected a list such as [{{local: mds/train}}]"
+                continue
+            for index, item in enumerate(value):
+                if not isinstance(item, dict):
+                    yield f"{name}[{index}] is {item!r}; expected the keys {', '.join(f.name for f in fields(section))}"
+                else:
+                    yield from _misplaced_keys(item, section, f"{name}[{index}].")  # type: ignore[arg-type]
+        elif isinstance(value, dict):
+            yield from _misplaced_keys(value, section, f"{name}.")  # type: ignore[arg-type]
+        elif not (optional and value is None):
+            valid = ", ".join(f"{name}.{f.name}" for f in fields(section))
+            yield f"{name} is {value!r}; expected a section with some of {valid}"

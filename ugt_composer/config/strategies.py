@@ -1,0 +1,47 @@
+"""What the checks of the configuration have to know about each strategy; its code is in `ugt_composer/parallelism/`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ugt_composer.config.schema import ParallelismConfig
+
+
+@dataclass(frozen=True)
+class StrategyFacts:
+    """
+    Attributes:
+        shards: splits weights, gradients or optimizer state over the ranks: `checkpoint.sharded` is possible, LAMB,
+            which needs the norms of whole parameters, is not.
+        shards_parameters: whether, with the given settings, no rank holds a whole model.
+        retries_microbatches: the gradients of a microbatch can be computed again after it ran out of memory.
+        half_precision_on_cpu: supports amp_bf16 without a GPU.
+    """
+
+    shards: bool
+    shards_parameters: Callable[["ParallelismConfig"], bool]
+    retries_microbatches: bool
+    half_precision_on_cpu: bool
+
+
+STRATEGIES = {
+    "ddp": StrategyFacts(
+        shards=False, shards_parameters=lambda _: False, retries_microbatches=True, half_precision_on_cpu=True
+    ),
+    "fsdp": StrategyFacts(
+        shards=True, shards_parameters=lambda _: True, retries_microbatches=False, half_precision_on_cpu=False
+    ),
+    "deepspeed": StrategyFacts(
+        shards=True,
+        shards_parameters=lambda parallelism: parallelism.deepspeed.zero_stage == 3,
+        retries_microbatches=False,
+        half_precision_on_cpu=False,
+    ),
+}
+# Names that are used elsewhere, and what to write here.
+OTHER_NAMES = {
+    "fsdp1": "FSDP1 needs a GPU and is superseded; expected fsdp, which is FSDP2",
+    "fsdp2": "FSDP2 is called fsdp here; expected fsdp",
+    **{f"zero{n}": f"expected deepspeed with parallelism.deepspeed.zero_stage={n}" for n in range(4)},
+}

@@ -1,0 +1,92 @@
+"""Classes that a YAML names: `{name: {argument: value}}`, by a short name or by the import path of a user's own."""
+
+import inspect
+import os
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, NamedTuple, TypeVar
+
+from ugt_composer.errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+class ClassWithArguments(NamedTuple):
+    key: str
+    kind: type
+    arguments: dict[str, Any]
+
+    def make(self) -> Any:
+        """An instance. UserError where the class itself refuses its arguments."""
+        try:
+            return self.kind(**self.arguments)
+        except (TypeError, ValueError, ImportError) as error:
+            raise UserError(f"{self.key}: {self.kind.__name__} cannot be made: {error}") from error
+
+
+def classes_of(
+    section: str, entries: Mapping[str, Any], base: type[T], known: Mapping[str, type[T]]
+) -> list[ClassWithArguments]:
+    """The classes that a section such as `callbacks` names, without those that are switched off by `false`.
+
+    Args:
+        section: the key of the section, for messages.
+        entries: name → arguments; null or true: none.
+        base: what each class has to inherit from.
+        known: classes by their short names. Any other name is an import path, `package.module.Class`, looked for among
+            what is installed and in the working directory.
+
+    Raises:
+        UserError: naming the key: an unknown name or argument, with the nearest one, or a missing argument.
+    """
+    found = []
+    for name, arguments in entries.items():
+        if arguments is False:
+            continue
+        key = f"{section}.{name}"
+        kind = known[name] if name in known else _imported(key, name, base, known)
+        arguments = {} if arguments is None or arguments is True else arguments
+        if not isinstance(arguments, Mapping):
+            raise UserError(
+                f"{key} is {arguments!r}; expected its arguments such as {{argument: value}}, true or false"
+            )
+        _check_arguments(key, kind, arguments)
+        found.append(ClassWithArguments(key, kind, dict(arguments)))
+    return found
+
+
+def _imported(key: str, path: str, base: type, known: Mapping[str, type]) -> type:
+    module_name, _, class_name = path.rpartition(".")
+    if not module_name:
+        hint = nearest(path, list(known)) if known else "expected an import path such as my_package.my_module.MyClass"
+        raise UserError(f"{key} is unknown; {hint}")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a script's own folder is there, the working directory need not be
+    try:
+        module = import_module(module_name)
+    except ImportError as error:
+        raise UserError(f"{key}: {module_name} cannot be imported from {os.getcwd()}: {error}") from error
+    kind = vars(module).get(class_name)
+    if not isinstance(kind, type) or not issubclass(kind, base):
+        subclasses = [
+            name for name, value in vars(module).items() if isinstance(value, type) and issubclass(value, base)
+        ]
+        what = f"is no {base.__name__}" if isinstance(kind, type) else "does not exist"
+        raise UserError(f"{key}: {class_name} {what} in {module_name}; {nearest(class_name, subclasses)}")
+    return kind
+
+
+def _check_arguments(key: str, kind: type, arguments: Mapping[str, Any]) -> None:
+    parameters = list(inspect.signature(kind).parameters.values())
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        names = [parameter.name for parameter in parameters]
+        for name in arguments:
+            if name not in names:
+                raise UserError(
+                    f"{key}.{name} is unknown; {nearest(name, names) if names else 'it takes no arguments'}"
+                )
+    for parameter in parameters:
+        is_variable = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if parameter.default is parameter.empty and not is_variable and parameter.name not in arguments:
+            raise UserError(f"{key}.{parameter.name} is missing; {kind.__name__} has no default for it")

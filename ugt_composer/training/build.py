@@ -1,0 +1,295 @@
+"""Config to trainer: inputs, model, strategy, save folder, callbacks, and Composer's Trainer with them."""
+
+import getpass
+import logging
+import os
+import tempfile
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from composer import Callback, DataSpec
+from composer.devices import Device
+from composer.utils import dist
+
+from ugt_composer.catalogue.catalogue import Catalogue
+from ugt_composer.catalogue.load import about_catalogue, load_catalogue, load_item_vectors
+from ugt_composer.catalogue.trie import ItemTrie
+from ugt_composer.checkpoint.fetch_at_start import on_this_machine, open_store
+from ugt_composer.checkpoint.folder_lock import folder_lock
+from ugt_composer.checkpoint.portable import FINGERPRINT, check_fingerprint, load_portable, load_weights
+from ugt_composer.checkpoint.rank0_errors import save_on_rank_0, saving_into
+from ugt_composer.checkpoint.run_checkpoints import clean, set_aside
+from ugt_composer.config.load import config_yaml
+from ugt_composer.config.schema import Config
+from ugt_composer.data.manifest import Manifest
+from ugt_composer.errors import UserError, nearest
+from ugt_composer.job.group_timeouts import limit_groups, report_nccl_errors
+from ugt_composer.job.watchdog import Watchdog
+from ugt_composer.losses.unified import UnifiedLoss
+from ugt_composer.metrics.user_metrics import user_metrics
+from ugt_composer.model.build import build_model, freeze_untrained
+from ugt_composer.model.item_init import start_from_vectors
+from ugt_composer.model.reference import Reference
+from ugt_composer.model.ugt import UGT
+from ugt_composer.parallelism.build import build_strategy, strategy_class
+from ugt_composer.parallelism.device import composer_device, own_device, prepare_device
+from ugt_composer.parallelism.precision import about_precision, resolve_precision
+from ugt_composer.parallelism.strategy import Strategy
+from ugt_composer.training.callbacks.checkpoints import Checkpoints
+from ugt_composer.training.callbacks.configured import configured_callbacks
+from ugt_composer.training.callbacks.epoch_length import EpochLength
+from ugt_composer.training.callbacks.training_losses import TrainingLosses
+from ugt_composer.training.callbacks.training_metrics import TrainingMetrics
+from ugt_composer.training.composer_model import ComposerUGT
+from ugt_composer.training.gradient_clipping import GradientNormClipping
+from ugt_composer.training.intervals import Every
+from ugt_composer.training.loaders import build_eval_loader, build_train_loader
+from ugt_composer.training.loggers import build_loggers
+from ugt_composer.training.optim import create_optimizer, create_scheduler
+from ugt_composer.training.preflight import check_reference_log_probs, check_run
+from ugt_composer.training.run_length import RunLength, run_length
+from ugt_composer.training.trainer import UGTTrainer
+
+log = logging.getLogger(__name__)
+
+
+def build_trainer(config: Config) -> UGTTrainer:
+    """Everything a stage needs, from its config, resumed where `save_folder` holds a checkpoint.
+
+    Raises:
+        UserError: data, catalogue, checkpoint or config that cannot be used, or a save folder that another run uses;
+            nothing has been written then.
+    """
+    check_run(config)
+    with ExitStack() as until_closed:
+        device = composer_device(config, strategy_class(config).composer_places_model)
+        watchdog = _start_ranks(config, device, until_closed)
+        inputs = _load_inputs(config)
+        model = _build_network(config, inputs.catalogue)
+        precision = resolve_precision(config.precision)
+        half_on_cpu = device.name == "cpu" and precision != "fp32"
+        composer_model = build_composer_model(config, model, inputs.catalogue, own_device(), half_on_cpu)
+        if inputs.eval_loader is not None:
+            check_best_metric(config, composer_model)
+        strategy = _place(config, composer_model, model, precision)
+        _open_save_folder(config, until_closed)
+        losses = TrainingLosses(config.log_interval, scales_loss=precision == "amp_fp16")
+        trainer = UGTTrainer(
+            config,
+            inputs.length,
+            strategy,
+            _build_checkpoints(config, strategy, inputs),
+            losses,
+            watchdog,
+            model=composer_model,
+            optimizers=strategy.optimizer,
+            schedulers=create_scheduler(
+                config.scheduler.name,
+                f"{inputs.length.warmup}ba",
+                f"{inputs.length.total}ba",
+                config.scheduler.min_lr_ratio,
+            ),
+            train_dataloader=inputs.train_loader,
+            eval_dataloader=inputs.eval_loader,
+            eval_interval=Every(config.eval_interval) if inputs.eval_loader is not None else 1,
+            max_duration=config.max_duration,
+            device=device,
+            device_train_microbatch_size=config.device_train_microbatch_size,
+            precision=strategy.composer_precision("fp32" if half_on_cpu else precision),
+            seed=config.seed,
+            run_name=config.run_name,
+            dist_timeout=watchdog.timeout(),
+            algorithms=[GradientNormClipping(strategy, config.max_grad_norm)],
+            callbacks=_build_callbacks(config, composer_model, strategy),
+            loggers=build_loggers(config),
+            spin_dataloaders=False,  # the data set goes to its place itself
+            progress_bar=config.loggers.progress_bar,
+            log_to_console=config.loggers.console,
+            console_log_interval=config.log_interval,
+            python_log_level=None,
+        )
+        limit_groups(watchdog.timeout())
+        _resume_or_start_afresh(config, trainer)
+        watchdog.rest()
+        trainer.until_closed = until_closed.pop_all()
+    return trainer
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads: loaders, the training data's manifests, the catalogue; and the length that follows."""
+
+    train_loader: DataSpec
+    train_manifests: list[Manifest]
+    eval_loader: DataSpec | None
+    catalogue: Catalogue | None
+    length: RunLength
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        return fingerprint_facts(self.catalogue)
+
+
+def _start_ranks(config: Config, device: Device, until_closed: ExitStack) -> Watchdog:
+    """Device, watchdog and the first process group."""
+    prepare_device(config)
+    watchdog = Watchdog(config.dist_start_timeout, config.dist_timeout)
+    report_nccl_errors(watchdog.timeout())
+    until_closed.callback(watchdog.close)
+    watchdog.watch()
+    dist.initialize_dist(device, timeout=watchdog.timeout())
+    if device.name == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        # More threads than cores spin against each other and slow a step many times over.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // dist.get_local_world_size()))
+    return watchdog
+
+
+def _load_inputs(config: Config) -> Inputs:
+    train_loader, train_manifests = build_train_loader(config)
+    eval_loader = build_eval_loader(config)
+    catalogue = load_catalogue(config)
+    for remark in filter(None, (about_precision(config), about_catalogue(config, catalogue))):
+        if dist.get_global_rank() == 0:
+            log.warning(remark)
+    length = run_length(config, train_loader.dataloader.dataset.epoch_size)  # type: ignore[union-attr]
+    return Inputs(train_loader, train_manifests, eval_loader, catalogue, length)
+
+
+def _build_network(config: Config, catalogue: Catalogue | None) -> UGT:
+    """The model, from random numbers, item vectors or the stage before, on the CPU."""
+    model = build_model(config.model, config.seed)
+    vectors = load_item_vectors(config, catalogue)
+    if vectors is not None and catalogue is not None:
+        start_from_vectors(model.item_embedding, catalogue.triples, vectors, config.seed)
+    if config.init_from is not None:
+        facts = load_weights(model, config.model, on_this_machine(config.init_from))
+        check_fingerprint(config.init_from, facts, fingerprint_facts(catalogue))
+    if config.loss.reference_log_probs == "data":
+        check_reference_log_probs(config, on_this_machine(str(config.loss.reference_from or config.init_from)))
+    return model
+
+
+def build_composer_model(
+    config: Config, model: UGT, catalogue: Catalogue | None, device: torch.device, half_on_cpu: bool = False
+) -> ComposerUGT:
+    """Model, loss and evaluation of a stage; what the stage does not train is frozen.
+
+    Args:
+        device: of the catalogue. The models stay on the CPU: a strategy places them.
+    """
+    loss = UnifiedLoss(**config.loss.arguments, repr_dim=config.model.d_model, seed=config.seed)
+    freeze_untrained(model, config.loss.lambda_contrastive)
+    model.encoder.activation_checkpointing = config.parallelism.activation_checkpointing
+    model.decoder.activation_checkpointing = config.parallelism.activation_checkpointing
+    if config.compile:
+        compile_layers(model)
+    return ComposerUGT(
+        model=model,
+        loss=loss,
+        reference=_load_reference(config, catalogue) if config.loss.needs_reference_model else None,
+        trie=None if catalogue is None else ItemTrie.from_triples(catalogue.triples).to(device),
+        k_values=config.evaluation.k_values,
+        beam_width=config.evaluation.beam_width,
+        exclude_seen=config.evaluation.exclude_seen,
+        item_score_weight=config.evaluation.item_score_weight,
+        user_metrics={one.kind.__name__: one.make() for one in user_metrics(config.evaluation.metrics)},
+        half_on_cpu=half_on_cpu,
+    )
+
+
+def _load_reference(config: Config, catalogue: Catalogue | None) -> Reference:
+    reference_from = config.loss.reference_from or config.init_from
+    assert reference_from is not None  # the config was refused without one
+    # It drops tokens as the policy does, and has probabilities of the same ids: both begin with equal numbers.
+    model, _, facts = load_portable(
+        on_this_machine(reference_from),
+        dropout=0.0,
+        attention_dropout=0.0,
+        expert_capacity_factor=config.model.expert_capacity_factor,
+        level_softmax=config.model.level_softmax,
+    )
+    check_fingerprint(reference_from, facts, fingerprint_facts(catalogue))
+    if config.compile:
+        compile_layers(model)
+    return Reference(model)
+
+
+def compile_layers(model: UGT) -> None:
+    """Compiles each layer when it is first called; the names of the weights stay."""
+    # A cache for each rank: ranks that compile the same code into one read each other's half-written files.
+    cache = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}" / f"rank{dist.get_local_rank()}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    for layer in (*model.encoder.layers, *model.decoder.layers):
+        layer.compile()
+
+
+def fingerprint_facts(catalogue: Catalogue | None) -> dict[str, str]:
+    """The catalogue's fingerprint as it stands in the header of a model."""
+    return {} if catalogue is None else {FINGERPRINT: catalogue.fingerprint}
+
+
+def check_best_metric(config: Config, model: ComposerUGT) -> None:
+    """UserError where `save_best_on` names no metric of the evaluation, or one that does not say what is better."""
+    metrics, name = model.get_metrics(is_train=False), config.save_best_on
+    if name is None:
+        return
+    if name not in metrics:
+        raise UserError(f"save_best_on is {name!r}; {nearest(name, list(metrics))}")
+    if metrics[name].higher_is_better is None:
+        raise UserError(f"save_best_on is {name!r}, whose class does not set higher_is_better; expected true or false")
+
+
+def _place(config: Config, composer_model: ComposerUGT, model: UGT, precision: str) -> Strategy:
+    """The strategy, with model and reference on this rank's device."""
+
+    def make_optimizer(sharded: torch.nn.Module) -> torch.optim.Optimizer:
+        return create_optimizer(sharded, **asdict(config.optimizer))
+
+    strategy = build_strategy(config, composer_model, model, make_optimizer, precision)
+    if composer_model.reference is not None:
+        place = strategy.shard_reference if config.parallelism.shard_reference else strategy.place_reference
+        composer_model.set_reference(place(composer_model.reference))
+    return strategy
+
+
+def _open_save_folder(config: Config, until_closed: ExitStack) -> None:
+    """Makes the folder, locks it and removes what a killed run left half-written."""
+    folder = config.save_folder
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"save_folder {folder} cannot be written: {error.strerror}") from None
+    # The ranks of a launcher that was killed may still be saving.
+    patience = min(config.preemption.grace + 10, config.dist_timeout / 2)
+    until_closed.enter_context(folder_lock(folder, patience))
+    save_on_rank_0(folder, lambda: clean(folder))
+
+
+def _build_checkpoints(config: Config, strategy: Strategy, inputs: Inputs) -> Checkpoints:
+    best = config.save_best_on if inputs.eval_loader is not None else None
+    data = [manifest.index_hash for manifest in inputs.train_manifests]
+    return Checkpoints(strategy, config, inputs.fingerprint, best, data, open_store(config))
+
+
+def _build_callbacks(config: Config, composer_model: ComposerUGT, strategy: Strategy) -> list[Callback]:
+    """Those that a run always has, but for the ones that UGTTrainer itself needs; then the user's."""
+    return [
+        TrainingMetrics(composer_model, strategy, config.log_interval),
+        EpochLength(),
+        *(callback.make() for callback in configured_callbacks(config.callbacks)),
+    ]
+
+
+def _resume_or_start_afresh(config: Config, trainer: UGTTrainer) -> None:
+    folder = Path(config.save_folder)
+    if config.autoresume:
+        trainer.resume()
+    elif dist.get_global_rank() == 0 and (aside := set_aside(folder)):
+        log.warning("autoresume is false: what an earlier run left in %s was moved to %s", folder, aside)
+    if dist.get_global_rank() == 0:
+        with saving_into(folder):
+            (folder / "config.yaml").write_text(config_yaml(config), "utf-8")
