@@ -140,7 +140,7 @@ def in_a_child(action) -> int:
 def leases(tmp_path, monkeypatch):
     """Leases in a folder of the test's own, and none held."""
     monkeypatch.setattr(shared_memory, "lease_folder", lambda: tmp_path)
-    monkeypatch.setattr(shared_memory, "_held", {})
+    monkeypatch.setattr(shared_memory, "_leases", {})
     return tmp_path
 
 
@@ -152,7 +152,7 @@ def test_a_lease_is_stale_when_all_who_hold_it_are_gone(leases):
 
 def test_a_lease_lives_on_with_whoever_joined_it(leases):
     number = take_lease()
-    descriptor = shared_memory._held.pop(number)
+    descriptor = shared_memory._leases.pop(number)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -181,9 +181,9 @@ def test_leases_of_others_and_files_that_are_none_are_left_alone(leases, monkeyp
 
 def test_the_last_one_to_leave_removes_what_is_left(leases):
     number = take_lease()
-    shared_memory._leave()
+    shared_memory._clean_up()
     assert not list(leases.iterdir())
-    assert number not in shared_memory._held
+    assert number not in shared_memory._leases
 
 
 def test_numbers_are_never_those_of_streaming_itself(leases):

@@ -1,4 +1,4 @@
-"""The batch: what collation makes, the device receives and the model reads.
+"""The batch that `collate` builds and the model receives.
 
 B rows, S history tokens, T target tokens, N rejected items, 3 levels.
 """
@@ -22,11 +22,11 @@ class _Required(TypedDict):
     rejected_mask: Tensor  # (B, N) bool
     preference_score: Tensor  # (B,) float32
     row_ids: Tensor  # (B,) int64, the row's index in its data set
-    row_mask: Tensor  # (B,) bool, False on rows that only make the ranks even
+    row_mask: Tensor  # (B,) bool, False on filler rows, which give every rank the same number of rows
 
 
 class Batch(_Required, total=False):
-    reference_logps: Tensor  # (B, 1 + N) float32, log p of the chosen and rejected items, where all pairs carry it
+    reference_logps: Tensor  # (B, 1 + N) float32, log p of the chosen and rejected items; only if all pairs have it
     batch_totals: Tensor  # (6,) float32, see losses.normalization
-    encoder_lengths: list[int]  # of each row, where rows are sorted by them: the host reads them without the device
+    encoder_lengths: list[int]  # per row, only if rows are sorted by length; on the CPU, so no device sync
     decoder_lengths: list[int]

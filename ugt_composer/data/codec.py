@@ -3,21 +3,21 @@
 Layout, version 1, little-endian:
 
     uint8   version (1)
-    uint8   width: bytes an integer of the payload takes, 2 or 4
+    uint8   width: bytes per integer of the payload, 2 or 4
     uint16  U  length of user_id in bytes
     uint16  S  encoder tokens
     uint16  T  decoder tokens
     uint16  N  rejected items
-    uint16  flags: 1 where the log-probabilities of a reference model are stored, else 0
-    float32 preference score (1.0 where the row has none)
+    uint16  flags: 1 if log-probabilities of a reference model are stored, else 0
+    float32 preference score (1.0 if the row has none)
     uint    encoder  (S, 5): l1, l2, l3, position, token type
     uint    decoder  (T, 8): l1, l2, l3, position, token type, label l1, label l2, label l3
     uint    rejected (N, 3): l1, l2, l3
     bytes   user_id in UTF-8, padded with zero bytes to a multiple of `width`
-    float32 reference (1 + N): log p of the chosen item and of each rejected one; only where flags say so
+    float32 reference (1 + N): log p of the chosen item and of each rejected one; only if the flag is set
 
 An ignored label (-100) is stored as the largest integer of the width. Rows hold what the model sees: masked-out
-positions are gone and the decoder starts with BOS, so a preference row is a decoder of length one, BOS with the
+positions are removed and the decoder starts with BOS. A preference row has a decoder of length one, BOS with the
 chosen item as its label, and N > 0 rejected items.
 """
 
@@ -31,9 +31,9 @@ from ugt_composer.vocabulary import IGNORE_INDEX
 
 VERSION = 1
 HEADER = struct.Struct("<BBHHHHHf")
-HAS_REFERENCE = 1  # of the flags
-FLAGS_AT = 10  # in the header
-HEADER_FIELDS = np.dtype(  # HEADER, for many rows at once
+HAS_REFERENCE = 1  # bit of the flags
+FLAGS_AT = 10  # offset of the flags in the header, in bytes
+HEADER_FIELDS = np.dtype(  # the layout of HEADER, to read or write many rows at once
     [
         ("version", "u1"),
         ("width", "u1"),
@@ -45,7 +45,7 @@ HEADER_FIELDS = np.dtype(  # HEADER, for many rows at once
         ("score", "<f4"),
     ]
 )
-SIZED_HEADER = np.dtype([("size", "<u4"), *HEADER_FIELDS.descr])  # with the size of the row in front
+SIZED_HEADER = np.dtype([("size", "<u4"), *HEADER_FIELDS.descr])  # preceded by the size of the row in bytes
 ENCODER_COLUMNS = 5
 DECODER_COLUMNS = 8
 REJECTED_COLUMNS = 3
@@ -62,7 +62,7 @@ class Row:
         encoder: int64 (S, 5), columns l1, l2, l3, position, token type.
         decoder: int64 (T, 8), the same five columns and the labels of the three levels (-100 = ignored).
         rejected: int64 (N, 3).
-        preference_score: in (0, 1]; 1.0 where the row has none.
+        preference_score: in (0, 1]; 1.0 if the row has none.
         reference: float32 (1 + N), log-probabilities of a reference model, or None.
     """
 
@@ -75,7 +75,7 @@ class Row:
 
 
 def width_for(largest_id: int) -> int:
-    """Bytes an integer takes when `largest_id` is the largest one stored (the all-ones value means «ignored»)."""
+    """Bytes per integer if `largest_id` is the largest one stored; the all-ones value means an ignored label."""
     return 2 if largest_id < 0xFFFF else 4
 
 
@@ -98,7 +98,10 @@ def encode_row(row: Row, width: int) -> bytes:
 
 
 def with_reference(data: bytes, logps: np.ndarray) -> bytes:
-    """A packed row with log-probabilities (1 + N) of a reference model, in the place of those that it may have."""
+    """Stores a reference model's log-probabilities (1 + N) in a packed row, replacing any that it has.
+
+    Raises ValueError if their number does not match the row's.
+    """
     _, width, user_length, s, t, n, flags, _ = HEADER.unpack_from(data)
     if logps.shape != (1 + n,):
         raise ValueError(f"{len(logps)} log-probabilities for a row with {n} rejected items; expected {1 + n}")
@@ -108,18 +111,20 @@ def with_reference(data: bytes, logps: np.ndarray) -> bytes:
 
 
 def _end(width: int, user_length: int, s: int, t: int, n: int) -> int:
-    """Where the row ends, but for log-probabilities."""
+    """Size of a row in bytes without reference log-probabilities, which follow at this offset."""
     numbers = s * ENCODER_COLUMNS + t * DECODER_COLUMNS + n * REJECTED_COLUMNS
     return HEADER.size + numbers * width + user_length + -user_length % width
 
 
 @dataclass(frozen=True)
 class RowBatch:
-    """Many rows, joined: what `encode_rows` packs in one go. R rows; their tokens lie one after the other.
+    """R rows with their tokens concatenated, for `encode_rows`.
+
+    `encoder`, `decoder` and `rejected` have the stored dtype, with ignored labels as its largest value.
 
     Attributes:
         users: R user ids in UTF-8, each of at most 65,535 bytes.
-        encoder: (ΣS, 5) of the dtype that is stored, ignored labels as its largest value; the same for the others.
+        encoder: (ΣS, 5).
         decoder: (ΣT, 8).
         rejected: (ΣN, 3).
         encoder_lengths, decoder_lengths, rejected_lengths: (R,), each at most 65,535.
@@ -137,10 +142,10 @@ class RowBatch:
 
 
 def encode_rows(batch: RowBatch) -> tuple[bytes, np.ndarray]:
-    """The bytes that `encode_row` gives for each row, at a fraction of its cost.
+    """Packs many rows into the same bytes as `encode_row`, at a fraction of its cost.
 
     Returns:
-        All rows, each with its size as a uint32 in front (as MDS shards hold them), and these sizes, int64 (R,).
+        All rows, each preceded by its size as a uint32 (the layout of MDS shards), and these sizes, int64 (R,).
     """
     width = batch.encoder.itemsize
     users = [user + PADDING[-len(user) % width] for user in batch.users]
@@ -170,7 +175,7 @@ def _row_parts(values: np.ndarray, lengths: np.ndarray) -> list[bytes]:
 
 
 def decode_row(data: bytes) -> Row:
-    """Unpacks one row. Raises ValueError where the bytes are not a row of this version."""
+    """Unpacks one row. Raises ValueError if the bytes are not a row of this version."""
     if len(data) < HEADER.size:
         raise ValueError(f"a row of {len(data)} bytes is shorter than its header ({HEADER.size} bytes)")
     version, width, user_length, s, t, n, flags, score = HEADER.unpack_from(data)
@@ -178,19 +183,19 @@ def decode_row(data: bytes) -> Row:
         raise ValueError(f"row of codec version {version}, width {width}; this package reads version {VERSION}")
     dtype = DTYPES[width]
     sizes = (s * ENCODER_COLUMNS, t * DECODER_COLUMNS, n * REJECTED_COLUMNS)
-    end = HEADER.size + sum(sizes) * width
-    after = _end(width, user_length, s, t, n)
-    if len(data) != after + (4 * (1 + n) if flags & HAS_REFERENCE else 0):
-        raise ValueError(f"a row of {len(data)} bytes, its header promises another length")
+    user_start = HEADER.size + sum(sizes) * width
+    reference_start = _end(width, user_length, s, t, n)
+    if len(data) != reference_start + (4 * (1 + n) if flags & HAS_REFERENCE else 0):
+        raise ValueError(f"a row has {len(data)} bytes, but its header implies another length")
     payload = np.frombuffer(data, dtype, sum(sizes), HEADER.size).astype(np.int64)
     encoder, decoder, rejected = np.split(payload, np.cumsum(sizes)[:2])
     decoder = decoder.reshape(t, DECODER_COLUMNS)
     decoder[decoder == np.iinfo(dtype).max] = IGNORE_INDEX
     return Row(
-        user_id=data[end : end + user_length].decode("utf-8"),
+        user_id=data[user_start : user_start + user_length].decode("utf-8"),
         encoder=encoder.reshape(s, ENCODER_COLUMNS),
         decoder=decoder,
         rejected=rejected.reshape(n, REJECTED_COLUMNS),
         preference_score=score,
-        reference=np.frombuffer(data, "<f4", 1 + n, after).copy() if flags & HAS_REFERENCE else None,
+        reference=np.frombuffer(data, "<f4", 1 + n, reference_start).copy() if flags & HAS_REFERENCE else None,
     )

@@ -1,4 +1,4 @@
-"""Packed rows to a padded batch, without a Python loop over tokens.
+"""Turns packed rows into a padded batch, without a Python loop over tokens.
 
 B rows, S/T/N the longest history, target and rejected list of the batch.
 """
@@ -21,8 +21,8 @@ FLOAT = 4  # bytes
 class PackedRow(NamedTuple):
     """A row as the data sets yield it, still packed.
 
-    `counts` is False for a row that stands in only to make the ranks even: its labels and rejected items are not
-    loaded and `row_mask` is False.
+    `counts` is False for a filler row, which only gives every rank the same number of rows: its labels are ignored,
+    its rejected items are dropped and its `row_mask` is False.
     """
 
     row_id: int
@@ -31,17 +31,18 @@ class PackedRow(NamedTuple):
 
 
 def collate(rows: Sequence[PackedRow], min_rejected: int = 0, longest_first: bool = False) -> Batch:
-    """Unpacks B rows and pads them to the longest of the batch: PAD ids, −100 labels, False masks.
+    """Unpacks B rows and pads them to the longest row of the batch: PAD ids, −100 labels, False masks.
 
     Args:
-        min_rejected: the least N. With 1, batches with and without preferences go through the same layers, which
-            ranks that gather sharded weights together have to.
-        longest_first: sorts the rows by history, then by target, and tells their lengths, so that microbatches hold
-            rows of like lengths. The first one is the largest: what does not fit into memory fails at once.
+        min_rejected: the smallest N. With 1, batches with and without preferences run the same layers, as they must
+            on ranks that all-gather sharded weights together.
+        longest_first: sorts the rows by history length, then by target length, and adds these lengths to the batch,
+            so that microbatches hold rows of similar length. The first microbatch is the largest: if a batch does not
+            fit into memory, it fails at once.
 
     Raises:
-        ValueError: a row is not of this package's codec version or not as long as its header promises, or the rows
-            differ in integer width.
+        ValueError: a row has another codec version than this package or another length than its header implies, or
+            the rows differ in integer width.
     """
     joined = np.frombuffer(b"".join([row.data for row in rows]), np.uint8)
     sizes = np.fromiter((len(row.data) for row in rows), np.int64, len(rows))
@@ -49,7 +50,7 @@ def collate(rows: Sequence[PackedRow], min_rejected: int = 0, longest_first: boo
     width = int(headers["width"][0])
     dtype = codec.DTYPES[width]
     payload = joined.view(dtype)
-    # Where the rows' integers begin, in integers.
+    # Index in `payload` of each row's first integer.
     starts = (sizes.cumsum() - sizes + codec.HEADER.size) // width
     counts = np.fromiter((row.counts for row in rows), bool, len(rows))
     ids = np.fromiter((row.row_id for row in rows), np.int64, len(rows))
@@ -58,7 +59,7 @@ def collate(rows: Sequence[PackedRow], min_rejected: int = 0, longest_first: boo
     order = np.arange(len(rows))
     if longest_first:
         order = np.lexsort((-t, -s))
-        starts, counts, ids, s, t, n, scores = (one[order] for one in (starts, counts, ids, s, t, n, scores))
+        starts, counts, ids, s, t, n, scores = (values[order] for values in (starts, counts, ids, s, t, n, scores))
 
     encoder, encoder_mask = _pad(payload, starts, s, codec.ENCODER_COLUMNS)
     decoder, decoder_mask = _pad(payload, starts + s * codec.ENCODER_COLUMNS, t, codec.DECODER_COLUMNS)
@@ -66,7 +67,7 @@ def collate(rows: Sequence[PackedRow], min_rejected: int = 0, longest_first: boo
     rejected, rejected_mask = _pad(payload, starts, np.where(counts, n, 0), codec.REJECTED_COLUMNS, min_rejected)
     labels = decoder[..., 5:].astype(np.int64)
     labels[(labels == np.iinfo(dtype).max) | ~decoder_mask[..., None] | ~counts[:, None, None]] = IGNORE_INDEX
-    # Padding gets a token type that exists; the masks say that it does not count.
+    # Padding needs a valid token type for the embedding lookup; the masks exclude it.
     decoder[..., 4][~decoder_mask] = ITEM
     batch: dict[str, Tensor] = {
         **_inputs("encoder", encoder, encoder_mask),
@@ -86,11 +87,11 @@ def collate(rows: Sequence[PackedRow], min_rejected: int = 0, longest_first: boo
 
 
 def _headers(joined: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """The headers of rows that lie one after the other in `joined`, once they are known to be true."""
+    """Reads and checks the headers of the rows that are concatenated in `joined`."""
     if sizes.min() < codec.HEADER.size:
         raise ValueError(f"a row of {sizes.min()} bytes is shorter than its header ({codec.HEADER.size} bytes)")
-    places = (sizes.cumsum() - sizes)[:, None] + np.arange(codec.HEADER.size)
-    headers = joined[places].view(codec.HEADER_FIELDS)[:, 0]
+    header_bytes = (sizes.cumsum() - sizes)[:, None] + np.arange(codec.HEADER.size)
+    headers = joined[header_bytes].view(codec.HEADER_FIELDS)[:, 0]
     versions, widths = np.unique(headers["version"]).tolist(), np.unique(headers["width"]).tolist()
     if versions != [codec.VERSION] or len(widths) > 1 or widths[0] not in codec.DTYPES:
         raise ValueError(
@@ -103,38 +104,38 @@ def _headers(joined: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         + codec.REJECTED_COLUMNS * headers["rejected"].astype(np.int64)
     )
     users = headers["users"].astype(np.int64)
-    promised = codec.HEADER.size + widths[0] * numbers + users + -users % widths[0] + _reference_bytes(headers)
-    if (wrong := promised != sizes).any():
-        raise ValueError(f"a row of {sizes[wrong][0]} bytes, its header promises {promised[wrong][0]}")
+    expected = codec.HEADER.size + widths[0] * numbers + users + -users % widths[0] + _reference_bytes(headers)
+    if (wrong := expected != sizes).any():
+        raise ValueError(f"a row has {sizes[wrong][0]} bytes, but its header implies {expected[wrong][0]}")
     return headers
 
 
 def _pad(
-    payload: np.ndarray, starts: np.ndarray, lengths: np.ndarray, columns: int, least: int = 0
+    payload: np.ndarray, starts: np.ndarray, lengths: np.ndarray, columns: int, min_length: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Segments of a flat array, (length, columns) each, to (B, longest, columns) and their mask (B, longest)."""
-    mask = np.arange(lengths.max(initial=least)) < lengths[:, None]
+    """Pads segments of a flat array, (length, columns) each. Returns (B, longest, columns) and a mask (B, longest)."""
+    mask = np.arange(lengths.max(initial=min_length)) < lengths[:, None]
     size = mask.shape[1] * columns
     if size == 0:
         return np.zeros((*mask.shape, columns), payload.dtype), mask
-    # As much of the array for each as the longest takes: copies of whole stretches, not of single integers.
-    behind = np.zeros(max(0, int(starts.max()) + size - len(payload)), payload.dtype)
-    taken = sliding_window_view(np.concatenate((payload, behind)), size)[starts]
-    own = np.arange(size) < columns * lengths[:, None]
-    return np.where(own, taken, payload.dtype.type(PAD)).reshape(*mask.shape, columns), mask
+    # Copies a window of the longest segment's size for every row, then pads its end: faster than single integers.
+    tail = np.zeros(max(0, int(starts.max()) + size - len(payload)), payload.dtype)
+    windows = sliding_window_view(np.concatenate((payload, tail)), size)[starts]
+    in_segment = np.arange(size) < columns * lengths[:, None]
+    return np.where(in_segment, windows, payload.dtype.type(PAD)).reshape(*mask.shape, columns), mask
 
 
 def _reference_bytes(headers: np.ndarray) -> np.ndarray:
-    """What the log-probabilities at the end of each row take."""
-    has = (headers["flags"] & codec.HAS_REFERENCE) > 0
-    return np.where(has, FLOAT * (1 + headers["rejected"].astype(np.int64)), 0)
+    """(B,) bytes of the reference log-probabilities at the end of each row."""
+    has_reference = (headers["flags"] & codec.HAS_REFERENCE) > 0
+    return np.where(has_reference, FLOAT * (1 + headers["rejected"].astype(np.int64)), 0)
 
 
 def _reference(joined: np.ndarray, sizes: np.ndarray, headers: np.ndarray, order: np.ndarray, rejected: int) -> Tensor:
-    """log p of a reference model, (B, 1 + N) float32; 0 where there is no item."""
-    taken = _reference_bytes(headers)
-    places, counts = (sizes.cumsum() - taken)[order], (taken // FLOAT)[order]
-    values, _ = _pad(joined, places, counts, FLOAT, least=1 + rejected)
+    """Reference log-probabilities, float32 (B, 1 + N); 0 where there is no item."""
+    byte_counts = _reference_bytes(headers)
+    starts, counts = (sizes.cumsum() - byte_counts)[order], (byte_counts // FLOAT)[order]
+    values, _ = _pad(joined, starts, counts, FLOAT, min_length=1 + rejected)
     return _tensor(values.copy().view("<f4")[:, : 1 + rejected, 0])
 
 
@@ -154,4 +155,4 @@ def _integers(array: np.ndarray) -> Tensor:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    return torch.tensor(array)  # a copy: memory that NumPy owns can hang a process that exits on an error
+    return torch.tensor(array)  # a copy: a tensor on NumPy's memory can hang a process that exits with an error

@@ -1,7 +1,7 @@
 """MDS folders as data sets: a streamed one for training, an indexed one for evaluation.
 
-No row is handed out before its shard has been checked, and what is wrong with a shard is raised where rows are read,
-in the thread that the training waits for.
+Every shard is verified before its first row is returned. Errors in a shard are raised where rows are read, in the
+thread that training waits for, not in a background thread.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,13 +28,13 @@ from ugt_composer.data.shard_rows import OpenShards
 from ugt_composer.data.shared_memory import own_segments
 from ugt_composer.errors import UserError
 
-PADDING = -1  # where Streaming has no row for a place in the last batches
+PADDING = -1  # Streaming's row number for an empty slot of the last batches
 ROWS_AT_ONCE = 128
-ATTEMPTS = 8  # at a shard that another process keeps taking away to make room
+ATTEMPTS = 8  # to read a shard that another process keeps evicting from the cache
 
 
 class CheckedStream(Stream):
-    """A stream whose shards are fetched and unpacked by `ShardFiles`, which checks them."""
+    """A stream whose shards are downloaded, unpacked and verified by `ShardFiles`."""
 
     def __init__(self, local: str, remote: str | None, proportion: float | None):
         super().__init__(local=local, remote=remote, proportion=proportion)
@@ -45,7 +45,7 @@ class CheckedStream(Stream):
 
 
 def _name(shard: Reader) -> str:
-    """Of the file that the rows of a shard are read from."""
+    """Name of the file that the rows of a shard are read from."""
     return shard.file_pairs[0][0].basename
 
 
@@ -56,19 +56,19 @@ def _path(shard: Reader) -> Path:
 class RowDataset(StreamingDataset):
     """Streams packed rows in a deterministic, resumable order. Keyword arguments are StreamingDataset's.
 
-    The order and the place in it are Streaming's; the reading is not. Streaming looks at each row three times, in two
-    background threads and when it is read, and ends the epoch as if the rows had come to their end where one of these
-    fails; and it looks at hashes only when it downloads. Here rows are read many at once, each shard is checked before
-    its first row is read, once for a rank and its workers, and whatever fails is raised by the iteration.
+    Streaming determines the order and the position to resume at, but not how rows are read. Streaming handles each row
+    three times, in two background threads and when it is read; if one of these fails, the epoch ends as if all rows had
+    been read; and it checks hashes only when it downloads. Here many rows are read at once, each shard is verified
+    before its first row is read, once per rank including its workers, and every error is raised by the iteration.
     """
 
     def __init__(self, **arguments: Any):
         with own_segments():
             super().__init__(**arguments)
-        self._checked = RawArray(c_uint8, self.num_shards)  # by shard; shared with the workers
+        self._checked = RawArray(c_uint8, self.num_shards)  # per shard; shared with the DataLoader workers
         self._paths = [_path(shard) for shard in self.shards]
         self._open = OpenShards()
-        self._ahead: FetchAhead | None = None  # of the newest iteration
+        self._ahead: FetchAhead | None = None  # of the current iteration
 
     def __iter__(self) -> Iterator[PackedRow]:  # type: ignore[override]
         self.leave_iteration()
@@ -77,14 +77,14 @@ class RowDataset(StreamingDataset):
         epoch, sample_in_epoch = self._resume_incr_epoch()
         ids = self._get_work(epoch, sample_in_epoch)
         ids = ids[ids != PADDING]
-        shard_ids, numbers = self._places(ids)
-        assert self.predownload is not None  # Streaming's constructor gives it a value
+        shard_ids, numbers = self._locate(ids)
+        assert self.predownload is not None  # Streaming's constructor sets a default
         self._ahead = ahead = FetchAhead(partial(self.prepare_shard, blocking=False), shard_ids, self.predownload)
         for begin in range(0, len(ids), ROWS_AT_ONCE):
             part = slice(begin, begin + ROWS_AT_ONCE)
             for row_id, row in zip(ids[part].tolist(), self._rows(shard_ids[part], numbers[part]), strict=True):
                 if self._ahead is not ahead:
-                    raise RuntimeError("a second iteration over the same data set has begun and ended this one")
+                    raise RuntimeError("a second iteration over the same data set was started, which ended this one")
                 yield PackedRow(row_id, row)
             if ahead.failure is not None:
                 raise ahead.failure
@@ -92,7 +92,7 @@ class RowDataset(StreamingDataset):
         ahead.end()
 
     def leave_iteration(self) -> None:
-        """Ends the background thread of an iteration that was not read to its end."""
+        """Stops the background thread of an iteration that was abandoned early."""
         if self._ahead is not None:
             self._ahead.leave()
 
@@ -100,10 +100,10 @@ class RowDataset(StreamingDataset):
         return PackedRow(int(at), self.get_item(int(at)))
 
     def get_item(self, sample_id: int) -> bytes:  # type: ignore[override]
-        return self._rows(*self._places(np.array([sample_id])))[0]
+        return self._rows(*self._locate(np.array([sample_id])))[0]
 
-    def _places(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Of rows: their shards, and their numbers within these."""
+    def _locate(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The shard of each row, and the row's number within it."""
         bounds = self.spanner.shard_bounds
         shard_ids = np.searchsorted(bounds, ids, side="right") - 1
         return shard_ids, ids - bounds[shard_ids]
@@ -111,18 +111,18 @@ class RowDataset(StreamingDataset):
     def _rows(self, shard_ids: NDArray[np.int64], numbers: NDArray[np.int64]) -> list[bytes]:
         rows = [b""] * len(numbers)
         for shard_id in dict.fromkeys(shard_ids.tolist()):
-            places = np.flatnonzero(shard_ids == shard_id)
-            for place, row in zip(places.tolist(), self._rows_of(shard_id, numbers[places]), strict=True):
-                rows[place] = row
+            indices = np.flatnonzero(shard_ids == shard_id)
+            for index, row in zip(indices.tolist(), self._rows_of(shard_id, numbers[indices]), strict=True):
+                rows[index] = row
         return rows
 
     def _rows_of(self, shard_id: int, numbers: NDArray[np.int64]) -> list[bytes]:
-        """Rows of one shard, which is fetched, checked and mended first where that is needed."""
+        """Rows of one shard, which is first downloaded, verified and fixed if necessary."""
         path = self._paths[shard_id]
         for _ in range(ATTEMPTS):
             if not self._checked[shard_id]:
                 self.prepare_shard(shard_id)
-                if not self._checked[shard_id]:  # another process fetched it, and has made room of it since
+                if not self._checked[shard_id]:  # it was evicted again by another process
                     continue
             if self.cache_limit and not path.exists():
                 self._open.forget(path)
@@ -137,26 +137,27 @@ class RowDataset(StreamingDataset):
                 self._shard_access_times[shard_id] = time_ns()
             return rows
         raise UserError(
-            f"{path.name} was taken away {ATTEMPTS} times before it could be read; "
+            f"{path.name}: was evicted from the cache {ATTEMPTS} times before it could be read; "
             "data.train.cache_limit is too small for the runs that share the folder"
         )
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
-        """Streaming's, and then the check. Streaming calls it for each row ahead, and would take a file lock each time;
-        a shard that is known to be whole needs neither."""
+        """Runs Streaming's `prepare_shard`, then verifies the shard. Returns at once for a shard that is already
+        verified, because Streaming would take a file lock in every call."""
         if self._checked[shard_id] and self._shard_states[shard_id] == _ShardState.LOCAL:
             return
         try:
             super().prepare_shard(shard_id, blocking)
             if self._shard_states[shard_id] == _ShardState.LOCAL:
-                self._checked[shard_id] = self._is_whole(shard_id)
+                self._checked[shard_id] = self._is_valid(shard_id)
         except BaseException:
-            # So that who waits for the shard tries for himself, and raises too, instead of waiting for ever.
+            # A thread that waits for the shard then tries to prepare it and raises too, instead of waiting for ever.
             self._shard_states[shard_id] = _ShardState.REMOTE
             raise
 
-    def _is_whole(self, shard_id: int) -> bool:
-        """Whether a shard that is here is whole, after mending it where that is possible. UserError where it is not."""
+    def _is_valid(self, shard_id: int) -> bool:
+        """Whether a local shard is valid, after fixing it if possible. False if it was evicted and must be downloaded
+        again; UserError if it cannot be fixed."""
         stream, shard = self.streams[self.stream_per_shard[shard_id]], self.shards[shard_id]
         assert isinstance(stream, CheckedStream)
         if not self.cache_limit:
@@ -165,8 +166,8 @@ class RowDataset(StreamingDataset):
         name = _name(shard)
         if stream.files.flaw(name) is None:
             return True
-        # Made room of since by another process, or damaged: away with it in the way that counts the bytes of the
-        # cache. Who reads the row tries again, and fetches it then.
+        # The shard was evicted by another process, or is corrupted. Evict it through Streaming so that the cache's byte
+        # count stays right; the reader retries and downloads it again.
         with FileLock(self._cache_filelock_path):
             if self._shard_states[shard_id] == _ShardState.LOCAL and stream.files.flaw(name) is not None:
                 self._evict_shard(shard_id)
@@ -178,7 +179,7 @@ class RowDataset(StreamingDataset):
         super()._evict_shard(shard_id)
 
     def _get_work(self, epoch: int, sample_in_epoch: int) -> NDArray[np.int64]:
-        """Nothing where a run goes on from an epoch's end: Streaming would serve the rows again that only fill up the
+        """Returns no rows if the run resumes at the end of an epoch: Streaming would repeat the rows that only pad the
         canonical nodes."""
         if sample_in_epoch >= self.epoch_size:
             return np.empty(0, np.int64)
@@ -190,14 +191,14 @@ class RecommendDataset(RowDataset):
 
 
 class PreferenceDataset(RowDataset):
-    """Histories with a chosen item and rejected ones, possibly mixed with recommend rows, which carry no pair."""
+    """Histories with a chosen item and rejected ones, possibly mixed with recommend rows, which have no pair."""
 
 
 class EvaluationDataset(IterableDataset):
     """This rank's rows of one or more MDS folders: rows rank, rank + world_size, …
 
-    Every rank gets ⌈rows / world_size⌉ rows, so that no rank waits for another; those past the end are the first
-    rows again with `counts` False, so that each row is counted once whatever the number of ranks.
+    Every rank gets ⌈rows / world_size⌉ rows, so that no rank waits for another; past the end the first rows are
+    repeated with `counts` False, so that each row is counted once for any number of ranks.
     """
 
     def __init__(self, streams: Sequence[StreamConfig], rank: int, world_size: int):
@@ -223,12 +224,12 @@ class EvaluationDataset(IterableDataset):
 
 
 class RowFolder:
-    """The packed rows of one folder by index. A shard is checked, or fetched, when the first of its rows is read."""
+    """The packed rows of one folder by index. A shard is verified, or downloaded, when its first row is read."""
 
     def __init__(self, local: str, remote: str | None):
         self.files = ShardFiles(local, remote)
         self.rows = LocalDataset(local)
-        self._checked = RawArray(c_uint8, len(self.rows.shards))  # by shard; shared with the workers of each evaluation
+        self._checked = RawArray(c_uint8, len(self.rows.shards))  # per shard; shared with the DataLoader workers
         self._paths = [_path(shard) for shard in self.rows.shards]
         self._open = OpenShards()
 
@@ -243,11 +244,11 @@ class RowFolder:
             self._checked[shard_id] = True
         try:
             return self._open.rows(path, np.array([number]))[0]
-        except FileNotFoundError:  # taken away since
+        except FileNotFoundError:  # removed since it was verified
             self.files.ensure(path.name)
             return self._open.rows(path, np.array([number]))[0]
 
 
 def training_streams(streams: Sequence[StreamConfig]) -> list[Stream]:
-    """Streaming's own objects. A stream without a remote must lie complete in its folder."""
+    """Streaming's stream objects. The folder of a stream without a remote must be complete."""
     return [CheckedStream(str(s.local), s.remote, s.proportion) for s in streams]

@@ -1,4 +1,4 @@
-"""The one rule by which items become the lists of a JSON Lines row, shared by what writes data and what serves."""
+"""How items become the lists of a JSON Lines row: shared by the programs that write data and those that serve."""
 
 from collections.abc import Sequence
 

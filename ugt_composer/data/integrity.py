@@ -1,5 +1,4 @@
-"""Whether the files of a data folder are those that its index and its manifest speak of. Imports neither torch nor
-Streaming."""
+"""Checks the files of a data folder against its index and manifest. Imports neither torch nor Streaming."""
 
 import json
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ ADVICE = "convert or copy the data again"
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What the index records of a file: its name in the folder, its bytes, and hashes by the algorithm's name."""
+    """What the index records about a file: its name in the folder, its size in bytes, its hashes by algorithm."""
 
     name: str
     size: int
@@ -25,7 +24,7 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class ShardFacts:
-    """A shard: the file that rows are read from and, where the folder is compressed, the one that it is made of."""
+    """A shard: the file that rows are read from and, in a compressed folder, the one that it is unpacked from."""
 
     rows: int
     raw: FileFacts
@@ -42,7 +41,7 @@ def read_index(folder: Path) -> list[ShardFacts]:
     """The shards that a folder's index names.
 
     Raises:
-        UserError: there is no such index, or it is none of MDS shards.
+        UserError: the index is missing or is not an index of MDS shards.
     """
     path = folder / INDEX_NAME
     try:
@@ -65,31 +64,31 @@ def _shard(shard: dict[str, Any]) -> ShardFacts:
 
 def _file(facts: dict[str, Any]) -> FileFacts:
     name = PurePosixPath(facts["basename"])
-    if name.is_absolute() or ".." in name.parts or not name.parts:  # an index is data, and may come from a store
+    if name.is_absolute() or ".." in name.parts or not name.parts:  # the index may come from an untrusted store
         raise ValueError(f"the shard {str(name)!r} lies outside the folder")
     return FileFacts(str(name), int(facts["bytes"]), {str(k): str(v) for k, v in facts["hashes"].items()})
 
 
 def flaw(path: Path, facts: FileFacts) -> str | None:
-    """What is wrong with a file, as "has 12 bytes, index.json records 20"; None where nothing is. Reads all of it."""
-    if (found := size_flaw(path, facts)) is not None:
-        return found
+    """What is wrong with a file, such as "has 12 bytes, index.json records 20"; None if nothing. Reads all of it."""
+    if (problem := size_flaw(path, facts)) is not None:
+        return problem
     algorithm = fastest(facts.hashes)
     if algorithm is None:
         return None
     try:
-        found = file_hash(algorithm, path)
-    except FileNotFoundError:  # taken away since by a run that shares the folder and is short of room
+        digest = file_hash(algorithm, path)
+    except FileNotFoundError:  # evicted since by another run that shares the folder
         return size_flaw(path, facts)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    if found != facts.hashes[algorithm]:
-        return f"has the {algorithm} {found}, {INDEX_NAME} records {facts.hashes[algorithm]}"
+    if digest != facts.hashes[algorithm]:
+        return f"has the {algorithm} {digest}, {INDEX_NAME} records {facts.hashes[algorithm]}"
     return None
 
 
 def size_flaw(path: Path, facts: FileFacts) -> str | None:
-    """What the folder's listing already tells: that a file is missing, or of another size."""
+    """What is wrong with a file without reading it: that it is missing, or has another size; None if neither."""
     try:
         size = path.stat().st_size
     except FileNotFoundError:
@@ -100,14 +99,14 @@ def size_flaw(path: Path, facts: FileFacts) -> str | None:
 
 
 def index_flaw(path: Path, recorded: str) -> str | None:
-    """What is wrong with an index whose manifest records the hash `recorded` ("xxh3_128:3f…") of it."""
-    algorithm, _, digest = recorded.partition(":")
-    if fastest({algorithm: digest}) is None:
+    """What is wrong with an index whose hash the manifest records as `recorded` ("xxh3_128:3f…"); None if nothing."""
+    algorithm, _, expected = recorded.partition(":")
+    if fastest({algorithm: expected}) is None:
         return f"cannot be checked: {MANIFEST_NAME} records its hash as {recorded!r}"
     try:
-        found = file_hash(algorithm, path)
+        digest = file_hash(algorithm, path)
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    return None if found == digest else f"has the {algorithm} {found}, {MANIFEST_NAME} records {digest}"
+    return None if digest == expected else f"has the {algorithm} {digest}, {MANIFEST_NAME} records {expected}"

@@ -1,4 +1,4 @@
-"""What a folder of shards says about itself, checked against the model before anything is trained."""
+"""The manifest of a folder of shards, checked against the model before training starts."""
 
 import json
 from collections.abc import Sequence
@@ -30,12 +30,12 @@ class Manifest:
         folder: where the shards are.
         kind: "recommend" or "preference".
         rows: rows in the folder.
-        codebook_sizes: sizes that the rows were checked against.
-        largest_position: of any token.
-        longest: the most tokens of a history and of a target, and the most rejected items of a row.
-        integer_width: bytes of an integer in a row.
-        index_hash: of index.json, and so of every shard whose hash stands there.
-        reference: hash of the weights of the model whose log-probabilities the rows carry; None: they carry none.
+        codebook_sizes: the sizes that the rows were checked against.
+        largest_position: the largest position of any token.
+        longest: the maximum numbers per row: tokens of the history, tokens of the target, rejected items.
+        integer_width: bytes per integer in a row.
+        index_hash: the hash of index.json, which in turn records the hash of every shard.
+        reference: hash of the weights of the reference model whose log-probabilities the rows store; None if none.
     """
 
     folder: str
@@ -50,11 +50,11 @@ class Manifest:
 
 
 def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
-    """The facts of a folder; with `complete` all its shards have to be there.
+    """Reads the manifest of a folder; with `complete`, all its shards must be present.
 
     Raises:
-        UserError: the folder is no output of the conversion, its index is not the one that it was written with, or
-            shards are missing or cut short.
+        UserError: the folder was not made by the conversion, its index does not match the manifest, or shards are
+            missing or truncated.
     """
     path = Path(folder) / MANIFEST_NAME
     if not Path(folder).is_dir():
@@ -79,7 +79,7 @@ def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
     except FileNotFoundError:
         raise UserError(f"{path}: missing; expected a folder made by convert/jsonl_to_mds.py") from None
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a manifest of the conversion ({error!r}); convert the data again") from None
+        raise UserError(f"{path}: not made by convert/jsonl_to_mds.py ({error!r}); convert the data again") from None
     if complete or (Path(folder) / INDEX_NAME).exists():
         shards = _check_index(Path(folder), manifest)
         if complete:
@@ -89,24 +89,24 @@ def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
 
 def _check_index(folder: Path, manifest: Manifest) -> list[ShardFacts]:
     index = folder / INDEX_NAME
-    if (found := index_flaw(index, manifest.index_hash)) is not None:
-        raise UserError(f"{index}: {found}; {ADVICE}")
+    if (problem := index_flaw(index, manifest.index_hash)) is not None:
+        raise UserError(f"{index}: {problem}; {ADVICE}")
     shards = read_index(folder)
     rows = sum(shard.rows for shard in shards)
     if rows != manifest.rows:
-        raise UserError(f"{index}: {rows} rows, but {MANIFEST_NAME} says {manifest.rows}; {ADVICE}")
+        raise UserError(f"{index}: {rows} rows, but {MANIFEST_NAME} records {manifest.rows}; {ADVICE}")
     return shards
 
 
 def _check_sizes(folder: Path, shards: list[ShardFacts]) -> None:
-    """Every shard that the index names is there and of its size. What is in them is checked when they are opened."""
+    """Checks that every shard of the index exists and has the recorded size. Shards are verified when opened."""
     for shard in shards:
-        if (found := size_flaw(folder / shard.stored.name, shard.stored)) is not None:
-            raise UserError(f"{folder / shard.stored.name}: {found}; {ADVICE}")
+        if (problem := size_flaw(folder / shard.stored.name, shard.stored)) is not None:
+            raise UserError(f"{folder / shard.stored.name}: {problem}; {ADVICE}")
 
 
 def streams_of(key: str, data) -> list[StreamConfig]:
-    """The streams of `data.train` or `data.eval`: the list given, or the one folder. UserError where there is none."""
+    """The streams of `data.train` or `data.eval`: its list, or its one folder. UserError if neither is set."""
     if data.streams:
         return list(data.streams)
     if not data.local:
@@ -115,14 +115,14 @@ def streams_of(key: str, data) -> list[StreamConfig]:
 
 
 def check_data(config: Config, key: str, streams: Sequence[StreamConfig]) -> list[Manifest]:
-    """The manifests of the streams, each held against the model's sizes.
+    """Reads the manifests of the streams and checks each against the model's sizes.
 
-    A remote stream is left out where its manifest has not been fetched: only a dry run meets one.
+    A remote stream is skipped if its manifest has not been downloaded, which happens in a dry run only.
 
     Raises UserError naming the folder, the key and both values.
     """
-    known = [s for s in streams if s.remote is None or (Path(str(s.local)) / MANIFEST_NAME).exists()]
-    manifests = [read_manifest(str(stream.local), complete=stream.remote is None) for stream in known]
+    readable = [s for s in streams if s.remote is None or (Path(str(s.local)) / MANIFEST_NAME).exists()]
+    manifests = [read_manifest(str(stream.local), complete=stream.remote is None) for stream in readable]
     for manifest in manifests:
         if any(data > model for data, model in zip(manifest.codebook_sizes, config.model.codebook_sizes, strict=True)):
             raise UserError(

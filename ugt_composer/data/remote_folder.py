@@ -1,4 +1,4 @@
-"""Manifest and index of a remote data folder, brought to this machine so that they are checked like local ones."""
+"""Downloads the manifest and index of a remote data folder, so that they are checked like local ones."""
 
 import json
 from pathlib import Path
@@ -11,10 +11,10 @@ from ugt_composer.storage.file_lock import locked
 
 
 def fetch_descriptions(stream: StreamConfig) -> None:
-    """Fetches both where they are not here or do not belong together. Nothing without a remote.
+    """Downloads both if they are missing here or do not match each other. Does nothing without a remote.
 
     Raises:
-        UserError: the store has none or does not answer, or what it has does not belong together.
+        UserError: the store does not have them or does not answer, or they do not match each other there.
     """
     if stream.remote is None:
         return
@@ -25,22 +25,22 @@ def fetch_descriptions(stream: StreamConfig) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / f"{MANIFEST_NAME}.lock"):
-            if _index_flaw(manifest, index) is None:  # another process has been faster
+            if _index_flaw(manifest, index) is None:  # another process has downloaded them meanwhile
                 return
             for path in (manifest, index):
                 fetch(stream.remote, path, path.name, lambda part: None)
-            found = _index_flaw(manifest, index)
+            problem = _index_flaw(manifest, index)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}); expected a folder to fetch into") from None
-    if found is not None:
-        raise UserError(f"{stream.remote.rstrip('/')}/{INDEX_NAME}: {found}; upload the data again")
+    if problem is not None:
+        raise UserError(f"{stream.remote.rstrip('/')}/{INDEX_NAME}: {problem}; upload the data again")
 
 
 def _index_flaw(manifest: Path, index: Path) -> str | None:
     try:
         recorded = str(json.loads(manifest.read_text("utf-8"))["index_hash"])
     except FileNotFoundError:
-        return f"comes without {MANIFEST_NAME}"
+        return f"has no {MANIFEST_NAME} beside it"
     except (ValueError, KeyError, TypeError) as error:
-        return f"comes with a {MANIFEST_NAME} that is none of the conversion ({error!r})"
+        return f"has a {MANIFEST_NAME} beside it that convert/jsonl_to_mds.py did not write ({error!r})"
     return index_flaw(index, recorded)

@@ -1,4 +1,4 @@
-"""The shards of one data folder on this machine: each is made sure of before its first row is read."""
+"""The shards of one data folder on this machine: each is verified before its first row is read."""
 
 import logging
 import os
@@ -20,10 +20,10 @@ PAUSES = (0.5, 2.0)  # seconds before the second and the third attempt at a stor
 
 
 class ShardFiles:
-    """Checks shards against the index of their folder; fetches what is missing or damaged where there is a remote.
+    """Checks shards against the index of their folder; downloads missing or corrupted ones if there is a remote.
 
     Safe in any number of threads and processes, of this run and of others that use the same folder: a file gets its
-    name when it is whole, and only one process of the machine fetches it.
+    name only when it is complete, and only one process of the machine downloads it.
     """
 
     def __init__(self, folder: str | Path, remote: str | None):
@@ -32,56 +32,56 @@ class ShardFiles:
         self.keeps_zipped = is_only_copy(folder, remote)
 
     def flaw(self, name: str) -> str | None:
-        """What is wrong with the file `name` that the rows of a shard are in; None where nothing is."""
+        """What is wrong with the file `name`, which holds the rows of a shard; None if it is valid."""
         return flaw(self.folder / name, self.shards[name].raw)
 
     def ensure(self, name: str) -> int:
-        """Makes sure that the shard whose rows are in the file `name` is here and whole.
+        """Makes sure that the shard whose rows are in the file `name` is present and valid.
 
         Returns:
-            The bytes that the folder has grown by.
+            The bytes by which the folder has grown.
 
         Raises:
-            UserError: it is missing or damaged, and could not be fetched, or is damaged in the store too.
+            UserError: it is missing or corrupted and cannot be downloaded, or is corrupted in the store too.
         """
         shard = self.shards[name]
-        found = self.flaw(name)
-        if found is None:
+        problem = self.flaw(name)
+        if problem is None:
             return 0
         if self.remote is None and shard.zipped is None:
-            raise UserError(f"{self.folder / name}: {found}; {ADVICE}")
+            raise UserError(f"{self.folder / name}: {problem}; {ADVICE}")
         try:
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             with locked(self.folder / f"{name}.lock"):
-                return self._mend(shard)
+                return self._fix(shard)
         except OSError as error:
-            raise UserError(f"{self.folder / name}: {found}, and cannot be written ({error.strerror})") from None
+            raise UserError(f"{self.folder / name}: {problem}, and cannot be written ({error.strerror})") from None
 
-    def _mend(self, shard: ShardFacts) -> int:
+    def _fix(self, shard: ShardFacts) -> int:
         path, before = self.folder / shard.raw.name, self._bytes(shard)
-        if self.flaw(shard.raw.name) is None:  # another process has been faster
+        if self.flaw(shard.raw.name) is None:  # another process has fixed it meanwhile
             return 0
-        stored = self._stored(shard)
+        stored = self._valid_stored_file(shard)
         if shard.zipped is not None:
             _unpack(stored, path, shard)
             if not self.keeps_zipped:
                 stored.unlink()
         return self._bytes(shard) - before
 
-    def _stored(self, shard: ShardFacts) -> Path:
-        """The file that the conversion wrote, whole."""
+    def _valid_stored_file(self, shard: ShardFacts) -> Path:
+        """The file that the conversion wrote, downloaded if it is missing or corrupted."""
         path = self.folder / shard.stored.name
-        found = flaw(path, shard.stored)
-        if found is None:
+        problem = flaw(path, shard.stored)
+        if problem is None:
             return path
         if self.remote is None:
-            raise UserError(f"{path}: {found}; {ADVICE}")
+            raise UserError(f"{path}: {problem}; {ADVICE}")
         if path.exists():
-            log.warning("%s: %s; it is fetched again", path, found)
-        found = fetch(self.remote, path, shard.stored.name, lambda part: flaw(part, shard.stored))
-        if found is not None:
+            log.warning("%s: %s; downloading it again", path, problem)
+        problem = fetch(self.remote, path, shard.stored.name, lambda part: flaw(part, shard.stored))
+        if problem is not None:
             raise UserError(
-                f"{_join(self.remote, shard.stored.name)}: {found}; upload the data again, or empty {self.folder} if "
+                f"{_join(self.remote, shard.stored.name)}: {problem}; upload the data again, or empty {self.folder} if "
                 "the remote holds other data now"
             )
         return path
@@ -92,7 +92,7 @@ class ShardFiles:
 
 
 def is_only_copy(folder: str | Path, remote: str | None) -> bool:
-    """Whether files that are removed from the folder cannot be fetched again."""
+    """Whether files that are removed from the folder cannot be downloaded again."""
     return remote is None or Path(remote).absolute() == Path(folder).absolute()
 
 
@@ -102,47 +102,47 @@ def _unpack(stored: Path, path: Path, shard: ShardFacts) -> None:
         part.write_bytes(decompress(shard.compression, stored.read_bytes()))
     except OSError:
         raise
-    except Exception as error:  # every format has errors of its own
+    except Exception as error:  # each format raises its own error types
         raise UserError(f"{stored}: cannot be unpacked ({_first_line(error)}); {ADVICE}") from None
-    if (found := flaw(part, shard.raw)) is not None:
+    if (problem := flaw(part, shard.raw)) is not None:
         part.unlink()
-        raise UserError(f"{stored}: what it unpacks to {found}; {ADVICE}")
+        raise UserError(f"{stored}: the file unpacked from it {problem}; {ADVICE}")
     os.replace(part, path)
 
 
 def fetch(remote: str, path: Path, name: str, check: Callable[[Path], str | None]) -> str | None:
-    """Copies a file of a store to `path`, whole or not at all; what `check` finds wrong is fetched once more.
+    """Downloads a file of a store to `path`, completely or not at all; tries once more if `check` finds it corrupted.
 
     The caller holds the lock of `path`.
 
     Returns:
-        What `check` finds wrong with the second copy too; `path` is left alone then.
+        None, or what `check` finds wrong with the second copy; `path` is then left unchanged.
 
     Raises:
-        UserError: the store has no such file, or does not answer.
+        UserError: the store has no such file or does not answer.
     """
-    part, found = _part(path), None
+    part, problem = _part(path), None
     for _ in range(2):
         _download(_join(remote, name), part)
-        found = check(part)
-        if found is None:
+        problem = check(part)
+        if problem is None:
             os.replace(part, path)
             return None
     part.unlink()
-    return found
+    return problem
 
 
 def _download(source: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     for pause in (*PAUSES, None):
-        target.unlink(missing_ok=True)  # Streaming fetches nothing over a file that is there
+        target.unlink(missing_ok=True)  # Streaming downloads nothing if the file exists
         try:
             CloudDownloader.direct_download(source, str(target), DOWNLOAD_TIMEOUT)
             return
-        except Exception as error:  # every store has errors of its own
+        except Exception as error:  # each store raises its own error types
             if pause is None or isinstance(error, FileNotFoundError | ValueError | ImportError):
                 raise UserError(f"{source}: cannot be fetched ({_first_line(error)})") from None
-            log.warning("%s: %s; tried again in %g s", source, _first_line(error), pause)
+            log.warning("%s: %s; retrying in %g s", source, _first_line(error), pause)
             time.sleep(pause)
 
 
@@ -155,5 +155,5 @@ def _join(remote: str, name: str) -> str:
 
 
 def _part(path: Path) -> Path:
-    """Where a file lies until it is whole. One name, so that what a killed process left is written over."""
+    """Where a file is written until it is complete. Always the same name, so that leftovers are overwritten."""
     return path.with_name(f"{path.name}.part")

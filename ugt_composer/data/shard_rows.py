@@ -1,7 +1,7 @@
-"""The packed rows of a shard's file by number, without opening the file for each.
+"""Reads packed rows of shard files by row number, keeping the files open.
 
-An MDS file of one `bytes` column: uint32 n, uint32 offsets (n + 1) of the samples in the file, then the samples, each
-the uint32 length of its bytes, and the bytes.
+An MDS file with one `bytes` column: uint32 n, uint32 offsets (n + 1) of the samples in the file, then the samples, each
+a uint32 length and that many bytes.
 """
 
 import os
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from ugt_composer.data.integrity import ADVICE
 from ugt_composer.errors import UserError
 
-MOST_OPEN = 64  # files that a process keeps open: a shuffled block draws from several at once
+MOST_OPEN = 64  # files kept open per process: a shuffled block draws from several at once
 SIZE = np.dtype("<u4")
 
 
 class ShardRows:
-    """One file. Raises FileNotFoundError where it is not there; once open it may be removed.
+    """One shard file. Raises FileNotFoundError if it is missing; once open, it may be deleted.
 
-    Read by position and not mapped: a process that touches a mapped file which was cut short is killed.
+    Uses `pread`, not `mmap`: a process that reads a mapped file beyond its end, after a truncation, is killed.
     """
 
     def __init__(self, path: Path):
@@ -53,7 +53,7 @@ class ShardRows:
 
 
 class OpenShards:
-    """The files used last."""
+    """Keeps the most recently used shard files open."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[Path, ShardRows] = OrderedDict()
@@ -69,5 +69,5 @@ class OpenShards:
         return shard.rows(numbers)
 
     def forget(self, path: Path) -> None:
-        """Of a file that was taken away or replaced: an open one keeps its room on the disk, and its old bytes."""
+        """Drops a file that was deleted or replaced: while open, it takes disk space and returns its old bytes."""
         self._open.pop(path, None)

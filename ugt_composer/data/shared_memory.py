@@ -1,12 +1,12 @@
-"""Streaming's shared memory under names of our own, so that no run meets another's, alive or killed.
+"""Unique names for Streaming's shared memory, so that a run never collides with another one, running or killed.
 
-Streaming 0.13 numbers its segments and lock files from 0 on and takes the first number that looks free. What a killed
-run left is never removed; two runs that start together take the same number, and so do two launchers of one job on
-one machine; ranks that look at different moments take different ones. Here the first rank of a node draws the number
-at random and tells it to the others, and each process that uses it holds a lock on a file next to the segments. The
-kernel lets go of that lock when the last of them is gone, however it ended: whoever takes it then may remove what they
-left. That holds across containers which share /dev/shm but do not see each other's processes, where a recorded
-process id would mean nothing.
+Streaming 0.13 numbers its segments and lock files from 0 and takes the first number that looks free. The leftovers of
+a killed run are never removed; two runs that start together take the same number, and so do two launchers of one job
+on one machine; ranks that look at different moments take different ones. Here the first rank of a node draws a random
+number and sends it to the others, and each process that uses the number holds a lock on a file next to the segments,
+the lease. The kernel releases the lock when the last of these processes has ended, for whatever reason: a process that
+can take it then may remove what they left. This works across containers that share /dev/shm but do not see each
+other's processes, where a recorded process id would mean nothing.
 """
 
 import atexit
@@ -30,38 +30,38 @@ from streaming.base.world import World
 from ugt_composer.storage.file_lock import is_linked
 
 if streaming.__version__ != "0.13.0":
-    raise ImportError(f"streaming is {streaming.__version__}; what is replaced here was read in 0.13.0")
+    raise ImportError(f"streaming is {streaming.__version__}; expected 0.13.0, whose functions are replaced here")
 
 LEASE = "ugt_lease"
-SMALLEST, NUMBERS = 10**6, 9 * 10**8  # above any that Streaming itself reaches; macOS allows short names only
-PATIENCE = 60.0  # seconds that a rank waits for the first one of its node
+SMALLEST, NUMBERS = 10**6, 9 * 10**8  # above any that Streaming reaches; macOS allows short names only
+PATIENCE = 60.0  # seconds that a rank waits for the first rank of its node
 
-_held: dict[int, int] = {}  # number → descriptor of its lease, in this process
-os.register_at_fork(after_in_child=_held.clear)  # a child keeps the descriptors open, and leaves the rest to us
+_leases: dict[int, int] = {}  # number → descriptor of its lease, in this process
+os.register_at_fork(after_in_child=_leases.clear)  # a child only inherits the open descriptors; the parent cleans up
 
 
 @contextmanager
 def own_segments() -> Iterator[None]:
-    """While a StreamingDataset is built: its segments get a number that nobody else has or had."""
+    """Within this context, a StreamingDataset that is built gets a number for its segments that no other run uses."""
     before = streaming.base.dataset.get_shm_prefix
-    streaming.base.dataset.get_shm_prefix = _agree_on_a_number
+    streaming.base.dataset.get_shm_prefix = _shared_number
     try:
         yield
     finally:
         streaming.base.dataset.get_shm_prefix = before
 
 
-def _agree_on_a_number(
+def _shared_number(
     streams_local: list[str], streams_remote: Sequence[str | None], world: World, retry: int = 0
 ) -> tuple[int, SharedMemory]:
-    """Stands in for Streaming's `get_shm_prefix`: the number, and the segment in which Streaming marks its folders."""
+    """Replaces Streaming's `get_shm_prefix`: the number, and the segment in which Streaming marks its folders."""
     number, failure = 0, None
     if world.is_local_leader:
         try:
             remove_stale()
             number = take_lease()
             folders = SharedMemory(f"{number:06}_{LOCALS}", True, 4)
-        except OSError as error:  # told to all, or the others would wait
+        except OSError as error:  # sent to all ranks, which would wait otherwise
             failure = f"shared memory in {lease_folder()} cannot be written ({error.strerror})"
     answers = dist.all_gather_object((number, failure))
     if any_failure := next((text for _, text in answers if text), None):
@@ -75,7 +75,7 @@ def _agree_on_a_number(
 
 
 def _wait_for_segment(name: str) -> None:
-    """Until the first rank has made the last of its segments: one that is made but empty yet cannot be attached to."""
+    """Waits until the first rank has created the last of its segments; while one is still empty, attaching fails."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         try:
@@ -83,17 +83,17 @@ def _wait_for_segment(name: str) -> None:
             return
         except (FileNotFoundError, ValueError):
             time.sleep(TICK)
-    raise RuntimeError(f"the first rank of this node made no shared memory within {PATIENCE:g} s; its log says why")
+    raise RuntimeError(f"the first rank of this node created no shared memory within {PATIENCE:g} s; see its log")
 
 
 def lease_folder() -> Path:
-    """Where leases lie: with the segments where these are files, so that who shares the ones shares the others."""
+    """Where leases are: next to the segments if these are files, so that containers share both or neither."""
     memory = Path("/dev/shm")
     return memory if memory.is_dir() else Path(gettempdir())
 
 
 def take_lease() -> int:
-    """Draws a number that is nobody's, and holds its lease until this process and its children are gone."""
+    """Draws an unused number and holds its lease until this process and its children have ended."""
     while True:
         number = SMALLEST + secrets.randbelow(NUMBERS)
         try:
@@ -112,11 +112,11 @@ def join_lease(number: int) -> None:
 
 
 def remove_stale() -> list[int]:
-    """Removes segments and lock files whose processes are all gone. Returns their numbers. Touches nobody else's."""
+    """Removes only segments and lock files whose processes have all ended. Returns their numbers."""
     removed = []
     for path in lease_folder().glob(f"*_{LEASE}"):
         number = path.name.removesuffix(f"_{LEASE}")
-        if not number.isdecimal() or (descriptor := _alone(path)) is None:
+        if not number.isdecimal() or (descriptor := _lock_unused(path)) is None:
             continue
         _remove(int(number), descriptor)
         os.close(descriptor)
@@ -125,16 +125,16 @@ def remove_stale() -> list[int]:
 
 
 @atexit.register
-def _leave() -> None:
-    """The last process of a node to end removes what is left; Streaming itself leaves its lock files."""
-    for number, descriptor in _held.items():
+def _clean_up() -> None:
+    """The last process of a node to exit removes what is left; Streaming does not remove its lock files."""
+    for number, descriptor in _leases.items():
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             continue
         if is_linked(descriptor):
             _remove(number, descriptor)
-    _held.clear()
+    _leases.clear()
 
 
 def _lease(number: int) -> Path:
@@ -142,17 +142,17 @@ def _lease(number: int) -> Path:
 
 
 def _hold(number: int, descriptor: int) -> bool:
-    """Shares the lock of a lease. Forked processes share it too, by the descriptor that they inherit."""
+    """Takes a shared lock on a lease, which forked processes inherit. Returns False if the lease was removed."""
     fcntl.flock(descriptor, fcntl.LOCK_SH)
-    if not is_linked(descriptor):  # removed between its creation and our lock
+    if not is_linked(descriptor):  # removed before we got the lock
         os.close(descriptor)
         return False
-    _held[number] = descriptor
+    _leases[number] = descriptor
     return True
 
 
-def _alone(path: Path) -> int | None:
-    """A descriptor of a lease that nobody holds, locked; None where somebody does, or it is another user's."""
+def _lock_unused(path: Path) -> int | None:
+    """Locks a lease that no process holds; returns its descriptor. None if it is held or belongs to another user."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     except OSError:
@@ -169,7 +169,7 @@ def _alone(path: Path) -> int | None:
 
 
 def _remove(number: int, lease: int) -> None:
-    """Removes segments, lock files and, last, the lease, which the caller has for himself."""
+    """Removes segments, lock files and, last, the lease, which the caller has locked exclusively."""
     for name in SHM_TO_CLEAN:
         with suppress(OSError):
             shm_unlink(f"/{number:06}_{name}")
