@@ -38,7 +38,7 @@ def test_a_flipped_bit_is_refused_as_init_from_and_as_reference(stages, stage_co
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [(WEIGHTS, "has the xxh64"), (CONFIG, "has the xxh64"), (RECORD, "is no record")]
+    ("name", "words"), [(WEIGHTS, "has the xxh64"), (CONFIG, "has the xxh64"), (RECORD, "is not a record")]
 )
 def test_ugt_recommend_refuses_it_with_one_sentence(best, ended, name, words):
     flip_a_bit(best / name)

@@ -132,7 +132,7 @@ def test_no_row_of_a_damaged_packed_file_is_trusted(tmp_path, ending, on_error):
     data = bytearray(packed(text_of(some_rows(300)), ending))
     data[len(data) // 2] ^= 0x55
     source.write_bytes(data)
-    with pytest.raises(UserError, match=r"rows\.jsonl\.\w+:.*(damaged|line)"):
+    with pytest.raises(UserError, match=r"rows\.jsonl\.\w+:.*(corrupted|line)"):
         convert(tmp_path, [source], "--on-error", on_error)
     assert not (tmp_path / "out").exists()
 
@@ -140,10 +140,10 @@ def test_no_row_of_a_damaged_packed_file_is_trusted(tmp_path, ending, on_error):
 def test_what_is_no_packed_file_says_so(tmp_path):
     source = tmp_path / "rows.jsonl.gz"
     source.write_bytes(text_of(some_rows(2)))
-    with pytest.raises(UserError, match="damaged gzip stream"):
+    with pytest.raises(UserError, match="corrupted gzip stream"):
         convert(tmp_path, [source])
     source.write_bytes(zlib.compress(b"{}"))
-    with pytest.raises(UserError, match="damaged gzip stream"):
+    with pytest.raises(UserError, match="corrupted gzip stream"):
         convert(tmp_path, [source])
 
 

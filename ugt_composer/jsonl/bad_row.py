@@ -4,23 +4,23 @@ import json
 import re
 from typing import Any
 
-LINE = "line"  # the field of a mistake that concerns the line as a whole
+LINE = "line"  # the field of an error that concerns the whole line
 LONGEST_SHOWN = 60  # characters of a value in a message
 LONGEST_NUMBER = 1000  # digits; Python refuses to convert more than 4,300, and no id has 20
 
 
 class HugeNumber:
-    """An integer of so many digits that nothing in a row can take it."""
+    """An integer with too many digits for any field of a row."""
 
     def __init__(self, digits: str):
         self.digits = digits
 
 
 class BadRow(ValueError):
-    """One mistake of one row. The message is «field: found …, expected …».
+    """One error in one row. The message is «field: found …, expected …».
 
     Attributes:
-        field: the key, with its index where it is in a list, or LINE.
+        field: the key, with the index if the value is in a list, or LINE.
         reason: one of a few short phrases, by which bad rows are counted.
     """
 
@@ -43,7 +43,7 @@ def shown(value: Any) -> str:
 
 
 def shown_name(name: str) -> str:
-    """A key that may be anything, on one line in ASCII."""
+    """An arbitrary key, on one line in ASCII."""
     return _cut(name if name.isascii() and name.isprintable() else json.dumps(name))
 
 

@@ -1,4 +1,4 @@
-"""One line of text to one JSON object, with a reason where it is none."""
+"""Parses one line of text as one JSON object, or gives the reason why it is not one."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         near = shown(error.doc[error.pos : error.pos + 20]) if error.pos < len(error.doc) else "the end of the line"
         found = f"{near} at column {error.pos + 1} ({error.msg})"
-        raise BadRow(LINE, "not JSON", found, "one JSON object a line") from None
+        raise BadRow(LINE, "not JSON", found, "one JSON object per line") from None
     except RecursionError:
         raise BadRow(LINE, "nested too deeply", "brackets nested too deeply", "one flat JSON object") from None
     if not isinstance(value, dict):
@@ -23,7 +23,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
 
 def _text(line: bytes) -> str:
     if line[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in line[:4]:
-        raise BadRow(LINE, "not UTF-8", "what looks like UTF-16 or binary data", "text in UTF-8")
+        raise BadRow(LINE, "not UTF-8", "apparently UTF-16 or binary data", "text in UTF-8")
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -35,8 +35,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise BadRow(twice, "duplicate key", f"the key {keys.count(twice)} times", "each key once in an object")
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise BadRow(repeated, "duplicate key", f"the key {keys.count(repeated)} times", "each key once in an object")
     return result
 
 

@@ -1,4 +1,4 @@
-"""Pieces of input files as blocks of whole lines, in constant memory."""
+"""Reads pieces of input files as blocks of whole lines, in constant memory."""
 
 import gzip
 import zlib
@@ -12,13 +12,13 @@ import zstandard
 from ugt_composer.errors import UserError
 from ugt_composer.jsonl.sources import Piece
 
-BLOCK_BYTES = 1 << 20  # small enough for the caches, large enough that NumPy's cost a call does not count
-ZSTD_FEED_BYTES = 1 << 13  # a bomb of this size unpacks to 256 MB at most
-KEPT_BYTES = 1 << 12  # of a line that is too long or was cut off, for the quarantine
+BLOCK_BYTES = 1 << 20  # small enough for the CPU caches, large enough to make NumPy's cost per call negligible
+ZSTD_FEED_BYTES = 1 << 13  # a decompression bomb of this size unpacks to 256 MB at most
+KEPT_BYTES = 1 << 12  # kept of a line that is too long or truncated, for the quarantine
 
 
 class TruncatedStream(Exception):
-    """A compressed file that ends early. `rest` is the beginning of the line it broke off in."""
+    """A truncated compressed file. `rest` is the beginning of the line in which it ends."""
 
     def __init__(self, message: str, rest: bytes = b""):
         super().__init__(message)
@@ -27,7 +27,7 @@ class TruncatedStream(Exception):
 
 @dataclass(frozen=True)
 class Block:
-    """Some lines of a piece.
+    """Consecutive lines of a piece.
 
     Attributes:
         data: the bytes as they are in the (decompressed) file. All but a file's last line end in a line feed.
@@ -41,10 +41,10 @@ class Block:
 def read_blocks(piece: Piece, max_line_bytes: int, hasher: "xxhash.xxh3_128") -> Iterator[Block]:
     """The lines of a piece; `hasher` is fed all their bytes.
 
-    Raises TruncatedStream after the last whole line, and UserError where a file is damaged or has changed.
+    Raises TruncatedStream after the last whole line, and UserError if a file is corrupted or has changed.
     """
     rest = b""
-    long_size = 0  # of a line that is too long to be kept whole: its size so far, `rest` being its beginning
+    long_size = 0  # size so far of a line that is too long to keep; `rest` is its beginning
     try:
         for data in _packed_blocks(piece.path) if piece.compressed else _range(piece):
             hasher.update(data)
@@ -83,21 +83,21 @@ def _range(piece: Piece) -> Iterator[bytes]:
 
 
 def _line_start(file: BinaryIO, offset: int, file_size: int) -> int:
-    """Where the first line starts that starts at `offset` or later; `file_size` if none does."""
+    """Where the first line starting at or after `offset` starts; `file_size` if there is none."""
     if offset in (0, file_size):
         return offset
     offset -= 1
     file.seek(offset)
     while offset < file_size and (data := file.read(1 << 16)):
-        found = data.find(b"\n") + 1
-        if found:
-            return min(offset + found, file_size)
+        line_end = data.find(b"\n") + 1
+        if line_end:
+            return min(offset + line_end, file_size)
         offset += len(data)
     return file_size
 
 
 def _packed_blocks(path: str) -> Iterator[bytes]:
-    """Decompressed data in blocks of BLOCK_BYTES or more; all there is before a TruncatedStream."""
+    """Decompressed data in blocks of at least BLOCK_BYTES. Yields everything readable before a TruncatedStream."""
     parts: list[bytes] = []
     size = 0
     truncated: TruncatedStream | None = None
@@ -120,18 +120,18 @@ def _gzip_parts(path: str) -> Iterator[bytes]:
     with gzip.open(path, "rb") as file:
         while True:
             try:
-                part = file.read1(BLOCK_BYTES)  # read() would lose what comes before the end
+                part = file.read1(BLOCK_BYTES)  # read() would lose the data before the truncation
             except EOFError:
                 raise TruncatedStream("a gzip stream that is cut short") from None
             except (gzip.BadGzipFile, zlib.error) as error:
-                raise _damaged(path, "gzip", error) from None
+                raise _corrupted(path, "gzip", error) from None
             if not part:
                 return
             yield part
 
 
 def _zstd_parts(path: str) -> Iterator[bytes]:
-    """Frame by frame, because zstandard's file reader takes the end of a truncated file for the end of the data."""
+    """Frame by frame, because zstandard's file reader does not report a truncated file."""
     with open(path, "rb") as file:
         frame = None
         packed = file.read(ZSTD_FEED_BYTES)
@@ -140,7 +140,7 @@ def _zstd_parts(path: str) -> Iterator[bytes]:
             try:
                 part = frame.decompress(packed)
             except zstandard.ZstdError as error:
-                raise _damaged(path, "zstd", error) from None
+                raise _corrupted(path, "zstd", error) from None
             packed = b""
             if frame.eof:
                 packed, frame = frame.unused_data, None
@@ -151,6 +151,6 @@ def _zstd_parts(path: str) -> Iterator[bytes]:
             raise TruncatedStream("a zstd stream that is cut short")
 
 
-def _damaged(path: str, packing: str, error: Exception) -> UserError:
-    """Of a stream that fails its checksum no row can be trusted, so none is quarantined."""
-    return UserError(f"{path}: found a damaged {packing} stream ({error}), expected a sound one; make the file anew")
+def _corrupted(path: str, packing: str, error: Exception) -> UserError:
+    """The error for a stream that fails its checksum: none of its rows can be trusted, so none is quarantined."""
+    return UserError(f"{path}: found a corrupted {packing} stream ({error}), expected a valid one; create it again")

@@ -1,7 +1,7 @@
-"""Input files: which there are, and how they are cut into partitions that are converted on their own.
+"""Finds the input files and cuts them into partitions that are converted independently.
 
 A partition is a list of pieces. A piece is a byte range of a plain file or a whole compressed one. A line belongs to
-the range that its first byte lies in. The cuts depend on the files' sizes only, so that the output is the same for
+the range that contains its first byte. The cuts depend only on the files' sizes, so that the output is the same for
 any number of workers.
 """
 
@@ -15,12 +15,12 @@ from ugt_composer.errors import UserError
 PLAIN_ENDINGS = (".jsonl", ".ndjson", ".json")
 COMPRESSED_ENDINGS = (".gz", ".zst")
 ENDINGS = PLAIN_ENDINGS + tuple(plain + packed for plain in PLAIN_ENDINGS for packed in COMPRESSED_ENDINGS)
-USUAL_RATIO = 5  # how much larger JSON Lines are than their compressed form, to group small files
+USUAL_RATIO = 5  # assumed compression ratio of JSON Lines, to group small files
 
 
 @dataclass(frozen=True)
 class Source:
-    """An input file, named as the user named it."""
+    """An input file, under the path that the user gave."""
 
     path: str
     size: int
@@ -32,7 +32,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Piece:
-    """Bytes start to end of source number `source`; all of it where it is compressed."""
+    """Bytes `start` to `end` of source number `source`; the whole file if it is compressed."""
 
     source: int
     path: str
@@ -49,20 +49,20 @@ Partition = tuple[Piece, ...]
 
 
 def find_sources(inputs: Sequence[str], out: Path) -> list[Source]:
-    """The files named and those in the folders named, in a fixed order. Raises UserError for what cannot be read."""
+    """The input files and those in the input folders, in a fixed order. Raises UserError for what cannot be read."""
     sources = []
     seen: dict[str, str] = {}
     for path in [path for name in inputs for path in _expand(name, out)]:
         real = os.path.realpath(path)
         if real in seen:
-            raise UserError(f"{path}: given twice (as {seen[real]} before); its rows would be doubled")
+            raise UserError(f"{path}: given twice (first as {seen[real]}); its rows would be doubled")
         seen[real] = path
         sources.append(Source(path, _checked_size(path, out)))
     return sources
 
 
 def _expand(name: str, out: Path) -> list[str]:
-    """A file is itself; a folder is the files in it and its subfolders that have a known ending."""
+    """For a file, itself; for a folder, the files with a known ending in it and its subfolders."""
     folder = Path(name)
     if not folder.is_dir():
         if not name.endswith(ENDINGS) and folder.exists():
@@ -71,7 +71,7 @@ def _expand(name: str, out: Path) -> list[str]:
     if out.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"--out {out} lies inside the input folder {name}; name a folder outside of it")
     # Hidden and underscored names are markers and temporary files of other programs.
-    paths = {found.relative_to(folder).as_posix(): found for found in folder.rglob("*") if found.name.endswith(ENDINGS)}
+    paths = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.name.endswith(ENDINGS)}
     names = [inner for inner in paths if not any(part[0] in "._" for part in inner.split("/"))]
     files = [str(paths[inner]) for inner in sorted(names) if not paths[inner].is_dir()]
     if not files:
@@ -93,7 +93,7 @@ def _checked_size(name: str, out: Path) -> int:
 
 
 def partitions(sources: Sequence[Source], range_bytes: int) -> list[Partition]:
-    """Cuts large plain files into ranges and groups small files, up to about `range_bytes` a partition."""
+    """Cuts large plain files into ranges and groups small files, up to about `range_bytes` per partition."""
     result: list[Partition] = []
     group: list[Piece] = []
     weight = 0

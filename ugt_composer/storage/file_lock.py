@@ -1,4 +1,4 @@
-"""Locks that a killed process cannot leave behind: the kernel lets go of them, whatever is left on the disk."""
+"""File locks that a killed process cannot leave behind: the kernel releases them even if the file remains."""
 
 import fcntl
 import os
@@ -9,12 +9,12 @@ from pathlib import Path
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the lock of `path` against every other process of the machine; waits for it. The file is gone after."""
+    """Holds the exclusive lock of `path` on this machine; waits for it if necessary. Removes the file afterwards."""
     descriptor = _acquire(path)
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # before letting go: who waits for it sees that it is no lock any more
+        path.unlink(missing_ok=True)  # before the release: a waiting process then sees that it is gone and retries
         os.close(descriptor)
 
 

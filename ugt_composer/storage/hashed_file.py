@@ -1,4 +1,4 @@
-"""Hashes of files, by the algorithms that the MDS format knows."""
+"""Hashes of files, with the algorithms that the MDS format supports."""
 
 import hashlib
 from pathlib import Path
@@ -10,13 +10,13 @@ BLOCK = 1 << 16  # bytes read at a time: small enough for the cache of a core
 
 
 def fastest(hashes: dict[str, str]) -> str | None:
-    """The recorded algorithm to check with; xxhash's are several times as fast as others. None where none is known."""
+    """The fastest recorded algorithm: one of xxhash's if possible. None if no recorded algorithm is available."""
     known = [name for name in hashes if name in available_hashes()]
     return min(known, key=lambda name: (not name.startswith("xxh"), name), default=None)
 
 
 def file_hash(algorithm: str, path: Path) -> str:
-    """The hash of a file as the conversion writes it."""
+    """The hash of a file in hexadecimal digits, as the index of MDS shards records it."""
     hasher = new_hasher(algorithm)
     block = memoryview(bytearray(BLOCK))
     with path.open("rb", buffering=0) as file:
@@ -31,6 +31,6 @@ def new_hasher(algorithm: str) -> Any:
 
 
 def available_hashes() -> set[str]:
-    """The names that the MDS format knows."""
+    """The names of the algorithms that the MDS format supports."""
     fixed_length = {name for name in hashlib.algorithms_guaranteed if not name.startswith("shake_")}
     return fixed_length | set(xxhash.algorithms_available)

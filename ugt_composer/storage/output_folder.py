@@ -15,9 +15,9 @@ def new_folder(out: Path, files: Collection[str], overwrite: bool) -> Iterator[P
     """Yields an empty temporary folder beside `out`, which takes its place when the block ends without an error.
 
     Args:
-        out: the folder to make. An existing empty one is used; one that holds something needs `overwrite`.
-        files: the names that the program writes. A folder that holds anything else is never overwritten, because
-            it may be somebody's home.
+        out: the folder to create. An existing empty folder is used; one that is not empty needs `overwrite`.
+        files: the names that the program writes. A folder that holds anything else is never overwritten: it
+            may be somebody's home directory.
         overwrite: whether the files of an earlier run may be replaced.
 
     Raises:
@@ -32,7 +32,7 @@ def new_folder(out: Path, files: Collection[str], overwrite: bool) -> Iterator[P
         raise UserError(f"--out {out} cannot be written: {error.strerror}; name a folder that you may write") from None
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it accessible to its owner only
         _replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -43,16 +43,16 @@ def _check_replaceable(out: Path, files: Collection[str], overwrite: bool) -> No
         return
     if not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder")
-    held = sorted(path.name for path in out.iterdir())
-    if held and not overwrite:
-        raise UserError(f"--out {out} already holds {held[0]}; give --overwrite to replace it, or name another folder")
-    strange = [name for name in held if name not in files]
-    if strange:
-        raise UserError(f"--out {out} holds {strange[0]}, which this program did not write; name another folder")
+    names = sorted(path.name for path in out.iterdir())
+    if names and not overwrite:
+        raise UserError(f"--out {out} already holds {names[0]}; give --overwrite to replace it, or name another folder")
+    foreign = [name for name in names if name not in files]
+    if foreign:
+        raise UserError(f"--out {out} holds {foreign[0]}, which this program did not write; name another folder")
 
 
 def _replace(temporary: Path, out: Path) -> None:
-    """Puts `temporary` in `out`'s place; where that fails, the earlier folder is back in its place."""
+    """Replaces `out` with `temporary`; if that fails, restores the earlier folder."""
     earlier = temporary.with_name(temporary.name + ".earlier")
     try:
         if out.exists():

@@ -1,6 +1,6 @@
-"""What a checkpoint's files were when they were written: `record.json`, by which a damaged one is told from a good one.
+"""`record.json`: sizes and hashes of a checkpoint's files as they were written, to detect corrupted ones.
 
-The record of a folder lies in it and travels with it; that of a single file lies beside it. Imports no torch.
+The record of a folder is in the folder and is copied with it; that of a single file is beside it. Imports no torch.
 """
 
 import json
@@ -18,23 +18,23 @@ ALGORITHM = "xxh64"
 
 
 class DamagedRecordError(ValueError):
-    """A record that cannot be what was written. The message says why."""
+    """A record that is corrupted or cannot be read. The message says why."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Of one file."""
+    """Size in bytes and hash of one file."""
 
     size: int
     hash: str
 
 
-# By the file's path from the record's folder. Two facts while a file is replaced: either of them is good then.
+# Keyed by the file's path relative to the record. A file that is being replaced has two entries, both of them valid.
 Record = dict[str, list[Facts]]
 
 
 def record_beside(path: Path) -> Path:
-    """Where the record of a single file is: `ba00001000.pt.record.json`."""
+    """The path of a single file's record: `ba00001000.pt.record.json`."""
     return path.with_name(f"{path.name}.{RECORD}")
 
 
@@ -44,10 +44,10 @@ def facts_of(path: Path) -> Facts:
 
 
 def read_record(path: Path) -> Record | None:
-    """None where there is none.
+    """Reads a record; None if there is none.
 
     Raises:
-        DamagedRecordError: it cannot be read or is not as it was written.
+        DamagedRecordError: it cannot be read or is corrupted.
     """
     try:
         return parse_record(path.read_bytes())
@@ -58,41 +58,41 @@ def read_record(path: Path) -> Record | None:
 
 
 def parse_record(text: bytes) -> Record:
-    """DamagedRecordError where this is no record as it was written."""
+    """Parses a record. Raises DamagedRecordError if it is not one or does not match its own hash."""
     try:
         content = json.loads(text)
-        files, own = content["files"], content[ALGORITHM]
-        record = {name: [Facts(int(f["bytes"]), str(f[ALGORITHM])) for f in found] for name, found in files.items()}
+        files, recorded_hash = content["files"], content[ALGORITHM]
+        record = {name: [Facts(int(f["bytes"]), str(f[ALGORITHM])) for f in facts] for name, facts in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise DamagedRecordError("is no record of a checkpoint's files") from None
-    if own != _own_hash(files):
-        raise DamagedRecordError("was damaged or changed")
+        raise DamagedRecordError("is not a record of a checkpoint's files") from None
+    if recorded_hash != _hash_of(files):
+        raise DamagedRecordError("is corrupted or was changed")
     return record
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Replaces a record by another; a kill leaves one of them."""
-    files = {name: [{"bytes": f.size, ALGORITHM: f.hash} for f in found] for name, found in sorted(record.items())}
+    """Writes a record or replaces one atomically: after a kill, the old or the new one is there."""
+    files = {name: [{"bytes": f.size, ALGORITHM: f.hash} for f in facts] for name, facts in sorted(record.items())}
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump({"files": files, ALGORITHM: _own_hash(files)}, file, indent=1)
+        json.dump({"files": files, ALGORITHM: _hash_of(files)}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
     sync_folder(path.parent)
 
 
-def _own_hash(files: object) -> str:
+def _hash_of(files: object) -> str:
     return xxhash.xxh64_hexdigest(json.dumps(files, sort_keys=True).encode())
 
 
 def put_in_place(record: Path, files: dict[str, Facts]) -> None:
     """Renames `NAME.tmp` to `NAME` for each of a record's files.
 
-    At no moment does the record contradict what lies there: it first speaks of the old files and the new ones.
+    The record matches the files at any moment: until all are renamed, it accepts both the old and the new ones.
     """
     folder = record.parent
-    earlier = {name: _facts_now(record, name) for name in files}
+    earlier = {name: _current_facts(record, name) for name in files}
     write_record(record, {name: [*earlier[name], facts] for name, facts in files.items()})
     for name in files:
         os.replace(folder / f"{name}.tmp", folder / name)
@@ -101,7 +101,7 @@ def put_in_place(record: Path, files: dict[str, Facts]) -> None:
         write_record(record, {name: [facts] for name, facts in files.items()})
 
 
-def _facts_now(record: Path, name: str) -> list[Facts]:
+def _current_facts(record: Path, name: str) -> list[Facts]:
     path = record.parent / name
     if not path.is_file():
         return []
@@ -113,12 +113,12 @@ def _facts_now(record: Path, name: str) -> list[Facts]:
 
 
 def first_flaw(folder: Path, record: Record, sizes_only: bool = False) -> tuple[str, str] | None:
-    """(file, what is wrong with it) of the first file that is not as recorded; None where all are.
+    """(file, what is wrong with it) for the first file that does not match the record; None if all match.
 
     Args:
-        sizes_only: leaves the hashes out, which cost a reading of the files.
+        sizes_only: skips the hashes, which require reading the files.
     """
-    for name, accepted in record.items():  # sizes of all first: they cost nothing
+    for name, accepted in record.items():  # all sizes first: they are cheap to check
         if (flaw := _size_flaw(folder / name, accepted)) is not None:
             return name, flaw
     for name, accepted in () if sizes_only else record.items():
@@ -141,13 +141,13 @@ def _size_flaw(path: Path, accepted: list[Facts]) -> str | None:
 
 def _hash_flaw(path: Path, accepted: list[Facts]) -> str | None:
     try:
-        found = facts_of(path)
+        actual = facts_of(path)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    if found in accepted:
+    if actual in accepted:
         return None
     recorded = _listed([facts.hash for facts in accepted])
-    return f"has the {ALGORITHM} {found.hash}, {RECORD} records {recorded}"
+    return f"has the {ALGORITHM} {actual.hash}, {RECORD} records {recorded}"
 
 
 def _listed(values: list[str]) -> str:
@@ -155,6 +155,6 @@ def _listed(values: list[str]) -> str:
 
 
 def read_back(path: Path) -> Facts:
-    """The facts of a file just written, from the disk and not from what is still cached, as far as that can be had."""
+    """Size and hash of a file just written, read from the disk instead of the page cache as far as possible."""
     forget_cached(path)
     return facts_of(path)

@@ -1,5 +1,5 @@
-"""A folder in an object store that speaks S3. The address of one that is not Amazon's is S3_ENDPOINT_URL, as Streaming
-has it; credentials and region are found where boto3 looks for them.
+"""A folder in an S3-compatible object store. S3_ENDPOINT_URL is the address of a store other than Amazon's, as in
+Streaming; boto3 finds credentials and region in its usual places.
 """
 
 import io
@@ -19,46 +19,46 @@ T = TypeVar("T")
 
 
 class StoreError(RunError):
-    """A store that does not answer or refuses. The message is one line that names it."""
+    """The store does not answer or refuses a request. The message is one line with its address."""
 
 
 class MissingError(StoreError):
-    """There is no such object or bucket."""
+    """The object or bucket does not exist."""
 
 
 class Store:
-    """Objects under a prefix, by their names below it. Every method raises StoreError, after some attempts."""
+    """Objects under a prefix, by their names below it. Every method raises StoreError, after several attempts."""
 
     def __init__(self, url: str):
         self.url = url.rstrip("/")
         self.bucket, self.prefix = split_url(url)
 
     def list(self) -> dict[str, int]:
-        """The bytes of each object by its name."""
+        """The size in bytes of each object, by name."""
         prefix = f"{self.prefix}/" if self.prefix else ""
 
         def pages() -> dict[str, int]:
-            found = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
-            objects = (o for page in found for o in page.get("Contents", ()))
+            responses = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+            objects = (o for page in responses for o in page.get("Contents", ()))
             return {o["Key"].removeprefix(prefix): o["Size"] for o in objects}
 
         return self._ask("", pages)
 
     def read_bytes(self, name: str) -> bytes:
-        """The content of a small object. MissingError where there is none."""
+        """The content of a small object. Raises MissingError if it does not exist."""
         content = io.BytesIO()
         self._fetch(name, content)
         return content.getvalue()
 
     def fetch(self, name: str, path: Path) -> None:
-        """Writes an object to a file. MissingError where there is none; OSError where the file cannot be written."""
+        """Downloads an object to a file. MissingError if it does not exist; OSError if the file cannot be written."""
         with path.open("wb") as file:
             self._fetch(name, file)
             file.flush()
             os.fsync(file.fileno())
 
     def put(self, name: str, source: BinaryIO | bytes) -> None:
-        """Writes or replaces an object: it is the old one until the new one is whole. An open file is closed then."""
+        """Writes or replaces an object atomically: the old one stays until the new one is complete. Closes `source`."""
         file = io.BytesIO(source) if isinstance(source, bytes) else source
         key = self._key(name)
         self._ask(name, lambda: self._client.upload_fileobj(file, self.bucket, key, Config=_in_this_thread()))
@@ -69,7 +69,7 @@ class Store:
         self._ask(name, lambda: self._client.copy(source, self.bucket, self._key(to)))
 
     def delete(self, names: Iterable[str]) -> None:
-        """Deletes objects one after the other; those that are not there are no error."""
+        """Deletes objects one after the other; missing ones are not an error."""
         for name in names:
             delete = partial(self._client.delete_object, Bucket=self.bucket, Key=self._key(name))
             self._ask(name, delete)
@@ -120,7 +120,7 @@ class Store:
 
 
 def _in_this_thread() -> Any:
-    """boto3's own threads would be waited for at the process's end, however long the store is silent."""
+    """Without boto3's threads, which Python would wait for at exit, however long the store does not answer."""
     from boto3.s3.transfer import TransferConfig
 
     return TransferConfig(use_threads=False)

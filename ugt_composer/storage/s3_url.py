@@ -8,17 +8,17 @@ _S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]+)(?:/(.*))?")
 
 
 def is_url(text: str) -> bool:
-    """Whether this is no path of the file system."""
+    """Whether this is a URL and not a file system path."""
     return _URL.match(text) is not None
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """Bucket and prefix, without slashes around it.
+    """Splits a URL into bucket and prefix, the latter without slashes around it.
 
     Raises:
-        ValueError: it is none of S3. The message begins with "is".
+        ValueError: it is not an S3 URL. The message begins with "is".
     """
-    found = _S3.fullmatch(url)
-    if found is None:
-        raise ValueError(f"is {url!r}; expected s3://bucket/prefix: S3, and stores that speak it, are supported")
-    return found.group(1), (found.group(2) or "").strip("/")
+    match = _S3.fullmatch(url)
+    if match is None:
+        raise ValueError(f"is {url!r}; expected s3://bucket/prefix; only S3 and S3-compatible stores are supported")
+    return match.group(1), (match.group(2) or "").strip("/")
