@@ -1,7 +1,7 @@
-"""Many lines to msgspec structs, taken only where every line is beyond doubt; `bulk_rows.py` turns them into rows.
+"""Parses many lines as msgspec structs, if every line is regular; `bulk_rows.py` converts the structs to rows.
 
-The structs keep lists of integers as JSON text (`columns.py` reads them, a key at a time), which msgspec has checked
-to be JSON. What msgspec does not see, duplicate and unknown keys, shows in the number of quotation marks.
+The structs keep lists of integers as JSON text (`columns.py` reads them, one key at a time), which msgspec has checked
+to be JSON. Duplicate and unknown keys, which msgspec does not report, are detected by counting quotation marks.
 """
 
 from collections import Counter
@@ -27,19 +27,19 @@ from ugt_composer.jsonl.schema import (
     USER,
 )
 
-MAX_ALLOWED_KEYS = 32  # that an object's struct knows besides its own; rows with others are read one by one
+MAX_ALLOWED_KEYS = 32  # extra keys per struct; rows with further ones are converted one by one
 
 Item = tuple[int, int, int]
 
 
 @dataclass
 class ParsedRows:
-    """R rows, a column a key. Lists of integers are JSON text; nothing in them has been checked but that it is JSON.
+    """R rows, one column per key. Lists of integers are JSON text, whose values have not been checked.
 
     Attributes:
         encoder, decoder, labels: six, six and three columns; the last two are empty for preference rows.
         chosen, rejected, scores: of preference rows.
-        ignored_keys: rows by the unknown keys they hold.
+        ignored_keys: number of rows by unknown key.
     """
 
     users: Sequence[str]
@@ -53,15 +53,15 @@ class ParsedRows:
 
 
 class BulkParser:
-    """Parses lines of one kind; unknown keys are taken only after `allow` has named them."""
+    """Parses lines of one kind; unknown keys are accepted only after `allow` has named them."""
 
     def __init__(self, kind: str):
         self.kind = kind
-        self._allowed: dict[str, list[str]] = {}  # keys by the key of the object that holds them, "" the row itself
+        self._allowed: dict[str, list[str]] = {}  # keys by the object that holds them; "" is the row itself
         self._decode = self._decoder()
 
     def allow(self, keys: Sequence[str]) -> None:
-        """Makes known the keys that a good row was found to have: "category", "chosen_item.name"."""
+        """Accepts unknown keys that a valid row has, such as "category" or "chosen_item.name"."""
         holders = (SEQUENCE, CHOSEN, REJECTED, REJECTED_LIST) if self.kind == PREFERENCE else ()
         changed = False
         for key in keys:
@@ -76,7 +76,7 @@ class BulkParser:
             self._decode = self._decoder()
 
     def parse(self, lines: Sequence[bytes]) -> ParsedRows:
-        """Raises IrregularRows unless each line is one object of the schema with no key twice and none unknown."""
+        """Raises IrregularRows unless each line is one object of the schema without duplicate or unknown keys."""
         text = b"\n".join(lines)
         _check_text(text)
         try:
@@ -87,8 +87,8 @@ class BulkParser:
             parsed, quotes = self._preference(rows)
         else:
             parsed, quotes = self._recommend(rows)
-        # Every row has at least the quotation marks of the keys and strings found in it. So if there are no more of
-        # them in all, no row has a key twice (the struct would hold the last) or a key that the struct does not know.
+        # Every row has at least the quotation marks of the keys and strings that were parsed. If there are no more in
+        # total, no row has a duplicate key (the struct would keep its last value) or a key that the struct lacks.
         if count_byte(text, b'"') != quotes or not all(parsed.users):
             raise IrregularRows
         return parsed
@@ -113,7 +113,7 @@ class BulkParser:
         return msgspec.json.Decoder(self._struct("", required, optional)).decode
 
     def _struct(self, holder: str, required: dict[str, Any], optional: dict[str, Any] | None = None) -> type:
-        """A struct of the keys and, as fields extra_0 … of JSON text, of the allowed ones."""
+        """A struct with these keys and, as fields extra_0, … of JSON text, the allowed unknown ones."""
         extras = {_extra(at): key for at, key in enumerate(self._allowed.get(holder, ()))}
         unset = {**(optional or {}), **dict.fromkeys(extras, msgspec.Raw)}
         fields = [(name, type_ | msgspec.UnsetType, msgspec.UNSET) for name, type_ in unset.items()]
@@ -146,19 +146,19 @@ class BulkParser:
             ("", rows),
             (SEQUENCE, sequences),
             (CHOSEN, chosen),
-            (REJECTED, _flat(rejected, listed, wanted=False)),
-            (REJECTED_LIST, _flat(rejected, listed, wanted=True)),
+            (REJECTED, _flat(rejected, listed, from_list=False)),
+            (REJECTED_LIST, _flat(rejected, listed, from_list=True)),
         ):
             quotes += self._extras(holder, objects, parsed.ignored_keys)
         return parsed, quotes
 
     def _extras(self, holder: str, objects: Iterable[Any], ignored: Counter[str]) -> int:
-        """Quotation marks of the allowed keys and their values; counts the keys in `ignored`."""
+        """Counts the quotation marks of the allowed keys and their values, and adds the keys to `ignored`."""
         quotes = 0
         for at, key in enumerate(self._allowed.get(holder, ())):
             values = [value for value in _column(objects, _extra(at)) if value is not msgspec.UNSET]
             text = b"".join(values)
-            if b"{" in text:  # an object inside, which may have a key twice
+            if b"{" in text:  # a nested object, which may have duplicate keys
                 raise IrregularRows
             quotes += 2 * len(values) + text.count(b'"')
             if values:
@@ -167,7 +167,7 @@ class BulkParser:
 
 
 def _check_text(text: bytes) -> None:
-    """msgspec checks the encoding of the strings it returns only; an escaped quotation mark upsets the count."""
+    """msgspec checks the encoding only of strings that it returns; an escaped quotation mark would break the count."""
     if b"\\" in text and b'\\"' in text:
         raise IrregularRows
     if not text.isascii():
@@ -182,7 +182,7 @@ def _column(objects: Iterable[Any], name: str) -> list[Any]:
 
 
 def _can_name_a_field(key: str) -> bool:
-    """What msgspec takes; rows with other keys go the slow way."""
+    """Whether msgspec accepts the key; rows with other keys are converted one by one."""
     return key.isprintable() and not set(key) & {'"', "\\"}
 
 
@@ -191,7 +191,7 @@ def _extra(at: int) -> str:
 
 
 def _one_of(single: Any, listed: Any) -> list[Any]:
-    """The rejected items of a row, which may lie under either key but not under both."""
+    """The rejected items of a row, which may be under either key but not under both."""
     if (single is msgspec.UNSET) == (listed is msgspec.UNSET):
         raise IrregularRows
     if listed is not msgspec.UNSET:
@@ -199,12 +199,12 @@ def _one_of(single: Any, listed: Any) -> list[Any]:
     return single if isinstance(single, list) else [single]
 
 
-def _flat(rejected: list[list[Any]], listed: list[Any], wanted: bool) -> list[Any]:
-    """The rejected items of the rows that hold them under REJECTED_LIST, or of the others."""
+def _flat(rejected: list[list[Any]], listed: list[Any], from_list: bool) -> list[Any]:
+    """The rejected items of the rows that have them under REJECTED_LIST, or of the other rows."""
     return [
         item
         for items, many in zip(rejected, listed, strict=True)
-        if (many is not msgspec.UNSET) == wanted
+        if (many is not msgspec.UNSET) == from_list
         for item in items
     ]
 

@@ -1,6 +1,6 @@
-"""From parsed rows to what the model sees, many rows at once: the vectorised twin of `rows.py` and `canonical.py`.
+"""Checks and converts many parsed rows at once: the vectorised counterpart of `rows.py` and `canonical.py`.
 
-Anything that is wrong or rare raises IrregularRows; those rows then go the slow way, which gives the reasons.
+Anything wrong or rare raises IrregularRows; those rows are then converted one by one, which gives the reasons.
 Shapes: R rows, n history or target tokens of all rows together.
 """
 
@@ -20,21 +20,21 @@ from ugt_composer.vocabulary import BOS, IGNORE_INDEX, LEVELS, NUM_SPECIAL_IDS, 
 
 
 def convert_rows(parsed: ParsedRows, settings: Settings, counts: Counts) -> RowBatch:
-    """Raises IrregularRows, with `counts` as it was, unless all rows are good."""
-    found = Counts(rows=len(parsed.users))
+    """Raises IrregularRows, without changing `counts`, unless all rows are valid."""
+    new_counts = Counts(rows=len(parsed.users))
     users = [user.encode("utf-8") for user in parsed.users]
     if max(map(len, users)) > LARGEST_COUNT:
         raise IrregularRows
-    encoder, encoder_lengths = _encoder(parsed.encoder, settings, found)
+    encoder, encoder_lengths = _encoder(parsed.encoder, settings, new_counts)
     if parsed.decoder:
-        decoder, decoder_lengths = _decoder(parsed, settings, found)
+        decoder, decoder_lengths = _decoder(parsed, settings, new_counts)
     else:
-        decoder, decoder_lengths = _chosen(parsed, settings, found)
-    rejected, rejected_lengths = _rejected(parsed, settings, found)
-    found.encoder_lengths.update(_histogram(encoder_lengths))
-    found.decoder_lengths.update(_histogram(decoder_lengths))
-    found.ignored_keys.update(parsed.ignored_keys)
-    counts.add(found)
+        decoder, decoder_lengths = _chosen(parsed, settings, new_counts)
+    rejected, rejected_lengths = _rejected(parsed, settings, new_counts)
+    new_counts.encoder_lengths.update(_histogram(encoder_lengths))
+    new_counts.decoder_lengths.update(_histogram(decoder_lengths))
+    new_counts.ignored_keys.update(parsed.ignored_keys)
+    counts.add(new_counts)
     return RowBatch(
         users,
         encoder,
@@ -54,7 +54,7 @@ def _histogram(lengths: np.ndarray) -> dict[int, int]:
 
 @dataclass
 class Side:
-    """An encoder or decoder of R rows as the file has it, in columns of n + R slots, see `columns.py`.
+    """The encoder or decoder of R rows as in the file, in columns of n + R slots (see `columns.py`).
 
     Attributes:
         ids: int64 (3, n + R).
@@ -62,7 +62,7 @@ class Side:
         token_types: uint8 (n + R,).
         mask: bool (n + R,), False in the extra slots.
         ends: (R,) indices of the extra slots.
-        labels: int64 (3, n + R), ignored in the extra slots; of a decoder only.
+        labels: int64 (3, n + R), ignored in the extra slots; for a decoder only.
     """
 
     ids: np.ndarray
@@ -77,7 +77,7 @@ class Side:
         return np.concatenate(([0], self.ends[:-1] + 1))
 
     def lengths(self) -> np.ndarray:
-        """(R,) valid positions a row, at least 1."""
+        """(R,) valid positions per row. Raises IrregularRows if a row has none."""
         lengths = np.add.reduceat(self.mask, self.starts, dtype=np.int64)
         if lengths.min() == 0:
             raise IrregularRows
@@ -88,7 +88,7 @@ class Side:
 
 
 def _read_side(lists: Sequence[RawLists], labels: Sequence[RawLists], settings: Settings) -> Side:
-    """Reads and checks all values but whether positions fit the model."""
+    """Reads all values and checks them, except that positions fit the model."""
     numbers = read_integers([*lists[:TOKEN_TYPES], *labels])
     digits = read_digits(lists[TOKEN_TYPES:])
     ends = np.flatnonzero(numbers[0] == END)
@@ -111,19 +111,19 @@ def _read_side(lists: Sequence[RawLists], labels: Sequence[RawLists], settings: 
     return Side(numbers[:LEVELS], numbers[POSITIONS], digits[0], digits[1].astype(bool), ends, numbers[TOKEN_TYPES:])
 
 
-def _encoder(lists: Sequence[RawLists], settings: Settings, found: Counts) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 5) as stored, and (R,) tokens a row."""
+def _encoder(lists: Sequence[RawLists], settings: Settings, new_counts: Counts) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 5) as stored, and (R,) tokens per row."""
     side = _read_side(lists, [], settings)
     lengths = side.lengths()
-    found.masked_encoder = side.masked_out()
+    new_counts.masked_encoder = side.masked_out()
     long_rows = np.flatnonzero(lengths > settings.max_history)
-    for row in long_rows:  # each of them costs far more to parse than to cut here
+    for row in long_rows:  # a Python loop: cutting a row costs far less than parsing it
         _keep_most_recent(side, slice(side.starts[row], side.ends[row]), settings.max_history)
     if len(long_rows):
-        found.truncated_histories = len(long_rows)
+        new_counts.truncated_histories = len(long_rows)
         lengths = side.lengths()
-    found.largest_encoder_position = int(side.positions.max(where=side.mask, initial=0))
-    if found.largest_encoder_position >= settings.max_positions:
+    new_counts.largest_encoder_position = int(side.positions.max(where=side.mask, initial=0))
+    if new_counts.largest_encoder_position >= settings.max_positions:
         raise IrregularRows
     stored = np.empty((len(side.mask), ENCODER_COLUMNS), DTYPES[settings.width])
     for column, values in enumerate((*side.ids, side.positions, side.token_types)):
@@ -132,13 +132,13 @@ def _encoder(lists: Sequence[RawLists], settings: Settings, found: Counts) -> tu
 
 
 def _masked(table: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """`table[mask]`, of rows as one value each: NumPy moves these ten times as fast as rows of an axis."""
+    """`table[mask]`, with each row viewed as a single value, which is ten times as fast in NumPy."""
     whole_rows = table.view(np.dtype((np.void, table.itemsize * table.shape[1])))[:, 0]
     return whole_rows[mask].view(table.dtype).reshape(-1, table.shape[1])
 
 
 def _keep_most_recent(side: Side, row: slice, size: int) -> None:
-    """Cuts one row in place, as `canonical._most_recent` does."""
+    """Truncates one row in place, like `canonical._most_recent`."""
     valid = np.flatnonzero(side.mask[row]) + row.start
     front = int(side.token_types[valid[0]] == USER)
     others = valid[front:]
@@ -149,11 +149,11 @@ def _keep_most_recent(side: Side, row: slice, size: int) -> None:
         side.positions[kept] -= side.positions[kept].min() - side.positions[others].min()
 
 
-def _decoder(parsed: ParsedRows, settings: Settings, found: Counts) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 8) as stored, and (R,) tokens a row. The rules are those of `canonical.py`."""
+def _decoder(parsed: ParsedRows, settings: Settings, new_counts: Counts) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 8) as stored, and (R,) tokens per row. The rules are those of `canonical.py`."""
     side = _read_side(parsed.decoder, parsed.labels, settings)
     token_counts = side.lengths()
-    found.masked_decoder = side.masked_out()
+    new_counts.masked_decoder = side.masked_out()
     tokens = np.empty((len(side.mask), DECODER_COLUMNS), np.int32)
     for column, values in enumerate((*side.ids, side.positions, side.token_types, *side.labels)):
         tokens[:, column] = values
@@ -164,32 +164,32 @@ def _decoder(parsed: ParsedRows, settings: Settings, found: Counts) -> tuple[np.
     aligned = _aligned(tokens, starts)
     shifted = ~aligned & ~has_bos
     for form, rows in zip(FORMS, (aligned, ~aligned & has_bos, shifted), strict=True):
-        found.forms[form] += int(rows.sum())
+        new_counts.forms[form] += int(rows.sum())
     full_lengths = token_counts - has_bos + ~aligned
     if full_lengths.min() == 0:  # nothing but BOS
         raise IrregularRows
     lengths = np.minimum(full_lengths, settings.max_target)
-    found.truncated_targets = int((full_lengths > lengths).sum())
+    new_counts.truncated_targets = int((full_lengths > lengths).sum())
 
-    # Slot j of a row takes as input its token j - 1 (not counting a BOS of the file), and as label that of token j
-    # where the labels are the targets themselves, else that of the input. Slot 0 is set below.
+    # Slot j of a row gets token j - 1 as input (not counting a BOS of the file). Its label is that of token j if the
+    # labels are the targets themselves, else that of the input. Slot 0 is set below.
     out_starts = np.cumsum(lengths) - lengths
     first_target = starts + has_bos
     slots = np.arange(int(lengths.sum()))
     input_of = slots + np.repeat(first_target - 1 - out_starts, lengths)
     label_of = slots + np.repeat(np.where(aligned, first_target, starts - shifted) - out_starts, lengths)
-    input_of[out_starts] = label_of[out_starts[shifted]] = 0  # any token
+    input_of[out_starts] = label_of[out_starts[shifted]] = 0  # placeholder
     out = tokens[input_of]
     out[:, POSITIONS] += np.repeat(1 - _smallest_positions(tokens, starts, has_bos), lengths)
     out[out_starts, :MASK] = BOS_TOKEN
     out[:, MASK:] = tokens[label_of, MASK:]
     first_ids = tokens[starts[shifted], :LEVELS]
     out[out_starts[shifted], MASK:] = np.where(first_ids >= NUM_SPECIAL_IDS, first_ids, IGNORE_INDEX)
-    return _stored_decoder(out, out_starts, settings, found), lengths
+    return _stored_decoder(out, out_starts, settings, new_counts), lengths
 
 
 def _aligned(tokens: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """(R,) whether a row has labels and each is the id at its own position and level."""
+    """(R,) whether a row has labels and each equals the id at its own position and level."""
     labels = tokens[:, MASK:]
     labelled = labels != IGNORE_INDEX
     differs = labelled & (labels != tokens[:, :LEVELS])
@@ -197,36 +197,36 @@ def _aligned(tokens: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 def _smallest_positions(tokens: np.ndarray, starts: np.ndarray, has_bos: np.ndarray) -> np.ndarray:
-    """(R,) the smallest position of each row's tokens but a BOS in front."""
+    """(R,) the smallest position of each row's tokens, without a BOS in front."""
     positions = tokens[:, POSITIONS].copy()
     positions[starts[has_bos]] = LARGEST_POSITION
     return np.minimum.reduceat(positions, starts)
 
 
-def _stored_decoder(out: np.ndarray, starts: np.ndarray, settings: Settings, found: Counts) -> np.ndarray:
-    """Checks positions, counts rows without a label, and writes ignored labels as the codec has them."""
-    found.largest_decoder_position = int(out[:, POSITIONS].max())
-    if found.largest_decoder_position >= settings.max_positions:
+def _stored_decoder(out: np.ndarray, starts: np.ndarray, settings: Settings, new_counts: Counts) -> np.ndarray:
+    """Checks positions, counts rows without a label, and writes ignored labels as the codec stores them."""
+    new_counts.largest_decoder_position = int(out[:, POSITIONS].max())
+    if new_counts.largest_decoder_position >= settings.max_positions:
         raise IrregularRows
     ignored = out[:, MASK:] == IGNORE_INDEX
-    found.all_labels_ignored = int(np.logical_and.reduceat(ignored.all(axis=1), starts).sum())
+    new_counts.all_labels_ignored = int(np.logical_and.reduceat(ignored.all(axis=1), starts).sum())
     dtype = DTYPES[settings.width]
     stored = out.astype(dtype)
     stored[:, MASK:][ignored] = np.iinfo(dtype).max
     return stored
 
 
-def _chosen(parsed: ParsedRows, settings: Settings, found: Counts) -> tuple[np.ndarray, np.ndarray]:
+def _chosen(parsed: ParsedRows, settings: Settings, new_counts: Counts) -> tuple[np.ndarray, np.ndarray]:
     """Decoders of preference rows: BOS with the chosen item as its label."""
     rows = len(parsed.users)
     decoder = np.empty((rows, DECODER_COLUMNS), DTYPES[settings.width])
     decoder[:, :MASK] = BOS_TOKEN
     decoder[:, MASK:] = _items(parsed.chosen, settings)
-    found.largest_decoder_position = 0
+    new_counts.largest_decoder_position = 0
     return decoder, np.ones(rows, np.int64)
 
 
-def _rejected(parsed: ParsedRows, settings: Settings, found: Counts) -> tuple[np.ndarray, np.ndarray]:
+def _rejected(parsed: ParsedRows, settings: Settings, new_counts: Counts) -> tuple[np.ndarray, np.ndarray]:
     rows, dtype = len(parsed.users), DTYPES[settings.width]
     if not parsed.rejected:
         return np.empty((0, REJECTED_COLUMNS), dtype), np.zeros(rows, np.int64)
@@ -238,7 +238,7 @@ def _rejected(parsed: ParsedRows, settings: Settings, found: Counts) -> tuple[np
         and not any(chosen in items for chosen, items in zip(parsed.chosen, parsed.rejected, strict=True))
     ):
         raise IrregularRows
-    found.rejected_lengths.update(_histogram(lengths))
+    new_counts.rejected_lengths.update(_histogram(lengths))
     return _items([item for items in parsed.rejected for item in items], settings).astype(dtype), lengths
 
 

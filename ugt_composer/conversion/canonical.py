@@ -1,13 +1,13 @@
-"""From a checked row to what the model sees, one row at a time. `chunks.py` does the same to many rows at once.
+"""Converts a checked row to what the model sees, one row at a time; `bulk_rows.py` does the same for many rows at once.
 
-The decoder's input starts with BOS. Which labels it gets depends on what the labels of the file are:
+The decoder's input starts with BOS. Its labels depend on the labels in the file:
 
-    aligned          every label is the id at its own position: the labels are the targets, so the inputs move one
-                     position behind them. A BOS that the file has in front is no target and goes.
-    starts_with_bos  the file has BOS in front and labels that differ from the ids: its own pairs stay.
-    shifted          otherwise: BOS comes in front and gets the first token as its label; the file's own pairs stay.
+    aligned          every label is the id at its own position: the labels are the targets, so the inputs are shifted
+                     to one position behind them. A leading BOS in the file is not a target and is dropped.
+    starts_with_bos  the file has a leading BOS and labels that differ from the ids: its input-label pairs are kept.
+    shifted          otherwise: BOS is put in front with the first token as its label; the file's pairs are kept.
 
-Positions of the decoder count from BOS at 0, whatever the file's first position is.
+Decoder positions count from BOS at 0, whatever the first position in the file is.
 """
 
 from dataclasses import dataclass
@@ -39,21 +39,21 @@ class Token:
 
 
 def canonical_row(row: CheckedRow, settings: Settings, counts: Counts) -> Row:
-    """The row as it is stored; `counts` is added to only where the row is good. Raises BadRow for a position."""
+    """The row as stored. Adds to `counts`, unless it raises BadRow for a large position or a decoder without target."""
     prefix = f"{SEQUENCE}." if settings.kind == PREFERENCE else ""
-    found = Counts(rows=1)
-    encoder = _encoder(row.encoder, prefix + ENCODER_KEYS[POSITIONS], settings, found)
+    new_counts = Counts(rows=1)
+    encoder = _encoder(row.encoder, prefix + ENCODER_KEYS[POSITIONS], settings, new_counts)
     if row.chosen is None:
-        decoder = _decoder(row, settings, found)
+        decoder = _decoder(row, settings, new_counts)
     else:
         decoder = [Token(BOS_TOKEN, list(row.chosen))]
-        found.largest_decoder_position = 0
-        found.rejected_lengths[len(row.rejected)] += 1
-    found.encoder_lengths[len(encoder)] += 1
-    found.decoder_lengths[len(decoder)] += 1
-    found.all_labels_ignored = int(all(token.labels == IGNORED_LABELS for token in decoder))
-    found.ignored_keys.update(row.ignored_keys)
-    counts.add(found)
+        new_counts.largest_decoder_position = 0
+        new_counts.rejected_lengths[len(row.rejected)] += 1
+    new_counts.encoder_lengths[len(encoder)] += 1
+    new_counts.decoder_lengths[len(decoder)] += 1
+    new_counts.all_labels_ignored = int(all(token.labels == IGNORED_LABELS for token in decoder))
+    new_counts.ignored_keys.update(row.ignored_keys)
+    counts.add(new_counts)
     return Row(
         user_id=row.user_id,
         encoder=np.array(encoder, np.int64).reshape(-1, ENCODER_COLUMNS),
@@ -68,37 +68,37 @@ def _valid(columns: list[list[int]]) -> list[list[int]]:
     return [list(token[:MASK]) for token in zip(*columns, strict=True) if token[MASK]]
 
 
-def _encoder(columns: list[list[int]], name: str, settings: Settings, found: Counts) -> list[list[int]]:
+def _encoder(columns: list[list[int]], name: str, settings: Settings, new_counts: Counts) -> list[list[int]]:
     tokens = _valid(columns)
-    found.masked_encoder = len(columns[MASK]) - len(tokens)
+    new_counts.masked_encoder = len(columns[MASK]) - len(tokens)
     if len(tokens) > settings.max_history:
-        found.truncated_histories = 1
+        new_counts.truncated_histories = 1
         tokens = _most_recent(tokens, settings.max_history)
-    found.largest_encoder_position = _check_positions(tokens, name, settings)
+    new_counts.largest_encoder_position = _check_positions(tokens, name, settings)
     return tokens
 
 
 def _most_recent(tokens: list[list[int]], size: int) -> list[list[int]]:
-    """The user token, if there is one in front, and the last of the others.
+    """Truncates to `size` tokens: the leading user token, if there is one, and the last of the others.
 
-    Positions of the others move down by a constant, so that the smallest is what it was before the cut.
+    Positions of the others decrease by a constant, so that the smallest stays the same as before the cut.
     """
     front = tokens[:1] if tokens[0][TOKEN_TYPES] == USER else []
     others = tokens[len(front) :]
     kept = others[len(others) - (size - len(front)) :]
     if not kept:
         return front
-    moved = min(token[POSITIONS] for token in kept) - min(token[POSITIONS] for token in others)
-    return front + [[*token[:POSITIONS], token[POSITIONS] - moved, token[TOKEN_TYPES]] for token in kept]
+    shift = min(token[POSITIONS] for token in kept) - min(token[POSITIONS] for token in others)
+    return front + [[*token[:POSITIONS], token[POSITIONS] - shift, token[TOKEN_TYPES]] for token in kept]
 
 
-def _decoder(row: CheckedRow, settings: Settings, found: Counts) -> list[Token]:
+def _decoder(row: CheckedRow, settings: Settings, new_counts: Counts) -> list[Token]:
     tokens = [
         Token(list(values[:MASK]), list(labels))
         for values, labels in zip(zip(*row.decoder, strict=True), zip(*row.labels, strict=True), strict=True)
         if values[MASK]
     ]
-    found.masked_decoder = len(row.labels[0]) - len(tokens)
+    new_counts.masked_decoder = len(row.labels[0]) - len(tokens)
     has_bos = tokens[0].ids == BOS_TOKEN[:LEVELS]
     targets = tokens[has_bos:]
     smallest = min((token.values[POSITIONS] for token in targets), default=0)
@@ -117,17 +117,19 @@ def _decoder(row: CheckedRow, settings: Settings, found: Counts) -> list[Token]:
         form = SHIFTED
         first = [level_id if level_id >= NUM_SPECIAL_IDS else IGNORE_INDEX for level_id in tokens[0].ids]
         labels = [first] + [token.labels for token in tokens]
-    found.forms[form] += 1
-    found.truncated_targets = int(len(labels) > settings.max_target)
-    pairs = list(zip(inputs, labels, strict=False))[: settings.max_target]  # an aligned row's last token is no input
-    found.largest_decoder_position = _check_positions(
+    new_counts.forms[form] += 1
+    new_counts.truncated_targets = int(len(labels) > settings.max_target)
+    pairs = list(zip(inputs, labels, strict=False))[
+        : settings.max_target
+    ]  # an aligned row's last token is not an input
+    new_counts.largest_decoder_position = _check_positions(
         [values for values, _ in pairs], DECODER_KEYS[POSITIONS], settings, "counted from BOS at 0, "
     )
     return [Token(values, labels) for values, labels in pairs]
 
 
 def _is_aligned(tokens: list[Token]) -> bool:
-    """Whether there are labels and each is the id at its own position and level."""
+    """Whether there are labels and each equals the id at its own position and level."""
     pairs = [
         (label, level_id)
         for token in tokens
@@ -137,9 +139,9 @@ def _is_aligned(tokens: list[Token]) -> bool:
     return bool(pairs) and all(label == level_id for label, level_id in pairs)
 
 
-def _check_positions(tokens: list[list[int]], name: str, settings: Settings, how: str = "") -> int:
+def _check_positions(tokens: list[list[int]], name: str, settings: Settings, note: str = "") -> int:
     largest = max(token[POSITIONS] for token in tokens)
     if largest >= settings.max_positions:
-        expected = f"{how}at most {settings.max_positions - 1} (--max-positions {settings.max_positions})"
+        expected = f"{note}at most {settings.max_positions - 1} (--max-positions {settings.max_positions})"
         raise BadRow(name, "out of range", shown(largest), expected)
     return largest

@@ -1,7 +1,7 @@
-"""Lists of integers as JSON text to NumPy columns, for many rows and several keys at once.
+"""Reads lists of integers from JSON text into NumPy columns, for many rows and several keys at once.
 
-A column holds the values of one key of R rows. After each row's values comes one slot more, so that a column of n
-values is an array of n + R slots. Columns of the same side have these extra slots at the same places.
+A column holds the values of one key for R rows. Each row's values are followed by one extra slot, so that a column of
+n values is an array of n + R slots. Columns of the same side have their extra slots at the same places.
 """
 
 import warnings
@@ -13,7 +13,7 @@ import numpy as np
 
 RawLists = Sequence[msgspec.Raw]
 
-END = -1  # in the extra slots; no value of any key: ids, positions, types and masks are at least 0, labels 0 or -100
+END = -1  # in the extra slots; never a value: ids, positions, types and masks are >= 0, labels >= 0 or -100
 END_BYTE, BAD_BYTE = 255, 254
 BLANKS = b" \t\r\n"
 
@@ -25,12 +25,12 @@ _STARTS_NUMBER = np.array([chr(byte) in "-0123456789" for byte in range(256)])
 
 
 class IrregularRows(Exception):
-    """Something in these rows needs a look at each of them: a mistake, or a form that is right but rare."""
+    """These rows must be converted one by one: there is an error among them, or a valid but rare form."""
 
 
 @contextmanager
 def strict_numbers() -> Iterator[None]:
-    """NumPy only warns of text that is no number and returns what came before it; inside this block it raises."""
+    """Makes NumPy raise for text that is not a number, instead of warning and returning the values before it."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", DeprecationWarning)
         yield
@@ -39,7 +39,7 @@ def strict_numbers() -> Iterator[None]:
 def read_integers(columns: Sequence[RawLists]) -> np.ndarray:
     """Reads C columns of integers that may be large or negative.
 
-    msgspec has checked that each text is JSON; here it is taken only if it is one flat list of plain integers.
+    Each text is JSON, as msgspec has checked. Raises IrregularRows unless it is one flat list of plain integers.
 
     Returns:
         int64 (C, n + R), with END in the extra slots.
@@ -48,9 +48,9 @@ def read_integers(columns: Sequence[RawLists]) -> np.ndarray:
     text = b",".join(lists)
     buffer = np.frombuffer(text, np.uint8)
     opens = np.flatnonzero(buffer == ord("["))
-    if len(opens) != len(lists):  # a list in a list, or no list
+    if len(opens) != len(lists):  # a nested list, or not a list
         raise IrregularRows
-    if not _STARTS_NUMBER[buffer[opens + 1]].all():  # NumPy would take the blank of `[ ]` for a zero
+    if not _STARTS_NUMBER[buffer[opens + 1]].all():  # NumPy would read the blank in `[ ]` as a zero
         text = text.translate(None, BLANKS)
     try:
         values = np.fromstring(text.replace(b"[", b"").replace(b"]", b",%d" % END), np.int64, sep=",")
@@ -60,7 +60,7 @@ def read_integers(columns: Sequence[RawLists]) -> np.ndarray:
 
 
 def read_digits(columns: Sequence[RawLists]) -> np.ndarray:
-    """Reads C columns of integers from 0 to 9, at a tenth of the cost. The last column may be of booleans.
+    """Reads C columns of integers from 0 to 9, at a tenth of the cost. The last column may hold booleans.
 
     Returns:
         uint8 (C, n + R), with END_BYTE in the extra slots.
@@ -71,7 +71,7 @@ def read_digits(columns: Sequence[RawLists]) -> np.ndarray:
     text += last
     lists = sum(map(len, columns))
     values = np.frombuffer(text.translate(_DIGIT_TABLE, b"[," + BLANKS), np.uint8)
-    # As many digits as values (commas and one more a list) means that each value is one digit, none being empty.
+    # As many digits as values (the commas, and one more per list) means that each value has exactly one digit.
     digits = len(values) - lists
     flat = count_byte(text, b"[") == lists
     if not flat or digits != count_byte(text, b",") + lists or (values == BAD_BYTE).any():
@@ -85,7 +85,7 @@ def count_byte(text: bytes, byte: bytes) -> int:
 
 
 def _by_column(values: np.ndarray, end: int, columns: Sequence[RawLists]) -> np.ndarray:
-    """(C, n + R). All columns must have their ends at the same places, one a row, and no row may be empty."""
+    """(C, n + R). All columns must have their ends at the same places, one per row, and no row may be empty."""
     if len(values) % len(columns):
         raise IrregularRows
     table = values.reshape(len(columns), -1)

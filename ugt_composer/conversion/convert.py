@@ -1,4 +1,4 @@
-"""From JSON Lines to a folder of MDS shards: input files, partitions, workers, one index, a manifest."""
+"""Converts JSON Lines to a folder of MDS shards: input files, partitions, workers, one index, a manifest."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from ugt_composer.jsonl.sources import Source, find_sources, partitions
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written: the counts, the number of shards and their bytes as they lie on the disk."""
+    """What was written: the counts, the number of shards and their size on disk in bytes."""
 
     counts: Counts
     shards: int
@@ -38,14 +38,15 @@ def convert(
     overwrite: bool = False,
     progress: Callable[[int], Callable[[int], None]] | None = None,
 ) -> Conversion:
-    """Converts all rows of `inputs` into the folder `out`, which is there only after all went well.
+    """Converts all rows of `inputs` into the folder `out`, which appears only if the conversion succeeds.
 
     Args:
         inputs: files and folders.
-        progress: called with the input's size in bytes; what it returns is called with each number of bytes done.
+        progress: called with the input's size in bytes; returns a function that is called with the bytes done since
+            its last call.
 
     Raises:
-        UserError: for input, options or rows that the user has to mend.
+        UserError: for input, options or rows that the user has to fix.
     """
     if workers < 1:
         raise UserError(f"--workers {workers} is less than 1")
@@ -53,20 +54,20 @@ def convert(
     on_progress = progress(sum(source.size for source in sources)) if progress else _no_progress
     with output_folder(out, overwrite) as output:
         parts = partitions(sources, settings.range_bytes)
-        joined = _Joined(output.work, sources)
-        # Closed here, so that no worker writes any more when a bad row removes the work folder.
+        merged = _Merger(output.work, sources)
+        # Closed here, so that no worker is still writing when a bad row removes the work folder.
         with closing(run_partitions(parts, output.work, settings, workers, on_progress)) as results:
             for number, result in enumerate(results):
-                joined.add(part_folder(output.work, number), result)
-        return _finish(joined, output, settings)
+                merged.add(part_folder(output.work, number), result)
+        return _finish(merged, output, settings)
 
 
 def _no_progress(new: int) -> None:
     pass
 
 
-class _Joined:
-    """Puts the partitions' shards and quarantined rows together as they come in, in order."""
+class _Merger:
+    """Merges the partitions' shards and quarantined rows in input order."""
 
     def __init__(self, work: Path, sources: Sequence[Source]):
         self.work, self.sources = work, sources
@@ -88,7 +89,7 @@ class _Joined:
         shutil.rmtree(folder)
 
     def _add_shard(self, folder: Path, shard: dict[str, Any]) -> None:
-        """Moves a shard under its number in the whole, having checked that it is all there."""
+        """Checks that a shard was written completely, and moves it to its number in the whole output."""
         stored = shard["zip_data"] or shard["raw_data"]
         file = folder / stored["basename"]
         if file.stat().st_size != stored["bytes"]:
@@ -100,7 +101,7 @@ class _Joined:
         self.shards.append(shard)
 
     def _add_quarantine(self, file: Path) -> None:
-        """Appends quarantined rows, whose lines the worker counted from the start of its piece."""
+        """Appends quarantined rows; their line numbers count from the start of the worker's piece."""
         first_lines = {source.path: self.inputs.lines[at] for at, source in enumerate(self.sources)}
         with open(file, encoding="ascii") as part, open(self.work / QUARANTINE_NAME, "a", encoding="ascii") as whole:
             for text in part:
@@ -112,22 +113,22 @@ def _write_entry(file: IO[str], entry: dict[str, Any], first_lines: dict[str, in
     file.write(json.dumps(entry) + "\n")
 
 
-def _finish(joined: _Joined, output: OutputFolder, settings: Settings) -> Conversion:
-    counts = joined.counts
+def _finish(merged: _Merger, output: OutputFolder, settings: Settings) -> Conversion:
+    counts = merged.counts
     rows = counts.rows + counts.bad_rows
     if counts.bad_rows and (counts.bad_rows > settings.max_error_rate * rows or not counts.rows):
-        kept = output.out.with_name(f"{output.out.name}.{QUARANTINE_NAME}")
-        os.replace(output.work / QUARANTINE_NAME, kept)
+        quarantine = output.out.with_name(f"{output.out.name}.{QUARANTINE_NAME}")
+        os.replace(output.work / QUARANTINE_NAME, quarantine)
         raise UserError(
             f"{counts.bad_rows:,} of {rows:,} rows are bad, more than --max-error-rate {settings.max_error_rate}; "
-            f"they are in {kept}, nothing else was written:\n{reasons(counts)}"
+            f"they are in {quarantine}, nothing else was written:\n{reasons(counts)}"
         )
     if not counts.rows:
-        raise UserError(f"{', '.join(source.path for source in joined.sources[:3])}: no rows in the input")
-    if sum(shard["samples"] for shard in joined.shards) != counts.rows:
+        raise UserError(f"{', '.join(source.path for source in merged.sources[:3])}: no rows in the input")
+    if sum(shard["samples"] for shard in merged.shards) != counts.rows:
         raise RuntimeError("the shards do not hold the rows that were counted")
-    write_index(output.work, joined.shards)
-    write_manifest(output.work, settings, counts, joined.inputs)
+    write_index(output.work, merged.shards)
+    write_manifest(output.work, settings, counts, merged.inputs)
     output.publish()
-    sizes = [(shard["zip_data"] or shard["raw_data"])["bytes"] for shard in joined.shards]
+    sizes = [(shard["zip_data"] or shard["raw_data"])["bytes"] for shard in merged.shards]
     return Conversion(counts, len(sizes), sum(sizes))

@@ -1,4 +1,4 @@
-"""What a conversion counts. Partitions count on their own; their counts are added in input order."""
+"""The counts of a conversion. Partitions count separately; their counts are added in input order."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,15 +13,15 @@ OTHER_KEYS = "(other keys)"
 
 @dataclass
 class Counts:
-    """All but `bad_rows`, `bad_reasons` and `blank_lines` are about the rows that were written.
+    """All but `bad_rows`, `bad_reasons` and `blank_lines` concern only the rows that were written.
 
     Attributes:
         bad_reasons: bad rows by (field, reason).
         masked_encoder, masked_decoder: positions dropped because their mask is 0.
-        forms: rows by what the decoder's labels were in the file, see `canonical.py`.
-        largest_encoder_position, largest_decoder_position: as stored, -1 where there is no row.
+        forms: rows by the form of the decoder's labels in the file, see `canonical.py`.
+        largest_encoder_position, largest_decoder_position: as stored, -1 if there is no row.
         encoder_lengths, decoder_lengths, rejected_lengths: rows by number of tokens or items, as stored.
-        ignored_keys: rows by the unknown keys they hold.
+        ignored_keys: rows by unknown key.
     """
 
     rows: int = 0
@@ -53,7 +53,7 @@ class Counts:
                 setattr(self, name, getattr(self, name) + value)
 
     def add_ignored_keys(self, keys: Counter[str]) -> None:
-        """Names the first hundred; data used as keys must not fill the memory."""
+        """Keeps only the first MAX_NAMED_KEYS names, so that data used as keys does not fill the memory."""
         for key, rows in keys.items():
             name = shown_name(key)
             known = name in self.ignored_keys or len(self.ignored_keys) < MAX_NAMED_KEYS

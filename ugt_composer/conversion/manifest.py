@@ -1,4 +1,5 @@
-"""manifest.json: what a folder of shards holds and what it was made from. Same input and options, same bytes."""
+"""manifest.json: what a folder of shards holds and what it was made from. The same input and options give
+the same bytes."""
 
 import json
 import os
@@ -22,7 +23,7 @@ SCHEMA_VERSION = 1
 
 @dataclass
 class InputFacts:
-    """What was read of the sources: for each of them the number of lines so far, and the hashes of its pieces."""
+    """What was read of the sources: for each, the number of lines so far and the hashes of its pieces."""
 
     sources: Sequence[Source]
     lines: dict[int, int] = field(default_factory=Counter)
@@ -33,7 +34,7 @@ class InputFacts:
         self.digests.setdefault(source, []).append(digest)
 
     def fingerprint(self) -> str:
-        """A hash of the files' (decompressed) bytes and base names in order; folders and dates do not count."""
+        """A hash of the files' (decompressed) bytes and base names in order; independent of folders and dates."""
         facts = [[os.path.basename(source.path), self.digests.get(at, [])] for at, source in enumerate(self.sources)]
         return f"xxh3_128:{xxhash.xxh3_128(json.dumps(facts).encode()).hexdigest()}"
 

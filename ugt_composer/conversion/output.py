@@ -1,7 +1,7 @@
-"""The output folder: complete or not there, whatever kills the program.
+"""The output folder: complete or absent, even if the program is killed.
 
-The work is done in a hidden folder beside it that is locked while its program lives. A lock ends with its process, so
-that the next run tells the leftovers of a killed one from the work of a living one.
+The work is done in a hidden folder beside it, which is locked while the program runs. The lock ends with the process,
+so that the next run can distinguish the leftovers of a killed run from the work of a running one.
 """
 
 import fcntl
@@ -17,21 +17,21 @@ from ugt_composer.conversion.partition import QUARANTINE_NAME
 from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME
 from ugt_composer.errors import UserError
 
-OWN_NAMES = re.compile(rf"shard\.\d+\.mds(\.\w+)?|{re.escape(INDEX_NAME)}|{MANIFEST_NAME}|{QUARANTINE_NAME}")
+OUTPUT_NAMES = re.compile(rf"shard\.\d+\.mds(\.\w+)?|{re.escape(INDEX_NAME)}|{MANIFEST_NAME}|{QUARANTINE_NAME}")
 
 
 class OutputFolder:
-    """Where a conversion works, and what becomes its output with `publish`."""
+    """The work folder of a conversion, which `publish` makes its output."""
 
     def __init__(self, out: Path, work: Path, lock: int):
         self.out, self.work, self._lock = out, work, lock
 
     def publish(self) -> None:
-        """Puts the work in the place of `out`; an earlier `out` is removed only after that."""
+        """Renames the work folder to `out`; an earlier `out` is removed only after that."""
         earlier = self.out.with_name(f".{self.out.name}.earlier-{secrets.token_hex(4)}")
         lock = None
         if self.out.exists():
-            lock = _locked(self.out)
+            lock = _try_lock(self.out)
             os.rename(self.out, earlier)
         try:
             os.rename(self.work, self.out)
@@ -46,27 +46,27 @@ class OutputFolder:
 
 @contextmanager
 def output_folder(out: Path, overwrite: bool) -> Iterator[OutputFolder]:
-    """Yields a new work folder, which is gone after the block unless it was published.
+    """Yields a new work folder, which is removed after the block unless it was published.
 
     Raises:
         UserError: `out` may not be replaced.
     """
-    if re.match(r"[a-z]\w+:/", str(out)):  # Path has made one of the two slashes
+    if re.match(r"[a-z]\w+:/", str(out)):  # Path merges the two slashes into one
         raise UserError(f"--out {out} is not a local folder; convert to one, then copy it there")
-    given, out = out, Path(os.path.abspath(out.expanduser()))
+    out_option, out = out, Path(os.path.abspath(out.expanduser()))
     if not out.name:
-        raise UserError(f"--out {given} cannot be replaced; name a folder in it")
+        raise UserError(f"--out {out_option} cannot be replaced; name a folder in it")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _clean(out)
-        _check_replaceable(given, overwrite)
+        _check_replaceable(out_option, overwrite)
         work = out.with_name(f".{out.name}.converting-{secrets.token_hex(4)}")
         work.mkdir()
     except OSError as error:
         raise UserError(
-            f"--out {given} cannot be written: {error.strerror}; name a folder that you may write"
+            f"--out {out_option} cannot be written: {error.strerror}; name a folder that you may write"
         ) from None
-    lock = _locked(work)
+    lock = _try_lock(work)
     if lock is None:
         raise UserError(f"{work} cannot be locked; --out must lie on a file system with locks")
     try:
@@ -77,7 +77,7 @@ def output_folder(out: Path, overwrite: bool) -> Iterator[OutputFolder]:
 
 
 def _check_replaceable(out: Path, overwrite: bool) -> None:
-    """Raises UserError unless `out` is not there, empty, or, with `overwrite`, an output of this program."""
+    """Raises UserError unless `out` is missing, empty or, with `overwrite`, an output of this program."""
     out = out.expanduser()
     if not os.path.lexists(out):
         return
@@ -86,29 +86,29 @@ def _check_replaceable(out: Path, overwrite: bool) -> None:
     names = sorted(os.listdir(out))
     if names and not overwrite:
         raise UserError(f"--out {out} exists already; give --overwrite to replace it, or name another folder")
-    foreign = [name for name in names if not OWN_NAMES.fullmatch(name)]
+    foreign = [name for name in names if not OUTPUT_NAMES.fullmatch(name)]
     if foreign:
         raise UserError(f"--out {out} holds {foreign[0]}, which no conversion wrote, so it is not replaced")
 
 
 def _clean(out: Path) -> None:
-    """Removes what killed runs for the same folder left, and puts back an output that one of them had just moved."""
+    """Removes leftovers of killed runs for the same folder, and restores an output that one of them had moved."""
     for leftover in sorted(out.parent.iterdir()):
-        made_by_us = re.fullmatch(rf"\.{re.escape(out.name)}\.(converting|earlier)-[0-9a-f]{{8}}", leftover.name)
-        if not made_by_us or not leftover.is_dir():
+        match = re.fullmatch(rf"\.{re.escape(out.name)}\.(converting|earlier)-[0-9a-f]{{8}}", leftover.name)
+        if not match or not leftover.is_dir():
             continue
-        lock = _locked(leftover)
+        lock = _try_lock(leftover)
         if lock is None:
             continue
-        if made_by_us[1] == "earlier" and not out.exists():
+        if match[1] == "earlier" and not out.exists():
             os.rename(leftover, out)
         else:
             shutil.rmtree(leftover, ignore_errors=True)
         os.close(lock)
 
 
-def _locked(folder: Path) -> int | None:
-    """A file descriptor that holds the lock of a folder, or None where another process holds it."""
+def _try_lock(folder: Path) -> int | None:
+    """Locks a folder. Returns the file descriptor that holds the lock, or None if another process holds it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
