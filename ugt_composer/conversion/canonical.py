@@ -121,7 +121,7 @@ def _decoder(row: CheckedRow, settings: Settings, new_counts: Counts) -> list[To
     new_counts.truncated_targets = int(len(labels) > settings.max_target)
     pairs = list(zip(inputs, labels, strict=False))[
         : settings.max_target
-    ]  # an aligned row's last token is not an input
+    ]  # the last token of an aligned row is no input
     new_counts.largest_decoder_position = _check_positions(
         [values for values, _ in pairs], DECODER_KEYS[POSITIONS], settings, "counted from BOS at 0, "
     )

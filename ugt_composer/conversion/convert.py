@@ -89,7 +89,7 @@ class _Merger:
         shutil.rmtree(folder)
 
     def _add_shard(self, folder: Path, shard: dict[str, Any]) -> None:
-        """Checks that a shard was written completely, and moves it to its number in the whole output."""
+        """Checks that a shard was written completely, and moves it to its number in the output."""
         stored = shard["zip_data"] or shard["raw_data"]
         file = folder / stored["basename"]
         if file.stat().st_size != stored["bytes"]:
@@ -103,9 +103,9 @@ class _Merger:
     def _add_quarantine(self, file: Path) -> None:
         """Appends quarantined rows; their line numbers count from the start of the worker's piece."""
         first_lines = {source.path: self.inputs.lines[at] for at, source in enumerate(self.sources)}
-        with open(file, encoding="ascii") as part, open(self.work / QUARANTINE_NAME, "a", encoding="ascii") as whole:
+        with open(file, encoding="ascii") as part, open(self.work / QUARANTINE_NAME, "a", encoding="ascii") as merged:
             for text in part:
-                _write_entry(whole, json.loads(text), first_lines)
+                _write_entry(merged, json.loads(text), first_lines)
 
 
 def _write_entry(file: IO[str], entry: dict[str, Any], first_lines: dict[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""Converts one partition of the input into shards of its own: what a worker does."""
+"""Converts one partition of the input into its own shards: the work of one worker."""
 
 import base64
 import gc
@@ -26,12 +26,12 @@ from ugt_composer.jsonl.sources import Partition, Piece
 
 QUARANTINE_NAME = "quarantine.jsonl"
 BOM = b"\xef\xbb\xbf"
-FEWEST_BULK_ROWS = 8  # fewer than these are not worth NumPy's cost a call
+FEWEST_BULK_ROWS = 8  # for fewer rows, NumPy's cost per call outweighs the gain
 
 
 @dataclass
 class PieceFacts:
-    """What is known of a piece after reading it."""
+    """Facts about a piece after reading it; the digest is its xxh3_128."""
 
     source: int
     lines: int
@@ -40,7 +40,7 @@ class PieceFacts:
 
 @dataclass
 class FirstError:
-    """The bad row that ended a partition: its source, its line in the piece from 1 on, and the message."""
+    """The bad row that ended a partition: its source, its line in the piece (counted from 1), and the message."""
 
     source: int
     line: int
@@ -49,7 +49,7 @@ class FirstError:
 
 @dataclass
 class PartitionResult:
-    """Attributes: what the index says of the shards, the pieces in order, and, with --on-error fail, the error."""
+    """`shards` are entries of the index, `pieces` are in order, `error` is the first bad row with --on-error fail."""
 
     counts: Counts = field(default_factory=Counts)
     shards: list[dict[str, Any]] = field(default_factory=list)
@@ -58,18 +58,18 @@ class PartitionResult:
 
 
 class _Stop(Exception):
-    """A bad row with --on-error fail."""
+    """Ends a partition at a bad row with --on-error fail."""
 
 
 def convert_partition(
     partition: Partition, folder: Path, settings: Settings, on_progress: Callable[[int], None]
 ) -> PartitionResult:
-    """Writes shards and quarantined rows of a partition into an existing, empty folder.
+    """Writes the shards and quarantined rows of a partition to an existing empty folder.
 
     Args:
-        on_progress: called with the input bytes done since the last call, as they lie on the disk.
+        on_progress: called with the input bytes, as on disk, done since the last call.
     """
-    with strict_numbers(), _no_collection(), open(folder / QUARANTINE_NAME, "w", encoding="ascii") as quarantine:
+    with strict_numbers(), _without_gc(), open(folder / QUARANTINE_NAME, "w", encoding="ascii") as quarantine:
         converter = _PartitionConverter(folder, settings, quarantine)
         try:
             for piece in partition:
@@ -84,8 +84,8 @@ def convert_partition(
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    """Rows make no reference cycles; looking for some takes a twentieth of the time."""
+def _without_gc() -> Iterator[None]:
+    """Disables garbage collection: rows make no reference cycles, and searching for them takes 5% of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -102,7 +102,7 @@ class _PartitionConverter:
         self.parser = BulkParser(settings.kind)
         self.result = PartitionResult()
         self._piece: Piece
-        self._lines = 0  # of the piece, before the block at hand
+        self._lines = 0  # lines of the piece before the current block
 
     def convert(self, piece: Piece, on_progress: Callable[[int], None]) -> None:
         hasher = xxhash.xxh3_128()
@@ -115,14 +115,14 @@ class _PartitionConverter:
                     on_progress(len(block.data))
                     reported += len(block.data)
         except TruncatedStream as error:
-            found = BadRow(LINE, "cut short", str(error), "a complete file; the lines after this one are lost")
-            self._bad_row(self._lines + 1, error.rest, found, whole=False)
+            bad_row = BadRow(LINE, "cut short", str(error), "a complete file; the lines after this one are lost")
+            self._bad_row(self._lines + 1, error.rest, bad_row, complete=False)
         on_progress(piece.end - piece.start - reported)
         self.result.pieces.append(PieceFacts(piece.source, self._lines, hasher.hexdigest()))
 
     def _convert_block(self, block: Block, at_start: bool) -> None:
         if block.too_long:
-            self._bad_row(self._lines + 1, block.data, too_long(block.too_long, self.settings), whole=False)
+            self._bad_row(self._lines + 1, block.data, too_long(block.too_long, self.settings), complete=False)
             self._lines += 1
             return
         lines = block.data.split(b"\n")
@@ -130,20 +130,20 @@ class _PartitionConverter:
             lines.pop()
         if at_start and lines[0].startswith(BOM):
             lines[0] = lines[0][len(BOM) :]
-        filled = [at for at, line in enumerate(lines) if line.strip()]
-        self.result.counts.blank_lines += len(lines) - len(filled)
-        texts = [lines[at] for at in filled] if len(filled) < len(lines) else lines
-        self._convert_lines(texts, filled, ends_whole=block.data.endswith(b"\n"))
+        not_blank = [at for at, line in enumerate(lines) if line.strip()]
+        self.result.counts.blank_lines += len(lines) - len(not_blank)
+        texts = [lines[at] for at in not_blank] if len(not_blank) < len(lines) else lines
+        self._convert_lines(texts, not_blank, last_complete=block.data.endswith(b"\n"))
         self._lines += len(lines)
 
-    def _convert_lines(self, lines: Sequence[bytes], numbers: Sequence[int], ends_whole: bool) -> None:
+    def _convert_lines(self, lines: Sequence[bytes], numbers: Sequence[int], last_complete: bool) -> None:
         """Converts `lines`, whose numbers in the block are `numbers`, in order.
 
-        Where not all can be taken in bulk, each half is tried, so that a bad row costs its neighbours little.
+        If they cannot be converted in bulk, each half is tried, so that a bad row slows down only a few neighbours.
         """
         if len(lines) < FEWEST_BULK_ROWS:
             for at, (line, number) in enumerate(zip(lines, numbers, strict=True)):
-                self._convert_line(line, number, ends_whole or at < len(lines) - 1)
+                self._convert_line(line, number, last_complete or at < len(lines) - 1)
             return
         try:
             if max(map(len, lines)) > self.settings.max_line_bytes:
@@ -151,25 +151,25 @@ class _PartitionConverter:
             batch = convert_rows(self.parser.parse(lines), self.settings, self.result.counts)
         except IrregularRows:
             half = len(lines) // 2
-            self._convert_lines(lines[:half], numbers[:half], ends_whole=True)
-            self._convert_lines(lines[half:], numbers[half:], ends_whole)
+            self._convert_lines(lines[:half], numbers[:half], last_complete=True)
+            self._convert_lines(lines[half:], numbers[half:], last_complete)
         else:
             self.writer.add_rows(*encode_rows(batch))
 
-    def _convert_line(self, line: bytes, number: int, whole: bool) -> None:
+    def _convert_line(self, line: bytes, number: int, complete: bool) -> None:
         counts = self.result.counts
         try:
             row = check_row(line, self.settings)
             packed = encode_row(canonical_row(row, self.settings, counts), self.settings.width)
         except BadRow as error:
-            self._bad_row(self._lines + number + 1, line, error, whole)
+            self._bad_row(self._lines + number + 1, line, error, complete)
         else:
             self.writer.add_row(packed)
             self.parser.allow(row.ignored_keys)
 
-    def _bad_row(self, line: int, text: bytes, error: BadRow, whole: bool) -> None:
+    def _bad_row(self, line: int, text: bytes, error: BadRow, complete: bool) -> None:
         message = str(error)
-        if not whole and error.reason == "not JSON":
+        if not complete and error.reason == "not JSON":
             message += "; the file does not end in a line feed, so it may have been cut off here"
         self.result.counts.bad_rows += 1
         self.result.counts.bad_reasons[error.key, error.reason] += 1
@@ -181,7 +181,7 @@ class _PartitionConverter:
 
 
 def _raw(line: bytes, error: BadRow) -> dict[str, Any]:
-    """The text of a bad row, or its bytes where it is no text; only the beginning of a line that is too long."""
+    """The text of a bad row, or its bytes if they are not UTF-8; only the beginning of a line that is too long."""
     line = line.rstrip(b"\r\n")
     if error.reason == "too long" and error.field == LINE:
         line = line[:KEPT_BYTES]

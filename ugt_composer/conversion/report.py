@@ -13,7 +13,7 @@ MOST_REASONS = 20
 
 
 def summary(counts: Counts, settings: Settings) -> str:
-    """What was converted and what was changed on the way; lines of zeros are left out."""
+    """What was converted and what was changed; lines with a count of zero are omitted."""
     lines = [
         ("rows written", counts.rows),
         ("bad rows", counts.bad_rows),
@@ -41,7 +41,7 @@ def reasons(counts: Counts) -> str:
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:
-    """Columns two spaces apart, the first one to the right."""
+    """Columns two spaces apart, the first one right-aligned."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = []
     for first, *rest in lines:

@@ -1,4 +1,4 @@
-"""The checks of one row. Slow and exact: every row that `chunks.py` does not take in bulk goes through here."""
+"""Checks one row. Slow and exact: it checks every row that `bulk_rows.py` cannot convert in bulk."""
 
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -33,14 +33,14 @@ Item = tuple[int, ...]  # the ids of the three levels
 
 @dataclass
 class CheckedRow:
-    """A row as the file has it, all its values in range.
+    """A row as in the file, with all values in range.
 
     Attributes:
         encoder: the six lists of S integers, in the order of ENCODER_KEYS; mask 0 or 1.
         decoder: the same with T integers; empty for a preference row.
         labels: three lists of T integers; empty for a preference row.
         chosen, rejected: the items of a preference row.
-        ignored_keys: keys that the schema does not have, with the key that holds them in front.
+        ignored_keys: unknown keys, prefixed with the key of the object that holds them.
     """
 
     user_id: str
@@ -54,7 +54,7 @@ class CheckedRow:
 
 
 def check_row(line: bytes, settings: Settings) -> CheckedRow:
-    """Raises BadRow with the first mistake of the row on `line`."""
+    """Raises BadRow with the first error of the row on `line`."""
     if len(line) > settings.max_line_bytes:
         raise too_long(len(line), settings)
     row = parse_object(line)
@@ -96,24 +96,24 @@ def _preference_row(row: dict[str, Any], settings: Settings) -> CheckedRow:
     )
 
 
-def _other_kind(found: str, kind: str, other: str) -> BadRow:
-    return BadRow(LINE, "row of the other kind", f"the key {found} of a {other} row", f"a {kind} row (--kind {kind})")
+def _other_kind(key: str, kind: str, other: str) -> BadRow:
+    return BadRow(LINE, "row of the other kind", f"the key {key} of a {other} row", f"a {kind} row (--kind {kind})")
 
 
 def _unknown_keys(
-    found: dict[str, Any], prefix: str, required: tuple[str, ...], optional: tuple[str, ...] = ()
+    content: dict[str, Any], prefix: str, required: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> list[str]:
-    """The keys that the schema does not have. A missing key, or one that looks like an optional one, is a mistake."""
-    unknown = [key for key in found if key not in required and key not in optional]
+    """The keys that the schema does not have. BadRow if a key is missing, or one resembles an optional one."""
+    unknown = [key for key in content if key not in required and key not in optional]
     for key in required:
-        if key not in found:
+        if key not in content:
             near = get_close_matches(key, unknown, n=1, cutoff=0.6)
             instead = f"no such key but {shown_name(near[0])}" if near else "no such key"
             raise BadRow(prefix + key, "missing key", instead, f"the key {key}")
     for key in unknown:
         close = get_close_matches(key.lower(), optional, n=1, cutoff=0.8)
         if close:
-            raise BadRow(prefix + key, "unknown key", "an unknown key", f"{close[0]} (or a name less like it)")
+            raise BadRow(prefix + key, "unknown key", "an unknown key", f"{close[0]} (or a less similar name)")
     return [prefix + key for key in unknown]
 
 
@@ -170,7 +170,7 @@ def _check_range(values: list[Any], name: str, size: int, noun: str) -> None:
 
 
 def _bad_integer(value: Any, name: str, size: int, noun: str) -> BadRow:
-    """JSON's true and 1.0 are no integers."""
+    """JSON's true and 1.0 are not integers."""
     reason = "out of range" if type(value) in (int, HugeNumber) else "wrong type"
     return BadRow(name, reason, shown(value), f"{noun} in 0..{size - 1}")
 
@@ -208,7 +208,7 @@ def _item(value: Any, name: str, settings: Settings, ignored: list[str]) -> Item
 
 
 def _rejected(row: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The rejected items with their names. Either key takes a list; the single one takes an object too."""
+    """The rejected items with their names in messages. Both keys accept a list, REJECTED also a single object."""
     if REJECTED in row and REJECTED_LIST in row:
         raise BadRow(REJECTED_LIST, "unknown key", f"{REJECTED} too", f"one of {REJECTED} and {REJECTED_LIST}")
     name = REJECTED if REJECTED in row else REJECTED_LIST

@@ -1,4 +1,4 @@
-"""What a conversion is told: limits of the rows, form of the shards, what to do with a bad row."""
+"""The settings of a conversion: limits of the rows, form of the shards, handling of bad rows."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ KINDS = (RECOMMEND, PREFERENCE)
 FAIL, QUARANTINE = "fail", "quarantine"
 
 LARGEST_COUNT = 0xFFFF  # the codec keeps the number of tokens in 16 bits
-LARGEST_POSITION = (1 << 30) - 1  # in the file; what is left after counting from the smallest is bounded by an option
+LARGEST_POSITION = (1 << 30) - 1  # in the file; --max-positions limits the stored (renumbered) ones
 LARGEST_CODEBOOK = 1 << 31
 SMALLEST_SIZE_LIMIT = 1 << 12
 LARGEST_SIZE_LIMIT = (1 << 32) - 1  # MDS keeps offsets in 32 bits
@@ -29,13 +29,13 @@ RANGE_BYTES = 1 << 25  # input bytes that a worker converts at a time: a shard o
 SIZE_LIMIT = 1 << 26
 MAX_LINE_BYTES = 1 << 24
 
-# Compression families of the MDS format and their levels; the first part of a shard's `--compression`.
+# The compression algorithms of the MDS format (the first part of `--compression`) and their levels.
 COMPRESSION_LEVELS = {"br": range(12), "bz2": range(1, 10), "gz": range(10), "snappy": range(0), "zstd": range(1, 23)}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One conversion. Names are those of the command line's options; `range_bytes` is fixed but for tests."""
+    """One conversion. The fields are named like the command-line options; only tests change `range_bytes`."""
 
     kind: str
     codebook_sizes: tuple[int, ...] = DEFAULT_CODEBOOK_SIZES
@@ -54,7 +54,7 @@ class Settings:
         if self.kind not in KINDS:
             raise UserError(f"--kind {self.kind} is unknown; {nearest(self.kind, list(KINDS))}")
         if len(self.codebook_sizes) != LEVELS:
-            raise UserError(f"--codebook-sizes takes {LEVELS} sizes, one a level; found {len(self.codebook_sizes)}")
+            raise UserError(f"--codebook-sizes takes {LEVELS} sizes, one per level; found {len(self.codebook_sizes)}")
         for size in self.codebook_sizes:
             _check("--codebook-sizes", size, NUM_SPECIAL_IDS + 1, LARGEST_CODEBOOK)
         _check("--max-history", self.max_history, 1, LARGEST_COUNT)
@@ -69,7 +69,7 @@ class Settings:
 
     @property
     def width(self) -> int:
-        """Bytes an integer of a packed row takes: the same for all rows of a folder, whatever they hold."""
+        """Bytes per integer of a packed row: the same for all rows of a folder, whatever their values."""
         return width_for(max(*self.codebook_sizes, self.max_positions) - 1)
 
 
@@ -95,4 +95,4 @@ def _check_hashes(hashes: tuple[str, ...]) -> None:
         if name not in available_hashes():
             raise UserError(f"--hashes {name} is unknown; {nearest(name, ['none', *available_hashes()])}")
     if list(hashes) != sorted(set(hashes)):
-        raise UserError(f"--hashes {' '.join(hashes)}: each name once, in alphabetical order")
+        raise UserError(f"--hashes {' '.join(hashes)}: expected each name once, in alphabetical order")

@@ -1,8 +1,8 @@
-"""MDS shards of packed rows, byte for byte those of streaming's MDSWriter with the one column {"row": "bytes"}.
+"""Writes MDS shards of packed rows, byte for byte like streaming's MDSWriter with the single column {"row": "bytes"}.
 
-MDSWriter itself is not used for two reasons: importing `streaming` imports torch, which takes each worker five
-seconds and 700 MB before its first row; and its `__exit__` writes an index after a crash too, so that half of the
-data looks like all of it. Here nothing but `close()` ends a set of shards. A test holds the bytes against MDSWriter's.
+MDSWriter itself is not used for two reasons: importing `streaming` imports torch, which costs each worker five
+seconds and 700 MB before its first row; and its `__exit__` writes an index even after a crash, so that partial data
+looks complete. Here only `close()` completes a set of shards. A test compares the bytes with MDSWriter's.
 """
 
 import json
@@ -19,14 +19,14 @@ from ugt_composer.storage.hashed_file import new_hasher
 COLUMN = "row"
 INDEX_VERSION = 2
 OFFSET_BYTES = 4
-ROW_HEAD = struct.Struct("<I")  # in front of each row: its size, the only column of variable size
+ROW_HEAD = struct.Struct("<I")  # before each row: the size of its only column
 
 
 class ShardWriter:
     """Writes rows into shards of at most `size_limit` bytes in an existing folder.
 
     Attributes:
-        shards: what the index says of each shard written so far.
+        shards: the index entry of each shard written so far.
     """
 
     def __init__(self, folder: Path, compression: str | None, hashes: Sequence[str], size_limit: int):
@@ -43,7 +43,7 @@ class ShardWriter:
             "column_sizes": [None],
         }
         self._config_text = json.dumps(self._config, sort_keys=True).encode("utf-8")
-        self._empty_size = 4 + OFFSET_BYTES + len(self._config_text)  # the number of rows and the end of the last
+        self._empty_size = 4 + OFFSET_BYTES + len(self._config_text)  # the number of rows, the end of the last one
         self._rows: list[bytes] = []
         self._sizes: list[np.ndarray] = []
         self._size = self._empty_size
@@ -52,14 +52,14 @@ class ShardWriter:
         self.add_rows(ROW_HEAD.pack(len(row)) + row, np.array([len(row)]))
 
     def add_rows(self, rows: bytes, sizes: np.ndarray) -> None:
-        """`rows`: one after the other, each with its size in front; `sizes`: (R,)."""
+        """Adds R concatenated rows, each preceded by its size; `sizes` is (R,)."""
         start = 0
         while len(sizes):
             ends = np.cumsum(sizes + ROW_HEAD.size)
             in_shard = self._size + ends + OFFSET_BYTES * np.arange(1, len(sizes) + 1)
             fitting = int(np.searchsorted(in_shard, self.size_limit, side="right"))
             if not fitting and not self._sizes:
-                fitting = 1  # a row larger than a shard may be has one of its own
+                fitting = 1  # a row larger than the limit gets a shard of its own
             if fitting:
                 end = start + int(ends[fitting - 1])
                 self._rows.append(rows[start:end])
@@ -103,7 +103,7 @@ def _hash(algorithm: str, data: bytes) -> str:
 
 
 def compress(compression: str, data: bytes) -> bytes:
-    """As streaming does, with the packages it brings, but that gzip's header holds no time: same rows, same bytes."""
+    """Like streaming, with its packages, but without a time in gzip's header: the same rows give the same bytes."""
     family, _, text = compression.partition(":")
     level = int(text) if text else None
     if family == "zstd":

@@ -1,4 +1,4 @@
-"""Runs the partitions in this process or in several, and hands back their results in input order."""
+"""Runs the partitions in this process or in several, and yields their results in input order."""
 
 import multiprocessing
 import os
@@ -21,7 +21,7 @@ REFRESH_SECONDS = 0.1
 
 
 class WorkerDied(RuntimeError):
-    """A worker process ended without a result; most likely the system killed it for want of memory."""
+    """A worker process ended without a result; most likely the system killed it because memory ran out."""
 
 
 def part_folder(work: Path, number: int) -> Path:
@@ -35,7 +35,7 @@ def run_partitions(
     workers: int,
     on_progress: Callable[[int], None],
 ) -> Generator[PartitionResult, None, None]:
-    """Yields the result of each partition in order; its files lie in `part_folder(work, number)`.
+    """Yields the result of each partition in order; its files are in `part_folder(work, number)`.
 
     Args:
         work: an existing folder.
@@ -62,11 +62,11 @@ def _run_in_processes(
     reported = 0
     try:
         while waiting or running:
-            while waiting and len(running) < 2 * workers:  # so far ahead that none waits for a slow one
+            while waiting and len(running) < 2 * workers:  # enough in the queue that no worker waits for a slow one
                 number, partition = waiting.popleft()
                 folder = part_folder(work, number)
                 folder.mkdir()
-                with _interrupts_held():  # which a new process inherits: only this one answers Ctrl-C
+                with _interrupts_blocked():  # inherited by a new process: only this one handles Ctrl-C
                     running.append(executor.submit(_work, partition, folder, settings))
             finished = wait([running[0]], timeout=REFRESH_SECONDS).done
             on_progress(-reported + (reported := done.value))
@@ -74,7 +74,7 @@ def _run_in_processes(
                 yield running.popleft().result()
     except BrokenProcessPool:
         raise WorkerDied(
-            "a worker process was killed, perhaps for want of memory; nothing was written; try fewer --workers"
+            "a worker process was killed, perhaps because memory ran out; nothing was written; try fewer --workers"
         ) from None
     finally:
         stop.set()
@@ -82,7 +82,7 @@ def _run_in_processes(
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
+def _interrupts_blocked() -> Iterator[None]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -91,10 +91,10 @@ def _interrupts_held() -> Iterator[None]:
 
 
 class _Stopped(Exception):
-    """The caller has no use for the result any more."""
+    """The caller does not need the result any more."""
 
 
-_shared: tuple[Any, Any]  # of a worker process: the counter of bytes done, and the event that ends its work
+_shared: tuple[Any, Any]  # in a worker process: the counter of bytes done, and the event that stops its work
 
 
 def _start_worker(done: Any, stop: Any) -> None:
@@ -104,7 +104,7 @@ def _start_worker(done: Any, stop: Any) -> None:
 
 
 def _exit_with_parent() -> None:
-    """A parent that is killed tells nobody; its workers would wait for ever."""
+    """Ends this worker when its parent is killed; otherwise it would wait for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait_for_any([parent.sentinel])
