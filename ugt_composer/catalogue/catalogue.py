@@ -1,10 +1,10 @@
-"""The catalogue: which items exist, under which semantic ids, and what people call them.
+"""The catalogue: which items exist, their semantic ids and their names.
 
-JSON Lines, one item a line; other keys are ignored, and the file may be compressed (.gz, .zst):
+JSON Lines, one item per line; other keys are ignored, and the file may be compressed (.gz, .zst):
 
     {"item_id": "B000142FVW", "l1_id": 17, "l2_id": 803, "l3_id": 5, "name": "OPI Nail Lacquer"}
 
-Ids begin at 5 at every level, because 0 to 4 are the special ones; `name` may be left out.
+Ids begin at 5 at every level, because 0 to 4 are the special ones; `name` is optional.
 """
 
 import hashlib
@@ -30,8 +30,8 @@ from ugt_composer.vocabulary import LEVELS, NUM_SPECIAL_IDS
 
 LARGEST_ID = 2**31 - 1
 MAX_LINE_BYTES = 1 << 20
-EXAMPLES = 3  # of colliding triples in a message
-HINT_CANDIDATES = 20_000  # item ids that a hint is looked for among; comparing a million takes a minute
+EXAMPLES = 3  # colliding triples shown in a message
+HINT_CANDIDATES = 20_000  # item ids compared to find a hint; comparing a million takes a minute
 UTF8_BOM = b"\xef\xbb\xbf"
 
 LevelId = Annotated[int, msgspec.Meta(ge=NUM_SPECIAL_IDS, le=LARGEST_ID)]
@@ -53,7 +53,7 @@ class Item(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def label(self) -> str:
-        """What to show to people: the name, or the item id of an item without one."""
+        """What to display: the name, or the item id if there is no name."""
         return self.name or self.item_id
 
 
@@ -64,7 +64,7 @@ class Collisions:
     Attributes:
         count: how many such triples there are.
         items: how many items have one.
-        largest: how many items share the most shared one; 1 where none is shared.
+        largest: how many items share the most frequent triple; 1 if none is shared.
         examples: the first few in file order, each a triple and its item ids.
     """
 
@@ -84,10 +84,10 @@ class Catalogue:
     Args:
         items: at least one item, with distinct item ids.
         source: the file's name, for messages.
-        lines: the line of each item in it.
+        lines: the line number of each item in the file.
 
     Attributes:
-        items: what was given.
+        items: the items, in file order.
         triples: int64 (n, 3) semantic ids, in the order of items.
     """
 
@@ -115,7 +115,7 @@ class Catalogue:
                 item = decoder.decode(line)
             except (ValueError, RecursionError) as error:  # ValueError: msgspec's and UnicodeDecodeError
                 raise UserError(f"{path}:{number}: {_explain(line, error)}") from None
-            # A repeated key would silently win over the first one; the four that matter all end in _id.
+            # msgspec would silently keep the last of duplicate keys; the four that matter all end in _id.
             if line.count(b'_id"') > LEVELS + 1:
                 _parse(line, f"{path}:{number}")
             items.append(item)
@@ -131,9 +131,9 @@ class Catalogue:
     def items_of(self, triple: Sequence[int]) -> list[Item]:
         """The items with this semantic id, in file order: none, one, or several that collide."""
         low, high = 0, len(self)
-        for level, wanted in enumerate(triple):
+        for level, level_id in enumerate(triple):
             column = self._sorted[low:high, level]
-            low, high = (low + int(np.searchsorted(column, wanted, side)) for side in ("left", "right"))
+            low, high = (low + int(np.searchsorted(column, level_id, side)) for side in ("left", "right"))
         return [self.items[row] for row in self._order[low:high]]
 
     def triple_of(self, item_id: str) -> SemanticId:
@@ -156,7 +156,7 @@ class Catalogue:
     @cached_property
     def collisions(self) -> Collisions:
         same = (self._sorted[1:] == self._sorted[:-1]).all(axis=1)
-        joined = np.concatenate([[False], same])  # with the row before
+        joined = np.concatenate([[False], same])  # equal to the row before
         starts = np.flatnonzero(~joined & np.concatenate([same, [False]]))
         first = self._order[starts]  # the sort is stable: the first of its triple in the file
         shown_rows = first[np.argsort(first)[:EXAMPLES]]
@@ -170,7 +170,7 @@ class Catalogue:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what the ids mean: `[item_id,l1,l2,l3]` as JSON a line, sorted by item id; names don't count."""
+        """SHA-256 of the lines `[item_id,l1,l2,l3]` as JSON, sorted by item id; it does not depend on names."""
         digest = hashlib.sha256()
         for item in sorted(self.items, key=lambda item: item.item_id):
             digest.update(msgspec.json.encode([item.item_id, *item.triple]) + b"\n")
@@ -218,7 +218,9 @@ def _read_lines(path: str) -> Iterator[bytes]:
     try:
         for block in read_blocks(Piece(0, path, 0, size, size), MAX_LINE_BYTES, xxhash.xxh3_128()):
             if block.too_long:
-                raise UserError(f"{path}: found a line of {block.too_long} bytes, expected JSON Lines, one item a line")
+                raise UserError(
+                    f"{path}: found a line of {block.too_long} bytes, expected JSON Lines with one item each"
+                )
             yield from block.data.removeprefix(start).removesuffix(b"\n").split(b"\n")
             start = b""
     except TruncatedStream as error:
@@ -235,7 +237,7 @@ def _parse(line: bytes, place: str) -> dict:
 
 
 def _explain(line: bytes, error: Exception) -> str:
-    """What is wrong with a line that did not decode, as «field: found …, expected …»."""
+    """What is wrong with a line that cannot be decoded, as «field: found …, expected …»."""
     try:
         row = parse_object(line)
     except BadRow as bad:

@@ -1,6 +1,6 @@
-"""Every semantic id that the codebooks can spell: what generation may produce where there is no catalogue.
+"""All semantic ids that the codebooks allow: what generation may produce without a catalogue.
 
-It answers the questions that `ItemTrie` answers, so beam search does not care which of the two it walks. A node of
+It has the interface of `ItemTrie`, so that beam search works with either. A node of
 level l is numbered by its code, the mixed-radix number (..(l1 * V_2) + l2 ..); ids below 5 are special and never
 generated.
 """
@@ -38,5 +38,5 @@ class CodeSpace:
         code = torch.zeros_like(exclude[..., 0])
         for level in range(LEVELS):
             code = code * self.codebook_sizes[level] + exclude[..., level]
-        # Padding spells (0, 0, 0), which is never generated, so it is safe to exclude.
+        # Padding is (0, 0, 0), which is never generated, so it is safe to exclude.
         return [None, None, code.masked_fill(~possible, 0).sort(1).values]

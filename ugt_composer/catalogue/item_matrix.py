@@ -1,4 +1,4 @@
-"""A vector an item: a matrix in NumPy's format whose rows are in the order of a catalogue."""
+"""One vector per item: a matrix in NumPy's .npy format whose rows are in the order of a catalogue."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from ugt_composer.errors import UserError
 
 
 def read_matrix(path: str | Path) -> np.ndarray:
-    """float32 (n, d). UserError where the file is none, or holds something else."""
+    """Reads a float32 matrix (n, d). Raises UserError if the file cannot be read or holds something else."""
     try:
         vectors = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        why = getattr(error, "strerror", None) or "it is none of numbers, or was cut short"
+        reason = getattr(error, "strerror", None) or "it does not hold numbers, or was cut short"
         raise UserError(
-            f"{path}: cannot be read as a .npy file: {why}; expected numbers of shape (items, dimensions), as "
+            f"{path}: cannot be read as a .npy file: {reason}; expected numbers of shape (items, dimensions), as "
             "numpy.save writes them"
         ) from None
     if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind not in "fiu" or not vectors.size:
@@ -25,13 +25,13 @@ def read_matrix(path: str | Path) -> np.ndarray:
 
 
 def first_not_finite(vectors: np.ndarray) -> int | None:
-    """The first row with a number that is not finite; None where there is none."""
+    """The first row with a number that is not finite; None if all are finite."""
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     return int(bad[0]) if len(bad) else None
 
 
 def read_catalogue_vectors(path: str | Path, catalogue: Catalogue) -> np.ndarray:
-    """float32 (n, d), a row an item of the catalogue. UserError, naming init_item_vectors, for what cannot be that."""
+    """Reads a float32 matrix (n, d), one row per item of the catalogue. UserErrors name init_item_vectors."""
     try:
         vectors = read_matrix(path)
         _check_for_items(vectors, path, catalogue)
@@ -44,10 +44,10 @@ def _check_for_items(vectors: np.ndarray, path: str | Path, catalogue: Catalogue
     items = catalogue.items
     if len(vectors) != len(items):
         raise UserError(
-            f"{path} has {len(vectors):,} rows, but {catalogue.source} {len(items):,} items; expected a row for each "
-            "item, in its order"
+            f"{path} has {len(vectors):,} rows, but {catalogue.source} has {len(items):,} items; expected one row per "
+            "item, in the same order"
         )
     if (bad := first_not_finite(vectors)) is not None:
         raise UserError(f"{path}: row {bad} (item {items[bad].item_id!r}) holds a number that is not finite")
     if (vectors == vectors[0]).all():
-        raise UserError(f"{path}: all rows are the same, which tells no items apart; expected a vector an item")
+        raise UserError(f"{path}: all rows are the same, so they distinguish no items; expected one vector per item")

@@ -1,4 +1,4 @@
-"""The catalogue as a tree of semantic ids, held in tensors: what generation may produce.
+"""The catalogue as a trie of semantic ids, stored in tensors: what generation may produce.
 
 Shapes: n items, n_l nodes at level l (n_2 = n), B batch, W beams, R slots, X excluded items.
 
@@ -24,7 +24,7 @@ class Children(NamedTuple):
         beam: int64 (B, R) beam that the slot belongs to.
         ids: int64 (B, R) id of the child at its level.
         nodes: int64 (B, R) number of the child among the nodes of its level.
-        filled: bool (B, R) False: no child here; then the others hold some valid number, which keeps `nodes` ascending.
+        filled: bool (B, R) False if the slot is empty; the others then have a valid value that keeps `nodes` ascending.
     """
 
     beam: Tensor
@@ -38,13 +38,13 @@ class TrieLevel:
     """The nodes of one level. n_l nodes, m nodes at the level above (the root is one).
 
     Attributes:
-        ids: int64 (n_l,) last id of each node's prefix.
+        ids: int64 (n_l,) the last id of each node's prefix.
         parents: int64 (n_l,) node of the level above.
         first: int64 (m + 1,) children of node p above are nodes first[p] .. first[p + 1] - 1 of this level.
-        keys: int64 (n_l,) parents * radix + ids, ascending: what a look-up searches.
+        keys: int64 (n_l,) parents * radix + ids, ascending, for look-ups by binary search.
         radix: largest id + 1.
-        widest: most children that 1, 2, .. m different nodes above have together, so that the number of slots is
-            known without asking the device.
+        widest: the maximum number of children of any 1, 2, .. m different nodes above, so that the number of slots
+            is known without a device sync.
     """
 
     ids: Tensor
@@ -81,7 +81,7 @@ class ItemTrie:
         if rows.ndim != 2 or rows.shape[1] != LEVELS or len(rows) == 0:
             raise ValueError(f"a trie is built from (n, {LEVELS}) ids of at least one item, found shape {rows.shape}")
         if rows.min() < 0:
-            raise ValueError(f"a trie is built from ids of 0 and more, found {rows.min()}")
+            raise ValueError(f"a trie is built from ids of at least 0, found {rows.min()}")
         rows = rows[np.lexsort(rows.T[::-1])]
         starts = np.ones(rows.shape, dtype=bool)
         starts[1:] = np.logical_or.accumulate(rows[1:] != rows[:-1], axis=1)  # a new prefix begins at this row
@@ -104,21 +104,21 @@ class ItemTrie:
         return self.items.device
 
     def slots(self, level: int, width: int) -> int:
-        """Slots that the children, at `level`, of any `width` different nodes above need."""
+        """The number of slots needed for the children, at `level`, of any `width` different nodes above."""
         widest = self.levels[level].widest
         return int(widest[min(width, len(widest)) - 1])
 
     def check(self, codebook_sizes: tuple[int, ...]) -> None:
-        """Raises ValueError where an item's id has no place in its codebook."""
+        """Raises ValueError if an item's id is outside its codebook."""
         for number, (level, size) in enumerate(zip(self.levels, codebook_sizes, strict=True), start=1):
             if level.radix > size:
                 raise ValueError(f"the catalogue has l{number} id {level.radix - 1}, the codebook {size} ids (from 0)")
 
     def children(self, level: int, nodes: Tensor, alive: Tensor) -> Children:
-        """Children, at `level`, of different nodes above: int64 (B, W), those with `alive` (B, W) False have none.
+        """Children, at `level`, of different nodes above, int64 (B, W); nodes with `alive` (B, W) False have none.
 
-        The ragged children are packed one beam after the other, so R is the sum of the W largest families instead of
-        W times the largest one.
+        The ragged children are packed one beam after the other, so that R is the sum of the W largest numbers of
+        children instead of W times the largest one.
         """
         here = self.levels[level]
         begin = here.first[nodes]
@@ -126,8 +126,8 @@ class ItemTrie:
         ends = counts.cumsum(1)
         slots = self.slots(level, nodes.shape[1])
         slot = torch.arange(slots, device=nodes.device)
-        # A slot's beam is the number of beams that end before it; shape[0] and not len(), which would tie an exported
-        # program to one number of rows.
+        # A slot's beam is the number of beams that end before it. shape[0] instead of len(), which would fix the number
+        # of rows of an exported program.
         ended = ends.new_zeros(nodes.shape[0], slots + 1).scatter_add(1, ends[:, :-1], torch.ones_like(ends[:, :-1]))
         beam = ended[:, :slots].cumsum(1)
         filled = slot < ends[:, -1:]
@@ -139,20 +139,20 @@ class ItemTrie:
         return self.path(ids)[-1]
 
     def path(self, ids: Tensor) -> list[Tensor]:
-        """The nodes that triples int64 (..., 3) go through: int64 (...) a level, -1 from where there is none."""
+        """The nodes on the path of each triple int64 (..., 3): int64 (...) per level, -1 from the first missing one."""
         node = torch.zeros(ids.shape[:-1], dtype=torch.int64, device=ids.device)
-        found = torch.ones_like(node, dtype=torch.bool)
+        exists = torch.ones_like(node, dtype=torch.bool)
         nodes = []
         for level, here in enumerate(self.levels):
-            wanted = ids[..., level]
-            key = (node * here.radix + wanted).contiguous()
+            level_ids = ids[..., level]
+            key = (node * here.radix + level_ids).contiguous()
             node = torch.searchsorted(here.keys, key).clamp_(max=len(here) - 1)
-            found = found & (here.keys[node] == key) & (wanted >= 0) & (wanted < here.radix)
-            nodes.append(node.masked_fill(~found, -1))
+            exists = exists & (here.keys[node] == key) & (level_ids >= 0) & (level_ids < here.radix)
+            nodes.append(node.masked_fill(~exists, -1))
         return nodes
 
     def best_below(self, item_scores: Tensor) -> list[Tensor]:
-        """The largest score among the items below each node: float (B, n) -> three (B, n_l), the last as given."""
+        """The largest score of the items below each node: float (B, n) -> three (B, n_l), the last is `item_scores`."""
         best = [item_scores]
         for here in reversed(self.levels[1:]):
             above = len(here.first) - 1
@@ -163,8 +163,8 @@ class ItemTrie:
     def closed(self, exclude: Tensor) -> list[Tensor | None]:
         """Nodes that lead to excluded items only, by level. exclude: int64 (B, X, 3), unknown triples are ignored.
 
-        Returns three int64 (B, X), each row ascending and filled up with a number that is no node. Closing prefixes
-        too keeps beams from being spent where nothing is left to recommend.
+        Returns three int64 (B, X), each row ascending and padded with a number that is not a node. Prefixes are closed
+        too, so that no beam is wasted where nothing is left to recommend.
         """
         items = self.find(exclude)
         closed = [_distinct(torch.where(items < 0, len(self), items), len(self))]
@@ -173,15 +173,15 @@ class ItemTrie:
         return list(reversed(closed))
 
     def _closed_parents(self, level: int, closed: Tensor) -> Tensor:
-        """Nodes above `level` all of whose children are in `closed`: both int64 (B, X) as `closed` returns them."""
+        """Nodes above `level` whose children are all in `closed`: both int64 (B, X), in the form that `closed` returns."""
         here = self.levels[level]
         above = len(here.first) - 1
-        real = closed < len(here)
-        parents = torch.where(real, here.parents[closed.clamp(max=len(here) - 1)], above)
-        shut = torch.searchsorted(parents, parents, right=True) - torch.searchsorted(parents, parents)
-        known = parents.clamp(max=above - 1)
-        every = shut == here.first[known + 1] - here.first[known]
-        return _distinct(torch.where(every & real, parents, above), above)
+        is_node = closed < len(here)
+        parents = torch.where(is_node, here.parents[closed.clamp(max=len(here) - 1)], above)
+        closed_children = torch.searchsorted(parents, parents, right=True) - torch.searchsorted(parents, parents)
+        valid = parents.clamp(max=above - 1)
+        all_closed = closed_children == here.first[valid + 1] - here.first[valid]
+        return _distinct(torch.where(all_closed & is_node, parents, above), above)
 
 
 def _level(ids: np.ndarray, parents: np.ndarray) -> TrieLevel:
@@ -198,7 +198,7 @@ def _level(ids: np.ndarray, parents: np.ndarray) -> TrieLevel:
 
 
 def _distinct(nodes: Tensor, none: int) -> Tensor:
-    """Each row of int64 (B, X) ascending and without repetitions; the freed places hold `none`, the largest value."""
+    """Sorts each row of int64 (B, X) and replaces repeated nodes by `none`, the largest value."""
     nodes = nodes.sort(1).values
     repeated = torch.zeros_like(nodes, dtype=torch.bool)
     repeated[:, 1:] = nodes[:, 1:] == nodes[:, :-1]
