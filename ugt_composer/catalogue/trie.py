@@ -173,7 +173,7 @@ class ItemTrie:
         return list(reversed(closed))
 
     def _closed_parents(self, level: int, closed: Tensor) -> Tensor:
-        """Nodes above `level` whose children are all in `closed`: both int64 (B, X), in the form that `closed` returns."""
+        """Nodes above `level` whose children are all in `closed`. Both int64 (B, X), as `closed()` returns them."""
         here = self.levels[level]
         above = len(here.first) - 1
         is_node = closed < len(here)
