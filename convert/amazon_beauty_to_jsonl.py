@@ -1,16 +1,16 @@
-"""Amazon Beauty (5-core, 2014) as JSON Lines: an example of bringing your own data.
+"""Converts Amazon Beauty (5-core, 2014) to JSON Lines: an example of bringing your own data.
 
 Needs two files in --data:
-    sequences.txt   a line a user: user_id item_id item_id …, oldest first
-    items.tsv       a header, then item_id, asin, title, attributes (a brand in most rows, then categories, "|" between)
+    sequences.txt   one line per user: user_id item_id item_id …, oldest first
+    items.tsv       a header, then item_id, asin, title, attributes separated by "|" (mostly a brand, then categories)
 
-Leave one out: the last item of a user is the test, the one before it the evaluation, the others train.
+Leave-one-out split: a user's last item is for testing, the one before it for evaluation, the others for training.
 
-    catalogue.jsonl   the items, their titles as names
+    catalogue.jsonl   the items, with their titles as names
     train.jsonl       every prefix of the training part, with the next items as targets (--cuts limits them)
-    eval.jsonl        the training part, and the item before last as target
-    test.jsonl        all but the last item, and the last as target
-    facts.json        codebook sizes, counts, and what recommending the most popular items scores
+    eval.jsonl        the training part, with the item before the last as target
+    test.jsonl        all but the last item, with the last as target
+    facts.json        codebook sizes, counts, and the scores of recommending the most popular items
 
 Semantic IDs: L1 is an item's first two categories; L2 is L1 with the maker (the brand, or the title's first word)
 where at least three items share both, else the whole category path; L3 is the item itself.
@@ -35,12 +35,12 @@ from ugt_composer.errors import UserError, exit_on_user_error
 from ugt_composer.storage.output_folder import new_folder
 from ugt_composer.vocabulary import NUM_SPECIAL_IDS
 
-HISTORY = 20  # items of a history, the most recent
-TARGETS = 5  # items to predict in a training row, at most
-SHORTEST = 4  # items that a user needs: two to train, one to evaluate, one to test
+HISTORY = 20  # most recent items kept in a history
+TARGETS = 5  # maximum number of items to predict in a training row
+SHORTEST = 4  # minimum items per user: two for training, one for evaluation, one for testing
 FILES = ("catalogue.jsonl", "train.jsonl", "eval.jsonl", "test.jsonl", "facts.json")
 DEPARTMENTS = {"Skin Care", "Hair Care", "Makeup", "Tools & Accessories", "Bath & Body", "Fragrance"}
-SHARED_BY = 3  # items that make L1 with a maker an L2 code of its own
+SHARED_BY = 3  # items that must share L1 and maker to get an L2 code of their own
 
 
 class Item(NamedTuple):
@@ -50,7 +50,7 @@ class Item(NamedTuple):
 
 
 def read_items(path: Path) -> dict[int, Item]:
-    """Items by number. What stands before the first department in the attributes is the brand."""
+    """Items by number. The attributes before the first department are the brand."""
     items: dict[int, Item] = {}
     for number, line in lines_of(path):
         if number == 1:
@@ -66,10 +66,10 @@ def read_items(path: Path) -> dict[int, Item]:
         maker = (brand or title.partition(" ")[0]).lower()
         item = item_number(fields[0], path, number)
         if item in items:
-            raise UserError(f"{path}, line {number}: item {item} again; one line an item expected")
+            raise UserError(f"{path}, line {number}: item {item} again; one line per item expected")
         items[item] = Item(title, maker, tuple(attributes[start:]))
     if not items:
-        raise UserError(f"{path} holds no item; expected a header and a line an item")
+        raise UserError(f"{path} holds no item; expected a header and one line per item")
     return items
 
 
@@ -85,10 +85,10 @@ def read_sequences(path: Path, items: dict[int, Item]) -> dict[str, list[int]]:
         if len(sequence) < SHORTEST:
             raise UserError(f"{path}, line {number}: {len(sequence)} items found, at least {SHORTEST} expected")
         if user in sequences:
-            raise UserError(f"{path}, line {number}: user {user} again; one line a user expected")
+            raise UserError(f"{path}, line {number}: user {user} again; one line per user expected")
         sequences[user] = sequence
     if not sequences:
-        raise UserError(f"{path} holds no user; expected a line a user")
+        raise UserError(f"{path} holds no user; expected one line per user")
     return sequences
 
 
@@ -112,12 +112,12 @@ def item_number(text: str, path: Path, line: int) -> int:
 
 
 def semantic_ids(items: dict[int, Item]) -> dict[int, SemanticId]:
-    """The rule of this file's head."""
+    """Semantic ids of the items, by the rule in this file's docstring."""
     department = {number: " > ".join(item.categories[:2]) for number, item in items.items()}
-    made = {number: f"{department[number]} by {item.maker}" for number, item in items.items()}
-    shared = Counter(made.values())
+    by_maker = {number: f"{department[number]} by {item.maker}" for number, item in items.items()}
+    shared = Counter(by_maker.values())
     shelf = {
-        number: made[number] if shared[made[number]] >= SHARED_BY else " > ".join(item.categories)
+        number: by_maker[number] if shared[by_maker[number]] >= SHARED_BY else " > ".join(item.categories)
         for number, item in items.items()
     }
     l1, l2 = codes(department), codes(shelf)
@@ -144,7 +144,7 @@ def row(user: str, history: list[int], targets: list[int], ids: dict[int, Semant
 def train_rows(
     sequences: dict[str, list[int]], ids: dict[int, SemanticId], cuts: int | None, seed: int
 ) -> Iterator[dict[str, Any]]:
-    """One row a prefix of the training part, or, of long ones, `cuts` prefixes drawn at random."""
+    """One row per prefix of the training part, or for `cuts` random prefixes if there are more."""
     rng = np.random.Generator(np.random.PCG64(seed))
     for user, sequence in sequences.items():
         items = sequence[:-2]
@@ -168,11 +168,11 @@ def popularity(sequences: dict[str, list[int]], target: int) -> dict[str, float]
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Writes one object a line; returns how many."""
+    """Writes one object per line; returns their number."""
     count = 0
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        for one in rows:
-            file.write(json.dumps(one, ensure_ascii=False, separators=(",", ":")) + "\n")
+        for content in rows:
+            file.write(json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n")
             count += 1
     print(f"{path.name}: {count:,} rows", flush=True)
     return count
@@ -206,18 +206,18 @@ def catalogue_row(number: int, item: Item, triple: SemanticId) -> dict[str, Any]
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with sequences.txt and items.tsv")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; complete or not there")
+    parser.add_argument("--out", type=Path, required=True, help="output folder; appears only when complete")
     parser.add_argument(
-        "--cuts", type=int, help="training rows a user, at most, drawn at random (default: every prefix)"
+        "--cuts", type=int, help="maximum training rows per user, drawn at random (default: every prefix)"
     )
-    parser.add_argument("--seed", type=int, default=7, help="of the draw for --cuts (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=7, help="random seed for --cuts (default %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier run in --out")
-    given = parser.parse_args(arguments)
-    if given.cuts is not None and given.cuts < 1:
-        raise UserError(f"--cuts is {given.cuts}; at least 1 is expected")
-    with new_folder(given.out, FILES, given.overwrite) as folder:
-        make_files(given.data, folder, given.cuts, given.seed)
-    print(f"All in {given.out}")
+    args = parser.parse_args(arguments)
+    if args.cuts is not None and args.cuts < 1:
+        raise UserError(f"--cuts is {args.cuts}; at least 1 is expected")
+    with new_folder(args.out, FILES, args.overwrite) as folder:
+        make_files(args.data, folder, args.cuts, args.seed)
+    print(f"All in {args.out}")
     return 0
 
 

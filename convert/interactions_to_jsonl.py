@@ -1,17 +1,18 @@
-"""A table of interactions as JSON Lines: histories, preferences, a catalogue and its semantic ids.
+"""Converts a table of interactions to JSON Lines: histories, preferences, a catalogue and its semantic ids.
 
-INTERACTIONS is a CSV, TSV or Parquet file with a row an interaction (user, item, timestamp, and a rating or an action
-if there is one), or a text file with a line a user: `user item item …`, oldest first. Text may be packed: .gz, .zst.
+INTERACTIONS is a CSV, TSV or Parquet file with one row per interaction (user, item, timestamp, and optionally a rating
+or an action), or a text file with one line per user: `user item item …`, oldest first. Text may be compressed (.gz,
+.zst).
 
     train.jsonl, validation.jsonl, test.jsonl            recommend rows
-    train_preference.jsonl, validation_preference.jsonl  preference rows, where ratings or actions allow
+    train_preference.jsonl, validation_preference.jsonl  preference rows, if there are ratings or actions
     catalogue.jsonl                                      the items and their semantic ids, for data.catalogue
     semantic_ids.json                                    the same ids as a versioned bundle, for --codes
-    item_vectors.npy                                     a row a line of the catalogue, for init_item_vectors
-    report.json                                          counts, quality of the ids, what popularity scores
+    item_vectors.npy                                     one row per line of the catalogue, for init_item_vectors
+    report.json                                          counts, quality of the ids, scores of popularity
 
-Nothing of the validation and test items goes into training rows, training preferences or semantic ids. Interactions of
-a user with the same timestamp stay in the order of the file.
+Validation and test items are not used for training rows, training preferences or semantic ids. A user's interactions
+with the same timestamp keep the order of the file.
 """
 
 import argparse
@@ -27,13 +28,13 @@ from ugt_composer.storage.output_folder import new_folder
 
 EXAMPLES = """
 examples:
-  # ratings with titles; histories hold what was liked, preferences are made of 4 and more against 2 and less
+  # ratings with titles; histories hold items rated 4 or more, preferences pair ratings of 4 or more with 2 or less
   python convert/interactions_to_jsonl.py ratings.csv --items movies.csv --min-rating 4 --out data/movies
 
-  # a line a user, items with texts in a table
+  # one line per user, items with texts in a table
   python convert/interactions_to_jsonl.py sequences.txt --items items.tsv --cuts-per-user all --out data/beauty
 
-  # clicks against impressions, tested on the last tenth of the time, ids as published
+  # clicks preferred to impressions, tested on the last tenth of the time, with published ids
   python convert/interactions_to_jsonl.py events.parquet --split time --positive-actions click \\
     --chosen-actions click --rejected-actions impression --codes index.json --out data/news
 """
@@ -44,32 +45,34 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("interactions", type=Path, metavar="INTERACTIONS", help="the file to import")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; complete or not there")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="output folder; appears only when complete"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier run in --out")
     options.add_source_options(parser)
     options.add_split_options(parser)
     options.add_row_options(parser)
     options.add_preference_options(parser)
     options.add_id_options(parser)
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     settings = Settings(
-        options.source_settings(given),
-        options.split_settings(given),
-        options.id_settings(given),
-        options.row_settings(given),
-        options.preference_settings(given),
+        options.source_settings(args),
+        options.split_settings(args),
+        options.id_settings(args),
+        options.row_settings(args),
+        options.preference_settings(args),
     )
-    with new_folder(given.out, FILES, given.overwrite) as folder:
+    with new_folder(args.out, FILES, args.overwrite) as folder:
         report = import_interactions(settings, folder, lambda text: print(text, file=sys.stderr, flush=True))
     print_report(report)
-    print_next(report, given.out)
+    print_next(report, args.out)
     return 0
 
 
 def print_report(report: dict[str, Any]) -> None:
     for text, number in (
-        ("rows left out because they were not understood", report["skipped_rows"]),
-        ("interactions left out because their items have no code or vector", report["interactions_without_id"]),
+        ("rows skipped because they could not be parsed", report["skipped_rows"]),
+        ("interactions skipped because their items have no code or vector", report["interactions_without_id"]),
     ):
         if number:
             print(f"{text}: {number:,}")
@@ -99,7 +102,7 @@ def print_preferences(report: dict[str, Any]) -> None:
         by = f"{', '.join(facts['chosen_actions'])} against {', '.join(facts['rejected_actions'])}"
     print(f"preferences: {by}; validation by {facts['validation_by']}")
     if "train_preference.jsonl" not in report["rows"]:
-        print(f"no training pairs among {facts['chosen']:,} chosen and {facts['rejected']:,} rejected; no file of them")
+        print(f"no training pairs among {facts['chosen']:,} chosen and {facts['rejected']:,} rejected; no file written")
 
 
 def print_next(report: dict[str, Any], out: Path) -> None:

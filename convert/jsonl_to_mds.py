@@ -17,18 +17,18 @@ from ugt_composer.conversion.workers import WorkerDied
 from ugt_composer.errors import EXIT_ERROR, exit_on_user_error
 
 EXAMPLES = """
-rows (one JSON object a line):
+rows (one JSON object per line):
   recommend   user_id; encoder_l1_ids, encoder_l2_ids, encoder_l3_ids, encoder_positions, encoder_token_types,
               encoder_mask (lists of one length: the history); the same six with decoder_ (what followed);
-              labels_l1, labels_l2, labels_l3 (as long as the decoder's lists; -100 = not counted)
+              labels_l1, labels_l2, labels_l3 (as long as the decoder's lists; -100 = ignored)
   preference  user_id; user_sequence (an object with the six encoder_ lists); chosen_item and rejected_item
               (objects with l1_id, l2_id, l3_id; several under rejected_items); preference_score (optional)
 
 examples:
-  # a file, checked row by row; stops at the first bad one and says what is wrong with it
+  # a file, checked row by row; stops at the first bad row and reports its error
   python convert/jsonl_to_mds.py data/train.jsonl --kind recommend --out mds/train
 
-  # a folder of compressed files on four cores; bad rows are put aside, at most 1 in 100
+  # a folder of compressed files on four cores; bad rows are quarantined, at most 1 in 100
   python convert/jsonl_to_mds.py logs/ --kind recommend --out mds/train --workers 4 --on-error quarantine
 
 then name the folder in the YAML: data.train.local=mds/train
@@ -36,7 +36,7 @@ then name the folder in the YAML: data.train.local=mds/train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status. Raises UserError for what the user has to mend."""
+    """Returns the exit status. Raises UserError for what the user has to fix."""
     args = _parser().parse_args(argv)
     settings = Settings(
         kind=args.kind,
@@ -79,13 +79,13 @@ def _parser() -> argparse.ArgumentParser:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="a .jsonl file, plain or packed as .gz or .zst, or a folder, of which all such files are taken",
+        help="a .jsonl file, plain or compressed (.gz, .zst), or a folder, of which all such files are read",
     )
-    add("--kind", required=True, choices=KINDS, help="which rows the files hold, see below")
-    add("--out", required=True, metavar="DIR", help="the folder to make; it appears when it is complete")
+    add("--kind", required=True, choices=KINDS, help="kind of the rows in the files, see below")
+    add("--out", required=True, metavar="DIR", help="output folder; appears only when complete")
     add("--overwrite", action="store_true", help="replace DIR, once the new one is complete")
     add("--workers", type=int, default=1, metavar="N", help="processes; the output is the same for any N (default 1)")
-    limits = parser.add_argument_group("limits of the rows, the same as in the model's YAML").add_argument
+    limits = parser.add_argument_group("limits of the rows, as in the model's YAML").add_argument
     limits(
         "--codebook-sizes",
         type=int,
@@ -95,8 +95,8 @@ def _parser() -> argparse.ArgumentParser:
         help=f"ids of a level are 0..size-1 (default {' '.join(map(str, defaults.codebook_sizes))})",
     )
     for option, value, text in (
-        ("--max-history", defaults.max_history, "tokens of a history; of longer ones the most recent are kept"),
-        ("--max-target", defaults.max_target, "tokens of a target; of longer ones the first are kept"),
+        ("--max-history", defaults.max_history, "maximum tokens of a history; of longer ones the most recent are kept"),
+        ("--max-target", defaults.max_target, "maximum tokens of a target; of longer ones the first are kept"),
         ("--max-positions", defaults.max_positions, "positions are 0..N-1"),
         ("--max-line-bytes", defaults.max_line_bytes, "a longer line is a bad row"),
     ):
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         "--on-error",
         choices=(FAIL, QUARANTINE),
         default=defaults.on_error,
-        help=f"fail: stop at the first, write nothing. quarantine: put them into DIR/{QUARANTINE_NAME} with the "
+        help=f"fail: stop at the first, write nothing. quarantine: write them to DIR/{QUARANTINE_NAME} with the "
         f"reason, convert the rest (default {defaults.on_error})",
     )
     errors(
@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=defaults.max_error_rate,
         metavar="RATE",
-        help=f"with quarantine: fail if a larger share of the rows is bad (default {defaults.max_error_rate})",
+        help=f"with quarantine: fail if a larger fraction of the rows is bad (default {defaults.max_error_rate})",
     )
     shards = parser.add_argument_group("form of the shards").add_argument
     shards(
@@ -135,14 +135,14 @@ def _parser() -> argparse.ArgumentParser:
         type=_bytes,
         default=defaults.size_limit,
         metavar="BYTES",
-        help="of a shard before compression, as 1000000 or 64mb (default 64mb)",
+        help="maximum size of a shard before compression, such as 1000000 or 64mb (default 64mb)",
     )
     add("--range-bytes", type=int, default=defaults.range_bytes, help=argparse.SUPPRESS)  # for tests
     return parser
 
 
 def _bytes(text: str) -> int:
-    """A number of bytes: 500, 64kb, 64mb, 1gb. argparse makes a usage error of the ValueError."""
+    """Parses a number of bytes: 500, 64kb, 64mb, 1gb. argparse turns the ValueError into a usage error."""
     for power, unit in enumerate(("kb", "mb", "gb"), start=1):
         if text.lower().endswith(unit):
             return int(text[: -len(unit)]) << 10 * power
@@ -151,7 +151,7 @@ def _bytes(text: str) -> int:
 
 @contextmanager
 def _progress_bar() -> Iterator[Callable[[int], Callable[[int], None]]]:
-    """By bytes of the input, on a terminal only."""
+    """A progress bar in bytes of the input, on a terminal only."""
     bar: tqdm | None = None
 
     def start(total: int) -> Callable[[int], None]:
@@ -168,7 +168,7 @@ def _progress_bar() -> Iterator[Callable[[int], Callable[[int], None]]]:
 
 @contextmanager
 def _termination_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the work as Ctrl-C does, so that nothing is left behind."""
+    """Handles SIGTERM like Ctrl-C, so that no files are left behind."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt(number)

@@ -1,14 +1,14 @@
-"""Makes the demo's data: histories, preferences and a catalogue drawn from a law that is known exactly.
+"""Makes the demo's data: histories, preferences and a catalogue, drawn from a distribution that is known exactly.
 
-The law is stated in ugt_composer/demo/process.py, so that the best possible recall@10 is computable; facts.json holds
-it. The same arguments give the same bytes.
+The distribution is defined in ugt_composer/demo/process.py, so that the best possible recall@10 can be computed; it is
+in facts.json. The same arguments give the same bytes.
 
     catalogue.jsonl          the items, with names
     train.jsonl              recommend rows: a few cuts of each training customer's sequence
     eval.jsonl               recommend rows of other customers, one target each
     preference_train.jsonl   preference rows of the training customers
     preference_eval.jsonl    preference rows of the customers of eval.jsonl
-    facts.json               what popularity and the best possible prediction score on the eval files
+    facts.json               the scores of popularity and of the best possible prediction on the eval files
 
 Example:
     python convert/make_demo_data.py --out data/demo
@@ -32,9 +32,9 @@ from ugt_composer.demo.taxonomy import CODEBOOK_SIZES, shop
 from ugt_composer.errors import UserError, exit_on_user_error
 from ugt_composer.storage.output_folder import new_folder
 
-SHORTEST, LONGEST = 4, 30  # items of a history
-BLOCK = 4096  # customers drawn at once, to bound the memory
-TARGETS = 5  # items to predict in a training row, at most
+SHORTEST, LONGEST = 4, 30  # items in a history
+BLOCK = 4096  # customers drawn at once, to limit memory
+TARGETS = 5  # maximum number of items to predict in a training row
 JSONL = ("catalogue.jsonl", "train.jsonl", "eval.jsonl", "preference_train.jsonl", "preference_eval.jsonl")
 FACTS = "facts.json"
 
@@ -44,9 +44,9 @@ class Customers:
     """N customers.
 
     Attributes:
-        types: int (N,), hidden: no file holds it.
-        sequences: int (N, LONGEST + 1), of which a history of `lengths` (N,) items and the one after it were seen.
-        offers: what each was shown after `offer_lengths` (N,) items, and chose.
+        types: int (N,), hidden: not written to any file.
+        sequences: int (N, LONGEST + 1), of which the first `lengths` (N,) items and the one after them are used.
+        offers: the items offered after `offer_lengths` (N,) items, and the chosen one.
     """
 
     types: np.ndarray
@@ -57,7 +57,7 @@ class Customers:
 
 
 def draw_customers(rng: np.random.Generator, process: DemoProcess, count: int, offer_early: bool) -> Customers:
-    """Draws `count` customers; an offer comes at the end of the history, or anywhere in it with `offer_early`."""
+    """Draws `count` customers; the offer is at the end of the history, or anywhere in it with `offer_early`."""
     blocks = []
     for start in range(0, count, BLOCK):
         size = min(BLOCK, count - start)
@@ -82,7 +82,7 @@ def draw_cuts(rng: np.random.Generator, customers: Customers, cuts: int) -> list
 
 
 def train_rows(ids: list[SemanticId], customers: Customers, cuts: list[list[int]]) -> Iterator[dict[str, Any]]:
-    """One row a cut: the history up to it, and at most TARGETS of the next items, nearest first."""
+    """One row per cut: the history up to it, and at most TARGETS of the next items, nearest first."""
     for number, (sequence, length) in enumerate(zip(customers.sequences, customers.lengths.tolist(), strict=True)):
         items = [ids[i] for i in sequence[: length + 1].tolist()]
         for cut in cuts[number]:
@@ -102,7 +102,7 @@ def recommend_row(user_id: str, history: list[SemanticId], targets: list[Semanti
 def preference_rows(
     prefix: str, ids: list[SemanticId], process: DemoProcess, customers: Customers
 ) -> Iterator[dict[str, Any]]:
-    """One row a customer. A single rejected item is an object, several are a list."""
+    """One row per customer. A single rejected item is an object, several are a list."""
     scores = preference_scores(process, customers).tolist()
     columns = zip(customers.sequences, customers.offer_lengths.tolist(), customers.offers.items.tolist(), strict=True)
     for number, (sequence, length, items) in enumerate(columns):
@@ -121,7 +121,7 @@ def item_object(triple: SemanticId) -> dict[str, int]:
 
 
 def preference_scores(process: DemoProcess, customers: Customers) -> np.ndarray:
-    """(N,) sigmoid of how far the chosen item's utility is above the mean of the rejected, in .0001 to 1."""
+    """(N,) sigmoid of the chosen item's utility minus the mean utility of the rejected ones, in .0001 to 1."""
     items, shown = customers.offers.items, customers.offers.shown
     utility = np.where(shown, process.utility[customers.types[:, None], items], 0)
     rejected = utility[:, 1:].sum(axis=1) / shown[:, 1:].sum(axis=1)
@@ -134,29 +134,29 @@ def catalogue_rows(ids: list[SemanticId], names: Iterable[str]) -> Iterator[dict
 
 
 def facts(process: DemoProcess, training: Customers, held_out: Customers) -> dict[str, Any]:
-    """The scores that a model is to be compared with, on the very rows of the eval files."""
+    """The scores to compare a model with, on the rows of the eval files."""
     sequences, lengths, offers = held_out.sequences, held_out.lengths, held_out.offers
-    every = np.arange(len(lengths))
-    last, targets = sequences[every, lengths - 1], sequences[every, lengths]
+    rows = np.arange(len(lengths))
+    last, targets = sequences[rows, lengths - 1], sequences[rows, lengths]
     posterior = process.posterior(sequences, lengths)
-    law = process.predictive(posterior, last)
-    best = bounds.top_items(law)
+    probabilities = process.predictive(posterior, last)
+    best = bounds.top_items(probabilities)
     trained_on = training.sequences[np.arange(LONGEST + 1) <= training.lengths[:, None]]
-    popular = bounds.popularity_recommendations(trained_on, law.shape[1], len(law))
+    popular = bounds.popularity_recommendations(trained_on, probabilities.shape[1], len(probabilities))
     after_offer = process.posterior_after_offer(posterior, last, offers)
     choice = bounds.choice_probabilities(process, after_offer, offers)
     return {
         "popularity": bounds.realised(popular, targets),
-        "ceiling": bounds.expected(best, law),
+        "ceiling": bounds.expected(best, probabilities),
         "ceiling_realised": bounds.realised(best, targets),
         "preference_ceiling": bounds.best_pair_accuracy(choice, offers),
         "preference_ceiling_realised": bounds.pair_accuracy(choice, offers),
-        "preference_of_clicks": bounds.pair_accuracy(np.take_along_axis(law, offers.items, axis=1), offers),
+        "preference_of_clicks": bounds.pair_accuracy(np.take_along_axis(probabilities, offers.items, axis=1), offers),
     }
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]], total: int | None = None) -> int:
-    """Writes one object a line; returns how many."""
+    """Writes one object per line; returns their number."""
     count = 0
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for row in tqdm(rows, desc=f"{path.name:24}", total=total, unit="rows", leave=False, mininterval=0.3):
@@ -166,7 +166,7 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]], total: int | None = 
 
 
 def make_demo_data(out: Path, users: int, eval_users: int, cuts: int, seed: int) -> dict[str, Any]:
-    """Writes all files into the folder `out`; returns the facts."""
+    """Writes all files into the folder `out`; returns the content of facts.json."""
     rng = np.random.Generator(np.random.PCG64(seed))
     taxonomy, knobs = shop(), Knobs()
     process, ids = make_process(rng, taxonomy, knobs), taxonomy.semantic_ids()
@@ -180,7 +180,7 @@ def make_demo_data(out: Path, users: int, eval_users: int, cuts: int, seed: int)
         (preference_rows("train", ids, process, training), users),
         (preference_rows("eval", ids, process, held_out), eval_users),
     )
-    found = {
+    report = {
         "seed": seed,
         "items": len(ids),
         "codebook_sizes": list(CODEBOOK_SIZES),
@@ -188,35 +188,37 @@ def make_demo_data(out: Path, users: int, eval_users: int, cuts: int, seed: int)
         **facts(process, training, held_out),
         "law": asdict(knobs),
     }
-    (out / FACTS).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    return found
+    (out / FACTS).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; complete or not there")
+    parser.add_argument("--out", type=Path, required=True, help="output folder; appears only when complete")
     parser.add_argument("--users", type=int, default=8000, help="training customers (default %(default)s)")
     parser.add_argument("--eval-users", type=int, default=2000, help="held-out customers (default %(default)s)")
-    parser.add_argument("--cuts", type=int, default=3, help="training rows a customer, at most (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=7, help="of the law and of all that is drawn (default %(default)s)")
+    parser.add_argument("--cuts", type=int, default=3, help="maximum training rows per customer (default %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=7, help="seed of the distribution and all draws (default %(default)s)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier run in --out")
-    given = parser.parse_args(arguments)
-    for name, least in (("users", 1), ("eval_users", 1), ("cuts", 1), ("seed", 0)):
-        if getattr(given, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(given, name)}; at least {least} is expected")
-    return given
+    args = parser.parse_args(arguments)
+    for name, minimum in (("users", 1), ("eval_users", 1), ("cuts", 1), ("seed", 0)):
+        if getattr(args, name) < minimum:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}; at least {minimum} is expected")
+    return args
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = parse(arguments)
-    with new_folder(given.out, (*JSONL, FACTS), given.overwrite) as folder:
-        found = make_demo_data(folder, given.users, given.eval_users, given.cuts, given.seed)
-    print(f"{given.out}: {', '.join(f'{count:,} {name}' for name, count in found['rows'].items())}")
+    args = parse(arguments)
+    with new_folder(args.out, (*JSONL, FACTS), args.overwrite) as folder:
+        report = make_demo_data(folder, args.users, args.eval_users, args.cuts, args.seed)
+    print(f"{args.out}: {', '.join(f'{count:,} {name}' for name, count in report['rows'].items())}")
     for title, name in (("popularity", "popularity"), ("the best possible", "ceiling")):
-        scores = found[name]
+        scores = report[name]
         print(f"{title:>18}: recall@10 {scores['recall@10']:.4f}, ndcg@10 {scores['ndcg@10']:.4f}")
-    accuracy = f"clicks {found['preference_of_clicks']:.4f}, the best possible {found['preference_ceiling']:.4f}"
-    print(f"pairs told right by: {accuracy}")
+    accuracy = f"clicks {report['preference_of_clicks']:.4f}, the best possible {report['preference_ceiling']:.4f}"
+    print(f"pair accuracy: {accuracy}")
     return 0
 
 

@@ -1,13 +1,13 @@
-"""Semantic ids of items: makes them, or says how good they are.
+"""Makes semantic ids of items, or reports their quality.
 
-Made from --codes, else from --vectors, else from the texts of --items and the training part of INTERACTIONS: residual
-k-means gives L1 and L2, and L3 tells instances apart. Interactions are split as convert/interactions_to_jsonl.py splits
-them, and their validation and test parts are not looked at.
+Ids are made from --codes, else from --vectors, else from the texts of --items and the training part of INTERACTIONS:
+residual k-means gives L1 and L2, and L3 distinguishes the items that share both. Interactions are split like in
+convert/interactions_to_jsonl.py, and their validation and test parts are not used.
 
     semantic_ids.json   the ids as a versioned bundle; give it to interactions_to_jsonl.py as --codes
-    catalogue.jsonl     the same, for data.catalogue
-    item_vectors.npy    what they were made of, for init_item_vectors: a row a line of the catalogue
-    report.json         how good they are
+    catalogue.jsonl     the same ids, for data.catalogue
+    item_vectors.npy    the vectors of the items, for init_item_vectors: one row per line of the catalogue
+    report.json         the quality of the ids
 """
 
 import argparse
@@ -26,10 +26,10 @@ examples:
   # make ids from texts and interactions
   python convert/semantic_ids.py sequences.txt --items items.tsv --out data/ids
 
-  # from vectors, one a row of the table of items
+  # from vectors, one per row of the table of items
   python convert/semantic_ids.py --items items.tsv --vectors items.npy --clusters 128 512 --out data/ids
 
-  # only say how good published codes are
+  # only report the quality of published codes
   python convert/semantic_ids.py sequences.txt --items items.tsv --report --codes index.json
 """
 
@@ -38,35 +38,35 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("interactions", type=Path, nargs="?", metavar="INTERACTIONS", help="what users did")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write; complete or not there")
+    parser.add_argument("interactions", type=Path, nargs="?", metavar="INTERACTIONS", help="the table of interactions")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="output folder; appears only when complete")
     parser.add_argument("--report", action="store_true", help="write nothing: print the report of --codes")
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier run in --out")
     options.add_source_options(parser)
     options.add_split_options(parser)
     options.add_id_options(parser)
-    given = parser.parse_args(arguments)
-    if given.report and (given.codes is None or given.out is not None):
+    args = parser.parse_args(arguments)
+    if args.report and (args.codes is None or args.out is not None):
+        raise UserError("--report needs --codes FILE and writes nothing; leave out --report to make ids in --out DIR")
+    if not args.report and args.out is None:
         raise UserError(
-            "--report judges --codes FILE and writes nothing; leave out --report to make ids into --out DIR"
+            "--out DIR is missing, the folder to write; or use --report to print the quality of --codes FILE"
         )
-    if not given.report and given.out is None:
-        raise UserError("--out DIR is missing: the folder to write; or --report, to print how good --codes FILE is")
-    settings = options.source_settings(given), options.split_settings(given), options.id_settings(given)
+    settings = options.source_settings(args), options.split_settings(args), options.id_settings(args)
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    if given.report:
+    if args.report:
         with tempfile.TemporaryDirectory() as folder:
             report = make_ids(*settings, Path(folder), say)
     else:
-        with new_folder(given.out, ID_FILES, given.overwrite) as folder:
+        with new_folder(args.out, ID_FILES, args.overwrite) as folder:
             report = make_ids(*settings, folder, say)
     print(summary(report["quality"]))
     print(f"codebook sizes {' '.join(map(str, report['codebook_sizes']))}, fingerprint {report['fingerprint']}")
-    if not given.report:
-        print(f"All in {given.out}")
+    if not args.report:
+        print(f"All in {args.out}")
     return 0
 
 

@@ -59,7 +59,7 @@ def test_the_report_judges_codes_and_writes_nothing(source, capsys):
     [
         (["--out", "out"], "semantic ids of what?"),
         ([], "--out DIR is missing"),
-        (["--report"], "--report judges --codes FILE"),
+        (["--report"], "--report needs --codes FILE"),
     ],
 )
 def test_mistakes_are_named(arguments, said):
