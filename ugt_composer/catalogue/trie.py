@@ -139,7 +139,7 @@ class ItemTrie:
         return self.path(ids)[-1]
 
     def path(self, ids: Tensor) -> list[Tensor]:
-        """The nodes on the path of each triple int64 (..., 3): int64 (...) per level, -1 from the first missing one."""
+        """The nodes on the path of each triple int64 (..., 3): int64 (...) per level, -1 from a missing one on."""
         node = torch.zeros(ids.shape[:-1], dtype=torch.int64, device=ids.device)
         exists = torch.ones_like(node, dtype=torch.bool)
         nodes = []

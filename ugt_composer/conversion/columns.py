@@ -60,7 +60,7 @@ def read_integers(columns: Sequence[RawLists]) -> np.ndarray:
 
 
 def read_digits(columns: Sequence[RawLists]) -> np.ndarray:
-    """Reads C columns of integers from 0 to 9, at a tenth of the cost. The last column may hold booleans.
+    """Reads C columns of integers from 0 to 9, ten times faster than `read_integers`. The last may be booleans.
 
     Returns:
         uint8 (C, n + R), with END_BYTE in the extra slots.

@@ -101,7 +101,7 @@ class _Merger:
         self.shards.append(shard)
 
     def _add_quarantine(self, file: Path) -> None:
-        """Appends quarantined rows; their line numbers count from the start of the worker's piece."""
+        """Appends quarantined rows, converting line numbers within the worker's piece to those in the file."""
         first_lines = {source.path: self.inputs.lines[at] for at, source in enumerate(self.sources)}
         with open(file, encoding="ascii") as part, open(self.work / QUARANTINE_NAME, "a", encoding="ascii") as merged:
             for text in part:

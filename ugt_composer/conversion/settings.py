@@ -20,7 +20,7 @@ KINDS = (RECOMMEND, PREFERENCE)
 FAIL, QUARANTINE = "fail", "quarantine"
 
 LARGEST_COUNT = 0xFFFF  # the codec keeps the number of tokens in 16 bits
-LARGEST_POSITION = (1 << 30) - 1  # in the file; --max-positions limits the stored (renumbered) ones
+LARGEST_POSITION = (1 << 30) - 1  # in the file; --max-positions limits the stored ones
 LARGEST_CODEBOOK = 1 << 31
 SMALLEST_SIZE_LIMIT = 1 << 12
 LARGEST_SIZE_LIMIT = (1 << 32) - 1  # MDS keeps offsets in 32 bits

@@ -37,8 +37,8 @@ def collate(rows: Sequence[PackedRow], min_rejected: int = 0, longest_first: boo
         min_rejected: the smallest N. With 1, batches with and without preferences run the same layers, as they must
             on ranks that all-gather sharded weights together.
         longest_first: sorts the rows by history length, then by target length, and adds these lengths to the batch,
-            so that microbatches hold rows of similar length. The first microbatch is the largest: if a batch does not
-            fit into memory, it fails at once.
+            so that microbatches hold rows of similar length. The first microbatch is the largest: if it does not fit
+            into memory, the step fails at once.
 
     Raises:
         ValueError: a row has another codec version than this package or another length than its header implies, or

@@ -42,7 +42,7 @@ os.register_at_fork(after_in_child=_leases.clear)  # a child only inherits the o
 
 @contextmanager
 def own_segments() -> Iterator[None]:
-    """Within this context, a StreamingDataset that is built gets a number for its segments that no other run uses."""
+    """Within this context, a new StreamingDataset gets a segment number that no other run uses or has used."""
     before = streaming.base.dataset.get_shm_prefix
     streaming.base.dataset.get_shm_prefix = _shared_number
     try:
@@ -106,7 +106,7 @@ def take_lease() -> int:
 
 
 def join_lease(number: int) -> None:
-    """Holds a lease that another process of this node has taken."""
+    """Joins the lease that another process of this node has taken."""
     if not _hold(number, os.open(_lease(number), os.O_RDWR)):
         raise RuntimeError(f"{_lease(number)} was removed; the first rank of this node has ended")
 

@@ -41,7 +41,7 @@ class Block:
 def read_blocks(piece: Piece, max_line_bytes: int, hasher: "xxhash.xxh3_128") -> Iterator[Block]:
     """The lines of a piece; `hasher` is fed all their bytes.
 
-    Raises TruncatedStream after the last whole line, and UserError if a file is corrupted or has changed.
+    Raises TruncatedStream after the last complete line, and UserError if a file is corrupted or has changed.
     """
     rest = b""
     long_size = 0  # size so far of a line that is too long to keep; `rest` is its beginning
