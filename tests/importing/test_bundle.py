@@ -52,11 +52,11 @@ def test_the_fingerprint_is_that_of_the_catalogue_written_beside_it(tmp_path_fac
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda made: made["items"].update(a=[6, 6, 6]), "the ids are not those of its fingerprint"),
-        (lambda made: made["items"].update(a=[6, 6, 64]), "item 'a': found [6, 6, 64], expected 3 ids of 5"),
+        (lambda made: made["items"].update(a=[6, 6, 6]), "the ids do not match the fingerprint"),
+        (lambda made: made["items"].update(a=[6, 6, 64]), "item 'a': found [6, 6, 64], expected 3 ids from 5"),
         (lambda made: made["items"].update(a=[6, 6]), "item 'a': found [6, 6]"),
         (lambda made: made.update(version=2), "found version 2, expected 1"),
-        (lambda made: made.update(codebook_sizes=[16]), "expected codebook_sizes, 3 of them, and items"),
+        (lambda made: made.update(codebook_sizes=[16]), "expected 3 codebook_sizes, and items"),
         (lambda made: made.update(format="other"), 'found no "format"'),
     ],
 )

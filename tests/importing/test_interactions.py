@@ -104,7 +104,7 @@ def test_actions_are_kept(tmp_path):
     ("name", "text", "options", "said"),
     [
         ("r.csv", None, {}, "r.csv: found no such file"),
-        ("r.xls", "", {}, "r.xls: the ending '.xls' is unknown"),
+        ("r.xls", "", {}, "r.xls: the file extension '.xls' is unknown"),
         ("r.csv", "", {}, "r.csv: cannot be read: empty CSV"),
         ("r.csv", HEADER + "\n", {}, "r.csv: found no interaction"),
         (
@@ -125,7 +125,7 @@ def test_actions_are_kept(tmp_path):
             {"columns": Columns(item="movieID")},
             "no column 'movieID' (--item-column); did you mean movieId?",
         ),
-        ("r.csv", HEADER + "\n1,2,3,4\n", {"columns": Columns(user="movieId")}, "one column cannot be two things"),
+        ("r.csv", HEADER + "\n1,2,3,4\n", {"columns": Columns(user="movieId")}, "found one column used twice"),
         (
             "r.csv",
             HEADER + "\n1,2,3,4\n\n1,,3,5\n",

@@ -30,7 +30,7 @@ def test_named_columns_and_lists_in_parquet(tmp_path):
 @pytest.mark.parametrize(
     ("text", "options", "said"),
     [
-        ("movieId,title\n1,a\n1,b\n", {}, "item '1' stands there twice"),
+        ("movieId,title\n1,a\n1,b\n", {}, "item '1' occurs twice"),
         ("movieId,title\n1,a\n,b\n", {}, "item 2 has no id"),
         ("movieId,title\n", {}, "found no item"),
         ("name,title\n1,a\n", {}, "looks like the item; name it with --items-column"),

@@ -31,9 +31,9 @@ def test_rows_are_in_the_order_of_the_table_of_items(matrix):
 @pytest.mark.parametrize(
     ("values", "items", "said"),
     [
-        (VECTORS, None, "whose vector is each row"),
+        (VECTORS, None, "the item of each row is not known"),
         (VECTORS, ["a"], "found 2 vectors, but the table of items has 1 items"),
-        (VECTORS, ["a", "a"], "item 'a' stands there twice"),
+        (VECTORS, ["a", "a"], "item 'a' occurs twice"),
         (np.array([1.0, 2.0]), ["a", "b"], "expected numbers of shape (items, dimensions)"),
         (np.array([["x"], ["y"]]), ["a", "b"], "expected numbers of shape"),
         (np.array([[1.0], [np.nan]]), ["a", "b"], "row 1 (item 'b') holds a number that is not finite"),

@@ -1,4 +1,4 @@
-"""Semantic ids of a catalogue, from the best that is given: codes, else vectors, else texts and interactions."""
+"""Assigns semantic ids to items: from codes if given, else from vectors, else from texts and interactions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +21,13 @@ from ugt_composer.vocabulary import NUM_SPECIAL_IDS
 
 @dataclass(frozen=True)
 class Given:
-    """What a file says of the items' ids.
+    """The ids, or the vectors to make them from, that were read from a file.
 
     Attributes:
-        items: text (n,) of the items it covers.
-        ids: int64 (n, 3), or None where they are to be made of `vectors`.
+        items: text (n,), the ids of the items that the file covers.
+        ids: int64 (n, 3) semantic ids; None if they are to be made from `vectors`.
         vectors: float32 (n, d), or None.
-        made: for the bundle.
+        made: how the ids are made; stored in the bundle.
     """
 
     items: pl.Series
@@ -38,11 +38,11 @@ class Given:
 
 @dataclass(frozen=True)
 class Assigned:
-    """The ids of all I items and what they can be judged by.
+    """The semantic ids of all I items, and the vectors that their quality is measured with.
 
     Attributes:
-        views: vectors (I, d) by what they are made of.
-        vectors: float32 (I, d) of all of that together; None where there is none of it.
+        views: name of the source, such as "texts" → vectors (I, d).
+        vectors: float32 (I, d), those given or else all views joined; None if there are none.
     """
 
     bundle: Bundle
@@ -51,7 +51,7 @@ class Assigned:
 
 
 def read_given(settings: IdSettings, known: Items | None) -> Given | None:
-    """The codes or vectors of the settings; None if the ids are to be built."""
+    """Reads the file of codes or vectors that the settings name; None if the ids are to be built."""
     if settings.codes is not None:
         content = read_json(settings.codes)
         if is_bundle(content):
@@ -69,12 +69,12 @@ def read_given(settings: IdSettings, known: Items | None) -> Given | None:
 
 
 def assign_ids(items: Items, given: Given | None, user: np.ndarray, item: np.ndarray, settings: IdSettings) -> Assigned:
-    """The ids of all items.
+    """Assigns semantic ids to all items.
 
     Args:
-        user, item: int (P,) training interactions, users one after the other, oldest first: all that is used of them.
+        user, item: int (P,) training interactions, grouped by user, oldest first; no other interactions are used.
     """
-    # Sums in another order give other codes: with one thread the same seed gives the same ids on any number of cores.
+    # The order of summation affects the codes. With one thread, a seed gives the same ids on any number of cores.
     with threadpool_limits(1):
         views: dict[str, np.ndarray] = {}
         if items.texts is not None and items.texts.drop_nulls().len():
@@ -83,16 +83,16 @@ def assign_ids(items: Items, given: Given | None, user: np.ndarray, item: np.nda
             size, window = settings.dimensions, settings.window
             views["co-occurrence"] = cooccurrence_vectors(user, item, len(items), size, window, settings.seed)
         if given is not None:
-            where = numbers_of(items.ids, Items(given.items))
+            rows = numbers_of(items.ids, Items(given.items))
             if given.vectors is not None:
-                views = {"vectors": given.vectors[where], **views}
+                views = {"vectors": given.vectors[rows], **views}
             if given.ids is not None:
-                ids = given.ids[where]
+                ids = given.ids[rows]
                 bundle = Bundle(items.ids, ids, compact_sizes(ids, settings.codebook_sizes), given.made)
-                return Assigned(bundle, views, _built(views, settings)[0] if views else None)
+                return Assigned(bundle, views, _build_vectors(views, settings)[0] if views else None)
             vectors, made = views["vectors"], given.made
         else:
-            vectors, made = _built(views, settings)
+            vectors, made = _build_vectors(views, settings)
         clusters = settings.clusters or default_clusters(len(items), settings.codebook_sizes)
         check_clusters(clusters, len(items), settings.codebook_sizes)
         codes = residual_codes(vectors, clusters, settings.seed)
@@ -103,11 +103,9 @@ def assign_ids(items: Items, given: Given | None, user: np.ndarray, item: np.nda
     return Assigned(Bundle(items.ids, ids, compact_sizes(ids, settings.codebook_sizes), made), views, vectors)
 
 
-def _built(views: dict[str, np.ndarray], settings: IdSettings) -> tuple[np.ndarray, dict[str, Any]]:
+def _build_vectors(views: dict[str, np.ndarray], settings: IdSettings) -> tuple[np.ndarray, dict[str, Any]]:
     if not views:
-        raise UserError(
-            "semantic ids need something to be made of: --codes, --vectors, --items with texts, or interactions"
-        )
+        raise UserError("no source for semantic ids; expected --codes, --vectors, --items with texts, or interactions")
     weights = {"texts": settings.text_weight, "co-occurrence": 1 - settings.text_weight}
     vectors = joined_vectors(list(views.values()), [weights[name] for name in views], settings.seed)
     made = {"method": "built", "from": list(views), "dimensions": settings.dimensions, "window": settings.window}
@@ -117,5 +115,5 @@ def _built(views: dict[str, np.ndarray], settings: IdSettings) -> tuple[np.ndarr
 def _check_sizes(bundle: Bundle, settings: IdSettings) -> None:
     needed, sizes = bundle.ids.max(axis=0) + 1, settings.codebook_sizes
     if (needed > np.array(sizes)).any():
-        found, expected = (" ".join(map(str, numbers)) for numbers in (sizes, needed.tolist()))
-        raise UserError(f"--codebook-sizes {found}: the ids of {settings.codes} need at least {expected}")
+        given_sizes, needed_sizes = (" ".join(map(str, numbers)) for numbers in (sizes, needed.tolist()))
+        raise UserError(f"--codebook-sizes {given_sizes}: the ids in {settings.codes} need at least {needed_sizes}")

@@ -1,4 +1,4 @@
-"""The versioned file of semantic ids: which item has which, how they were made, and the catalogue's fingerprint."""
+"""The versioned file of semantic ids: the ids of each item, how they were made, and the catalogue's fingerprint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ class Bundle:
     Attributes:
         items: item ids, text (n,).
         ids: int64 (n, 3).
-        codebook_sizes: one a level; every id is below its level's.
-        made: how: plain JSON values.
+        codebook_sizes: one per level; every id is below the size of its level.
+        made: how the ids were made, as plain JSON values.
     """
 
     items: pl.Series
@@ -36,12 +36,12 @@ class Bundle:
 
     @cached_property
     def fingerprint(self) -> str:
-        """That of the catalogue with these ids, which a checkpoint carries."""
+        """The fingerprint of a catalogue with these ids; checkpoints store it."""
         triples = zip(self.items.to_list(), *self.ids.T.tolist(), strict=True)
         return Catalogue([Item(*item) for item in triples]).fingerprint
 
     def save(self, path: Path) -> None:
-        """JSON, one item a line, so that versions can be compared by line."""
+        """Writes JSON with one item per line, so that versions can be compared line by line."""
         head = {
             "format": FORMAT,
             "version": VERSION,
@@ -55,7 +55,7 @@ class Bundle:
         path.write_text("{\n" + "\n".join(lines) + '\n"items": {\n' + items + "\n}\n}\n", encoding="utf-8")
 
     def write_catalogue(self, path: Path, names: pl.Series | None) -> None:
-        """JSON Lines for `data.catalogue`; `names` is text (n,), null where an item has none."""
+        """Writes JSON Lines for `data.catalogue`; `names` is text (n,), null where an item has no name."""
         columns = {"item_id": self.items, **{key: self.ids[:, level] for level, key in enumerate(LEVEL_KEYS)}}
         if names is not None:
             columns["name"] = names
@@ -68,33 +68,35 @@ def is_bundle(given: Any) -> bool:
 
 
 def load_bundle(path: Path) -> Bundle:
-    given = read_json(path)
-    if not is_bundle(given):
+    content = read_json(path)
+    if not is_bundle(content):
         raise UserError(f'{path}: found no "format": "{FORMAT}", expected a file that convert/semantic_ids.py wrote')
-    return parse_bundle(path, given)
+    return parse_bundle(path, content)
 
 
 def parse_bundle(path: Path, given: dict[str, Any]) -> Bundle:
-    """A bundle as `save` wrote it.
+    """Parses a bundle that `save` wrote.
 
     Raises:
-        UserError: another version, ids that are none, or not the ids that the fingerprint was made of.
+        UserError: another version, invalid ids, or ids that do not match the fingerprint.
     """
     if given.get("version") != VERSION:
-        raise UserError(f"{path}: found version {given.get('version')!r}, expected {VERSION}; make the ids anew")
+        raise UserError(f"{path}: found version {given.get('version')!r}, expected {VERSION}; make the ids again")
     items = given.get("items")
     sizes: list[int] = given.get("codebook_sizes", [])
     if not _are_sizes(sizes) or not isinstance(items, dict) or not items:
-        raise UserError(f"{path}: expected codebook_sizes, {LEVELS} of them, and items")
+        raise UserError(f"{path}: expected {LEVELS} codebook_sizes, and items")
     for item, triple in items.items():
         if not _is_triple(triple, sizes):
             raise UserError(
-                f"{path}: item {item!r}: found {triple}, expected {LEVELS} ids of {NUM_SPECIAL_IDS} to the size - 1"
+                f"{path}: item {item!r}: found {triple}, expected {LEVELS} ids from {NUM_SPECIAL_IDS} to the size - 1"
             )
     ids = np.array(list(items.values()), np.int64)
     bundle = Bundle(pl.Series("item", list(items), dtype=pl.String), ids, sizes, given.get("made", {}))
     if bundle.fingerprint != given.get("fingerprint"):
-        raise UserError(f"{path}: the ids are not those of its fingerprint; it was changed or damaged, make it anew")
+        raise UserError(
+            f"{path}: the ids do not match the fingerprint; the file was changed or is corrupted, make it again"
+        )
     return bundle
 
 

@@ -1,4 +1,4 @@
-"""Codes out of item vectors: residual k-means (the residual quantisation of TIGER, without its autoencoder)."""
+"""Codes from item vectors: residual k-means (the residual quantisation of TIGER, without its autoencoder)."""
 
 import math
 import warnings
@@ -12,14 +12,14 @@ from ugt_composer.errors import UserError
 from ugt_composer.importing.levels import rooms
 from ugt_composer.vocabulary import NUM_SPECIAL_IDS
 
-LEARNED = 2  # levels that clusters make; the third tells instances apart
-FULL_KMEANS = 50_000  # items up to which all are looked at in each step
+LEARNED = 2  # levels made by clustering; the third distinguishes the items of a cluster
+FULL_KMEANS = 50_000  # items up to which each k-means step uses all of them; above, minibatches
 RESTARTS = 4
 MINIBATCH = 16_384
 
 
 def default_clusters(items: int, codebook_sizes: Sequence[int]) -> tuple[int, int]:
-    """Powers of two near half the root of the number of items, and four times that: 64 and 256 for 12,000 items."""
+    """A power of two near √items / 2, and four times that: 64 and 256 for 12,000 items."""
     first = 2 ** max(round(math.log2(math.sqrt(items) / 2)), 1)
     room = rooms(codebook_sizes)
     return min(first, room[0]), min(4 * first, room[1])
@@ -42,7 +42,7 @@ def check_clusters(clusters: Sequence[int], items: int, codebook_sizes: Sequence
 
 
 def residual_codes(vectors: np.ndarray, clusters: Sequence[int], seed: int) -> np.ndarray:
-    """int64 (n, levels) clusters of (n, d) vectors: of the vectors, then of what the centres above leave over."""
+    """int64 (n, levels) cluster numbers of (n, d) vectors: each level clusters the residuals of the level above."""
     residual = vectors.astype(np.float32)
     codes = []
     for level, count in enumerate(clusters):
@@ -59,6 +59,6 @@ def _kmeans(vectors: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.
     else:
         model = MiniBatchKMeans(count, batch_size=MINIBATCH, n_init=RESTARTS, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different vectors than clusters
+        warnings.simplefilter("ignore", ConvergenceWarning)  # raised for fewer distinct vectors than clusters
         labels = model.fit_predict(vectors)
     return labels, model.cluster_centers_

@@ -1,4 +1,4 @@
-"""Codes of items as they are published: JSON, item → a list of numbers or of tokens such as "<a_12>"."""
+"""Reads item codes in the form they are published in: JSON, item → list of numbers or tokens such as "<a_12>"."""
 
 import json
 import re
@@ -23,10 +23,10 @@ def read_json(path: Path) -> Any:
 
 
 def parse_codes(path: Path, given: Any) -> tuple[pl.Series, list[tuple[int, ...]]]:
-    """The item ids, and the codes of each.
+    """Returns the item ids, and the codes of each item.
 
     Raises:
-        UserError: naming the item whose codes are none.
+        UserError: names the item whose codes are invalid.
     """
     if not isinstance(given, dict) or not given:
         raise UserError(
@@ -43,8 +43,8 @@ def _codes_of(path: Path, item: str, value: Any) -> tuple[int, ...]:
         parts = value if isinstance(value, list) else []
     codes = tuple(_code(part) for part in parts)
     if not item or not codes or any(code is None for code in codes):
-        shown = json.dumps(value)[:60]
-        raise UserError(f'{path}: item {item!r}: found {shown}, expected a list of codes such as 12 or "<a_12>"')
+        value_text = json.dumps(value)[:60]
+        raise UserError(f'{path}: item {item!r}: found {value_text}, expected a list of codes such as 12 or "<a_12>"')
     return codes  # type: ignore[return-value]  # None is excluded above
 
 

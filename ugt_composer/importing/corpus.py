@@ -1,4 +1,4 @@
-"""Interactions and items read, joined and split: what rows, pairs and semantic ids are made from."""
+"""Reads, joins and splits interactions and items; rows, pairs and semantic ids are made from the result."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,17 +15,17 @@ from ugt_composer.importing.splits import PARTS, TIME, TRAIN, by_time, leave_one
 
 @dataclass(frozen=True)
 class Corpus:
-    """N interactions in the log, of which P are positive and make the histories; U users.
+    """N interactions of U users; the P positive ones form the histories.
 
     Attributes:
         log: all interactions; items are numbered as in `items`.
-        items: of the catalogue.
+        items: the items of the catalogue.
         positive: bool (N,).
-        user, item: int (P,) of the positive ones.
-        offsets: int64 (U + 1,): user u's positive ones are offsets[u] to offsets[u + 1].
+        user, item: int (P,) of the positive interactions.
+        offsets: int64 (U + 1,): user u's positive interactions are offsets[u] to offsets[u + 1].
         part: int8 (P,) TRAIN, VALIDATION or TEST.
-        held_out_user: bool (U,): nothing of these users trains.
-        facts: for the report.
+        held_out_user: bool (U,): users whose interactions are not used for training.
+        facts: values for the report.
     """
 
     log: Interactions
@@ -40,7 +40,7 @@ class Corpus:
 
     @property
     def trained(self) -> np.ndarray:
-        """bool (P,): what may be learned from."""
+        """bool (P,): the interactions that may be used for training."""
         return (self.part == TRAIN) & ~self.held_out_user[self.user]
 
 
@@ -64,12 +64,12 @@ def make_corpus(
     split: SplitSettings,
     drop_items_without: bool,
 ) -> Corpus:
-    """Joins and splits.
+    """Joins interactions with the catalogue's items and splits them.
 
     Args:
         known: the table of items.
-        covered: items that have an id or vector; None if all can have one. Interactions with others are refused, or
-            left out with `drop_items_without`.
+        covered: items that have an id or vector; None if all can get one. An interaction with any other item is an
+            error, or is left out with `drop_items_without`.
     """
     facts: dict[str, Any] = {"interactions": len(log), "skipped_rows": log.skipped, "first_skipped": log.first_skipped}
     items = all_items(log.items, known, covered, source.only_seen_items)
@@ -79,18 +79,20 @@ def make_corpus(
         without = log.items.filter(pl.Series(numbers < 0))
         if not drop_items_without:
             raise UserError(
-                f"item {without[0]!r} of the interactions has no code or vector, as {len(without):,} of "
-                f"{len(log.items):,} items; give all of them one, or leave out what has none with --drop-items-without"
+                f"item {without[0]!r} of the interactions has no code or vector ({len(without):,} of "
+                f"{len(log.items):,} items have none); give each one, or leave them out with --drop-items-without"
             )
         log, item = log.only(item >= 0), item[item >= 0]
     facts["interactions_without_id"] = facts["interactions"] - len(log)
     log = replace(log, items=items.ids, item=item)
     positive = _positive(log, source)
     facts["positive"] = int(positive.sum())
-    everything = bool(positive.all())
-    user, kept = (log.user, log.item) if everything else (log.user[positive], log.item[positive])
+    all_positive = bool(positive.all())
+    user, item = (log.user, log.item) if all_positive else (log.user[positive], log.item[positive])
     if not len(user):
-        raise UserError(f"{source.interactions}: no interaction is left; see --min-rating and --positive-actions")
+        raise UserError(
+            f"{source.interactions}: no positive interaction is left; see --min-rating and --positive-actions"
+        )
     offsets = user_offsets(user, len(log.users))
     part = _parts(log, positive, user, offsets, split, facts)
     held_out = np.zeros(len(log.users), bool)
@@ -98,7 +100,7 @@ def make_corpus(
     held_out[np.random.default_rng(split.seed).permutation(len(held_out))[:count]] = True
     facts["users"], facts["held_out_users"] = len(log.users), count
     facts["parts"] = {name: int(n) for name, n in zip(PARTS, np.bincount(part, minlength=len(PARTS)), strict=True)}
-    return Corpus(log, items, positive, user, kept, offsets, part, held_out, facts)
+    return Corpus(log, items, positive, user, item, offsets, part, held_out, facts)
 
 
 def _positive(log: Interactions, source: SourceSettings) -> np.ndarray:
@@ -113,13 +115,13 @@ def _positive(log: Interactions, source: SourceSettings) -> np.ndarray:
 
 
 def with_actions(log: Interactions, actions: tuple[str, ...], option: str) -> np.ndarray:
-    """bool (N,): whose action is one of these."""
+    """bool (N,): whether the action of an interaction is one of `actions`."""
     if log.action is None:
         raise UserError(f"{option}: no column of actions was found; name it with --action-column")
-    held = log.action.unique().drop_nulls().to_list()
+    known_actions = log.action.unique().drop_nulls().to_list()
     for action in actions:
-        if action not in held:
-            raise UserError(f"{option} {action}: no interaction has it; {nearest(action, held)}")
+        if action not in known_actions:
+            raise UserError(f"{option} {action}: no interaction has this action; {nearest(action, known_actions)}")
     return log.action.is_in(list(actions)).fill_null(False).to_numpy()
 
 
@@ -134,7 +136,7 @@ def _parts(
     if split.split != TIME:
         return leave_one_out(user, offsets, split.min_interactions)
     if log.time is None or log.time_form is None:
-        raise UserError("--split time: expected timestamps; this file, or --file-order, gives the order only")
+        raise UserError("--split time: expected timestamps, but this file, or --file-order, gives only the order")
     time = log.time[positive]
     bounds = [
         log.time_form.bound(text, time, option)

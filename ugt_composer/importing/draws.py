@@ -1,13 +1,13 @@
-"""Seeded draws of a few places out of many, spread over all of them."""
+"""Seeded stratified sampling: a few places out of many, spread evenly over them."""
 
 import numpy as np
 
 
 def draw_places(counts: np.ndarray, most: int | None, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draws at most `most` of each owner's places 0, …, counts[owner] − 1; all of them with None.
+    """Draws at most `most` of each owner's places 0, …, counts[owner] − 1; all of them if `most` is None.
 
-    Where there are more, they are cut into `most` stretches of equal length and one place is drawn from each, so that
-    early and late places both occur.
+    If an owner has more places, they are divided into `most` intervals of equal length and one place is drawn from
+    each, so that early and late places both occur.
 
     Returns:
         owner, place: int64 (D,), ascending.

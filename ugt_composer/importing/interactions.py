@@ -1,4 +1,4 @@
-"""Interactions of one file as flat arrays, users one after the other, oldest first."""
+"""Reads the interactions of a file into flat arrays, grouped by user, oldest first."""
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -23,13 +23,18 @@ from ugt_composer.importing.table import (
 from ugt_composer.importing.timestamps import TimeForm, time_form
 
 IDS = ("user", "item")
-EXPECTED = {"user": "an id", "item": "an id", "timestamp": "a time like the first ones", "rating": "a number"}
-TIME_SAMPLE = 1000  # times by which the form of all is told
+EXPECTED = {
+    "user": "an id",
+    "item": "an id",
+    "timestamp": "a time in the same format as the first ones",
+    "rating": "a number",
+}
+TIME_SAMPLE = 1000  # times from which the format of the column is detected
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What the user says about the columns; None: look for a usual name."""
+    """The column names that the user gave; None: detect the column by its usual names."""
 
     user: str | None = None
     item: str | None = None
@@ -47,12 +52,12 @@ class Interactions:
         items: text (I,), in the order of their numbers.
         user: int32 (N,), ascending.
         item: int32 (N,).
-        time: int64 or float64 (N,), ascending within a user; None where the order of the file is all there is.
-        rating: float32 (N,), NaN where there is none; None without such a column.
+        time: int64 or float64 (N,), ascending within a user; None if only the order of the file is known.
+        rating: float32 (N,), NaN where a row has none; None without such a column.
         action: text (N,); None without such a column.
-        time_form: how the file writes times.
+        time_form: the format of the file's times.
         columns: role → the file's column.
-        skipped, first_skipped: how many rows were not understood and left out, and what is wrong with the first.
+        skipped, first_skipped: how many rows were left out as invalid, and what is wrong with the first one.
     """
 
     users: pl.Series
@@ -71,7 +76,7 @@ class Interactions:
         return len(self.user)
 
     def only(self, kept: np.ndarray) -> "Interactions":
-        """Those of a bool (N,) mask; the numbers of users and items stay."""
+        """The interactions that a bool (N,) mask selects; users and items keep their numbers."""
         return replace(
             self,
             user=self.user[kept],
@@ -94,102 +99,116 @@ def read_interactions(
 
     Args:
         columns: names of the columns.
-        file_format: one of FORMATS; by the file's ending if None.
-        names: the columns of a file without a header.
-        file_order: rows are oldest first already; timestamps are not needed and not looked at.
-        skip_bad: leave out rows with a value that is not understood; otherwise the first is an error.
+        file_format: one of FORMATS; None: by the file's extension.
+        names: column names of a file without a header.
+        file_order: rows are already oldest first; timestamps are not needed and are ignored.
+        skip_bad: leave out rows with an invalid value; otherwise the first such row is an error.
 
     Raises:
-        UserError: naming the file, the row or column, what was found and what was expected.
+        UserError: names the file, the row or column, what was found and what was expected.
     """
     kind = format_of(path, file_format)
     if kind == SEQUENCES:
-        given = [field.name for field in fields(columns) if getattr(columns, field.name) is not None]
-        if given or names is not None:
-            option = f"--{given[0]}-column" if given else "--columns"
-            raise UserError(f"{path}: {option} is for tables; this is read as lines of `user item item …` (--format)")
+        named_roles = [field.name for field in fields(columns) if getattr(columns, field.name) is not None]
+        if named_roles or names is not None:
+            option = f"--{named_roles[0]}-column" if named_roles else "--columns"
+            raise UserError(
+                f"{path}: {option} is for tables, but this file is read as lines of `user item item …`; "
+                "give --format if it is a table"
+            )
         return _as_arrays(path, read_sequences(path), None, {})
     table = scan_table(path, kind, names)
-    found = _find_columns(path, table, columns, file_order)
-    made, form = _expressions(path, table, found)
+    column_of = _find_columns(path, table, columns, file_order)
+    values, form = _value_expressions(path, table, column_of)
     with named_errors(path):
-        frame = table.select(**made).collect()
-    bad = _first_bad(path, table, frame, found, made, "row" if kind == PARQUET else "line")
+        frame = table.select(**values).collect()
+    bad = _first_bad_row(path, table, frame, column_of, values, "row" if kind == PARQUET else "line")
     if bad is None:
-        return _as_arrays(path, frame, form, found)
+        return _as_arrays(path, frame, form, column_of)
     good = frame.drop_nulls([role for role in EXPECTED if role in frame.columns])
     count = len(frame) - len(good)
     if not skip_bad:
-        raise UserError(f"{bad}; mend it, or leave out such rows with --on-error skip ({count:,} of {len(frame):,})")
-    return replace(_as_arrays(path, good, form, found), skipped=count, first_skipped=bad)
+        raise UserError(f"{bad}; fix it, or skip such rows with --on-error skip ({count:,} of {len(frame):,})")
+    return replace(_as_arrays(path, good, form, column_of), skipped=count, first_skipped=bad)
 
 
 def _find_columns(path: Path, table: pl.LazyFrame, columns: Columns, file_order: bool) -> dict[str, str]:
     with named_errors(path):
         names = columns_of(table)
-    found = {role: need_column(role, getattr(columns, role), names, path, f"--{role}-column") for role in IDS}
+    column_of = {role: need_column(role, getattr(columns, role), names, path, f"--{role}-column") for role in IDS}
     for role in ("timestamp", "rating", "action"):
         name = find_column(role, getattr(columns, role), names, path, f"--{role}-column")
         if name is not None:
-            found[role] = name
+            column_of[role] = name
     if file_order:
-        found.pop("timestamp", None)
-    elif "timestamp" not in found:
+        column_of.pop("timestamp", None)
+    elif "timestamp" not in column_of:
         raise UserError(
             f"{path}: none of its columns ({', '.join(names)}) looks like the timestamp; name it with "
             "--timestamp-column, or give --file-order if each user's rows are oldest first"
         )
-    if len(set(found.values())) < len(found):
-        raise UserError(f"{path}: one column cannot be two things: {found}")
-    return found
+    if len(set(column_of.values())) < len(column_of):
+        raise UserError(f"{path}: found one column used twice: {column_of}; expected a different column for each")
+    return column_of
 
 
-def _expressions(path: Path, table: pl.LazyFrame, found: dict[str, str]) -> tuple[dict[str, pl.Expr], TimeForm | None]:
-    """role → its values: ids as text, times and ratings as numbers, null where a value is not understood."""
+def _value_expressions(
+    path: Path, table: pl.LazyFrame, column_of: dict[str, str]
+) -> tuple[dict[str, pl.Expr], TimeForm | None]:
+    """role → expression of its values: ids as text, times and ratings as numbers, null where a value is invalid."""
     with named_errors(path):
         schema = table.collect_schema()
-    made = {role: id_text(found[role], schema[found[role]]) for role in IDS}
+    values = {role: id_text(column_of[role], schema[column_of[role]]) for role in IDS}
     form = None
-    if "timestamp" in found:
-        name = found["timestamp"]
+    if "timestamp" in column_of:
+        name = column_of["timestamp"]
         with named_errors(path):
             sample = table.select(name).drop_nulls().head(TIME_SAMPLE).collect()[name]
         form = time_form(sample, f"{path}: column {name!r}")
-        made["timestamp"] = form.parse(pl.col(name))
-    if "rating" in found:
-        raw = pl.col(found["rating"])  # an empty one is a missing rating, NaN
-        made["rating"] = pl.when(raw.is_null()).then(float("nan")).otherwise(raw.cast(pl.Float32, strict=False))
-    if "action" in found:
-        made["action"] = pl.col(found["action"]).cast(pl.String)
-    return made, form
+        values["timestamp"] = form.parse(pl.col(name))
+    if "rating" in column_of:
+        raw = pl.col(column_of["rating"])  # an empty cell is a missing rating, NaN
+        values["rating"] = pl.when(raw.is_null()).then(float("nan")).otherwise(raw.cast(pl.Float32, strict=False))
+    if "action" in column_of:
+        values["action"] = pl.col(column_of["action"]).cast(pl.String)
+    return values, form
 
 
-def _first_bad(
-    path: Path, table: pl.LazyFrame, frame: pl.DataFrame, found: dict[str, str], made: dict[str, pl.Expr], word: str
+def _first_bad_row(
+    path: Path,
+    table: pl.LazyFrame,
+    frame: pl.DataFrame,
+    column_of: dict[str, str],
+    values: dict[str, pl.Expr],
+    unit: str,
 ) -> str | None:
-    """What is wrong with the first row whose value of some column was not understood."""
+    """Describes the first row with an invalid value, column by column; None if all values are valid.
+
+    Args:
+        unit: "line" or "row", what the file's numbers count.
+    """
     for role, expected in EXPECTED.items():
         if role not in frame.columns or not frame[role].null_count():
             continue
-        row = table.select(ROW, value=pl.col(found[role]).cast(pl.String), made=made[role])
+        row = table.select(ROW, value=pl.col(column_of[role]).cast(pl.String), parsed=values[role])
         with named_errors(path):
-            number, value, _ = row.filter(pl.col("made").is_null()).head(1).collect().row(0)
-        shown = repr(value) if value else "nothing"
-        return f"{path}, {word} {number}: column {found[role]!r}: found {shown}, expected {expected}"
+            number, value, _ = row.filter(pl.col("parsed").is_null()).head(1).collect().row(0)
+        value_text = repr(value) if value else "nothing"
+        return f"{path}, {unit} {number}: column {column_of[role]!r}: found {value_text}, expected {expected}"
     return None
 
 
 def _numbered(names: pl.Series) -> tuple[pl.Series, np.ndarray]:
-    """The distinct names in their order, and the number of each given one; shorter names first, so that 9 < 10."""
+    """Returns the distinct names, shorter ones first so that 9 < 10, and for each name its number in that order."""
     distinct = names.unique().to_frame("name").sort(pl.col("name").str.len_bytes(), "name")["name"]
     return distinct, names.cast(pl.Enum(distinct)).to_physical().to_numpy().astype(np.int32)
 
 
-def _as_arrays(path: Path, frame: pl.DataFrame, form: TimeForm | None, found: dict[str, str]) -> Interactions:
+def _as_arrays(path: Path, frame: pl.DataFrame, form: TimeForm | None, column_of: dict[str, str]) -> Interactions:
     if not len(frame):
         raise UserError(f"{path}: found no interaction, expected at least one row")
     columns = {name: frame[name] for name in frame.columns}
-    del frame  # each column of text goes as soon as it is numbered
+    del frame  # so that each text column is freed as soon as it is numbered
     users, user = _numbered(columns.pop("user"))
     items, item = _numbered(columns.pop("item"))
     time = columns["timestamp"].to_numpy() if "timestamp" in columns else None
@@ -203,11 +222,11 @@ def _as_arrays(path: Path, frame: pl.DataFrame, form: TimeForm | None, found: di
         rating=columns["rating"].to_numpy()[order] if "rating" in columns else None,
         action=columns["action"][order] if "action" in columns else None,
         time_form=form,
-        columns=found,
+        columns=column_of,
     )
 
 
 def _order(user: np.ndarray, time: np.ndarray | None) -> np.ndarray:
-    """By user, then time; ties stay in the order of the file."""
+    """The permutation that sorts by user, then time; ties keep the order of the file."""
     order = np.argsort(user if time is None else time, kind="stable")
     return order if time is None else order[np.argsort(user[order], kind="stable")]

@@ -1,6 +1,6 @@
-"""Vectors of items from what is known of them: their texts, and what users chose around the same time.
+"""Vectors of items from their texts, and from which items users chose close together in time.
 
-I items, P training interactions, d dimensions. Rows are of length 1, or 0 where nothing is known of an item.
+I items, P training interactions, d dimensions. Rows have length 1, or 0 where nothing is known of an item.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 
-MAX_WORDS = 100_000  # of the vocabulary, the most frequent
-MAX_PAIRS = 50_000_000  # of neighbouring interactions; beyond it only nearer ones are counted
-NEIGHBOURS = 5  # similar items by which what is missing of one is guessed
+MAX_WORDS = 100_000  # size of the vocabulary; the most frequent words are kept
+MAX_PAIRS = 50_000_000  # of neighbouring interactions; the window is narrowed to stay below it
+NEIGHBOURS = 5  # similar items whose mean replaces the missing vector of an item
 BLOCK = 2048  # items compared with all others at a time
 
 
@@ -22,7 +22,7 @@ def text_vectors(texts: pl.Series, dimensions: int, seed: int) -> np.ndarray:
     """float32 (I, d): TF-IDF of the words, reduced by a singular value decomposition (latent semantic analysis)."""
     words = TfidfVectorizer(
         sublinear_tf=True,
-        min_df=2 if len(texts) > 2 else 1,  # a word of one item says nothing about others
+        min_df=2 if len(texts) > 2 else 1,  # a word that occurs in one item only relates it to no other
         max_features=MAX_WORDS,
         token_pattern=r"(?u)\b\w+\b",
         dtype=np.float32,
@@ -37,13 +37,13 @@ def text_vectors(texts: pl.Series, dimensions: int, seed: int) -> np.ndarray:
 def cooccurrence_vectors(
     user: np.ndarray, item: np.ndarray, items: int, dimensions: int, window: int, seed: int
 ) -> np.ndarray:
-    """float32 (I, d): how much more often than by chance two items are at most `window` interactions apart.
+    """float32 (I, d), from how much more often than by chance two items are at most `window` interactions apart.
 
     Positive pointwise mutual information with context distribution smoothing, reduced by a singular value
     decomposition: what skip-gram with negative sampling factorises (Levy and Goldberg, 2014; Levy et al., 2015).
 
     Args:
-        user, item: int (P,) training interactions, users one after the other, oldest first.
+        user, item: int (P,) training interactions, grouped by user, oldest first.
     """
     counts = sparse.csr_matrix((items, items), dtype=np.float32)
     for distance in range(1, min(window, max(MAX_PAIRS // max(len(user), 1), 1)) + 1):
@@ -65,10 +65,10 @@ def cooccurrence_vectors(
 
 
 def joined_vectors(parts: Sequence[np.ndarray], weights: Sequence[float], seed: int) -> np.ndarray:
-    """float32 (I, d): the parts side by side, each times the root of its weight.
+    """float32 (I, d): the parts concatenated, each multiplied by the square root of its weight.
 
-    What is missing in one part is the mean over the items most similar in the others; an item of which nothing is
-    known takes the vector of a random one, so that such items spread over the codes instead of filling one.
+    An item that one part has no vector for gets the mean vector of the items most similar to it in the other parts. An
+    item without any vector gets that of a random item, so that such items spread over the codes instead of sharing one.
     """
     rng = np.random.default_rng(seed)
     known = [np.linalg.norm(part, axis=1) > 0 for part in parts]
@@ -79,29 +79,29 @@ def joined_vectors(parts: Sequence[np.ndarray], weights: Sequence[float], seed: 
     for at, part in enumerate(parts):
         basis = np.concatenate([other for number, other in enumerate(parts) if number != at] or [part], axis=1)
         missing = np.flatnonzero(~known[at] & (np.linalg.norm(basis, axis=1) > 0))
-        there = np.flatnonzero(known[at])
-        if len(missing) and len(there):
+        present = np.flatnonzero(known[at])
+        if len(missing) and len(present):
             filled[at] = part.copy()
-            filled[at][missing] = _mean_of_nearest(basis[missing], basis[there], part[there])
+            filled[at][missing] = _mean_of_nearest(basis[missing], basis[present], part[present])
     vectors = np.concatenate([part * np.sqrt(weight) for part, weight in zip(filled, weights, strict=True)], axis=1)
     unknown = np.flatnonzero(~np.any(known, axis=0))
     vectors[unknown] = vectors[rng.choice(any_known, len(unknown))]
     return vectors.astype(np.float32)
 
 
-def _mean_of_nearest(wanted: np.ndarray, basis: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(m, d) of length 1: the mean `values` of the rows of `basis` (n, e) nearest to each of `wanted` (m, e)."""
-    result = np.empty((len(wanted), values.shape[1]), np.float32)
+def _mean_of_nearest(queries: np.ndarray, basis: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(m, d) of length 1: for each of `queries` (m, e), the mean of `values` (n, d) at the nearest of `basis` (n, e)."""
+    result = np.empty((len(queries), values.shape[1]), np.float32)
     count = min(NEIGHBOURS, len(basis))
-    for start in range(0, len(wanted), BLOCK):
-        likeness = wanted[start : start + BLOCK] @ basis.T
-        nearest = np.argpartition(-likeness, count - 1, axis=1)[:, :count]
+    for start in range(0, len(queries), BLOCK):
+        similarity = queries[start : start + BLOCK] @ basis.T
+        nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
         result[start : start + BLOCK] = values[nearest].mean(axis=1)
     return normalize(result)
 
 
 def _reduced(matrix: sparse.csr_matrix, dimensions: int, seed: int) -> np.ndarray:
-    """Rows in at most `dimensions` dimensions, scaled by the root of the singular values, and of length 1."""
+    """Reduces rows to at most `dimensions` dimensions, scaled by the root of the singular values, then to length 1."""
     size = min(dimensions, min(matrix.shape) - 1)
     if size < 1:
         return normalize(matrix).toarray().astype(np.float32)

@@ -1,4 +1,4 @@
-"""What is known of the items: their ids, names and texts."""
+"""Items with their ids, names and texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Items:
 
     Attributes:
         ids: text (I,), distinct.
-        names, texts: text (I,), null or empty where nothing is known; None if nothing is known of any item.
+        names, texts: text (I,), null or empty where an item has none; None if no item has one.
     """
 
     ids: pl.Series
@@ -52,23 +52,25 @@ def read_items(
     name_column: str | None = None,
     file_format: str | None = None,
 ) -> Items:
-    """Reads a table of items, in its order. Columns not named are looked for by usual names."""
+    """Reads a table of items and keeps its order. Columns that are not named are detected by their usual names."""
     kind = format_of(path, file_format)
     if kind == SEQUENCES:
         tables = ", ".join(name for name in FORMATS if name != SEQUENCES)
-        raise UserError(f"{path}: expected a table of items; --items-format says which kind it is ({tables})")
+        raise UserError(f"{path}: expected a table of items; give its format with --items-format ({tables})")
     table = scan_table(path, kind, None)
     with named_errors(path):
         columns = columns_of(table)
         schema = table.collect_schema()
     id_column = need_column("item", id_column, columns, path, "--items-column")
     others = [name for name in columns if name != id_column]
-    texts = _named(path, text_columns, TEXT_COLUMNS, others, "--text-columns")
-    names = _named(path, None if name_column is None else [name_column], NAME_COLUMNS, others, "--name-column")[:1]
+    texts = _select_columns(path, text_columns, TEXT_COLUMNS, others, "--text-columns")
+    names = _select_columns(
+        path, None if name_column is None else [name_column], NAME_COLUMNS, others, "--name-column"
+    )[:1]
     with named_errors(path):
         frame = table.select(
             item=id_text(id_column, schema[id_column]),
-            # Lists, as Parquet files hold categories, become their members.
+            # A list, such as the categories in a Parquet file, becomes its members joined by commas.
             text=pl.concat_str([_text(name, schema[name]) for name in texts], separator=" | ", ignore_nulls=True)
             if texts
             else pl.lit(None, pl.String),
@@ -79,13 +81,13 @@ def read_items(
 
 
 def all_items(seen: pl.Series, known: Items | None, covered: pl.Series | None, only_seen: bool) -> Items:
-    """The catalogue's items: those of the interactions and of the table of items, and nothing but those `covered`.
+    """The catalogue's items: those of the interactions and of the table of items, restricted to those `covered`.
 
     Args:
         seen: ids (n,) of the interactions' items.
         known: the table of items.
-        covered: ids for which semantic ids, or vectors to make them from, are given; None if they are to be built.
-        only_seen: leave out what no interaction has.
+        covered: ids of the items that a file has semantic ids or vectors for; None if these are to be built.
+        only_seen: leave out items without interactions.
     """
     ids = seen
     if not only_seen:
@@ -102,22 +104,23 @@ def all_items(seen: pl.Series, known: Items | None, covered: pl.Series | None, o
 
 
 def numbers_of(ids: pl.Series, items: Items) -> np.ndarray:
-    """int64 (n,): the number of each id; −1 for an item that is not there."""
+    """int64 (n,): the number of each id in `items`; −1 if `items` does not have it."""
     numbered = items.ids.alias("item").to_frame().with_row_index("number")
-    found = ids.alias("item").to_frame().join(numbered, on="item", how="left", maintain_order="left")["number"]
-    return found.cast(pl.Int64).fill_null(-1).to_numpy()
+    numbers = ids.alias("item").to_frame().join(numbered, on="item", how="left", maintain_order="left")["number"]
+    return numbers.cast(pl.Int64).fill_null(-1).to_numpy()
 
 
-def _named(
-    path: Path, given: Sequence[str] | None, usual: Sequence[str], columns: Sequence[str], option: str
+def _select_columns(
+    path: Path, names: Sequence[str] | None, usual: Sequence[str], columns: Sequence[str], option: str
 ) -> list[str]:
-    if given is None:
+    """The columns called `names`; if None, those with `usual` names."""
+    if names is None:
         plain = {name.lower().partition(":")[0].replace("_", ""): name for name in reversed(columns)}
         return [plain[name] for name in usual if name in plain]
-    for name in given:
+    for name in names:
         if name not in columns:
             raise UserError(f"{path}: has no column {name!r} ({option}); {nearest(name, list(columns))}")
-    return list(given)
+    return list(names)
 
 
 def _text(column: str, dtype: pl.DataType) -> pl.Expr:
@@ -133,7 +136,7 @@ def _check_ids(path: Path, ids: pl.Series) -> None:
         raise UserError(f"{path}: found no item, expected at least one row")
     if ids.null_count():
         row = int(np.argmax(ids.is_null().to_numpy())) + 1
-        raise UserError(f"{path}: item {row} has no id; expected one in each row")
+        raise UserError(f"{path}: item {row} has no id; expected one in every row")
     again = ids.filter(~ids.is_first_distinct())
     if len(again):
-        raise UserError(f"{path}: item {again[0]!r} stands there twice; expected one row an item")
+        raise UserError(f"{path}: item {again[0]!r} occurs twice; expected one row per item")

@@ -1,4 +1,4 @@
-"""Rows of the JSON Lines contract, written in bulk: the rule of ugt_composer/data/history.py over many rows at once.
+"""Writes rows of the JSON Lines contract in bulk, by the rule of ugt_composer/data/history.py over many rows at once.
 
 I items, R rows. `ids` is int (I, 3), the semantic ids by item number.
 """
@@ -26,13 +26,13 @@ from ugt_composer.vocabulary import CLS, ITEM, LEVELS
 from ugt_composer.vocabulary import USER as USER_TOKEN
 
 BLOCK_TOKENS = 4_000_000  # tokens of history written at a time, to bound the memory
-Progress = Callable[[int], object]  # told how many more rows are written
+Progress = Callable[[int], object]  # called with the number of rows written since the last call
 
 
 def write_recommend(
     path: Path, rows: Rows, items: np.ndarray, users: pl.Series, ids: np.ndarray, progress: Progress
 ) -> None:
-    """Writes a recommend row for each of `rows`, which are stretches of `items` (P,), numbers of items."""
+    """Writes a recommend row for each of `rows`, which are ranges of `items` int (P,), item numbers."""
     table = _with_user_token(ids)
     with path.open("wb") as file:
         for block in _blocks(rows.stop - rows.start):
@@ -55,11 +55,11 @@ def write_preferences(
     ids: np.ndarray,
     progress: Progress,
 ) -> None:
-    """Writes a preference row for each of `rows`, of which the history counts.
+    """Writes a preference row for each of `rows`, of which only the history is used.
 
     Args:
-        chosen: int (R,) numbers of items.
-        rejected: int (R, K); −1 where there are fewer than K. The first column is always an item.
+        chosen: int (R,) item numbers.
+        rejected: int (R, K) item numbers; −1 where there are fewer than K. The first column is always an item.
     """
     table = _with_user_token(ids)
     with path.open("wb") as file:
@@ -79,8 +79,8 @@ def write_preferences(
 
 
 def _blocks(lengths: np.ndarray) -> Iterator[slice]:
-    """Stretches of rows that hold about BLOCK_TOKENS tokens each."""
-    ends = np.cumsum(lengths + 2)  # the user token, and a target at least
+    """Slices of rows that hold about BLOCK_TOKENS tokens each."""
+    ends = np.cumsum(lengths + 2)  # plus the user token and at least one target
     start = 0
     while start < len(lengths):
         done = ends[start - 1] if start else 0
@@ -90,14 +90,14 @@ def _blocks(lengths: np.ndarray) -> Iterator[slice]:
 
 
 def _with_user_token(ids: np.ndarray) -> np.ndarray:
-    """(I + 1, 3): the last row, which −1 picks, is the user token's."""
+    """(I + 1, 3): `ids` and a last row for the user token, which index −1 selects."""
     return np.concatenate([ids, np.full((1, LEVELS), CLS)]).astype(np.int32)
 
 
 def _tokens(
     items: np.ndarray, start: np.ndarray, stop: np.ndarray, user_token: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The item numbers of all rows in one array, −1 for the user token in front, and how many each row has."""
+    """The item numbers of all rows in one array, each row led by −1 if it has a user token, and the rows' lengths."""
     lengths = stop - start + user_token
     first = np.cumsum(lengths) - lengths
     at = np.repeat(start - user_token - first, lengths) + np.arange(lengths.sum())
@@ -108,7 +108,7 @@ def _tokens(
 
 
 def _lists(table: np.ndarray, numbers: np.ndarray, lengths: np.ndarray) -> Iterator[pl.Series]:
-    """The columns of COLUMNS for tokens that lie one row after the other."""
+    """The list columns COLUMNS, from item numbers and row lengths as `_tokens` returns them."""
     first = np.cumsum(lengths) - lengths
     columns = {
         **{COLUMNS[level]: table[numbers, level] for level in range(LEVELS)},
@@ -121,7 +121,7 @@ def _lists(table: np.ndarray, numbers: np.ndarray, lengths: np.ndarray) -> Itera
 
 
 def _grouped(flat: pl.DataFrame, lengths: np.ndarray) -> pl.DataFrame:
-    """Columns of lists, of the given lengths (at least 1), out of flat columns."""
+    """Groups flat columns into columns of lists with these lengths (at least 1)."""
     row = pl.Series(np.repeat(np.arange(len(lengths), dtype=np.uint32), lengths))
     return flat.with_columns(row.alias("row").set_sorted()).group_by("row", maintain_order=True).agg(pl.exclude("row"))
 

@@ -1,6 +1,6 @@
-"""Numbers of items become the three levels of semantic ids: within the codebooks, and different for each item.
+"""Turns codes of items into semantic ids of three levels that fit the codebooks and differ between items.
 
-n items; ids of a level begin after the special ones, so that a codebook of V ids has room for V − 5.
+n items. The ids of a level begin after the 5 special ones, so a codebook of V ids has room for V − 5.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from ugt_composer.errors import UserError
 from ugt_composer.vocabulary import LEVELS, NUM_SPECIAL_IDS
 
-ROUNDED_TO = 64  # sizes of this multiple suit a GPU
+ROUNDED_TO = 64  # GPUs compute faster with sizes that are multiples of this
 
 
 def rooms(codebook_sizes: Sequence[int]) -> list[int]:
@@ -18,9 +18,9 @@ def rooms(codebook_sizes: Sequence[int]) -> list[int]:
 
 
 def instance_codes(bucket: np.ndarray, room: int) -> np.ndarray:
-    """int64 (n,), 0 to room − 1: different within a bucket, and each code used about as often as any other.
+    """int64 (n,), 0 to room − 1: different within a bucket, and all codes are used about equally often.
 
-    Items are counted bucket after bucket, modulo the room. So every item has a code of its own where there is room.
+    Items are counted bucket after bucket, modulo the room. If there is room, every item gets a code of its own.
 
     Raises:
         UserError: a bucket is larger than the room.
@@ -37,7 +37,7 @@ def instance_codes(bucket: np.ndarray, room: int) -> np.ndarray:
 
 
 def fitted(values: np.ndarray, room: int, level: int) -> np.ndarray:
-    """The values (n,) of a level as they are, or numbered in their order where they would not fit as they are."""
+    """The values (n,) of a level unchanged if they fit into the room, else replaced by their ranks."""
     if values.max(initial=0) < room:
         return values
     distinct, ranks = np.unique(values, return_inverse=True)
@@ -50,16 +50,17 @@ def fitted(values: np.ndarray, room: int, level: int) -> np.ndarray:
 
 
 def triples_of_codes(codes: Sequence[tuple[int, ...]], codebook_sizes: Sequence[int]) -> np.ndarray:
-    """int64 (n, 3) semantic ids of items with any number of codes, 0 or larger.
+    """int64 (n, 3) semantic ids of items with any number of codes; codes are 0 or larger.
 
-    Codes from the third on are folded into L3: numbered, as far as there is room, else told apart within L1 and L2.
-    So different codes have different semantic ids. Missing levels are filled with what tells the items apart.
+    Codes from the third on are folded into L3: numbered if there is room for all of them, else made different within
+    each L1 and L2. So different codes get different semantic ids. Missing levels are filled so that items differ.
     """
     room = rooms(codebook_sizes)
     shortest = min(map(len, codes))
     if shortest < LEVELS and shortest != max(map(len, codes)):
         raise UserError(
-            f"codes: some items have {shortest}, others {max(map(len, codes))}; expected as many, or 3 and more"
+            f"codes: some items have {shortest}, others {max(map(len, codes))}; expected the same number "
+            "for all items, or at least 3 for each"
         )
     l1 = fitted(np.array([code[0] for code in codes]), room[0], 1)
     if shortest == 1:
@@ -75,7 +76,7 @@ def triples_of_codes(codes: Sequence[tuple[int, ...]], codebook_sizes: Sequence[
 
 
 def compact_sizes(ids: np.ndarray, codebook_sizes: Sequence[int]) -> list[int]:
-    """The sizes that (n, 3) ids need, rounded up, but never above those allowed."""
+    """The sizes that (n, 3) ids need, rounded up, but at most `codebook_sizes`."""
     needed = ids.max(axis=0) + 1
     return [
         min(-(-int(need) // ROUNDED_TO) * ROUNDED_TO, size) for need, size in zip(needed, codebook_sizes, strict=True)
@@ -94,7 +95,7 @@ def _folded(tails: Sequence[tuple[int, ...]], bucket: np.ndarray, room: int) -> 
 
 
 def _rank_within(group: np.ndarray) -> np.ndarray:
-    """int64 (n,): how many of the same group come before."""
+    """int64 (n,): how many earlier elements are in the same group."""
     order = np.argsort(group, kind="stable")
     ordered = group[order]
     ranks = np.empty(len(group), np.int64)

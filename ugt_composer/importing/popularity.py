@@ -1,4 +1,4 @@
-"""What recommending the same popular items to everybody scores: the least that a model has to beat."""
+"""The popularity baseline: the score of recommending the same popular items to every user."""
 
 import numpy as np
 
@@ -6,12 +6,12 @@ K = 10
 
 
 def popularity(trained: np.ndarray, targets: np.ndarray, items: int) -> dict[str, float]:
-    """Recall and ndcg at 10 of the items most frequent in training.
+    """Recall and ndcg at 10 of recommending the items that are most frequent in training.
 
     Args:
         trained: int (P,) items of the training interactions.
-        targets: int (R,) the one item to predict of each held-out row.
-        items: how many there are.
+        targets: int (R,) the item to predict in each held-out row.
+        items: number of items.
     """
     counts = np.bincount(trained, minlength=items)
     ranked = np.lexsort((np.arange(items), -counts))[:K]

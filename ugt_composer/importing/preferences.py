@@ -1,4 +1,4 @@
-"""Preference rows of a corpus: which interactions are chosen or rejected, and the pairs as rows."""
+"""Preference rows of a corpus: decides which interactions are chosen or rejected, and turns their pairs into rows."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +12,13 @@ from ugt_composer.importing.quality import prefix_numbers
 from ugt_composer.importing.settings import PreferenceSettings
 from ugt_composer.importing.splits import Rows, by_time
 
-# Of the largest rating: 4 and 2 of 5 stars, 8 and 4 of 10.
+# Fractions of the largest rating: 4 and 2 of 5 stars, 8 and 4 of 10.
 CHOSEN_SHARE, REJECTED_SHARE = 0.8, 0.4
 
 
 @dataclass(frozen=True)
 class PreferenceRows:
-    """R rows: histories, one chosen and at most K rejected items each, by number; −1 where there are fewer."""
+    """R rows: histories `rows`, item numbers `chosen` (R,) and `rejected` (R, K), −1 where there are fewer than K."""
 
     rows: Rows
     chosen: np.ndarray
@@ -28,10 +28,10 @@ class PreferenceRows:
 def preference_rows(
     corpus: Corpus, ids: np.ndarray, settings: PreferenceSettings, max_history: int
 ) -> tuple[dict[str, PreferenceRows], dict[str, Any]]:
-    """Rows to train and to validate with, by file, where there are any; and facts for the report.
+    """Returns file name → rows, for training and validation if there are any, and facts for the report.
 
     Args:
-        ids: int (I, 3) semantic ids; a pair of items that share one would teach nothing.
+        ids: int (I, 3) semantic ids; items that share one never form a pair.
     """
     if settings.off:
         return {}, {"why_none": "--no-preferences"}
@@ -56,14 +56,14 @@ def preference_rows(
     )
     facts |= {"chosen": int(log.chosen.sum()), "rejected": int(log.rejected.sum())}
     facts["validation_by"] = "held-out users" if corpus.held_out_user.any() else "later pairs"
-    named = dict(zip(("train_preference.jsonl", "validation_preference.jsonl"), pairs, strict=True))
-    return {name: _as_rows(corpus, made, max_history) for name, made in named.items() if len(made)}, facts
+    pairs_of = dict(zip(("train_preference.jsonl", "validation_preference.jsonl"), pairs, strict=True))
+    return {name: _as_rows(corpus, found, max_history) for name, found in pairs_of.items() if len(found)}, facts
 
 
 def _chosen_and_rejected(
     corpus: Corpus, settings: PreferenceSettings
 ) -> tuple[np.ndarray | None, np.ndarray | None, dict[str, Any]]:
-    """bool (N,) twice, and what they were decided by; None twice where nothing decides."""
+    """Chosen and rejected, bool (N,) each or None if there is nothing to decide by, and facts on how it was decided."""
     log = corpus.log
     if settings.chosen_actions is not None and settings.rejected_actions is not None:
         chosen = with_actions(log, settings.chosen_actions, "--chosen-actions")
@@ -80,7 +80,7 @@ def _chosen_and_rejected(
     rejected_max = REJECTED_SHARE * largest if settings.rejected_max is None else settings.rejected_max
     if rejected_max >= chosen_min:
         raise UserError(f"--rejected-max {rejected_max:g} is not below --chosen-min {chosen_min:g}")
-    # Ratings are 32-bit numbers; so must be what they are compared with.
+    # Ratings are float32, so the thresholds are compared as float32 too.
     facts = {"chosen_min": chosen_min, "rejected_max": rejected_max}
     return log.rating >= np.float32(chosen_min), log.rating <= np.float32(rejected_max), facts
 

@@ -1,4 +1,4 @@
-"""How good semantic ids are: collisions, use of the codebooks, and whether similar items share a prefix.
+"""Quality of semantic ids: collisions, codebook usage, and whether similar items share a prefix.
 
 n items with ids int (n, 3).
 """
@@ -12,17 +12,17 @@ from sklearn.preprocessing import normalize
 from ugt_composer.vocabulary import LEVELS, NUM_SPECIAL_IDS
 
 NEIGHBOURS = 10
-SAMPLE = 2000  # items whose neighbours are looked at
+SAMPLE = 2000  # items whose neighbours are examined
 BLOCK = 500
 
 
 def quality(
     ids: np.ndarray, codebook_sizes: Sequence[int], views: Mapping[str, np.ndarray], seed: int
 ) -> dict[str, Any]:
-    """The figures of the report.
+    """The quality figures for the report.
 
     Args:
-        views: name → vectors (n, d) by which items are neighbours; rows of length 0 are left out.
+        views: name → vectors (n, d) that define which items are neighbours; zero vectors are left out.
     """
     return {
         "items": len(ids),
@@ -34,30 +34,32 @@ def quality(
 
 
 def summary(figures: Mapping[str, Any]) -> str:
-    """The report for people."""
+    """The figures as readable text."""
     shared = figures["collisions"]
-    alone = f"{shared['items']:,} items share {shared['ids']:,} of them" if shared["items"] else "no two share one"
-    rows = [("", "codes used", "of", "entropy", "evenness", "largest code", "items a prefix", "at most")]
+    sharing = (
+        f"{shared['items']:,} items share {shared['ids']:,} of them" if shared["items"] else "no two items share one"
+    )
+    rows = [("", "codes used", "of", "entropy", "evenness", "largest code", "items per prefix", "at most")]
     for number, (level, prefix) in enumerate(zip(figures["levels"], figures["prefixes"], strict=True), start=1):
         used = (f"L{number}", f"{level['used']:,}", f"{level['room']:,}", f"{level['entropy']:.2f} bits")
         even = (f"{level['evenness']:.0%}", f"{level['largest_share']:.1%}")
         rows.append((*used, *even, f"{prefix['mean']:,.1f}", f"{prefix['most']:,}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
-    near = [_sentence(name, found) for name, found in figures["neighbours"].items() if found is not None]
-    return "\n".join([f"semantic ids of {figures['items']:,} items: {alone}", *table, *near])
+    neighbours = [_sentence(name, near) for name, near in figures["neighbours"].items() if near is not None]
+    return "\n".join([f"semantic ids of {figures['items']:,} items: {sharing}", *table, *neighbours])
 
 
 def _sentence(name: str, near: Mapping[str, Any]) -> str:
-    shares = [
+    fractions = [
         f"{near[f'share_{prefix}']:.1%} share {text} (at random {near[f'random_{prefix}']:.1%})"
         for prefix, text in (("l1", "L1"), ("l1_l2", "L1 and L2"))
     ]
-    return f"of the {near['count']} items nearest by {name}, {', '.join(shares)}"
+    return f"of the {near['count']} items nearest by {name}, {', '.join(fractions)}"
 
 
 def prefix_numbers(ids: np.ndarray) -> np.ndarray:
-    """int64 (n,): equal for equal rows."""
+    """int64 (n,): a number for each row, the same for equal rows."""
     return np.unique(ids, axis=0, return_inverse=True)[1].reshape(-1)
 
 
@@ -68,14 +70,14 @@ def _collisions(ids: np.ndarray) -> dict[str, int]:
 
 def _level(codes: np.ndarray, size: int) -> dict[str, Any]:
     counts = np.unique(codes, return_counts=True)[1]
-    share = counts / counts.sum()
-    entropy = float(-(share * np.log2(share)).sum())
+    frequency = counts / counts.sum()
+    entropy = float(-(frequency * np.log2(frequency)).sum())
     return {
         "used": len(counts),
         "room": size - NUM_SPECIAL_IDS,
         "entropy": round(entropy, 4),
         "evenness": round(entropy / float(np.log2(len(counts))), 4) if len(counts) > 1 else 1.0,
-        "largest_share": round(float(share.max()), 4),
+        "largest_share": round(float(frequency.max()), 4),
     }
 
 
@@ -85,7 +87,7 @@ def _prefix(ids: np.ndarray) -> dict[str, Any]:
 
 
 def _neighbours(ids: np.ndarray, vectors: np.ndarray, seed: int) -> dict[str, Any] | None:
-    """Of a sample of items: the share of the nearest, by the cosine, with the same prefix; None without two vectors."""
+    """For a sample: the fraction of cosine-nearest items with the same prefix; None with fewer than two vectors."""
     known = np.flatnonzero(np.linalg.norm(vectors, axis=1) > 0)
     count = min(NEIGHBOURS, len(known) - 1)
     if count < 1:
@@ -103,7 +105,7 @@ def _neighbours(ids: np.ndarray, vectors: np.ndarray, seed: int) -> dict[str, An
 
 
 def _nearest(unit: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
-    """int64 (m, count): the rows of `unit` nearest to those of `rows`, without themselves."""
-    likeness = unit[rows] @ unit.T
-    likeness[np.arange(len(rows)), rows] = -np.inf
-    return np.argpartition(-likeness, count - 1, axis=1)[:, :count]
+    """int64 (m, count): for each of the m `rows` of `unit`, the nearest other rows of `unit`."""
+    similarity = unit[rows] @ unit.T
+    similarity[np.arange(len(rows)), rows] = -np.inf
+    return np.argpartition(-similarity, count - 1, axis=1)[:, :count]

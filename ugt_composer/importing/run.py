@@ -38,7 +38,7 @@ Say = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Settings:
-    """All that an import is told."""
+    """All settings of an import."""
 
     source: SourceSettings
     split: SplitSettings
@@ -48,14 +48,14 @@ class Settings:
 
 
 def import_interactions(settings: Settings, folder: Path, say: Say) -> dict[str, Any]:
-    """Writes FILES into `folder`, without the preference files where there are no pairs. Returns the report."""
+    """Writes FILES into `folder`, except for preference files that would have no pairs. Returns the report."""
     known = read_known_items(settings.source)
     given = read_given(settings.ids, known)
     say("reading the interactions")
     log = read_log(settings.source)
     covered = None if given is None else given.items
     corpus = make_corpus(log, known, covered, settings.source, settings.split, settings.ids.drop_items_without)
-    del log  # the corpus has its own
+    del log  # the corpus keeps its own copy
     say(f"semantic ids of {len(corpus.items):,} items")
     assigned = assign_ids(corpus.items, given, corpus.user[corpus.trained], corpus.item[corpus.trained], settings.ids)
     report = {**corpus.facts, "columns": corpus.log.columns, **write_ids(assigned, corpus.items, folder)}
@@ -65,7 +65,7 @@ def import_interactions(settings: Settings, folder: Path, say: Say) -> dict[str,
 
 
 def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, folder: Path, say: Say) -> dict[str, Any]:
-    """Writes ID_FILES into `folder`. Of interactions, where there are any, only the training part is used."""
+    """Writes ID_FILES into `folder`. Only the training part of the interactions, if there are any, is used."""
     known = read_known_items(source)
     given = read_given(ids, known)
     items, user, item = known, np.zeros(0, np.int32), np.zeros(0, np.int32)
@@ -77,7 +77,7 @@ def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, fold
     elif given is not None:
         items = all_items(given.items, known, given.items, only_seen=False)
     if items is None:
-        raise UserError("semantic ids of what? Give interactions, --items, --codes or --vectors")
+        raise UserError("no items to make semantic ids for; give interactions, --items, --codes or --vectors")
     say(f"semantic ids of {len(items):,} items")
     report = write_ids(assign_ids(items, given, user, item, ids), items, folder)
     write_report(report, folder)
@@ -110,33 +110,35 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
 
 
 def _write_rows(corpus: Corpus, bundle: Bundle, settings: Settings, folder: Path) -> dict[str, Any]:
-    """Writes all rows; returns their counts and what popularity scores on them."""
-    wanted = settings.rows
+    """Writes all rows; returns their counts and the scores of the popularity baseline."""
+    row_settings = settings.rows
     train = training_rows(
         corpus.trained,
         corpus.offsets,
-        wanted.cuts_per_user,
-        wanted.max_targets,
-        wanted.max_history,
-        np.random.default_rng(wanted.seed),
+        row_settings.cuts_per_user,
+        row_settings.max_targets,
+        row_settings.max_history,
+        np.random.default_rng(row_settings.seed),
     )
     if not len(train):
         raise UserError("no user has two interactions to train on; see --min-interactions and --split")
     held_out = {
-        name: held_out_rows(corpus.part, part, corpus.user, corpus.offsets, wanted.max_history, not wanted.every_target)
+        name: held_out_rows(
+            corpus.part, part, corpus.user, corpus.offsets, row_settings.max_history, not row_settings.every_target
+        )
         for name, part in (("validation.jsonl", VALIDATION), ("test.jsonl", TEST))
     }
     recommend: dict[str, Rows] = {"train.jsonl": train, **held_out}
-    preferences, facts = preference_rows(corpus, bundle.ids, settings.preferences, wanted.max_history)
+    preferences, facts = preference_rows(corpus, bundle.ids, settings.preferences, row_settings.max_history)
     counts = {name: len(rows) for name, rows in recommend.items()}
-    counts |= {name: len(made.rows) for name, made in preferences.items()}
+    counts |= {name: len(preference.rows) for name, preference in preferences.items()}
     users, ids = corpus.log.users, bundle.ids
     with tqdm(total=sum(counts.values()), unit=" rows", desc="writing", disable=None, leave=False) as bar:
         for name, rows in recommend.items():
             write_recommend(folder / name, rows, corpus.item, users, ids, bar.update)
-        for name, made in preferences.items():
-            target = folder / name
-            write_preferences(target, made.rows, made.chosen, made.rejected, corpus.item, users, ids, bar.update)
+        for name, preference in preferences.items():
+            chosen, rejected = preference.chosen, preference.rejected
+            write_preferences(folder / name, preference.rows, chosen, rejected, corpus.item, users, ids, bar.update)
     popular = {
         name.partition(".")[0]: popularity(corpus.item[corpus.trained], corpus.item[rows.stop], len(corpus.items))
         for name, rows in held_out.items()

@@ -1,4 +1,4 @@
-"""The form `user item item …`: a line a user, items oldest first, anything blank between."""
+"""The text format `user item item …`: one line per user, items oldest first, separated by white space."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from ugt_composer.importing.table import named_errors
 
 
 def read_sequences(path: Path) -> pl.DataFrame:
-    """One row an interaction: user, item (text), in the order of the file."""
+    """One row per interaction, in the order of the file: user and item, both text."""
     if not path.is_file():
         raise UserError(f"{path}: found no such file, expected lines of `user item item …`")
     with named_errors(path):

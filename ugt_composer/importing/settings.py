@@ -1,4 +1,4 @@
-"""What an import is told; names are those of the command line's options."""
+"""Settings of an import, named like the command-line options."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ from ugt_composer.vocabulary import DEFAULT_CODEBOOK_SIZES, LEVELS, MAX_HISTORY,
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """The tables, and which of their interactions make histories."""
+    """The input tables, and which interactions form the histories."""
 
     interactions: Path | None
     columns: Columns = field(default_factory=Columns)
@@ -31,7 +31,7 @@ class SourceSettings:
 
 @dataclass(frozen=True)
 class SplitSettings:
-    """Who and what is held out. The two points in time are as the user wrote them."""
+    """Which users and interactions are held out. `validation_from` and `test_from` are as the user typed them."""
 
     split: str = LEAVE_ONE_OUT
     min_interactions: int = 3
@@ -42,7 +42,7 @@ class SplitSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.held_out_users < 1:
-            raise UserError(f"--held-out-users {self.held_out_users}: expected a share of 0 to below 1")
+            raise UserError(f"--held-out-users {self.held_out_users}: expected a fraction from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,11 @@ class IdSettings:
 
     def __post_init__(self) -> None:
         if self.codes is not None and self.vectors is not None:
-            raise UserError("--codes and --vectors: expected one of them; codes need no vectors")
+            raise UserError("--codes and --vectors: expected only one of them")
         if self.vector_items is not None and self.vectors is None:
-            raise UserError(f"--vector-items {self.vector_items}: expected --vectors too, whose rows it names")
+            raise UserError(
+                f"--vector-items {self.vector_items}: expected --vectors too; the file names the items of its rows"
+            )
         if len(self.codebook_sizes) != LEVELS or min(self.codebook_sizes) <= NUM_SPECIAL_IDS:
             raise UserError(f"--codebook-sizes {self.codebook_sizes}: expected {LEVELS} sizes above {NUM_SPECIAL_IDS}")
         if not 0 <= self.text_weight <= 1:
@@ -74,11 +76,11 @@ class IdSettings:
 
 @dataclass(frozen=True)
 class RowSettings:
-    """How histories become rows. `cuts_per_user` None: all."""
+    """How histories become rows. `cuts_per_user` is None for all cuts."""
 
     cuts_per_user: int | None = 20
     max_targets: int = 5
-    max_history: int = MAX_HISTORY - 1  # with the user token it is what the conversion keeps
+    max_history: int = MAX_HISTORY - 1  # with the user token, as many as the conversion keeps
     every_target: bool = False
     seed: int = 42
 
@@ -89,7 +91,7 @@ class RowSettings:
 
 @dataclass(frozen=True)
 class PreferenceSettings:
-    """What is chosen and what is rejected. Thresholds that are None follow the scale; `pairs_per_user` None: all."""
+    """What is chosen and rejected. Thresholds of None follow the largest rating; `pairs_per_user` is None for all."""
 
     off: bool = False
     chosen_min: float | None = None

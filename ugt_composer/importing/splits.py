@@ -1,6 +1,6 @@
-"""Which interactions train, validate and test, and the rows that follow from it.
+"""Splits interactions into training, validation and test parts, and makes rows of the parts.
 
-Arrays hold P interactions of U users, users one after the other, oldest first: `user` int (P,), ascending.
+Arrays hold P interactions of U users, grouped by user, oldest first: `user` int (P,), ascending.
 """
 
 from dataclasses import dataclass
@@ -39,9 +39,9 @@ def user_offsets(user: np.ndarray, users: int) -> np.ndarray:
 
 
 def leave_one_out(user: np.ndarray, offsets: np.ndarray, min_interactions: int) -> np.ndarray:
-    """The part (P,) of each interaction: a user's last tests, the one before validates, the rest train.
+    """The part (P,) of each interaction: a user's last is TEST, the one before VALIDATION, the others TRAIN.
 
-    All interactions of users with fewer than `min_interactions` train.
+    All interactions of users with fewer than `min_interactions` are TRAIN.
     """
     if min_interactions < FEWEST:
         raise UserError(f"--min-interactions {min_interactions}: expected at least {FEWEST}: one for each part")
@@ -52,7 +52,7 @@ def leave_one_out(user: np.ndarray, offsets: np.ndarray, min_interactions: int) 
 
 
 def by_time(time: np.ndarray, validation_from: float, test_from: float) -> np.ndarray:
-    """The part (P,) of each interaction by its time: before, between and after two points in time."""
+    """The part (P,) of each interaction by time: TRAIN before `validation_from`, TEST from `test_from` on."""
     return ((time >= validation_from).astype(np.int8) + (time >= test_from)).astype(np.int8)
 
 
@@ -64,12 +64,12 @@ def training_rows(
     max_history: int,
     rng: np.random.Generator,
 ) -> Rows:
-    """Cuts of each user's training part into history and targets.
+    """Cuts each user's training part into history and targets.
 
-    A training part of n items can be cut after 1, …, n − 1 of them. At most `cuts` places are drawn; all with None.
+    A training part of n items can be cut after 1, …, n − 1 of them. At most `cuts` places are drawn; None: all.
 
     Args:
-        trained: bool (P,): the training part; of each user the first so and so many, or none.
+        trained: bool (P,): the training part; each user's is a prefix, maybe empty, of the user's interactions.
     """
     counts = np.diff(np.concatenate([[0], np.cumsum(trained)])[offsets])
     places = np.maximum(counts - 1, 0)
@@ -83,9 +83,9 @@ def training_rows(
 def held_out_rows(
     part: np.ndarray, wanted: int, user: np.ndarray, offsets: np.ndarray, max_history: int, only_first: bool
 ) -> Rows:
-    """A row for each interaction of a part, or each user's first of it, with all that came before as its history.
+    """A row for each interaction of a part, or only for each user's first, with the earlier interactions as history.
 
-    Interactions before which the user has none give no row.
+    A user's first interaction gives no row, because it has no history.
     """
     stop = np.flatnonzero((part == wanted) & (np.arange(len(part)) > offsets[user]))
     if only_first:

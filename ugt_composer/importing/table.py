@@ -1,4 +1,4 @@
-"""Files that hold a table: CSV, TSV (plain, .gz, .zst) and Parquet, read lazily, with errors that name the file."""
+"""Lazy reading of tables in CSV, TSV (plain, .gz, .zst) and Parquet files, with errors that name the file."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ FORMAT_OF = {".csv": CSV, ".tsv": TSV, ".parquet": PARQUET, ".pq": PARQUET, ".tx
 PACKINGS = (".gz", ".zst")
 ROW = "row of the file"  # the column that numbers lines (CSV, TSV) or rows (Parquet) from 1; no file has such a name
 
-# What a column is usually called, first choice first; compared without case, punctuation and a ":type" suffix.
+# Usual names of a column, in order of preference; compared ignoring case, punctuation and a ":type" suffix.
 USUAL_NAMES = {
     "user": ("user", "userid", "uid", "reviewerid", "customerid", "visitorid", "memberid"),
     "item": ("item", "itemid", "iid", "movieid", "asin", "productid", "bookid", "gameid", "trackid", "articleid"),
@@ -26,7 +26,7 @@ USUAL_NAMES = {
 
 
 def format_of(path: Path, given: str | None) -> str:
-    """The format by the name's ending, unless it is `given`."""
+    """The format `given`, else that of the file name's extension."""
     if given is not None:
         return given
     name = path.name.lower()
@@ -35,20 +35,20 @@ def format_of(path: Path, given: str | None) -> str:
     ending = Path(name).suffix
     if ending not in FORMAT_OF:
         raise UserError(
-            f"{path}: the ending {ending or path.name!r} is unknown; {nearest(ending, list(FORMAT_OF))}; "
-            f"--format says what the file is ({', '.join(FORMATS)})"
+            f"{path}: the file extension {ending or path.name!r} is unknown; {nearest(ending, list(FORMAT_OF))}; "
+            f"or give the format with --format ({', '.join(FORMATS)})"
         )
     return FORMAT_OF[ending]
 
 
 def scan_table(path: Path, file_format: str, names: Sequence[str] | None) -> pl.LazyFrame:
-    """A lazy table with the extra column ROW. Columns of CSV and TSV are text, so that ids stay what they are.
+    """A lazy table with the extra column ROW. Columns of CSV and TSV are read as text, so that ids stay unchanged.
 
     Args:
-        names: of the columns of a CSV or TSV file without a header line.
+        names: column names of a CSV or TSV file without a header line.
     """
     if not path.is_file():
-        raise UserError(f"{path}: found no such file, expected a table ({', '.join(FORMAT_OF)}, also packed)")
+        raise UserError(f"{path}: found no such file, expected a table ({', '.join(FORMAT_OF)}; text also compressed)")
     with named_errors(path):
         if file_format == PARQUET:
             if names is not None:
@@ -75,7 +75,7 @@ def columns_of(table: pl.LazyFrame) -> list[str]:
 
 
 def find_column(role: str, given: str | None, columns: Sequence[str], path: Path, option: str) -> str | None:
-    """The column that is the user, item, …: the one `given`, else one with a usual name, else None."""
+    """The column of a role (user, item, …): the one `given`, else one with a usual name, else None."""
     if given is not None:
         if given not in columns:
             raise UserError(f"{path}: has no column {given!r} ({option}); {nearest(given, list(columns))}")
@@ -85,16 +85,16 @@ def find_column(role: str, given: str | None, columns: Sequence[str], path: Path
 
 
 def need_column(role: str, given: str | None, columns: Sequence[str], path: Path, option: str) -> str:
-    """As find_column, but the column must be there."""
-    found = find_column(role, given, columns, path, option)
-    if found is None:
-        held = ", ".join(columns)
-        raise UserError(f"{path}: none of its columns ({held}) looks like the {role}; name it with {option}")
-    return found
+    """Like find_column, but raises UserError if there is no such column."""
+    column = find_column(role, given, columns, path, option)
+    if column is None:
+        names = ", ".join(columns)
+        raise UserError(f"{path}: none of its columns ({names}) looks like the {role}; name it with {option}")
+    return column
 
 
 def id_text(column: str, dtype: pl.DataType) -> pl.Expr:
-    """An id as text: a whole number in a float column (what a missing value makes of integers) has no ".0"."""
+    """An id as text, without ".0" in a float column, which integers with missing values become."""
     if dtype.is_float():
         whole = pl.col(column).cast(pl.Int64, strict=False)
         return pl.when(whole.cast(dtype) == pl.col(column)).then(whole.cast(pl.String))
@@ -104,9 +104,9 @@ def id_text(column: str, dtype: pl.DataType) -> pl.Expr:
 
 @contextmanager
 def named_errors(path: Path) -> Iterator[None]:
-    """Errors of the table engine become a UserError with the file's name and the first line of what was said."""
+    """Turns polars and OS errors into a UserError with the file's name and the first line of the message."""
     try:
         yield
     except (pl.exceptions.PolarsError, OSError) as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{path}: cannot be read: {said[0]}; expected a complete table in UTF-8") from None
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{path}: cannot be read: {lines[0]}; expected a complete table in UTF-8") from None

@@ -1,4 +1,4 @@
-"""How a file writes times: numbers of any unit, or dates."""
+"""Formats of times in a file: numbers of any unit, or dates."""
 
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -21,8 +21,8 @@ DATE_FORMATS = (
     "%m %d, %Y",  # the reviewTime of Amazon's reviews
 )
 MICROSECOND = 1e6
-MOST_DAMAGED = 0.5  # share of a sample
-# Numbers are seconds, milliseconds or microseconds since 1970: no two units meet between 1973 and 5138.
+MOST_DAMAGED = 0.5  # largest fraction of invalid values in a sample
+# Upper bounds of seconds, milliseconds and microseconds since 1970; the units do not overlap from 1973 to 5138.
 UNIX_UNITS = ((1e11, 1.0), (1e14, 1e3), (1e17, MICROSECOND))
 
 
@@ -31,9 +31,9 @@ class TimeForm:
     """How a column's times become numbers.
 
     Attributes:
-        dtype: of the numbers, Int64 or Float64.
-        dates: whether the numbers are microseconds since 1970, made from dates.
-        text_format: of dates that are text; None for a column that holds dates or numbers itself.
+        dtype: type of the numbers, Int64 or Float64.
+        dates: the column holds dates, and the numbers are microseconds since 1970.
+        text_format: format of dates written as text; None for a column of dates or numbers.
     """
 
     dtype: type[pl.DataType]
@@ -55,7 +55,7 @@ class TimeForm:
         return next((units for bound, units in UNIX_UNITS if latest < bound), MICROSECOND)
 
     def bound(self, text: str, times: np.ndarray, option: str) -> float:
-        """A point in time that a user wrote: a share of the interactions in (0, 1), a number, or a date."""
+        """Parses a point in time that a user typed: a fraction of the interactions in (0, 1), a number, or a date."""
         try:
             number = float(text)
         except ValueError:
@@ -64,12 +64,12 @@ class TimeForm:
             return float(np.quantile(times, number, method="higher"))
         if self.dates:
             raise UserError(
-                f"{option} {text}: found a number, expected a date such as 2018-06-30, or a share such as 0.9"
+                f"{option} {text}: found a number, expected a date such as 2018-06-30, or a fraction such as 0.9"
             )
         return number
 
     def shown(self, value: float) -> str:
-        """As a date where the number can be one."""
+        """As a date if the number can be one, else as a number."""
         seconds = value / self.units_per_second(value)
         if not 1e8 < seconds < 1e11:
             return f"{value:g}"
@@ -81,14 +81,14 @@ class TimeForm:
             date = datetime.fromisoformat(text)
         except ValueError:
             raise UserError(
-                f"{option} {text}: expected a share such as 0.9, a number as in the timestamps, or a date such as "
+                f"{option} {text}: expected a fraction such as 0.9, a number like the timestamps, or a date such as "
                 "2018-06-30"
             ) from None
         return (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp()
 
 
 def time_form(sample: pl.Series, place: str) -> TimeForm:
-    """The form that nearly all values of a sample have. Raises UserError if there is none."""
+    """The format that fits most values of a sample. Raises UserError if none fits at least half of them."""
     dtype = sample.dtype
     if dtype.is_integer():
         return TimeForm(pl.Int64)
@@ -98,9 +98,9 @@ def time_form(sample: pl.Series, place: str) -> TimeForm:
         return TimeForm(pl.Int64, dates=True)
     if dtype == pl.String:
         forms = [TimeForm(pl.Int64), TimeForm(pl.Float64), *(TimeForm(pl.Int64, True, text) for text in DATE_FORMATS)]
-        strange = [int(pl.select(form.parse(pl.lit(sample))).to_series().null_count()) for form in forms]
-        # Damaged values are refused later, by their rows; they must not make the others look like something else.
-        if min(strange) <= MOST_DAMAGED * len(sample):
-            return forms[int(np.argmin(strange))]
-    first = repr(sample[0]) if len(sample) else "nothing"
-    raise UserError(f"{place}: found {first}, expected times: numbers, or dates such as 2018-06-30 21:05:00")
+        invalid = [int(pl.select(form.parse(pl.lit(sample))).to_series().null_count()) for form in forms]
+        # Single invalid values are reported later with their rows; here they must not hide the format of the others.
+        if min(invalid) <= MOST_DAMAGED * len(sample):
+            return forms[int(np.argmin(invalid))]
+    first_value = repr(sample[0]) if len(sample) else "nothing"
+    raise UserError(f"{place}: found {first_value}, expected times: numbers, or dates such as 2018-06-30 21:05:00")

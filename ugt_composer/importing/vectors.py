@@ -1,4 +1,4 @@
-"""Item vectors from a file: a matrix in NumPy's format, and whose vector each row is."""
+"""Reads item vectors from a file: a matrix in NumPy's format, and the item id of each row."""
 
 import json
 from pathlib import Path
@@ -14,11 +14,11 @@ def read_vectors(path: Path, items_file: Path | None, items: pl.Series | None) -
     """Item ids (n,) and float32 (n, d) vectors.
 
     Args:
-        items_file: one item id a line, or a JSON list of them, in the order of the rows.
-        items: ids in the order of the table of items, which is the rows' where no file says otherwise.
+        items_file: one item id per line, or a JSON list of them, in the order of the rows.
+        items: ids of the table of items, which are in the order of the rows if there is no `items_file`.
 
     Raises:
-        UserError: naming what does not fit.
+        UserError: names what does not match.
     """
     vectors = read_matrix(path)
     if items_file is not None:
@@ -27,13 +27,15 @@ def read_vectors(path: Path, items_file: Path | None, items: pl.Series | None) -
         place, ids = "the table of items", items
     else:
         raise UserError(
-            f"{path}: whose vector is each row? Name a file of item ids with --vector-items, or give --items"
+            f"{path}: the item of each row is not known; give a file of item ids with --vector-items, or give --items"
         )
     if len(ids) != len(vectors):
-        raise UserError(f"{path}: found {len(vectors):,} vectors, but {place} has {len(ids):,} items; expected as many")
+        raise UserError(
+            f"{path}: found {len(vectors):,} vectors, but {place} has {len(ids):,} items; expected one vector per item"
+        )
     again = ids.filter(~ids.is_first_distinct())
     if len(again):
-        raise UserError(f"{place}: item {again[0]!r} stands there twice; expected each once")
+        raise UserError(f"{place}: item {again[0]!r} occurs twice; expected each item once")
     if (bad := first_not_finite(vectors)) is not None:
         raise UserError(f"{path}: row {bad} (item {ids[bad]!r}) holds a number that is not finite")
     return ids, vectors
@@ -44,7 +46,7 @@ def _read_order(path: Path) -> pl.Series:
         text = path.read_text(encoding="utf-8-sig")
         lines = json.loads(text) if text.lstrip().startswith("[") else text.split("\n")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); expected one item id a line, or a JSON list") from None
+        raise UserError(f"{path}: cannot be read ({error}); expected one item id per line, or a JSON list") from None
     ids = [str(line).strip() for line in lines]
     while ids and not ids[-1]:
         ids.pop()
