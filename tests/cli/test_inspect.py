@@ -61,7 +61,7 @@ def test_a_model(inspect, shop, run_folder):
     model, _, _ = load_portable(run_folder / "best")
     assert found["kind"] == "model"
     assert found["parameters"]["total"] == sum(p.numel() for p in model.parameters())
-    assert found["record"] == "as record.json says"
+    assert found["record"] == "matches record.json"
     assert found["sizes"]["codebooks"] == list(SIZES)
     assert found["header"]["catalogue_fingerprint"] == Catalogue.load(shop / "catalogue.jsonl").fingerprint
     (run_folder / "best" / "record.json").unlink()

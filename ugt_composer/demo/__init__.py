@@ -1,1 +1,1 @@
-"""The embedded data: a shop whose customers follow a law that is known exactly."""
+"""The demo data: a simulated shop whose customers follow an exactly known probability law."""

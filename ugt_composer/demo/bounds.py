@@ -1,4 +1,4 @@
-"""How well the demo's items can be predicted at best, and how well popularity does.
+"""Bounds for the demo: the best possible prediction of the items, and the popularity baseline.
 
 Legend: N rows (one target each), V items, Z user types, K recommendations, M items shown in an offer.
 """
@@ -11,7 +11,7 @@ K = 10
 
 
 def top_items(scores: np.ndarray, k: int = K) -> np.ndarray:
-    """The best first, ties to the lower number: (N, V) -> (N, K)."""
+    """The k items with the highest scores, best first, ties to the lower item number: (N, V) -> (N, K)."""
     return np.argsort(-scores, axis=1, kind="stable")[:, :k]
 
 
@@ -27,7 +27,7 @@ def realised(recommended: np.ndarray, targets: np.ndarray) -> dict[str, float]:
 
 
 def expected(recommended: np.ndarray, law: np.ndarray) -> dict[str, float]:
-    """What the same recommendations score on average over targets drawn from `law`: (N, K), (N, V)."""
+    """Expected recall and ndcg over targets drawn from `law`: recommended (N, K), law (N, V)."""
     return _ranking_facts(np.take_along_axis(law, recommended, axis=1))
 
 
@@ -42,23 +42,24 @@ def _ranking_facts(gains: np.ndarray) -> dict[str, float]:
 
 
 def choice_probabilities(process: DemoProcess, posterior: np.ndarray, offers: Offers) -> np.ndarray:
-    """P(this item is the one chosen | what is known of the customer): posterior (N, Z) -> (N, M), 0 where none is."""
+    """P(item is the chosen one | history of the customer): posterior (N, Z) -> (N, M), 0 where no item is shown."""
     utility = np.where(offers.shown, process.utility[:, offers.items], -np.inf)  # (Z, N, M)
     weight = np.exp(utility - utility.max(axis=2, keepdims=True))
     return np.einsum("nz,znm->nm", posterior, weight / weight.sum(axis=2, keepdims=True))
 
 
 def pair_accuracy(scores: np.ndarray, offers: Offers) -> float:
-    """Share of pairs (chosen, rejected) in which the chosen scores higher: scores (N, M) of the items shown."""
+    """Fraction of pairs (chosen, rejected) in which the chosen item scores higher: scores (N, M) of the items shown."""
     right = (scores[:, :1] > scores[:, 1:])[offers.shown[:, 1:]]
     return _rounded(right.mean())
 
 
 def best_pair_accuracy(probabilities: np.ndarray, offers: Offers) -> float:
-    """The highest pair accuracy there is, on average over what is chosen: probabilities (N, M) of being chosen.
+    """The highest possible expected pair accuracy, given the probabilities (N, M) of being chosen.
 
-    Of the items i and j of an offer, whichever is more likely to be chosen is to be preferred, which is right with
-    probability max(p_i, p_j) and matters with probability p_i + p_j. These add up to M - 1 in an offer.
+    The best predictor of items i and j of an offer prefers the one that is more likely to be chosen. One of them is
+    chosen with probability p_i + p_j, and the predictor is right with probability max(p_i, p_j). The p_i + p_j of all
+    pairs of an offer sum to M - 1.
     """
     first, second = np.triu_indices(probabilities.shape[1], k=1)
     both = offers.shown[:, first] & offers.shown[:, second]

@@ -1,4 +1,4 @@
-"""The law that the demo's customers follow, stated so that the best possible recommendation is computable.
+"""The probability law of the demo's customers, stated so that the best possible recommendation can be computed.
 
 A customer has a hidden type z, drawn once. A type has a taste for shelves and a style. Then
 
@@ -7,19 +7,20 @@ A customer has a hidden type z, drawn once. A type has a taste for shelves and a
                                 for i ≠ j, 0 for i = j
 
 `moves` is sparse: a shelf leads to itself, two neighbours of its category and two complements elsewhere. `choice_z`
-is the share of an item within its shelf: mildly skewed popularity, times e^style_lean for the type's style, times
+is the probability of an item within its shelf: mildly skewed popularity, times e^style_lean for the type's style, times
 e^(click_lean · satisfaction). Given the history, the best prediction is
 
     P(next | history) = Σ_z P(z | history) · P(next | z, last)
 
-Preferences say what pleased. The customer looks at one shelf, drawn by the same law of the next item, sees two to
-four of its items (never the last one taken), all equally likely, and picks i with probability ∝ e^utility_z(i), so
-that of any two items shown (Bradley and Terry, 1952)
+Preferences express satisfaction. The customer looks at one shelf, drawn by the law of the next item, sees two to four
+of its items (never the last one taken), all equally likely, and picks i with probability ∝ e^utility_z(i), so that for
+any two items shown (Bradley and Terry, 1952)
 
     P(i rather than j | z) = sigmoid(utility_z(i) - utility_z(j)),  utility_z(i) = satisfaction_z(i) / temperature
 
-Satisfaction is a hidden quality of the item plus a bonus in the type's style. Clicks lean to it only slightly, so that
-what pleases has to be learnt from preferences. As these order items within a shelf, learning them need not cost clicks.
+Satisfaction is a hidden quality of the item plus a bonus for the type's style. Clicks depend on it only slightly, so
+that it has to be learnt from preferences. These only order items within a shelf, so learning them need not reduce the
+accuracy of predicted clicks.
 """
 
 from dataclasses import dataclass
@@ -29,34 +30,34 @@ import numpy as np
 
 from ugt_composer.demo.taxonomy import STYLES, Taxonomy
 
-MAX_SHOWN = 4  # items of an offer, one of which is chosen
+MAX_SHOWN = 4  # most items in an offer, one of which is chosen
 
 
 @dataclass(frozen=True)
 class Knobs:
-    """The numbers of the law. The defaults keep a ceiling of about .5 recall@10 that a small model can come near to."""
+    """Parameters of the law. By default the best possible recall@10 is about .5, and a small model comes near it."""
 
     user_types: int = 12
     type_skew: float = 0.3  # weight of type number n ∝ n^-type_skew
-    category_concentration: float = 0.15  # Dirichlet: the smaller, the fewer categories a type likes
+    category_concentration: float = 0.15  # of a Dirichlet: the smaller, the fewer categories a type likes
     shelf_concentration: float = 0.5  # the same for the shelves of a category
-    stay: float = 0.65  # share of steps that follow `moves`; the others follow the taste
-    stay_on_shelf: float = 0.75  # of `moves`: to the same shelf …
+    stay: float = 0.65  # fraction of steps that follow `moves`; the others follow the taste
+    stay_on_shelf: float = 0.75  # probability in `moves`: to the same shelf …
     neighbours: float = 0.1  # … to two of the same category; the rest to two complements elsewhere
     popularity_skew: float = 0.3  # weight of the n-th item of a shelf ∝ n^-popularity_skew
     style_lean: float = 0.5  # log-odds of a click for the type's style
-    click_lean: float = 0.1  # log-odds of a click a unit of satisfaction
-    style_bonus: float = 0.3  # satisfaction of the type's style; an item's quality is in -1..1
+    click_lean: float = 0.1  # log-odds of a click per unit of satisfaction
+    style_bonus: float = 0.3  # satisfaction added for the type's style; an item's quality is in -1..1
     temperature: float = 0.32  # of the choice between items shown
 
 
 @dataclass(frozen=True)
 class Offers:
-    """What N customers were shown. Columns beyond an offer's size hold -1.
+    """The items that N customers were shown. Columns beyond an offer's size hold -1.
 
     Attributes:
         items: int (N, MAX_SHOWN), the chosen item first.
-        shown: bool (N, MAX_SHOWN), False where there is no item.
+        shown: bool (N, MAX_SHOWN), False in empty columns.
     """
 
     items: np.ndarray
@@ -74,7 +75,7 @@ class DemoProcess:
         choice: (Z, V), sums to 1 over each shelf.
         moves: (A, A), rows sum to 1.
         utility: (Z, V), satisfaction divided by the temperature.
-        stay: share of steps that follow `moves`.
+        stay: fraction of steps that follow `moves`.
     """
 
     shelf: np.ndarray
@@ -92,12 +93,12 @@ class DemoProcess:
 
     @cached_property
     def _step(self) -> np.ndarray:
-        """The law of the next item before the last one is taken out: (Z, A, V), by the last item's shelf."""
+        """The law of the next item, by the last item's shelf, before the last item is excluded: (Z, A, V)."""
         shelves = self.stay * self.moves[None] + (1 - self.stay) * self.taste[:, None, :]
         return shelves[:, :, self.shelf] * self.choice[:, None, :]
 
     def next_law(self, types: np.ndarray | int, last: np.ndarray) -> np.ndarray:
-        """P(next item | z, last): types int (N,) or one for all, last int (N,) -> (N, V)."""
+        """P(next item | z, last): types int (N,) or one type for all rows, last int (N,) -> (N, V)."""
         law = self._step[types, self.shelf[last]]  # a copy
         law[np.arange(len(last)), last] = 0
         return law / law.sum(axis=1, keepdims=True)
@@ -121,7 +122,7 @@ class DemoProcess:
         return sequences
 
     def draw_offers(self, rng: np.random.Generator, types: np.ndarray, last: np.ndarray) -> Offers:
-        """Types int (N,), last int (N,) -> one offer a customer, with what was chosen."""
+        """Types int (N,), last int (N,) -> one offer per customer, with the chosen item."""
         rows = np.arange(len(last))
         chosen_shelf = self.shelf[draw(rng, self.next_law(types, last))]
         eligible = self.shelf[None, :] == chosen_shelf[:, None]  # (N, V)
@@ -137,7 +138,7 @@ class DemoProcess:
         return Offers(items=np.where(shown, items, -1), shown=shown)
 
     def posterior(self, histories: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """P(z | history): histories int (N, S), of which the first `lengths` (N,) items count -> (N, Z)."""
+        """P(z | history): histories int (N, S), the first `lengths` (N,) items of each -> (N, Z)."""
         with np.errstate(divide="ignore"):  # log 0: a history that a type cannot produce
             log_weight = np.log(self.type_weights)[None] + np.log(self.first_law[:, histories[:, 0]]).T
             for t in range(1, histories.shape[1]):
@@ -154,15 +155,16 @@ class DemoProcess:
         return law
 
     def posterior_after_offer(self, posterior: np.ndarray, last: np.ndarray, offers: Offers) -> np.ndarray:
-        """P(z | history and which shelf was looked at): (N, Z). Which of its items were shown says nothing about z."""
+        """P(z | history, shelf looked at): (N, Z). Which items of the shelf were shown does not depend on z."""
         on_shelf = self.shelf[None, :] == self.shelf[offers.items[:, 0]][:, None]  # (N, V)
-        looked = np.stack([(self.next_law(z, last) * on_shelf).sum(axis=1) for z in range(posterior.shape[1])], axis=1)
-        weight = posterior * looked
+        types = range(posterior.shape[1])
+        shelf_law = np.stack([(self.next_law(z, last) * on_shelf).sum(axis=1) for z in types], axis=1)  # (N, Z)
+        weight = posterior * shelf_law
         return weight / weight.sum(axis=1, keepdims=True)
 
 
 def draw(rng: np.random.Generator, law: np.ndarray) -> np.ndarray:
-    """One index a row: law (N, V) with rows that sum to 1 -> int (N,)."""
+    """Draws one index per row: law (N, V) with rows that sum to 1 -> int (N,)."""
     cumulative = np.cumsum(law, axis=1)
     point = rng.random(len(law)) * cumulative[:, -1]
     return (cumulative <= point[:, None]).sum(axis=1)
@@ -193,18 +195,18 @@ def make_process(rng: np.random.Generator, taxonomy: Taxonomy, knobs: Knobs) -> 
 
 
 def _draw_tastes(rng: np.random.Generator, category: np.ndarray, knobs: Knobs) -> np.ndarray:
-    """(Z, A): a Dirichlet over categories times one over the shelves of each."""
+    """(Z, A): a Dirichlet draw over categories times one over the shelves of each category."""
     taste = np.empty((knobs.user_types, len(category)))
     for z in range(knobs.user_types):
         over_categories = rng.dirichlet(np.full(category.max() + 1, knobs.category_concentration))
-        for c, share in enumerate(over_categories):
+        for c, probability in enumerate(over_categories):
             shelves = np.flatnonzero(category == c)
-            taste[z, shelves] = share * rng.dirichlet(np.full(len(shelves), knobs.shelf_concentration))
+            taste[z, shelves] = probability * rng.dirichlet(np.full(len(shelves), knobs.shelf_concentration))
     return taste
 
 
 def _draw_moves(rng: np.random.Generator, category: np.ndarray, knobs: Knobs) -> np.ndarray:
-    """(A, A): to the shelf itself, two neighbours of its category, two complements of other categories."""
+    """(A, A) transitions: to the same shelf, two neighbours in its category, two complements in other categories."""
     shelves = np.arange(len(category))
     moves = np.zeros((len(category), len(category)))
     for a in shelves:

@@ -1,6 +1,6 @@
-"""The whole job on embedded data: data, shards, three stages, and what came of them. `make demo` runs it.
+"""Runs all steps on simulated data: makes data and shards, trains three stages, reports results. See `make demo`.
 
-Run from the project's folder; everything is written below --out. A second run goes on where the first was stopped.
+Run it from the project's folder; everything is written below --out. If it is stopped, run it again to resume.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from ugt_composer.checkpoint.portable import WEIGHTS
 from ugt_composer.errors import UserError, exit_on_user_error
 
 SHARDS = {"train": "recommend", "eval": "recommend", "preference_train": "preference", "preference_eval": "preference"}
-# What a stage adds to its YAML and yamls/demo.yaml.
+# Overrides of each stage in addition to its YAML and yamls/demo.yaml.
 STAGES: dict[int, tuple[str, ...]] = {
     1: ("max_duration=4ep", "optimizer.lr=3e-3"),
     2: ("max_duration=2ep", "optimizer.lr=5e-4"),
@@ -31,7 +31,7 @@ console = Console()
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ugt_composer.demo.run", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("demo-run"), help="where all is written (default demo-run)")
+    parser.add_argument("--out", type=Path, default=Path("demo-run"), help="output folder (default demo-run)")
     out = parser.parse_args().out
     if not Path("train.py").is_file():
         raise UserError("train.py is not in this folder; run the demo from the project's folder")
@@ -41,13 +41,13 @@ def main() -> int:
         train(out, stage)
     report(out)
     recommend(out)
-    console.print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. All of it lies in {out}/.")
+    console.print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. All output is in {out}/.")
     return 0
 
 
 def make_data(out: Path) -> None:
-    """JSON Lines and their shards."""
-    heading("Data: customers of a shop whose law is known, so that the best possible result is known too")
+    """Makes the JSON Lines files and converts them to shards."""
+    heading("Data: simulated customers with a known behaviour, so that the best possible result is known too")
     run(sys.executable, "convert/make_demo_data.py", "--out", out / "data", "--overwrite")
     sizes = map(str, json.loads((out / "data/facts.json").read_text())["codebook_sizes"])
     options = ("--codebook-sizes", *sizes, "--max-positions", "64", "--overwrite")
@@ -82,7 +82,7 @@ def train(out: Path, stage: int) -> None:
 
 
 def report(out: Path) -> None:
-    """Losses, ranking against its bounds, and preference accuracy before and after."""
+    """Prints losses, ranking metrics with their bounds, and preference accuracy before and after stage 3."""
     facts = json.loads((out / "data/facts.json").read_text())
     lines = {stage: metrics_of(out / f"stage{stage}") for stage in STAGES}
     best = {stage: best_evaluation(out / f"stage{stage}", lines[stage]) for stage in STAGES}
@@ -92,9 +92,7 @@ def report(out: Path) -> None:
         series = [line[f"loss/train/{name}"] for line in lines[stage] if f"loss/train/{name}" in line]
         losses.add_row(f"stage {stage}, {name}", f"{series[0]:.4f}", f"{series[-1]:.4f}")
 
-    ranking = Table(
-        "", "recall@10", "ndcg@10", title="The next item, customers never seen in training", title_justify="left"
-    )
+    ranking = Table("", "recall@10", "ndcg@10", title="Next item, customers not seen in training", title_justify="left")
     rows = {"popularity": facts["popularity"]}
     rows |= {
         f"stage {stage}": {m: best[stage][f"metrics/eval/{m}"] for m in ("recall@10", "ndcg@10")} for stage in STAGES
@@ -103,7 +101,7 @@ def report(out: Path) -> None:
     for name, values in rows.items():
         ranking.add_row(name, f"{values['recall@10']:.4f}", f"{values['ndcg@10']:.4f}")
 
-    pairs = Table("", "accuracy", title="Chosen over rejected, pairs never seen in training", title_justify="left")
+    pairs = Table("", "accuracy", title="Chosen over rejected, pairs not seen in training", title_justify="left")
     pairs.add_row("before stage 3", f"{best[2]['metrics/eval/preference_accuracy']:.4f}")
     pairs.add_row("after stage 3", f"{best[3]['metrics/eval/preference_accuracy']:.4f}")
     pairs.add_row("best possible", f"{facts['preference_ceiling']:.4f}")
@@ -113,7 +111,7 @@ def report(out: Path) -> None:
 
 
 def recommend(out: Path) -> None:
-    """Ten recommendations for the first customer of the evaluation."""
+    """Prints ten recommendations for the first customer of the evaluation data."""
     heading("Ten recommendations")
     catalogue = [json.loads(line) for line in (out / "data/catalogue.jsonl").read_text("utf-8").splitlines()]
     item_of = {(item["l1_id"], item["l2_id"], item["l3_id"]): item for item in catalogue}
@@ -133,7 +131,7 @@ def metrics_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def best_evaluation(folder: Path, lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """The evaluation of the batch that best/ was saved at."""
+    """The logged evaluation at the batch at which best/ was saved."""
     with safe_open(folder / "best" / WEIGHTS, "pt") as file:
         batch = int(file.metadata()["batch"])
     return next(line for line in lines if line["batch"] == batch and "metrics/eval/recall@10" in line)
@@ -145,10 +143,10 @@ def heading(text: str) -> None:
 
 
 def run(*command: Any) -> None:
-    """Shows a command as one would type it, and runs it; the demo ends with its exit status if it fails."""
+    """Prints a command as a user would type it, and runs it; if it fails, the demo exits with its exit status."""
     words = [str(word) for word in command]
-    shown = [Path(words[0]).name, *(shlex.quote(word) for word in words[1:])]
-    console.print("$ " + " ".join(shown), style="cyan", highlight=False, markup=False, soft_wrap=True)
+    quoted = [Path(words[0]).name, *(shlex.quote(word) for word in words[1:])]
+    console.print("$ " + " ".join(quoted), style="cyan", highlight=False, markup=False, soft_wrap=True)
     sys.stdout.flush()
     status = subprocess.run(words, check=False).returncode
     if status:

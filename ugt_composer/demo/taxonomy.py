@@ -1,4 +1,4 @@
-"""The shop of the demo: 12 categories, 66 shelves, 528 items with names.
+"""The demo's shop: 12 categories, 66 shelves, 528 named items.
 
 An item's semantic ID is (category, shelf, item): L1 and L2 are numbered over the whole shop, L3 is unique to the item.
 """
@@ -10,7 +10,7 @@ import numpy as np
 from ugt_composer.data.history import SemanticId
 from ugt_composer.vocabulary import NUM_SPECIAL_IDS
 
-CODEBOOK_SIZES = (32, 128, 1024)  # ids at L1, L2, L3, the special ones included
+CODEBOOK_SIZES = (32, 128, 1024)  # number of ids at L1, L2, L3, including the special ids
 STYLES = ("light", "sturdy", "classic", "bright")
 ITEMS_PER_SHELF = 8  # two of each style
 

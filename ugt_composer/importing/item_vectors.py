@@ -90,7 +90,7 @@ def joined_vectors(parts: Sequence[np.ndarray], weights: Sequence[float], seed: 
 
 
 def _mean_of_nearest(queries: np.ndarray, basis: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(m, d) of length 1: for each of `queries` (m, e), the mean of `values` (n, d) at the nearest of `basis` (n, e)."""
+    """(m, d) of length 1: for each of `queries` (m, e), the mean `values` (n, d) of its nearest `basis` (n, e)."""
     result = np.empty((len(queries), values.shape[1]), np.float32)
     count = min(NEIGHBOURS, len(basis))
     for start in range(0, len(queries), BLOCK):

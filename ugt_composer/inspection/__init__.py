@@ -1,1 +1,1 @@
-"""What a file or folder of a run is, and what is in it: facts that JSON can hold."""
+"""Reports the kind and the content of a file or folder of a run, as facts that can be written as JSON."""

@@ -1,4 +1,4 @@
-"""What a path is, told by what lies there."""
+"""Detects the kind of a file or folder from its name and content."""
 
 import zipfile
 from pathlib import Path
@@ -19,7 +19,7 @@ EXPECTED = (
 
 
 def kind_of(path: Path) -> str:
-    """UserError for a path that is none of these."""
+    """Raises UserError for a path that does not exist or is of none of these kinds."""
     if path.is_dir():
         kind = _kind_of_folder(path)
     elif path.is_file():
@@ -27,7 +27,7 @@ def kind_of(path: Path) -> str:
     else:
         raise UserError(f"{path}: no such file or folder; {EXPECTED}")
     if kind is None:
-        raise UserError(f"{path} is none of what is known here; {EXPECTED}")
+        raise UserError(f"{path}: unknown kind of file or folder; {EXPECTED}")
     return kind
 
 

@@ -1,4 +1,4 @@
-"""Folders of MDS shards and catalogues."""
+"""Facts about folders of MDS shards and about catalogues."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -19,20 +19,20 @@ LENGTHS = {"history tokens": "encoder", "target tokens": "decoder", "rejected it
 
 
 def shard_facts(folder: Path, rows: int, catalogue: Catalogue | None) -> dict[str, Any]:
-    """Reads every shard, and writes nothing: compressed ones are unpacked in memory.
+    """Reads every shard. Writes nothing: compressed shards are decompressed in memory.
 
     Raises:
-        UserError: the folder is no whole output of the conversion, or a shard is damaged.
+        UserError: the folder is not a complete output of the conversion, or a shard is corrupted.
     """
     manifest = read_manifest(folder)
     shards = read_index(folder)
     headers: list[np.ndarray] = []
-    first: list[bytes] = []
+    first_rows: list[bytes] = []
     for shard in shards:
-        found, samples = _read(folder, shard, rows - len(first))
-        headers.append(found)
-        first += samples
-    joined = np.concatenate(headers) if headers else np.empty(0, SIZED_HEADER)
+        shard_headers, samples = _read_shard(folder, shard, rows - len(first_rows))
+        headers.append(shard_headers)
+        first_rows += samples
+    all_headers = np.concatenate(headers) if headers else np.empty(0, SIZED_HEADER)
     return {
         "rows of kind": manifest.kind,
         "rows": manifest.rows,
@@ -45,30 +45,30 @@ def shard_facts(folder: Path, rows: int, catalogue: Catalogue | None) -> dict[st
         "integers": f"{manifest.integer_width} bytes",
         "index": manifest.index_hash,
         **({"log-probabilities of": manifest.reference} if manifest.reference else {}),
-        "lengths": [{"of": name, **_spread(joined[column])} for name, column in LENGTHS.items()],
-        "first rows": [_shown_row(sample, catalogue) for sample in first],
+        "lengths": [{"of": name, **_length_statistics(all_headers[column])} for name, column in LENGTHS.items()],
+        "first rows": [_row_facts(sample, catalogue) for sample in first_rows],
     }
 
 
-def _read(folder: Path, shard: ShardFacts, rows: int) -> tuple[np.ndarray, list[bytes]]:
-    """The header of every row, and the first rows, packed."""
+def _read_shard(folder: Path, shard: ShardFacts, rows: int) -> tuple[np.ndarray, list[bytes]]:
+    """The header of every row, and the first `rows` rows as encoded bytes."""
     path = folder / shard.stored.name
-    if (found := flaw(path, shard.stored)) is not None:
-        raise UserError(f"{path}: {found}; {ADVICE}")
+    if (problem := flaw(path, shard.stored)) is not None:
+        raise UserError(f"{path}: {problem}; {ADVICE}")
     try:
         data = path.read_bytes() if shard.zipped is None else decompress(shard.compression, path.read_bytes())
-        # The format: the number of rows, where each begins and the last ends, and the rows, each behind its size.
+        # Format of a shard: the number of rows, the offsets of the rows and of the end, then each row led by its size.
         bounds = np.frombuffer(data, "<u4", shard.rows + 1, offset=4).astype(np.int64)
         at = bounds[:-1, None] + np.arange(SIZED_HEADER.itemsize)
         headers = np.frombuffer(data, np.uint8)[at].view(SIZED_HEADER)[:, 0]
-        sizes = headers["size"].dtype.itemsize
-        samples = [data[start + sizes : end] for start, end in pairwise(bounds[: rows + 1])]
-    except Exception as error:  # without hashes damage shows itself in any way
+        size_width = headers["size"].dtype.itemsize
+        samples = [data[start + size_width : end] for start, end in pairwise(bounds[: rows + 1])]
+    except Exception as error:  # without hashes, corruption may cause any error
         raise UserError(f"{path}: cannot be read as a shard of rows ({error}); {ADVICE}") from None
     return headers, samples
 
 
-def _spread(lengths: np.ndarray) -> dict[str, Any]:
+def _length_statistics(lengths: np.ndarray) -> dict[str, Any]:
     if not len(lengths):
         return {}
     low, median, high, most = np.percentile(lengths, (0, 50, 95, 100))
@@ -81,25 +81,25 @@ def _spread(lengths: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _shown_row(sample: bytes, catalogue: Catalogue | None) -> dict[str, Any]:
+def _row_facts(sample: bytes, catalogue: Catalogue | None) -> dict[str, Any]:
     try:
         row = decode_row(sample)
     except ValueError as error:
         raise UserError(f"a row cannot be read: {error}; {ADVICE}") from None
     labels = row.decoder[:, 5:]
-    shown = {
+    facts = {
         "user": row.user_id,
         "history": row.encoder[row.encoder[:, 4] == ITEM, :3],
         "targets": labels[(labels != IGNORE_INDEX).all(1)],
     }
     if len(row.rejected):
-        shown["rejected"] = row.rejected
-    names = {key: value for key, value in shown.items() if isinstance(value, np.ndarray)}
-    return shown | {key: [_name(triple, catalogue) for triple in value.tolist()] for key, value in names.items()}
+        facts["rejected"] = row.rejected
+    triples = {key: value for key, value in facts.items() if isinstance(value, np.ndarray)}
+    return facts | {key: [_name(triple, catalogue) for triple in value.tolist()] for key, value in triples.items()}
 
 
 def _name(triple: SemanticId, catalogue: Catalogue | None) -> str:
-    """The item ids of a triple, or the triple where the catalogue has none."""
+    """The ids of the items with this semantic id, or the semantic id if the catalogue has no such item."""
     items = [] if catalogue is None else catalogue.items_of(triple)
     return " = ".join(item.item_id for item in items) or "/".join(map(str, triple))
 
@@ -118,9 +118,9 @@ def catalogue_facts(catalogue: Catalogue, rows: int) -> dict[str, Any]:
             {"level": key, "used ids": len(np.unique(column)), "largest id": int(column.max())}
             for key, column in zip(LEVEL_KEYS, catalogue.triples.T, strict=True)
         ],
-        "first rows": [_shown_item(item) for item in catalogue.items[:rows]],
+        "first rows": [_item_facts(item) for item in catalogue.items[:rows]],
     }
 
 
-def _shown_item(item: Item) -> dict[str, Any]:
+def _item_facts(item: Item) -> dict[str, Any]:
     return {"item_id": item.item_id, "semantic ID": _name(item.triple, None), "name": item.name or ""}

@@ -1,4 +1,4 @@
-"""Models, training checkpoints and the save folders that hold them."""
+"""Facts about models, training checkpoints and the save folders that hold them."""
 
 import json
 from collections.abc import Callable
@@ -35,11 +35,11 @@ MAIN_KEYS = (
 
 
 def model_facts(folder: Path) -> dict[str, Any]:
-    """UserError where the model is damaged or incomplete."""
+    """Raises UserError if the model is corrupted or incomplete."""
     model, config, facts = load_portable(folder)
     sizes = config.model
     return {
-        "record": _as_recorded(folder / RECORD),
+        "record": _record_state(folder / RECORD),
         "bytes": _bytes(folder),
         "parameters": {
             "total": sum(p.numel() for p in model.parameters()),
@@ -60,19 +60,21 @@ def model_facts(folder: Path) -> dict[str, Any]:
 
 
 def checkpoint_facts(path: Path) -> dict[str, Any]:
-    """UserError where the checkpoint is damaged."""
+    """Raises UserError if the checkpoint is corrupted."""
     content = read_checkpoint(path)
     time = content["state"]["timestamp"]["Timestamp"]
     config = OmegaConf.create(content["config"])
     by = content["sharded"]["by"] if "sharded" in content else {"strategy": OmegaConf.select(config, MAIN_KEYS[-1])}
-    whole = {} if "sharded" in content else {"weights and buffers": sum(t.numel() for t in content["model"].values())}
+    parameters = (
+        {} if "sharded" in content else {"weights and buffers": sum(t.numel() for t in content["model"].values())}
+    )
     return {
-        "record": _as_recorded(path / RECORD if path.is_dir() else record_beside(path)),
+        "record": _record_state(path / RECORD if path.is_dir() else record_beside(path)),
         "bytes": _bytes(path),
-        "form": "a part of each rank" if "sharded" in content else "whole: any strategy goes on from it",
+        "form": "sharded: one part per rank" if "sharded" in content else "complete: any strategy can resume from it",
         **{name.replace("_", " "): time[name] for name in PLACE},
         **{name.replace("_", " "): value for name, value in by.items() if value is not None},
-        **whole,
+        **parameters,
         "catalogue": content["catalogue"],
         "data": content["data"],
         "config": _main_keys(config),
@@ -80,7 +82,7 @@ def checkpoint_facts(path: Path) -> dict[str, Any]:
 
 
 def run_facts(folder: Path) -> dict[str, Any]:
-    """A damaged checkpoint or model is shown with what is wrong with it."""
+    """Does not raise for a corrupted checkpoint or model: its `state` says what is wrong with it."""
     config = {}
     if (folder / CONFIG).is_file():
         config = {"config": _main_keys(load_config(folder / CONFIG))}
@@ -112,7 +114,7 @@ def _problem(check: Callable[[], None]) -> str | None:
 
 
 def _last_step(path: Path) -> dict[str, Any]:
-    """The last whole line of metrics.jsonl: a run that is being written may be within one."""
+    """The last complete line of metrics.jsonl; a running process may have written only part of a line."""
     if not path.is_file():
         return {}
     for line in reversed(path.read_text("utf-8", errors="replace").splitlines()):
@@ -128,9 +130,9 @@ def _main_keys(config: Config | Any) -> dict[str, Any]:
     return {key: OmegaConf.select(tree, key) for key in MAIN_KEYS}
 
 
-def _as_recorded(record: Path) -> str:
-    """Of what has been checked already."""
-    return f"as {record.name} says" if record.is_file() else f"unchecked: there is no {record.name}"
+def _record_state(record: Path) -> str:
+    """For files that were verified against their record, if it exists, before this call."""
+    return f"matches {record.name}" if record.is_file() else f"unchecked: {record.name} is missing"
 
 
 def _bytes(path: Path) -> int:

@@ -1,8 +1,8 @@
-"""What one batch contributes to an evaluation's metrics, for every cut-off at once and without waiting for the device.
+"""The contribution of one batch to an evaluation's metrics, for all cut-offs at once and without device syncs.
 
-Shapes: B rows, K recommendations, T targets, N rejected items, 3 levels, M averaged losses. The definitions
-of the ranking metrics are those of metrics/ranking.py. No operation here is one that PyTorch refuses on a GPU under
-`torch.use_deterministic_algorithms` (a cumsum of floats is), and none is lowered to half precision by autocast.
+Shapes: B rows, K recommendations, T targets, N rejected items, 3 levels, M averaged losses. The definitions of the
+ranking metrics are in metrics/ranking.py. All operations work on a GPU under `torch.use_deterministic_algorithms` (a
+cumsum of floats would not), and autocast computes none in half precision.
 """
 
 from dataclasses import dataclass, field
@@ -19,15 +19,15 @@ ROW_METRICS = ("recall", "ndcg", "hit_rate", "hit_rate_l1", "hit_rate_l1_l2", "d
 
 
 class RankedBatch(NamedTuple):
-    """What one batch says about every metric; column k - 1 of a (B, K) tensor is the value at cut-off k.
+    """The ranking metrics of one batch; column k - 1 of a (B, K) tensor is the value at cut-off k.
 
     Attributes:
-        counted: bool (B,) rows that count: real ones with at least one target.
+        counted: bool (B,) rows that count: not padding, and with at least one target.
         item_index: int64 (B, K) recommended items, 0 in empty places.
         shown: int32 (B, K) 1 where a counted row shows an item, else 0.
-        row_values: by metric, float32 (B, K) for each of ROW_METRICS, then (B, 1) for mrr, which has no cut-off.
-        rows: int64 () how many count.
-        sums: float64 (6 K + 1,) the sums of `row_values` over them, in the order of its columns.
+        row_values: metric → float32 (B, K) for each of ROW_METRICS, then (B, 1) for mrr, which has no cut-off.
+        rows: int64 () number of rows that count.
+        sums: float64 (6 K + 1,) sums of `row_values` over these rows, in the order of its columns.
     """
 
     counted: Tensor
@@ -40,14 +40,14 @@ class RankedBatch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class EvaluationBatch:
-    """Everything that one batch adds to an evaluation.
+    """All values that one batch adds to an evaluation.
 
     Attributes:
         ranked: the ranked rows.
         loss_sums: (M,) sums over the batch.
-        loss_counts: (M,) what they are means over.
-        pairs: float64 (2,) of `compare_pairs`.
-        number: tells batches apart, so that one that is handed over by several metrics is added once.
+        loss_counts: (M,) the counts that the sums are divided by.
+        pairs: float64 (2,), as returned by `compare_pairs`.
+        number: identifies the batch, so that a batch passed on by several metrics is added only once.
     """
 
     ranked: RankedBatch
@@ -58,20 +58,20 @@ class EvaluationBatch:
 
 
 def rank_batch(recommendations: Recommendations, targets: Tensor, target_mask: Tensor, row_mask: Tensor) -> RankedBatch:
-    """Compares recommendations, which are distinct within a row, with targets.
+    """Compares recommendations with targets. The recommendations of a row are distinct.
 
     Args:
         recommendations: of B rows, K each.
         targets: int64 (B, T, 3) relevant items; an item that a row repeats counts once.
-        target_mask: bool (B, T) False: no target there.
-        row_mask: bool (B,) False: a row that does not count.
+        target_mask: bool (B, T), False where there is no target.
+        row_mask: bool (B,), False for rows that do not count.
     """
     ids, index = recommendations.ids, recommendations.item_index
     relevant = _distinct_targets(targets, target_mask)
-    found = index >= 0
-    wanted = found.unsqueeze(2) & target_mask.unsqueeze(1)
+    is_item = index >= 0
+    is_pair = is_item.unsqueeze(2) & target_mask.unsqueeze(1)  # (B, K, T)
     places = torch.arange(1, ids.shape[1] + 1, dtype=torch.int32, device=ids.device)
-    hits = [(same & wanted).any(2) for same in _same_prefix(ids, targets)]
+    hits = [(same & is_pair).any(2) for same in _same_prefix(ids, targets)]
     hit_rates = [(_first_place(hit, places) <= places).float() for hit in hits]
     hit = hits[-1]
     discounts = 1 / torch.log2(places.double() + 1)
@@ -83,23 +83,23 @@ def rank_batch(recommendations: Recommendations, targets: Tensor, target_mask: T
         "hit_rate": hit_rates[2],
         "hit_rate_l1": hit_rates[0],
         "hit_rate_l1_l2": hit_rates[1],
-        "diversity": _new_l1(ids, found).cumsum(1) / found.cumsum(1).clamp(min=1),
+        "diversity": _is_new_l1(ids, is_item).cumsum(1) / is_item.cumsum(1).clamp(min=1),
         "mrr": (hit / places).amax(1, keepdim=True),
     }
     counted = row_mask & (relevant > 0)
-    shown = (found & counted.unsqueeze(1)).int()
-    every = torch.cat(list(row_values.values()), dim=1).masked_fill_(~counted.unsqueeze(1), 0)
-    sums = every.sum(0, dtype=torch.float64)
+    shown = (is_item & counted.unsqueeze(1)).int()
+    all_values = torch.cat(list(row_values.values()), dim=1).masked_fill_(~counted.unsqueeze(1), 0)
+    sums = all_values.sum(0, dtype=torch.float64)
     return RankedBatch(counted, index.clamp(min=0), shown, row_values, counted.sum(), sums)
 
 
 def compare_pairs(chosen: Tensor, rejected: Tensor, mask: Tensor) -> Tensor:
-    """(pairs whose chosen item has the higher log-probability, all pairs); equal log-probabilities count half.
+    """(number of pairs whose chosen item has the higher log-probability, number of pairs); ties count half.
 
     Args:
         chosen: (B,) log-probabilities.
         rejected: (B, N) log-probabilities.
-        mask: bool (B, N) False: no pair there, and the log-probability may be NaN.
+        mask: bool (B, N), False where there is no pair; the log-probability may be NaN there.
 
     Returns:
         float64 (2,).
@@ -122,13 +122,13 @@ def _same_prefix(left: Tensor, right: Tensor) -> list[Tensor]:
 
 
 def _first_place(hit: Tensor, places: Tensor) -> Tensor:
-    """Of bool (B, K) and 1 .. K: where each row's first True is, K + 1 where it has none; (B, 1)."""
+    """The place of the first True in each row of `hit` bool (B, K), `places` being 1 .. K; K + 1 if none: (B, 1)."""
     return torch.where(hit, places, len(places) + 1).amin(1, keepdim=True)
 
 
-def _new_l1(ids: Tensor, found: Tensor) -> Tensor:
+def _is_new_l1(ids: Tensor, is_item: Tensor) -> Tensor:
     """Whether a recommendation is the first of its row with its l1: bool (B, K)."""
     l1, places = ids[..., 0].int().sort(dim=1, stable=True)
-    first = torch.ones_like(found)
+    first = torch.ones_like(is_item)
     first[:, 1:] = l1[:, 1:] != l1[:, :-1]
-    return found & torch.zeros_like(found).scatter(1, places, first)  # empty places come last, so precede nothing
+    return is_item & torch.zeros_like(is_item).scatter(1, places, first)  # empty places are last: they hide no item

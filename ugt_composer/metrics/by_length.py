@@ -9,12 +9,12 @@ from torchmetrics import Metric
 
 from ugt_composer.metrics.batch import RankedBatch
 
-LONGEST = (0, 5, 10, 20, 50)  # items of the longest history of each bucket; the last bucket has none
+LONGEST = (0, 5, 10, 20, 50)  # longest history of each bucket, in items; the last bucket has no bound
 NAMES = ("recall", "ndcg", "hit_rate_l1")
 
 
 class ByLength(Metric):
-    """Means over the rows of each bucket of lengths.
+    """Means over the rows of each bucket of history lengths.
 
     Args:
         k: cut-off.
@@ -27,11 +27,13 @@ class ByLength(Metric):
         super().__init__()
         self.k = k
         zeros = torch.zeros(len(LONGEST) + 1, 1 + len(NAMES), dtype=torch.float64)
-        self.add_state("sums", zeros, dist_reduce_fx="sum")  # how many rows count, and the sums of NAMES over them
+        self.add_state(
+            "sums", zeros, dist_reduce_fx="sum"
+        )  # number of rows that count, and the sums of NAMES over them
 
     @property
     def update_called(self) -> bool:
-        return True  # without a row there is no bucket, and that is no mistake to warn of
+        return True  # keeps torchmetrics from warning if there were no rows: the result then has no buckets
 
     def update(self, ranked: RankedBatch, lengths: Tensor) -> None:
         """lengths int64 (B,): items in the history of each row."""
@@ -41,7 +43,7 @@ class ByLength(Metric):
         self.sums.index_add_(0, bucket, counted)
 
     def compute(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """A bucket that has users a row: `length` such as "6-10", `users`, and the means by name."""
+        """One row per bucket that has users: `length` such as "6-10", `users`, and the means by name."""
         names = [f"{name}@{self.k}" for name in NAMES]
         return [
             {"length": length, "users": int(users), **{n: s / users for n, s in zip(names, sums, strict=True)}}

@@ -1,4 +1,4 @@
-"""All ranking metrics of predictions that come batch by batch."""
+"""All ranking metrics of predictions that are added batch by batch."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,11 +30,11 @@ ROW_METRICS: dict[str, Callable[[Row, int], float]] = {
 
 
 class MetricsCalculator:
-    """Gathers rows and measures them; the definitions are those of metrics/ranking.py.
+    """Collects rows and computes their metrics; the definitions are in metrics/ranking.py.
 
     Args:
-        catalogue_size: what coverage and gini refer to. None: the distinct items seen so far, in whole prediction
-            lists and in the ground truth, which flatters both where much of the catalogue never appears.
+        catalogue_size: number of items that coverage and gini refer to. None: the distinct items so far, in complete
+            prediction lists and in the ground truth; both metrics then look too good if many items never appear.
     """
 
     def __init__(self, catalogue_size: int | None = None):
@@ -42,7 +42,7 @@ class MetricsCalculator:
         self._rows: list[Row] = []
 
     def add_batch(self, predictions: Predictions, ground_truth: GroundTruth) -> None:
-        """Adds rows. Raises ValueError, and adds none of them, where one is not well formed."""
+        """Adds rows. Raises ValueError, and adds none of them, if one is malformed."""
         self._rows.extend(read_rows(predictions, ground_truth))
 
     def compute(self, k_values: Sequence[int] = (5, 10, 20, 50)) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Losses over an evaluation set, exact whatever the batches and ranks."""
+"""Losses over an evaluation set, exact for any division into batches and ranks."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def loss_mean(names: Sequence[str], weights: Mapping[str, float], sums: Tensor, counts: Tensor) -> Tensor:
-    """Σ weight · (sum / count) over some of the M named values; those that nothing was counted for are left out.
+    """Σ weight · (sum / count) over those of the M values that have a weight; those with a count of 0 are left out.
 
     Args:
         names: M names.
@@ -16,7 +16,7 @@ def loss_mean(names: Sequence[str], weights: Mapping[str, float], sums: Tensor, 
         counts: float64 (M,).
 
     Returns:
-        float64 (); NaN where nothing at all was counted.
+        float64 (); NaN if all of their counts are 0.
     """
     weight = torch.tensor([weights.get(name, 0.0) for name in names], dtype=sums.dtype)
     used = (counts > 0) & (weight != 0)

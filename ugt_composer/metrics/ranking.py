@@ -1,9 +1,9 @@
 """Ranking metrics over lists of semantic ids, as plain functions.
 
-`predictions` holds a list of (l1, l2, l3) a row, best first; `ground_truth` one (l1, l2, l3) a row, or a list of them.
-Tuples and lists do equally. An item that a list repeats counts once, where it comes first; a list may be shorter than
-K. Every metric is the mean over the rows, unless it says otherwise. R is a row's set of relevant items, p_1, p_2, …
-its distinct predictions, and rel_i is 1 where p_i is in R, else 0.
+`predictions` holds one list of (l1, l2, l3) per row, best first; `ground_truth` one (l1, l2, l3) per row, or a list of
+them. They may be tuples or lists. A repeated item of a list counts once, at its first place; a list may be shorter than
+K. Every metric is the mean over the rows, unless stated otherwise. R is a row's set of relevant items, p_1, p_2, …
+its distinct predictions, and rel_i is 1 if p_i is in R, else 0.
 """
 
 import math
@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
 
 def recall_at_k(predictions: Predictions, ground_truth: GroundTruth, k: int = 10) -> float:
-    """|{p_1 .. p_k} ∩ R| / |R|: with one relevant item a row, the hit rate."""
+    """|{p_1 .. p_k} ∩ R| / |R|; equal to the hit rate if every row has one relevant item."""
     return mean_over_rows(read_rows(predictions, ground_truth), row_recall, k)
 
 
@@ -37,35 +37,35 @@ def ndcg_at_k(predictions: Predictions, ground_truth: GroundTruth, k: int = 10) 
 
 
 def hit_rate(predictions: Predictions, ground_truth: GroundTruth, k: int = 10) -> float:
-    """The share of rows with at least one relevant item among the first k."""
+    """The fraction of rows with at least one relevant item among the first k."""
     return mean_over_rows(read_rows(predictions, ground_truth), row_hit, k)
 
 
 def mrr(predictions: Predictions, ground_truth: GroundTruth) -> float:
-    """1 / rank of the first relevant item in the whole list given, 0 where it has none."""
+    """1 / rank of the first relevant item in the complete list, 0 if it has none."""
     return mean_over_rows(read_rows(predictions, ground_truth), row_reciprocal_rank, 1)
 
 
 def coverage(predictions: Predictions, catalogue: int | Collection[Sequence[int]], k: int = 10) -> float:
-    """Distinct items in all rows' first k, over the catalogue's size.
+    """Number of distinct items in all rows' first k, divided by the catalogue's size.
 
-    `catalogue` is a number of items, or the items; then those recommended that it does not hold don't count.
+    `catalogue` is the number of items, or the items; in the latter case recommended items outside it do not count.
     """
     size, counts = _exposures(_lists(predictions), catalogue, k)
     return len(counts) / size
 
 
 def diversity(predictions: Predictions, k: int = 10) -> float:
-    """Distinct l1 among the first k over the number of items there; 0 for an empty list."""
+    """Number of distinct l1 among the first k, divided by the number of these items; 0 for an empty list."""
     rows = [Row(items, frozenset()) for items in _lists(predictions)]
     return mean_over_rows(rows, row_diversity, k)
 
 
 def gini(predictions: Predictions, catalogue: int | Collection[Sequence[int]], k: int = 10) -> float:
-    """How unevenly the rows' first k expose the catalogue: 0 all items alike, 1 - 1/n one item only.
+    """How unevenly the rows' first k expose the catalogue: 0 if all items equally often, 1 - 1/n if only one item.
 
-    Σ_j (2 j - n - 1) x_j / (n Σ x) with x_1 ≤ … ≤ x_n how often each of the n items is recommended, 0 included; 0
-    where nothing is recommended. `catalogue` as in `coverage`.
+    Σ_j (2 j - n - 1) x_j / (n Σ x), where x_1 ≤ … ≤ x_n are the numbers of times that each of the n items is
+    recommended, including 0; the result is 0 if nothing is recommended. `catalogue` as in `coverage`.
     """
     size, counts = _exposures(_lists(predictions), catalogue, k)
     return gini_of_counts(counts.values(), size)
@@ -81,9 +81,9 @@ def row_ndcg(row: Row, k: int) -> float:
 
 
 def row_hit(row: Row, k: int, levels: int = LEVELS) -> float:
-    """1 where one of the first k agrees with a relevant item in the first `levels` levels."""
-    wanted = {item[:levels] for item in row.relevant}
-    return float(any(item[:levels] in wanted for item in row.predicted[:k]))
+    """1 if one of the first k agrees with a relevant item in the first `levels` levels, else 0."""
+    prefixes = {item[:levels] for item in row.relevant}
+    return float(any(item[:levels] in prefixes for item in row.predicted[:k]))
 
 
 def row_reciprocal_rank(row: Row, _k: int) -> float:
@@ -104,7 +104,7 @@ def mean_over_rows(rows: Sequence[Row], value: Callable[[Row, int], float], k: i
 
 
 def gini_of_counts(counts: Iterable[int], size: int) -> float:
-    """`gini` of the counts above 0 of a catalogue of `size` items."""
+    """`gini` of a catalogue of `size` items, given the exposure counts that are above 0."""
     ascending = sorted(counts)
     zeros = size - len(ascending)
     weighted = sum((2 * rank - size - 1) * count for rank, count in enumerate(ascending, start=zeros + 1))
@@ -117,7 +117,7 @@ def exposure_counts(lists: Iterable[Sequence[SemanticId]], k: int) -> Counter[Se
 
 
 def read_rows(predictions: Predictions, ground_truth: GroundTruth) -> list[Row]:
-    """Checked rows. Raises ValueError, naming the position, where the arguments are not as described above."""
+    """Checked rows. Raises ValueError, naming the position, if the arguments are not as described above."""
     lists = _lists(predictions)
     if len(lists) != len(ground_truth):
         raise ValueError(f"there are predictions for {len(lists)} rows and ground truth for {len(ground_truth)}")
@@ -139,7 +139,7 @@ def _is_hit(row: Row, rank: int) -> bool:
 def _exposures(
     lists: list[tuple[SemanticId, ...]], catalogue: int | Collection[Sequence[int]], k: int
 ) -> tuple[int, Counter[SemanticId]]:
-    """(n, how often each item that is exposed at all is exposed)."""
+    """(n, how often each item is exposed, without items that are not)."""
     check_k(k)
     if not lists:
         raise ValueError("there are no predictions to measure")
@@ -162,7 +162,7 @@ def _list(items: Any, place: str) -> tuple[SemanticId, ...]:
     if not _is_iterable(items):
         raise ValueError(f"{place} is {items!r}, expected a list of (l1, l2, l3)")
     triples = (_triple(item, f"{place}[{number}]") for number, item in enumerate(items))
-    return tuple(dict.fromkeys(triples))  # keeps the first of equal ones
+    return tuple(dict.fromkeys(triples))  # keeps the first of equal items
 
 
 def _relevant(truth: Any, place: str) -> frozenset[SemanticId]:

@@ -1,8 +1,8 @@
-"""An evaluation's metrics, which add up over batches and ranks: exact, whatever the batches' sizes.
+"""An evaluation's metrics, summed over batches and ranks: exact for any batch sizes.
 
-Composer takes one Metric for each name that it logs. All of ours share one `EvaluationSums`: for any number of metrics
-and cut-offs, two collectives sum them over the ranks, and the host waits for the device twice. A value is NaN where no
-row has counted: no measurement is not a measurement of 0.
+Composer takes one Metric for each name that it logs. All of ours share one `EvaluationSums`, so any number of metrics
+and cut-offs takes two collectives over the ranks and two synchronisations with the device. A value is NaN, not 0, if no
+row has counted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +18,14 @@ from ugt_composer.metrics.loss_mean import loss_mean
 
 
 class EvaluationSums:
-    """All that an evaluation adds up, in two tensors on its device; they exist from the first batch to the next reset.
+    """All sums of an evaluation, in two tensors on its device, which exist from the first batch to the next reset.
 
     Args:
         means: M values that are averaged, in the order of `EvaluationBatch.loss_sums`.
         losses: weighted sums of the means by the name of the metric: {metric: {mean: weight}}.
         k_values: C cut-offs of the ranking metrics.
-        catalogue_size: n distinct items, which `RankedBatch.item_index` refers to. None leaves coverage and gini out:
-            nothing says what they would refer to.
+        catalogue_size: n distinct items, which `RankedBatch.item_index` refers to. None: no coverage and gini, because
+            they are relative to a catalogue.
     """
 
     _sums: Tensor | None
@@ -50,7 +50,7 @@ class EvaluationSums:
 
     @property
     def names(self) -> list[str]:
-        """The metrics, in the order in which they are logged."""
+        """Names of the metrics, in the order in which they are logged."""
         per_cut = ROW_METRICS if self.catalogue_size is None else (*ROW_METRICS, "coverage", "gini")
         ranking = [f"{name}@{k}" for k in self.k_values for name in per_cut]
         return [*self.losses, "preference_accuracy", "mrr", *ranking]
@@ -73,7 +73,7 @@ class EvaluationSums:
         self._added = set()
 
     def add(self, batch: EvaluationBatch) -> None:
-        """Adds a batch of max(k_values) recommendations a row, once however often it comes."""
+        """Adds a batch with max(k_values) recommendations per row; does nothing if it was added before."""
         if batch.number in self._added:
             return
         ranked = batch.ranked
@@ -89,8 +89,8 @@ class EvaluationSums:
     def values(self) -> dict[str, Tensor]:
         """Every metric over the batches of all ranks: float32 () on the CPU.
 
-        Every rank has to call it, as often as the others, because it sums over the ranks; between two calls with no
-        batch and no reset it does nothing.
+        Every rank has to call it equally often, because it sums over the ranks. The result is kept until the next batch
+        or reset.
         """
         if self._values is None:
             self._values = self._compute()
@@ -99,8 +99,8 @@ class EvaluationSums:
     def _tensors(self) -> tuple[Tensor, Tensor | None]:
         """Sums float64 (2 M + 4 + 6 max k,), and how often each item was shown.
 
-        The latter is int32 (C, n): row c counts only the places from cut-off c - 1 to cut-off c, so that a shown item
-        is one addition whatever the number of cut-offs.
+        The latter is int32 (C, n): row c counts only the places after cut-off c - 1 up to cut-off c, so that a shown
+        item takes one addition for any number of cut-offs.
         """
         if self._sums is None:
             size = sum(self._sizes())
@@ -115,7 +115,7 @@ class EvaluationSums:
         return [len(self.means), len(self.means), 2, 1, len(ROW_METRICS) * self.cuts[-1], 1]
 
     def _first_cell_of_places(self) -> Tensor:
-        """For each place, where its row of the (C, n) counts begins when they are flat: int64 (max k,)."""
+        """For each place, the offset of its row in the flattened (C, n) counts: int64 (max k,)."""
         assert self.catalogue_size is not None
         places = torch.arange(self.cuts[-1], device=self.device)
         return sum(((places >= k) * self.catalogue_size for k in self.cuts[:-1]), torch.zeros_like(places))
@@ -125,10 +125,10 @@ class EvaluationSums:
         sums = _sum_over_ranks(sums)
         values: dict[str, Tensor] = {}
         if shown is None:
-            host = sums.cpu()
+            sums_on_cpu = sums.cpu()
         else:
             counts = _sum_over_ranks(shown).cumsum(0, dtype=torch.int32)
-            host, most = torch.cat([sums, counts[-1].max().unsqueeze(0)]).cpu().split([len(sums), 1])
+            sums_on_cpu, most = torch.cat([sums, counts[-1].max().unsqueeze(0)]).cpu().split([len(sums), 1])
             coverage, gini = coverage_and_gini(counts, int(most)).cpu()
             values |= {f"coverage@{k}": coverage[cut] for cut, k in enumerate(self.cuts)}
             values |= {f"gini@{k}": gini[cut] for cut, k in enumerate(self.cuts)}
@@ -149,21 +149,23 @@ def coverage_and_gini(counts: Tensor, most: int) -> Tensor:
         counts: int32 (C, n) how often each item was shown.
         most: the largest of the counts.
     """
-    # Items that are shown equally often have neighbouring ranks j, whose factors 2 j - n - 1 sum up in closed form.
+    # Items that are shown equally often have adjacent ranks j, so their factors 2 j - n - 1 have a closed-form sum.
     n = counts.shape[1]
-    alike = torch.zeros(len(counts), most + 1, dtype=torch.int64, device=counts.device)  # items by how often
+    items_by_count = torch.zeros(
+        len(counts), most + 1, dtype=torch.int64, device=counts.device
+    )  # number of items by count
     one = torch.ones((), dtype=torch.int64, device=counts.device)
-    for items, shown in zip(alike, counts, strict=True):
+    for items, shown in zip(items_by_count, counts, strict=True):
         items.index_add_(0, shown, one.expand(n))
-    exposures = (torch.arange(most + 1, device=counts.device) * alike).double()
-    factors = (2 * alike.cumsum(1) - alike - n).double()
+    exposures = (torch.arange(most + 1, device=counts.device) * items_by_count).double()
+    factors = (2 * items_by_count.cumsum(1) - items_by_count - n).double()
     total = exposures.sum(1)
-    coverage = ((n - alike[:, 0]).double() / n).masked_fill(total == 0, torch.nan)
+    coverage = ((n - items_by_count[:, 0]).double() / n).masked_fill(total == 0, torch.nan)
     return torch.stack([coverage, (factors * exposures).sum(1) / (n * total)])
 
 
 class EvaluationMetric(Metric):
-    """One value of an `EvaluationSums`, under the name that it is logged by.
+    """One value of an `EvaluationSums`, under the name that it is logged with.
 
     It has no state of its own: updating, moving or resetting one of the metrics that share the sums does it for all of
     them. A copy of them together shares a copy of the sums.
@@ -172,7 +174,9 @@ class EvaluationMetric(Metric):
     full_state_update = False
 
     def __init__(self, sums: EvaluationSums, name: str):
-        super().__init__(sync_on_compute=False, compute_with_cache=False)  # the sums do both, once for all metrics
+        super().__init__(
+            sync_on_compute=False, compute_with_cache=False
+        )  # EvaluationSums does both, once for all metrics
         self.sums = sums
         self.name = name
 
@@ -182,7 +186,7 @@ class EvaluationMetric(Metric):
 
     @property
     def update_called(self) -> bool:
-        return True  # where nothing has been counted the value is NaN, and that is no mistake to warn of
+        return True  # keeps torchmetrics from warning if there were no rows: the value is then NaN
 
     @property
     def device(self) -> torch.device:
@@ -199,8 +203,8 @@ class EvaluationMetric(Metric):
         self.sums.reset()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> "EvaluationMetric":
-        # Only a device is asked for, and of an empty tensor, which is no copy to wait for. Torchmetrics copies one
-        # element for each metric.
+        # Only the device of the result is needed. An empty tensor takes no copy and so no synchronisation with the
+        # device, whereas Torchmetrics copies one element for each metric.
         self.sums.to(fn(torch.empty(0, device=self.device)).device)
         return self
 
@@ -219,6 +223,6 @@ def evaluation_metrics(
 def _sum_over_ranks(tensor: Tensor) -> Tensor:
     if not (dist.is_available() and dist.is_initialized()):
         return tensor
-    total = tensor.clone()  # this rank may add further batches to its own
+    total = tensor.clone()  # a copy, because this rank may add further batches to its own sums
     dist.all_reduce(total)
     return total

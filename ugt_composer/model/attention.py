@@ -27,9 +27,9 @@ class PointwiseAttention(nn.Module):
 
     Y = W_o (norm(A V) ⊙ φ(U)),  A = φ(Q Kᵀ / √d) / n,
 
-    with φ = SiLU or ReLU in place of softmax, so that the strength of a preference, not only its share, reaches the
-    output. n is the number of valid keys: the scale does not depend on the length of the history. The weights A exist
-    in pieces only, unless there is dropout on them.
+    with φ = SiLU or ReLU in place of softmax, so that the output reflects the strength of a preference and not only its
+    fraction of all preferences. n is the number of valid keys, so the scale does not depend on the length of the
+    history. The weights A are computed piece by piece, never as a whole, unless there is dropout on them.
     """
 
     def __init__(self, d_model: int, n_heads: int, dropout: float, activation: str = "silu"):
@@ -46,7 +46,7 @@ class PointwiseAttention(nn.Module):
         q, k, v, gate = self.in_proj(x).chunk(4, dim=-1)
         q, k, v = (split_heads(t, self.n_heads) for t in (q, k, v))
         q = q / math.sqrt(q.shape[-1])
-        # The mask and 1 / n weigh keys, so they weigh values just as well.
+        # The mask and 1 / n are factors of each key's weight, so they can be applied to the values instead.
         v = v * (mask / mask.sum(-1, keepdim=True).clamp(min=1)).to(v.dtype)[:, None, :, None]
         if self.training and self.dropout.p > 0:
             mixed = self.dropout(ACTIVATIONS[self.activation](q @ k.transpose(-1, -2))) @ v
@@ -56,8 +56,8 @@ class PointwiseAttention(nn.Module):
 
 
 class CausalSelfAttention(nn.Module):
-    """Softmax attention of each target token over itself and the earlier ones. Padding comes last, so causality
-    alone keeps it out of every valid token."""
+    """Softmax attention of each target token over itself and the earlier ones. Padding comes last, so the causal mask
+    alone keeps valid tokens from attending to it."""
 
     def __init__(self, d_model: int, n_heads: int, dropout: float):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Config to model: the same weights on every rank for one seed."""
+"""Builds the model from the config, with the same weights on every rank for a given seed."""
 
 from dataclasses import asdict
 
@@ -9,14 +9,14 @@ from ugt_composer.model.ugt import UGT
 
 
 def build_model(config: ModelConfig, seed: int) -> UGT:
-    """A UGT initialised from `seed`; the global random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):  # weights are drawn on the host; no GPU's state is asked for
+    """A UGT initialised from `seed`; the global random state is left unchanged."""
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU, so no GPU state is saved
         torch.manual_seed(seed)
         return UGT(**asdict(config))
 
 
 def freeze_untrained(model: UGT, lambda_contrastive: float) -> None:
-    """Freezes what a stage's loss does not reach: it exists all the same, so that every stage has one state dict."""
+    """Freezes parameters that a stage's loss does not use. They exist in every stage, so the state dict is the same."""
     if lambda_contrastive == 0:
         model.user_proj.requires_grad_(False)
         model.item_proj.requires_grad_(False)

@@ -46,7 +46,7 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(d_model)
 
     def forward(self, x: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor) -> tuple[Tensor, RouterStats]:
-        """As a layer's; the router sums are stacked: counts and prob_sums (layers, E)."""
+        """Arguments and result as for a layer, with stacked router sums: counts and prob_sums (layers, E)."""
         stats = []
         for layer in self.layers:
             x, layer_stats = run_layer(layer, self.activation_checkpointing, x, mask, memory, memory_mask)

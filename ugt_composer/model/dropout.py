@@ -1,14 +1,14 @@
-"""Dropout that draws less: random numbers are a large part of the time that a small model takes on a CPU."""
+"""Dropout with fewer random numbers: on a CPU, drawing them takes a large part of a small model's time."""
 
 import torch
 from torch import Tensor, nn
 
-DRAWS = 1 << 16  # a 64-bit number makes four draws of so many equally likely values
+DRAWS = 1 << 16  # equally likely values of a draw; a random 64-bit number gives four draws
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout. In training on a CPU an element is dropped with probability p rounded to a multiple of 1 / DRAWS, by
-    a quarter of the random numbers; they come from PyTorch's default generator."""
+    """nn.Dropout. In training on a CPU, p is rounded to a multiple of 1 / DRAWS, and only a quarter as many random
+    numbers are drawn; they come from PyTorch's default generator."""
 
     def forward(self, x: Tensor) -> Tensor:
         dropped = round(self.p * DRAWS)

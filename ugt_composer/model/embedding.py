@@ -1,4 +1,4 @@
-"""Semantic IDs, positions and token types to vectors."""
+"""Embeddings of semantic IDs, positions and token types."""
 
 from collections.abc import Sequence
 
@@ -9,20 +9,20 @@ from torch.autograd.function import FunctionCtx
 from ugt_composer.model.dropout import Dropout
 from ugt_composer.vocabulary import PAD
 
-EMBEDDING_STD = 0.02  # of embeddings at the start
+EMBEDDING_STD = 0.02  # of embeddings at initialisation
 
 
 class ItemEmbedding(nn.Module):
-    """A vector per level and id; an item's vector is the sum over its levels. PAD is the zero vector and stays so."""
+    """A vector per level and id; an item's vector is the sum over its levels. PAD is the zero vector and remains it in training."""
 
     def __init__(self, codebook_sizes: Sequence[int], d_model: int):
         super().__init__()
         self.levels = nn.ModuleList(nn.Embedding(size, d_model, padding_idx=PAD) for size in codebook_sizes)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids (..., l) int64 with l levels, at most 3 → (..., D), summed over the levels given."""
+        """ids (..., l) int64 with l levels, at most 3 → (..., D), summed over these levels."""
         total = self.levels[0](ids[..., 0])
-        for level in range(1, ids.shape[-1]):  # one after the other: of a large catalogue each takes gigabytes
+        for level in range(1, ids.shape[-1]):  # added one by one: for a large catalogue each takes gigabytes
             total = total + self.levels[level](ids[..., level])
         return total
 
@@ -32,7 +32,7 @@ class ItemEmbedding(nn.Module):
 
 
 class _WithoutPadGradient(torch.autograd.Function):
-    """A table as it is, uncopied; row PAD of its gradient is zero."""
+    """The identity, without a copy; row PAD of the gradient is set to zero."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, table: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class _WithoutPadGradient(torch.autograd.Function):
 
 
 class InputEmbedding(nn.Module):
-    """Item vector + position + token type, normed, with dropout."""
+    """Item vector + position + token type, with layer norm and dropout."""
 
     def __init__(self, d_model: int, max_seq_len: int, num_token_types: int, dropout: float):
         super().__init__()

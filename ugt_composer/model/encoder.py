@@ -1,4 +1,4 @@
-"""The encoder: pointwise attention and feed-forward, pre-normed per token type."""
+"""The encoder: pointwise attention and feed-forward, with a pre-norm per token type."""
 
 from torch import Tensor, nn
 

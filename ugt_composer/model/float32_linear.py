@@ -1,4 +1,4 @@
-"""A linear map whose result is not rounded to half precision."""
+"""A linear layer that computes in float32 under autocast."""
 
 import torch
 import torch.nn.functional as F
@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 
 class Float32Linear(nn.Linear):
-    """nn.Linear in float32, whatever autocast and the dtype of the weights say; TF32 where that is allowed.
+    """nn.Linear in float32 regardless of autocast and of the dtype of the weights; in TF32 if that is allowed.
 
-    For vectors that are compared with each other: what they have in common, such as the bias, may be far larger than
-    what tells them apart, and rounding them to half precision would lose the difference.
+    For vectors that are compared with each other: their common part, such as the bias, may be far larger than their
+    differences, which rounding to half precision would then lose.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """The three output heads, each conditional on the levels above it.
 
 log p(item | h) = log p(l1 | h) + log p(l2 | h, l1) + log p(l3 | h, l1, l2). Independent heads would model
-p(l1)·p(l2)·p(l3), which gives mass to items that do not exist.
+p(l1)·p(l2)·p(l3), which gives probability to items that do not exist.
 
-Logits are of a whole codebook, or of a few ids only: those that exist below a prefix.
+Logits are computed for a whole codebook, or only for the ids that exist below a prefix.
 """
 
 import warnings
@@ -19,7 +19,7 @@ warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
 
 
 class LevelHead(nn.Module):
-    """Logits of one level: the hidden state, corrected by the ids chosen above, against the level's id vectors."""
+    """Logits of one level: products of the level's id vectors with the hidden state, conditioned on the ids above."""
 
     def __init__(self, level: int, codebook_size: int, d_model: int, tied: bool):
         super().__init__()
@@ -42,10 +42,11 @@ class LevelHead(nn.Module):
         embedding: ItemEmbedding,
     ) -> Tensor:
         """
-        hidden: (..., D); (B, W, D) where ids are given
+        hidden: (..., D); (B, W, D) if ids are given
         prefix: (..., level) int64
-        beam, ids: (B, R) int64, the ids that logits are wanted of, and which of the W prefixes each is below, ascending
-        returns: logits (..., V_level), or (B, R), float32 but for the rounding of the products under autocast
+        ids: (B, R) int64, the ids to compute logits for; None: all of the codebook
+        beam: (B, R) int64, which of the W prefixes each of the ids is below; ascending in each row
+        returns: logits (..., V_level), or (B, R); float32, though autocast rounds the products
         """
         if self.level > 0:
             mixed = F.silu(self.hidden_proj(hidden) + self.prefix_proj(embedding(prefix)))
@@ -53,14 +54,14 @@ class LevelHead(nn.Module):
         weight = embedding.output_weight(self.level) if self.weight is None else self.weight
         bias = self.bias.float()
         if _rounds_products(weight):
-            # The softmax does not see what all ids have in common, and so nothing keeps it small. It is subtracted
-            # before the products are rounded, as rounding errors grow with it.
+            # A part that is common to all ids does not change the softmax, so training does not keep it small. It is
+            # subtracted before the products are rounded, because rounding errors grow with it.
             weight, bias = weight - weight.mean(dim=0), bias - bias.mean()
         states = self.norm(hidden)
         if beam is None or ids is None:
             return F.linear(states, weight) + bias
-        wanted, whole = ids.shape[1] * weight.shape[1], states.shape[1] * weight.shape[0]
-        if wanted >= whole:  # numbers to gather, against logits of the whole codebook
+        gathered_size, codebook_size = ids.shape[1] * weight.shape[1], states.shape[1] * weight.shape[0]
+        if gathered_size >= codebook_size:  # gathering vectors would cost more than logits of the whole codebook
             logits = F.linear(states, weight) + bias
             return logits.flatten(1).gather(1, beam * weight.shape[0] + ids)
         bias, samples = F.embedding(ids, bias.unsqueeze(1)).squeeze(2), _samples_products(weight)
@@ -70,33 +71,33 @@ class LevelHead(nn.Module):
         states = states.flatten(0, 1)
         if samples:
             return _sampled_products(states.to(weight.dtype), weight, owners, ids) + bias
-        # embedding copies whole vectors, as gather does not
+        # F.embedding copies whole vectors, unlike gather
         return (F.embedding(ids, weight) * F.embedding(owners, states)).sum(2) + bias
 
 
 def _rounds_products(weight: Tensor) -> bool:
-    """Whether products with `weight` have less than float32's precision: under autocast, in half, or as TF32 on a GPU.
-    Elsewhere a copy of a large table would take longer than the products."""
+    """Whether products with `weight` are less precise than float32: under autocast, in half precision, or in TF32 on a
+    GPU. Otherwise the copy of a large table that centring needs would take longer than the products."""
     device = weight.device.type
     return device != "cpu" or weight.dtype != torch.float32 or torch.is_autocast_enabled(device)
 
 
 def _samples_products(weight: Tensor) -> bool:
-    """Whether PyTorch can compute products at given places only: on a CPU, where nothing is traced. With gradients the
-    vectors are copied all the same."""
+    """Whether to compute only the needed products, as PyTorch can on a CPU if nothing is traced. With gradients this
+    would copy the vectors anyway."""
     on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
     return on_cpu and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _sampled_products(states: Tensor, weight: Tensor, owners: Tensor, ids: Tensor) -> Tensor:
-    """states[owners[b, r]] · weight[ids[b, r]], (B, R), without a copy of a vector.
+    """states[owners[b, r]] · weight[ids[b, r]], (B, R), without copying vectors.
 
-    states (B · W, D), weight (V, D), owners int64 (B, R) ascending throughout.
+    states (B · W, D), weight (V, D), owners int64 (B, R), ascending when flattened.
     """
     ends = F.pad(torch.bincount(owners.flatten(), minlength=len(states)).cumsum(0), (1, 0))
-    nothing, shape = states.new_zeros(ids.numel()), (len(states), len(weight))
+    zeros, shape = states.new_zeros(ids.numel()), (len(states), len(weight))
     with torch.sparse.check_sparse_tensor_invariants(enable=False):
-        places = torch.sparse_csr_tensor(ends, ids.flatten(), nothing, shape)
+        places = torch.sparse_csr_tensor(ends, ids.flatten(), zeros, shape)
     return torch.sparse.sampled_addmm(places, states, weight.t(), beta=0.0).values().view_as(ids)
 
 
@@ -106,5 +107,5 @@ class LevelHeads(nn.Module):
         self.heads = nn.ModuleList(LevelHead(level, size, d_model, tied) for level, size in enumerate(codebook_sizes))
 
     def forward(self, level: int, *inputs: Tensor | None, embedding: ItemEmbedding) -> Tensor:
-        """Logits of level 0, 1 or 2; inputs as LevelHead's."""
+        """Logits of level 0, 1 or 2; inputs as for LevelHead."""
         return self.heads[level](*inputs, embedding=embedding)
