@@ -1,4 +1,4 @@
-"""Recommendation as generation: the items with the highest log-probability under the three conditional heads.
+"""Beam search for the items with the highest log-probability under the three conditional level heads.
 
 Shapes: B users, D width, L = 3 levels, V_l codebook size of level l, W beams, R slots, K recommendations, X excluded
 items, N items to score, n items of the catalogue, n_l its prefixes at level l.
@@ -9,8 +9,8 @@ Each term is a log-softmax over the whole codebook of its level, so that the cat
 returned, not their probabilities; or over the ids that the catalogue has below the prefix, so that the probabilities of
 its items sum to 1 and nothing is computed for ids that cannot come next. A model is trained with one or the other.
 
-Where a second opinion of the items is given, such as how near their vectors are to the user's, it is added to log p.
-A prefix then competes by its own log p plus the best opinion of an item below it, which no item below it exceeds.
+Additional item scores, such as the similarity of user and item vectors, are added to log p. A prefix is then ranked by
+its log p plus the best score of an item below it, an upper bound for these items.
 """
 
 from collections.abc import Callable
@@ -24,12 +24,12 @@ from ugt_composer.catalogue.trie import Children, ItemTrie
 from ugt_composer.generation.item_log_probs import LevelHeads
 from ugt_composer.vocabulary import LEVELS
 
-# Bytes of working tensors, roughly; users are searched in groups that stay below it. On a CPU as much as is reused from
-# group to group, where larger tensors come fresh from the system, page by page.
+# Approximate bytes of working tensors; users are searched in groups that stay below it. On a CPU, memory of this size
+# is reused from group to group, whereas larger tensors are allocated by the system each time, page by page.
 MEMORY_BOUND, CPU_MEMORY_BOUND = 256 * 2**20, 64 * 2**20
 SLOT_BYTES = 64  # a slot holds about eight 64-bit numbers at once
-ITEM_BYTES = 16  # four float32: a score, a copy without the excluded, and what computing it takes
-LOGIT_BYTES = 12  # the logit as the head gives it, in float32, and its exponential
+ITEM_BYTES = 16  # four float32: a score, a copy that masks excluded items, and temporaries
+LOGIT_BYTES = 12  # the logit as the head returns it, its float32 copy, and its exponential
 
 
 class Recommendations(NamedTuple):
@@ -38,7 +38,7 @@ class Recommendations(NamedTuple):
     Attributes:
         ids: int64 (B, K, 3).
         item_index: int64 (B, K) row of `trie.items`; without a trie the code ((l1 * V_2) + l2) * V_3 + l3.
-        scores: float32 (B, K) what they are ranked by: the log-probabilities, plus the item scores where given.
+        scores: float32 (B, K) that the items are ranked by: log-probabilities, plus the item scores if given.
         log_probs: float32 (B, K).
     """
 
@@ -49,8 +49,8 @@ class Recommendations(NamedTuple):
 
 
 class _Beams(NamedTuple):
-    """Prefixes under way, in ascending order of nodes: ids (B, W, level), nodes (B, W), scores and log_probs (B, W),
-    -inf = none."""
+    """The current prefixes, in ascending order of nodes: ids (B, W, level), nodes (B, W), scores and log_probs (B, W),
+    which are -inf in unused beams."""
 
     ids: Tensor
     nodes: Tensor
@@ -73,23 +73,23 @@ def beam_search(
     """The K best items of each user.
 
     Exact if no level above the last has more than `beam_width` nodes. Equal scores are ordered by item index (without
-    a trie: by triple), smallest first, and so are equal prefixes, so the result is a function of the logits alone.
-    With `beam_width` >= K every user gets K items, unless the catalogue less the excluded items is smaller.
-    The heads are called a number of times that depends on shapes only, never on values: ranks that hold shards of
-    the heads stay in step.
+    a trie: by triple), smallest first, and so are equal prefixes, so the result depends on the logits only.
+    With `beam_width` >= K every user gets K items, unless fewer items remain after exclusion.
+    The number of calls of the heads depends on shapes only, never on values, so ranks that hold shards of the heads
+    make the same number of calls.
 
     Args:
         heads: the model's output heads.
         hidden: (B, D) decoder state at BOS.
         trie: the catalogue, on the device of `hidden`; None: every triple of non-special ids, existing or not.
-        k: items a user.
-        beam_width: prefixes that are kept at each level, at least k.
-        exclude: int64 (B, X, 3) items never to recommend, such as the history; rows that are no item are ignored.
-        item_scores: what is added to the log-probabilities of the items: float32 (b, n), in the order of `trie.items`,
-            for a slice of b users.
+        k: number of items per user.
+        beam_width: number of prefixes that are kept at each level, at least k.
+        exclude: int64 (B, X, 3) items never to recommend, such as the history; triples that are not items are ignored.
+        item_scores: called with a slice of b users, returns scores to add to the log-probabilities of all items:
+            float32 (b, n), in the order of `trie.items`.
         over_catalogue: each level's softmax runs over the ids that the trie has below the prefix.
-        memory_bound: bytes of working tensors above which the users are searched in several groups; None: as many as
-            suit the device.
+        memory_bound: bytes of working tensors above which the users are searched in several groups; None: a default
+            for the device.
     """
     if not 1 <= k <= beam_width:
         raise ValueError(f"beam_width {beam_width} must be at least k {k}, and k at least 1")
@@ -102,7 +102,7 @@ def beam_search(
     bytes_per_user = _bytes_per_user(space, sizes, beam_width, hidden.shape[-1] if over_catalogue else None)
     if item_scores is not None:
         if trie is None:
-            raise ValueError("item_scores need a trie, whose items they are of")
+            raise ValueError("item_scores need a trie, because they are scores of its items")
         bytes_per_user += ITEM_BYTES * len(trie)
     if memory_bound is None:
         memory_bound = CPU_MEMORY_BOUND if hidden.device.type == "cpu" else MEMORY_BOUND
@@ -124,7 +124,7 @@ def _codebook_sizes(heads: LevelHeads, hidden: Tensor) -> tuple[int, ...]:
 def _bytes_per_user(
     space: ItemTrie | CodeSpace, sizes: tuple[int, ...], beam_width: int, gathered: int | None = None
 ) -> int:
-    """gathered: the width D of what a slot gathers where logits are computed for slots only."""
+    """gathered: the width D of the vectors to gather if logits are computed for slots only, else None."""
     width, needed = 1, 1
     for level in range(LEVELS):
         slots = space.slots(level, width)
@@ -147,27 +147,27 @@ def _search(
     over_catalogue: bool,
 ) -> Recommendations:
     closed = [None] * LEVELS if exclude is None else space.closed(exclude)
-    added: list[Tensor | None] = [None] * LEVELS
+    best_item_scores: list[Tensor | None] = [None] * LEVELS
     if item_scores is not None:
         assert isinstance(space, ItemTrie)
-        added = list(space.best_below(_without(item_scores, closed[-1])))
+        best_item_scores = list(space.best_below(_mask_closed(item_scores, closed[-1])))
     root = torch.zeros(len(hidden), 1, dtype=torch.int64, device=hidden.device)
     start = torch.zeros_like(root, dtype=torch.float32)
     beams = _Beams(root.new_empty(len(hidden), 1, 0), root, start, start)
     for level in range(LEVELS):
         last = level == LEVELS - 1
         width = k if last else beam_width
-        rest = closed[level], added[level], width, over_catalogue
+        rest = closed[level], best_item_scores[level], width, over_catalogue
         beams = _step(heads, hidden, space, level, beams, *rest, ranked=last)
     return _recommendations(beams, k)
 
 
-def _without(item_scores: Tensor, closed: Tensor | None) -> Tensor:
-    """item_scores (B, n) with -inf for the closed items; closed (B, X) is filled up with n."""
+def _mask_closed(item_scores: Tensor, closed: Tensor | None) -> Tensor:
+    """item_scores (B, n) with -inf for the closed items; closed (B, X) is padded with n."""
     if closed is None:
         return item_scores
-    wider = torch.nn.functional.pad(item_scores, (0, 1))
-    return wider.scatter(1, closed, float("-inf"))[:, :-1]
+    padded = torch.nn.functional.pad(item_scores, (0, 1))
+    return padded.scatter(1, closed, float("-inf"))[:, :-1]
 
 
 def _step(
@@ -177,14 +177,15 @@ def _step(
     level: int,
     beams: _Beams,
     closed: Tensor | None,
-    added: Tensor | None,
+    best_item_scores: Tensor | None,
     width: int,
     over_catalogue: bool,
     ranked: bool,
 ) -> _Beams:
     """Extends every beam by one id and keeps the `width` best: best first if `ranked`, else in order of nodes.
 
-    added: (B, n_l), to the log-probabilities of the level's nodes.
+    closed: (B, X) nodes that must not be chosen.
+    best_item_scores: (B, n_l), added to the log-probabilities of the level's nodes.
     """
     alive = beams.scores != float("-inf")
     children = space.children(level, beams.nodes, alive)
@@ -196,12 +197,12 @@ def _step(
         logits = heads(level, states, beams.ids).float()
         normaliser = logits.logsumexp(-1)
         log_probs = logits.flatten(1).gather(1, children.beam * logits.shape[-1] + children.ids)
-    # A row of -inf only has no distribution; nothing below it can be chosen, and -inf - -inf would be NaN.
+    # A beam whose logits are all -inf has no valid children; keep -inf - -inf from becoming NaN.
     normaliser = normaliser.masked_fill(normaliser == float("-inf"), 0.0)
     log_probs = log_probs + (beams.log_probs - normaliser).gather(1, children.beam)
-    scores = log_probs if added is None else log_probs + added.gather(1, children.nodes)
-    open_ = children.filled if closed is None else children.filled & ~_at(closed, children.nodes)
-    scores = scores.masked_fill(~open_, float("-inf"))
+    scores = log_probs if best_item_scores is None else log_probs + best_item_scores.gather(1, children.nodes)
+    is_open = children.filled if closed is None else children.filled & ~_is_closed(closed, children.nodes)
+    scores = scores.masked_fill(~is_open, float("-inf"))
     best, slots = _best_slots(scores, width)
     if not ranked:
         slots, order = slots.sort(1)
@@ -213,20 +214,20 @@ def _step(
 
 
 def _log_sum_of_beams(logits: Tensor, children: Children, width: int) -> Tensor:
-    """log Σ exp over the children of each beam: logits (B, R) -> (B, W)."""
+    """Log-sum-exp over the children of each beam: logits (B, R) -> (B, W)."""
     logits = logits.masked_fill(~children.filled, float("-inf"))
-    none = logits.new_full((len(logits), width), float("-inf"))
-    largest = none.scatter_reduce(1, children.beam, logits, "amax")
+    start = logits.new_full((len(logits), width), float("-inf"))
+    largest = start.scatter_reduce(1, children.beam, logits, "amax")
     largest = largest.masked_fill(largest == float("-inf"), 0.0)
-    shares = (logits - largest.gather(1, children.beam)).exp()
-    return torch.zeros_like(none).scatter_add(1, children.beam, shares).log() + largest
+    exponentials = (logits - largest.gather(1, children.beam)).exp()
+    return torch.zeros_like(start).scatter_add(1, children.beam, exponentials).log() + largest
 
 
 def _best_slots(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of float32 (B, R), best first, equal ones by slot: (scores, slots), each (B, min(k, R)).
+    """The k best of scores float32 (B, R), best first, ties by slot: (scores, slots), each (B, min(k, R)).
 
-    `topk` promises nothing about the order of equal values, so it is given values that are never equal: the bits of
-    the score (made to sort as integers do) above 31 bits that count the slots backwards.
+    `topk` does not define the order of equal values, so it gets unique integers: the upper bits are those of the score,
+    converted so that they sort like integers, and the lower 31 bits count the slots backwards.
     """
     lowest_bits = 2**31 - 1
     bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
@@ -238,8 +239,8 @@ def _best_slots(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return best, lowest_bits - (top & lowest_bits)
 
 
-def _at(closed: Tensor, nodes: Tensor) -> Tensor:
-    """Which of the slots with the ascending nodes (B, R) hold one of closed (B, X): bool (B, R)."""
+def _is_closed(closed: Tensor, nodes: Tensor) -> Tensor:
+    """Whether each of the ascending nodes (B, R) is one of closed (B, X): bool (B, R)."""
     slots = nodes.shape[1]
     at = torch.searchsorted(nodes, closed).clamp_(max=slots - 1)
     at = torch.where(nodes.gather(1, at) == closed, at, slots)
@@ -247,10 +248,10 @@ def _at(closed: Tensor, nodes: Tensor) -> Tensor:
 
 
 def _recommendations(beams: _Beams, k: int) -> Recommendations:
-    found = beams.scores != float("-inf")
-    ids = beams.ids.masked_fill(~found.unsqueeze(2), 0)
-    index = beams.nodes.masked_fill(~found, -1)
-    log_probs = beams.log_probs.masked_fill(~found, float("-inf"))
+    is_item = beams.scores != float("-inf")
+    ids = beams.ids.masked_fill(~is_item.unsqueeze(2), 0)
+    index = beams.nodes.masked_fill(~is_item, -1)
+    log_probs = beams.log_probs.masked_fill(~is_item, float("-inf"))
     missing = (0, k - ids.shape[1])
     pad = torch.nn.functional.pad
     return Recommendations(

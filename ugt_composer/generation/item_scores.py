@@ -1,4 +1,4 @@
-"""The user-item score: what the contrastive term learns, as an opinion on every item of the catalogue.
+"""The user-item score: the similarity that the contrastive loss trains, for every item of the catalogue.
 
 Shapes: B users, n items, D width.
 """
@@ -16,19 +16,19 @@ Similarity = Literal["cosine", "dot"]
 
 
 def comparable(x: Tensor, similarity: Similarity) -> Tensor:
-    """x (..., D) in float32, such that products of vectors are their similarities: for cosines scaled to length 1."""
+    """x (..., D) in float32, scaled to length 1 for cosine, so that products of vectors are their similarities."""
     return x.float() if similarity == "dot" else F.normalize(x.float(), dim=-1, eps=1e-6)
 
 
 @dataclass(frozen=True, eq=False)
 class ItemScores:
-    """weight · log softmax over the catalogue of the similarities over the temperature.
+    """weight · log softmax, over the catalogue, of similarity / temperature.
 
     Attributes:
         users: (B, D) user vectors.
         items: (n, D) item vectors, in the order of `trie.items`.
-        temperature, similarity: of the contrastive loss that they were trained with.
-        weight: 0 and above.
+        temperature, similarity: those of the contrastive loss that the vectors were trained with.
+        weight: 0 or larger.
     """
 
     users: Tensor
@@ -45,6 +45,6 @@ class ItemScores:
 
     @cached_property
     def _centred_items(self) -> Tensor:
-        """(n, D). The softmax does not change when all items lose the same vector, and the products become exact."""
+        """(n, D). Subtracting one vector from all items does not change the softmax, and makes the products exact."""
         items = comparable(self.items, self.similarity)
         return items - items.mean(dim=0)

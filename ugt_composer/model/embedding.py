@@ -13,7 +13,7 @@ EMBEDDING_STD = 0.02  # of embeddings at initialisation
 
 
 class ItemEmbedding(nn.Module):
-    """A vector per level and id; an item's vector is the sum over its levels. PAD is the zero vector and remains it in training."""
+    """A vector per level and id; an item's vector is the sum over its levels. PAD is always the zero vector."""
 
     def __init__(self, codebook_sizes: Sequence[int], d_model: int):
         super().__init__()

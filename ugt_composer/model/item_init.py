@@ -36,7 +36,7 @@ def fitted(vectors: Tensor, width: int, seed: int) -> Tensor:
     """float32 (n, d) → (n, D) with mean 0 and the standard deviation of randomly initialised embeddings.
 
     Vectors of more than D dimensions are reduced to their principal components. All are rotated at random, so that
-    every coordinate is used equally. This keeps inner products up to a scale factor.
+    every coordinate is used equally; the rotation keeps inner products up to a scale factor.
     """
     centred = vectors - vectors.mean(dim=0)
     if centred.shape[1] > width:

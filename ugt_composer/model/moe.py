@@ -1,10 +1,10 @@
 """The decoder's mixture-of-experts feed-forward: top-k routing, sorted dispatch, stacked experts.
 
-N tokens (B·T flattened), k experts a token, E experts, C slots an expert, D width, F expert width. An assignment is one
-of a token's k experts; assignment a is token a // k's.
+N tokens (B·T flattened), k experts per token, E experts, C slots per expert, D width, F expert width. An assignment is
+a pair of a token and one of its k experts; assignment a belongs to token a // k.
 
-Rows are moved by gathers, forward and backward. Where PyTorch would add gradients up by atomics, whose order differs
-from run to run, the inverse gather is known: the same inputs give the same bits.
+Rows are moved by gathers in the forward and in the backward pass. PyTorch would sum gradients with atomic additions, in
+an order that differs from run to run; here the inverse gather is known, so that the same inputs give the same bits.
 """
 
 import math
@@ -18,19 +18,19 @@ from ugt_composer.float32_product import float32_matmul
 from ugt_composer.model.autocast import product_dtype
 from ugt_composer.model.dropout import Dropout
 
-COUNTS_ARE_AT_HAND = ("cpu",)  # devices whose values the host reads without a wait
-FEW_TOKENS = 1024  # such as the one of each row that items are scored from
+COUNTS_ARE_AT_HAND = ("cpu",)  # devices whose values can be read without a synchronisation
+FEW_TOKENS = 1024  # such as when items are scored, from one token per row
 
 
 class RouterStats(NamedTuple):
-    """What the balance loss needs of one layer; sums, so that they add up over microbatches and ranks."""
+    """Statistics of a layer for the balance loss: sums, which can be added over microbatches and ranks."""
 
     counts: Tensor  # (E,) float32, tokens sent to each expert (before any is dropped)
     prob_sums: Tensor  # (E,) float32, router probabilities summed over the tokens
 
 
 class Router(nn.Linear):
-    """Expert logits (N, E) of tokens (N, D) in float32, whatever autocast, TF32 and the weights' dtype say: near ties
+    """Expert logits (N, E) of tokens (N, D), in float32 regardless of autocast, TF32 and the weights' dtype: near ties
     are decided in full precision."""
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -40,13 +40,13 @@ class Router(nn.Linear):
 class MoEFeedForward(nn.Module):
     """Each token goes through its k most probable experts, weighted by their renormalised probabilities.
 
-    Tokens are sorted by expert, so that an expert's work is one dense product. With a `capacity_factor` an expert
-    takes at most C = ⌈factor · N·k / E⌉ tokens while training and the rest pass through the residual only (Switch
-    Transformer, Fedus et al., 2021): shapes are static and nothing waits for the device. Without one, and always in
-    evaluation, no token is dropped, so that a row's output does not depend on the rows beside it.
+    Tokens are sorted by expert, so that each expert computes one dense product. With a `capacity_factor` an expert
+    takes at most C = ⌈factor · N·k / E⌉ tokens in training, and the others pass through the residual only (Switch
+    Transformer, Fedus et al., 2021): shapes are static, so no synchronisation with the device is needed. Without a
+    `capacity_factor`, and always in evaluation, no token is dropped, so a row's output does not depend on other rows.
 
-    Experts are stacked parameters, (E, D, F) and (E, F, D): each gets a gradient in every step, used or not. Their
-    leading dimensions may be flattened into one.
+    Experts are stacked parameters, (E, D, F) and (E, F, D), so each gets a gradient in every step, used or not. Their
+    first two dimensions may be flattened into one.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class MoEFeedForward(nn.Module):
         self.down = nn.Parameter(torch.empty(num_experts, d_ff, d_model))
         self.down_bias = nn.Parameter(torch.zeros(num_experts, d_model))
         self.dropout = Dropout(dropout)
-        self.all_experts = False  # an exported program needs shapes that no value decides
+        self.all_experts = False  # set for export, which needs shapes that do not depend on values
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, RouterStats]:
         """x (B, T, D), mask (B, T) bool → (B, T, D), zero on padding, and the router's sums over valid tokens."""
@@ -70,7 +70,7 @@ class MoEFeedForward(nn.Module):
         probs = self.router(tokens).softmax(-1) * valid
         gates, experts = probs.topk(self.top_k, dim=-1)
         gates = gates / gates.sum(-1, keepdim=True).clamp(min=1e-9)
-        # Padding sorts behind the last expert: one count more than there are experts.
+        # Padding is sorted after the last expert, so there are E + 1 counts.
         sorted_experts, order = experts.masked_fill(~valid, self.num_experts).flatten().sort(stable=True)
         first = torch.searchsorted(sorted_experts, torch.arange(self.num_experts + 2, device=x.device))
         counts = first.diff()
@@ -85,7 +85,7 @@ class MoEFeedForward(nn.Module):
         return weighted.sum(1).view_as(x), RouterStats(counts[:-1].float(), probs.sum(0))
 
     def _is_cheaper_than_waiting(self, tokens: Tensor) -> bool:
-        """Whether few tokens go through all experts sooner than the host knows how many each expert gets."""
+        """Whether computing all experts for these few tokens is faster than copying the counts to the CPU."""
         return tokens.device.type not in COUNTS_ARE_AT_HAND and len(tokens) <= FEW_TOKENS
 
     def _with_capacity(self, tokens: Tensor, order: Tensor, sorted_experts: Tensor, first: Tensor) -> Tensor:
@@ -111,26 +111,26 @@ class MoEFeedForward(nn.Module):
         return _take_rows(outputs.flatten(0, 1), 1, (slot, kept), (assignment, filled))
 
     def _all_experts(self, tokens: Tensor, experts: Tensor) -> Tensor:
-        """What `_dropless` gives of tokens (N, D) and their experts (N, k), at the price of every expert on every
+        """The outputs of `_dropless`, given tokens (N, D) and their experts (N, k), but every expert computes every
         token."""
         outputs = self._stacked_experts(tokens.expand(self.num_experts, *tokens.shape))
-        # The experts of a token differ, also on padding: no row is used twice.
+        # The experts of a token are distinct, also on padding, so no row is used twice.
         token = torch.arange(tokens.shape[0], device=tokens.device).unsqueeze(-1)
         return outputs[experts, token].flatten(0, 1)
 
     def _stacked_experts(self, x: Tensor) -> Tensor:
-        """x (E, C, D) → (E, C, D), an expert for each leading index."""
+        """x (E, C, D) → (E, C, D); expert e computes x[e]."""
         up, down = self._weights()
         hidden = self.dropout(F.silu(torch.baddbmm(self.up_bias.unsqueeze(1), x, up)))
         return torch.baddbmm(self.down_bias.unsqueeze(1), hidden, down)
 
-    @torch.compiler.disable  # it would compile anew for every split
+    @torch.compiler.disable  # it would recompile for every split
     def _dropless(self, tokens: Tensor, order: Tensor, counts: Tensor) -> Tensor:
-        """Outputs (N·k, D) of all assignments of tokens (N, D). Reads the counts on the host: one wait per layer.
+        """Outputs (N·k, D) of all assignments of tokens (N, D). Copies counts to the CPU: one sync per layer.
 
         Args:
             order: (N·k,) int64, the assignments sorted by expert.
-            counts: (E + 1,) int64, those of each expert, and of padding.
+            counts: (E + 1,) int64, number of assignments of each expert, and of padding.
         """
         inverse = _inverse(order)
         pieces = _take_rows(tokens, self.top_k, (order, None), (inverse, None)).split(counts.tolist())
@@ -161,19 +161,19 @@ class _TakeRows(torch.autograd.Function):
         x: Tensor,
         repeats: int,
         dtype: torch.dtype,
-        taken: Tensor,
-        taken_valid: Tensor | None,
-        back: Tensor,
-        back_valid: Tensor | None,
+        index: Tensor,
+        index_valid: Tensor | None,
+        inverse: Tensor,
+        inverse_valid: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(back, back_valid)
+        ctx.save_for_backward(inverse, inverse_valid)
         ctx.repeats, ctx.dtype = repeats, x.dtype
-        return _gather(x.to(dtype), taken // repeats if repeats > 1 else taken, taken_valid)
+        return _gather(x.to(dtype), index // repeats if repeats > 1 else index, index_valid)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        back, back_valid = ctx.saved_tensors
-        rows = _gather(gradient, back, back_valid)
+        inverse, inverse_valid = ctx.saved_tensors
+        rows = _gather(gradient, inverse, inverse_valid)
         if ctx.repeats > 1:
             rows = rows.unflatten(0, (-1, ctx.repeats)).sum(1, dtype=ctx.dtype)
         return rows.to(ctx.dtype), None, None, None, None, None, None
@@ -185,31 +185,31 @@ def _gather(x: Tensor, index: Tensor, valid: Tensor | None) -> Tensor:
     return rows if valid is None else rows.masked_fill(~valid.unsqueeze(-1), 0)
 
 
-Rows = tuple[Tensor, Tensor | None]  # which rows (R,) int64, and where there is such a row (R,) bool; None: everywhere
+Rows = tuple[Tensor, Tensor | None]  # row indices (R,) int64, and which of them are valid (R,) bool; None: all
 
 
-def _take_rows(x: Tensor, repeats: int, taken: Rows, back: Rows) -> Tensor:
-    """Rows of x (M, D), each repeated `repeats` times: (M·repeats, D) → (R, D), zero where there is none to take. None
-    is taken twice.
+def _take_rows(x: Tensor, repeats: int, index: Rows, inverse: Rows) -> Tensor:
+    """Repeats each row of x (M, D) `repeats` times and selects rows: (M·repeats, D) → (R, D), zero where `index` is not
+    valid. No row is selected twice.
 
-    The gradient is a gather as well: `back` says where each of the M·repeats rows went.
+    The gradient is a gather as well: `inverse` is the place in the result of each of the M·repeats rows.
     """
-    return _TakeRows.apply(x, repeats, product_dtype(x), *taken, *back)
+    return _TakeRows.apply(x, repeats, product_dtype(x), *index, *inverse)
 
 
 def _inverse(order: Tensor) -> Tensor:
-    """The inverse of a permutation (N,) int64. Every place is written once, so the scatter has no order to choose."""
+    """The inverse of a permutation (N,) int64. Every place is written once, so the scatter is deterministic."""
     return order.scatter(0, order, torch.arange(order.shape[0], device=order.device))
 
 
 def balance_loss(counts: Tensor, prob_sums: Tensor) -> Tensor:
     """E · Σ_e f_e · P_e, averaged over layers (Switch Transformer, Fedus et al., 2021, eq. 4).
 
-    f_e is the share of assignments that expert e got, P_e the mean router probability of e. 1 where the router is
-    uniform, E/k where it has collapsed to k experts. Without a token the loss is 0.
+    f_e is the fraction of assignments that go to expert e, P_e the mean router probability of e. The loss is 1 if the
+    router is uniform, E/k if it has collapsed to k experts, and 0 without tokens.
 
     Args:
-        counts: (layers, E) float32, assignments an expert.
+        counts: (layers, E) float32, assignments per expert.
         prob_sums: (layers, E) float32, router probabilities summed over tokens; carries the gradient.
 
     Returns:

@@ -15,8 +15,8 @@ class GroupLayerNorm(nn.Module):
     The statistics are those of layer norm, over D of one token; only the affine part differs between types, so that
     user, item, action and context tokens keep their own scales in one sequence.
 
-    Computed in float32 (float64 where x is). The output is float32 under autocast, as a layer norm's is on a GPU, else
-    of the dtype that x and the weights promote to.
+    Computed in float32 (float64 if x is float64). Under autocast the output is float32, like that of a layer norm on a
+    GPU; otherwise it has the dtype that x and the weights promote to.
     """
 
     def __init__(self, d_model: int, num_token_types: int, eps: float = 1e-5):
@@ -34,8 +34,8 @@ class GroupLayerNorm(nn.Module):
 
 
 class _GroupLayerNorm(torch.autograd.Function):
-    """Keeps x, two numbers a token and the types for the backward pass. Composed of PyTorch's operations it would keep
-    the normed x and a γ of each token as well, and add up the gradients of γ and β by atomics where it is compiled."""
+    """Saves x, two numbers per token and the types for the backward pass. Composed of PyTorch's operations it would
+    also save the normalised x and a γ per token and, if compiled, sum the gradients of γ and β by atomic additions."""
 
     @staticmethod
     def forward(
@@ -45,8 +45,8 @@ class _GroupLayerNorm(torch.autograd.Function):
         normed, mean, rstd = torch.native_layer_norm(full, x.shape[-1:], None, None, eps)
         ctx.save_for_backward(x, token_types, weight, mean, rstd)
         scale, shift = (F.embedding(token_types, table.to(full.dtype)) for table in (weight, bias))
-        # The output has to be a new tensor. Where the last operation returns one that was there before (in place, or a
-        # conversion that changes nothing), PyTorch 2.11 compiles the function without its gradients, in silence.
+        # The output has to be a new tensor. If the last operation returns an existing one (in-place, or a conversion to
+        # the same dtype), PyTorch 2.11 silently compiles the function without its gradients.
         out = torch.addcmul(shift, normed, scale)
         return out if out.dtype == dtype else out.to(dtype)
 
@@ -54,15 +54,15 @@ class _GroupLayerNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, token_types, weight, mean, rstd = ctx.saved_tensors
         full, gradient = _at_least_float32(x), _at_least_float32(gradient)
-        of_normed = F.embedding(token_types, weight.to(full.dtype)).mul_(gradient)
-        of_x, _, _ = torch.ops.aten.native_layer_norm_backward(
-            of_normed, full, x.shape[-1:], mean, rstd, None, None, [True, False, False]
+        grad_normed = F.embedding(token_types, weight.to(full.dtype)).mul_(gradient)
+        grad_x, _, _ = torch.ops.aten.native_layer_norm_backward(
+            grad_normed, full, x.shape[-1:], mean, rstd, None, None, [True, False, False]
         )
-        of_scale = (full - mean).mul_(rstd).mul_(gradient)
+        grad_scale = (full - mean).mul_(rstd).mul_(gradient)
         is_of_type = token_types.flatten() == torch.arange(weight.shape[0], device=x.device).unsqueeze(-1)
-        of_weight = _product(is_of_type, of_scale.flatten(0, -2))
-        of_bias = _product(is_of_type, gradient.flatten(0, -2))
-        return of_x.to(x.dtype), None, of_weight.to(weight.dtype), of_bias.to(weight.dtype), None, None
+        grad_weight = _product(is_of_type, grad_scale.flatten(0, -2))
+        grad_bias = _product(is_of_type, gradient.flatten(0, -2))
+        return grad_x.to(x.dtype), None, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None, None
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""φ(Q Kᵀ) V without keeping the (S, S) weights: they are computed again in the backward pass, some heads at a time.
+"""φ(Q Kᵀ) V without storing the (S, S) weights: they are recomputed in the backward pass, a few heads at a time.
 
-N heads of all rows together, S tokens, d width of a head. There is no softmax over the keys, so no head, and no row of
-its weights, needs another one: pieces are exact.
+N heads of all rows together, S tokens, d width of a head. Heads are independent, so computing them piece by piece is
+exact.
 
-Forward and backward are operators of their own (`torch.library`), which a compiler calls as they are: it would keep the
-weights of all heads. In half precision φ's values are rounded before they multiply V, as in the plain form.
+Forward and backward are custom operators (`torch.library`), which a compiler leaves unchanged; otherwise it would store
+the weights of all heads. In half precision φ's values are rounded before they multiply V, as in the plain formula.
 """
 
 from collections.abc import Iterator
@@ -16,16 +16,19 @@ from torch import Tensor
 
 from ugt_composer.model.autocast import product_dtype
 
-PIECE_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}  # of the weights that exist at once: what a core's cache holds
+PIECE_BYTES = {
+    "cpu": 2 << 20,
+    "cuda": 256 << 20,
+}  # bound on the weights in memory at once; on a CPU, what a core's cache holds
 ACTIVATIONS = {"silu": F.silu, "relu": F.relu}
 
 
 def pointwise_product(q: Tensor, k: Tensor, v: Tensor, activation: str) -> Tensor:
-    """q, k, v (…, S, d) → φ(q kᵀ) v, (…, S, d); φ is silu or relu. Under autocast of autocast's dtype."""
-    # Dynamo takes is_exporting() for true under `compile` as well (pytorch/pytorch#176347); exports here do not use it.
+    """q, k, v (…, S, d) → φ(q kᵀ) v, (…, S, d); φ is silu or relu. Under autocast the result has its dtype."""
+    # Under `compile`, Dynamo also takes is_exporting() as true (pytorch/pytorch#176347). Our exports do not use Dynamo.
     if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
-        # An exported program has to run without this package. Rows and heads stay two dimensions: since PyTorch 2.11
-        # merging them limits the lengths that the program accepts.
+        # An exported program has to run without this package. Rows and heads stay separate dimensions: since PyTorch
+        # 2.11, merging them limits the lengths that the program accepts.
         return ACTIVATIONS[activation](q @ k.transpose(-1, -2)) @ v
     heads = v.shape[:-2]
     q, k, v = (x.to(product_dtype(x)).flatten(0, -3) for x in (q, k, v))
@@ -50,7 +53,7 @@ def _gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, activation: str) -
             scores = torch.bmm(q[piece], k[piece].transpose(1, 2))
             weights = ACTIVATIONS[activation](scores)
             torch.bmm(weights.transpose(1, 2), grad[piece], out=grad_v[piece])
-            torch.bmm(grad[piece], v[piece].transpose(1, 2), out=weights)  # of the weights
+            torch.bmm(grad[piece], v[piece].transpose(1, 2), out=weights)  # the gradient of the weights
             if activation == "silu":
                 torch.ops.aten.silu_backward.grad_input(weights, scores, grad_input=weights)
             else:
@@ -84,7 +87,7 @@ _product.register_autograd(_backward, setup_context=_save)
 
 
 def _pieces(q: Tensor, k: Tensor) -> Iterator[slice]:
-    """Stretches of heads whose weights together stay within PIECE_BYTES; one head at least."""
-    of_a_head = q.shape[1] * k.shape[1] * q.element_size()
-    size = max(1, PIECE_BYTES.get(q.device.type, PIECE_BYTES["cuda"]) // max(1, of_a_head))
+    """Slices of heads whose weights together stay within PIECE_BYTES; at least one head each."""
+    bytes_per_head = q.shape[1] * k.shape[1] * q.element_size()
+    size = max(1, PIECE_BYTES.get(q.device.type, PIECE_BYTES["cuda"]) // max(1, bytes_per_head))
     return (slice(start, start + size) for start in range(0, len(q), size))

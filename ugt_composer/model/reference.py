@@ -1,4 +1,4 @@
-"""The frozen model that a preference loss compares with."""
+"""The frozen reference model of a preference loss."""
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +9,12 @@ from ugt_composer.model.ugt import UGT
 
 
 class Reference(nn.Module):
-    """Scores the chosen and rejected items of a batch. All that needs weights happens in `forward`, so that it may be
-    sharded like any module.
+    """Scores the chosen and rejected items of a batch. Weights are used only in `forward`, so that it can be sharded
+    like any module.
 
-    It computes what the policy computes, operation by operation: the whole target, with the policy's expert capacity in
-    training, and in the policy's gradient mode, by which some operations choose how they are computed. So policy and
-    reference of equal weights give equal bits, and the margins of a preference loss begin at exactly 0.
+    It runs the same operations as the policy: over the complete target, with the policy's expert capacity in training,
+    and in the policy's gradient mode, because some operations use another kernel without gradients. So a policy and a
+    reference with equal weights give bitwise equal results, and the margins of a preference loss begin at exactly 0.
 
     Args:
         model: without dropout, and with the policy's expert capacity.

@@ -1,4 +1,4 @@
-"""UGT: a history in, the semantic ID of the next item out.
+"""The UGT model: predicts the semantic ID of the next item from a history.
 
 B rows, S history tokens, T target tokens, N rejected items, n items of the catalogue, D width, V_l codebook size of
 level l.
@@ -27,25 +27,26 @@ class UGT(nn.Module):
     """Unified Generative Transformer: HSTU-style encoder, mixture-of-experts decoder, conditional level heads.
 
     Args:
-        codebook_sizes: ids a level has, special ids included.
+        codebook_sizes: number of ids per level, including special ids.
         d_model: width D.
         n_heads: attention heads; divides d_model.
-        n_encoder_layers, n_decoder_layers: depth of either side.
+        n_encoder_layers, n_decoder_layers: number of layers.
         d_ff: width of the encoder's feed-forward and of each expert.
         dropout: on embeddings, residual branches and inside feed-forwards.
         attention_dropout: on attention weights.
         attention_activation: φ of the encoder's pointwise attention.
-        max_seq_len: positions an input may have.
-        history_positions: counted from the oldest token, as the data has them, or from the newest one, so that what
-            was done last has the same position in histories of any length.
+        max_seq_len: number of positions of an input, at most.
+        history_positions: from_start counts from the oldest token, like the data; from_end from the newest one, so that
+            the latest token has the same position in histories of any length.
         num_token_types: token types, each with its own γ, β in the encoder's norms.
-        num_experts, top_k_experts: experts in all, and for one token.
-        expert_capacity_factor: bound on an expert's share while training; None drops no token.
-        user_pooling: the user vector is made of the first token's, the last one's, their sum, or the masked mean. The
-            last one's carries what was done last along, the first one's is the same token for all users.
-        user_activation: of the user vector; none leaves its length free, which a dot product wants.
+        num_experts, top_k_experts: experts in total, and per token.
+        expert_capacity_factor: bound on an expert's tokens in training, relative to an equal distribution; None: no
+            bound, no token is dropped.
+        user_pooling: the encoder output that makes the user vector: that of the first token, of the last one, their
+            sum, or the masked mean. The first token is the same for all users; the last one is the user's latest.
+        user_activation: activation of the user vector; none does not bound its length, as suits a dot product.
         level_softmax: each level's probabilities are over its codebook, or over the ids that the catalogue has below
-            the levels above.
+            the ids of the levels above.
         tie_embeddings: the level heads use the level embeddings as their weight.
     """
 
@@ -107,10 +108,10 @@ class UGT(nn.Module):
         self._init_weights(n_encoder_layers, n_decoder_layers)
 
     def _init_weights(self, n_encoder_layers: int, n_decoder_layers: int) -> None:
-        """Linear maps keep variance; the last map of each residual branch is shrunk with depth (GPT-2, 2019)."""
+        """Linear layers keep the variance; the last of each residual branch is scaled down with depth (GPT-2, 2019)."""
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2 or "norm" in name or name.endswith("bias"):
-                continue  # norms and biases keep ones and zeros
+                continue  # norms and biases stay at ones and zeros
             if "embedding" in name or "position" in name or "token_type" in name or name.startswith("heads."):
                 nn.init.normal_(parameter, std=EMBEDDING_STD)
             else:
@@ -124,27 +125,30 @@ class UGT(nn.Module):
                     parameter.data.div_(math.sqrt(branches))
         for level, head in enumerate(self.heads.heads):
             if level > 0:
-                nn.init.normal_(head.prefix_proj.weight, std=1.0)  # its inputs, id vectors, start at EMBEDDING_STD
+                nn.init.normal_(
+                    head.prefix_proj.weight, std=1.0
+                )  # its inputs, id vectors, have std EMBEDDING_STD at first
                 nn.init.normal_(head.hidden_proj.weight, std=1 / math.sqrt(head.hidden_proj.in_features))
                 nn.init.normal_(head.out_proj.weight, std=EMBEDDING_STD)
         for table in self.item_embedding.levels:
             table.weight.data[table.padding_idx].zero_()
 
     def forward(self, batch: Batch, trie: ItemTrie | None = None, with_item_vectors: bool = False) -> dict[str, Tensor]:
-        """One pass over a batch, teacher-forced.
+        """A teacher-forced forward pass over a batch.
 
         Args:
-            trie: the catalogue; needed for its item vectors and where `level_softmax` is catalogue.
-            with_item_vectors: whether the vectors of all its items are wanted.
+            trie: the catalogue; required for its item vectors, and if `level_softmax` is catalogue.
+            with_item_vectors: whether to compute the vectors of all items of the catalogue.
 
         Returns:
-            l1_logits, l2_logits, l3_logits: (B, T, V_l); level l sees the labels of the levels above it. Over the
-                catalogue: (B, T, C_l), see `child_logits`, and label_slots (B, T, 3) int64, the labels' places or -1.
-            user_repr, item_repr: (B, D) float32, of the history and of the row's target item.
+            l1_logits, l2_logits, l3_logits: (B, T, V_l); level l is conditioned on the labels of the levels above.
+                If `level_softmax` is catalogue: (B, T, C_l), see `child_logits`, and label_slots (B, T, 3) int64, the
+                slots of the labels, or -1.
+            user_repr, item_repr: (B, D) float32, vectors of the history and of the row's target item.
             router_counts, router_prob_sums: (decoder layers, E), see RouterStats.
             catalogue_repr: (n, D) float32, the vectors of the catalogue.
-            bos_hidden: (B, D), the state that the next item is generated from.
-            chosen_logps (B,), rejected_logps (B, N): only where the batch has rejected items.
+            bos_hidden: (B, D), the hidden state that the next item is generated from.
+            chosen_logps (B,), rejected_logps (B, N): only if the batch has rejected items.
         """
         memory = self.encode(batch)
         hidden, router = self.decode(batch, memory)
@@ -185,8 +189,8 @@ class UGT(nn.Module):
         return self.start_over(self.encode(batch), batch["encoder_mask"])
 
     def start_over(self, memory: Tensor, memory_mask: Tensor) -> Tensor:
-        """`start` over a history already encoded: memory (B, S, D), memory_mask (B, S) bool → (B, D)."""
-        rows, device = memory.shape[0], memory.device  # len() would tie an exported program to one number of rows
+        """Like `start`, for an encoded history: memory (B, S, D), memory_mask (B, S) bool → (B, D)."""
+        rows, device = memory.shape[0], memory.device  # len() would fix the number of rows of an exported program
         bos = self.item_embedding(torch.full((rows, 1, LEVELS), BOS, device=device))
         zeros = torch.zeros(rows, 1, dtype=torch.long, device=device)
         x = self.decoder_input(bos, zeros, zeros + ITEM)
@@ -196,31 +200,31 @@ class UGT(nn.Module):
     def _logits(self, hidden: Tensor, labels: Tensor, trie: ItemTrie | None) -> dict[str, Tensor]:
         names = [f"l{level + 1}_logits" for level in range(LEVELS)]
         if not self.is_over_catalogue:
-            ids = labels.clamp(min=0)  # an ignored label conditions as PAD, the zero vector
+            ids = labels.clamp(min=0)  # an ignored label is conditioned on as PAD, the zero vector
             return {name: self.level_logits(level, hidden, ids[..., :level]) for level, name in enumerate(names)}
-        assert trie is not None  # the config was refused without a catalogue
-        found = child_logits(self.level_logits, hidden.flatten(0, 1), labels.flatten(0, 1), trie)
-        logits = {name: one.logits.unflatten(0, labels.shape[:2]) for name, one in zip(names, found, strict=True)}
-        return logits | {"label_slots": torch.stack([one.slots.view(labels.shape[:2]) for one in found], dim=-1)}
+        assert trie is not None  # the config requires a catalogue
+        per_level = child_logits(self.level_logits, hidden.flatten(0, 1), labels.flatten(0, 1), trie)
+        logits = {name: c.logits.unflatten(0, labels.shape[:2]) for name, c in zip(names, per_level, strict=True)}
+        return logits | {"label_slots": torch.stack([c.slots.view(labels.shape[:2]) for c in per_level], dim=-1)}
 
     def level_logits(
         self, level: int, hidden: Tensor, prefix: Tensor, beam: Tensor | None = None, ids: Tensor | None = None
     ) -> Tensor:
-        """Logits (..., V_level) given hidden (..., D) and the ids of the levels above, prefix (..., level) int64; or of
-        some ids only, see LevelHead."""
+        """Logits (..., V_level) given hidden (..., D) and the ids of the levels above, prefix (..., level) int64; or
+        only those of some ids, see LevelHead."""
         return self.heads(level, hidden, prefix, beam, ids, embedding=self.item_embedding)
 
     def item_logps(self, hidden: Tensor, ids: Tensor, trie: ItemTrie | None = None) -> Tensor:
-        """log p(item) (B, N) float32 of items ids (B, N, 3), given the hidden state at BOS (B, D)."""
+        """log p(item), (B, N) float32, of the items ids (B, N, 3), given the hidden state at BOS, (B, D)."""
         assert trie is not None or not self.is_over_catalogue
         return score_items(self.level_logits, hidden, ids, trie if self.is_over_catalogue else None)
 
     def item_vectors(self, ids: Tensor) -> Tensor:
-        """What user vectors are compared with: items int64 (..., 3) → (..., D) float32."""
+        """The item vectors that user vectors are compared with: ids int64 (..., 3) → (..., D) float32."""
         return self.item_proj(self.item_embedding(ids))
 
     def user_vector(self, memory: Tensor, mask: Tensor) -> Tensor:
-        """The pooled history, (B, D) float32; with tanh in (−1, 1)."""
+        """The user vector, pooled from the encoded history: (B, D) float32; in (−1, 1) with tanh."""
         if self.user_pooling == "first":
             pooled = memory[:, 0]
         elif self.user_pooling in ("last", "first_and_last"):
