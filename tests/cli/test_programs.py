@@ -157,7 +157,7 @@ def test_of_a_long_history_the_most_recent_count_and_none_is_recommended_again(r
     same = next(entry for entry in short if entry["item_id"] == names[3])
     assert cut[0]["log_prob"] == pytest.approx(same["log_prob"], abs=1e-5)
     assert unknown == empty
-    assert f"the model reads {reads} items; of {len(long)} the most recent" in result.stderr
+    assert f"the model reads the {reads} most recent of {len(long)} items" in result.stderr
 
 
 def test_recommend_reads_rows_of_the_training_format(recommend, shop):

@@ -109,7 +109,7 @@ def test_a_reference_that_nothing_reads_is_refused(stages, stage_config, tmp_pat
 
 def test_bad_input_leaves_nothing_behind(shop, stages, scored, tmp_path):
     checkpoint = ["reference", "--checkpoint", str(stages / "stage2/best")]
-    with pytest.raises(UserError, match="holds recommend rows; expected ones of --kind preference"):
+    with pytest.raises(UserError, match="holds recommend rows; expected rows of --kind preference"):
         ugt([*checkpoint, "--data", str(shop / "train"), "--out", str(tmp_path / "out")])
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match="give --overwrite"):

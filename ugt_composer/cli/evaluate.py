@@ -1,4 +1,4 @@
-"""Measure a model on folders of rows, as training does."""
+"""Evaluate a model on folders of rows, like the evaluation during training."""
 
 import argparse
 import json
@@ -13,8 +13,8 @@ EPILOG = """examples:
   ugt evaluate --checkpoint checkpoints/stage3/best --data mds/test --data mds/test_preference --json test.json
   ugt evaluate --checkpoint checkpoints/stage1/best --data mds/test -k 10 100 --include-seen --plot test.png
 
-The numbers are those of the run's own evaluation on the same rows. A second table shows them by the items in
-the history. Rows with a rejected item give the preference metrics and are not ranked.
+The metrics equal those of the evaluation during training on the same rows. A second table shows them by the
+number of items in the history. Rows with a rejected item give the preference metrics and are not ranked.
 Exit status: 0 done, 2 bad input."""
 
 
@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--catalogue", metavar="FILE", help="default: the data.catalogue that the model was trained with"
     )
     parser.add_argument(
-        "--reference", metavar="DIR", help="of the preference loss; default: the one that the model was trained with"
+        "--reference",
+        metavar="DIR",
+        help="reference model of the preference loss; default: the one that the model was trained with",
     )
     seen = parser.add_mutually_exclusive_group()
     seen.add_argument(
@@ -42,19 +44,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     seen.add_argument(
         "--exclude-seen",
         action="store_true",
-        help="they are not (default: evaluation.exclude_seen of the model's config)",
+        help="items of the history are not recommended again (default: evaluation.exclude_seen of the model's config)",
     )
     parser.set_defaults(exclude_seen=None)
     parser.add_argument(
         "--beam-width",
         type=int,
         metavar="N",
-        help="prefixes kept at each level (default: the model's config, at least k)",
+        help="prefixes kept at each level (default: that of the model's config, at least k)",
     )
     add_item_score_weight(parser)
-    parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="rows at once (default 256)")
-    parser.add_argument("--json", metavar="FILE", help="write all of it, unrounded")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw recall and ndcg by k and by length")
+    parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="rows per batch (default 256)")
+    parser.add_argument("--json", metavar="FILE", help="write all results, unrounded")
+    parser.add_argument("--plot", metavar="FILE.png", help="plot recall and ndcg by k and by history length")
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -83,19 +85,21 @@ def main(arguments: argparse.Namespace) -> int:
         config = replace(config, loss=replace(config.loss, reference_from=arguments.reference))
     rows = sum(read_manifest(folder).rows for folder in arguments.data)
     with tqdm(total=rows, unit=" rows", desc="evaluating", disable=None, leave=False) as bar:
-        found = evaluate(model, config, catalogue, bar.update)
+        evaluation = evaluate(model, config, catalogue, bar.update)
     report = {
         "model": {"path": arguments.checkpoint, "parameters": sum(p.numel() for p in model.parameters()), **facts},
-        "data": [{"folder": m.folder, "kind": m.kind, "rows": m.rows, "index_hash": m.index_hash} for m in found.data],
+        "data": [
+            {"folder": m.folder, "kind": m.kind, "rows": m.rows, "index_hash": m.index_hash} for m in evaluation.data
+        ],
         "catalogue": catalogue and {"path": catalogue.source, "items": len(catalogue)},
         "k_values": list(config.evaluation.k_values),
         "beam_width": config.evaluation.beam_width,
         "exclude_seen": config.evaluation.exclude_seen,
         "item_score_weight": config.evaluation.item_score_weight,
         "rows": rows,
-        "ranked_rows": found.ranked_rows,
-        "metrics": found.metrics,
-        "by_history_length": found.by_length,
+        "ranked_rows": evaluation.ranked_rows,
+        "metrics": evaluation.metrics,
+        "by_history_length": evaluation.by_length,
     }
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
@@ -108,15 +112,15 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _check_writable(option: str, path: str | None) -> None:
-    """UserError now, and not after the work, where a file cannot be written."""
+    """Raises UserError before the work starts if the file cannot be written."""
     from ugt_composer.errors import UserError
 
     if path is None:
         return
     if option == "--plot" and not path.endswith(".png"):
-        raise UserError(f"--plot {path}; expected a name that ends in .png")
+        raise UserError(f"--plot {path}: expected a name that ends in .png")
     if Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK):
-        raise UserError(f"{option} {path} cannot be written; name a file in a folder that you may write")
+        raise UserError(f"{option} {path} cannot be written; expected a file in a writable folder")
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -138,12 +142,12 @@ def _print(report: dict[str, Any]) -> None:
     for name, value in metrics.items():
         if "@" not in name:
             single.add_row(name, f"{value:.4f}")
-    shown = [ranked] if names else []
-    for table in (*shown, single):
+    tables = [ranked, single] if names else [single]
+    for table in tables:
         console.print(table)
     if not report["by_history_length"]:
         return
-    lengths = Table(title="by items in the history", title_justify="left")
+    lengths = Table(title="by number of items in the history", title_justify="left")
     for heading in report["by_history_length"][0]:
         lengths.add_column(heading, justify="right")
     for row in report["by_history_length"]:

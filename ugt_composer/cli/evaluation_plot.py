@@ -1,4 +1,4 @@
-"""The picture of an evaluation: recall and ndcg by k, and by the length of the history."""
+"""Plots an evaluation: recall and ndcg by k, and by the length of the history."""
 
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,10 @@ from ugt_composer.errors import UserError
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """Writes a PNG of what `ugt evaluate --json` writes. UserError where no row was ranked."""
+    """Plots the report of `ugt evaluate --json` into a PNG file. Raises UserError if no row was ranked."""
     if not report["by_history_length"]:
-        raise UserError("--plot has nothing to draw: no row was ranked; expected recommend rows in --data")
-    figure = Figure(figsize=(11, 4), layout="constrained")  # without pyplot: no window, no global state
+        raise UserError("--plot has nothing to plot: no row was ranked; expected recommend rows in --data")
+    figure = Figure(figsize=(11, 4), layout="constrained")  # not pyplot, which has global state and may open a window
     curves, bars = figure.subplots(1, 2)
     for name in ("recall", "ndcg"):
         curves.plot(

@@ -1,4 +1,4 @@
-"""Write a model as programs that torch alone can run."""
+"""Export a model as programs that need only PyTorch to run."""
 
 import argparse
 
@@ -10,11 +10,11 @@ EPILOG = """examples:
   python exported/usage.py
 
 DIR holds, in float32:
-  encoder.pt2        histories to a user's state (for the scorer) and vector; any number of rows and tokens
-  scorer.pt2         a state and semantic IDs to log p(l1) + log p(l2|l1) + log p(l3|l1,l2); any number of both
+  encoder.pt2        histories → user state (for the scorer) and user vector; any number of rows and tokens
+  scorer.pt2         user states, semantic IDs → log p(l1) + log p(l2|l1) + log p(l3|l1,l2); any number of both
   usage.py           loads both with torch and numpy and scores an example; no other code is needed
   model.safetensors, config.yaml, record.json
-                     the model itself, which every --checkpoint takes
+                     the model itself; every --checkpoint option accepts DIR
 Exit status: 0 done, 2 bad input."""
 
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--catalogue",
         metavar="FILE",
-        help="of a model whose softmax runs over it (default: the data.catalogue that it was trained with)",
+        help="only for a model whose softmax runs over the catalogue (default: the data.catalogue it was trained with)",
     )
 
 
@@ -49,11 +49,11 @@ def main(arguments: argparse.Namespace) -> int:
         model, config, facts = load_portable(model_folder(arguments.checkpoint))
         if arguments.catalogue is not None and not model.is_over_catalogue:
             raise UserError(
-                "--catalogue: the scores of this model know none (model.level_softmax is codebook); leave it out"
+                "--catalogue: the scores of this model do not use one (model.level_softmax is codebook); leave it out"
             )
         if model.is_over_catalogue:
             catalogue = load_catalogue_of(arguments.checkpoint, config, facts, arguments.catalogue)
-            assert catalogue is not None  # its config was refused without one
+            assert catalogue is not None  # the config requires one
             trie = ItemTrie.from_triples(catalogue.triples)
         save_portable(folder, model.float().state_dict(), config, facts)
         for name, program in zip(FILES, export_programs(model, trie), strict=False):

@@ -1,4 +1,4 @@
-"""Histories as a user writes them, to rows as the model reads them."""
+"""Reads histories from JSON and turns them into rows for the model."""
 
 import json
 import sys
@@ -25,9 +25,9 @@ NOTHING_TO_PREDICT = decoder_lists([(NUM_SPECIAL_IDS,) * 3])  # a row needs a ta
 class History(NamedTuple):
     """
     Attributes:
-        row: what the model reads.
-        unknown: item ids that the catalogue does not know, left out.
-        earlier: items before those of the row, which has room for the most recent only.
+        row: the input of the model.
+        unknown: item ids that are not in the catalogue and were left out.
+        earlier: items before those of the row, which holds only as many of the most recent as the model reads.
     """
 
     row: Row
@@ -42,7 +42,7 @@ def read_histories(path: str, settings: Settings, catalogue: Catalogue | None) -
     `user_id` is optional.
 
     Raises:
-        UserError: naming file, line, field, what was found and what was expected.
+        UserError: names file, line, field, what was found and what was expected.
     """
     for number, line in _objects(path):
         place = f"{path}:{number}"
@@ -63,14 +63,16 @@ def read_histories(path: str, settings: Settings, catalogue: Catalogue | None) -
 
 
 def history_settings(codebook_sizes: tuple[int, ...], max_seq_len: int) -> Settings:
-    """The bounds that a model sets to a history."""
+    """The limits that the model's sizes set for a history."""
     return Settings(kind=RECOMMEND, codebook_sizes=codebook_sizes, max_positions=max_seq_len)
 
 
 def _look_up(items: Any, place: str, catalogue: Catalogue | None) -> tuple[list[SemanticId], list[str]]:
-    """The semantic ids of the items that the catalogue knows, and the others."""
+    """The semantic ids of the items in the catalogue, and the item ids of the others."""
     if catalogue is None:
-        raise UserError(f"{place}: items are given by their ids; expected --catalogue, or the encoder_* lists instead")
+        raise UserError(
+            f"{place}: items needs a catalogue to look the ids up; expected --catalogue, or the encoder_* lists instead"
+        )
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
         raise UserError(f"{place}: items: found {json.dumps(items)[:60]}, expected a list of item ids in quotes")
     known = [catalogue.triple_of(item) for item in items if item in catalogue]

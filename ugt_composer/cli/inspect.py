@@ -1,20 +1,20 @@
-"""Show what a model, checkpoint, run, data folder or catalogue is."""
+"""Show the content and validity of a model, checkpoint, run, data folder or catalogue."""
 
 import argparse
 import json
 from typing import Any
 
 EPILOG = """examples:
-  ugt inspect checkpoints/stage1/best                    a model: sizes, what it was trained with, whether it is whole
+  ugt inspect checkpoints/stage1/best                    a model: sizes, training config, validity
   ugt inspect checkpoints/stage1/ba00001000.pt           a training checkpoint
   ugt inspect checkpoints/stage1                         a run: which checkpoints are valid, its last step
   ugt inspect mds/train --catalogue data/catalogue.jsonl --rows 5
   ugt inspect data/catalogue.jsonl --json
 
-Files are read whole, to compare them with their hashes. Nothing is written. Exit status: 0 shown, 2 damaged or unknown.
-Of a run with a damaged checkpoint the others are shown all the same, and the status is 0."""
+Files are read completely to verify their hashes. Nothing is written. Exit status: 0 shown, 2 corrupted or unknown.
+For a run the status is 0 even if a checkpoint is corrupted; the state of each checkpoint is shown."""
 
-MOST_ITEMS = 8  # of a list, in a table
+MOST_ITEMS = 8  # list items shown in a table cell
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,37 +57,37 @@ def _report(place: str, catalogue_path: str | None, rows: int) -> dict[str, Any]
 
 
 def _print(report: dict[str, Any]) -> None:
-    """Single facts in one table, each object in another, and lists of objects as rows."""
+    """Prints single facts as one table, each object as a table, and each list of objects as a table with a row each."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console()
 
-    def pairs(title: str, facts: dict[str, Any]) -> None:
+    def print_facts(title: str, facts: dict[str, Any]) -> None:
         table = Table("", "", title=Text(title), title_justify="left", show_header=False)
-        table.columns[1].overflow = "fold"  # a fingerprint is of use only whole
+        table.columns[1].overflow = "fold"  # do not truncate fingerprints
         for name, value in facts.items():
-            table.add_row(Text(name), Text(_shown(value)))
+            table.add_row(Text(name), Text(_cell(value)))
         console.print(table)
 
     report = {name: value for name, value in report.items() if value not in ([], {})}
     single = {name: value for name, value in report.items() if not _is_table(value)}
     facts = {name: value for name, value in single.items() if name not in ("path", "kind")}
     heading = f"{report['path']}: {report['kind']}"
-    pairs(heading, facts) if facts else console.print(Text(heading))
+    print_facts(heading, facts) if facts else console.print(Text(heading))
     for title, value in report.items():
         if title in single:
             continue
         if isinstance(value, dict):
-            pairs(title, value)
+            print_facts(title, value)
             continue
         table = Table(title=Text(title), title_justify="left")
         headings = list(dict.fromkeys(name for row in value for name in row))
         for heading in headings:
             table.add_column(Text(heading))
         for row in value:
-            table.add_row(*(Text(_shown(row.get(heading, ""))) for heading in headings))
+            table.add_row(*(Text(_cell(row.get(heading, ""))) for heading in headings))
         console.print(table)
 
 
@@ -95,7 +95,7 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, dict) or (isinstance(value, list) and isinstance(value[0], dict))
 
 
-def _shown(value: Any) -> str:
+def _cell(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
@@ -104,5 +104,5 @@ def _shown(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, list):
         hidden = len(value) - MOST_ITEMS
-        return ", ".join(([f"… {hidden} more"] if hidden > 0 else []) + [_shown(item) for item in value[-MOST_ITEMS:]])
+        return ", ".join(([f"… {hidden} more"] if hidden > 0 else []) + [_cell(item) for item in value[-MOST_ITEMS:]])
     return str(value)

@@ -1,4 +1,4 @@
-"""A trained model and the catalogue that belongs to it, as the commands take them."""
+"""Loads a trained model and its catalogue for the commands."""
 
 import argparse
 from dataclasses import replace
@@ -13,18 +13,18 @@ from ugt_composer.model.ugt import UGT
 
 
 def load_trained(checkpoint: str, catalogue: str | None) -> tuple[UGT, Config, dict[str, str], Catalogue | None]:
-    """A portable model, its config and facts, and its catalogue, or the one given. UserError where they don't fit."""
+    """A portable model, its config, facts and catalogue, or the one given. Raises UserError if these do not match."""
     model, config, facts = load_portable(model_folder(checkpoint))
     return model, config, facts, load_catalogue_of(checkpoint, config, facts, catalogue)
 
 
 def load_catalogue_of(checkpoint: str, config: Config, facts: dict[str, str], given: str | None) -> Catalogue | None:
-    """The catalogue of a loaded model, or the one given; None where it has none. UserError where they don't fit."""
+    """A loaded model's catalogue, or the one given; None if there is none. Raises UserError if these do not match."""
     path = given or config.data.catalogue
     if path is None:
         return None
     if not Path(path).exists():
-        raise UserError(f"{path}: no such catalogue; name the one that the model was trained with by --catalogue FILE")
+        raise UserError(f"{path}: no such catalogue; give the one that the model was trained with by --catalogue FILE")
     items = Catalogue.load(path)
     items.check(config.model.codebook_sizes)
     check_fingerprint(checkpoint, facts, {FINGERPRINT: items.fingerprint})
@@ -32,7 +32,7 @@ def load_catalogue_of(checkpoint: str, config: Config, facts: dict[str, str], gi
 
 
 def with_item_scores(config: Config, catalogue: Catalogue | None, weight: float | None) -> Config:
-    """The config with another `evaluation.item_score_weight`, unless it is None. UserError where it makes no sense."""
+    """The config with this `evaluation.item_score_weight`, unless None. Raises UserError for an invalid weight."""
     if weight is None:
         return config
     data = replace(config.data, catalogue=None if catalogue is None else catalogue.source)
@@ -43,7 +43,7 @@ def with_item_scores(config: Config, catalogue: Catalogue | None, weight: float 
 
 
 def check_positive(arguments: argparse.Namespace, *names: str) -> None:
-    """UserError for an option below 1; one that was not given passes."""
+    """Raises UserError for an option below 1; options that were not given are accepted."""
     for name in names:
         value = vars(arguments)[name]
         for number in value if isinstance(value, list) else [value]:

@@ -1,4 +1,4 @@
-"""The `ugt` command: what one does with a trained model, and a look into what a run reads and writes."""
+"""The `ugt` command: uses trained models, and inspects the files that a run reads and writes."""
 
 import argparse
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Options that several commands take. Nothing heavy is imported here: --help is quick."""
+"""Options shared by several commands. No heavy imports here, so that --help is fast."""
 
 import argparse
 
@@ -11,9 +11,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_output_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--out", required=True, metavar="DIR", help="the folder to make; it appears when it is complete"
+        "--out", required=True, metavar="DIR", help="the folder to write; it appears only when it is complete"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace DIR, once the new one is complete")
+    parser.add_argument("--overwrite", action="store_true", help="replace DIR once the new one is complete")
 
 
 def add_item_score_weight(parser: argparse.ArgumentParser) -> None:
@@ -21,5 +21,5 @@ def add_item_score_weight(parser: argparse.ArgumentParser) -> None:
         "--item-score-weight",
         type=float,
         metavar="W",
-        help="of the user-item score that is added to the log-probability (default: the model's config)",
+        help="weight of the user-item score that is added to the log-probability (default: that of the model's config)",
     )

@@ -16,11 +16,11 @@ EPILOG = """examples:
   ugt recommend --checkpoint checkpoints/stage3/best --history user.json -k 10
   ugt recommend --checkpoint checkpoints/stage3/best --history users.jsonl --json > recommendations.jsonl
 
-user.json holds one JSON object, users.jsonl one a line. Either the items of the history by their ids in the
-catalogue, oldest first, or the encoder_* lists of a recommend row:
+user.json holds one JSON object, users.jsonl one per line, with either the history's item ids of the catalogue, oldest
+first, or the encoder_* lists of a recommend row:
   {"user_id": "u1", "items": ["B004756YJA", "B0020YLEYK"]}
-Items that the catalogue does not know are named and left out; of more than the model reads, the most recent count, and
-none is recommended again. Exit status: 0 done, 2 bad input."""
+Items that are not in the catalogue are reported and left out. If the history is longer than the model reads, only the
+most recent items are used, but no item of it is recommended again. Exit status: 0 done, 2 bad input."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", required=True, metavar="DIR", help="a best/ or latest/ folder of a run, or s3://…"
     )
     parser.add_argument("--history", required=True, metavar="FILE", help="JSON or JSON Lines; - reads standard input")
-    parser.add_argument("-k", type=int, default=10, help="items a user (default 10)")
+    parser.add_argument("-k", type=int, default=10, help="recommendations per user (default 10)")
     parser.add_argument(
         "--catalogue", metavar="FILE", help="default: the data.catalogue that the model was trained with"
     )
@@ -37,12 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--beam-width", type=int, default=50, help="prefixes kept at each level (default 50, at least k)"
     )
     add_item_score_weight(parser)
-    parser.add_argument("--batch-size", type=int, default=256, help="users at once (default 256)")
-    parser.add_argument("--json", action="store_true", help="one JSON object a user instead of a table")
+    parser.add_argument("--batch-size", type=int, default=256, help="users per batch (default 256)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per user instead of a table")
 
 
 def main(arguments: argparse.Namespace) -> int:
-    # Heavy imports wait until the arguments are known to be good, so that --help is quick.
+    # Heavy imports only after the arguments are parsed, so that --help is fast.
     from ugt_composer.catalogue.trie import ItemTrie
     from ugt_composer.cli.histories import history_settings, read_histories
     from ugt_composer.cli.loading import check_positive, load_trained, with_item_scores
@@ -54,14 +54,14 @@ def main(arguments: argparse.Namespace) -> int:
     config = with_item_scores(config, catalogue, arguments.item_score_weight)
     trie = None if catalogue is None else ItemTrie.from_triples(catalogue.triples)
     weight, loss = config.evaluation.item_score_weight, config.loss
-    how = (weight, loss.contrastive_temperature, loss.contrastive_similarity)
-    recommender = Recommender(model.to(prepare_device(config)), trie, *how)
+    scoring = (weight, loss.contrastive_temperature, loss.contrastive_similarity)
+    recommender = Recommender(model.to(prepare_device(config)), trie, *scoring)
     settings = history_settings(config.model.codebook_sizes, config.model.max_seq_len)
     show = _print_json if arguments.json else _print_table
     for users in batched(read_histories(arguments.history, settings, catalogue), arguments.batch_size):
         rows, earlier = [user.row for user in users], [user.earlier for user in users]
-        found = recommender.recommend(rows, arguments.k, arguments.beam_width, not arguments.include_seen, earlier)
-        lists = zip(users, *(values.tolist() for values in (found.ids, found.log_probs, found.scores)), strict=True)
+        best = recommender.recommend(rows, arguments.k, arguments.beam_width, not arguments.include_seen, earlier)
+        lists = zip(users, *(values.tolist() for values in (best.ids, best.log_probs, best.scores)), strict=True)
         for user, ids, log_probs, scores in lists:
             for remark in _remarks(user):
                 print(f"{user.row.user_id}: {remark}", file=sys.stderr)
@@ -71,17 +71,17 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _remarks(user: "History") -> Iterator[str]:
     if unknown := user.unknown:
-        named = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-        yield f"not in the catalogue, left out: {named}"
+        item_ids = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+        yield f"not in the catalogue, left out: {item_ids}"
     if cut := len(user.earlier):
         read = len(user.row.encoder) - 1  # without the user's token
-        yield f"the model reads {read} items; of {read + cut} the most recent"
+        yield f"the model reads the {read} most recent of {read + cut} items"
 
 
 def _entries(
     ids: list[list[int]], log_probs: list[float], scores: list[float], k: int, catalogue: Any
 ) -> Iterator[dict[str, Any]]:
-    """The first k items of a list. Items that share a semantic ID are all named, at the same score."""
+    """The first k items of a list. Items that share a semantic ID are all listed, with the same score."""
     rank = 0
     for triple, log_prob, score in zip(ids, log_probs, scores, strict=True):
         if score == float("-inf"):

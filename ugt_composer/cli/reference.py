@@ -1,6 +1,7 @@
 """Store a reference model's log-probabilities with the preference rows, so that training needs no reference.
 
-For stage 3 with loss.reference_log_probs=data: each step is spared the reference's pass, each rank its weights.
+For stage 3 with loss.reference_log_probs=data: training then runs no reference forward pass and loads no reference
+weights.
 """
 
 import argparse
@@ -11,7 +12,7 @@ EPILOG = """examples:
   ugt reference --checkpoint checkpoints/stage2/best --data mds/preference --out mds/preference-scored
   composer train.py yamls/stage3.yaml loss.reference_log_probs=data …
 
-DIR is the folder of --data once more, 4 bytes an item longer. Rows of evaluation that hold pairs need it as well.
+DIR is a copy of the folder --data with 4 bytes more per item. Evaluation data with preference pairs needs it as well.
 Exit status: 0 done, 2 bad input."""
 
 
@@ -20,14 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, metavar="DIR", help="MDS shards made with --kind preference")
     add_output_folder(parser)
     parser.add_argument(
-        "--catalogue", metavar="FILE", help="(default: the data.catalogue that the model was trained with)"
+        "--catalogue", metavar="FILE", help="default: the data.catalogue that the model was trained with"
     )
-    parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="rows at once (default 256)")
+    parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="rows per batch (default 256)")
     parser.add_argument(
         "--precision",
         default="auto",
         choices=("auto", "amp_bf16", "amp_fp16", "fp32"),
-        help="as in the YAML of the training (default auto: bf16 on a GPU, else fp32)",
+        help="same as in the YAML of the training run (default auto: bf16 on a GPU, else fp32)",
     )
 
 
@@ -52,7 +53,7 @@ def main(arguments: argparse.Namespace) -> int:
     model, config, _, catalogue = load_trained(arguments.checkpoint, arguments.catalogue)
     (manifest,) = check_data(config, "--data", [StreamConfig(local=arguments.data)])
     if manifest.kind != PREFERENCE:
-        raise UserError(f"--data {arguments.data} holds {manifest.kind} rows; expected ones of --kind preference")
+        raise UserError(f"--data {arguments.data} holds {manifest.kind} rows; expected rows of --kind preference")
     device = prepare_device(config)
     trie = None if catalogue is None else ItemTrie.from_triples(catalogue.triples).to(device)
     with tqdm(total=manifest.rows, unit=" rows", desc="scoring", disable=None, leave=False) as bar:

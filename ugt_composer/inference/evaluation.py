@@ -1,4 +1,4 @@
-"""A trained model measured on folders of rows, as training measures it on `data.eval`."""
+"""Evaluates a trained model on folders of rows, as a training run does on `data.eval`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,16 +22,16 @@ from ugt_composer.training.composer_model import ComposerUGT
 from ugt_composer.training.loaders import build_eval_loader
 from ugt_composer.vocabulary import ITEM
 
-LENGTH_K = 10  # cut-off of the table by length, where lists are that long
+LENGTH_K = 10  # cut-off of the table by length, unless the recommendation lists are shorter
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """
     Attributes:
-        metrics: by name, as training logs them after `metrics/eval/`; without those that no row counted for.
-        by_length: a row a bucket of lengths, see `metrics.by_length`.
-        ranked_rows: rows that the ranking metrics are means over.
+        metrics: by the name that training logs after `metrics/eval/`; without those that no row counts for.
+        by_length: one row per bucket of history lengths, see `metrics.by_length`.
+        ranked_rows: number of rows that the ranking metrics are means over.
         data: the folders' manifests.
     """
 
@@ -42,23 +42,23 @@ class Evaluation:
 
 
 def evaluation_config(config: Config, folders: Sequence[str], batch_size: int, **evaluation: Any) -> Config:
-    """The config that a model was trained with, for evaluating it elsewhere.
+    """The config that a model was trained with, changed to evaluate it on other data.
 
     Args:
-        evaluation: keys of `evaluation`; None leaves the model's own.
+        evaluation: keys of `evaluation` to change; None keeps the value of the model's config.
 
     Raises:
-        UserError: naming what is wrong with the folders or the keys.
+        UserError: names what is wrong with the folders or the keys.
     """
-    given = {key: value for key, value in evaluation.items() if value is not None}
-    if "beam_width" not in given and "k_values" in given:
-        given["beam_width"] = max(config.evaluation.beam_width, *given["k_values"])
+    changes = {key: value for key, value in evaluation.items() if value is not None}
+    if "beam_width" not in changes and "k_values" in changes:
+        changes["beam_width"] = max(config.evaluation.beam_width, *changes["k_values"])
     try:
         streams = [StreamConfig(local=folder) for folder in folders]
         return replace(
             config,
             data=replace(config.data, eval=EvalDataConfig(streams=streams)),
-            evaluation=replace(config.evaluation, **given),
+            evaluation=replace(config.evaluation, **changes),
             device_eval_batch_size=batch_size,
             loss=replace(config.loss, reference_log_probs="model"),
             compile=False,
@@ -70,23 +70,25 @@ def evaluation_config(config: Config, folders: Sequence[str], batch_size: int, *
 def evaluate(
     model: UGT, config: Config, catalogue: Catalogue | None, progress: Callable[[int], Any] = lambda rows: None
 ) -> Evaluation:
-    """Measures a model on `data.eval` of a config, on this machine's GPU if it has one.
+    """Evaluates a model on `data.eval` of a config, on this machine's GPU if it has one.
 
     Args:
-        progress: called with the number of rows of each batch that is done.
+        progress: called after each batch with its number of rows.
 
     Raises:
-        UserError: the data is missing, damaged or does not fit the model; or the reference of a preference loss is.
+        UserError: the data, or the reference of a preference loss, is missing, corrupted or does not match the model.
     """
     loader = build_eval_loader(config)
-    assert loader is not None  # evaluation_config has named the data
+    assert loader is not None  # evaluation_config sets data.eval
     data = [read_manifest(str(stream.local)) for stream in config.data.eval.streams]
     if all(manifest.kind != PREFERENCE for manifest in data):
-        config = replace(config, loss=replace(config.loss, dpo_reference_free=True))  # no pair needs the reference
+        config = replace(
+            config, loss=replace(config.loss, dpo_reference_free=True)
+        )  # without pairs no reference is needed
     reference = config.loss.reference_from or config.init_from
     if config.loss.needs_reference and reference and not is_url(reference) and not Path(reference).is_dir():
         raise UserError(
-            f"{reference}: no such folder, but preference rows need the reference; name it by --reference DIR"
+            f"{reference}: no such folder, but preference rows need the reference model; give it by --reference DIR"
         )
     device = prepare_device(config)
     composer_model = build_composer_model(config, model, catalogue, device).to(device).eval()

@@ -1,4 +1,4 @@
-"""A model as two programs of torch.export, for any number of rows, tokens and candidates.
+"""Exports a model as two programs of torch.export, for any number of rows, tokens and candidates.
 
 B rows, S history tokens, N candidates, D width.
 """
@@ -20,14 +20,14 @@ from ugt_composer.model.moe import MoEFeedForward
 from ugt_composer.model.ugt import UGT
 from ugt_composer.vocabulary import LEVELS, NUM_SPECIAL_IDS
 
-INPUTS = ("encoder_ids", "encoder_positions", "encoder_token_types", "encoder_mask")  # of the encoder, in order
+INPUTS = ("encoder_ids", "encoder_positions", "encoder_token_types", "encoder_mask")  # inputs of the encoder, in order
 NO_ITEMS = np.zeros((0, REJECTED_COLUMNS), np.int64)
 TRIE_TENSORS = ("ids", "parents", "first", "keys")
-MOST = 2**31 - 1  # rows or candidates at once; a bound has to be named
+MOST = 2**31 - 1  # rows or candidates; dynamic dimensions need an upper bound
 
 
 class EncoderProgram(nn.Module):
-    """Histories to what is known of their users."""
+    """Maps histories to user states and user vectors."""
 
     def __init__(self, model: UGT):
         super().__init__()
@@ -41,7 +41,7 @@ class EncoderProgram(nn.Module):
 
 
 class ScorerProgram(nn.Module):
-    """The log-probabilities of given items; a model whose softmax runs over the catalogue carries it along."""
+    """The log-probabilities of given items. Includes the catalogue if the model's softmax runs over it."""
 
     def __init__(self, model: UGT, trie: ItemTrie | None):
         super().__init__()
@@ -66,9 +66,9 @@ class ScorerProgram(nn.Module):
 
 
 def export_programs(model: UGT, trie: ItemTrie | None) -> tuple[ExportedProgram, ExportedProgram]:
-    """The encoder and the scorer of a model, in float32 on the CPU. It is changed for that: give it a model of its own.
+    """The encoder and the scorer of a model, in float32 on the CPU. Modifies the model: do not use it afterwards.
 
-    Without strict tracing: the modules are traced as they run, with the shapes of an example as symbols.
+    Uses non-strict tracing: the modules run on an example, with its shapes as symbols.
     """
     model = model.float().cpu().eval().requires_grad_(False)
     for module in model.modules():
@@ -77,7 +77,7 @@ def export_programs(model: UGT, trie: ItemTrie | None) -> tuple[ExportedProgram,
     rows, candidates = Dim("rows", max=MOST), Dim("candidates", max=MOST)
     history = Dim("history", max=model.encoder_input.position.num_embeddings)
     user = Row("", np.zeros((3, ENCODER_COLUMNS), np.int64), np.zeros((1, DECODER_COLUMNS), np.int64), NO_ITEMS)
-    batch = collate([PackedRow(0, encode_row(user, width=2))] * 2)  # sizes of 0 and 1 would be taken for constants
+    batch = collate([PackedRow(0, encode_row(user, width=2))] * 2)  # sizes of 0 and 1 would become constants
     inputs = tuple(batch[name] for name in INPUTS)  # type: ignore[literal-required]
     encoder = EncoderProgram(model)
     state, _ = encoder(*inputs)
@@ -85,5 +85,5 @@ def export_programs(model: UGT, trie: ItemTrie | None) -> tuple[ExportedProgram,
     scorer = export(
         ScorerProgram(model, trie), (state, items), dynamic_shapes=[{0: rows}, {0: rows, 1: candidates}], strict=False
     )
-    del model.heads, model.item_proj  # else the encoder's program carries them too
+    del model.heads, model.item_proj  # the encoder's program must not include them
     return export(encoder, inputs, dynamic_shapes=[{0: rows, 1: history}] * len(inputs), strict=False), scorer

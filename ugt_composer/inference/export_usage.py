@@ -1,4 +1,4 @@
-"""Scores candidates for users with encoder.pt2 and scorer.pt2. Needs torch and numpy, and this folder only."""
+"""Scores candidates for users with encoder.pt2 and scorer.pt2. Needs only torch, numpy and this folder."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ encoder, scorer = (torch.export.load(FOLDER / f"{name}.pt2").module() for name i
 
 
 def score(histories, candidates):
-    """Histories of (l1, l2, l3), oldest first, and N candidates for each → log-probabilities (users, N)."""
+    """Histories of (l1, l2, l3), oldest first, and N candidates per history → log-probabilities (users, N)."""
     length = 1 + max(map(len, histories))
     ids = np.zeros((len(histories), length, 3), np.int64)
     ids[:, 0] = 1  # every history begins with the user's token

@@ -1,4 +1,4 @@
-"""Recommends from packed rows: collation, encoder, one decoder step, beam search."""
+"""Recommends items for rows: collation, encoder, one decoder step, beam search."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -21,9 +21,9 @@ class Recommender:
 
     Args:
         model: the model.
-        trie: the catalogue; None recommends from the whole code space.
-        item_score_weight: of the user-item score (`ItemScores`) in the ranking; above 0 it needs a trie.
-        temperature, similarity: of the contrastive loss, for that score.
+        trie: the catalogue; None: all combinations of ids can be recommended.
+        item_score_weight: weight of the user-item score (`ItemScores`) in the ranking; above 0 it needs a trie.
+        temperature, similarity: those of the contrastive loss, for that score.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class Recommender:
         exclude_seen: bool,
         earlier: Sequence[Sequence[SemanticId]] | None = None,
     ) -> Recommendations:
-        """The k best items of each row, (B, k, 3); with `exclude_seen` none of the row's history nor of what each user
-        had `earlier` than the row tells."""
+        """The k best items of each row, (B, k, 3); with `exclude_seen` no item of the row's history or of the user's
+        `earlier` items, which the row does not hold."""
         batch = collate([PackedRow(i, encode_row(row, self.width)) for i, row in enumerate(rows)])
         batch = {key: value.to(self.device) for key, value in batch.items()}  # type: ignore[attr-defined, assignment]
         seen = batch["encoder_ids"] if exclude_seen else None
@@ -76,6 +76,6 @@ class Recommender:
 
 
 def batched(rows: Iterator, size: int) -> Iterator[list]:
-    """Lists of up to `size` of an iterator's items."""
+    """Splits an iterator into lists of up to `size` items."""
     while piece := list(islice(rows, size)):
         yield piece

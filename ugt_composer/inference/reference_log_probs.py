@@ -1,7 +1,7 @@
 """The reference's log-probabilities, computed once and stored with the preference rows.
 
-The reference never changes, and without dropout it says the same of a row in every epoch. Rows that carry what it says
-spare each step the reference's pass, and each rank its weights (TRL calls this precompute_ref_log_probs).
+The reference never changes, and without dropout its log-probabilities of a row are the same in every epoch. If the rows
+store them, training needs neither the reference's forward pass nor its weights (precompute_ref_log_probs in TRL).
 """
 
 import json
@@ -33,24 +33,24 @@ def write_reference_log_probs(
     overwrite: bool,
     progress: Callable[[int], Any] = lambda rows: None,
 ) -> int:
-    """Copies a folder of preference rows, each with log p of its chosen item and of its rejected ones.
+    """Copies a folder of preference rows and adds to each row log p of its chosen item and of its rejected ones.
 
     Args:
-        reference: on the device that it is to run on.
-        model_folder: where it was loaded from.
-        precision: as the training's, see `resolve_precision`, so that policy and reference begin equal.
-        progress: called with the number of rows of each batch that is done.
+        reference: the model, on the device that it is to run on.
+        model_folder: the folder that it was loaded from.
+        precision: that of the training run, see `resolve_precision`, so that policy and reference agree at its start.
+        progress: called after each batch with its number of rows.
 
     Returns: the number of rows.
 
     Raises:
-        UserError: `out` may not be replaced; a shard is damaged.
+        UserError: `out` exists and `overwrite` is not set, or a shard is corrupted.
     """
     rows, index = RowFolder(str(data), None), json.loads((data / INDEX_NAME).read_text("utf-8"))
-    form = index["shards"][0]
+    shard = index["shards"][0]
     device = next(reference.parameters()).device
     with output_folder(out, overwrite) as output:
-        writer = ShardWriter(output.work, form["compression"], form["hashes"], form["size_limit"])
+        writer = ShardWriter(output.work, shard["compression"], shard["hashes"], shard["size_limit"])
         for begin in range(0, len(rows), batch_size):
             packed = [rows[number] for number in range(begin, min(begin + batch_size, len(rows)))]
             batch = collate([PackedRow(number, row) for number, row in enumerate(packed)], min_rejected=1)
