@@ -90,8 +90,8 @@ def _folded(tails: Sequence[tuple[int, ...]], bucket: np.ndarray, room: int) -> 
     ranks = np.array([number[tail] for tail in tails])
     if len(number) <= room:
         return ranks
-    pairs, which = np.unique(np.stack([bucket, ranks], axis=1), axis=0, return_inverse=True)
-    return instance_codes(pairs[:, 0], room)[which]
+    pairs, pair_of_item = np.unique(np.stack([bucket, ranks], axis=1), axis=0, return_inverse=True)
+    return instance_codes(pairs[:, 0], room)[pair_of_item]
 
 
 def _rank_within(group: np.ndarray) -> np.ndarray:

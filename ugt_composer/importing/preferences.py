@@ -57,7 +57,7 @@ def preference_rows(
     facts |= {"chosen": int(log.chosen.sum()), "rejected": int(log.rejected.sum())}
     facts["validation_by"] = "held-out users" if corpus.held_out_user.any() else "later pairs"
     pairs_of = dict(zip(("train_preference.jsonl", "validation_preference.jsonl"), pairs, strict=True))
-    return {name: _as_rows(corpus, found, max_history) for name, found in pairs_of.items() if len(found)}, facts
+    return {name: _as_rows(corpus, made, max_history) for name, made in pairs_of.items() if len(made)}, facts
 
 
 def _chosen_and_rejected(

@@ -26,5 +26,7 @@ def read_sequences(path: Path) -> pl.DataFrame:
     if len(again):
         number, user = again.row(0)[:2]
         first = users.filter(pl.col("user") == user).row(0)[0]
-        raise UserError(f"{path}, line {number}: user {user!r} again, first in line {first}; expected one line a user")
+        raise UserError(
+            f"{path}, line {number}: user {user!r} again, first in line {first}; expected one line per user"
+        )
     return users.select("user", item=pl.col("items")).explode("item")

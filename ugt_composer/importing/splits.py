@@ -13,7 +13,7 @@ from ugt_composer.importing.draws import draw_places
 TRAIN, VALIDATION, TEST = range(3)
 PARTS = ("train", "validation", "test")
 LEAVE_ONE_OUT, TIME = "leave-one-out", "time"
-FEWEST = 3  # interactions of a user who is left out of training with two: one to train, validate and test each
+FEWEST = 3  # smallest --min-interactions: one interaction each for training, validation and test
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def leave_one_out(user: np.ndarray, offsets: np.ndarray, min_interactions: int) 
 
 
 def by_time(time: np.ndarray, validation_from: float, test_from: float) -> np.ndarray:
-    """The part (P,) of each interaction by time: TRAIN before `validation_from`, TEST from `test_from` on."""
+    """The part (P,) of each interaction by time: VALIDATION from `validation_from`, TEST from `test_from`, else TRAIN."""
     return ((time >= validation_from).astype(np.int8) + (time >= test_from)).astype(np.int8)
 
 

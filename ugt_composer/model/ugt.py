@@ -174,7 +174,7 @@ class UGT(nn.Module):
         types, mask, positions = batch["encoder_token_types"], batch["encoder_mask"], batch["encoder_positions"]
         if self.history_positions == "from_end":
             newest = positions.masked_fill(~mask, 0).amax(dim=1, keepdim=True)
-            positions = (newest - positions).clamp(min=0)  # padding is masked, whatever its position
+            positions = (newest - positions).clamp(min=0)  # padding is masked, so its position does not matter
         x = self.encoder_input(self.item_embedding(batch["encoder_ids"]), positions, types)
         return self.encoder(x, types, mask)
 
