@@ -30,7 +30,7 @@ import numpy as np
 
 from ugt_composer.demo.taxonomy import STYLES, Taxonomy
 
-MAX_SHOWN = 4  # most items in an offer, one of which is chosen
+MAX_SHOWN = 4  # maximum number of items in an offer, one of which is chosen
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def add_id_options(parser: argparse.ArgumentParser) -> None:
         nargs=3,
         default=default.codebook_sizes,
         metavar=("L1", "L2", "L3"),
-        help=f"largest allowed sizes of the codebooks, including 5 special ids each (default "
+        help=f"maximum sizes of the codebooks, including 5 special ids each (default "
         f"{' '.join(map(str, default.codebook_sizes))})",
     )
     for option, value, text in (
@@ -124,7 +124,7 @@ def add_id_options(parser: argparse.ArgumentParser) -> None:
             default.dimensions,
             "dimensions of the vectors built from texts, and of those built from interactions",
         ),
-        ("--window", default.window, "largest distance, in interactions, of two items that count as chosen together"),
+        ("--window", default.window, "maximum distance, in interactions, of two items that count as chosen together"),
     ):
         ids(option, type=int, default=value, metavar="N", help=f"{text} (default %(default)s)")
     ids(
@@ -144,11 +144,11 @@ def add_row_options(parser: argparse.ArgumentParser) -> None:
         type=_number_or_all,
         default=default.cuts_per_user,
         metavar="N",
-        help="most training rows per user, spread over the history; or all (default %(default)s)",
+        help="maximum number of training rows per user, spread over the history; or all (default %(default)s)",
     )
     for option, value, text in (
-        ("--max-targets", default.max_targets, "most items to predict in a training row"),
-        ("--max-history", default.max_history, "most items in a history; the most recent are kept"),
+        ("--max-targets", default.max_targets, "maximum number of items to predict in a training row"),
+        ("--max-history", default.max_history, "maximum number of items in a history; the most recent are kept"),
     ):
         rows(option, type=int, default=value, metavar="N", help=f"{text} (default %(default)s)")
     rows(
@@ -182,9 +182,13 @@ def add_preference_options(parser: argparse.ArgumentParser) -> None:
         (
             "--preference-window",
             default.window,
-            "largest distance between chosen and rejected, in interactions of the user",
+            "maximum distance between chosen and rejected, in interactions of the user",
         ),
-        ("--rejected-per-chosen", default.rejected_per_chosen, "most rejected items per pair; the nearest are kept"),
+        (
+            "--rejected-per-chosen",
+            default.rejected_per_chosen,
+            "maximum number of rejected items per pair; the nearest are kept",
+        ),
     ):
         pairs(option, type=int, default=value, metavar="N", help=f"{text} (default %(default)s)")
     pairs(
@@ -192,7 +196,7 @@ def add_preference_options(parser: argparse.ArgumentParser) -> None:
         type=_number_or_all,
         default=default.pairs_per_user,
         metavar="N",
-        help="most pairs per user, spread over the history; or all (default %(default)s)",
+        help="maximum number of pairs per user, spread over the history; or all (default %(default)s)",
     )
 
 

@@ -74,9 +74,9 @@ def make_pairs(
 
     Args:
         held_out_user: bool (U,).
-        window: largest distance between chosen and rejected, in interactions.
+        window: maximum distance between chosen and rejected, in interactions.
         most_rejected: K.
-        per_user: most training pairs, and most validation pairs, of a user; None for all.
+        per_user: maximum number of training pairs and of validation pairs per user; None for all.
     """
     known = log.part != TEST
     if held_out_user.any():

@@ -52,7 +52,7 @@ def leave_one_out(user: np.ndarray, offsets: np.ndarray, min_interactions: int) 
 
 
 def by_time(time: np.ndarray, validation_from: float, test_from: float) -> np.ndarray:
-    """The part (P,) of each interaction by time: VALIDATION from `validation_from`, TEST from `test_from`, else TRAIN."""
+    """The part (P,) of each interaction by time: VALIDATION from `validation_from`, TEST from `test_from` on."""
     return ((time >= validation_from).astype(np.int8) + (time >= test_from)).astype(np.int8)
 
 

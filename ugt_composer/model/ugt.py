@@ -35,7 +35,7 @@ class UGT(nn.Module):
         dropout: on embeddings, residual branches and inside feed-forwards.
         attention_dropout: on attention weights.
         attention_activation: φ of the encoder's pointwise attention.
-        max_seq_len: number of positions of an input, at most.
+        max_seq_len: maximum number of positions of an input.
         history_positions: from_start counts from the oldest token, like the data; from_end from the newest one, so that
             the latest token has the same position in histories of any length.
         num_token_types: token types, each with its own γ, β in the encoder's norms.
