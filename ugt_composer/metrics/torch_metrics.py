@@ -132,7 +132,7 @@ class EvaluationSums:
             coverage, gini = coverage_and_gini(counts, int(most)).cpu()
             values |= {f"coverage@{k}": coverage[cut] for cut, k in enumerate(self.cuts)}
             values |= {f"gini@{k}": gini[cut] for cut, k in enumerate(self.cuts)}
-        loss_sums, loss_counts, pairs, rows, by_place, reciprocal_ranks = host.split(self._sizes())
+        loss_sums, loss_counts, pairs, rows, by_place, reciprocal_ranks = sums_on_cpu.split(self._sizes())
         names = [mean.name for mean in self.means]
         values |= {name: loss_mean(names, weights, loss_sums, loss_counts) for name, weights in self.losses.items()}
         values |= {"preference_accuracy": pairs[0] / pairs[1], "mrr": (reciprocal_ranks / rows)[0]}
