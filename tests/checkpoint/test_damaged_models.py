@@ -25,7 +25,7 @@ def flip_a_bit(path: Path) -> None:
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
 def test_a_flipped_bit_is_refused_as_init_from_and_as_reference(stages, stage_config, tmp_path, best, name):
     flip_a_bit(best / name)
-    sentence = rf"best/{name} has the xxh64 \w+, record\.json records \w+: it was damaged or changed"
+    sentence = rf"best/{name} has the xxh64 \w+, record\.json records \w+: it was corrupted or changed"
     with pytest.raises(UserError, match=sentence):
         build_trainer(stage_config(tmp_path / "run", 3, best, f"loss.reference_from={stages / 'stage2' / 'best'}"))
     good = stages / "stage2" / "best"

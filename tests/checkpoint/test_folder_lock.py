@@ -46,7 +46,7 @@ def test_a_second_run_is_refused_until_the_first_is_dead(stage_config, ended, tm
     assert result.returncode == EXIT_BAD_INPUT
     assert words in result.stderr
     assert "Traceback" not in result.stderr
-    assert "waiting up to 1 s for its end" in caplog.text
+    assert "waiting up to 1 s for it to end" in caplog.text
     assert {path.name for path in tmp_path.iterdir()} == {LOCK}
     first.send_signal(signal.SIGKILL)
     first.wait()
@@ -74,13 +74,13 @@ def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, cap
     monkeypatch.setattr(fcntl, "flock", refuse)
     with folder_lock(tmp_path, patience=0):
         pass
-    assert "knows no locks (No locks available)" in caplog.text
+    assert "does not support locks (No locks available)" in caplog.text
 
 
 def test_a_lock_that_is_not_signed_holds_all_the_same(tmp_path):
     with folder_lock(tmp_path, patience=0):
         (tmp_path / LOCK).write_text("{")
-        with pytest.raises(UserError, match="has not signed its lock"), folder_lock(tmp_path, patience=0):
+        with pytest.raises(UserError, match="process id unknown"), folder_lock(tmp_path, patience=0):
             pass
 
 

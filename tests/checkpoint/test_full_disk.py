@@ -75,7 +75,7 @@ def test_one_sentence_names_the_folder_the_reason_and_the_newest_good_checkpoint
     with pytest.raises(RunError) as error:
         save_on_rank_0(tmp_path, refuse)
     assert str(error.value).startswith(f"{tmp_path} cannot be written ({os.strerror(number)}): ")
-    assert "the newest good checkpoint in it is ba00000001.pt" in str(error.value)
+    assert "its newest valid checkpoint is ba00000001.pt" in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -98,7 +98,7 @@ def test_shards_that_cannot_be_written_leave_nothing_half(tmp_path, sharded_cont
         CheckpointException("write", {0: _wrap_exception(full)}),
         RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
     ):
-        with pytest.raises(RunError, match=r"cannot be written \(.*: the newest good checkpoint in it is ba00000001;"):
+        with pytest.raises(RunError, match=r"cannot be written \(.*: its newest valid checkpoint is ba00000001;"):
             write_sharded(checkpoint_path(tmp_path, 2, sharded=True), sharded_content, FullDisk(error))
         assert [path.name for path in tmp_path.iterdir()] == ["ba00000001"]
 
@@ -107,9 +107,7 @@ def test_a_disk_that_fills_up_ends_the_run_which_goes_on_later(stage_config, tmp
     trainer = build_trainer(stage_config(tmp_path))
     trainer.fit(duration="4ba")
     (tmp_path / "ba00000006.pt.tmp").symlink_to("/dev/full")
-    with pytest.raises(
-        RunError, match=r"No space left on device\): the newest good checkpoint in it is ba00000004\.pt"
-    ):
+    with pytest.raises(RunError, match=r"No space left on device\): its newest valid checkpoint is ba00000004\.pt"):
         trainer.train()
     trainer.close()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["ba00000004.pt", "ba00000003.pt"]
@@ -125,7 +123,7 @@ def test_a_folder_that_goes_away_ends_the_run(stage_config, tmp_path, override):
     trainer = build_trainer(stage_config(tmp_path / "run", 1, None, override, "eval_interval=100ba"))
     trainer.fit(duration="1ba")
     shutil.rmtree(tmp_path / "run")
-    with pytest.raises(RunError, match=r"run cannot be written .*: no good checkpoint is in it"):
+    with pytest.raises(RunError, match=r"run cannot be written .*: it contains no valid checkpoint"):
         trainer.train()
     trainer.close()
     assert not (tmp_path / "run").exists()
@@ -150,6 +148,6 @@ def test_two_ranks_end_with_1_and_one_sentence_when_files_cannot_grow(shop, tmp_
     )
     output = result.stdout + result.stderr
     assert result.returncode == EXIT_ERROR, output[-3000:]
-    assert f"error: {tmp_path / 'run'} cannot be written (File too large): no good checkpoint is in it" in output
+    assert f"error: {tmp_path / 'run'} cannot be written (File too large): it contains no valid checkpoint" in output
     assert "Traceback" not in output
     assert not list((tmp_path / "run").rglob("*.tmp"))

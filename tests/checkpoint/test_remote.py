@@ -115,7 +115,7 @@ def test_a_preempted_run_has_its_checkpoint_in_the_store(shop, tmp_path, url, pr
     newest = list_checkpoints(tmp_path / "run")[0].name
     assert {newest, f"{newest}.{RECORD}"} <= names(Store(url))
     assert Store(url).read_bytes("metrics.jsonl") == record.read_bytes()
-    assert "lacks" not in output
+    assert "does not have" not in output
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "without record"])
@@ -133,7 +133,7 @@ def test_a_bad_newest_checkpoint_is_named_and_the_one_before_taken(tmp_path, url
     damaged = fetch_newest(store, tmp_path / "b")
     assert [path.name for path in list_checkpoints(tmp_path / "b")] == ["ba00000001.pt"]
     assert any(
-        f"{url}/ba00000002.pt: " in r.getMessage() and "the one before" in r.getMessage() for r in caplog.records
+        f"{url}/ba00000002.pt: " in r.getMessage() and "trying the checkpoint" in r.getMessage() for r in caplog.records
     )
     assert damaged == (set() if damage == "without record" else {"ba00000002.pt"})
     assert flaw_of(tmp_path / "b" / "ba00000001.pt") is None
@@ -207,7 +207,7 @@ def test_the_old_checkpoint_stays_until_its_successor_is_there(tmp_path, url, pr
         put(self, name, source)
 
     monkeypatch.setattr(Store, "put", killed)
-    with pytest.raises(RunError, match=r"lacks ba00000002\.pt"):
+    with pytest.raises(RunError, match=r"does not have ba00000002\.pt"):
         uploads_of(tmp_path / "a", url, keep=1).finish()
     assert {"ba00000001.pt", f"ba00000001.pt.{RECORD}", "ba00000002.pt"} == names(Store(url))
     fetch_newest(Store(url), tmp_path / "b")
@@ -221,7 +221,7 @@ def test_a_store_that_was_away_gets_everything_later(stage_config, tmp_path, url
     proxy.is_open = False
     trainer.fit(duration="4ba")
     assert not trainer.checkpoints.uploads.wait(30)
-    assert "the save folder has it, and it is tried again with the next save" in caplog.text
+    assert "it is in the save folder, and the next save tries again" in caplog.text
     assert len(list_checkpoints(tmp_path)) == 2
     proxy.is_open = True
     trainer.train()
@@ -246,7 +246,7 @@ def test_a_warned_run_leaves_within_its_grace_though_the_store_is_silent(
     newest = list_checkpoints(tmp_path)[0].name
     said = capsys.readouterr().out
     assert newest != "ba00000001.pt"
-    assert f"{newest}; run the same command again" in said.split(f"; {url} lacks ")[1]
+    assert f"{newest}; run the same command again" in said.split(f"; {url} does not have ")[1]
     assert "ba00000001.pt" not in said
     trainer.until_closed.close()
 
@@ -279,7 +279,7 @@ def test_a_run_whose_store_stays_away_ends_with_an_error(stage_config, tmp_path,
     trainer = build_trainer(stage_config(tmp_path, 1, None, *QUICK, f"checkpoint.remote={url}"))
     proxy.is_open = False
     trainer.train()
-    with pytest.raises(RunError, match=rf"{url} lacks .*ba00000008\.pt.*\(.*does not answer") as error:
+    with pytest.raises(RunError, match=rf"{url} does not have .*ba00000008\.pt.*\(.*does not answer") as error:
         trainer.close()
     assert "\n" not in str(error.value)
 

@@ -1,4 +1,4 @@
-"""What a checkpoint holds is copied while the training stands still; it is written while the training goes on."""
+"""Writes checkpoints in the background: training stops only while their content is copied."""
 
 import threading
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from ugt_composer.checkpoint.rank0_errors import cannot_save, save_on_rank_0
 
 
 class Writer:
-    """Writes into a save folder, on rank 0, one thing after the other in a thread beside the training."""
+    """Writes to a save folder on rank 0, in a background thread, one write at a time."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -16,9 +16,9 @@ class Writer:
         self._failure: Exception | None = None
 
     def begin(self, write: Callable[[], None]) -> None:
-        """On rank 0, once `finish` was called."""
+        """Starts a write in the background. On rank 0 only, after `finish` has returned."""
         assert self._thread is None
-        # Waited for wherever a run ends in order, so that nothing is lost but by a kill.
+        # A run that ends normally waits for the thread: only a killed run loses what is being written.
         self._thread = threading.Thread(target=self._run, args=(write,), name="checkpoint writer", daemon=True)
         self._thread.start()
 
@@ -29,21 +29,21 @@ class Writer:
             self._failure = error
 
     def wait(self) -> None:
-        """Until nothing is being written. What went wrong is kept."""
+        """Waits until nothing is being written. An error is kept for `finish` and `check`."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def finish(self) -> None:
-        """Waits. A collective.
+        """Waits, and raises the error of the last write. A collective.
 
         Raises:
-            RunError: on every rank, where the folder could not be written.
+            RunError: on every rank, if the folder could not be written.
         """
         save_on_rank_0(self.folder, self._wait_and_raise)
 
     def check(self) -> None:
-        """RunError on rank 0, soon after the folder could not be written; the other ranks end with it."""
+        """Raises RunError on rank 0 soon after a write failed; the other ranks end together with it."""
         if isinstance(self._failure, OSError):
             raise cannot_save(self.folder, self._failure.strerror or str(self._failure))
         if self._failure is not None:

@@ -1,4 +1,4 @@
-"""What a run takes from a store when it starts: its own checkpoint, and the models that it begins with. Collectives."""
+"""What a run downloads from S3 when it starts: its own checkpoint, and the models to start from. Collectives."""
 
 import logging
 from pathlib import Path
@@ -17,14 +17,14 @@ log = logging.getLogger(__name__)
 
 
 def open_store(config: Config) -> Uploads | None:
-    """Fetches what the store has newer than the save folder, or moves it aside without autoresume.
+    """Downloads the newest checkpoint if the save folder has none as new; without autoresume, moves the old ones aside.
 
     Returns:
-        On rank 0 what copies the save folder to the store; None on the others and without `checkpoint.remote`.
+        On rank 0 the uploader of the save folder; None on the other ranks and without `checkpoint.remote`.
 
     Raises:
-        RunError: on every rank, where the store does not answer.
-        UserError: on every rank, where there are checkpoints and none is valid.
+        RunError: on every rank, if the store does not answer.
+        UserError: on every rank, if there are checkpoints but none is valid.
     """
     if config.checkpoint.remote is None:
         return None
@@ -34,7 +34,7 @@ def open_store(config: Config) -> Uploads | None:
         if config.autoresume:
             damaged.update(fetch_newest(store, folder))
         elif (aside := set_stored_aside(store)) is not None:
-            log.warning("autoresume is false: what an earlier run left in %s was moved to %s", store.url, aside)
+            log.warning("autoresume is false: the files of an earlier run in %s were moved to %s", store.url, aside)
 
     save_on_rank_0(folder, begin)
     keep = config.save_num_checkpoints_to_keep
@@ -42,27 +42,27 @@ def open_store(config: Config) -> Uploads | None:
 
 
 def on_this_machine(place: str) -> Path:
-    """The folder of a portable model; one in a store is fetched by one rank of each machine.
+    """The local folder of a portable model; one rank of each machine downloads a model that is in a store.
 
     Raises:
-        UserError, RunError: on every rank, where a machine cannot have it.
+        UserError, RunError: on every rank, if a machine cannot get it.
     """
     if not is_url(place):
         return Path(place)
-    own: list[Path] = []
+    downloaded: list[Path] = []
     problems: list[UserError | RunError] = []
     if dist.get_local_rank() == 0:
         try:
-            own.append(model_folder(place))
+            downloaded.append(model_folder(place))
         except UserError as error:
             problems.append(error)
         except RunError as error:
             problems.append(RunError(str(error)))
-    found: list[Path] = []
-    for folders, wrong in dist.all_gather_object((own, problems)):
-        for problem in wrong:
+    folders: list[Path] = []  # one for each machine
+    for rank_folders, rank_problems in dist.all_gather_object((downloaded, problems)):
+        for problem in rank_problems:
             raise problem
-        found += folders
-    if len({folder.name for folder in found}) > 1:
-        raise RunError(f"{place} was replaced while it was fetched: start the run again")
-    return found[dist.get_node_rank()]
+        folders += rank_folders
+    if len({folder.name for folder in folders}) > 1:
+        raise RunError(f"{place} was replaced while it was being downloaded: start the run again")
+    return folders[dist.get_node_rank()]

@@ -1,4 +1,4 @@
-"""One run at a time writes into a save folder. The kernel lets go of the lock when its run dies, however that dies."""
+"""A lock that lets only one run write to a save folder. The kernel releases it when the run's process ends or dies."""
 
 import errno
 import fcntl
@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 LOCK = ".lock"
 UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
-_held: set[int] = set()
+_locked_descriptors: set[int] = set()
 
 
 def _forget_in_child() -> None:
-    for descriptor in _held:
-        os.close(descriptor)  # the parent's lock stays, and is not kept by a worker that outlives it
-    _held.clear()
+    for descriptor in _locked_descriptors:
+        os.close(descriptor)  # the parent keeps its lock; a worker that outlives it does not
+    _locked_descriptors.clear()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
@@ -34,13 +34,13 @@ os.register_at_fork(after_in_child=_forget_in_child)
 
 @contextmanager
 def folder_lock(folder: str | Path, patience: float) -> Iterator[None]:
-    """Holds the folder, which exists, against other runs, by its rank 0. A collective.
+    """Rank 0 locks the folder, which must exist, against other runs. A collective.
 
     Args:
-        patience: seconds to wait for a run that is about to end.
+        patience: seconds to wait for another run to release the lock.
 
     Raises:
-        UserError: on all ranks, naming the process that has it.
+        UserError: on all ranks, naming the process that holds the lock.
     """
     descriptor: int | None = None
     problem: str | None = None
@@ -55,39 +55,42 @@ def folder_lock(folder: str | Path, patience: float) -> Iterator[None]:
         yield
     finally:
         if descriptor is not None:
-            _held.discard(descriptor)
+            _locked_descriptors.discard(descriptor)
             os.close(descriptor)
 
 
 def _acquire(folder: Path, patience: float) -> int | None:
-    """The descriptor of the locked file; None where the file system knows no locks."""
-    deadline, told = time.monotonic() + patience, False
+    """The descriptor of the locked file; None if the file system does not support locks."""
+    deadline, is_logged = time.monotonic() + patience, False
     path = folder / LOCK
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise UserError(f"{path} cannot be opened: {error.strerror}; expected a save_folder to write to") from None
-    _held.add(descriptor)
+    _locked_descriptors.add(descriptor)
     try:
         while not _try_lock(descriptor):
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"save_folder {folder} is in use by another run ({_holder(path)}): two would overwrite each "
-                    "other's checkpoints; wait for it, end it, or take another save_folder"
+                    f"save_folder {folder} is in use by another run ({_holder(path)}): two runs would overwrite each "
+                    "other's checkpoints; wait for it, end it, or set another save_folder"
                 )
-            if not told:
+            if not is_logged:
                 log.warning(
-                    "%s: another run (%s) is in it; waiting up to %.0f s for its end", folder, _holder(path), patience
+                    "%s: in use by another run (%s); waiting up to %.0f s for it to end",
+                    folder,
+                    _holder(path),
+                    patience,
                 )
-                told = True
+                is_logged = True
             time.sleep(0.1)
-        _sign(descriptor)
+        _write_owner(descriptor)
     except BaseException as error:
-        _held.discard(descriptor)
+        _locked_descriptors.discard(descriptor)
         os.close(descriptor)
         if isinstance(error, OSError) and error.errno in UNSUPPORTED:
             log.warning(
-                "%s: its file system knows no locks (%s): a second run into it would not be noticed",
+                "%s: the file system does not support locks (%s): a second run in this folder would go unnoticed",
                 folder,
                 error.strerror,
             )
@@ -104,20 +107,20 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _sign(descriptor: int) -> None:
-    signature = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
+def _write_owner(descriptor: int) -> None:
+    owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
     try:
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, signature, 0)
-    except OSError as error:  # a full disk: the lock holds without its name
-        log.warning("the lock of the save folder cannot be signed: %s", error.strerror)
+        os.pwrite(descriptor, owner, 0)
+    except OSError as error:  # a full disk: the lock works without it
+        log.warning("the process id cannot be written to the lock file of the save folder: %s", error.strerror)
 
 
 def _holder(path: Path) -> str:
     try:
-        signature = json.loads(path.read_text("utf-8"))
-        own = signature["pid"] == os.getpid() and signature["host"] == socket.gethostname()
-        here = "; this very process: close its trainer first" if own else ""
-        return f"pid {signature['pid']} on {signature['host']}{here}"
+        owner = json.loads(path.read_text("utf-8"))
+        is_this_process = owner["pid"] == os.getpid() and owner["host"] == socket.gethostname()
+        hint = "; this is the current process: close its trainer first" if is_this_process else ""
+        return f"pid {owner['pid']} on {owner['host']}{hint}"
     except (OSError, ValueError, KeyError, TypeError):
-        return "which has not signed its lock"
+        return "process id unknown"

@@ -1,4 +1,4 @@
-"""A model that the next stage, the command line and a stranger can load: `model.safetensors` and `config.yaml`."""
+"""Portable models, to be loaded by the next stage, the CLI and other programs: `model.safetensors`, `config.yaml`."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -33,17 +33,17 @@ FINGERPRINT = "catalogue_fingerprint"
 
 
 def save_portable(folder: str | Path, weights: dict[str, Tensor], config: Config, facts: dict[str, str]) -> None:
-    """Writes or replaces a portable model. Each file is complete or the old one, and as the record in the folder says.
+    """Writes or replaces a portable model. At any moment each file is complete, old or new, and matches the record.
 
     Args:
         weights: UGT's state dict, full tensors.
-        facts: strings kept in the weights' header, such as the catalogue's fingerprint and the batch.
+        facts: strings stored in the header of the weights file, such as the catalogue's fingerprint and the batch.
 
     Raises:
-        OSError: it cannot be written. What was there before still is.
+        OSError: it cannot be written. An earlier model in the folder is kept.
     """
     folder = Path(folder)
-    folder.mkdir(exist_ok=True)  # not its parents: a save folder that has gone away is no place to go on writing to
+    folder.mkdir(exist_ok=True)  # not its parents: if the save folder was removed, this must fail, not create it again
     temporary, config_temporary = folder / (WEIGHTS + ".tmp"), folder / (CONFIG + ".tmp")
     with or_removed(temporary, config_temporary):
         written = {
@@ -55,16 +55,18 @@ def save_portable(folder: str | Path, weights: dict[str, Tensor], config: Config
 
 def _write_weights(path: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> Facts:
     path.touch()
-    mode = path.stat().st_mode & 0o777  # as the user's umask has it
-    host = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    mode = path.stat().st_mode & 0o777  # the mode that the user's umask gives
+    cpu_weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     try:
-        save_file(host, path, metadata=facts)
-        path.chmod(mode)  # safetensors lets nobody else read it
+        save_file(cpu_weights, path, metadata=facts)
+        path.chmod(mode)  # safetensors creates the file readable for its owner only
         sync_file(path)
         forget_cached(path)
         with safe_open(path, "pt") as file:
             names = set(file.keys())
-            same = names == host.keys() and all(_same_bits(file.get_tensor(name), host[name]) for name in names)
+            same = names == cpu_weights.keys() and all(
+                _same_bits(file.get_tensor(name), cpu_weights[name]) for name in names
+            )
     except SafetensorError as error:
         raise OSError(f"{path}: {error}") from None
     if not same:
@@ -73,7 +75,7 @@ def _write_weights(path: Path, weights: dict[str, Tensor], facts: dict[str, str]
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same, where they are not numbers too."""
+    """Whether two tensors are equal bit for bit; a NaN equals itself."""
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(_bytes(a), _bytes(b))
 
 
@@ -82,12 +84,12 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def weights_hash(model_folder: Path) -> str:
-    """What tells the reference from any other model."""
+    """Identifies a model by the content of its weights' file."""
     return f"xxh64:{file_hash('xxh64', model_folder / WEIGHTS)}"
 
 
 def check_portable(folder: str | Path) -> None:
-    """UserError where a file is not as the folder's record says. A folder without a record passes."""
+    """Raises UserError if a file does not match the folder's record. A folder without a record passes."""
     path = Path(folder) / RECORD
     try:
         record = read_record(path)
@@ -95,20 +97,20 @@ def check_portable(folder: str | Path) -> None:
         raise UserError(
             f"{path} {error}: copy or train the model again, or remove that file to load the folder unchecked"
         ) from None
-    if record is None or (found := first_flaw(path.parent, record)) is None:
+    if record is None or (mismatch := first_flaw(path.parent, record)) is None:
         return
-    name, flaw = found
+    name, flaw = mismatch
     raise UserError(
-        f"{path.parent / name} {flaw}: it was damaged or changed since it was written; copy or train the model again, "
-        f"or remove {RECORD} beside it if the change was meant"
+        f"{path.parent / name} {flaw}: it was corrupted or changed after it was written; copy or train the model "
+        f"again, or remove {RECORD} beside it if the change was intended"
     )
 
 
 def load_portable(folder: str | Path, **changes: Any) -> tuple[UGT, Config, dict[str, str]]:
-    """The model in evaluation mode, its config and its facts. UserError where the folder is no portable model.
+    """The model in evaluation mode, its config and its facts. Raises UserError if the folder is no portable model.
 
     Args:
-        changes: keys of `model.*` whose value is to be another one than the folder's config says, such as dropout.
+        changes: values of `model.*` keys, such as dropout, that override those in the folder's config.
     """
     path = _existing(folder, CONFIG)
     check_portable(folder)
@@ -120,7 +122,7 @@ def load_portable(folder: str | Path, **changes: Any) -> tuple[UGT, Config, dict
 
 
 def read_facts(folder: str | Path) -> dict[str, str]:
-    """The facts of a portable model, without its weights. UserError where it is damaged."""
+    """The facts of a portable model, without its weights. Raises UserError if it is corrupted."""
     check_portable(folder)
     path = _existing(folder, WEIGHTS)
     try:
@@ -134,23 +136,23 @@ def load_weights(model: UGT, config: ModelConfig, folder: str | Path) -> dict[st
     """Loads the weights of a portable model into `model`, strict about names and shapes. Returns the facts.
 
     Args:
-        config: what `model` was built from; what no shape shows, such as the number of heads, is compared by it.
+        config: what `model` was built from; used to compare keys that change no shape, such as the number of heads.
 
     Raises:
-        UserError: naming the folder and what is missing, damaged, unexpected, of another shape or otherwise wired.
+        UserError: naming the folder and what is missing, corrupted, unexpected, of another shape or configuration.
     """
     check_portable(folder)
     return _load_checked(model, config, folder)
 
 
 def _load_checked(model: UGT, config: ModelConfig, folder: str | Path) -> dict[str, str]:
-    path, theirs = _existing(folder, WEIGHTS), load_config(_existing(folder, CONFIG)).model
+    path, saved_config = _existing(folder, WEIGHTS), load_config(_existing(folder, CONFIG)).model
     for field in fields(ModelConfig):
-        before, now = getattr(theirs, field.name), getattr(config, field.name)
+        before, now = getattr(saved_config, field.name), getattr(config, field.name)
         if field.metadata[DEFINES_WEIGHTS] and before != now:
             raise UserError(
-                f"{folder} was trained with model.{field.name} = {before}, now it is {now}: the weights would fit and "
-                "mean something else; set it back"
+                f"{folder} was trained with model.{field.name} = {before}, now it is {now}: the weights have the right shapes, "
+                "but would mean something else; set it back"
             )
     try:
         with safe_open(path, "pt") as file:
@@ -158,16 +160,16 @@ def _load_checked(model: UGT, config: ModelConfig, folder: str | Path) -> dict[s
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from None
-    own = model.state_dict()
+    expected = model.state_dict()
     problems = [
-        _listed("missing", sorted(own.keys() - weights.keys())),
-        _listed("unexpected", sorted(weights.keys() - own.keys())),
+        _listed("missing", sorted(expected.keys() - weights.keys())),
+        _listed("unexpected", sorted(weights.keys() - expected.keys())),
         _listed(
             "of another shape",
             [
-                f"{name} {tuple(weights[name].shape)}, the config makes {tuple(own[name].shape)}"
-                for name in sorted(own.keys() & weights.keys())
-                if weights[name].shape != own[name].shape
+                f"{name} {tuple(weights[name].shape)}, the config gives {tuple(expected[name].shape)}"
+                for name in sorted(expected.keys() & weights.keys())
+                if weights[name].shape != expected[name].shape
             ],
         ),
     ]
@@ -178,12 +180,17 @@ def _load_checked(model: UGT, config: ModelConfig, folder: str | Path) -> dict[s
 
 
 def check_fingerprint(folder: str | Path, facts: dict[str, str], own: dict[str, str]) -> None:
-    """UserError where a model was trained with another catalogue than the one given."""
-    theirs, ours = facts.get(FINGERPRINT), own.get(FINGERPRINT)
-    if theirs and ours and theirs != ours:
+    """Raises UserError if a model was trained with another catalogue than the current one.
+
+    Args:
+        facts: of the model.
+        own: facts with the current catalogue's fingerprint.
+    """
+    trained, current = facts.get(FINGERPRINT), own.get(FINGERPRINT)
+    if trained and current and trained != current:
         raise UserError(
-            f"{folder} was trained with a catalogue of fingerprint {theirs[:12]}, the catalogue given has {ours[:12]}: "
-            "the same semantic ID would mean another item; use the catalogue it was trained with"
+            f"{folder} was trained with a catalogue of fingerprint {trained[:12]}, the current one has {current[:12]}: "
+            "the same semantic ID would mean another item; use the catalogue that the model was trained with"
         )
 
 

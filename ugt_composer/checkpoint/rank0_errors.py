@@ -1,4 +1,4 @@
-"""What a run does when its save folder is full, read-only or gone: every rank ends, with one sentence."""
+"""Errors of a save folder that is full, read-only or gone end every rank, with a message of one sentence."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from ugt_composer.errors import RunError, UserError
 def saving_into(folder: str | Path) -> Iterator[None]:
     """
     Raises:
-        RunError: for an OSError in the block, naming the folder, the reason and the checkpoint to go on from.
+        RunError: for an OSError in the block, naming the folder, the reason and the checkpoint to resume from.
     """
     try:
         yield
@@ -24,21 +24,20 @@ def saving_into(folder: str | Path) -> Iterator[None]:
 
 
 def cannot_save(folder: str | Path, reason: str) -> RunError:
-    good = newest_of_recorded_size(folder)
-    left = "no good checkpoint is in it"
-    if good is not None:
-        left = (
-            f"the newest good checkpoint in it is {good.name}; make it writable and the same command goes on from there"
-        )
-    return RunError(f"{folder} cannot be written ({reason}): {left}")
+    newest = newest_of_recorded_size(folder)
+    hint = "it contains no valid checkpoint"
+    if newest is not None:
+        hint = f"its newest valid checkpoint is {newest.name}; make it writable and run the same command to resume"
+    return RunError(f"{folder} cannot be written ({reason}): {hint}")
 
 
 def save_on_rank_0(folder: str | Path, write: Callable[[], None]) -> None:
-    """Calls `write` on rank 0. A collective: what fails there ends every rank, and none waits for it.
+    """Calls `write` on rank 0. A collective: an error there is raised on every rank, so that none waits for rank 0.
 
     Raises:
-        RunError: on all ranks, as of `saving_into`. Any other error is raised on rank 0 as it is; a UserError is one
-            on all ranks.
+        RunError: on all ranks for an OSError, as in `saving_into`; on the other ranks also for any other error, which
+            rank 0 raises unchanged.
+        UserError: on all ranks, if `write` raised one.
     """
     failure: Exception | None = None
     if dist.get_global_rank() == 0:
@@ -47,8 +46,9 @@ def save_on_rank_0(folder: str | Path, write: Callable[[], None]) -> None:
                 write()
         except Exception as error:
             failure = error
-    told = from_rank_0(None if failure is None else (isinstance(failure, UserError), str(failure)))
+    rank_0_failure = from_rank_0(None if failure is None else (isinstance(failure, UserError), str(failure)))
     if failure is not None:
         raise failure
-    if told is not None:
-        raise (UserError if told[0] else RunError)(told[1])
+    if rank_0_failure is not None:
+        is_user_error, message = rank_0_failure
+        raise (UserError if is_user_error else RunError)(message)

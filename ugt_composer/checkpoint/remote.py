@@ -1,4 +1,4 @@
-"""What of a run lies in a store: read to go on from it, moved aside, and models fetched to be loaded."""
+"""A run's files in an S3 store, fetched to resume from or moved aside; and portable models, fetched to be loaded."""
 
 import hashlib
 import logging
@@ -29,7 +29,7 @@ PAUSES = (0.0, 0.5, 2.0)  # seconds before each attempt at files that do not fit
 
 
 class DamagedError(Exception):
-    """Files in a store that are not as their record says. The message says which and how."""
+    """Files in a store that do not match their record. The message says which and how."""
 
 
 def record_name(checkpoint: str) -> str:
@@ -37,20 +37,20 @@ def record_name(checkpoint: str) -> str:
 
 
 def stored_checkpoints(listing: dict[str, int]) -> list[str]:
-    """The names of the checkpoints that a store holds something of, newest first."""
+    """The names of the checkpoints, complete or not, in the listing of a store, newest first."""
     names = {name.split("/")[0].removesuffix(f".{RECORD}") for name in listing}
     return sorted(filter(is_checkpoint_name, names), key=lambda name: batch_of(Path(name)), reverse=True)
 
 
 def fetch_newest(store: Store, folder: Path) -> set[str]:
-    """Brings the newest valid checkpoint of the store, and what belongs to it, where the folder has none as new.
+    """Fetches the newest valid checkpoint of the store, and the files beside it, unless the folder has one as new.
 
     Returns:
-        The names of those that are damaged in the store.
+        The names of the checkpoints that are corrupted in the store.
 
     Raises:
         StoreError: the store does not answer.
-        UserError: there are checkpoints, and none is valid.
+        UserError: there are checkpoints, but none is valid.
     """
     listing = store.list()
     if "run_id" in listing and not (folder / "run_id").exists():
@@ -67,17 +67,19 @@ def fetch_newest(store: Store, folder: Path) -> set[str]:
             continue
         if record_name(name) not in listing:
             log.warning(
-                "%s/%s: has no record, so its upload was never finished; trying the one before", store.url, name
+                "%s/%s: has no record, so its upload was never finished; trying the checkpoint before it",
+                store.url,
+                name,
             )
             continue
         try:
             _bring(store, folder, name, listing)
         except DamagedError as error:
-            log.warning("%s/%s: %s; trying the one before", store.url, name, error)
+            log.warning("%s/%s: %s; trying the checkpoint before it", store.url, name, error)
             problems.append(f"{store.url}/{name}: {error}")
             damaged.add(name)
             continue
-        log.warning("%s/%s: fetched, to go on from there", store.url, name)
+        log.warning("%s/%s: fetched, to resume from it", store.url, name)
         return damaged
     if problems:
         raise none_valid(f"{folder}, {store.url}", problems)
@@ -85,7 +87,7 @@ def fetch_newest(store: Store, folder: Path) -> set[str]:
 
 
 def _bring(store: Store, folder: Path, name: str, listing: dict[str, int]) -> None:
-    """The checkpoint gets its name last: a kill before leaves a folder that fetches again."""
+    """Renames the checkpoint last: after a kill before that, the next start fetches it again."""
     temporary = folder / f"{name}.fetched.tmp"
     try:
         record = _fetch_recorded(store, record_name(name), temporary)
@@ -115,7 +117,7 @@ def _bring_portable(store: Store, folder: Path, name: str) -> None:
             (temporary / file).rename(folder / name / f"{file}.tmp")
         put_in_place(folder / name / RECORD, {file: facts[0] for file, facts in record.items()})
     except DamagedError as error:
-        log.warning("%s/%s: %s; the run writes it again", store.url, name, error)
+        log.warning("%s/%s: %s; the run will write it again", store.url, name, error)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -130,10 +132,10 @@ def _fetch_beside(store: Store, folder: Path, name: str) -> None:
 
 
 def _fetch_recorded(store: Store, record_name: str, folder: Path) -> Record:
-    """Fetches the files of a record, and the record, into an empty folder, whole.
+    """Fetches a record and its files into an empty folder, and verifies them.
 
     Raises:
-        DamagedError: they do not fit it, in several attempts: they may be just being replaced.
+        DamagedError: they do not match after several attempts; a single mismatch may come from an upload under way.
         MissingError: there is no record.
     """
     flaw, is_folder = "", record_name.split("/")[-1] == RECORD
@@ -149,7 +151,7 @@ def _fetch_recorded(store: Store, record_name: str, folder: Path) -> Record:
             flaw = f"its {RECORD} {error}"
             continue
         if any(Path(name).is_absolute() or ".." in Path(name).parts for name in record):
-            raise DamagedError(f"its {RECORD} names files of other folders")
+            raise DamagedError(f"its {RECORD} names files outside its folder")
         try:
             for name in record:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -158,36 +160,36 @@ def _fetch_recorded(store: Store, record_name: str, folder: Path) -> Record:
             flaw = f"its {name} is missing"
             continue
         (folder / RECORD).write_bytes(text)
-        if (found := first_flaw(folder, record)) is None:
+        if (mismatch := first_flaw(folder, record)) is None:
             return record
-        flaw = " ".join(found) if is_folder else found[1]
+        flaw = " ".join(mismatch) if is_folder else mismatch[1]
     raise DamagedError(flaw)
 
 
 def set_stored_aside(store: Store) -> str | None:
-    """Moves what an earlier run left in the store to `earlier-1`, `earlier-2`, …; None where there is nothing.
+    """Moves the files of an earlier run in the store to `earlier-1`, `earlier-2`, …; returns None if there are none.
 
-    Records lose their old names first: no moment shows half a checkpoint that counts.
+    Records are deleted from their old place first: without its record, a partly moved checkpoint is ignored.
     """
     listing = store.list()
-    own = [n for n in listing if n in ("metrics.jsonl", "config.yaml") or n.split("/")[0] in PORTABLE]
+    names = [n for n in listing if n in ("metrics.jsonl", "config.yaml") or n.split("/")[0] in PORTABLE]
     for checkpoint in stored_checkpoints(listing):
-        own += [n for n in listing if n in (checkpoint, record_name(checkpoint)) or n.startswith(f"{checkpoint}/")]
-    if not own:
+        names += [n for n in listing if n in (checkpoint, record_name(checkpoint)) or n.startswith(f"{checkpoint}/")]
+    if not names:
         return None
     taken = {name.split("/")[0] for name in listing}
     target = next(f"earlier-{n}" for n in range(1, len(taken) + 2) if f"earlier-{n}" not in taken)
-    for name in own:
+    for name in names:
         store.copy(name, f"{target}/{name}")
-    store.delete(sorted(own, key=lambda name: not name.endswith(RECORD)))
+    store.delete(sorted(names, key=lambda name: not name.endswith(RECORD)))
     return f"{store.url}/{target}"
 
 
 def model_folder(place: str | Path) -> Path:
-    """The folder of a portable model: the one given, or for `s3://…/best` a checked copy on this machine.
+    """The local folder of a portable model: `place` itself, or for `s3://…/best` a verified copy on this machine.
 
     Raises:
-        UserError: the store has no such model, or it is damaged.
+        UserError: the store has no such model, or it is corrupted.
         StoreError: the store does not answer.
     """
     if not is_url(str(place)):
@@ -201,19 +203,19 @@ def model_folder(place: str | Path) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if folder.parents[1].stat().st_uid != os.getuid():
-            raise UserError(f"{folder.parents[1]} belongs to another user; set TMPDIR to a folder of your own")
+            raise UserError(f"{folder.parents[1]} belongs to another user; set TMPDIR to a folder that you own")
         with locked(folder.with_name(f"{key}.lock")):
             return _cached(store, folder)
     except MissingError as error:
         raise UserError(f"{error}; expected a model with its {RECORD}, such as s3://bucket/prefix/best") from None
     except DamagedError as error:
-        raise UserError(f"{store.url}: {error}; it is damaged, or was replaced meanwhile: try again") from None
+        raise UserError(f"{store.url}: {error}; it is corrupted, or was replaced meanwhile: try again") from None
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}); TMPDIR names the folder above it") from None
+        raise UserError(f"{folder} cannot be written ({error.strerror}); set TMPDIR to another folder") from None
 
 
 def _cached(store: Store, folder: Path) -> Path:
-    """One folder for each version of the model; what was fetched of earlier ones goes."""
+    """Fetches the model unless its current version is cached. One folder per version; earlier ones are deleted."""
     version = _version(store.read_bytes(RECORD))
     path = folder / version
     if path.is_dir():

@@ -23,7 +23,8 @@ INSTEAD = "or train into another save_folder with init_from"
 def check_resumable(
     path: Path, content: Mapping[str, Any], config: Config, data: list[str], catalogue: str | None
 ) -> dict[str, tuple[Any, Any]]:
-    """
+    """Compares a checkpoint with the run that is to resume from it.
+
     Args:
         content: of the checkpoint at `path`.
         config: of the run that resumes.
@@ -78,7 +79,7 @@ def _can_change(on_resume: OnResume, before: Any, now: Any) -> bool:
 
 
 def _flat(config: str) -> dict[str, Any]:
-    """{"model.d_model": 512, …}"""
+    """A YAML config as {"model.d_model": 512, …}."""
     flat: dict[str, Any] = {}
 
     def add(prefix: str, value: Any) -> None:

@@ -1,6 +1,6 @@
-"""Training checkpoints on disk: whole or absent, recorded, rotated, the newest valid one found again.
+"""Training checkpoints on disk: written atomically with a record of their hashes, rotated, verified when read.
 
-A checkpoint is a file, `ba00001000.pt`, or with `checkpoint.sharded` a folder, `ba00001000`, of every rank's part.
+A checkpoint is a file, `ba00001000.pt`, or with `checkpoint.sharded` a folder, `ba00001000`, with one part per rank.
 """
 
 import datetime
@@ -31,7 +31,7 @@ LIGHT_KEYS = {"state", "scaler", "rng", "config", "data", "catalogue"}
 WHOLE_KEYS = LIGHT_KEYS | {"model", "optimizer"}
 SHARDED_KEYS = LIGHT_KEYS | {"sharded"}
 SHARDS, STATE = "shards", "state.pt"  # in the folder of a sharded checkpoint
-REPLACED = ".replaced"  # ends the name of a folder while another takes its place
+REPLACED = ".replaced"  # suffix of an old folder while a new one of its name is put in place
 _NAME = re.compile(r"ba(\d{8,})(\.pt)?")
 
 
@@ -41,8 +41,8 @@ def checkpoint_path(folder: str | Path, batch: int, sharded: bool = False) -> Pa
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
     """The checkpoints in a folder, newest first, whichever process wrote them."""
-    found = [path for path in Path(folder).glob("ba*") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=batch_of, reverse=True)
+    paths = [path for path in Path(folder).glob("ba*") if _NAME.fullmatch(path.name)]
+    return sorted(paths, key=batch_of, reverse=True)
 
 
 def batch_of(path: Path) -> int:
@@ -56,10 +56,10 @@ def is_checkpoint_name(name: str) -> bool:
 
 
 def write_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
-    """Writes and records a checkpoint of one file: a kill leaves the one that was there before, or this one.
+    """Writes a checkpoint of one file and its record. Atomic: a kill leaves the old or the new one.
 
     Raises:
-        OSError: it cannot be written. What was there before still is.
+        OSError: it cannot be written. An earlier checkpoint of this name is kept.
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
@@ -69,14 +69,14 @@ def write_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
 
 
 def rotate(folder: str | Path, keep: int, good: set[Path], spared: str | None = None) -> None:
-    """Deletes what is older than the newest `keep` good checkpoints. A damaged one is none of these.
+    """Deletes all but the newest `keep` valid checkpoints. Corrupted ones do not count towards `keep`.
 
     Args:
-        good: those known to be good already; others are checked, and added where they are.
-        spared: the name of one that is being uploaded; a later call deletes it.
+        good: checkpoints that were verified before. The hashes of others are checked; valid ones are added.
+        spared: the name of a checkpoint that is being uploaded: not deleted now, but by a later call.
     """
-    kept, found = 0, list_checkpoints(folder)
-    for path in found if len(found) > keep else ():
+    kept, checkpoints = 0, list_checkpoints(folder)
+    for path in checkpoints if len(checkpoints) > keep else ():
         if kept == keep:
             if path.name != spared:
                 _delete(path)
@@ -88,16 +88,16 @@ def rotate(folder: str | Path, keep: int, good: set[Path], spared: str | None = 
 
 
 def clean(folder: str | Path) -> None:
-    """Removes what killed saves left behind."""
+    """Removes the leftovers of saves that were killed."""
     folder = Path(folder)
     for replaced in folder.glob(f"ba*{REPLACED}"):
         path = replaced.with_name(replaced.name.removesuffix(REPLACED))
         if path.exists():
             _remove(replaced)
         else:
-            replaced.rename(path)  # it had stepped aside for one that did not come
+            replaced.rename(path)  # the kill came before the new folder was in place
     of_models = [f"{name}/{leftover}" for name in ("best", "latest") for leftover in ("*.tmp", ".tmp*")]
-    for pattern in ("ba*.tmp", "*.fetched.tmp", *of_models):  # .tmp*: of safetensors
+    for pattern in ("ba*.tmp", "*.fetched.tmp", *of_models):  # .tmp*: written by safetensors
         for temporary in folder.glob(pattern):
             _remove(temporary)
     for record in folder.glob(f"ba*.{RECORD}"):
@@ -106,7 +106,7 @@ def clean(folder: str | Path) -> None:
 
 
 def _delete(path: Path) -> None:
-    """A folder first loses its name, so that a kill in between leaves none that looks whole."""
+    """Renames a folder before its files are deleted: a kill in between leaves no checkpoint that looks complete."""
     if path.is_dir():
         path = path.rename(path.with_name(path.name + ".tmp"))
     _remove(path)
@@ -121,9 +121,9 @@ def _remove(path: Path) -> None:
 
 
 def set_aside(folder: str | Path) -> Path | None:
-    """Moves what an earlier run left in a folder to `earlier-1`, `earlier-2`, …; None where there is nothing.
+    """Moves the files of an earlier run to `earlier-1`, `earlier-2`, …; returns None if there are none.
 
-    A run that starts afresh beside old checkpoints would have its own rotated away, as those of fewer batches.
+    Otherwise the rotation would delete the checkpoints of a new run first, because they have fewer batches.
     """
     names = ("best", "latest", "metrics.jsonl", "config.yaml")
     checkpoints = list_checkpoints(folder)
@@ -140,9 +140,9 @@ def set_aside(folder: str | Path) -> Path | None:
 
 
 def flaw_of(path: Path, sizes_only: bool = False) -> str | None:
-    """What is wrong with a checkpoint's files, as "is missing"; None where they are what was written.
+    """What is wrong with a checkpoint's files, such as "is missing"; None if they are as written.
 
-    One without a record, as after copying by hand, is checked by the checksums in the file itself.
+    A checkpoint without a record, such as one copied by hand, is checked by the checksums in the file itself.
     """
     is_folder = path.is_dir()
     record_path, needed = (path / RECORD, STATE) if is_folder else (record_beside(path), path.name)
@@ -151,35 +151,35 @@ def flaw_of(path: Path, sizes_only: bool = False) -> str | None:
     except DamagedRecordError as error:
         if is_folder:
             return f"its {RECORD} {error}"
-        log.warning("%s %s; checking %s by its own checksums", record_path, error, path.name)
+        log.warning("%s %s; checking %s by the checksums that it contains", record_path, error, path.name)
         record = None
     if record is None or needed not in record:
         if is_folder and not any((path / SHARDS).rglob("*")):
             return f"its folder {SHARDS} is missing or empty"
         return _checksum_flaw(path / STATE if is_folder else path)
-    found = first_flaw(record_path.parent, record, sizes_only)
-    if found is None:
+    mismatch = first_flaw(record_path.parent, record, sizes_only)
+    if mismatch is None:
         return None
-    name, flaw = found
+    name, flaw = mismatch
     return f"its {name} {flaw}" if is_folder else flaw
 
 
 def _checksum_flaw(path: Path) -> str | None:
-    """torch.save writes a zip file, which holds a checksum of each of its parts; torch.load does not look at them."""
+    """torch.save writes a zip file with a checksum of each of its parts; torch.load does not verify them."""
     try:
         with zipfile.ZipFile(path) as parts:
-            damaged = parts.testzip()
+            corrupted = parts.testzip()
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
-    except Exception as error:  # a torn file can fail in any way
+    except Exception as error:  # a truncated file can fail in any way
         return f"cannot be read as a checkpoint ({error})"
-    return None if damaged is None else f"cannot be read as a checkpoint (its part {damaged} is damaged)"
+    return None if corrupted is None else f"cannot be read as a checkpoint (its part {corrupted} is corrupted)"
 
 
 def newest_of_recorded_size(folder: str | Path) -> Path | None:
-    """The newest checkpoint whose files are all there in full: one that was read back when it was written."""
+    """The newest checkpoint whose files all have their recorded size. Their hashes were verified when written."""
     try:
         return next((path for path in list_checkpoints(folder) if flaw_of(path, sizes_only=True) is None), None)
     except OSError:
@@ -187,17 +187,17 @@ def newest_of_recorded_size(folder: str | Path) -> Path | None:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Tensors and plain data only: nothing in the file is executed.
+    """Reads tensors and plain data only: nothing in the file is executed.
 
     Raises:
-        UserError: the file is missing, no checkpoint, or not what was written.
+        UserError: the file is missing, corrupted, or no checkpoint.
     """
     path = Path(path)
     if path.exists() and (flaw := flaw_of(path)) is not None:
         raise UserError(f"{path}: {flaw}")
     if path.is_dir():
-        if (strange := forbidden(path / SHARDS)) is not None:
-            raise UserError(f"{path}: its {SHARDS}/{strange}")
+        if (problem := forbidden(path / SHARDS)) is not None:
+            raise UserError(f"{path}: its {SHARDS}/{problem}")
         path = path / STATE
     core = np._core if hasattr(np, "_core") else np.core  # type: ignore[attr-defined]  # NumPy 2 and 1
     allowed = [
@@ -213,26 +213,26 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected a training checkpoint such as ba00001000.pt") from None
-    except Exception as error:  # a torn file can fail in any way
+    except Exception as error:  # a truncated file can fail in any way
         reason = (str(error) or repr(error)).splitlines()[0]
         raise UserError(f"{path}: cannot be read as a checkpoint ({reason})") from None
     if not isinstance(content, dict) or content.keys() not in (WHOLE_KEYS, SHARDED_KEYS):
-        raise UserError(f"{path}: is no training checkpoint; expected one such as ba00001000.pt")
+        raise UserError(f"{path}: not a training checkpoint; expected one such as ba00001000.pt")
     return content
 
 
 def newest_checkpoint(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest valid checkpoint and its content; None where there is none at all.
+    """The newest valid checkpoint and its content; None if the folder has no checkpoints.
 
     Raises:
-        UserError: there are checkpoints and none can be read. Starting again from nothing would hide that.
+        UserError: there are checkpoints, but none can be read. Starting a new run would hide that.
     """
     problems = []
     for path in list_checkpoints(folder):
         try:
             return path, read_checkpoint(path)
         except UserError as error:
-            log.warning("%s; trying the one before", error)
+            log.warning("%s; trying the checkpoint before it", error)
             problems.append(str(error))
     if problems:
         raise none_valid(folder, problems)
@@ -241,6 +241,6 @@ def newest_checkpoint(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
 
 def none_valid(place: str | Path, problems: list[str]) -> UserError:
     return UserError(
-        f"{place}: no checkpoint can be read: {'; '.join(problems)}. To start afresh, set autoresume=false or another "
-        "save_folder"
+        f"{place}: no checkpoint can be read: {'; '.join(problems)}. To start a new run, set autoresume=false or "
+        "another save_folder"
     )

@@ -1,4 +1,4 @@
-"""Checkpoints of which each rank writes its own part, in the format of the strategy."""
+"""Sharded checkpoints: each rank writes its own part, in the format of the strategy."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ from ugt_composer.storage.sync import forget_cached, sync_file, sync_folder
 
 
 def write_sharded(path: Path, light: dict[str, Any], strategy: Strategy) -> None:
-    """Every rank writes its part into one folder, which gets its name when all are done and recorded. A collective.
+    """Every rank writes its part into a temporary folder, renamed when parts and record are complete. A collective.
 
     Raises:
         RunError: the folder cannot be written.
@@ -34,15 +34,15 @@ def write_sharded(path: Path, light: dict[str, Any], strategy: Strategy) -> None
         temporary.mkdir()
 
     def finish() -> None:
-        found[STATE] = write_hashed(temporary / STATE, lambda file: torch.save(light, file))  # type: ignore[arg-type]
-        write_record(temporary / RECORD, {name: [facts] for name, facts in found.items()})
+        facts[STATE] = write_hashed(temporary / STATE, lambda file: torch.save(light, file))  # type: ignore[arg-type]
+        write_record(temporary / RECORD, {name: [file_facts] for name, file_facts in facts.items()})
         put_folder_in_place(temporary, path)
 
     save_on_rank_0(path.parent, begin)
     try:
         _save_parts(strategy, temporary / SHARDS, path.parent)
         dist.barrier()
-        found = _facts_by_all_ranks(temporary, path.parent)
+        facts = _facts_by_all_ranks(temporary, path.parent)
         save_on_rank_0(path.parent, finish)
     except BaseException:
         if dist.get_global_rank() == 0:
@@ -51,7 +51,7 @@ def write_sharded(path: Path, light: dict[str, Any], strategy: Strategy) -> None
 
 
 def put_folder_in_place(temporary: Path, path: Path) -> None:
-    """Gives a folder its name. One that has the name steps aside until then: a kill loses neither."""
+    """Renames `temporary` to `path`. An old folder there is renamed first and deleted last: a kill loses neither."""
     replaced = path.with_name(path.name + REPLACED)
     if path.exists():
         path.rename(replaced)
@@ -63,7 +63,7 @@ def put_folder_in_place(temporary: Path, path: Path) -> None:
 def _save_parts(strategy: Strategy, shards: Path, folder: Path) -> None:
     try:
         strategy.save_sharded(shards)
-    except CheckpointException as error:  # of some rank, on all of them
+    except CheckpointException as error:  # raised on all ranks for an error on any of them
         causes = [cause for cause, _ in error.failures.values()]
         raise cannot_save(folder, _reason(next((c for c in causes if isinstance(c, OSError)), causes[0]))) from None
     except OSError as error:
@@ -71,7 +71,7 @@ def _save_parts(strategy: Strategy, shards: Path, folder: Path) -> None:
     except RuntimeError as error:
         if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
             raise
-        raise cannot_save(folder, _reason(error)) from None  # torch.save does not tell the disk's reason
+        raise cannot_save(folder, _reason(error)) from None  # torch.save hides the OSError
 
 
 def _reason(error: BaseException) -> str:
@@ -80,25 +80,26 @@ def _reason(error: BaseException) -> str:
 
 
 def _facts_by_all_ranks(temporary: Path, folder: Path) -> dict[str, Facts]:
-    """By name, of every file of the shards, each flushed and read from the disk by one of the ranks."""
+    """{name: size and hash} of every file in `temporary`; each is flushed and read back from the disk by one rank."""
     names = sorted(path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file())
-    own: dict[str, Facts] | str
+    rank_facts: dict[str, Facts] | str  # the reason, if the disk failed
     try:
-        own = {name: _flushed(temporary / name) for name in names[dist.get_global_rank() :: dist.get_world_size()]}
+        names_of_rank = names[dist.get_global_rank() :: dist.get_world_size()]
+        rank_facts = {name: _flush_and_hash(temporary / name) for name in names_of_rank}
         if dist.get_global_rank() == 0:
             for path in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
                 sync_folder(path)
     except OSError as error:
-        own = _reason(error)
-    together: dict[str, Facts] = {}
-    for found in dist.all_gather_object(own):
-        if isinstance(found, str):
-            raise cannot_save(folder, found)
-        together |= found
-    return together
+        rank_facts = _reason(error)
+    all_facts: dict[str, Facts] = {}
+    for facts_or_reason in dist.all_gather_object(rank_facts):
+        if isinstance(facts_or_reason, str):
+            raise cannot_save(folder, facts_or_reason)
+        all_facts |= facts_or_reason
+    return all_facts
 
 
-def _flushed(path: Path) -> Facts:
+def _flush_and_hash(path: Path) -> Facts:
     sync_file(path)
     forget_cached(path)
     return facts_of(path)

@@ -1,7 +1,7 @@
-"""What a pickle would call, found without calling it.
+"""Lists what a pickle would call, without calling it.
 
-PyTorch's distributed checkpoint and DeepSpeed unpickle their files with Python's own pickle, which does whatever a file
-says. Therefore the files are looked through before they are handed over.
+PyTorch's distributed checkpoint and DeepSpeed load their files with Python's pickle, which executes any code that a
+file names. The files are therefore checked before they are loaded.
 """
 
 import pickle
@@ -12,7 +12,7 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from pathlib import Path
 from typing import Any
 
-# What the shards of the strategies consist of. None of these does more than make an object.
+# The classes and functions in the shards of all strategies. Each of them only creates an object.
 HARMLESS = {
     "_codecs": {"encode"},
     "builtins": {"bytearray", "complex", "frozenset", "set", "slice"},
@@ -23,13 +23,13 @@ HARMLESS = {
     "numpy.core.multiarray": {"_reconstruct", "scalar"},
     "numpy._core.multiarray": {"_reconstruct", "scalar"},
     "torch": {"Size", "Tensor", "device"},
-    "torch._tensor": {"_rebuild_from_type_v2"},  # calls what it is given, which is one of these
+    "torch._tensor": {"_rebuild_from_type_v2"},  # calls its argument, which must be in this list too
     "torch._utils": {"_rebuild_parameter", "_rebuild_tensor_v2"},
     "torch.nn.parameter": {"Parameter"},
     "torch.serialization": {"_get_layout"},
     "torch.storage": {"UntypedStorage"},
     "torch.torch_version": {"TorchVersion"},
-    # BytesStorageMetadata is not among them: PyTorch unpickles what it stands for.
+    # Without BytesStorageMetadata: PyTorch unpickles the bytes that it refers to.
     "torch.distributed.checkpoint.metadata": {
         "ChunkStorageMetadata",
         "Metadata",
@@ -44,22 +44,25 @@ HARMLESS = {
     "deepspeed.runtime.zero.config": {"ZeroStageEnum"},
     "deepspeed.utils.tensor_fragment": {"fragment_address"},
 }
-STORAGES_AND_DTYPES = re.compile(r"[A-Z][A-Za-z0-9]*Storage|(b?float|complex|u?int)\d+|bool")  # of torch
-ZIP, OLD_FORM = b"PK\x03\x04", 0x1950A86A20F9469CFC6C  # how torch.save's files begin
+STORAGES_AND_DTYPES = re.compile(r"[A-Z][A-Za-z0-9]*Storage|(b?float|complex|u?int)\d+|bool")  # in module torch
+ZIP, LEGACY_MAGIC = (
+    b"PK\x03\x04",
+    0x1950A86A20F9469CFC6C,
+)  # start of torch.save's files: zip and legacy format
 
 
 def forbidden(shards: Path) -> str | None:
-    """What is wrong with a sharded checkpoint's files, as "a.pt calls os.system"; None where all are harmless."""
+    """What is wrong with a sharded checkpoint's files, such as "a.pt calls os.system"; None if all are harmless."""
     for path in sorted(shards.rglob("*")):
         if path.name != ".metadata" and path.suffix != ".pt":
             continue
-        name = path.relative_to(shards).as_posix()
+        file_name = path.relative_to(shards).as_posix()
         try:
-            strange = sorted(called for called in names_called(path) if not _is_harmless(*called))
-        except Exception as error:  # a torn file can fail in any way
-            return f"{name} cannot be read ({error})"
-        if strange:
-            return f"{name} calls {'.'.join(strange[0])}, which no checkpoint needs: nothing in it was executed"
+            harmful = sorted(name for name in names_called(path) if not _is_harmless(*name))
+        except Exception as error:  # a truncated file can fail in any way
+            return f"{file_name} cannot be read ({error})"
+        if harmful:
+            return f"{file_name} calls {'.'.join(harmful[0])}, which no checkpoint needs; nothing in it was executed"
     return None
 
 
@@ -68,7 +71,7 @@ def _is_harmless(module: str, name: str) -> bool:
 
 
 class _Anything:
-    """Stands for every class and function that a pickle names: takes what comes and does nothing."""
+    """Takes the place of every class and function that a pickle names: accepts any call and does nothing."""
 
     def __new__(cls, *_: Any, **__: Any) -> "_Anything":
         return super().__new__(cls)
@@ -98,7 +101,7 @@ class _Names(pickle.Unpickler):
         self.names: set[tuple[str, str]] = set()
 
     def find_class(self, module: str, name: str) -> Any:
-        # As pickle itself understands the names of its older protocols: __builtin__ is builtins.
+        # Maps Python 2 names of older protocols as pickle does, such as __builtin__ to builtins.
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         self.names.add((module, name))
         return _Anything
@@ -108,10 +111,10 @@ class _Names(pickle.Unpickler):
 
 
 def names_called(path: Path) -> set[tuple[str, str]]:
-    """(module, name) of each class and function that unpickling a file would reach for.
+    """(module, name) of each class and function that unpickling a file would import.
 
     Raises:
-        Exception: of any kind, where it is neither torch.save's, old or new form, nor `.metadata`.
+        Exception: of any kind, if the file is neither `.metadata` nor from torch.save (zip or legacy format).
     """
     with path.open("rb") as file:
         if file.read(len(ZIP)) == ZIP:
@@ -122,9 +125,9 @@ def names_called(path: Path) -> set[tuple[str, str]]:
         names, first = _names_of(file)
         if path.name == ".metadata":
             return names
-        if first != OLD_FORM or tarfile.is_tarfile(path):  # torch.load would take a tar file too
-            raise ValueError("no file of torch.save")
-        for _ in range(4):  # protocol, machine, content, keys of the storages; the rest is raw numbers
+        if first != LEGACY_MAGIC or tarfile.is_tarfile(path):  # torch.load would accept a tar file too
+            raise ValueError("not a file of torch.save")
+        for _ in range(4):  # protocol, machine, content, storage keys; the rest is raw tensor data
             names |= _names_of(file)[0]
         return names
 

@@ -1,4 +1,4 @@
-"""The save folder in a store: copied there by a thread of rank 0, so that training does not wait."""
+"""Copies the save folder to an S3 store, in a thread of rank 0, so that training does not wait."""
 
 import logging
 import threading
@@ -22,13 +22,13 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Part:
-    """What is uploaded together: its files in any order, and then what makes it count.
+    """Files that are uploaded together: first the files in any order, and last the one that marks the part as complete.
 
     Attributes:
-        name: `best`, `ba00001000.pt`, `metrics.jsonl`.
+        name: such as `best`, `ba00001000.pt`, `metrics.jsonl`.
         last: the name of the record, or of the only file.
-        content: of `last`, as it was when the part was noted.
-        open: opens the other files, by name. FileNotFoundError: it was rotated away before its turn.
+        content: of `last`, at the time when `send` was called.
+        open: {name: opens the file} of the other files; raises FileNotFoundError if rotation has deleted it meanwhile.
     """
 
     name: str
@@ -42,75 +42,75 @@ class Part:
 
 
 class Uploads:
-    """Brings to the store what the folder holds and the store lacks, each time that `send` is called.
+    """Uploads the files of the save folder that the store does not have yet, each time that `send` is called.
 
-    One upload at a time. What belongs to a checkpoint comes before it, its record after it, older checkpoints before
-    newer ones. A call while another is under way waits for it and takes the place of one that waits already: what
-    was rotated away by then is not uploaded.
+    One upload runs at a time: first the files beside the checkpoints, then the checkpoints, older ones first, each with
+    its record last. A call during an upload is queued and replaces one that is queued already; checkpoints that the
+    rotation has deleted by then are not uploaded.
 
     Args:
-        keep: the number of checkpoints that stay in the store.
-        damaged: names of checkpoints in the store that are known to be bad.
+        keep: the number of valid checkpoints to keep in the store.
+        damaged: names of checkpoints in the store that are known to be corrupted.
     """
 
     def __init__(self, store: Store, folder: Path, keep: int, damaged: set[str]):
         self.store, self.folder, self.keep = store, folder, keep
         self.damaged = set(damaged)
-        self.uploading: str | None = None  # this name is not to be deleted now
-        self.is_complete = False  # the store has what the last call was to bring there
-        self.failure: str | None = None  # of the last attempt
-        self._versions: dict[str, str] = {}  # of what the store has for certain, by the part's name
+        self.uploading: str | None = None  # the part being uploaded, which must not be deleted now
+        self.is_complete = False  # the store has everything of the last call
+        self.failure: str | None = None  # error message of the last attempt
+        self._versions: dict[str, str] = {}  # {part's name: version} of the parts that the store is known to have
         self._missing: list[str] = []
-        self._waiting: tuple[list[Part], ExitStack] | None = None
+        self._queued: tuple[list[Part], ExitStack] | None = None
         self._busy = False
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
     def send(self) -> None:
-        """Notes what is in the folder now, and uploads it in the background.
+        """Uploads the present content of the folder in the background.
 
         Raises:
             OSError: the folder cannot be read.
         """
-        held = ExitStack()
-        parts = self._parts(held)
+        open_files = ExitStack()
+        parts = self._parts(open_files)
         with self._changed:
-            if self._waiting is not None:
-                self._waiting[1].close()
-            self._waiting, self.is_complete = (parts, held), False
+            if self._queued is not None:
+                self._queued[1].close()
+            self._queued, self.is_complete = (parts, open_files), False
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, daemon=True, name="uploads")
                 self._thread.start()
             self._changed.notify_all()
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Waits for what was sent. True where the store has all of it."""
+        """Waits up to `seconds` for the uploads. Returns whether the store has everything."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting is None and not self._busy, seconds)
+            self._changed.wait_for(lambda: self._queued is None and not self._busy, seconds)
             return self.is_complete
 
     def lacking(self) -> str:
-        """One clause about what the store does not have."""
+        """A message that names what the store does not have."""
         with self._changed:
-            waiting = [] if self._waiting is None else self._not_there(self._waiting[0])
-            names = dict.fromkeys([*self._missing, *waiting])
-        told = [name for name in names if name not in BESIDE] or list(names)
+            queued = [] if self._queued is None else self._outdated(self._queued[0])
+            names = dict.fromkeys([*self._missing, *queued])
+        missing = [name for name in names if name not in BESIDE] or list(names)
         reason = f" ({self.failure})" if self.failure else ""
-        return f"{self.store.url} lacks {', '.join(told)}{reason}"
+        return f"{self.store.url} does not have {', '.join(missing)}{reason}"
 
     def finish(self) -> None:
-        """Waits until all is there, with another attempt at what failed before.
+        """Waits until the store has everything; retries once what failed before.
 
         Raises:
-            RunError: naming the store and what it lacks.
+            RunError: naming the store and what it does not have.
         """
         self.wait()
         if not self.is_complete:
             self.send()
             if not self.wait():
-                raise RunError(f"{self.lacking()}; {self.folder} has it: the same command tries again")
+                raise RunError(f"{self.lacking()}; it is in {self.folder}: run the same command to try again")
 
-    def _parts(self, held: ExitStack) -> list[Part]:
+    def _parts(self, open_files: ExitStack) -> list[Part]:
         small = [self.folder / name for name in ("config.yaml", *BESIDE)]
         parts = [Part(path.name, path.name, path.read_bytes()) for path in small if path.exists()]
         for name in PORTABLE:
@@ -118,8 +118,8 @@ class Uploads:
             if not record.exists():
                 continue
             content = record.read_bytes()
-            # Opened now: the training replaces these files while they are uploaded.
-            files = [(f, held.enter_context((self.folder / name / f).open("rb"))) for f in parse_record(content)]
+            # Opened now, because training may replace these files during the upload.
+            files = [(f, open_files.enter_context((self.folder / name / f).open("rb"))) for f in parse_record(content)]
             opened = {f"{name}/{f}": partial(_same, file) for f, file in files}
             parts.append(Part(name, f"{name}/{RECORD}", content, opened))
         for path in reversed(list_checkpoints(self.folder)):
@@ -131,41 +131,41 @@ class Uploads:
             parts.append(Part(path.name, record_name(path.name), content, opened))
         return parts
 
-    def _not_there(self, parts: list[Part]) -> list[str]:
+    def _outdated(self, parts: list[Part]) -> list[str]:
         return [part.name for part in parts if self._versions.get(part.name) != part.version]
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting is not None)
-                assert self._waiting is not None
-                (parts, held), self._waiting, self._busy = self._waiting, None, True
-                self._missing = self._not_there(parts)
+                self._changed.wait_for(lambda: self._queued is not None)
+                assert self._queued is not None
+                (parts, open_files), self._queued, self._busy = self._queued, None, True
+                self._missing = self._outdated(parts)
             try:
-                self._bring(parts)
+                self._upload_missing(parts)
                 failure = None
-            except Exception as error:  # the thread outlives whatever happens to one upload
+            except Exception as error:  # a failed upload must not end the thread
                 reason = str(error) if isinstance(error, StoreError) else f"{self.store.url}: {error!r}"
                 failure = reason.splitlines()[0]
-            held.close()
+            open_files.close()
             with self._changed:
                 self._busy, self.uploading, self.failure = False, None, failure
-                self.is_complete = failure is None and self._waiting is None
+                self.is_complete = failure is None and self._queued is None
                 self._changed.notify_all()
             if failure is not None:
-                log.warning("%s; the save folder has it, and it is tried again with the next save", self.lacking())
+                log.warning("%s; it is in the save folder, and the next save tries again", self.lacking())
 
-    def _bring(self, parts: list[Part]) -> None:
+    def _upload_missing(self, parts: list[Part]) -> None:
         listing = self.store.list()
         for part in parts:
             self.uploading = part.name
-            if not self._is_there(part, listing):
+            if not self._is_uploaded(part, listing):
                 self._upload(part)
             self._missing = [name for name in self._missing if name != part.name]
         self.uploading = None
         self._rotate()
 
-    def _is_there(self, part: Part, listing: dict[str, int]) -> bool:
+    def _is_uploaded(self, part: Part, listing: dict[str, int]) -> bool:
         if part.name in self.damaged or not {part.last, *part.open} <= listing.keys():
             return False
         if part.name not in self._versions and listing[part.last] == len(part.content):
@@ -173,10 +173,10 @@ class Uploads:
         return self._versions.get(part.name) == part.version
 
     def _upload(self, part: Part) -> None:
-        """What lay there before does not fit its own record while it is replaced, and so counts no more."""
+        """While files are being replaced they do not match the old record, so that readers ignore the part."""
         self._versions.pop(part.name, None)
         if is_checkpoint_name(part.name) and flaw_of(self.folder / part.name) is not None:
-            return  # rotated away before its turn, or damaged, which the resume has told
+            return  # deleted by the rotation, or corrupted, as logged when the run was resumed
         try:
             for name, opened in part.open.items():
                 with opened() as file:
@@ -188,17 +188,17 @@ class Uploads:
         self.damaged.discard(part.name)
 
     def _rotate(self) -> None:
-        """Deletes what is older than the newest checkpoints that are whole, of this process or another."""
+        """Deletes all but the newest `keep` complete checkpoints, whichever process uploaded them."""
         listing, kept = self.store.list(), 0
         for name in stored_checkpoints(listing):
             if kept < self.keep:
-                kept += self._is_whole(name, listing)
+                kept += self._has_all_files(name, listing)
                 continue
             files = [n for n in listing if n == name or n.startswith(f"{name}/")]
-            self.store.delete([record_name(name), *files])  # first of all it counts no more
+            self.store.delete([record_name(name), *files])  # the record first: without it the checkpoint is ignored
             self._versions.pop(name, None)
 
-    def _is_whole(self, name: str, listing: dict[str, int]) -> bool:
+    def _has_all_files(self, name: str, listing: dict[str, int]) -> bool:
         if name in self.damaged or record_name(name) not in listing:
             return False
         try:

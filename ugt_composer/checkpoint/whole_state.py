@@ -1,6 +1,6 @@
-"""Weights and optimizer state as whole tensors, whatever the strategy: streamed to and from rank 0's host memory.
+"""Weights and optimizer state as full tensors, for any strategy: streamed to and from rank 0's host memory.
 
-One parameter at a time crosses the network, so that no other rank ever holds a whole model beside its own part.
+One parameter at a time crosses the network, so that no other rank ever holds a full model beside its own shards.
 """
 
 from collections.abc import Iterator
@@ -15,23 +15,25 @@ from ugt_composer.parallelism.strategy import Strategy
 
 
 class HostMemory:
-    """Where copies of a model's tensors go. Copies into memory that was used before are several times faster; what the
-    last copies were needed for has to be done by then. Beside a GPU the memory is pinned, and holds nothing before
-    `wait_for_copies`."""
+    """Buffers in host memory for copies of a model's tensors, reused from save to save.
+
+    Copying into memory that was used before is several times faster, but overwrites the copies of the previous save,
+    which must be written by then. Copies from a GPU go to pinned memory and are valid only after `wait_for_copies`.
+    """
 
     def __init__(self) -> None:
         self._tensors: dict[tuple[str, ...], Tensor] = {}
 
     def copy(self, value: Tensor, *name: str) -> Tensor:
-        kept = self._tensors.get(name)
-        if kept is None or (kept.shape, kept.dtype) != (value.shape, value.dtype):
-            kept = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
-            self._tensors[name] = kept
-        return kept.copy_(value.detach(), non_blocking=True)
+        buffer = self._tensors.get(name)
+        if buffer is None or (buffer.shape, buffer.dtype) != (value.shape, value.dtype):
+            buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+            self._tensors[name] = buffer
+        return buffer.copy_(value.detach(), non_blocking=True)
 
 
 def wait_for_copies(device: torch.device) -> None:
-    """One wait for all copies from a device that were begun."""
+    """Waits for all copies from a device that were started."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
 
@@ -40,7 +42,7 @@ def gather_weights(strategy: Strategy, memory: HostMemory | None = None) -> dict
     """Every weight and buffer by name, float32, on rank 0; an empty dict on the others.
 
     Args:
-        memory: for the copies; None: new memory.
+        memory: buffers for the copies; None: new ones.
     """
     memory = memory or HostMemory()
     weights: dict[str, Tensor] = {}
@@ -67,7 +69,7 @@ def gather_optimizer(strategy: Strategy, memory: HostMemory | None = None) -> di
 
 
 def group_settings(strategy: Strategy) -> list[dict[str, Any]]:
-    """What an optimizer's groups hold beside parameters: the learning rate above all."""
+    """The settings of each parameter group, such as the learning rate, without its parameters."""
     return [{key: value for key, value in g.items() if key != "params"} for g in strategy.optimizer.param_groups]
 
 
@@ -91,20 +93,20 @@ def scatter_optimizer(strategy: Strategy, content: dict[str, Any] | None) -> Non
     groups, moments = None, None
     if content is not None:
         groups = content["groups"]
-        moments = {(name, key): value for name, own in content["moments"].items() for key, value in own.items()}
+        moments = {(name, key): value for name, values in content["moments"].items() for key, value in values.items()}
     set_groups(strategy, from_rank_0(groups))
     parameters = dict(strategy.named_parameters())
-    for name, own in groupby(_stream(strategy, moments), key=lambda item: item[0][0]):
-        strategy.write_moments(parameters[name], {key: value for (_, key), value in own})
+    for name, values in groupby(_stream(strategy, moments), key=lambda item: item[0][0]):
+        strategy.write_moments(parameters[name], {key: value for (_, key), value in values})
 
 
 def buffers_of(strategy: Strategy) -> dict[str, Tensor]:
-    """The model's buffers; every strategy keeps them whole on each rank."""
+    """The model's buffers; every strategy keeps them unsharded on each rank."""
     return dict(strategy.model.named_buffers())
 
 
 def _stream(strategy: Strategy, tensors: dict[Any, Tensor] | None) -> Iterator[tuple[Any, Tensor]]:
-    """Rank 0's tensors on every rank, one after the other; scalars stay on the host."""
+    """Yields rank 0's (key, tensor) on every rank, one after the other; scalars are yielded on the CPU."""
     header = from_rank_0([(k, v.shape, v.dtype) for k, v in tensors.items()] if tensors is not None else None)
     for key, shape, dtype in header:
         value = torch.empty(shape, dtype=dtype) if tensors is None else tensors[key]

@@ -1,4 +1,4 @@
-"""Files that are hashed while they are written and read back before they get their name."""
+"""Writes files that are hashed while they are written, and read back before they get their final name."""
 
 import errno
 import os
@@ -13,10 +13,10 @@ from ugt_composer.storage.record import Facts, read_back
 
 
 class HashedFile:
-    """What is written goes into a file and, in the same order, into its hash.
+    """A file whose hash is updated with each write.
 
     Attributes:
-        error: what the disk refused with. Who writes through C++ raises something that does not tell.
+        error: the OSError of a failed write; writers in C++, such as torch.save, raise another error that hides it.
     """
 
     def __init__(self, file: BinaryIO):
@@ -51,7 +51,7 @@ def write_hashed(path: Path, write: Callable[[HashedFile], Any]) -> Facts:
     """Writes a file, flushes it to the disk and reads it back. Returns its facts.
 
     Raises:
-        OSError: the disk refuses, or gives back something else than was written.
+        OSError: writing failed, or what was read back is not what was written.
     """
     with path.open("wb") as file:
         hashed = HashedFile(file)
@@ -72,7 +72,7 @@ def unlike_written(path: Path) -> OSError:
 
 @contextmanager
 def or_removed(*temporaries: Path) -> Iterator[None]:
-    """Removes what was half written where the block fails."""
+    """Removes the incomplete files if the block raises an error."""
     try:
         yield
     except BaseException:
@@ -80,5 +80,5 @@ def or_removed(*temporaries: Path) -> Iterator[None]:
             try:
                 path.unlink(missing_ok=True)
             except OSError:
-                continue  # the folder is gone or read-only: the first error tells
+                continue  # the folder is gone or read-only: the error of the block explains it
         raise
