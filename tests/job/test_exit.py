@@ -38,9 +38,9 @@ def run_job(deed: str, rank: int) -> tuple[subprocess.CompletedProcess, float]:
         pytest.param("stop", 1, EXIT_ERROR, STALLED, marks=slow),
         pytest.param("stop", 0, EXIT_ERROR, "rank 1 ended first: error: " + STALLED, marks=slow),
         pytest.param("sleep", 0, EXIT_ERROR, "rank 1 ended first: error: " + STALLED, marks=slow),
-        pytest.param("sleep", 0, EXIT_ERROR, "rank 0 stands in trainer/job_worker.py", marks=slow),
+        pytest.param("sleep", 0, EXIT_ERROR, "rank 0 is at job/job_worker.py", marks=slow),
         pytest.param("switch", 1, EXIT_ERROR, STALLED, marks=slow),
-        ("device", 0, EXIT_ERROR, "nothing was finished within dist_start_timeout (3 s); it stands in "),
+        ("device", 0, EXIT_ERROR, "no progress within dist_start_timeout (3 s); the main thread is at "),
         pytest.param("warn", 1, EXIT_PREEMPTED, "preempted before the first batch", marks=slow),
     ],
 )
@@ -105,7 +105,7 @@ def test_how_an_earlier_start_of_the_same_script_ended_is_forgotten():
                 "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'"
             ),
             False,
-            "Last error: Cuda failure 2 'out of memory'); the same command with NCCL_DEBUG=WARN",
+            "Last error: Cuda failure 2 'out of memory'); run the same command with NCCL_DEBUG=WARN",
         ),
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79 GiB."),
@@ -115,7 +115,7 @@ def test_how_an_earlier_start_of_the_same_script_ended_is_forgotten():
         (
             RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be …"),
             False,
-            "failed (CUDA error: an illegal memory access was encountered); kernels run later",
+            "failed (CUDA error: an illegal memory access was encountered); kernels run asynchronously",
         ),
         (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.7]:3"), True, None),
         (RuntimeError("shape '[2]' is invalid"), False, None),

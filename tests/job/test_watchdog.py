@@ -44,7 +44,7 @@ def test_until_the_first_batch_is_trained_the_start_timeout_counts(clock, limits
     clock.seconds += 600 + BEHIND
     assert watchdog.reason() is None
     clock.seconds += 1
-    assert "nothing was finished within dist_timeout (600 s); it stands in" in watchdog.reason()
+    assert "no progress within dist_timeout (600 s); the main thread is at" in watchdog.reason()
     Progress(watchdog).batch_end(None, None)
     assert limits == [600]
 
@@ -80,7 +80,7 @@ def test_an_error_of_nccl_ends_the_rank_before_the_timeout(clock, limits, monkey
     watchdog = Watchdog(start_timeout=3600, timeout=600)
     watchdog.watch()
     monkeypatch.setattr(module, "nccl_error", lambda: "remote error")
-    assert watchdog.reason().startswith("NCCL reports a remote error; it stands in ")
+    assert watchdog.reason().startswith("NCCL reports a remote error; the main thread is at ")
 
 
 @pytest.fixture

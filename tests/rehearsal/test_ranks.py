@@ -104,4 +104,4 @@ def test_a_collective_that_one_rank_alone_calls_is_noticed(train_on_two_ranks):
 def test_a_rank_whose_gpu_waits_for_one_that_stalls_ends_the_job(train_on_two_ranks):
     result = train_on_two_ranks("dist_timeout=5", mistake=("--stall", "1"))
     assert result.returncode == 1, result.stderr[-3000:]
-    assert "nothing was finished within dist_timeout (5 s); it stands in " in result.stderr
+    assert "no progress within dist_timeout (5 s); the main thread is at " in result.stderr

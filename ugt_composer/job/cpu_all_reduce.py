@@ -1,4 +1,4 @@
-"""Numbers that all ranks agree on, over the hosts: no GPU has to finish its work for it."""
+"""All-reduce of a few numbers on the CPU (gloo): it does not wait for work that is queued on the GPU."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -8,15 +8,16 @@ import torch.distributed as dist
 
 
 class HostAgreement:
-    """The largest of each rank's numbers, or their sums. Begun early and read late, it costs no waiting.
+    """Asynchronous CPU-side all-reduce of numbers: their maximum or sum over all ranks. Started early and read late, it
+    costs no waiting.
 
-    Has a process group of its own: collectives of one group must come in the same order on all ranks, and these run
-    beside the training's. To be made on all ranks together.
+    It has its own process group: collectives of one group must run in the same order on all ranks, and these run beside
+    those of the training. Must be created on all ranks together.
 
     Args:
-        timeout: gives the seconds that `agreed` waits for the other ranks; they may change from call to call, which
-            the timeout of a gloo group does not in PyTorch 2.7.
-        operation: of the ranks' numbers.
+        timeout: returns the seconds that `agreed` waits for the other ranks. A function, because they change during
+            a run, and PyTorch 2.7 cannot change the timeout of a gloo group.
+        operation: of the all-reduce.
     """
 
     def __init__(self, timeout: Callable[[], float], operation: dist.ReduceOp.RedOpType = dist.ReduceOp.MAX):
@@ -29,15 +30,16 @@ class HostAgreement:
         self._work: dist.Work | None = None
 
     def begin(self, *values: float) -> None:
+        """Starts the all-reduce of this rank's values. A collective."""
         self._values = torch.tensor(values, dtype=torch.float64)
         if self._group is not None:
             self._work = dist.all_reduce(self._values, op=self._operation, group=self._group, async_op=True)
 
     def agreed(self) -> list[float]:
-        """The same on every rank, for what was begun last.
+        """The results of the last `begin`, the same on every rank.
 
         Raises:
-            RuntimeError: another rank is gone, or has not begun within the timeout.
+            RuntimeError: another rank is gone, or did not call `begin` within the timeout.
         """
         if self._work is not None:
             self._work.wait(timedelta(seconds=self._timeout()))

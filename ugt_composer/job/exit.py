@@ -1,8 +1,8 @@
-"""How a job of several ranks ends: with the words and the exit status of the rank that ended first.
+"""How a job of several ranks ends: with the message and the exit status of the rank that ended first.
 
-The `composer` launcher ends the other ranks when one has ended, and exits with the status of the lowest rank that
-failed, whichever failed first. What that rank shows and exits with is therefore decided here: the first to end leaves
-a note for the others of its machine.
+The `composer` launcher stops all ranks when one has ended, and exits with the status of the lowest failed rank, which
+need not be the first that failed. Therefore the first rank to end writes a note (a file) for the other ranks of its
+machine, and they exit with its message and status.
 """
 
 import atexit
@@ -26,12 +26,12 @@ from typing import NoReturn
 
 from ugt_composer.errors import EXIT_ERROR, RunError, UserError, exit_on_user_error, status_of
 
-PR_SET_PDEATHSIG = 1  # of Linux' prctl
-NOTE_WAIT = 2.0  # seconds: contact is lost a moment before the reason is known
-STARTED = time.time()  # of this rank, nearly: this module is the first that a program of ranks loads
-CLOSE_WAIT = 10.0  # seconds that a failed rank has to close its files, before it is ended where it stands
+PR_SET_PDEATHSIG = 1  # option of Linux' prctl
+NOTE_WAIT = 2.0  # seconds to wait for the note: a connection breaks a moment before the note is written
+STARTED = time.time()  # about when this rank started: programs of several ranks import this module first
+CLOSE_WAIT = 10.0  # seconds that a failed rank may take to close its files before it is killed
 LOST_CONTACT = ("gloo", "Operation timed out!", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
-# What NCCL says where the fault is another rank's or the network's, not an argument of this rank's call.
+# NCCL's messages for errors of another rank or of the network, not of this rank's own call.
 NCCL_LOST_CONTACT = (
     "remote process exited or there was a network error",
     "ncclRemoteError",
@@ -46,10 +46,11 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class End:
-    """How a rank ended: its exit status, and why in one line.
+    """How a rank ended: its exit status, and the reason in one line.
 
     Attributes:
-        stalled: whether it ended because another rank, which is to say where it stands, or its GPU did not answer.
+        stalled: whether it ended because another rank or its GPU did not answer. The other ranks then log which line
+            they are at.
     """
 
     rank: int
@@ -67,7 +68,7 @@ def own_rank() -> int:
 
 
 def end_with_launcher() -> None:
-    """Asks Linux to warn this rank by SIGTERM when its launcher is gone, as when it was killed by SIGKILL."""
+    """Asks Linux to send this rank SIGTERM when its launcher is gone, for example killed by SIGKILL."""
     if not has_launcher():
         return
     launcher = _launcher()
@@ -75,19 +76,19 @@ def end_with_launcher() -> None:
     if not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != launcher:  # it went before the call
+    if os.getppid() != launcher:  # the launcher ended before the call
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 @functools.cache
 def _launcher() -> int:
-    """The process that started this one; asked for at the start, it stays the same when that one is gone."""
+    """The process that started this one. Cached at the start, because the parent id changes when the launcher ends."""
     return os.getppid()
 
 
 @functools.cache
 def _note_path() -> Path:
-    """One file for all ranks of a launcher. A later one may get the same process number, but not the same time."""
+    """One file for all ranks of a launcher: a process id may be reused, but not with the same start time."""
     launcher, started = _launcher(), ""
     if sys.platform.startswith("linux"):
         started = Path(f"/proc/{launcher}/stat").read_text().rpartition(")")[2].split()[19]
@@ -95,7 +96,7 @@ def _note_path() -> Path:
 
 
 def first_end() -> End | None:
-    """How the first rank of this machine ended; None while all of them run, or where it could not say so."""
+    """How the first rank of this machine to end did so; None while all ranks run, or if it could not write its note."""
     if not has_launcher():
         return None
     try:
@@ -107,26 +108,26 @@ def first_end() -> End | None:
 
 
 def _forget_earlier_start() -> None:
-    """What starts the ranks may be a script that starts them again: same process, and so the same name of the note."""
+    """Deletes the note of an earlier start by the same parent: a script may start the ranks again under the same id."""
     with contextlib.suppress(OSError):
         if _note_path().stat().st_mtime < STARTED:
             _note_path().unlink()
 
 
 def note_end(status: int, reason: str, stalled: bool = False) -> None:
-    """Leaves word for the other ranks. Only the first one's counts."""
+    """Writes the note for the other ranks, unless another rank has written one."""
     if not has_launcher():
         return
     path = _note_path()
-    own = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         _forget_old_jobs(path)
-        own.write_text(json.dumps(asdict(End(own_rank(), status, reason, stalled))), "utf-8")
-        os.link(own, path)  # whole or not at all, and never over another one's
+        temporary.write_text(json.dumps(asdict(End(own_rank(), status, reason, stalled))), "utf-8")
+        os.link(temporary, path)  # atomic, and never replaces the note of another rank
     except OSError:
         pass
     finally:
-        own.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _forget_old_jobs(path: Path) -> None:
@@ -140,7 +141,7 @@ def _forget_old_jobs(path: Path) -> None:
 
 
 def exit_as_rank(main: Callable[[], int | None]) -> NoReturn:
-    """Runs `main` as a program that may be one rank of a job. See `exit_on_user_error` for one that is alone."""
+    """Runs `main` as a program that may be one rank of a job. A single process exits as in `exit_on_user_error`."""
     try:
         if not has_launcher() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
             exit_on_user_error(main)
@@ -153,16 +154,17 @@ def exit_as_rank(main: Callable[[], int | None]) -> NoReturn:
         status = _end_after(error)
         _end_in(CLOSE_WAIT, status)
     finally:
-        # The launcher hurries up whom it finds alive, and Python gives the signals back before it has ended.
+        # The launcher signals ranks that are still running, and Python restores the default handlers before it exits.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
-    # Taking PyTorch apart afterwards costs seconds of a grace, and frees what the system frees anyway.
+    # Skips the rest of the interpreter's exit: tearing down PyTorch takes seconds of the grace, and the system frees its
+    # memory anyway.
     atexit._run_exitfuncs()
     leave(status)
 
 
 def _end_after(error: Exception) -> int:
-    """Says why this rank ends, unless another one's end is the reason: that one says it. Returns the exit status."""
+    """Reports why this rank ends, and returns the exit status. Exits at once if another rank's end is the cause."""
     timed_out = has_timed_out(error)
     if lost_contact(error) and not timed_out:
         leave_after_another(_one_line(error) if "NCCL" in str(error) else None)
@@ -172,8 +174,8 @@ def _end_after(error: Exception) -> int:
         print(reason, file=sys.stderr)
     elif timed_out:
         reason = (
-            "error: another rank stalled: it did not answer within dist_timeout, or dist_start_timeout before the "
-            "first batch"
+            "error: another rank stalled: it did not answer within dist_timeout (dist_start_timeout before the first "
+            "batch)"
         )
         print(f"rank {own_rank()}: {reason}\n{error}", file=sys.stderr)
     else:
@@ -200,12 +202,12 @@ def device_advice(error: BaseException) -> str | None:
             "parallelism.activation_checkpointing=true, or shard with parallelism.strategy=fsdp"
         )
     if "NCCL" in text or isinstance(error, torch.distributed.DistBackendError):
-        return f"NCCL failed ({_one_line(error)}); the same command with NCCL_DEBUG=WARN in its environment logs why"
+        return f"NCCL failed ({_one_line(error)}); run the same command with NCCL_DEBUG=WARN to see why"
     if "CUDA error" in text:
         return (
-            f"the GPU of {socket.gethostname()} failed ({text}); kernels run later than their calls: "
-            "CUDA_LAUNCH_BLOCKING=1 in the environment shows the call; if it comes on one machine only, look for its "
-            "Xid errors in dmesg"
+            f"the GPU of {socket.gethostname()} failed ({text}); kernels run asynchronously: set "
+            "CUDA_LAUNCH_BLOCKING=1 to see the call that failed; if it happens on one machine only, look "
+            "for Xid errors in its dmesg"
         )
     return None
 
@@ -219,12 +221,12 @@ def _one_line(error: BaseException) -> str:
 
 
 def leave_after_another(detail: str | None = None) -> NoReturn:
-    """Ends this rank because another one is gone, with that one's reason and status where it left them.
+    """Ends this rank because another one is gone, with the reason and status from that rank's note, if there is one.
 
-    At once: what closes files and connections in an orderly way would wait for the rank that is gone.
+    Exits without cleanup: closing files and connections would wait for the rank that is gone.
 
     Args:
-        detail: what this rank knows of it, told where the other one left no reason.
+        detail: what this rank knows about the cause, reported if there is no note.
     """
     deadline = time.monotonic() + NOTE_WAIT
     while (end := first_end()) is None and time.monotonic() < deadline:
@@ -234,12 +236,12 @@ def leave_after_another(detail: str | None = None) -> NoReturn:
     elif end.rank != own_rank():
         say(f"rank {end.rank} ended first: {end.reason}")
         if end.stalled:
-            say(f"rank {own_rank()} stands in {whereabouts()}")
+            say(f"rank {own_rank()} is at {whereabouts()}")
     leave(EXIT_ERROR if end is None else end.status)
 
 
 def end_stalled(reason: str) -> NoReturn:
-    """Ends this rank from a thread, whatever its main thread waits for."""
+    """Ends this rank from another thread, even if its main thread is blocked."""
     if first_end() is not None:
         leave_after_another()
     note_end(EXIT_ERROR, f"error: {reason}", stalled=True)
@@ -249,7 +251,7 @@ def end_stalled(reason: str) -> NoReturn:
 
 
 def whereabouts() -> str:
-    """The line at which the main thread is, and the line of this package that it came from."""
+    """The line that the main thread is at, and the innermost line of this package in its call stack."""
     frame: FrameType | None = sys._current_frames()[threading.main_thread().ident or 0]
     places = []
     while frame is not None:
@@ -257,13 +259,13 @@ def whereabouts() -> str:
         if path != Path(__file__):
             places.append((path, f"{'/'.join(path.parts[-2:])}:{frame.f_lineno} ({frame.f_code.co_name})"))
         frame = frame.f_back
-    own = next((place for path, place in places if PACKAGE in path.parents), None)
+    in_package = next((place for path, place in places if PACKAGE in path.parents), None)
     innermost = places[0][1]
-    return innermost if own in (None, innermost) else f"{innermost}, called by {own}"
+    return innermost if in_package in (None, innermost) else f"{innermost}, called by {in_package}"
 
 
 def say(sentence: str) -> None:
-    """To whoever still reads: an end that is nobody's to see is an end all the same."""
+    """Prints to stderr, and ignores errors if nobody reads it any more."""
     with contextlib.suppress(OSError, ValueError):
         print(sentence, file=sys.stderr, flush=True)
 
@@ -276,12 +278,12 @@ def leave(status: int) -> NoReturn:
 
 
 def lost_contact(error: BaseException) -> bool:
-    """Whether an error only tells that another rank is gone or silent."""
+    """Whether an error only means that another rank is gone or does not answer."""
     if not isinstance(error, RuntimeError):
         return isinstance(error, ConnectionError)
     torch, text = sys.modules.get("torch"), str(error)
     if torch is not None and isinstance(error, torch.distributed.DistBackendError):
-        # NCCL's: also a wrong call of this rank, or an error of its own GPU.
+        # NCCL raises it also for a wrong call of this rank or an error of its own GPU.
         return any(words in text for words in (*LOST_CONTACT, *NCCL_LOST_CONTACT))
     if torch is not None and isinstance(error, torch.distributed.DistError):
         return True
@@ -293,7 +295,7 @@ def has_timed_out(error: BaseException) -> bool:
 
 
 def a_rank_is_gone() -> bool:
-    """Whether the launcher has fewer ranks left on this machine than it started."""
+    """Whether fewer ranks are running on this machine than the launcher started."""
     if not has_launcher() or os.getppid() != _launcher():
         return False
     import psutil
@@ -307,7 +309,7 @@ def a_rank_is_gone() -> bool:
 
 
 def _wake_stopped_ranks() -> None:
-    """A rank that was stopped from outside (SIGSTOP) would be waited for by the launcher; awake, it sees the end."""
+    """Continues ranks that were stopped by SIGSTOP: the launcher would wait for them; once running, they exit too."""
     import psutil
 
     if os.getppid() == _launcher():

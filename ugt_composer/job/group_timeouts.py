@@ -1,7 +1,7 @@
-"""Timeouts and errors of all process groups, those that libraries make for themselves too.
+"""Timeouts and errors of all process groups, including those that libraries create.
 
-A stalled rank is noticed in this order: by an all-reduce over the hosts (gloo, one a batch), which raises in Python; by
-`watchdog.py`, where the main thread waits for the GPU and nothing can be raised; by NCCL.
+A stalled rank is noticed by the first of these: the CPU-side all-reduce of each batch (gloo), which raises an error in
+Python; the thread of `watchdog.py`, if the main thread is blocked waiting for the GPU; NCCL.
 """
 
 import datetime
@@ -13,14 +13,14 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import ErrorType
 from torch.distributed import distributed_c10d
 
-NCCL_BEHIND = 30.0  # seconds that NCCL's timeouts are longer than those of the hosts
-HEARTBEAT_BEHIND = 120.0  # seconds after which PyTorch's C++ monitor ends a process that no thread of Python can end
+NCCL_BEHIND = 30.0  # seconds by which NCCL's timeouts are longer than gloo's
+HEARTBEAT_BEHIND = 120.0  # seconds later PyTorch's C++ monitor kills a process that no Python thread could end
 
 
 def limit_groups(seconds: float) -> None:
-    """Gives every process group that this rank is in the timeout; a new one has PyTorch's, half an hour with gloo.
+    """Sets the timeout of every process group of this rank. New groups start with PyTorch's, half an hour with gloo.
 
-    In PyTorch 2.7 a gloo group keeps the one that it was made with: see `HostAgreement` and `Watchdog`.
+    In PyTorch 2.7 a gloo group keeps the timeout that it was created with: see `HostAgreement` and `Watchdog`.
     """
     for group, backend in _own_groups():
         limit = seconds + NCCL_BEHIND * ("nccl" in backend)
@@ -28,18 +28,19 @@ def limit_groups(seconds: float) -> None:
 
 
 def report_nccl_errors(longest: float) -> None:
-    """NCCL's errors and timeouts are to be read by `nccl_error`: by default PyTorch aborts the process (SIGABRT) in a
-    thread of C++, without an exit status or a sentence of ours. To be called before the first process group is made.
+    """Leaves NCCL's errors and timeouts to `nccl_error`. Must be called before the first process group is created.
+
+    By default a C++ thread of PyTorch aborts the process (SIGABRT), without our exit status and message.
 
     Args:
-        longest: timeout of any group, in seconds.
+        longest: the longest timeout of any group, in seconds.
     """
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", str(int(longest + NCCL_BEHIND + HEARTBEAT_BEHIND)))
 
 
 def nccl_error() -> str | None:
-    """What NCCL reports of any group: "timeout", "communication error" or "remote error"; None while all is well."""
+    """NCCL's error of any group: "timeout", "communication error" or "remote error"; None if there is none."""
     for group, backend in _own_groups():
         if "nccl" in backend:
             error = group._get_backend(torch.device("cuda")).get_error()
