@@ -37,7 +37,7 @@ def test_a_part_reports_rows_and_other_sections_stay(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_at_its_limit_says_what_it_did_not_measure(tmp_path):
+def test_a_run_at_its_time_limit_names_what_it_did_not_measure(tmp_path):
     out = tmp_path / "results.md"
     ended = run("--small", "--only", "kernels", "recommend", "--limit", 1, "--out", out, before=on_driver())
     assert ended.returncode == 1

@@ -68,7 +68,7 @@ def test_collisions_are_counted_like_a_dictionary_does():
         assert [item.item_id for item in catalogue.items_of(triple)] == ids
 
 
-def test_an_unknown_item_is_answered_with_the_nearest(catalogue):
+def test_an_unknown_item_names_the_nearest(catalogue):
     catalogue = Catalogue([Item(f"B00{n:07}", 5, 5, n) for n in range(5, 50_000)], "big.jsonl")
     with pytest.raises(UserError, match=r'big.jsonl has no item_id "B000012345x"; did you mean "B000012345"\?'):
         catalogue.triple_of("B000012345x")
@@ -76,7 +76,7 @@ def test_an_unknown_item_is_answered_with_the_nearest(catalogue):
         catalogue.triple_of("%%")
 
 
-def test_ids_are_held_against_the_codebooks(catalogue):
+def test_ids_are_checked_against_the_codebooks(catalogue):
     catalogue.check((10, 7, 9))
     with pytest.raises(UserError, match=r"catalogue.jsonl:4: l1_id: found 9, expected at most 8"):
         catalogue.check((9, 7, 9))
@@ -84,7 +84,7 @@ def test_ids_are_held_against_the_codebooks(catalogue):
         catalogue.check((10, 7, 8))
 
 
-def test_the_fingerprint_is_of_ids_only_and_knows_no_order(catalogue, tmp_path):
+def test_the_fingerprint_depends_on_ids_only_and_not_on_order(catalogue, tmp_path):
     def fingerprint(rows):
         return Catalogue.load(write(tmp_path / "other.jsonl", rows)).fingerprint
 
@@ -95,7 +95,7 @@ def test_the_fingerprint_is_of_ids_only_and_knows_no_order(catalogue, tmp_path):
     assert fingerprint(LINES[:3]) != catalogue.fingerprint
 
 
-def test_line_ends_blank_lines_and_a_byte_order_mark_are_no_matter(catalogue, tmp_path):
+def test_line_ends_blank_lines_and_a_bom_do_not_matter(catalogue, tmp_path):
     path = tmp_path / "windows.jsonl"
     lines = [json.dumps(row) for row in LINES]
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(["", *lines]).encode("utf-8"))
@@ -151,7 +151,7 @@ def test_a_bad_line_is_named_with_field_found_and_expected(tmp_path, line, messa
         Catalogue.load(path)
 
 
-def test_files_that_are_no_catalogue_are_refused(tmp_path):
+def test_invalid_catalogues_are_refused(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes(GOOD.replace("Nail", "N\xe4gel").encode("latin-1"))
     with pytest.raises(UserError, match=r"latin.jsonl:1: line: found byte 0xe4.*expected text in UTF-8"):
         Catalogue.load(tmp_path / "latin.jsonl")

@@ -74,7 +74,7 @@ def test_a_prefix_is_closed_when_all_its_items_are_excluded(triples, exclude):
 
 
 @pytest.mark.parametrize("triples", [np.empty((0, 3)), np.zeros((2, 2)), np.array([[5, 5, -1]])])
-def test_what_is_no_catalogue_is_refused(triples):
+def test_an_invalid_catalogue_is_refused(triples):
     with pytest.raises(ValueError, match="a trie is built from"):
         ItemTrie.from_triples(triples)
 

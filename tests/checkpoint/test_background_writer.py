@@ -30,7 +30,7 @@ class Snapshots(Callback):
             self.may_write.set()
 
 
-def test_training_goes_on_while_an_earlier_state_is_written(stage_config, tmp_path, monkeypatch):
+def test_training_continues_while_a_checkpoint_is_written(stage_config, tmp_path, monkeypatch):
     may_write, write = threading.Event(), checkpoints.write_checkpoint
 
     def slow(path, content):
@@ -54,7 +54,7 @@ def test_training_goes_on_while_an_earlier_state_is_written(stage_config, tmp_pa
         assert content["optimizer"]["groups"][0]["lr"] > 0
 
 
-def test_what_was_written_beside_the_training_is_gone_on_from_to_the_last_bit(stage_config, tmp_path):
+def test_a_checkpoint_written_in_the_background_resumes_bit_for_bit(stage_config, tmp_path):
     more = ("save_interval=3ba", "max_duration=7ba", "model.dropout=0.2")
     for name in ("whole", "parts"):
         trainer = build_trainer(stage_config(tmp_path / name, 1, None, *more))
@@ -81,7 +81,7 @@ def test_a_folder_that_cannot_be_written_ends_the_run_soon(stage_config, tmp_pat
     trainer.until_closed.close()
 
 
-def test_a_failure_is_kept_until_somebody_asks_and_told_once(tmp_path):
+def test_a_failure_is_kept_and_raised_once(tmp_path):
     writer = Writer(tmp_path)
     writer.finish()  # nothing was begun
 

@@ -49,7 +49,7 @@ def sharded(tmp_path, sharded_content):
 
 @FILE
 @given(place=st.floats(0, 1), bit=st.integers(0, 7))
-def test_any_flipped_byte_of_a_checkpoint_is_noticed(three, place, bit):
+def test_any_flipped_byte_of_a_checkpoint_is_detected(three, place, bit):
     path = checkpoint_path(three, 3)
     whole = path.read_bytes()
     flip(path, place, bit)
@@ -62,7 +62,7 @@ def test_any_flipped_byte_of_a_checkpoint_is_noticed(three, place, bit):
 
 @FILE
 @given(name=st.sampled_from(SHARD_FILES), place=st.floats(0, 1), bit=st.integers(0, 7))
-def test_any_flipped_byte_of_a_sharded_checkpoint_is_noticed(sharded, name, place, bit):
+def test_any_flipped_byte_of_a_sharded_checkpoint_is_detected(sharded, name, place, bit):
     path = sharded / name
     whole = path.read_bytes()
     flip(path, place, bit)
@@ -75,7 +75,7 @@ def test_any_flipped_byte_of_a_sharded_checkpoint_is_noticed(sharded, name, plac
 
 @FILE
 @given(place=st.floats(0, 1), bit=st.integers(0, 7))
-def test_a_damaged_record_costs_no_good_checkpoint(three, caplog, place, bit):
+def test_a_corrupted_record_does_not_invalidate_its_checkpoint(three, caplog, place, bit):
     record = record_beside(checkpoint_path(three, 3))
     whole = record.read_bytes()
     caplog.clear()

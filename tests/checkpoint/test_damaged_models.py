@@ -40,7 +40,7 @@ def test_a_flipped_bit_is_refused_as_init_from_and_as_reference(stages, stage_co
 @pytest.mark.parametrize(
     ("name", "words"), [(WEIGHTS, "has the xxh64"), (CONFIG, "has the xxh64"), (RECORD, "is not a record")]
 )
-def test_ugt_recommend_refuses_it_with_one_sentence(best, ended, name, words):
+def test_ugt_recommend_refuses_a_corrupted_model(best, ended, name, words):
     flip_a_bit(best / name)
     result = ended(lambda: ugt(["recommend", "--checkpoint", str(best), "--history", "-"]))
     assert result.returncode == EXIT_BAD_INPUT
@@ -48,7 +48,7 @@ def test_ugt_recommend_refuses_it_with_one_sentence(best, ended, name, words):
     assert result.stderr.count("\n") == 1
 
 
-def test_a_missing_file_and_a_folder_without_a_record(best):
+def test_a_missing_file_is_refused_and_a_missing_record_accepted(best):
     (best / RECORD).rename(best / "elsewhere.json")
     load_portable(best)
     (best / "elsewhere.json").rename(best / RECORD)

@@ -56,7 +56,7 @@ def test_a_second_run_is_refused_until_the_first_is_dead(stage_config, ended, tm
         first.stdout.close()
 
 
-def test_the_own_process_is_told_to_close_its_trainer(tmp_path):
+def test_a_second_run_in_the_same_process_must_close_the_first_trainer(tmp_path):
     with (
         folder_lock(tmp_path, patience=0),
         pytest.raises(UserError, match=f"pid {os.getpid()} .*close its trainer first"),
@@ -67,7 +67,7 @@ def test_the_own_process_is_told_to_close_its_trainer(tmp_path):
         pass
 
 
-def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, caplog):
+def test_a_file_system_without_locks_logs_a_warning(tmp_path, monkeypatch, caplog):
     def refuse(*_) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -77,14 +77,14 @@ def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, cap
     assert "does not support locks (No locks available)" in caplog.text
 
 
-def test_a_lock_that_is_not_signed_holds_all_the_same(tmp_path):
+def test_a_lock_file_without_an_owner_still_locks(tmp_path):
     with folder_lock(tmp_path, patience=0):
         (tmp_path / LOCK).write_text("{")
         with pytest.raises(UserError, match="process id unknown"), folder_lock(tmp_path, patience=0):
             pass
 
 
-def test_a_closed_trainer_and_a_refused_one_let_go(stages, stage_config):
+def test_closing_or_refusing_a_trainer_releases_the_lock(stages, stage_config):
     trainer = build_trainer(stage_config(stages / "stage1"))
     with pytest.raises(UserError, match="is in use"), folder_lock(stages / "stage1", patience=0):
         pass

@@ -22,7 +22,7 @@ from ugt_composer.errors import EXIT_ERROR, RunError
 from ugt_composer.training.build import build_trainer
 
 
-def test_a_full_disk_leaves_the_old_checkpoint_and_no_half_one(tmp_path):
+def test_a_full_disk_keeps_the_old_checkpoint_and_no_partial_one(tmp_path):
     path = checkpoint_path(tmp_path, 1)
     write_checkpoint(path, content_of(1))
     for place in (path, checkpoint_path(tmp_path, 2)):
@@ -63,7 +63,7 @@ def test_a_file_that_cannot_grow_leaves_the_old_model(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EDQUOT])
-def test_one_sentence_names_the_folder_the_reason_and_the_newest_good_checkpoint(tmp_path, number):
+def test_one_sentence_names_the_folder_the_reason_and_the_newest_valid_checkpoint(tmp_path, number):
     write_checkpoint(checkpoint_path(tmp_path, 1), content_of(1))
     checkpoint_path(tmp_path, 2).write_bytes(b"bad")
     write_checkpoint(checkpoint_path(tmp_path, 3), content_of(3))
@@ -88,7 +88,7 @@ class FullDisk(SmallShards):
         raise self.error
 
 
-def test_shards_that_cannot_be_written_leave_nothing_half(tmp_path, sharded_content):
+def test_shards_that_cannot_be_written_leave_no_partial_files(tmp_path, sharded_content):
     from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
 
     write_sharded(checkpoint_path(tmp_path, 1, sharded=True), sharded_content, SmallShards())
@@ -103,7 +103,7 @@ def test_shards_that_cannot_be_written_leave_nothing_half(tmp_path, sharded_cont
         assert [path.name for path in tmp_path.iterdir()] == ["ba00000001"]
 
 
-def test_a_disk_that_fills_up_ends_the_run_which_goes_on_later(stage_config, tmp_path):
+def test_a_full_disk_ends_the_run_which_resumes_later(stage_config, tmp_path):
     trainer = build_trainer(stage_config(tmp_path))
     trainer.fit(duration="4ba")
     (tmp_path / "ba00000006.pt.tmp").symlink_to("/dev/full")
@@ -119,7 +119,7 @@ def test_a_disk_that_fills_up_ends_the_run_which_goes_on_later(stage_config, tmp
 
 
 @pytest.mark.parametrize("override", ["log_interval=1ba", "log_interval=100ba"])  # noticed by the record, by a save
-def test_a_folder_that_goes_away_ends_the_run(stage_config, tmp_path, override):
+def test_a_removed_save_folder_ends_the_run(stage_config, tmp_path, override):
     trainer = build_trainer(stage_config(tmp_path / "run", 1, None, override, "eval_interval=100ba"))
     trainer.fit(duration="1ba")
     shutil.rmtree(tmp_path / "run")

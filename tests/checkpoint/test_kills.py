@@ -50,7 +50,7 @@ STEPS = range(1, 12)
 
 @pytest.mark.parametrize("number", STEPS)
 @pytest.mark.parametrize("again", [False, True])
-def test_a_training_checkpoint_is_the_old_or_the_new_one(tmp_path, kill_before, monkeypatch, number, again):
+def test_a_killed_save_leaves_the_old_or_the_new_checkpoint(tmp_path, kill_before, monkeypatch, number, again):
     write_checkpoint(checkpoint_path(tmp_path, 1), content_of(1))
     new = checkpoint_path(tmp_path, 1 if again else 2)
     kill_before(number)
@@ -67,7 +67,7 @@ def test_a_training_checkpoint_is_the_old_or_the_new_one(tmp_path, kill_before, 
 
 @pytest.mark.parametrize("number", STEPS)
 @pytest.mark.parametrize("has_record", [True, False])
-def test_a_portable_model_is_never_refused_for_a_kill(tmp_path, kill_before, monkeypatch, number, has_record):
+def test_a_killed_save_never_invalidates_a_portable_model(tmp_path, kill_before, monkeypatch, number, has_record):
     folder = tmp_path / "latest"
     save_portable(folder, {"w": torch.zeros(9)}, Config(), {})
     if not has_record:  # written before there were records
@@ -86,7 +86,7 @@ def test_a_portable_model_is_never_refused_for_a_kill(tmp_path, kill_before, mon
     assert len(record.read_record(folder / record.RECORD)[WEIGHTS]) == 1
 
 
-def test_what_was_written_is_read_back_before_anything_is_replaced(tmp_path, monkeypatch):
+def test_files_are_read_back_before_anything_is_replaced(tmp_path, monkeypatch):
     """A disk that stores something else."""
     path = checkpoint_path(tmp_path, 1)
     write_checkpoint(path, content_of(1))

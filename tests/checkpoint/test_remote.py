@@ -76,7 +76,7 @@ def names(store: Store) -> set[str]:
     return set(store.list())
 
 
-def test_an_empty_machine_goes_on_bit_for_bit_over_a_bad_network(stage_config, tmp_path, url, proxy):
+def test_a_fresh_machine_resumes_bit_for_bit_over_a_bad_network(stage_config, tmp_path, url, proxy):
     """Connections that break in the middle of bodies and slow answers change nothing."""
     own = ("model.dropout=0.2", "data.train.num_workers=1", f"checkpoint.remote={url}")
     train(stage_config(tmp_path / "whole", 1, None, *own[:2], "max_duration=10ba"))
@@ -119,7 +119,7 @@ def test_a_preempted_run_has_its_checkpoint_in_the_store(shop, tmp_path, url, pr
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "without record"])
-def test_a_bad_newest_checkpoint_is_named_and_the_one_before_taken(tmp_path, url, caplog, damage):
+def test_a_bad_newest_checkpoint_is_logged_and_the_previous_one_used(tmp_path, url, caplog, damage):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     store = Store(url)
@@ -152,7 +152,7 @@ def test_if_none_in_the_store_is_valid_all_are_listed(tmp_path, url):
     assert all(f"{url}/ba0000000{n}.pt: has 3 bytes" in str(error.value) for n in (1, 2))
 
 
-def test_nothing_is_fetched_where_the_folder_is_as_new(tmp_path, url, proxy):
+def test_nothing_is_fetched_if_the_folder_is_as_new(tmp_path, url, proxy):
     write(tmp_path, 1, 2)
     uploads_of(tmp_path, url).finish()
     Store(url).put("metrics.jsonl", b"of the store")
@@ -164,7 +164,7 @@ def test_nothing_is_fetched_where_the_folder_is_as_new(tmp_path, url, proxy):
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"of the store"
 
 
-def test_a_sharded_checkpoint_goes_there_and_back(tmp_path, url, sharded_content):
+def test_a_sharded_checkpoint_survives_upload_and_fetch(tmp_path, url, sharded_content):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     path = checkpoint_path(tmp_path / "a", 3, sharded=True)
@@ -176,7 +176,7 @@ def test_a_sharded_checkpoint_goes_there_and_back(tmp_path, url, sharded_content
     assert all((path / f).read_bytes() == (tmp_path / "b" / "ba00000003" / f).read_bytes() for f in files)
 
 
-def test_rotation_in_the_store_counts_those_of_earlier_processes(tmp_path, url):
+def test_rotation_in_the_store_includes_earlier_processes(tmp_path, url):
     store = Store(url)
     for first in (1, 3, 5):
         write(tmp_path, first, first + 1)
@@ -191,7 +191,7 @@ def test_rotation_in_the_store_counts_those_of_earlier_processes(tmp_path, url):
     assert names(store) == {"ba00000007.pt", f"ba00000007.pt.{RECORD}"}
 
 
-def test_the_old_checkpoint_stays_until_its_successor_is_there(tmp_path, url, proxy, monkeypatch):
+def test_the_old_checkpoint_stays_until_the_new_one_is_uploaded(tmp_path, url, proxy, monkeypatch):
     """And a killed upload leaves none that counts."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -215,7 +215,7 @@ def test_the_old_checkpoint_stays_until_its_successor_is_there(tmp_path, url, pr
     monkeypatch.undo()
 
 
-def test_a_store_that_was_away_gets_everything_later(stage_config, tmp_path, url, proxy, monkeypatch, caplog):
+def test_a_store_that_was_unreachable_gets_everything_later(stage_config, tmp_path, url, proxy, monkeypatch, caplog):
     monkeypatch.setattr(store_module, "ATTEMPTS", 1)
     trainer = build_trainer(stage_config(tmp_path, 1, None, *QUICK, f"checkpoint.remote={url}"))
     proxy.is_open = False
@@ -229,7 +229,7 @@ def test_a_store_that_was_away_gets_everything_later(stage_config, tmp_path, url
     assert {f"ba0000000{n}.pt" for n in (4, 6, 8)} <= names(Store(url))
 
 
-def test_a_warned_run_leaves_within_its_grace_though_the_store_is_silent(
+def test_a_preempted_run_exits_within_the_grace_if_the_store_hangs(
     stage_config, tmp_path, url, proxy, monkeypatch, capsys
 ):
     config = stage_config(tmp_path, 1, None, *QUICK, f"checkpoint.remote={url}", "preemption.grace=6")
@@ -251,7 +251,7 @@ def test_a_warned_run_leaves_within_its_grace_though_the_store_is_silent(
     trainer.until_closed.close()
 
 
-def test_at_no_moment_does_a_mix_of_two_models_pass(stages, tmp_path, url, monkeypatch):
+def test_a_reader_never_gets_a_mix_of_two_models(stages, tmp_path, url, monkeypatch):
     """A reader comes before and after each object that is written."""
     seen, put, whose = [], Store.put, {}
     for stage in ("stage1", "stage2"):
@@ -274,7 +274,7 @@ def test_at_no_moment_does_a_mix_of_two_models_pass(stages, tmp_path, url, monke
     assert seen == [None, None, "stage1", None, None, "stage2"]
 
 
-def test_a_run_whose_store_stays_away_ends_with_an_error(stage_config, tmp_path, url, proxy, monkeypatch):
+def test_a_run_ends_with_an_error_if_the_store_stays_unreachable(stage_config, tmp_path, url, proxy, monkeypatch):
     monkeypatch.setattr(store_module, "ATTEMPTS", 1)
     trainer = build_trainer(stage_config(tmp_path, 1, None, *QUICK, f"checkpoint.remote={url}"))
     proxy.is_open = False
@@ -284,7 +284,7 @@ def test_a_run_whose_store_stays_away_ends_with_an_error(stage_config, tmp_path,
     assert "\n" not in str(error.value)
 
 
-def test_a_store_that_is_gone_at_the_start_ends_the_run(shop, tmp_path, url, proxy):
+def test_an_unreachable_store_at_the_start_ends_the_run(shop, tmp_path, url, proxy):
     proxy.is_open = False
     arguments = [*stage_arguments(shop, tmp_path / "run", 1), f"checkpoint.remote={url}"]
     command = [sys.executable, str(ROOT / "train.py"), *arguments]
@@ -298,7 +298,7 @@ def test_a_store_that_is_gone_at_the_start_ends_the_run(shop, tmp_path, url, pro
     assert dry.returncode == 0, dry.stderr
 
 
-def test_a_fresh_start_moves_what_the_store_has_aside(stage_config, tmp_path, url):
+def test_a_fresh_start_moves_the_files_in_the_store_aside(stage_config, tmp_path, url):
     own = (*QUICK, f"checkpoint.remote={url}")
     train(stage_config(tmp_path / "a", 1, None, *own))
     before = {name for name in names(Store(url)) if not name.startswith("run_id")}
@@ -324,7 +324,7 @@ def test_stage_3_starts_from_models_in_the_store(stages, stage_config, tmp_path,
     assert comparable(tmp_path / "there") == comparable(tmp_path / "here")
 
 
-def test_a_model_is_fetched_once_and_again_where_it_changed(stages, model_url, monkeypatch):
+def test_a_model_is_fetched_once_and_again_after_a_change(stages, model_url, monkeypatch):
     fetched = []
     fetch = Store.fetch
     monkeypatch.setattr(Store, "fetch", lambda self, name, path: (fetched.append(name), fetch(self, name, path)))

@@ -50,7 +50,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(whole, stages, st
     assert lines == whole
 
 
-def test_a_checkpoint_saved_and_loaded_by_hand_goes_on_the_same(stage_config, tmp_path):
+def test_a_checkpoint_saved_and_loaded_manually_resumes_the_same(stage_config, tmp_path):
     trainer = build_trainer(stage_config(tmp_path / "a", 1, None, *DROPOUT))
     trainer.fit(duration="4ba")
     path = trainer.save_checkpoint(str(tmp_path / "by_hand.pt"))
@@ -67,7 +67,7 @@ def test_a_checkpoint_saved_and_loaded_by_hand_goes_on_the_same(stage_config, tm
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1))]
 )
-def test_a_warned_run_saves_and_exits_with_75_and_then_goes_on(shop, tmp_path, number):
+def test_a_preempted_run_saves_exits_with_75_and_resumes(shop, tmp_path, number):
     # SIGKILL needs no test of its own here: it leaves less behind than a warning does.
     slow = ["max_duration=200ba", "save_interval=1000ba", "eval_interval=1000ba", "data.train.num_workers=1"]
     command = [sys.executable, str(ROOT / "train.py"), *stage_arguments(shop, tmp_path / "run", 1), *slow]
@@ -105,7 +105,7 @@ def three_checkpoints(stage_config, tmp_path):
     return paths
 
 
-def test_a_torn_checkpoint_is_passed_over(three_checkpoints, stage_config):
+def test_a_truncated_checkpoint_is_skipped(three_checkpoints, stage_config):
     newest, older, _ = three_checkpoints
     newest.write_bytes(newest.read_bytes()[:1000])
     trainer = build_trainer(stage_config(newest.parent))
@@ -113,7 +113,7 @@ def test_a_torn_checkpoint_is_passed_over(three_checkpoints, stage_config):
     trainer.close()
 
 
-def test_if_every_checkpoint_is_torn_the_run_does_not_start_afresh(three_checkpoints, stage_config):
+def test_if_every_checkpoint_is_truncated_no_new_run_starts(three_checkpoints, stage_config):
     for path in three_checkpoints:
         path.write_bytes(b"torn")
     with pytest.raises(UserError, match="no checkpoint can be read") as error:
@@ -143,7 +143,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path, capsys):
         ("data.train.shuffle=false", ["data.train.shuffle = True"]),
     ],
 )
-def test_a_run_cannot_go_on_with_what_would_change_it(stages, stage_config, override, words):
+def test_a_run_cannot_resume_with_changed_fixed_keys(stages, stage_config, override, words):
     with pytest.raises(UserError) as error:
         build_trainer(stage_config(stages / "stage1", 1, None, override))
     assert all(word in str(error.value) for word in words), str(error.value)
@@ -159,13 +159,13 @@ def test_a_run_cannot_go_on_with_what_would_change_it(stages, stage_config, over
         (["max_grad_norm=3"], "max_grad_norm = 1.0, now it is 3.0"),
     ],
 )
-def test_what_may_be_changed_is_refused_with_the_key_that_forces_it(stages, stage_config, changes, words):
+def test_a_change_is_refused_and_resume_despite_is_offered(stages, stage_config, changes, words):
     with pytest.raises(UserError, match=f"{words}.*resume_despite=") as error:
         build_trainer(stage_config(stages / "stage1", 1, None, *changes))
     assert f'["{words.split()[0]}"]' in str(error.value)
 
 
-def test_what_may_be_changed_on_purpose_is_named_and_used(stages, stage_config, tmp_path):
+def test_resume_despite_allows_a_change_and_logs_it(stages, stage_config, tmp_path):
     shutil.copytree(stages / "stage1", tmp_path / "run")
     changes = ("optimizer.lr=1e-3", "optimizer.weight_decay=0.5", "scheduler.min_lr_ratio=0.5", "max_duration=3ep")
     with pytest.raises(UserError, match=r"optimizer.lr = 0.01, now it is 0.001: .*resume_despite=\["):
@@ -184,19 +184,19 @@ def test_what_may_be_changed_on_purpose_is_named_and_used(stages, stage_config, 
     assert rates[:14] != pytest.approx(wanted[:14])
 
 
-def test_a_loss_cannot_begin_within_a_run(stages, stage_config):
+def test_a_resumed_run_cannot_add_a_loss(stages, stage_config):
     despite = ("loss.lambda_contrastive=0.1", "resume_despite=[loss.lambda_contrastive]")
     with pytest.raises(UserError, match=r"lambda_contrastive = 0.0, now it is 0.1") as error:
         build_trainer(stage_config(stages / "stage1", 1, None, *despite))
     assert "set resume_despite" not in str(error.value)
 
 
-def test_a_key_that_cannot_be_forced_is_refused(stage_config, tmp_path):
+def test_an_unknown_key_in_resume_despite_is_refused(stage_config, tmp_path):
     with pytest.raises(UserError, match=r"resume_despite names 'optimizer.lrr'; did you mean optimizer.lr\?"):
         stage_config(tmp_path, 1, None, "resume_despite=[optimizer.lrr]")
 
 
-def test_a_run_does_not_go_on_with_another_catalogue(stages, stage_config, tmp_path, shop):
+def test_a_run_does_not_resume_with_another_catalogue(stages, stage_config, tmp_path, shop):
     items = (shop / "catalogue.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "catalogue.jsonl").write_text("".join(items[:-1]))
     other = f"data.catalogue={tmp_path / 'catalogue.jsonl'}"
@@ -207,7 +207,9 @@ def test_a_run_does_not_go_on_with_another_catalogue(stages, stage_config, tmp_p
 
 
 @pytest.mark.parametrize("batch", [5, 12])  # an evaluation too; the end of the run
-def test_a_run_killed_between_a_checkpoint_and_its_line_writes_the_line(stage_config, tmp_path, monkeypatch, batch):
+def test_a_run_killed_after_a_checkpoint_writes_its_metrics_line_when_resumed(
+    stage_config, tmp_path, monkeypatch, batch
+):
     every = ("save_interval=1ba", "max_duration=12ba")
     whole = build_trainer(stage_config(tmp_path / "whole", 1, None, *every))
     whole.train()

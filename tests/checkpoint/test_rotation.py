@@ -27,7 +27,7 @@ def batches(folder) -> list[int]:
     return [int(path.name[2:10]) for path in list_checkpoints(folder)]
 
 
-def test_rotation_knows_the_files_of_earlier_processes_and_leaves_nothing_else(five):
+def test_rotation_includes_earlier_processes_and_removes_leftovers(five):
     (five / "best").mkdir()
     (five / "best" / "model.safetensors").write_bytes(b"best")
     rotate(five, 2, set())
@@ -36,7 +36,7 @@ def test_rotation_knows_the_files_of_earlier_processes_and_leaves_nothing_else(f
     assert (five / "best" / "model.safetensors").read_bytes() == b"best"
 
 
-def test_a_damaged_checkpoint_does_not_count_as_one_that_is_kept(five):
+def test_a_corrupted_checkpoint_does_not_count_as_kept(five):
     for batch in (5, 4):
         path = checkpoint_path(five, batch)
         path.write_bytes(path.read_bytes()[:-7] + b"damaged")
@@ -73,7 +73,7 @@ def test_leftovers_of_killed_saves_are_cleaned(five, sharded_content):
     assert not [*(five / "best").iterdir(), *(five / "latest").iterdir()]
 
 
-def test_a_folder_that_stepped_aside_for_one_that_did_not_come_is_put_back(tmp_path, sharded_content):
+def test_a_folder_is_restored_if_its_replacement_was_never_put_in_place(tmp_path, sharded_content):
     path = checkpoint_path(tmp_path, 3, sharded=True)
     write_sharded(path, sharded_content, SmallShards())
     path.rename(tmp_path / "ba00000003.replaced")  # killed here

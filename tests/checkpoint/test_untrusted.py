@@ -77,7 +77,7 @@ def test_metadata_that_leads_to_a_pickle_is_refused(tmp_path):
 
 @pytest.mark.parametrize("protocol", [0, 4])
 @pytest.mark.parametrize("reach", ["torch.FloatStorage.from_file", "torch.hub.load", "builtins.eval"])
-def test_what_only_looks_harmless_is_refused(tmp_path, protocol, reach):
+def test_lookalikes_of_harmless_names_are_refused(tmp_path, protocol, reach):
     module, _, name = reach.replace(".from_file", "|from_file").rpartition(".")
     name = name.replace("|", ".")
     if protocol == 4:

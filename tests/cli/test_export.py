@@ -94,7 +94,7 @@ def test_the_folder_is_a_model_and_is_not_overwritten(exported, stages, capsys):
         main(command)
 
 
-def test_nothing_is_left_where_the_model_cannot_be_read(tmp_path):
+def test_nothing_is_left_if_the_model_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         main(["export", "--checkpoint", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")])
     assert list(tmp_path.iterdir()) == []

@@ -69,7 +69,7 @@ def test_a_model(inspect, shop, run_folder):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_model_is_refused_and_shown_in_its_run(inspect, run_folder, damage):
+def test_a_corrupted_model_is_refused_and_shown_in_its_run(inspect, run_folder, damage):
     DAMAGES[damage](run_folder / "latest" / "model.safetensors")
     assert "model.safetensors" in refused(run_folder / "latest")
     states = {model["name"]: model["state"] for model in inspect(run_folder)["models"]}
@@ -105,7 +105,7 @@ def test_a_sharded_checkpoint(inspect, run_folder, tmp_path):
     assert "shards is missing" in refused(folder)
 
 
-def test_a_run_with_a_damaged_checkpoint_is_shown_with_that_fact(inspect, run_folder):
+def test_a_run_with_a_corrupted_checkpoint_is_shown_as_such(inspect, run_folder):
     newest, before = list_checkpoints(run_folder)[:2]
     flip_byte(newest, -100)
     found = inspect(run_folder)
@@ -153,7 +153,7 @@ def test_lengths_and_pairs_are_those_of_the_rows(inspect, shop):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_shard_is_named(data_folder, damage):
+def test_a_corrupted_shard_is_named(data_folder, damage):
     folder = data_folder("none")
     DAMAGES[damage](folder / "shard.00002.mds")
     assert "shard.00002.mds" in refused(folder)

@@ -104,7 +104,7 @@ def test_a_mistake_ends_with_one_sentence_and_status_2(shop, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut short"])
-def test_a_damaged_shard_is_named_before_training(shop, stage_config, ended, tmp_path, damage):
+def test_a_corrupted_shard_is_named_before_training(shop, stage_config, ended, tmp_path, damage):
     shutil.copytree(shop / "train", tmp_path / "train")
     shard = next((tmp_path / "train").rglob("shard.*.mds"))
     shard.unlink() if damage == "missing" else shard.write_bytes(shard.read_bytes()[:-10])

@@ -63,7 +63,7 @@ def test_later_sources_win(tmp_path):
     assert load_config(tmp_path / "a.yaml", overrides=["seed=3"]).seed == 3
 
 
-def test_the_result_cannot_be_changed():
+def test_the_config_is_immutable():
     with pytest.raises(FrozenInstanceError):
         load_config().seed = 1
 
@@ -110,7 +110,7 @@ def test_the_result_cannot_be_changed():
         ("seed=${nowhere}", ["nowhere"]),
     ],
 )
-def test_a_mistake_is_named_with_its_mend(override, words):
+def test_a_mistake_is_named_with_its_fix(override, words):
     with pytest.raises(UserError) as error:
         load_config(overrides=[override])
     message = str(error.value)

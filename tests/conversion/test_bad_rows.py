@@ -209,7 +209,7 @@ def test_too_many_bad_rows_fail_and_are_kept(tmp_path, good_lines):
     assert main([str(source), "--out", str(out), *options, "--max-error-rate", "0.1"]) == 0
 
 
-def test_nothing_but_bad_rows_is_no_conversion(tmp_path):
+def test_only_bad_rows_fail_the_conversion(tmp_path):
     source, out = tmp_path / "rows.jsonl", tmp_path / "out"
     source.write_bytes(b"{}\n[]\n")
     options = ["--kind", "recommend", "--on-error", "quarantine", "--max-error-rate", "1", *SMALL]
@@ -226,7 +226,7 @@ def test_nothing_but_bad_rows_is_no_conversion(tmp_path):
         ("é".encode("utf-16"), "UTF-16"),
     ],
 )
-def test_messages_say_what_is_likely_wrong(tmp_path, text, hint):
+def test_messages_name_the_likely_cause(tmp_path, text, hint):
     source = tmp_path / "rows.jsonl"
     source.write_bytes(text)
     with pytest.raises(UserError, match=hint):

@@ -113,7 +113,7 @@ def test_bulk_and_single_rows_give_the_same_files(tmp_path, monkeypatch, kind, s
 
 
 @pytest.mark.parametrize("kind", ["recommend", "preference"])
-def test_single_edits_of_a_line_are_judged_alike(tmp_path, monkeypatch, kind):
+def test_bulk_and_single_reading_agree_on_edited_lines(tmp_path, monkeypatch, kind):
     """Many files, each with one edited line among good ones; each read twice, in bulk and singly."""
     rng = random.Random(kind)
     source = tmp_path / "rows.jsonl"

@@ -66,7 +66,7 @@ def test_importing_the_conversion_imports_no_torch():
         (["--out", "s3://bucket/out"], "not a local folder"),
     ],
 )
-def test_options_that_cannot_be_meant_are_refused(tmp_path, source, options, message):
+def test_nonsensical_options_are_refused(tmp_path, source, options, message):
     with pytest.raises(UserError, match=message):
         main([str(source), "--kind", "recommend", "--out", str(tmp_path / "out"), *options])
     assert not (tmp_path / "out").exists()
@@ -194,7 +194,7 @@ def test_a_killed_run_leaves_nothing_at_out_and_the_next_run_cleans_up(tmp_path,
     assert siblings(out) == []
 
 
-def test_the_work_of_a_living_run_is_left_alone(tmp_path, source, large):
+def test_files_of_a_running_conversion_are_left_alone(tmp_path, source, large):
     out = tmp_path / "out"
     process = started(large, out, 1)
     with pytest.raises(UserError, match="no such file"):

@@ -105,7 +105,7 @@ def packed(data: bytes, ending: str) -> bytes:
 
 
 @pytest.mark.parametrize("ending", ["gz", "zst"])
-def test_packed_files_of_several_members_are_read_whole(tmp_path, ending):
+def test_compressed_files_of_several_members_are_read_to_the_end(tmp_path, ending):
     first, second = some_rows(200, 1), some_rows(30, 2)
     source = tmp_path / f"rows.jsonl.{ending}"
     source.write_bytes(packed(text_of(first), ending) + packed(text_of(second), ending))
@@ -114,7 +114,7 @@ def test_packed_files_of_several_members_are_read_whole(tmp_path, ending):
 
 @pytest.mark.parametrize("ending", ["gz", "zst"])
 @pytest.mark.parametrize("cut", [1, 5, 200])
-def test_a_packed_file_that_is_cut_short_is_a_mistake(tmp_path, ending, cut):
+def test_a_truncated_compressed_file_is_an_error(tmp_path, ending, cut):
     source = tmp_path / f"rows.jsonl.{ending}"
     source.write_bytes(packed(text_of(some_rows(300)), ending)[:-cut])
     with pytest.raises(UserError, match=rf"{ending}:\d+: line: found a .* stream that is cut short"):
@@ -127,7 +127,7 @@ def test_a_packed_file_that_is_cut_short_is_a_mistake(tmp_path, ending, cut):
 
 @pytest.mark.parametrize("ending", ["gz", "zst"])
 @pytest.mark.parametrize("on_error", ["fail", "quarantine"])
-def test_no_row_of_a_damaged_packed_file_is_trusted(tmp_path, ending, on_error):
+def test_no_row_of_a_corrupted_compressed_file_is_used(tmp_path, ending, on_error):
     source = tmp_path / f"rows.jsonl.{ending}"
     data = bytearray(packed(text_of(some_rows(300)), ending))
     data[len(data) // 2] ^= 0x55
@@ -137,7 +137,7 @@ def test_no_row_of_a_damaged_packed_file_is_trusted(tmp_path, ending, on_error):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_packed_file_says_so(tmp_path):
+def test_a_file_that_is_not_compressed_is_reported(tmp_path):
     source = tmp_path / "rows.jsonl.gz"
     source.write_bytes(text_of(some_rows(2)))
     with pytest.raises(UserError, match="corrupted gzip stream"):
@@ -179,7 +179,7 @@ def test_lines_longer_than_allowed_are_bad_rows(tmp_path, monkeypatch):
         (["nothing.jsonl"], "no rows in the input"),
     ],
 )
-def test_input_that_cannot_be_meant_is_refused(tmp_path, inputs, message):
+def test_nonsensical_input_is_refused(tmp_path, inputs, message):
     write_rows(tmp_path / "rows.jsonl", some_rows(2))
     write_rows(tmp_path / "rows.csv", some_rows(2))
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "rows.jsonl")
@@ -202,7 +202,7 @@ def test_input_and_output_must_not_lie_in_each_other(tmp_path):
         main([str(tmp_path / "rows.jsonl"), "--out", str(tmp_path), "--overwrite", *RECOMMEND])
 
 
-def test_the_manifest_knows_the_input_by_its_content(tmp_path):
+def test_the_manifest_identifies_the_input_by_its_content(tmp_path):
     rows = some_rows(10)
     prints = []
     for folder, changed in (("a", rows), ("b", rows), ("c", rows[:9])):

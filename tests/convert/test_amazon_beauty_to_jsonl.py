@@ -135,7 +135,7 @@ def test_bad_input_is_named_and_nothing_is_written(data, file, text, said):
     assert [path.name for path in data.parent.iterdir()] == ["data"]
 
 
-def test_an_earlier_run_is_replaced_only_when_asked(data, made):
+def test_an_earlier_run_is_replaced_only_with_overwrite(data, made):
     refused = convert("--data", data, "--out", made)
     assert refused.returncode == 2
     assert "--overwrite" in refused.stderr

@@ -263,7 +263,7 @@ def test_mistakes_are_named_and_nothing_is_left_behind(source, options, said):
     assert sorted(path.name for path in source.parent.iterdir()) == before
 
 
-def test_an_earlier_run_is_replaced_only_when_asked(source):
+def test_an_earlier_run_is_replaced_only_with_overwrite(source):
     run(source, "out")
     with pytest.raises(UserError, match="--overwrite"):
         run(source, "out")
@@ -271,7 +271,7 @@ def test_an_earlier_run_is_replaced_only_when_asked(source):
     assert not (out / "train_preference.jsonl").exists()
 
 
-def test_as_a_program_it_explains_itself_and_its_errors_are_one_line(source):
+def test_the_program_has_help_and_one_line_errors(source):
     def program(*arguments: str) -> subprocess.CompletedProcess:
         command = [sys.executable, str(ROOT / "convert/interactions_to_jsonl.py"), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -150,7 +150,7 @@ def test_names_can_be_read(made):
     )
 
 
-def test_an_earlier_run_is_replaced_only_when_asked(tmp_path):
+def test_an_earlier_run_is_replaced_only_with_overwrite(tmp_path):
     out, tiny = tmp_path / "data", ("--users", "5", "--eval-users", "5")
     assert make("--out", out, *tiny).returncode == 0
     before = fingerprints(out)
@@ -165,7 +165,7 @@ def test_an_earlier_run_is_replaced_only_when_asked(tmp_path):
 
 
 @pytest.mark.parametrize("option", ["--users", "--eval-users", "--cuts"])
-def test_impossible_numbers_are_said_in_a_sentence(tmp_path, option):
+def test_impossible_numbers_are_reported_in_a_sentence(tmp_path, option):
     done = make("--out", tmp_path / "data", option, "0")
     assert done.returncode == 2
     assert done.stderr == f"error: {option} is 0; at least 1 is expected\n"

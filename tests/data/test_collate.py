@@ -35,7 +35,7 @@ def rows(draw, largest=900):
 
 
 @given(rows(), st.sampled_from([2, 4]))
-def test_a_row_survives_its_bytes(row, width):
+def test_a_row_survives_encoding_and_decoding(row, width):
     back = decode_row(encode_row(row, width))
     assert (back.user_id, back.preference_score) == (row.user_id, row.preference_score)
     for name in ("encoder", "decoder", "rejected", "reference"):
@@ -93,14 +93,14 @@ def test_a_batch_holds_each_row_and_padding_around_it(given_rows):
         assert batch["preference_score"][i] == row.preference_score
 
 
-def test_rows_of_two_widths_are_refused():
+def test_rows_of_different_widths_are_refused():
     row = Row("u", np.ones((1, 5), int), np.ones((1, 8), int), np.zeros((0, 3), int))
     with pytest.raises(ValueError, match="one width"):
         collate([PackedRow(0, encode_row(row, 2)), PackedRow(1, encode_row(row, 4))])
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-2], lambda b: b[:5], lambda b: b"\x02" + b[1:], lambda b: b + b"\0"])
-def test_damaged_bytes_are_refused(damage):
+def test_corrupted_bytes_are_refused(damage):
     row = Row("user", np.ones((2, 5), int), np.ones((1, 8), int), np.zeros((0, 3), int))
     packed = damage(encode_row(row, 2))
     with pytest.raises(ValueError):
@@ -116,7 +116,7 @@ def test_an_id_that_does_not_fit_the_width_is_refused():
     assert decode_row(encode_row(row, 4)).encoder[0, 0] == 70_000
 
 
-def test_a_batch_without_rejected_items_has_room_for_one_where_that_is_asked_for():
+def test_a_batch_without_rejected_items_has_room_for_one_if_requested():
     row = Row("u", np.zeros((1, 5), int), np.zeros((1, 8), int), np.zeros((0, 3), int), 1.0)
     rows = [PackedRow(0, encode_row(row, 2))]
     assert collate(rows)["rejected_ids"].shape[1] == 0

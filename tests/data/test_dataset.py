@@ -55,7 +55,7 @@ def rows(batches) -> list[int]:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("key", [TRAIN, EVAL])
 @pytest.mark.parametrize("options", [(), ("--compression", "zstd"), ("--hashes", "none")])
-def test_every_row_of_whole_data_is_read_in_each_epoch(loader, data_folder, key, workers, options):
+def test_every_row_of_valid_data_is_read_in_each_epoch(loader, data_folder, key, workers, options):
     batches = loader(key, data_folder(*options), workers)
     for _ in range(2):
         assert sorted(rows(batches)) == list(range(ROWS))
@@ -64,7 +64,7 @@ def test_every_row_of_whole_data_is_read_in_each_epoch(loader, data_folder, key,
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("key", [TRAIN, EVAL])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_shard_ends_the_reading_with_one_sentence(loader, data_folder, key, damage, workers):
+def test_a_corrupted_shard_ends_reading_with_one_sentence(loader, data_folder, key, damage, workers):
     folder = data_folder()
     batches = loader(key, folder, workers)
     DAMAGES[damage](folder / SHARD)
@@ -81,7 +81,7 @@ def test_a_damaged_shard_ends_the_reading_with_one_sentence(loader, data_folder,
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("key", [TRAIN, EVAL])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_shard_of_a_cache_is_fetched_again(loader, converted, tmp_path, key, damage, workers):
+def test_a_corrupted_shard_of_a_cache_is_fetched_again(loader, converted, tmp_path, key, damage, workers):
     list(loader(key, tmp_path / "cache", remote=converted()))
     DAMAGES[damage](tmp_path / "cache" / SHARD)
     batches = loader(key, tmp_path / "cache", workers, converted())
@@ -91,7 +91,7 @@ def test_a_damaged_shard_of_a_cache_is_fetched_again(loader, converted, tmp_path
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("key", [TRAIN, EVAL])
-def test_a_shard_that_is_damaged_in_the_store_ends_the_reading(loader, data_folder, tmp_path, key, workers):
+def test_a_shard_corrupted_in_the_store_ends_reading(loader, data_folder, tmp_path, key, workers):
     remote = data_folder()
     flip_byte(remote / SHARD)
     with pytest.raises(UserError, match=rf"{remote}/{SHARD}: has the xxh64"):
@@ -99,7 +99,7 @@ def test_a_shard_that_is_damaged_in_the_store_ends_the_reading(loader, data_fold
 
 
 @pytest.mark.parametrize("key", [TRAIN, EVAL])
-def test_a_shard_taken_away_in_the_middle_is_fetched_again_or_told(loader, converted, data_folder, tmp_path, key):
+def test_a_shard_removed_during_reading_is_fetched_again_or_reported(loader, converted, data_folder, tmp_path, key):
     for local, remote in ((tmp_path / "cache", converted()), (data_folder(), None)):
         batches = loader(key, local, remote=remote)
         assert sorted(rows(batches)) == list(range(ROWS))
@@ -136,7 +136,7 @@ def test_a_shard_is_hashed_once_for_all_workers_and_epochs(loader, data_folder, 
 
 
 @pytest.mark.parametrize("damage", [None, "flipped"])
-def test_a_small_cache_gives_every_row_and_is_counted_right(loader, converted, tmp_path, damage, monkeypatch):
+def test_a_small_cache_gives_every_row_and_the_right_byte_count(loader, converted, tmp_path, damage, monkeypatch):
     evict, evictions = RowDataset._evict_shard, RawValue("i", 0)
 
     def counted(dataset, shard_id):
@@ -156,7 +156,7 @@ def test_a_small_cache_gives_every_row_and_is_counted_right(loader, converted, t
     assert batches.dataset.cache_usage == sum(sizes)
 
 
-def test_an_iteration_that_another_one_ends_says_so(loader, data_folder):
+def test_a_second_iteration_ends_the_first_with_an_error(loader, data_folder):
     dataset = loader(TRAIN, data_folder()).dataset
     first = iter(dataset)
     next(first)
@@ -206,7 +206,7 @@ class StuckDataset(torch.utils.data.IterableDataset):
         yield 0
 
 
-def test_a_worker_that_does_nothing_is_told():
+def test_a_stuck_worker_is_reported():
     batches = RowLoader(StuckDataset(2), TRAIN, 1, 1.0, batch_size=1)
     with pytest.raises(RuntimeError, match=r"data\.train: DataLoader timed out after 1.* seconds; a worker"):
         list(batches)
@@ -237,7 +237,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_workers_of_a_killed_rank_end_whatever_they_wait_for():
+def test_workers_of_a_killed_rank_always_end():
     reader, writer = os.pipe()
     rank = os.fork()
     if rank == 0:

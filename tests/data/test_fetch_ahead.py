@@ -40,7 +40,7 @@ def test_shards_come_in_order_and_never_further_ahead_than_asked(ahead):
     assert list(dict.fromkeys(fetched)) == [3, 1, 0, 2]
 
 
-def test_what_was_read_already_is_not_fetched_any_more():
+def test_shards_already_read_are_not_fetched():
     first, fetched = threading.Event(), []
 
     def fetch(shard: int) -> None:
@@ -57,7 +57,7 @@ def test_what_was_read_already_is_not_fetched_any_more():
 
 
 @pytest.mark.parametrize("error", [UserError("shard 1 is gone"), KeyError("oh")])
-def test_a_failure_is_kept_for_the_reader(error):
+def test_a_failure_is_raised_in_the_reader(error):
     def fetch(shard: int) -> None:
         if shard == 1:
             raise error
@@ -72,7 +72,7 @@ def test_a_failure_is_kept_for_the_reader(error):
         assert "KeyError: 'oh'" in str(thread.failure)
 
 
-def test_a_left_iteration_fetches_no_more():
+def test_an_abandoned_iteration_fetches_nothing_more():
     fetched = []
     thread = FetchAhead(fetched.append, SHARDS, 10)
     assert until(lambda: fetched == [3] * len(fetched) != [])

@@ -36,7 +36,7 @@ def damages(draw):
 
 @on_files
 @given(damages(), st.sampled_from(ALGORITHMS))
-def test_a_file_is_whole_if_and_only_if_it_holds_the_same_bytes(tmp_path, bytes_of, algorithm):
+def test_a_file_is_valid_only_with_the_same_bytes(tmp_path, bytes_of, algorithm):
     before, after = bytes_of
     path = tmp_path / "file"
     path.write_bytes(before)
@@ -59,7 +59,7 @@ def test_hashes_are_those_of_streaming(tmp_path):
         assert file_hash(algorithm, tmp_path / "file") == get_hash(algorithm, data)
 
 
-def test_the_fastest_known_hash_is_looked_at_and_unknown_ones_are_not():
+def test_the_fastest_known_hash_is_checked_and_unknown_ones_ignored():
     assert fastest({"sha1": "", "xxh64": "", "md5": ""}) == "xxh64"
     assert fastest({"whirl": "", "sha1": ""}) == "sha1"
     assert fastest({"whirl": ""}) is None
@@ -67,7 +67,7 @@ def test_the_fastest_known_hash_is_looked_at_and_unknown_ones_are_not():
 
 @on_files
 @given(st.data())
-def test_any_changed_byte_of_an_index_is_told(converted, tmp_path, data):
+def test_any_changed_byte_of_an_index_is_reported(converted, tmp_path, data):
     recorded = read_manifest(converted()).index_hash
     text = bytearray((converted() / "index.json").read_bytes())
     text[data.draw(st.integers(0, len(text) - 1))] ^= data.draw(st.integers(1, 255))
@@ -91,7 +91,7 @@ def test_an_index_of_other_shards_is_refused(data_folder):
 
 @pytest.mark.parametrize("name", ["index.json", "manifest.json"])
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"shards": [{}]}', "\xff"])
-def test_a_description_that_is_none_is_refused(data_folder, name, text):
+def test_an_invalid_index_or_manifest_is_refused(data_folder, name, text):
     folder = data_folder()
     (folder / name).write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=re.escape(f"data/{name}")):
@@ -99,7 +99,7 @@ def test_a_description_that_is_none_is_refused(data_folder, name, text):
 
 
 @pytest.mark.parametrize("name", ["../shard.00000.mds", "/etc/passwd", "."])
-def test_an_index_that_leads_out_of_its_folder_is_refused(data_folder, name):
+def test_an_index_with_paths_outside_its_folder_is_refused(data_folder, name):
     folder = data_folder()
     text = (folder / "index.json").read_text().replace("shard.00000.mds", name)
     (folder / "index.json").write_text(text)
@@ -108,7 +108,7 @@ def test_an_index_that_leads_out_of_its_folder_is_refused(data_folder, name):
 
 
 @pytest.mark.parametrize("options", [(), ("--compression", "zstd")])
-def test_missing_and_cut_shards_are_told_before_anything_is_read(data_folder, options):
+def test_missing_and_truncated_shards_are_reported_before_reading(data_folder, options):
     folder = data_folder(*options)
     shard: Path = sorted(folder.glob("shard.*"))[3]
     size = shard.stat().st_size

@@ -34,7 +34,7 @@ def leftovers(folder) -> list[str]:
 
 
 @pytest.mark.parametrize("options", FORMS)
-def test_a_whole_folder_is_left_alone_but_for_what_is_unpacked(data_folder, options):
+def test_a_valid_folder_is_unchanged_except_for_decompressed_shards(data_folder, options):
     folder = data_folder(*options)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     files = ShardFiles(folder, None)
@@ -48,7 +48,7 @@ def test_a_whole_folder_is_left_alone_but_for_what_is_unpacked(data_folder, opti
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("options", FORMS)
-def test_a_damaged_shard_without_a_remote_is_told(data_folder, options, damage):
+def test_a_corrupted_shard_without_a_remote_is_reported(data_folder, options, damage):
     folder = data_folder(*options)
     files = ShardFiles(folder, None)
     stored = files.shards[SHARD].stored
@@ -61,7 +61,7 @@ def test_a_damaged_shard_without_a_remote_is_told(data_folder, options, damage):
 
 
 @pytest.mark.parametrize("options", FORMS)
-def test_what_was_unpacked_is_unpacked_again_where_it_is_damaged(data_folder, options):
+def test_a_corrupted_decompressed_shard_is_decompressed_again(data_folder, options):
     files = ShardFiles(data_folder(*options), None)
     if files.shards[SHARD].zipped is None:
         return
@@ -73,7 +73,7 @@ def test_what_was_unpacked_is_unpacked_again_where_it_is_damaged(data_folder, op
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("options", FORMS)
-def test_a_damaged_shard_is_fetched_again_once(converted, tmp_path, monkeypatch, options, damage):
+def test_a_corrupted_shard_is_fetched_again_once(converted, tmp_path, monkeypatch, options, damage):
     remote = converted(*options)
     files = cache_of(remote, tmp_path / "cache")
     grown = sum(files.ensure(name) for name in files.shards)
@@ -91,7 +91,7 @@ def test_a_damaged_shard_is_fetched_again_once(converted, tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_shard_that_is_damaged_in_the_store_is_told_and_not_kept(data_folder, tmp_path, damage):
+def test_a_shard_corrupted_in_the_store_is_reported_and_not_kept(data_folder, tmp_path, damage):
     remote = data_folder()
     files = cache_of(remote, tmp_path / "cache")
     DAMAGES[damage](remote / SHARD)
@@ -100,7 +100,7 @@ def test_a_shard_that_is_damaged_in_the_store_is_told_and_not_kept(data_folder, 
     assert not (files.folder / SHARD).exists()
 
 
-def test_a_store_that_drops_connections_is_asked_again(converted, tmp_path, monkeypatch):
+def test_a_dropped_connection_is_retried(converted, tmp_path, monkeypatch):
     from streaming.base.storage import CloudDownloader
 
     monkeypatch.setattr(shard_files, "PAUSES", (0.0, 0.0))
@@ -126,7 +126,7 @@ def test_a_store_that_drops_connections_is_asked_again(converted, tmp_path, monk
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 7), st.sampled_from(sorted(DAMAGES))), max_size=6))
-def test_a_cache_damaged_in_any_way_is_whole_again(converted, tmp_path, damages):
+def test_a_corrupted_cache_is_repaired(converted, tmp_path, damages):
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     files = cache_of(converted(), tmp_path / "cache")
     for number, damage in damages:
@@ -159,7 +159,7 @@ def _ensure_all(remote, folder, start):
 
 
 @pytest.mark.parametrize("options", FORMS[:2])
-def test_processes_that_share_a_cache_do_not_disturb_each_other(converted, tmp_path, options):
+def test_processes_that_share_a_cache_do_not_interfere(converted, tmp_path, options):
     remote, folder = converted(*options), tmp_path / "cache"
     cache_of(remote, folder)
     context = multiprocessing.get_context("fork")
@@ -174,7 +174,7 @@ def test_processes_that_share_a_cache_do_not_disturb_each_other(converted, tmp_p
     assert not leftovers(folder)
 
 
-def test_what_a_killed_fetch_left_is_written_over(converted, tmp_path):
+def test_leftovers_of_a_killed_fetch_are_overwritten(converted, tmp_path):
     files = cache_of(converted(), tmp_path / "cache")
     (files.folder / f"{SHARD}.part").write_bytes(b"half of it")
     (files.folder / f"{SHARD}.lock").touch()
@@ -183,7 +183,7 @@ def test_what_a_killed_fetch_left_is_written_over(converted, tmp_path):
     assert not leftovers(files.folder)
 
 
-def test_a_folder_that_cannot_be_written_is_told(converted, data_folder, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_reported(converted, data_folder, monkeypatch):
     files = ShardFiles(data_folder("--compression", "zstd"), None)
 
     def refuse(path):

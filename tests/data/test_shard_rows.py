@@ -28,7 +28,7 @@ def test_rows_are_those_that_streaming_reads(folder):
         assert opened.rows(folder / shard.raw_data.basename, numbers) == wanted
 
 
-def test_a_file_that_is_cut_short_is_named(folder):
+def test_a_truncated_file_is_named(folder):
     opened, path = OpenShards(), sorted(folder.glob("*.mds"))[0]
     opened.rows(path, FIRST)
     with path.open("r+b") as file:
@@ -45,7 +45,7 @@ def test_only_so_many_files_are_kept_open(folder, monkeypatch):
     assert list(opened._open) == [paths[0], paths[2]]
 
 
-def test_a_file_that_was_replaced_is_read_anew_once_it_is_forgotten(folder):
+def test_a_replaced_file_is_read_again_after_it_is_forgotten(folder):
     opened, (first, second, *_) = OpenShards(), sorted(folder.glob("*.mds"))
     before = opened.rows(first, FOURTH)
     second.replace(first)

@@ -102,7 +102,7 @@ def start():
         job.kill()
 
 
-def test_runs_on_one_folder_and_one_machine_do_not_meet(start, converted):
+def test_runs_on_one_folder_and_machine_do_not_interfere(start, converted):
     """One that is killed, one of two launchers, one of two ranks: its remains go, the others read every row."""
     killed, launchers, ranks = start(converted(), hold=60), start(converted(), nodes=2), start(converted(), ranks=2)
     living, (dead,) = [*launchers.numbers(), *ranks.numbers()], killed.numbers()
@@ -168,7 +168,7 @@ def test_a_lease_lives_on_with_whoever_joined_it(leases):
     assert remove_stale() == [number]
 
 
-def test_leases_of_others_and_files_that_are_none_are_left_alone(leases, monkeypatch):
+def test_other_users_leases_and_other_files_are_left_alone(leases, monkeypatch):
     dead = in_a_child(take_lease)
     (leases / f"notes_{LEASE}").touch()
     (leases / "000000_locals").touch()

@@ -44,7 +44,7 @@ def test_popularity_counts_and_breaks_ties_by_number():
     assert bounds.popularity_recommendations(seen, items=5, rows=2, k=4).tolist() == [[1, 4, 0, 2]] * 2
 
 
-def test_what_was_drawn_agrees_with_what_was_expected(world):
+def test_drawn_accuracies_agree_with_expected_ones(world):
     *_, targets, _, law, _ = world
     best = bounds.top_items(law)
     expected, found = bounds.expected(best, law), bounds.realised(best, targets)
@@ -91,7 +91,7 @@ def test_best_pair_accuracy_equals_brute_force():
     assert bounds.best_pair_accuracy(probabilities, offers) == pytest.approx(right / total, abs=1e-4)
 
 
-def test_pair_accuracy_counts_pairs_that_are_there():
+def test_pair_accuracy_counts_existing_pairs_only():
     offers = Offers(np.array([[5, 6, 7], [5, 6, -1]]), np.array([[True, True, True], [True, True, False]]))
     scores = np.array([[2.0, 1.0, 3.0], [1.0, 0.0, 9.0]])
     assert bounds.pair_accuracy(scores, offers) == pytest.approx(2 / 3, abs=1e-4)

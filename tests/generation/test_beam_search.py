@@ -257,7 +257,7 @@ def test_over_the_catalogue_probabilities_of_its_items_sum_to_one(items, memory_
     torch.testing.assert_close(scored, expected)
 
 
-def test_items_that_the_catalogue_lacks_are_improbable_and_move_nothing():
+def test_items_outside_the_catalogue_are_improbable_and_get_no_gradient():
     heads, trie = TableHeads(SIZES, B), random_trie(SIZES, 40)
     known = set(map(tuple, trie.items.tolist()))
     unknown = [item for item in itertools.product(range(5, 9), range(5, 10), range(5, 12)) if item not in known]

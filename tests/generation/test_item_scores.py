@@ -14,7 +14,7 @@ def vectors():
 @pytest.mark.parametrize("offset", [0, 100, 10_000])
 @pytest.mark.parametrize("temperature", [1.0, 0.07])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_what_all_items_have_in_common_changes_no_dot_product_scores(offset, temperature, dtype):
+def test_a_common_offset_of_items_changes_no_dot_product_scores(offset, temperature, dtype):
     """The scores are float32 under autocast too, so that a run's evaluation and `ugt recommend` have the same."""
     users, items = vectors()
     expected = 0.5 * (users.double() @ items.double().T / temperature).log_softmax(-1)
@@ -27,7 +27,7 @@ def test_what_all_items_have_in_common_changes_no_dot_product_scores(offset, tem
         assert torch.equal(ItemScores(users, items, temperature, 0.5, "dot")(slice(1, 4)), scores)
 
 
-def test_cosines_of_items_that_are_nearly_parallel_are_told_apart():
+def test_cosines_of_nearly_parallel_items_are_distinguished():
     users, items = vectors()
     items[:, 0] += 1_000
     expected = (torch.cosine_similarity(users.double()[:, None], items.double()[None], dim=-1) / 0.01).log_softmax(-1)

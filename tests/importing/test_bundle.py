@@ -25,7 +25,7 @@ def bundles(draw) -> Bundle:
 
 @settings(max_examples=60, deadline=None)
 @given(bundles())
-def test_a_bundle_comes_back_as_it_was(tmp_path_factory, bundle):
+def test_a_bundle_survives_saving_and_loading(tmp_path_factory, bundle):
     path = tmp_path_factory.mktemp("bundle") / "semantic_ids.json"
     bundle.save(path)
     again = load_bundle(path)

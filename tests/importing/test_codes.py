@@ -23,13 +23,13 @@ def test_numbers_tokens_and_texts_of_tokens_are_codes():
 @pytest.mark.parametrize(
     "value", [[], "", [1.5], [-1], [True], ["<a>"], None, [None], [2**31], ["<a_99999999999>"], {"a": 1}]
 )
-def test_what_is_no_code_is_named_with_its_item(value):
+def test_an_invalid_code_is_named_with_its_item(value):
     with pytest.raises(UserError, match=r"index\.json: item 'x': found "):
         parse_codes(PATH, {"ok": [1, 2, 3], "x": value})
 
 
 @pytest.mark.parametrize("given", [[], {}, [[1, 2, 3]], "x"])
-def test_something_else_than_an_object_is_refused(given):
+def test_a_value_that_is_not_an_object_is_refused(given):
     with pytest.raises(UserError, match="expected an object such as"):
         parse_codes(PATH, given)
 

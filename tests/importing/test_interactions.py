@@ -65,7 +65,7 @@ def test_times_of_any_type_in_parquet(tmp_path, dtype):
 
 @pytest.mark.parametrize("text", ["7 a b c\n8 b\n", "7\ta  b\tc \n\n8 b", "7 a b c\r\n8 b\r\n"])
 @pytest.mark.parametrize("name", ["s.txt", "s.txt.gz"])
-def test_a_line_a_user(tmp_path, text, name):
+def test_one_line_per_user(tmp_path, text, name):
     log = read_interactions(written(tmp_path, name, text))
     assert [row[:2] for row in listed(log)] == [("7", "a"), ("7", "b"), ("7", "c"), ("8", "b")]
 
@@ -155,14 +155,14 @@ def test_mistakes_are_named(tmp_path, name, text, options, said):
     assert "\n" not in str(error.value)
 
 
-def test_a_cut_off_gzip_is_refused(tmp_path):
+def test_a_truncated_gzip_is_refused(tmp_path):
     whole = written(tmp_path, "r.csv.gz", "\n".join([HEADER, *ROWS * 100]))
     whole.write_bytes(whole.read_bytes()[:-12])
     with pytest.raises(UserError, match=r"r\.csv\.gz: cannot be read"):
         read_interactions(whole)
 
 
-def test_rows_that_are_not_understood_can_be_left_out_and_are_counted(tmp_path):
+def test_bad_rows_can_be_skipped_and_are_counted(tmp_path):
     path = written(tmp_path, "r.csv", "\n".join([HEADER, *ROWS, "9,d,5,40 oops", ",d,5,50"]))
     log = read_interactions(path, skip_bad=True)
     assert listed(log) == EXPECTED

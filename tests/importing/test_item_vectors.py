@@ -23,7 +23,7 @@ def test_similar_texts_are_near_and_no_text_is_nothing():
     assert length(vectors) == pytest.approx([1, 1, 1, 1, 1, 0])
 
 
-def test_texts_without_a_common_word_say_nothing():
+def test_texts_without_a_common_word_give_zero_vectors():
     assert (text_vectors(pl.Series(["a", "b", "c"]), 4, 0) == 0).all()
 
 
@@ -55,7 +55,7 @@ def test_the_counts_are_those_of_a_loop(monkeypatch):
     assert seen["made"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_what_is_missing_is_taken_from_similar_items():
+def test_a_missing_vector_is_taken_from_similar_items():
     texts = np.array([[1, 0], [0, 1], [1, 0]], np.float32)
     together = np.array([[0, 1], [1, 0], [0, 0]], np.float32)
     vectors = joined_vectors([texts, together], [0.5, 0.5], seed=0)
@@ -63,7 +63,7 @@ def test_what_is_missing_is_taken_from_similar_items():
     assert length(vectors) == pytest.approx([1, 1, 1])
 
 
-def test_items_of_which_nothing_is_known_spread_over_the_others():
+def test_items_without_vectors_spread_over_the_others():
     texts = np.zeros((60, 3), np.float32)
     texts[:3] = np.eye(3)
     vectors = joined_vectors([texts], [1.0], seed=0)

@@ -72,5 +72,5 @@ def test_too_little_room_is_an_error_that_says_how_much_is_needed():
         fitted(np.array([1, 5, 9]), 2, 2)
 
 
-def test_compact_sizes_are_rounded_up_but_not_above_what_is_allowed():
+def test_compact_sizes_are_rounded_up_within_the_limit():
     assert compact_sizes(np.array([[63, 64, 900]]), (1024, 1024, 901)) == [64, 128, 901]

@@ -122,7 +122,7 @@ def test_no_more_pairs_of_a_user_than_asked_for_and_the_same_each_time(log, most
     assert all(pair in everything for pair in listed(pairs))
 
 
-def test_what_is_rejected_after_the_validation_item_is_no_training_data():
+def test_items_rejected_after_the_validation_item_are_not_trained_on():
     user = np.zeros(7, int)
     positive = np.array([True, False, True, True, False, True, False])
     part = leave_one_out(user[positive], user_offsets(user[positive], 1), 3)

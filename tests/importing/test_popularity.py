@@ -12,7 +12,7 @@ items = st.integers(0, 24)
 
 
 @given(st.lists(items, min_size=1, max_size=60), st.lists(items, min_size=1, max_size=20))
-def test_popularity_is_the_obvious_count(trained, targets):
+def test_popularity_equals_a_plain_count(trained, targets):
     counts = Counter(trained)
     ranked = sorted(range(25), key=lambda item: (-counts[item], item))[:10]
     hits = [ranked.index(target) + 1 for target in targets if target in ranked]

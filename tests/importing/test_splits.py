@@ -29,7 +29,7 @@ def random(seed: int = 0) -> np.random.Generator:
 
 
 @given(lengths, st.integers(3, 6))
-def test_leave_one_out_is_the_obvious_loop(counts, fewest):
+def test_leave_one_out_equals_a_plain_loop(counts, fewest):
     user, offsets = users_of(counts)
     expected = []
     for count in counts:
@@ -38,7 +38,7 @@ def test_leave_one_out_is_the_obvious_loop(counts, fewest):
 
 
 @given(lengths, st.integers(1, 5), st.integers(1, 6))
-def test_training_rows_with_all_cuts_are_the_obvious_loop(counts, targets, history):
+def test_training_rows_with_all_cuts_equal_a_plain_loop(counts, targets, history):
     user, offsets = users_of(counts)
     part = leave_one_out(user, offsets, 3)
     rows = training_rows(part == TRAIN, offsets, None, targets, history, random())

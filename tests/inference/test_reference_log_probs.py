@@ -78,7 +78,7 @@ def test_the_losses_are_those_with_the_reference_itself_which_is_not_loaded(stag
                 assert line[name] == pytest.approx(other[name], rel=1e-5)
 
 
-def test_rows_without_or_of_another_reference_are_refused(shop, stages, stage_config, scored, overrides, tmp_path):
+def test_rows_with_no_or_another_reference_are_refused(shop, stages, stage_config, scored, overrides, tmp_path):
     for given, stage, words in (
         (overrides(folder=shop), 2, "data.train) holds no log-probabilities of a reference"),
         (overrides(eval_folder=shop), 2, "data.eval) holds no log-probabilities of a reference"),
@@ -101,7 +101,7 @@ def test_probabilities_over_other_ids_are_refused(stages, stage_config, override
             start(config)
 
 
-def test_a_reference_that_nothing_reads_is_refused(stages, stage_config, tmp_path):
+def test_an_unused_reference_is_refused(stages, stage_config, tmp_path):
     for more in ("loss.dpo_reference_free=true", "loss.lambda_preference=0"):
         with pytest.raises(UserError, match="reference_log_probs is data, but loss"):
             stage_config(tmp_path, 3, stages / "stage2/best", "loss.reference_log_probs=data", more)

@@ -62,7 +62,7 @@ def test_the_job_ends_as_its_first_rank_did(deed, rank, status, words):
     ],
 )
 @pytest.mark.parametrize("ranks", ["1", "2"])
-def test_a_program_ends_with_its_status_after_all_that_waits_for_its_end(ranks, end, status, said):
+def test_a_program_exits_with_its_status_after_the_atexit_handlers(ranks, end, status, said):
     program = (
         "import atexit\nfrom ugt_composer.job.exit import exit_as_rank\natexit.register(print, 'closed')\n"
         f"def main():\n    print('begun')\n    {end}\nexit_as_rank(main)"
@@ -74,7 +74,7 @@ def test_a_program_ends_with_its_status_after_all_that_waits_for_its_end(ranks, 
     assert result.stderr.endswith(said)
 
 
-def test_how_an_earlier_start_of_the_same_script_ended_is_forgotten():
+def test_the_note_of_an_earlier_start_is_deleted():
     program = (
         "import sys\nfrom ugt_composer.job.exit import *\n"
         "def main():\n    end_with_launcher()\n    print(first_end())\n    raise ValueError(sys.argv[1])\n"
@@ -121,13 +121,13 @@ def test_how_an_earlier_start_of_the_same_script_ended_is_forgotten():
         (RuntimeError("shape '[2]' is invalid"), False, None),
     ],
 )
-def test_errors_of_gpus_and_of_nccl_are_told_apart(error, is_lost, words):
+def test_gpu_and_nccl_errors_are_distinguished(error, is_lost, words):
     assert lost_contact(error) == is_lost
     advice = device_advice(error)
     assert advice is None if words is None else words in advice
 
 
-def test_a_timeout_of_nccl_is_a_stalled_rank():
+def test_an_nccl_timeout_is_a_stalled_rank():
     error = torch.distributed.DistBackendError(
         "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7) ran for 600001 milliseconds"
     )
@@ -135,7 +135,7 @@ def test_a_timeout_of_nccl_is_a_stalled_rank():
 
 
 @pytest.mark.parametrize("ranks", ["1", "2"])
-def test_a_full_gpu_ends_the_job_with_what_to_change(ranks):
+def test_an_out_of_memory_error_names_what_to_change(ranks):
     program = (
         "import torch\nfrom ugt_composer.job.exit import exit_as_rank\n"
         "def main():\n    raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')\n"

@@ -31,7 +31,7 @@ def limits(monkeypatch):
     return set_to
 
 
-def test_until_the_first_batch_is_trained_the_start_timeout_counts(clock, limits):
+def test_the_start_timeout_applies_until_the_first_batch_is_trained(clock, limits):
     watchdog = Watchdog(start_timeout=3600, timeout=600)
     watchdog.watch()
     progress = Progress(watchdog)
@@ -52,7 +52,7 @@ def test_until_the_first_batch_is_trained_the_start_timeout_counts(clock, limits
 @pytest.mark.parametrize(
     "event", ["before_dataloader", "batch_start", "before_forward", "batch_end", "eval_batch_start", "eval_batch_end"]
 )
-def test_in_training_each_event_is_progress(clock, limits, event):
+def test_each_training_event_is_progress(clock, limits, event):
     watchdog = Watchdog(start_timeout=3600, timeout=600)
     watchdog.watch()
     Progress(watchdog).batch_end(None, None)
@@ -62,7 +62,7 @@ def test_in_training_each_event_is_progress(clock, limits, event):
     assert watchdog.reason() is None
 
 
-def test_between_the_calls_of_a_program_nothing_is_waited_for(clock, limits):
+def test_nothing_is_watched_between_calls_of_the_trainer(clock, limits):
     watchdog = Watchdog(start_timeout=3600, timeout=600)
     watchdog.watch()
     watchdog.rest()
@@ -76,7 +76,7 @@ def test_between_the_calls_of_a_program_nothing_is_waited_for(clock, limits):
     assert watchdog.reason() is None
 
 
-def test_an_error_of_nccl_ends_the_rank_before_the_timeout(clock, limits, monkeypatch):
+def test_an_nccl_error_ends_the_rank_before_the_timeout(clock, limits, monkeypatch):
     watchdog = Watchdog(start_timeout=3600, timeout=600)
     watchdog.watch()
     monkeypatch.setattr(module, "nccl_error", lambda: "remote error")
@@ -99,7 +99,7 @@ def groups(monkeypatch):
     return SimpleNamespace(backend=backend, timeouts=timeouts)
 
 
-def test_the_hosts_give_up_before_nccl_does(groups):
+def test_gloo_times_out_before_nccl(groups):
     limit_groups(600)
     assert groups.timeouts == {"gloo": timedelta(seconds=600), "nccl": timedelta(seconds=600 + NCCL_BEHIND)}
 
@@ -113,17 +113,17 @@ def test_the_hosts_give_up_before_nccl_does(groups):
         (ErrorType.REMOTE_ERROR, "remote error"),
     ],
 )
-def test_what_nccl_reports_is_read(groups, found, said):
+def test_nccl_errors_are_read(groups, found, said):
     groups.backend.get_error = lambda: found
     assert nccl_error() == said
 
 
-def test_nccl_leaves_the_end_of_the_process_to_python(monkeypatch):
+def test_nccl_errors_are_left_to_python(monkeypatch):
     environment = {"TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": "7"}  # the user's own stays
     monkeypatch.setattr(group_timeouts.os, "environ", environment)
     report_nccl_errors(3600)
     assert environment == {"TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": "7", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}
 
 
-def test_a_start_timeout_below_the_other_counts_as_much_as_it():
+def test_the_start_timeout_is_at_least_the_other_timeout():
     assert Watchdog(start_timeout=60, timeout=600).timeout() == 600

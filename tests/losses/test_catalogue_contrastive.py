@@ -130,7 +130,7 @@ def test_dot_products_in_half_precision_are_half_precision_products_with_centred
 @pytest.mark.parametrize("temperature", [1.0, 0.07])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("unknown", [(), (2, 5)])
-def test_what_all_items_have_in_common_changes_nothing_in_half_precision(pieces, offset, temperature, dtype, unknown):
+def test_a_common_offset_of_items_changes_nothing_in_half_precision(pieces, offset, temperature, dtype, unknown):
     """Against float64 without an offset. float16 ends at 65,504, which 10,000 / 0.07 is above."""
     users, own, items, rows, valid = (x.detach() for x in make(unknown=unknown))
     direction = F.normalize(torch.ones(D), dim=0)

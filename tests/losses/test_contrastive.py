@@ -269,7 +269,7 @@ def test_half_precision_and_autocast_compute_in_float32():
 
 @pytest.mark.parametrize("offset", [0, 100, 10_000])
 @pytest.mark.parametrize("side", ["items", "users"])
-def test_what_all_vectors_of_a_side_have_in_common_changes_nothing_against_them(side, offset):
+def test_a_common_offset_of_one_side_changes_nothing(side, offset):
     """An offset of the items moves no softmax over items, but those over users, and the other way round. So each is
     looked at alone, against float64 without the offset."""
     width, temperature = 512, 0.07

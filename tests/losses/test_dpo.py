@@ -119,7 +119,7 @@ def test_no_preference_rows_give_exactly_zero_with_a_gradient(loss_type, rejecte
     assert torch.equal(bad.grad, torch.zeros_like(bad))
 
 
-def test_weights_weight_rows_whatever_their_scale():
+def test_row_weights_are_relative():
     chosen, bad, reference_chosen, reference_bad, mask, weight = make_case()
     losses = [
         DPOLoss(BETA)(chosen, bad, reference_chosen, reference_bad, mask, scale * weight)[0] for scale in (1.0, 1e-3)

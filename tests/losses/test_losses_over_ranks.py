@@ -103,7 +103,7 @@ def test_two_ranks_equal_one_process(name, ranks):
                 )
 
 
-def test_the_cases_reach_what_they_are_for(ranks):
+def test_the_cases_cover_what_they_are_for(ranks):
     filled = [step["buffer loss.contrastive.memory_valid"].sum().item() for step in ranks[0]["memory fills up"]]
     assert filled[0] < 50 == filled[-1]
     assert all(step["dpo_loss"] == 0 for step in ranks[0]["a rank of ignored rows"])

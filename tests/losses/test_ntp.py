@@ -45,7 +45,7 @@ def test_accuracy_counts_only_labels_that_are_not_ignored():
     assert found == pytest.approx([2 / 3, 1 / 3, 0.0])
 
 
-def test_nothing_but_ignored_labels_gives_zero_and_zero_gradients():
+def test_only_ignored_labels_give_zero_and_zero_gradients():
     logits, labels = make_case()
     loss, metrics = NextTokenPredictionLoss(label_smoothing=0.1)(*logits, torch.full_like(labels, -100))
     loss.backward()

@@ -64,7 +64,7 @@ def test_every_stage_has_the_same_state_dict():
 
 
 @pytest.mark.parametrize("totals", [False, True])
-def test_a_batch_in_which_nothing_counts_gives_zeros_and_finite_gradients(totals):
+def test_a_batch_of_filler_rows_gives_zeros_and_finite_gradients(totals):
     model, batch = ToyModel(**(ALL_ON | {"lambda_moe_balance": 0.0})), make_batch(16)
     batch["row_mask"][:] = False
     if totals:
@@ -78,7 +78,7 @@ def test_a_batch_in_which_nothing_counts_gives_zeros_and_finite_gradients(totals
     assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients)
 
 
-def test_what_filler_rows_hold_does_not_matter():
+def test_values_of_filler_rows_do_not_matter():
     batch = make_batch(16)
     values = []
     for filler in (0.0, 3.0):
@@ -103,7 +103,7 @@ def test_a_batch_without_rejected_items_has_no_preference_loss_and_the_same_metr
 
 
 @pytest.mark.parametrize("num_negatives", [5, 40])
-def test_the_host_reads_no_value_from_the_device(num_negatives):
+def test_the_loss_reads_no_value_from_the_device(num_negatives):
     """Fake tensors have no values: anything for which the host would wait for a GPU raises here."""
     batch = make_batch(16)
     with FakeTensorMode(allow_non_fake_inputs=False) as mode:

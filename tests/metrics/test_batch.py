@@ -84,7 +84,7 @@ def evaluate_on_a_gpu():
     print("waits", *found)
 
 
-def test_a_gpu_is_waited_for_only_at_the_end_and_may_be_deterministic():
+def test_evaluation_syncs_with_the_gpu_only_at_its_end():
     done = subprocess.run(
         [
             *on_driver(),

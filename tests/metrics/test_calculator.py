@@ -46,7 +46,7 @@ def test_per_level_hit_rates():
     assert (metrics["hit_rate_l1@1"], metrics["hit_rate_l1_l2@1"], metrics["hit_rate@1"]) == (0.75, 0.5, 0.25)
 
 
-def test_without_a_catalogue_size_the_items_seen_stand_for_it():
+def test_without_a_catalogue_size_the_seen_items_are_counted():
     calculator = MetricsCalculator()
     calculator.add_batch([[A, B]], [C])
     assert calculator.compute([1])["coverage@1"] == pytest.approx(1 / 3)
@@ -66,7 +66,7 @@ def test_defaults_and_reset():
     assert calculator.compute()["recall@5"] == 0
 
 
-def test_a_batch_that_is_not_well_formed_adds_nothing():
+def test_a_malformed_batch_adds_nothing():
     calculator = MetricsCalculator(catalogue_size=1)
     calculator.add_batch([[A, B]], [A])
     with pytest.raises(ValueError, match=r"predictions\[1\]\[0\]"):

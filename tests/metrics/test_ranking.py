@@ -38,7 +38,7 @@ def test_several_relevant_items_a_row():
     assert mrr(predictions, truth) == pytest.approx((1 + 1 / 2) / 2)
 
 
-def test_an_item_that_a_list_repeats_counts_once_where_it_comes_first():
+def test_a_repeated_item_counts_once_at_its_first_position():
     assert recall_at_k([[A, A, B]], [B], 2) == 1
     assert ndcg_at_k([[A, A, B]], [[A, B]], 2) == 1
     assert diversity([[A, A, D]], k=2) == 1
@@ -132,7 +132,7 @@ def test_other_libraries_agree(rows, k):
         ([], [], "there are no predictions to measure"),
     ],
 )
-def test_what_is_not_well_formed_is_named_with_its_position(predictions, truth, message):
+def test_malformed_input_is_named_with_its_position(predictions, truth, message):
     with pytest.raises(ValueError, match=message):
         recall_at_k(predictions, truth)
 

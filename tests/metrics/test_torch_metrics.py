@@ -143,7 +143,7 @@ def test_a_batch_counts_once_whichever_metrics_are_updated_with_it_and_in_whatev
 
 
 @pytest.mark.parametrize("backwards", [False, True])
-def test_an_evaluation_begins_anew_whatever_the_order_of_the_resets(backwards):
+def test_an_evaluation_starts_from_zero_for_any_order_of_resets(backwards):
     first, second = (evaluated([([CATALOGUE[i]], [CATALOGUE[1]])], seed=i) for i in (0, 1))
     metrics = updated(first)
     before = values(metrics)

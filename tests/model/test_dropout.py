@@ -36,7 +36,7 @@ def test_a_seed_decides_the_draws():
 
 
 @pytest.mark.parametrize("p", [0.0, 1.0])
-def test_all_or_nothing_is_left_as_it_is_or_dropped(p):
+def test_keeping_or_dropping_everything_needs_no_draw(p):
     x = torch.ones(100)
     assert torch.equal(Dropout(p)(x), x * (1 - p))
     assert torch.equal(Dropout(p).eval()(x), x)

@@ -30,7 +30,7 @@ def make_head(level: int, offset: float, tied: bool) -> tuple[LevelHead, ItemEmb
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("wanted", [None, 2, 40], ids=["codebook", "few ids", "many ids"])
 @pytest.mark.parametrize("beams", [1, 2])
-def test_what_all_ids_have_in_common_changes_no_probability_in_half_precision(offset, dtype, tied, wanted, beams):
+def test_a_common_offset_of_ids_changes_no_probability_in_half_precision(offset, dtype, tied, wanted, beams):
     generator = torch.Generator().manual_seed(0)
     hidden, prefix = torch.randn(4, beams, D, generator=generator), torch.randint(CODES, (4, beams, 1))
     beam = ids = None
@@ -64,7 +64,7 @@ def test_log_probabilities_of_items_have_no_offset_in_them(offset):
     torch.testing.assert_close(log_probs[1], log_probs[0], rtol=0, atol=0.1)
 
 
-def test_the_gradient_along_what_all_ids_have_in_common_is_zero():
+def test_the_gradient_along_a_common_offset_of_ids_is_zero():
     """Else Adam, which scales gradients to steps of one size, would walk along it by nothing but rounding."""
     head, embedding = make_head(0, offset=100, tied=False)
     hidden, labels = torch.randn(64, D), torch.randint(CODES, (64,))

@@ -20,7 +20,7 @@ def make(dimensions: int, shared: bool) -> tuple[ItemEmbedding, np.ndarray, np.n
 
 
 @pytest.mark.parametrize("dimensions", [1, 5, WIDTH, 40])
-def test_sums_are_the_vectors_where_each_item_has_an_l3_id_of_its_own(dimensions):
+def test_level_sums_equal_the_vectors_if_each_item_has_its_own_l3_id(dimensions):
     embedding, ids, vectors = make(dimensions, shared=False)
     start_from_vectors(embedding, ids, vectors, seed=1)
     sums = embedding(torch.from_numpy(ids)).detach().double().numpy()
@@ -47,7 +47,7 @@ def test_each_id_gets_the_mean_of_what_the_levels_above_leave():
             left[rows] = above[rows] - mean
 
 
-def test_the_rotation_is_the_seeds():
+def test_the_rotation_depends_on_the_seed():
     vectors = torch.randn(20, 4)
     assert torch.equal(fitted(vectors, WIDTH, 1), fitted(vectors, WIDTH, 1))
     assert not torch.allclose(fitted(vectors, WIDTH, 1), fitted(vectors, WIDTH, 2))

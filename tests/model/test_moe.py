@@ -120,7 +120,7 @@ def test_gradients_are_those_of_masked_passes(path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_nothing_is_added_in_an_order_left_to_the_device(path):
+def test_nothing_is_added_by_atomics(path):
     moe, (x, mask) = moe_on_path(path), some_tokens()
     with Accumulations() as accumulations:
         mixed, stats = moe(x.requires_grad_(), mask)
@@ -128,7 +128,7 @@ def test_nothing_is_added_in_an_order_left_to_the_device(path):
     assert accumulations.found == []
 
 
-def test_the_watch_sees_accumulations():
+def test_accumulations_are_detected():
     x, index = torch.randn(3, 2, requires_grad=True), torch.tensor([0, 0, 1])
     with Accumulations() as accumulations:
         (x[index].sum() + x.index_select(0, index).sum() + x[index[1:]].sum()).backward()
@@ -165,7 +165,7 @@ def test_bfloat16_is_close_to_float32(path, way):
     assert (y.grad.float() - x.grad).norm() < 0.03 * x.grad.norm()
 
 
-def test_an_empty_slot_holds_no_token_that_its_expert_could_overflow_on():
+def test_an_empty_slot_cannot_overflow_its_expert():
     moe, (x, mask) = moe_on_path("capacity", 4.0), some_tokens()
     moe.router.weight.data[1], moe.router.weight.data[0] = -3.0, 3.0
     x = x.abs().requires_grad_()  # expert 1 is the least probable one of all tokens

@@ -52,7 +52,7 @@ def test_gradients_are_those_of_finite_differences():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_it_keeps_its_input_and_little_else(dtype):
+def test_the_backward_pass_keeps_little_but_the_input(dtype):
     d_model = 64
     norm, x = GroupLayerNorm(d_model, TYPES).to(dtype), torch.randn(B, S, d_model, dtype=dtype, requires_grad=True)
     kept = {}

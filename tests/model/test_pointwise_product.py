@@ -37,7 +37,7 @@ def test_gradients_are_those_of_finite_differences(activation):
     assert torch.autograd.gradcheck(lambda *x: pointwise_product(*x, activation), make(torch.float64))
 
 
-def test_no_head_is_no_work():
+def test_a_missing_head_does_no_work():
     assert pointwise_product(*make(heads=0), "silu").shape == (0, S, D)
 
 
@@ -113,7 +113,7 @@ def test_the_weights_of_all_heads_never_exist_together(compiled, monkeypatch):
         assert largest_allocation(lambda run=run: run(*inputs).sum().backward()) == expected
 
 
-def test_an_exported_program_knows_no_operator_of_this_package():
+def test_an_exported_program_needs_no_operator_of_this_package():
     class Product(torch.nn.Module):
         def forward(self, q, k, v):
             return pointwise_product(q, k, v, "silu")

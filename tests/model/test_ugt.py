@@ -220,7 +220,7 @@ def test_over_the_catalogue_its_items_have_all_the_probability(tiny_model, rando
     torch.testing.assert_close(outputs["chosen_logps"].exp(), probabilities[torch.arange(5), chosen])
 
 
-def test_over_the_catalogue_the_loss_is_the_cross_entropy_of_what_it_knows(tiny_model, random_batch):
+def test_over_the_catalogue_the_loss_is_the_cross_entropy_of_known_ids(tiny_model, random_batch):
     model, batch = tiny_model(level_softmax="catalogue").train(), random_batch(rows=6, target=3)
     trie = catalogue_of(batch, known_rows=4)
     loss = UnifiedLoss(repr_dim=32, lambda_moe_balance=0.0)(model(batch, trie), batch)

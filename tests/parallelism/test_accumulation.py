@@ -29,7 +29,7 @@ def test_small_gradients_are_not_lost_beside_large_ones(results, case, rank):
 
 
 @pytest.mark.parametrize(("case", "rank"), ALL)
-def test_what_is_read_can_be_written_and_trained_on_bit_for_bit(results, case, rank):
+def test_a_gathered_state_can_be_loaded_and_resumed_bit_for_bit(results, case, rank):
     found = results[rank][case]
     assert equal(found["written"], found["once"])
     assert equal(found["resumed"], found["twice"])

@@ -21,7 +21,7 @@ def config(user=None, zero_stage=2, precision="fp32", **changes):
     return engine_config(**(arguments | changes))
 
 
-def test_own_keys_reach_the_engine_beside_ours():
+def test_user_keys_reach_the_engine_beside_ours():
     merged = config({"zero_optimization": {"overlap_comm": True}, "wall_clock_breakdown": True})
     assert merged["zero_optimization"] == {
         "stage": 2,

@@ -99,7 +99,7 @@ def test_a_loss_scaler_with_gradients_in_host_memory_is_refused():
     assert load_config(overrides=[*keys, "precision=amp_bf16"]).parallelism.fsdp.cpu_offload
 
 
-def test_whole_tensors_have_the_shapes_of_the_model_and_go_into_another_one_unchanged(ranks):
+def test_full_tensors_have_the_models_shapes_and_survive_loading(ranks):
     shapes = {name: parameter.shape for name, parameter in Toy(0).named_parameters()}
     for results in ranks:
         saved, copied = results["once"], results["copied"]
@@ -109,7 +109,7 @@ def test_whole_tensors_have_the_shapes_of_the_model_and_go_into_another_one_unch
         torch.testing.assert_close(copied["next"][0], copied["next"][1], rtol=0, atol=0)
 
 
-def test_a_sharded_checkpoint_goes_into_another_one_unchanged(ranks):
+def test_a_sharded_checkpoint_survives_loading_and_saving(ranks):
     for results in ranks:
         saved, loaded = results["sharded"]["tensors"]
         trained = {name: moments for name, moments in saved["moments"].items() if moments}
@@ -150,7 +150,7 @@ def test_a_reference_in_half_precision_starts_as_the_policy(two, place):
 
 
 @pytest.mark.parametrize("with_grad", [True, False])
-def test_a_sharded_reference_is_never_whole(two, with_grad):
+def test_a_sharded_reference_is_never_gathered_in_full(two, with_grad):
     for results in two:
         held = results["reference"][with_grad]
         assert all(held["right"])

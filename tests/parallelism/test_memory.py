@@ -49,7 +49,7 @@ def estimated(sizes: ModelSizes, ranks: int, precision: str, *overrides: str) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_the_estimate_is_what_is_held(held, name):
+def test_the_estimate_equals_the_allocated_bytes(held, name):
     found = held[name]
     sizes = ModelSizes(found["parameters"], found["trainable"], found["largest_layer"], found["small"])
     estimate = estimated(sizes, 2, "fp32", *ONE_BATCH, *STRATEGIES[name])
@@ -86,7 +86,7 @@ def test_offloaded_parts_are_the_hosts():
     assert MemoryItem("optimizer", 400, "host") in items
 
 
-def test_gradients_that_fsdp_accumulates_are_whole_and_on_the_device():
+def test_gradients_that_fsdp_accumulates_are_unsharded_and_on_the_device():
     once, every = (
         estimated(
             ModelSizes(1000, 640, 100),

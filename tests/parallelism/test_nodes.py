@@ -65,7 +65,7 @@ def come_to_batch(number: int, record: Path, jobs: list[subprocess.Popen]) -> No
 
 
 @pytest.mark.slow
-def test_a_warning_to_one_machine_is_one_to_both(shop, tmp_path):
+def test_a_signal_to_one_machine_preempts_both(shop, tmp_path):
     port = free_port()
     arguments = [*stage_arguments(shop, tmp_path / "run", 1), *LONG]
     machines = [start(node(rank, port), arguments) for rank in (0, 1)]

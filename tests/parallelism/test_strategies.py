@@ -49,7 +49,7 @@ def test_a_strategy_gives_the_numbers_of_one_process(runs, stage, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", SLOW_STAGES)
 @pytest.mark.parametrize("name", OTHERS)
-def test_in_a_further_stage_too(slow_runs, stage, name):
+def test_a_strategy_gives_the_numbers_of_one_process_in_another_stage(slow_runs, stage, name):
     assert difference(slow_runs, stage, name) <= BOUND
 
 
@@ -63,18 +63,18 @@ def test_the_compared_steps_have_all_losses_and_clip(runs):
 
 
 @pytest.mark.parametrize(("saved", "name"), PAIRS)
-def test_a_checkpoint_goes_on_under_another_strategy_and_number_of_ranks(runs, saved, name):
+def test_a_checkpoint_resumes_under_another_strategy_and_number_of_ranks(runs, saved, name):
     assert resume_difference(runs, STEPS, saved, name) <= BOUND
 
 
 @pytest.mark.parametrize("name", ITSELF)
-def test_a_checkpoint_goes_on_under_its_own_strategy_bit_for_bit(runs, name):
+def test_a_checkpoint_resumes_under_the_same_strategy_bit_for_bit(runs, name):
     assert_goes_on_bit_for_bit(runs, name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW_ITSELF)
-def test_a_checkpoint_of_a_further_strategy_goes_on_bit_for_bit(slow_runs, name):
+def test_a_checkpoint_of_another_strategy_resumes_bit_for_bit(slow_runs, name):
     assert_goes_on_bit_for_bit(slow_runs, name)
 
 
@@ -85,14 +85,14 @@ def assert_goes_on_bit_for_bit(runs, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_an_option_leaves_the_numbers_as_they_are(runs, name):
+def test_an_option_does_not_change_the_numbers(runs, name):
     lines = metrics_of(runs / "stage3/variant" / name)
     assert largest_difference(training_of(runs / "stage3" / BASE)[:VARIANT_STEPS], lines) <= BOUND
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW_VARIANTS)
-def test_a_further_option_leaves_the_numbers_as_they_are(slow_runs, name):
+def test_another_option_does_not_change_the_numbers(slow_runs, name):
     lines = metrics_of(slow_runs / "stage3/variant" / name)
     assert largest_difference(training_of(slow_runs / "stage3" / BASE)[:VARIANT_STEPS], lines) <= BOUND
 
@@ -122,13 +122,13 @@ def test_all_items_as_negatives_give_the_numbers_of_one_process(runs, name):
 
 
 @pytest.mark.parametrize("name", SHARDED)
-def test_a_sharded_checkpoint_goes_on_as_it_began(runs, name):
+def test_a_sharded_checkpoint_resumes_under_the_same_strategy(runs, name):
     assert_shards_go_on(runs, name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW_SHARDED)
-def test_a_sharded_checkpoint_of_a_further_strategy_goes_on(slow_runs, name):
+def test_a_sharded_checkpoint_of_another_strategy_resumes(slow_runs, name):
     assert_shards_go_on(slow_runs, name)
 
 
@@ -151,7 +151,7 @@ def test_clipping_bounds_the_gradient_of_all_ranks_together(runs, name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_checkpoint_holds_the_same_whole_tensors_under_every_strategy(runs, name):
+def test_a_checkpoint_has_the_same_full_tensors_under_every_strategy(runs, name):
     ours, theirs = (read_checkpoint(middle_checkpoint(runs, n, STEPS)) for n in (BASE, name))
     assert ours["model"].keys() == theirs["model"].keys()
     assert ours["optimizer"]["moments"].keys() == theirs["optimizer"]["moments"].keys()

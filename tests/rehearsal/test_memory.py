@@ -53,7 +53,7 @@ SLOW = [
     ("stage", "ranks", "history", "target", "overrides"),
     [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
 )
-def test_a_step_takes_what_the_dry_run_says(stage, ranks, history, target, overrides):
+def test_a_step_takes_the_memory_that_the_dry_run_estimates(stage, ranks, history, target, overrides):
     precision = () if any(o.startswith("precision") for o in overrides) else ("precision=amp_bf16",)
     items = MANY_ITEMS if RANKS_BY_VECTORS in overrides else ITEMS
     arguments = (f"yamls/stage{stage}.yaml", ranks, history, target, items, *precision, *overrides)

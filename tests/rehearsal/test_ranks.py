@@ -60,7 +60,7 @@ def test_two_ranks_call_the_same_collectives(two_ranks, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("name", WHOLE)
-def test_in_evaluations_saves_and_resumed_runs_too(whole, name, ranks):
+def test_collectives_match_in_evaluations_saves_and_resumed_runs(whole, name, ranks):
     line = whole[ranks][name]
     assert line["error"] is None, line["error"]
 
@@ -94,7 +94,7 @@ def test_the_program_trains_under_the_launcher(train_on_two_ranks, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_collective_that_one_rank_alone_calls_is_noticed(train_on_two_ranks):
+def test_a_collective_called_by_one_rank_only_is_detected(train_on_two_ranks):
     result = train_on_two_ranks(mistake=("--one-more", "1"))
     assert result.returncode == 77, result.stderr[-3000:]
     assert "NULL NCCL: ranks differ" in result.stderr

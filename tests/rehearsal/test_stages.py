@@ -18,7 +18,7 @@ def test_a_stage_trains_evaluates_saves_and_resumes(rehearsed, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
-def test_so_do_all_others(all_rehearsed, name):
+def test_every_other_stage_trains_evaluates_saves_and_resumes(all_rehearsed, name):
     line = all_rehearsed[name]
     assert line["error"] is None, line["error"]
     assert line["launches"] > 5_000
@@ -68,14 +68,14 @@ def test_determinism_costs_a_wait_in_the_backward_pass_of_each_microbatch(rehear
 
 
 @pytest.mark.parametrize("strategy", OF_THE_ENGINE)
-def test_in_the_engine_only_what_it_cannot_do_without(rehearsed, strategy):
+def test_the_engine_synchronises_only_where_it_must(rehearsed, strategy):
     found = waits(rehearsed[name_of("amp_bf16", strategy, 3)], STEP, QUIET)
     assert sum(found.values()) <= OF_THE_ENGINE[strategy] * len(QUIET), found
     assert all(" from ugt_composer/parallelism/deepspeed.py" in place for place in found), found
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_save_waits_a_few_times_whatever_the_number_of_tensors(rehearsed, strategy):
+def test_a_save_syncs_a_few_times_for_any_number_of_tensors(rehearsed, strategy):
     found = waits(rehearsed[name_of("amp_bf16", strategy, 3)], SAVE, [SAVE_EVERY])
     assert 0 < sum(found.values()) <= 12, found
 

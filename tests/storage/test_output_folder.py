@@ -56,13 +56,13 @@ def test_a_folder_with_foreign_files_is_never_replaced(tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_a_file_is_no_folder(tmp_path):
+def test_a_file_is_not_a_folder(tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(UserError, match="is a file; name a folder"):
         write(tmp_path / "out", overwrite=True)
 
 
-def test_a_parent_that_is_a_file_is_said(tmp_path):
+def test_a_parent_that_is_a_file_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         write(tmp_path / "file" / "out")

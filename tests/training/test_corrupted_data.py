@@ -60,7 +60,7 @@ def train(command: list[str], arguments: list[str]) -> subprocess.CompletedProce
 
 @pytest.mark.parametrize("damage", ["cut", "missing"])
 @pytest.mark.parametrize("name", ["train", "eval"])
-def test_missing_and_cut_shards_are_told_before_the_run_begins(run, name, damage):
+def test_missing_and_truncated_shards_are_reported_before_training(run, name, damage):
     shard = sorted((run.data / name).glob("shard.*"))[-1]
     DAMAGES[damage](shard)
     with pytest.raises(UserError, match=rf"{name}/{shard.name}: (is missing|has \d+ bytes), index\.json records \d+"):
@@ -69,7 +69,7 @@ def test_missing_and_cut_shards_are_told_before_the_run_begins(run, name, damage
 
 
 @pytest.mark.parametrize("name", ["train", "eval"])
-def test_an_index_that_is_not_the_manifests_is_told_before_the_run_begins(run, name):
+def test_an_index_that_differs_from_the_manifest_is_reported_at_the_start(run, name):
     index = run.data / name / "index.json"
     index.write_text(index.read_text().replace("4096", "4097"))
     with pytest.raises(UserError, match=rf"{name}/index\.json: has the xxh3_128 \w+, manifest\.json records \w+"):
@@ -89,7 +89,7 @@ def test_a_flipped_byte_ends_the_run_when_its_shard_is_read(run, name, workers):
     assert re.fullmatch(rf"{shard}: has the xxh64 \w+, index\.json records \w+; convert or copy .*", sentence)
 
 
-def test_a_damaged_cache_is_fetched_again_and_gives_the_same_numbers(run, tmp_path):
+def test_a_corrupted_cache_is_fetched_again_and_gives_the_same_numbers(run, tmp_path):
     trainer = run.trainer("max_duration=4ba")
     trainer.train()
     trainer.close()
@@ -110,7 +110,7 @@ def test_a_damaged_cache_is_fetched_again_and_gives_the_same_numbers(run, tmp_pa
     assert comparable(tmp_path / "other") == comparable(run.out)
 
 
-def test_room_is_not_made_in_the_only_copy_of_the_data(run):
+def test_the_only_copy_of_the_data_is_never_evicted(run):
     with pytest.raises(UserError, match=r"data\.train\.cache_limit is 1gb, but .* has no remote"):
         run.trainer("data.train.cache_limit=1gb")
 

@@ -85,7 +85,7 @@ class Watch(Callback):
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_a_step_reads_nothing_back(stages, stage_config, tmp_path, monkeypatch, stage):
+def test_a_step_reads_nothing_from_the_device(stages, stage_config, tmp_path, monkeypatch, stage):
     monkeypatch.setattr(moe, "COUNTS_ARE_AT_HAND", ())
     more = ("log_interval=5ba", "save_interval=100ba", "eval_interval=100ba", "max_duration=9ba")
     config = stage_config(tmp_path, stage, stages / f"stage{stage - 1}/best" if stage > 1 else None, *more)
@@ -98,7 +98,7 @@ def test_a_step_reads_nothing_back(stages, stage_config, tmp_path, monkeypatch, 
     assert not watch.counted.found, "\n".join(sorted(set(watch.counted.found)))
 
 
-def test_what_reads_is_noticed(stages, stage_config, tmp_path, monkeypatch):
+def test_a_read_from_the_device_is_detected(stages, stage_config, tmp_path, monkeypatch):
     more = ("log_interval=1ba", "max_duration=3ba", "data.eval.streams=[]", "save_best_on=null")
     trainer = build_trainer(stage_config(tmp_path, 1, None, *more))
     watch = Watch(monkeypatch, {2})

@@ -39,7 +39,7 @@ def test_items_are_as_near_to_each_other_as_their_vectors(stage_config, shop, ve
         (None, ["cannot be read as a .npy file"]),
     ],
 )
-def test_what_cannot_be_the_items_vectors_is_refused(stage_config, vectors, tmp_path, content, words):
+def test_invalid_item_vectors_are_refused(stage_config, vectors, tmp_path, content, words):
     if content is None:
         vectors.write_bytes(b"no matrix")
     else:
@@ -52,7 +52,7 @@ def test_what_cannot_be_the_items_vectors_is_refused(stage_config, vectors, tmp_
             assert word in str(error.value)
 
 
-def test_vectors_need_a_catalogue_and_no_other_start(stage_config, vectors, tmp_path):
+def test_vectors_need_a_catalogue_and_no_init_from(stage_config, vectors, tmp_path):
     option = f"init_item_vectors={vectors}"
     with pytest.raises(UserError, match=r"data\.catalogue is missing; init_item_vectors is set"):
         stage_config(tmp_path / "run", 1, None, option, "data.catalogue=null")

@@ -55,7 +55,7 @@ def test_its_state_is_tensors_of_float32():
         assert state["exp_avg"].shape == parameter.shape
 
 
-def test_a_step_reads_nothing_back_from_the_device():
+def test_a_step_reads_nothing_from_the_device():
     """On the meta device any read of a value raises."""
     own = [torch.nn.Parameter(torch.empty(shape, device="meta")) for shape in SHAPES.values()]
     optimizer = Lamb(groups(own), lr=0.1)

@@ -46,7 +46,7 @@ def test_stage_1_needs_checkpointing():
     assert 256 < found.most_rows < 512
 
 
-def test_the_most_rows_are_the_last_that_fit():
+def test_the_estimated_row_limit_is_the_largest_that_fits():
     config = loaded(1, 1, "parallelism.activation_checkpointing=false")
     most = estimate(config, 1, (512, 8, 0)).most_rows
     fits = [
@@ -56,7 +56,7 @@ def test_the_most_rows_are_the_last_that_fit():
     assert fits == [True, False]
 
 
-def test_a_microbatch_found_while_training_is_half_of_the_batch_or_half_of_that():
+def test_an_auto_microbatch_is_halved_until_it_fits():
     found = estimate(loaded(2, 1, "device_train_microbatch_size=auto"), 1, (512, 8, 0))
     assert found.shape.rows == 256 < found.most_rows < 512
     assert found.fits
@@ -88,20 +88,20 @@ def test_weights_have_the_bytes_that_they_compute_with():
         ("{data_types: 5}", ["parallelism.deepspeed.config.data_types is 5; expected keys"]),
     ],
 )
-def test_what_deepspeed_would_refuse_is_refused(own, words):
+def test_configs_that_deepspeed_rejects_are_refused(own, words):
     config = loaded(2, 8, "parallelism.strategy=deepspeed", f"parallelism.deepspeed.config={own}")
     with pytest.raises(UserError) as error:
         estimate(config, 8, (64, 4, 1))
     assert all(word in str(error.value) for word in words), error.value
 
 
-def test_a_model_that_fits_no_card_is_said_to_fit_none():
+def test_a_model_that_fits_no_gpu_is_reported():
     found = estimate(loaded(1, 1, "model.d_ff=262144"), 1, (512, 8, 0))
     assert found.most_rows == 0
     assert not found.fits
 
 
-def test_a_microbatch_takes_more_for_what_it_depends_on():
+def test_a_microbatch_takes_more_memory_for_larger_sizes():
     def activations(*overrides: str, longest=(64, 64, 1)):
         return estimate(loaded(3, 1, *overrides), 1, longest).activations
 

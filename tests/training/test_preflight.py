@@ -25,7 +25,7 @@ def gpus(monkeypatch):
     return pretend
 
 
-def test_a_microbatch_found_while_training_is_for_one_process(gpus):
+def test_an_auto_microbatch_needs_a_single_process(gpus):
     config = load_config(overrides=["device_train_microbatch_size=auto", "global_train_batch_size=2048"])
     gpus(ranks=1)
     check_machine(config)
@@ -45,7 +45,7 @@ def test_a_microbatch_found_while_training_is_for_one_process(gpus):
         ("fp32", False, "fp32", None),
     ],
 )
-def test_auto_is_bf16_where_the_gpu_multiplies_it(gpus, asked, bf16, resolved, remark):
+def test_auto_is_bf16_if_the_gpu_supports_it(gpus, asked, bf16, resolved, remark):
     gpus(bf16)
     assert resolve_precision(asked) == resolved
     found = about_precision(load_config(overrides=[f"precision={asked}"]))

@@ -12,7 +12,7 @@ from ugt_composer.errors import UserError
 from ugt_composer.training.build import build_trainer
 
 
-def test_a_fresh_start_sets_the_earlier_run_aside_and_keeps_its_own_checkpoints(stage_config, tmp_path):
+def test_a_fresh_start_moves_the_earlier_run_aside(stage_config, tmp_path):
     first = build_trainer(stage_config(tmp_path))
     first.train()
     first.close()
@@ -64,7 +64,7 @@ def test_preference_rows_without_a_preference_loss_are_refused(shop, stage_confi
         "model.history_positions=from_end",
     ],
 )
-def test_weights_of_a_differently_wired_model_are_refused(stages, stage_config, tmp_path, change):
+def test_weights_of_a_differently_configured_model_are_refused(stages, stage_config, tmp_path, change):
     with pytest.raises(UserError, match=change.split("=")[0]):
         build_trainer(stage_config(tmp_path, 2, stages / "stage1" / "best", change))
 
@@ -77,12 +77,12 @@ def test_weights_of_another_shape_are_listed(stages, stage_config, tmp_path):
         build_trainer(stage_config(tmp_path, 2, stages / "stage1" / "best", "model.n_encoder_layers=2"))
 
 
-def test_a_run_does_not_go_on_with_other_rows(shop, stages, stage_config):
+def test_a_run_does_not_resume_with_other_rows(shop, stages, stage_config):
     with pytest.raises(UserError, match=r"other rows in data\.train"):
         build_trainer(stage_config(stages / "stage1", 1, None, f"data.train.local={shop / 'eval'}"))
 
 
-def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(stage_config, tmp_path):
+def test_a_nan_loss_ends_the_run_before_it_is_saved(stage_config, tmp_path):
     trainer = build_trainer(stage_config(tmp_path, 1, None, "save_interval=1ba"))
     trainer.fit(duration="2ba")
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_items_that_share_a_semantic_id_are_reported(shop, stage_config, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["a file", "below a file"])
-def test_a_save_folder_that_cannot_be_one_is_refused(stage_config, tmp_path, name):
+def test_an_unusable_save_folder_is_refused(stage_config, tmp_path, name):
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" if name == "a file" else tmp_path / "file" / "run"
     with pytest.raises(UserError, match="save_folder"):

@@ -35,7 +35,7 @@ def test_the_record_has_the_promised_names_and_each_batch_once(stages, stage):
     assert {"metrics/eval/mrr", "metrics/eval/preference_accuracy", "metrics/eval/loss"} <= lines[-1].keys()
 
 
-def test_losses_fall_and_the_parts_that_a_stage_has_are_on(stages):
+def test_losses_fall_and_each_stage_has_its_losses(stages):
     first, last = metrics_of(stages / "stage1")[0], metrics_of(stages / "stage1")[-1]
     assert last["loss/train/ntp_loss"] < 0.8 * first["loss/train/ntp_loss"]
     assert last["loss/train/contrastive_loss"] == last["loss/train/dpo_loss"] == 0

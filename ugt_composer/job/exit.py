@@ -157,8 +157,8 @@ def exit_as_rank(main: Callable[[], int | None]) -> NoReturn:
         # The launcher signals ranks that are still running, and Python restores the default handlers before it exits.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
-    # Skips the rest of the interpreter's exit: tearing down PyTorch takes seconds of the grace, and the system frees the
-    # memory anyway.
+    # Skips the rest of the interpreter's exit: tearing down PyTorch takes seconds of the grace, and the system frees
+    # the memory anyway.
     atexit._run_exitfuncs()
     leave(status)
 

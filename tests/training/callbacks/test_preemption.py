@@ -46,7 +46,7 @@ class Crash(Callback):
 
 
 @pytest.mark.parametrize("batch", [5, 7])  # within an epoch; at an epoch's end
-def test_an_evaluation_is_left_and_made_again_by_the_resumed_run(stage_config, tmp_path, batch):
+def test_an_interrupted_evaluation_is_repeated_by_the_resumed_run(stage_config, tmp_path, batch):
     every = (*DROPOUT, f"eval_interval={batch}ba")
     whole = build_trainer(stage_config(tmp_path / "whole", 1, None, *every))
     whole.train()
@@ -75,13 +75,13 @@ class SlowSaves(Callback):
         checkpoints.save_seconds = 60.0
 
 
-def test_without_time_to_save_the_earlier_checkpoint_stands(stage_config, tmp_path, capsys):
+def test_without_time_to_save_the_earlier_checkpoint_stays(stage_config, tmp_path, capsys):
     preempt(stage_config(tmp_path, 1, None, *DROPOUT), "batch_end", 4, SlowSaves())
     assert "too short for a save, the checkpoint of batch 3 stands" in capsys.readouterr().out
     assert batch_of(newest_checkpoint(tmp_path)[0]) == 3
 
 
-def test_a_warning_is_heard_in_a_process_with_many_open_files():
+def test_a_signal_is_handled_in_a_process_with_many_open_files():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < 4096:
         pytest.skip(f"needs 4096 open files, the system allows {hard}")
