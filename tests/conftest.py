@@ -33,10 +33,10 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="module", autouse=True)
 def no_process_group_left():
-    """A run in this process leaves its process group to the next one: not to the next module's tests."""
+    """Destroys the process group after each module: runs in this process reuse it, and the next module must not."""
     yield
     if torch.distributed.is_initialized():
-        time.sleep(0.1)  # gloo's thread lets go of the last collective: see rank_processes.py
+        time.sleep(0.1)  # until gloo's thread has released the last collective: see rank_processes.py
         torch.distributed.destroy_process_group()
 
 
@@ -55,7 +55,7 @@ def random_batch() -> Callable[..., Batch]:
 
 
 def random_ids(generator: torch.Generator, *shape: int) -> torch.Tensor:
-    """(*shape, 3) ids that are no special ones."""
+    """(*shape, 3) ids, none of them special."""
     levels = [torch.randint(NUM_SPECIAL_IDS, size, shape, generator=generator) for size in CODEBOOKS]
     return torch.stack(levels, dim=-1)
 

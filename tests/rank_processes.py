@@ -1,4 +1,4 @@
-"""Ranks as processes of a test, which end with it."""
+"""Runs ranks as processes of a test, which end with it."""
 
 import faulthandler
 import os
@@ -20,9 +20,9 @@ STACKS_AFTER = 180
 def run_ranks(rank: Callable[..., None], arguments: tuple[Any, ...], ranks: int) -> None:
     """Runs rank(number, *arguments) in a process for each number, as one gloo process group of one thread each.
 
-    Fails where a rank raises, or takes too long: then it prints the stack of each of its threads first.
+    Fails if a rank raises an error or takes too long; in the second case it prints the stacks of its threads first.
     """
-    # Each imports what it needs anew: a forked one would inherit threads and process groups of the tests before it.
+    # Spawned, because a forked process would inherit threads and process groups of earlier tests.
     everyone = mp.get_context("spawn").Barrier(ranks)
     with tempfile.TemporaryDirectory() as folder:
         group = (f"file://{folder}/rendezvous", ranks, everyone)
@@ -46,6 +46,6 @@ def _run_rank(number: int, group: tuple[str, int, Any], rank: Callable[..., None
     sys.stdout.flush()
     sys.stderr.flush()
     everyone.wait()
-    # Without destroy_process_group: in PyTorch 2.7 it waits with the GIL for gloo's thread, and that one waits for the
-    # GIL as long as it has a tensor of the last collective to release (pytorch/pytorch#154976).
+    # No destroy_process_group: in PyTorch 2.7 it holds the GIL while it waits for gloo's thread, which needs the GIL to
+    # release a tensor of the last collective: a deadlock (pytorch/pytorch#154976).
     os._exit(0)

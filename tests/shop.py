@@ -44,7 +44,7 @@ def shop_item(number: int) -> tuple[int, int, int]:
 
 
 def write_rows(path: Path, kind: str, rows: int, seed: int) -> None:
-    """Histories that walk through the shop in steps of one or two, so that the next item can be learnt."""
+    """Writes histories that walk through the shop in steps of one or two, so that the next item can be learnt."""
     random = np.random.default_rng(seed)
     with path.open("w", encoding="utf-8") as file:
         for user in range(rows):
@@ -90,7 +90,7 @@ def shop(tmp_path_factory) -> Path:
 
 
 def stage_arguments(shop: Path, out: Path, stage: int, previous: Path | None = None) -> list[str]:
-    """A shipped YAML and the overrides that shrink it and point it to the shop."""
+    """Arguments of a run: a shipped YAML, and overrides that shrink it and point it to the shop."""
     arguments = [
         str(ROOT / f"yamls/stage{stage}.yaml"),
         *SMALL,
@@ -137,7 +137,7 @@ def stages(shop, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def ended(monkeypatch, capsys):
-    """ended(main, stdin) → what a program with this `main` ends with and writes, asked within this process."""
+    """ended(main, stdin) → exit status and output of a program with this `main`, run in this process."""
 
     def ask(main: Callable[[], object], stdin: str = "") -> subprocess.CompletedProcess:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
@@ -154,5 +154,5 @@ def metrics_of(folder: Path) -> list[dict]:
 
 
 def comparable(folder: Path) -> list[dict]:
-    """The record without what time decides."""
+    """The metrics of a run without the values that depend on time."""
     return [{k: v for k, v in line.items() if not k.endswith("samples/s")} for line in metrics_of(folder)]

@@ -29,7 +29,7 @@ def test_the_op_is_registered_completely():
 
 @pytest.fixture
 def tf32_during_products(monkeypatch):
-    """Grows by a value a product: whether TF32 was allowed while it ran. TF32 is off afterwards."""
+    """A list that gets a value for each product: whether TF32 was allowed while it ran. TF32 is off afterwards."""
     values, matmul = [], torch.Tensor.__matmul__
 
     def watched(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

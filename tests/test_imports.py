@@ -1,4 +1,4 @@
-"""Which way the packages may depend on each other, and what an import costs."""
+"""Directions of the imports between packages, and modules whose import must stay cheap."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""Checkpoints of a few numbers."""
+"""Small checkpoints of a few numbers."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from ugt_composer.checkpoint.run_checkpoints import SHARDED_KEYS, WHOLE_KEYS
 
 
 def content_of(batch: int, keys: set[str] = WHOLE_KEYS) -> dict:
-    """What `read_checkpoint` takes for a training checkpoint."""
+    """Minimal content that `read_checkpoint` accepts as a training checkpoint."""
     return {**{key: {} for key in keys}, "state": {"batch": batch}, "data": [torch.full((50,), float(batch))]}
 
 
 class SmallShards:
-    """A strategy of one rank with two files."""
+    """A fake strategy of one rank that saves two files."""
 
     def save_sharded(self, folder: Path) -> None:
         (folder / "deep").mkdir(parents=True)

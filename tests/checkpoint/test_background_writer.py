@@ -1,4 +1,4 @@
-"""Checkpoints are written beside the training, and hold what it was when they were begun."""
+"""Checkpoints are written in the background, with the state of the moment at which the save began."""
 
 import errno
 import threading
@@ -16,7 +16,7 @@ from ugt_composer.training.callbacks import checkpoints
 
 
 class Snapshots(Callback):
-    """The weights after each batch, and, once the batch of a save is three batches past, the writer may go on."""
+    """Keeps the weights after each batch, and blocks the writer until three batches after the save."""
 
     def __init__(self, may_write):
         self.may_write = may_write

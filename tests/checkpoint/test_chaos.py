@@ -1,4 +1,4 @@
-"""A few kills of `make chaos`: random moments, signals and targets, compared to the last bit."""
+"""A few kills of `make chaos` at random moments, with random signals and targets; results compared bit for bit."""
 
 from pathlib import Path
 

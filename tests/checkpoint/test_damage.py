@@ -1,4 +1,4 @@
-"""Damage to any file of a checkpoint is noticed, and the newest valid one is used."""
+"""Corruption of any file of a checkpoint is detected, and the newest valid checkpoint is used."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""A damaged model starts no stage and recommends nothing; one without a record still loads."""
+"""A corrupted model is refused by training and by `ugt recommend`; one without a record still loads."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A second run into one folder is refused, and a dead one is in nobody's way."""
+"""A second run in the same save folder is refused; a dead run does not block it."""
 
 import errno
 import fcntl

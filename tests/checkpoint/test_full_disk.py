@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or gone. /dev/full and a limit on the size of files give the kernel's own errors."""
+"""Disks that are full, read-only or gone. Real kernel errors come from /dev/full and a limit on file sizes."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""A save that is killed before any of its system calls loses nothing."""
+"""A save that is killed before any one of its system calls loses nothing."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ class Killed(BaseException):
 
 @pytest.fixture
 def kill_before(monkeypatch):
-    """kill_before(n): the n-th replace, fsync or removal of a file is never reached, nor is anything after it."""
+    """kill_before(n): raises at the n-th replace, fsync or removal of a file, and at every one after it."""
 
     def arm(number: int) -> None:
         calls = 0
@@ -87,7 +87,7 @@ def test_a_killed_save_never_invalidates_a_portable_model(tmp_path, kill_before,
 
 
 def test_files_are_read_back_before_anything_is_replaced(tmp_path, monkeypatch):
-    """A disk that stores something else."""
+    """With a disk that stores something else."""
     path = checkpoint_path(tmp_path, 1)
     write_checkpoint(path, content_of(1))
     folder = tmp_path / "best"

@@ -38,7 +38,7 @@ def s3_port():
 
 @pytest.fixture
 def proxy(s3_port, monkeypatch):
-    """The way to the server that this process and those it starts take."""
+    """The proxy to the S3 server that this process and its children use."""
     way = Proxy(s3_port)
     for name, value in {**ENVIRONMENT, "S3_ENDPOINT_URL": f"http://127.0.0.1:{way.port}"}.items():
         monkeypatch.setenv(name, value)
@@ -51,7 +51,7 @@ def proxy(s3_port, monkeypatch):
 
 @pytest.fixture
 def url(proxy):
-    """An empty place in a bucket of its own."""
+    """An empty prefix in a new bucket."""
     bucket = f"b{uuid.uuid4().hex[:12]}"
     Store(f"s3://{bucket}")._client.create_bucket(Bucket=bucket)
     return f"s3://{bucket}/runs/one"
@@ -77,7 +77,7 @@ def names(store: Store) -> set[str]:
 
 
 def test_a_fresh_machine_resumes_bit_for_bit_over_a_bad_network(stage_config, tmp_path, url, proxy):
-    """Connections that break in the middle of bodies and slow answers change nothing."""
+    """Connections that break in the middle of a body, and slow answers, change nothing."""
     own = ("model.dropout=0.2", "data.train.num_workers=1", f"checkpoint.remote={url}")
     train(stage_config(tmp_path / "whole", 1, None, *own[:2], "max_duration=10ba"))
     proxy.drop_up, proxy.drop_down, proxy.delay = 2, 0, 0.005
@@ -192,7 +192,7 @@ def test_rotation_in_the_store_includes_earlier_processes(tmp_path, url):
 
 
 def test_the_old_checkpoint_stays_until_the_new_one_is_uploaded(tmp_path, url, proxy, monkeypatch):
-    """And a killed upload leaves none that counts."""
+    """A killed upload leaves no checkpoint that would be used."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     write(tmp_path / "a", 1)
@@ -252,7 +252,7 @@ def test_a_preempted_run_exits_within_the_grace_if_the_store_hangs(
 
 
 def test_a_reader_never_gets_a_mix_of_two_models(stages, tmp_path, url, monkeypatch):
-    """A reader comes before and after each object that is written."""
+    """A reader fetches the model before and after each object that is written."""
     seen, put, whose = [], Store.put, {}
     for stage in ("stage1", "stage2"):
         shutil.copytree(stages / stage / "best", tmp_path / stage / "best")

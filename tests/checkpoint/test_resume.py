@@ -1,4 +1,4 @@
-"""A run that was stopped goes on as if it had not been."""
+"""A run that was stopped resumes as if it had not been stopped."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ DROPOUT = ("model.dropout=0.2", "data.train.num_workers=1")
 
 @pytest.fixture(scope="module")
 def whole(shop, stages, tmp_path_factory) -> list[dict]:
-    """The record of an uninterrupted run of stage 3 with DROPOUT."""
+    """The metrics of an uninterrupted run of stage 3 with DROPOUT."""
     out = tmp_path_factory.mktemp("whole")
     path, *rest = stage_arguments(shop, out, 3, stages / "stage2" / "best")
     trainer = build_trainer(load_config(path, overrides=[*rest, *DROPOUT]))

@@ -1,4 +1,4 @@
-"""What is deleted, and when."""
+"""Which checkpoints and leftovers are deleted, and when."""
 
 import pytest
 

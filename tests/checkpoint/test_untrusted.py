@@ -1,4 +1,4 @@
-"""Nothing in a checkpoint is executed, whoever made it."""
+"""Nothing in a checkpoint is executed, not even in a malicious one."""
 
 import pickle
 import tarfile
@@ -26,7 +26,7 @@ def nothing_is_executed(capsys):
 
 
 def recorded(path) -> None:
-    """As its maker would record it: hashes tell of damage, not of intent."""
+    """Writes a matching record, as an attacker would: hashes detect corruption, not intent."""
     if path.is_dir():
         files = [file for file in path.rglob("*") if file.is_file()]
         write_record(path / RECORD, {file.relative_to(path).as_posix(): [facts_of(file)] for file in files})

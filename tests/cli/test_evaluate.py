@@ -1,4 +1,4 @@
-"""`ugt evaluate`: the numbers of the run's own evaluation, and where they come from."""
+"""`ugt evaluate`: its metrics equal those of the run's own evaluation, and their source is reported."""
 
 import json
 import math
@@ -14,7 +14,7 @@ EVAL = ("eval", "preference_eval")
 
 @pytest.fixture
 def evaluate(shop, stages, tmp_path):
-    """evaluate(stage, *options, data) → what `ugt evaluate --json` writes."""
+    """evaluate(stage, *options, data) → the JSON of `ugt evaluate --json`."""
 
     def run(stage: int, *options: str, data=EVAL) -> dict:
         folders = [word for name in data for word in ("--data", str(shop / name))]

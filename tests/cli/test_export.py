@@ -1,4 +1,4 @@
-"""`ugt export`: programs that give the model's own scores, and need nothing of this package."""
+"""`ugt export`: exported programs give the model's scores and do not need this package."""
 
 import json
 import subprocess
@@ -43,7 +43,7 @@ def random_items(sizes, *shape):
 
 
 def batch_of(histories):
-    """The histories as the data sets and the collation make them."""
+    """A batch of the histories, built by the dataset's decoding and the collation."""
     rows = []
     for history in histories:
         lists = list(encoder_lists([tuple(item) for item in history]).values())

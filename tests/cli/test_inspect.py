@@ -1,4 +1,4 @@
-"""`ugt inspect`: what it says of each thing that a run reads and writes, and of damaged ones."""
+"""`ugt inspect` on each kind of file and folder that a run reads or writes, valid and corrupted."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from ugt_composer.errors import UserError
 
 @pytest.fixture
 def inspect(capsys):
-    """inspect(path, *options) → the JSON that it prints, after the tables have been printed without an error."""
+    """inspect(path, *options) → the JSON that it prints; also checks that the tables print without an error."""
 
     def run(path, *options) -> dict:
         words = ["inspect", *map(str, (path, *options))]
@@ -37,7 +37,7 @@ def run_folder(stages, tmp_path):
 
 @pytest.fixture
 def data_folder(shop, tmp_path):
-    """data_folder(compression) → the shop's train in several shards."""
+    """data_folder(compression) → the shop's training data in several shards."""
     from convert.jsonl_to_mds import main as convert
 
     def make(compression: str):

@@ -1,6 +1,6 @@
-"""The programs as a user types them: help, dry run, recommendations, and answers to mistakes.
+"""The programs as a user runs them: help, dry run, recommendations, and error messages.
 
-Each is started once; the rest is asked of its `main` here, without the seconds that a start takes.
+Each is started once as a process; other tests call its `main` here, because a start takes seconds.
 """
 
 import json
@@ -116,7 +116,7 @@ def test_a_corrupted_shard_is_named_before_training(shop, stage_config, ended, t
 
 @pytest.fixture
 def recommend(stages, ended):
-    """recommend(*arguments, checkpoint, stdin) → what `ugt recommend` ends with and writes."""
+    """recommend(*arguments, checkpoint, stdin) → exit status and output of `ugt recommend`."""
 
     def ask(*arguments, checkpoint=stages / "stage1" / "best", stdin: str = "") -> subprocess.CompletedProcess:
         words = [str(word) for word in ("recommend", "--checkpoint", checkpoint, *arguments)]

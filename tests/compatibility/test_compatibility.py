@@ -1,6 +1,6 @@
-"""A run that an earlier version left resumes here, and its model recommends the same items.
+"""Runs of earlier versions resume in this one, and their models recommend the same items.
 
-Each folder beside this file was written by the version that it is named after, with `write.py`.
+Each folder beside this file was written with `write.py` by the version that it is named after.
 """
 
 import json
@@ -18,7 +18,7 @@ TOLERANCE = 1e-4  # relative: the numbers of another CPU and another PyTorch
 
 @pytest.fixture(params=VERSIONS, ids=lambda path: path.name)
 def written(request, tmp_path, monkeypatch) -> dict:
-    """What the version expects; the working directory is a copy of what it wrote."""
+    """The version's expected.json; the working directory is a copy of the folder that it wrote."""
     shutil.copytree(request.param, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
     return json.loads(Path("expected.json").read_text())

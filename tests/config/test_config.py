@@ -1,4 +1,4 @@
-"""The configuration: defaults, merging, and what a user's mistake is told."""
+"""The configuration: defaults, merging, and messages for mistakes."""
 
 from dataclasses import FrozenInstanceError, dataclass, fields
 from inspect import signature

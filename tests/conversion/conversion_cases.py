@@ -1,4 +1,4 @@
-"""What the conversion tests share: rows, a way to run the program in process, a reader of shards."""
+"""Shared by the conversion tests: rows, a function that runs the program in this process, a reader of shards."""
 
 import importlib.util
 import json
@@ -29,7 +29,7 @@ main = load_program().main
 
 
 def recommend_row(rng: random.Random, user: str = "u", history: int = 4, targets: int = 3) -> dict:
-    """A row as the data's writers make it: a user token in front, the targets' labels their own ids."""
+    """A row as users write it: a user token first, and the targets' own ids as labels."""
     items = [tuple(rng.randrange(5, size) for size in SIZES) for _ in range(history + targets)]
     row: dict = {"user_id": user}
     row |= side("encoder", [(1, 1, 1), *items[:history]], [0] + [1] * history)
@@ -64,7 +64,7 @@ def write_rows(path: Path, rows: list) -> Path:
 
 
 def packed_rows(folder: Path) -> list[bytes]:
-    """The rows of uncompressed shards, read by the MDS format's description."""
+    """The rows of uncompressed shards, parsed as the MDS format describes."""
     rows = []
     for shard in json.loads((folder / "index.json").read_text())["shards"]:
         data = (folder / shard["raw_data"]["basename"]).read_bytes()
@@ -86,5 +86,5 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def siblings(out: Path) -> list[str]:
-    """What a conversion has left beside its output."""
+    """Files and folders that a conversion has left beside its output."""
     return sorted(path.name for path in out.parent.iterdir() if out.name in path.name and path != out)

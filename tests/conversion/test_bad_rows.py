@@ -1,4 +1,4 @@
-"""Every mistake is named: exit by UserError, the right file and line, the field, and nothing at --out."""
+"""Every mistake raises UserError with file, line and field, and leaves nothing at --out."""
 
 import copy
 import json
@@ -44,7 +44,7 @@ def too_large(key: str) -> object:
 
 
 def corrupted_rows(kind: str):
-    """(what the message must start with after FILE:LINE, the row's text) for each mistake."""
+    """(start of the message after FILE:LINE, text of the row) for each mistake."""
     make = recommend_row if kind == "recommend" else preference_row
     good = make(random.Random(0))
 

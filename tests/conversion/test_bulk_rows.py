@@ -1,4 +1,4 @@
-"""Rows taken in bulk are the rows taken one by one, whatever the text is."""
+"""Rows parsed in bulk equal rows parsed one by one, for any text."""
 
 import json
 import random
@@ -52,7 +52,7 @@ EDITED_TEXTS = ["", "a", '"', "é"]
 
 
 def edited_text(rng: random.Random, text: bytes) -> bytes:
-    """Changes a byte range of a line to something a writer of JSON may get wrong."""
+    """Replaces a byte range of a line by something that a JSON writer may get wrong."""
     for _ in range(rng.choice([1, 1, 1, 2])):
         start = rng.randrange(len(text))
         text = text[:start] + rng.choice(ODD_TEXTS) + text[start + rng.choice([0, 0, 1, 2, 5]) :]
@@ -60,7 +60,7 @@ def edited_text(rng: random.Random, text: bytes) -> bytes:
 
 
 def edited_row(rng: random.Random, row: dict) -> dict:
-    """Changes a value inside the row: right now and then."""
+    """Changes a value inside the row; the result is sometimes valid."""
     holder = row
     while True:
         key = rng.choice(list(holder)) if isinstance(holder, dict) else rng.randrange(len(holder))
@@ -114,7 +114,7 @@ def test_bulk_and_single_rows_give_the_same_files(tmp_path, monkeypatch, kind, s
 
 @pytest.mark.parametrize("kind", ["recommend", "preference"])
 def test_bulk_and_single_reading_agree_on_edited_lines(tmp_path, monkeypatch, kind):
-    """Many files, each with one edited line among good ones; each read twice, in bulk and singly."""
+    """Many files, each with one edited line among good ones, are read in bulk and row by row."""
     rng = random.Random(kind)
     source = tmp_path / "rows.jsonl"
     make = recommend_row if kind == "recommend" else preference_row
@@ -142,7 +142,7 @@ def test_bulk_and_single_reading_agree_on_edited_lines(tmp_path, monkeypatch, ki
 
 
 def test_most_rows_are_taken_in_bulk(tmp_path, monkeypatch, capsys):
-    """A bad row or an unknown key must not send its neighbours the slow way."""
+    """A bad row or an unknown key must not make its neighbours take the slow path."""
     rng = random.Random(0)
     rows = [recommend_row(rng, f"u{at}") | {"source": "web", "when": at} for at in range(2000)]
     lines = [json.dumps(row).encode() for row in rows]

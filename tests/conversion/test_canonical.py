@@ -1,4 +1,4 @@
-"""What the model sees, against a twin of the rules written on its own, through the whole program."""
+"""The model's input after the whole conversion, compared with an independent implementation of the rules."""
 
 import json
 import tempfile
@@ -60,7 +60,7 @@ def expected_encoder(row):
 
 
 def expected_decoder(row):
-    """(form, rows of 8) or None where there is nothing to learn from."""
+    """(form, rows of 8), or None if the row has nothing to learn from."""
     table = np.array([row[f"decoder_{column}"] for column in SIDE], int).T
     labels = np.array([row[f"labels_l{level}"] for level in (1, 2, 3)], int).T
     labels, table = labels[table[:, 5] == 1], table[table[:, 5] == 1][:, :5]

@@ -1,4 +1,4 @@
-"""Lists read by NumPy are what json reads, or are left to the slow way."""
+"""Lists parsed by NumPy equal those that json parses, or are left to the slow path."""
 
 import itertools
 import json
@@ -21,7 +21,7 @@ class Holder(msgspec.Struct):
 
 
 def raw_texts(length: int):
-    """Every JSON array whose inside is up to `length` characters of what may stand there, with json's reading."""
+    """Every array text of up to `length` allowed characters between its brackets, with the result of json."""
     decoder = msgspec.json.Decoder(Holder)
     for size in range(length + 1):
         for characters in itertools.product('[],- 019.e\t"{:', repeat=size):

@@ -113,7 +113,7 @@ def test_a_folder_with_other_files_is_never_replaced(tmp_path, source):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """Input that takes a few seconds, so that there is time to kill the program."""
+    """Input whose conversion takes a few seconds, so that there is time to kill the program."""
     rng = random.Random(0)
     text = "".join(json.dumps(recommend_row(rng, f'say "{at}"')) + "\n" for at in range(3000))
     path = tmp_path_factory.mktemp("large") / "rows.jsonl"
@@ -122,7 +122,7 @@ def large(tmp_path_factory):
 
 
 def started(large: Path, out: Path, workers: int) -> subprocess.Popen[str]:
-    """The program, some way into its work."""
+    """Starts the program and waits until it is at work."""
     command = [sys.executable, str(PROGRAM), str(large), "--out", str(out), "--workers", str(workers), "--overwrite"]
     command += ["--range-bytes", "500000", "--size-limit", "8kb", *RECOMMEND]
     process = subprocess.Popen(
@@ -137,7 +137,7 @@ def started(large: Path, out: Path, workers: int) -> subprocess.Popen[str]:
 
 
 def group_is_gone(group: int) -> bool:
-    """Whether no process of the group is left after a moment."""
+    """Whether all processes of the group end within a moment."""
     for _ in range(100):
         try:
             os.killpg(group, 0)
@@ -208,7 +208,7 @@ def test_files_of_a_running_conversion_are_left_alone(tmp_path, source, large):
 
 
 def test_a_run_killed_between_two_renames_is_undone(tmp_path, source):
-    """The earlier output has moved away and the new one has not come yet."""
+    """Killed after the earlier output was moved away, and before the new one is in place."""
     out = tmp_path / "out"
     main([str(source), "--out", str(out), *RECOMMEND])
     before = contents(out)

@@ -1,4 +1,4 @@
-"""Our shards are MDSWriter's, and streaming reads a converted folder."""
+"""Our shards equal those of MDSWriter, and Streaming reads a converted folder."""
 
 import json
 import random

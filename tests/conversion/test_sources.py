@@ -1,4 +1,4 @@
-"""Files, folders, packed files, byte ranges and workers: always the same rows in the same order."""
+"""Files, folders, compressed files, byte ranges and workers always give the same rows in the same order."""
 
 import gzip
 import json
@@ -35,7 +35,7 @@ def convert(tmp_path, inputs, *options: str):
 
 
 def test_any_number_of_workers_gives_the_same_bytes(tmp_path):
-    """With bad and blank lines, several files, ranges much smaller than they are, and one that is packed."""
+    """With bad and blank lines, several files, one of them compressed, and ranges much smaller than the files."""
     rng = random.Random(1)
     lines = text_of(some_rows(150)).split(b"\n")
     for _ in range(12):
@@ -148,7 +148,7 @@ def test_a_file_that_is_not_compressed_is_reported(tmp_path):
 
 
 def test_lines_longer_than_allowed_are_bad_rows(tmp_path, monkeypatch):
-    """Those longer than a block too, of which only the beginning is ever in memory."""
+    """Also lines longer than a block, of which only the beginning is ever in memory."""
     from ugt_composer.jsonl import lines
 
     monkeypatch.setattr(lines, "BLOCK_BYTES", 3000)

@@ -22,7 +22,7 @@ USERS, ITEMS, EACH = 30, 40, 12
 
 
 def ratings(changed: int = 0, seed: int = 0) -> pl.DataFrame:
-    """A user's times are 0, 1, …; the last so and so many interactions can be made to be other ones."""
+    """Ratings at times 0, 1, … per user; a user's last interactions can be replaced by others."""
     random = np.random.default_rng(seed)
     items = np.stack([random.permutation(ITEMS)[:EACH] for _ in range(USERS)])
     stars = random.integers(1, 6, (USERS, EACH))

@@ -1,4 +1,4 @@
-"""Data folders of several small shards, and ways to damage them."""
+"""Data folders of several small shards, and ways to corrupt them."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ ROWS = 280
 
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory):
-    """converted(*options) → a folder of ROWS rows in some eight shards, made by the conversion once for its options."""
+    """converted(*options) → a folder of ROWS rows in about eight shards, converted once for each set of options."""
     from convert.jsonl_to_mds import main as convert
 
     folder, made = tmp_path_factory.mktemp("converted"), {}
@@ -32,7 +32,7 @@ def converted(tmp_path_factory):
 
 @pytest.fixture
 def data_folder(converted, tmp_path):
-    """data_folder(*options, name="data") → a copy of such a folder that the test may damage."""
+    """data_folder(*options, name="data") → a copy of such a folder that the test may corrupt."""
 
     def make(*options: str, name: str = "data") -> Path:
         return Path(shutil.copytree(converted(*options), tmp_path / name))

@@ -1,4 +1,4 @@
-"""Collation against decoding one row at a time."""
+"""Collation compared with decoding one row at a time."""
 
 from dataclasses import replace
 

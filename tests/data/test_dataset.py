@@ -1,4 +1,4 @@
-"""Rows read through the loaders: whole data gives every row, damaged data one sentence, whoever reads it."""
+"""Rows read through the loaders: valid data gives every row, corrupted data an error, in any kind of reader."""
 
 import multiprocessing
 import os
@@ -166,7 +166,7 @@ def test_a_second_iteration_ends_the_first_with_an_error(loader, data_folder):
 
 
 def in_a_child(action) -> str:
-    """What a forked process writes of an action; what goes wrong in it does not reach the tests after."""
+    """Runs an action in a forked process and returns its output, so that errors do not affect later tests."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

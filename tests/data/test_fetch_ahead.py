@@ -1,4 +1,4 @@
-"""Shards are fetched in the order of their rows, no earlier than wanted, and no longer than wanted."""
+"""Shards are fetched in the order of their rows, at most `ahead` rows early, and only while the iteration runs."""
 
 import threading
 import time
@@ -20,7 +20,7 @@ def until(condition):
 
 
 def fetched_before(row: int, ahead: int) -> list[int]:
-    """The shards of rows that may be fetched while `row` rows were read; a stride is `ahead` long."""
+    """The shards that may have been fetched after `row` rows were read, in strides of `ahead` rows."""
     allowed = [at for at in range(len(SHARDS)) if (at // ahead) * ahead <= row + ahead]
     return list(dict.fromkeys(SHARDS[allowed].tolist()))
 

@@ -1,4 +1,4 @@
-"""What the checker says of files, against what was done to them."""
+"""The integrity check of files, compared with what was done to them."""
 
 import json
 import re
@@ -20,7 +20,7 @@ on_files = settings(deadline=None, suppress_health_check=[HealthCheck.function_s
 
 @st.composite
 def damages(draw):
-    """Bytes of a file, and what became of them: None where the file was removed."""
+    """(bytes of a file, the same bytes after an edit); None for the second if the file was removed."""
     before = draw(st.binary(max_size=300))
     after = draw(
         st.one_of(

@@ -1,4 +1,4 @@
-"""Shards fetched, unpacked, checked and mended, by one process or several."""
+"""Shards are fetched, decompressed, verified and repaired, by one process or several."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""Segments, leases and lock files: of runs side by side, of two launchers of one job, of killed runs."""
+"""Shared-memory segments, leases and lock files of concurrent runs, of a job with two launchers, of killed runs."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def free_port() -> int:
 
 
 class Job:
-    """Processes of one job in a process group each, as launchers of `nodes` × `ranks` would start them."""
+    """Processes of one job, each in its own process group, as launchers of `nodes` × `ranks` would start them."""
 
     def __init__(self, folder: Path, nodes: int = 1, ranks: int = 1, hold: float = 3.0):
         port = str(free_port())
@@ -73,7 +73,7 @@ class Job:
             )
 
     def numbers(self) -> list[int]:
-        """Those of the segments, once all ranks are in the middle of an epoch."""
+        """The numbers of the segments, once all ranks are in the middle of an epoch."""
         return [int(process.stdout.readline()) for process in self.processes]
 
     def rows(self) -> list[int]:
@@ -90,7 +90,7 @@ class Job:
 
 @pytest.fixture
 def start():
-    """start(folder, nodes=1, ranks=1, hold=3.0) → a Job, which ends with the test at the latest."""
+    """start(folder, nodes=1, ranks=1, hold=3.0) → a Job, which is ended at the end of the test at the latest."""
     jobs = []
 
     def make(*arguments, **options) -> Job:
@@ -103,7 +103,8 @@ def start():
 
 
 def test_runs_on_one_folder_and_machine_do_not_interfere(start, converted):
-    """One that is killed, one of two launchers, one of two ranks: its remains go, the others read every row."""
+    """A killed run, one of two launchers and one of two ranks: leftovers of the killed one are removed, and the others
+    read every row."""
     killed, launchers, ranks = start(converted(), hold=60), start(converted(), nodes=2), start(converted(), ranks=2)
     living, (dead,) = [*launchers.numbers(), *ranks.numbers()], killed.numbers()
     assert len({dead, *living}) == 4  # each launcher has its own, ranks of one launcher share theirs
@@ -121,7 +122,7 @@ def test_runs_on_one_folder_and_machine_do_not_interfere(start, converted):
 
 
 def in_a_child(action) -> int:
-    """Runs it in a forked process that is then killed. Returns what it returned."""
+    """Runs a function in a forked process, which is then killed. Returns its result."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -138,7 +139,7 @@ def in_a_child(action) -> int:
 
 @pytest.fixture
 def leases(tmp_path, monkeypatch):
-    """Leases in a folder of the test's own, and none held."""
+    """An empty lease folder of this test; the process holds no lease."""
     monkeypatch.setattr(shared_memory, "lease_folder", lambda: tmp_path)
     monkeypatch.setattr(shared_memory, "_leases", {})
     return tmp_path

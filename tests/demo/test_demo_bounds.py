@@ -17,7 +17,7 @@ def rng(seed: int) -> np.random.Generator:
 
 @pytest.fixture(scope="module")
 def world():
-    """The demo's law, ROWS customers of it, and the best prediction of their next item."""
+    """The demo's distribution, ROWS customers drawn from it, and the best prediction of their next item."""
     process = make_process(rng(7), shop(), Knobs())
     types = process.draw_types(rng(1), ROWS)
     sequences = process.draw_sequences(rng(2), types, LENGTH + 1)
@@ -53,7 +53,7 @@ def test_drawn_accuracies_agree_with_expected_ones(world):
 
 
 def test_no_other_ranking_beats_the_ceiling(world):
-    """On the drawn targets too: popularity, the last item only, a posterior of shuffled customers, any order."""
+    """Also on the drawn targets. Rankings: popularity, the last item only, shuffled customers' posteriors, random."""
     process, _, histories, targets, posterior, law, _ = world
     ceiling = bounds.realised(bounds.top_items(law), targets)
     last = histories[:, -1]
@@ -78,7 +78,7 @@ def test_the_ceiling_and_popularity_are_where_the_demo_needs_them(world):
 
 
 def test_best_pair_accuracy_equals_brute_force():
-    """Over everything that may be chosen, and the pairs of it with the others."""
+    """Sums over everything that may be chosen, and its pairs with the others."""
     probabilities = np.array([[0.2, 0.5, 0.3, 0.0], [0.6, 0.4, 0.0, 0.0]])
     shown = probabilities > 0
     right = total = 0.0
@@ -112,7 +112,7 @@ def test_clicks_tell_little_of_what_pleases_and_the_truth_much(world):
 
 
 def test_what_pleases_can_be_learnt_at_little_cost_in_clicks(world):
-    """The click law, tilted towards utility within each shelf: many more pairs told right, hardly a click lost."""
+    """Tilting the click distribution towards utility within each shelf: many more pairs right, few clicks lost."""
     process, _, _, _, posterior, law, offers = world
     tilted = law * np.exp(0.1 * (posterior @ process.utility))
     tilted *= (shelf_sums(process, law) / shelf_sums(process, tilted))[:, process.shelf]

@@ -1,4 +1,4 @@
-"""The law against brute force on a world small enough to enumerate, and what is drawn against the law."""
+"""The distribution compared with brute force in a world small enough to enumerate, and draws compared with it."""
 
 from itertools import pairwise, product
 
@@ -38,7 +38,7 @@ def first(z: int, i: int) -> float:
 
 
 def following(z: int, j: int, i: int) -> float:
-    """P(next = i | z, last = j), from the formula in the head of process.py."""
+    """P(next = i | z, last = j), from the formula at the top of process.py."""
 
     def weight(item: int) -> float:
         shelf = SHELF[item]
@@ -87,7 +87,7 @@ def test_prediction_equals_brute_force_over_all_histories(tiny):
 
 
 def test_drawn_sequences_follow_the_law(tiny):
-    """Chi-square of first items and of each (type, last) → next table; 4 standard deviations are allowed."""
+    """Chi-square of first items and of each (type, last) → next table; 4 standard deviations are accepted."""
     count = 40_000
     types = tiny.draw_types(rng(), count)
     sequences = tiny.draw_sequences(rng(1), types, 3)

@@ -10,7 +10,7 @@ from ugt_composer.catalogue.trie import ItemTrie
 
 
 class TableHeads:
-    """Logits that depend on the user and on all ids chosen above. hidden (..., 1) holds the user's number.
+    """Logits that depend on the user and on all ids chosen at the levels above. hidden (..., 1) has the user's number.
 
     `step` rounds the logits, so that many of them are equal. `widths` records the leading shape of every call.
     """

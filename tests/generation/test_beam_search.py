@@ -75,7 +75,7 @@ def test_excluded_items_are_never_recommended(seed):
 
 
 def test_no_beam_is_spent_on_prefixes_whose_items_are_all_excluded():
-    """With a beam as wide as k, k items are found as long as k are left, even if the likeliest prefixes are closed."""
+    """A beam of width k finds k items whenever k are left, even if all items of the likeliest prefixes are excluded."""
     heads, trie = TableHeads(SIZES, B), random_trie(SIZES, 100)
     everything = beam_search(heads, users(B), trie, k=100, beam_width=200)
     result = beam_search(heads, users(B), trie, k=5, beam_width=5, exclude=everything.ids[:, :95])
@@ -224,7 +224,7 @@ def test_the_item_scores_are_weighted_log_probabilities_over_the_catalogue():
 
 
 def over_catalogue(heads, trie):
-    """log p of each item, (users, n), by loops: softmaxes over the ids that the trie has below a prefix."""
+    """log p of each item, (users, n), by loops: each softmax is over the ids that the trie has below a prefix."""
     items = trie.items.tolist()
     found = torch.zeros(B, len(items))
     for user in range(B):

@@ -15,7 +15,7 @@ def vectors():
 @pytest.mark.parametrize("temperature", [1.0, 0.07])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_common_offset_of_items_changes_no_dot_product_scores(offset, temperature, dtype):
-    """The scores are float32 under autocast too, so that a run's evaluation and `ugt recommend` have the same."""
+    """Scores are float32 under autocast too, so that a run's evaluation and `ugt recommend` agree."""
     users, items = vectors()
     expected = 0.5 * (users.double() @ items.double().T / temperature).log_softmax(-1)
     items[:, 0] += offset

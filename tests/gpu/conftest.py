@@ -1,4 +1,4 @@
-"""Tests for a machine with a GPU: `make test-gpu`. Elsewhere all of them are skipped."""
+"""Tests for a machine with a GPU: `make test-gpu`. All are skipped on other machines."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def gpu() -> torch.device:
 
 @pytest.fixture(scope="session")
 def trained(shop, tmp_path_factory) -> Path:
-    """A folder with stage1 and stage2, trained one from the other by DDP in float32."""
+    """A folder with stage1 and stage2, the second trained from the first, by DDP in float32."""
     folder = tmp_path_factory.mktemp("trained")
     for stage in (1, 2):
         train(shop, folder / f"stage{stage}", stage, folder / f"stage{stage - 1}/best", "precision=fp32")

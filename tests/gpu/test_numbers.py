@@ -1,4 +1,4 @@
-"""What a GPU computes, against a CPU in float32 and float64."""
+"""Results of a GPU compared with a CPU in float32 and float64."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def all_items(count: int = 400) -> ItemTrie:
 
 
 def step(model_config, device, dtype=None, **loss_arguments) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Losses and gradients of one batch of stage 3, on the host in float64."""
+    """Losses and gradients of one batch of stage 3, on the CPU in float64."""
     model, reference = (build_model(model_config, seed).to(device).train() for seed in (1, 2))
     loss = UnifiedLoss(**{**LOSS, **loss_arguments}).to(device)
     batch = moved(make_batch(rows=24, history=100, target=6, rejected=3, seed=5), device)

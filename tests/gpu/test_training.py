@@ -46,7 +46,7 @@ def in_float32(shop, trained, tmp_path_factory) -> list[dict]:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_strategies_train_as_ddp_does_in_float32(run, in_float32, strategy, precision):
-    """And the preference margin begins at exactly 0, whatever the precision and the expert capacity."""
+    """The preference margin also starts at exactly 0, for any precision and expert capacity."""
     lines = run(strategy, 3, f"precision={precision}", *ALIKE, *STRATEGIES[strategy], batches=4)
     assert lines[0]["metrics/train/dpo_reward_margin"] == 0
     assert lines[0]["metrics/train/dpo_accuracy"] == 0
@@ -138,7 +138,7 @@ def test_options_run(run, options):
 
 
 def test_nothing_waits_for_the_gpu_in_a_step(run, monkeypatch):
-    """Steps that log nothing, under the strategies whose engine is ours to change."""
+    """Steps that log nothing, under the strategies that we can change (not DeepSpeed's engine)."""
     from composer import Callback
 
     from ugt_composer.training import trainer as module

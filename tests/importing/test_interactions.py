@@ -14,7 +14,7 @@ EXPECTED = [("9", "007", 20, 2.5), ("9", "c", 20, 1.0), ("9", "b", 30, 4.0), ("1
 
 
 def listed(log: Interactions) -> list[tuple]:
-    """(user, item, time, rating) in order; None for what is missing."""
+    """[(user, item, time, rating)] in order; missing values are None."""
     times = [None] * len(log) if log.time is None else log.time.tolist()
     ratings = [None] * len(log) if log.rating is None else [None if np.isnan(r) else r for r in log.rating.tolist()]
     return list(zip(log.users[log.user].to_list(), log.items[log.item].to_list(), times, ratings, strict=True))

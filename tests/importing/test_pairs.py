@@ -1,4 +1,4 @@
-"""Against a brute-force twin that knows nothing of arrays."""
+"""Preference pairs compared with a brute-force implementation without arrays."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -23,7 +23,7 @@ def logs(draw) -> Log:
 
 
 def twin(log: Log, may_choose, may_reject, window: int, most: int) -> list[tuple[int, list[int], int]]:
-    """(chosen, rejected, positives before all of them)."""
+    """[(chosen, rejected, number of positives before all of them)]."""
     size, found = len(log.user), []
     for i in range(size):
         if not (log.chosen[i] and may_choose[i]):

@@ -1,4 +1,4 @@
-"""Stage 3 on rows that carry what the reference says of them, against stage 3 with the reference itself."""
+"""Stage 3 on rows that contain the reference's log-probabilities, compared with stage 3 that runs the reference."""
 
 import json
 
@@ -17,7 +17,7 @@ from ugt_composer.training.dry_run import describe
 
 @pytest.fixture(scope="module")
 def scored(shop, stages, tmp_path_factory):
-    """The shop's preference folders, with the log-probabilities of stage 2."""
+    """The shop's preference folders with the log-probabilities of stage 2's model."""
     folder = tmp_path_factory.mktemp("scored")
     for name in ("preference", "preference_eval"):
         words = ["--data", str(shop / name), "--out", str(folder / name), "--batch-size", "7"]

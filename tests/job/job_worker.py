@@ -1,4 +1,4 @@
-"""A job that only sums over its ranks, until one of them does what the argument says. Started by the launcher."""
+"""A job that only runs all-reduces, until one rank misbehaves as the argument says. Started by the launcher."""
 
 import ctypes
 import datetime
@@ -30,14 +30,14 @@ def misbehave(deed: str, rank: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if deed == "sleep":
         time.sleep(100)
-    if deed == "switch":  # from the timeout of the start to that of the training
+    if deed == "switch":  # from the start timeout to that of training
         limits = [60.0]
         agreement = HostAgreement(lambda: limits[-1])
         limits.append(4.0)
         time.sleep(100 if dist.get_rank() == rank else 0)
         agreement.begin(1.0)
         agreement.agreed()
-    if deed == "device":  # what a wait for the GPU looks like from here: in C, without the interpreter's lock
+    if deed == "device":  # like a wait for the GPU: blocked in C, without the GIL
         ctypes.CDLL(None).pause()
     if deed == "warn":
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -45,7 +45,7 @@ def misbehave(deed: str, rank: int) -> None:
 
 
 def watch_closely() -> None:
-    """As in training, with a timeout of three seconds."""
+    """Starts a watchdog as in training, with a timeout of three seconds."""
     from ugt_composer.job import watchdog
 
     watchdog.BEHIND = 0.0
@@ -53,7 +53,7 @@ def watch_closely() -> None:
 
 
 def train_with_a_wrong_key() -> int:
-    """The training program, whose rank 0 is slower to read the config than rank 1."""
+    """Runs the training program with a wrong key, with a rank 0 that reads the config later than rank 1."""
     import train
 
     load = train.load_config

@@ -1,4 +1,4 @@
-"""However one rank ends, the job ends soon, with that rank's words and exit status."""
+"""However a rank ends, the whole job ends soon, with that rank's message and exit status."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What ends a rank whose main thread waits without end; clock, NCCL and groups are faked."""
+"""Timeouts that end a rank whose main thread is blocked for ever; clock, NCCL and process groups are faked."""
 
 from datetime import timedelta
 from types import SimpleNamespace
@@ -85,7 +85,7 @@ def test_an_nccl_error_ends_the_rank_before_the_timeout(clock, limits, monkeypat
 
 @pytest.fixture
 def groups(monkeypatch):
-    """Two process groups that this rank is in, as torch.distributed keeps them, and the timeouts that they got."""
+    """Fakes two process groups of this rank in torch.distributed, and records the timeouts that are set."""
     backend = SimpleNamespace(get_error=lambda: ErrorType.SUCCESS)
     of_gpus, of_hosts = Mock(_get_backend=lambda device: backend), Mock()
     timeouts = {}
@@ -119,7 +119,7 @@ def test_nccl_errors_are_read(groups, found, said):
 
 
 def test_nccl_errors_are_left_to_python(monkeypatch):
-    environment = {"TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": "7"}  # the user's own stays
+    environment = {"TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": "7"}  # the user's value is kept
     monkeypatch.setattr(group_timeouts.os, "environ", environment)
     report_nccl_errors(3600)
     assert environment == {"TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": "7", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}

@@ -1,4 +1,4 @@
-"""A model of a few linear maps with the outputs that the losses read, and batches for it."""
+"""A toy model of a few linear maps with the outputs that the losses read, and batches for it."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ LENGTH, REJECTED, FEATURES, WIDTH, EXPERTS, LAYERS = 4, 3, 6, 8, 4, 2
 
 
 class ToyModel(nn.Module):
-    """Every row and position is computed alone, so that only the losses can tell how a batch was split."""
+    """Computes each row and position independently, so that only the losses can depend on how a batch is split."""
 
     def __init__(self, **loss_arguments):
         super().__init__()

@@ -21,7 +21,7 @@ def pieces(request, monkeypatch):
 
 
 def make(seed=0, unknown=()):
-    """Users, the vectors of their items, those of all items, the items' rows, validity."""
+    """User vectors, vectors of their items and of all items, the items' row numbers, validity."""
     generator = torch.Generator().manual_seed(seed)
     users, items = torch.randn(B, D, generator=generator), torch.randn(N, D, generator=generator)
     rows = torch.randint(N, (B,), generator=generator)
@@ -32,7 +32,7 @@ def make(seed=0, unknown=()):
 
 
 def brute_force(users, own, items, rows, valid, similarity, temperature=TEMPERATURE):
-    """Loops over users and items, the item's own vector in the place of the catalogue's."""
+    """Loops over users and items; the positive item's own vector replaces that of the catalogue."""
     similar = torch.dot if similarity == "dot" else partial(F.cosine_similarity, dim=0)
     losses, right = [], []
     for b in range(B):
@@ -131,7 +131,7 @@ def test_dot_products_in_half_precision_are_half_precision_products_with_centred
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("unknown", [(), (2, 5)])
 def test_a_common_offset_of_items_changes_nothing_in_half_precision(pieces, offset, temperature, dtype, unknown):
-    """Against float64 without an offset. float16 ends at 65,504, which 10,000 / 0.07 is above."""
+    """Compared with float64 without an offset. In float16 10,000 / 0.07 would overflow (largest value 65,504)."""
     users, own, items, rows, valid = (x.detach() for x in make(unknown=unknown))
     direction = F.normalize(torch.ones(D), dim=0)
     users = users - (users @ direction)[:, None] * direction + direction  # each user's product with it is 1
@@ -151,7 +151,7 @@ def test_a_common_offset_of_items_changes_nothing_in_half_precision(pieces, offs
 
 
 class TwoTables(nn.Module):
-    """Users and items by number, each with a projection, as the two sides of UGT are compared."""
+    """Embedding tables of users and items, each with a projection, like the two sides that UGT compares."""
 
     def __init__(self, users: int, items: int, width: int, offset: float):
         super().__init__()

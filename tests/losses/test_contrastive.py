@@ -75,7 +75,7 @@ def make_rows(rows=8, seed=0, items=5, invalid=()):
 
 
 def as_tensors(users, items, item_ids, row_ids, valid):
-    """Copies: a graph that a failed backward pass leaves behind would hang the exit while it holds NumPy's memory."""
+    """Copies the arrays: a graph left by a failed backward pass would hang the exit if it held NumPy's memory."""
     vectors = [torch.tensor(vector, requires_grad=True) for vector in (users, items)]
     return *vectors, torch.tensor(item_ids), torch.tensor(row_ids), torch.tensor(valid)
 
@@ -89,7 +89,7 @@ def values(result):
 @pytest.mark.parametrize("invalid", [(), (0, 5)])
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 def test_equals_brute_force_over_steps(num_negatives, invalid, similarity):
-    """From a sample of the batch (1, 3) over the whole batch (7) to a memory that fills up and wraps (20)."""
+    """Negatives: a sample of the batch (1, 3), the whole batch (7), and a memory that fills up and wraps (20)."""
     loss, reference = make_loss(num_negatives, similarity), BruteForce(num_negatives, similarity)
     for step in range(6):
         rows = make_rows(seed=step, invalid=invalid)
@@ -97,7 +97,7 @@ def test_equals_brute_force_over_steps(num_negatives, invalid, similarity):
 
 
 def test_equals_brute_force_on_batches_of_changing_size():
-    """A batch that overfills the memory leaves its last items there, for a smaller batch to find."""
+    """A batch larger than the memory leaves its last items in it, which a smaller batch then uses."""
     loss, reference = make_loss(7), BruteForce(7)
     for step, size in enumerate((3, 18, 2, 1, 9, 4, 30, 3)):
         rows = make_rows(rows=size, seed=step, items=50)
@@ -154,7 +154,7 @@ def test_items_that_share_two_of_three_ids_are_negatives():
 
 @pytest.mark.parametrize("num_negatives", [3, 20])
 def test_rows_without_an_item_are_neither_queries_nor_candidates(num_negatives):
-    """Left out or marked invalid: the same loss, also in the steps after. With a sample the sizes differ, so 3 of 4."""
+    """Leaving rows out equals marking them invalid, also in later steps. A sample's size would differ, so 3 of 4."""
     invalid = (1, 2, 6, 7) if num_negatives == 3 else (2, 7)
     marked, shorter = make_loss(num_negatives), make_loss(num_negatives)
     for step in range(3):
@@ -270,8 +270,8 @@ def test_half_precision_and_autocast_compute_in_float32():
 @pytest.mark.parametrize("offset", [0, 100, 10_000])
 @pytest.mark.parametrize("side", ["items", "users"])
 def test_a_common_offset_of_one_side_changes_nothing(side, offset):
-    """An offset of the items moves no softmax over items, but those over users, and the other way round. So each is
-    looked at alone, against float64 without the offset."""
+    """An offset of the items changes only the softmax over users, and one of the users only that over items. Each is
+    therefore compared alone, with float64 without the offset."""
     width, temperature = 512, 0.07
     rng = np.random.default_rng(0)
     direction = torch.tensor(rng.normal(size=width))

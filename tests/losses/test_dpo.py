@@ -13,7 +13,7 @@ def sigmoid(x):
 
 
 def make_case(rows=5, rejected=3, seed=0):
-    """Log-probabilities, with rows of 3, 2, 1, 0 rejected items and of one that is not the first."""
+    """Log-probabilities of rows with 3, 2, 1, 0 rejected items, and with one that is not in the first place."""
     generator = torch.Generator().manual_seed(seed)
     chosen, reference_chosen = -5 * torch.rand(2, rows, generator=generator)
     bad, reference_bad = -5 * torch.rand(2, rows, rejected, generator=generator)

@@ -33,14 +33,14 @@ def batch_of(step: int, empty_half: bool) -> dict[str, torch.Tensor]:
 
 
 def rows_of_rank(step: int, rank: int, empty_half: bool) -> torch.Tensor:
-    """Which rows a rank gets, in another order each step. Ranks have their half where one half is empty."""
+    """The rows of a rank, in another order each step. With `empty_half` each rank has a fixed half of the rows."""
     if empty_half:
         return torch.arange(ROWS).chunk(RANKS)[rank].flip(0)
     return torch.randperm(ROWS, generator=torch.Generator().manual_seed(step)).chunk(RANKS)[rank]
 
 
 def train(name: str, rank: int | None) -> list[dict[str, torch.Tensor]]:
-    """A few steps of SGD on one rank, or on the whole batch (rank None); what each step gave."""
+    """A few steps of SGD on one rank, or on the whole batch (rank None). Returns the values of each step."""
     arguments, microbatches, empty_half = CASES[name]
     model = ToyModel(**arguments)
     wrapped = model if rank is None else DistributedDataParallel(model, find_unused_parameters=True)
@@ -83,7 +83,7 @@ def run_rank(rank: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The results of every rank, from one start of the processes."""
+    """The results of every rank; the processes are started once for all tests."""
     folder: Path = tmp_path_factory.mktemp("ranks")
     run_ranks(run_rank, (str(folder),), RANKS)
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]

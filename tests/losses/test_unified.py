@@ -104,7 +104,7 @@ def test_a_batch_without_rejected_items_has_no_preference_loss_and_the_same_metr
 
 @pytest.mark.parametrize("num_negatives", [5, 40])
 def test_the_loss_reads_no_value_from_the_device(num_negatives):
-    """Fake tensors have no values: anything for which the host would wait for a GPU raises here."""
+    """Fake tensors have no values: any operation that would wait for a GPU raises an error."""
     batch = make_batch(16)
     with FakeTensorMode(allow_non_fake_inputs=False) as mode:
         model = ToyModel(**(ALL_ON | {"num_negatives": num_negatives}))

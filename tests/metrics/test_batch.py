@@ -38,7 +38,7 @@ def test_pairs_count_ties_half_and_padding_not_at_all():
 
 
 def evaluate_on_a_gpu():
-    """Two evaluations under deterministic algorithms, waits counted; numbers do not matter here."""
+    """Runs two evaluations with deterministic algorithms and counts their waits; values do not matter here."""
     import warnings
 
     from ugt_composer.metrics.batch import EvaluationBatch

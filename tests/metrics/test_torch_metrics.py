@@ -201,7 +201,7 @@ def test_half_precision_around_the_metrics_changes_no_value():
 
 
 class Transfers(TorchDispatchMode):
-    """Counts copies from the CPU to the device "meta", whose tensors have no values: reading one raises."""
+    """Counts copies from the CPU to the device "meta", whose tensors have no values: reading one raises an error."""
 
     def __init__(self):
         super().__init__()

@@ -5,8 +5,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Accumulations(TorchDispatchMode):
-    """Names of operations that add into places that indices decide, which on a GPU is done by atomics; those that use
-    no place twice are exact in any order and are left out."""
+    """Records the names of operations that add into indexed places, which a GPU does by atomics. Those that use no
+    place twice are exact in any order and are not recorded."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Attention against loops."""
+"""Attention compared with loops."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What the compiler traces has the gradients of what is run as it stands."""
+"""Compiled code has the same gradients as eager code."""
 
 from dataclasses import replace
 

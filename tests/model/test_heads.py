@@ -1,4 +1,4 @@
-"""Logits of the level heads: what all ids have in common is invisible to the softmax, and may cost it no precision."""
+"""Logits of the level heads: an offset that all ids share must not cost the softmax any precision."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ CODES, D = 60, 16
 
 
 def make_head(level: int, offset: float, tied: bool) -> tuple[LevelHead, ItemEmbedding]:
-    """Logits with a spread of about 2, all of them `offset` higher, half by the bias and half by the ids' vectors."""
+    """A head whose logits spread by about 2 around `offset`: half of it from the bias, half from the ids' vectors."""
     torch.manual_seed(level)
     embedding, head = ItemEmbedding((CODES,) * 3, D), LevelHead(level, CODES, D, tied)
     weight = embedding.levels[level].weight if tied else head.weight
@@ -65,7 +65,7 @@ def test_log_probabilities_of_items_have_no_offset_in_them(offset):
 
 
 def test_the_gradient_along_a_common_offset_of_ids_is_zero():
-    """Else Adam, which scales gradients to steps of one size, would walk along it by nothing but rounding."""
+    """Otherwise Adam, which scales all gradients to steps of the same size, would follow rounding errors along it."""
     head, embedding = make_head(0, offset=100, tied=False)
     hidden, labels = torch.randn(64, D), torch.randint(CODES, (64,))
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,4 +1,4 @@
-"""Embeddings that start from item vectors, against plain loops, numpy and scikit-learn."""
+"""Embeddings initialised from item vectors, compared with plain loops, NumPy and scikit-learn."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The mixture of experts against masked passes, and what its gradients are added up with."""
+"""The mixture of experts compared with masked passes, and the operations that add up its gradients."""
 
 import math
 
@@ -21,7 +21,7 @@ def make_moe(capacity_factor=None, top_k=2):
 
 
 def masked_passes(moe, x, mask, most=None):
-    """Every expert over all tokens, weighted by its gate; `most` tokens an expert, first come first served."""
+    """Runs every expert over all tokens, weighted by its gate; an expert takes its first `most` tokens."""
     probs = moe.router(x.flatten(0, 1)).softmax(-1).unflatten(0, x.shape[:2])
     gates, experts = probs.topk(moe.top_k, dim=-1)
     gates = gates / gates.sum(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Group layer norm against a layer norm for each token type."""
+"""Group layer norm compared with one layer norm per token type."""
 
 import pytest
 import torch

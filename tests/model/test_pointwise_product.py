@@ -91,7 +91,7 @@ def test_under_autocast_inputs_of_several_dtypes_are_multiplied_in_its_own():
 
 
 def largest_allocation(run):
-    """Bytes of the largest tensor that is allocated while it runs."""
+    """Bytes of the largest tensor that is allocated during the call."""
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run()
     events = profile.profiler.kineto_results.events()

@@ -1,4 +1,4 @@
-"""The whole model: what padding, order and the future may not change."""
+"""The whole model: padding, row order and later targets must not change its outputs."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""In started processes: two batches of four microbatches in bf16 under each stage of DeepSpeed, on a CPU."""
+"""Run in child processes: two batches of four microbatches in bf16 under each ZeRO stage of DeepSpeed, on a CPU."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ SCALES = (256.0, 1.0, 1.0, 1.0)  # of the microbatches' gradients: in bf16 256 +
 
 
 class Toy(nn.Module):
-    """Two groups of parameters; each gradient of the bias is a microbatch's scale."""
+    """Two parameter groups; the gradient of the bias is the scale of the microbatch."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Runs of every strategy, made in one start of the launcher for all tests together."""
+"""Runs of every strategy, made in one start of the launcher for all tests."""
 
 import json
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from ugt_composer.vocabulary import IGNORE_INDEX, ITEM, SEP
 STEPS, VARIANT_STEPS = 8, 4  # `make parity` has 32
 NAMES = list(STRATEGIES)
 STAGES, SLOW_STAGES = (1, 3), (2,)  # the third has all losses, the first parameters that are not trained
-# Each strategy's checkpoint goes on under the next one; `make parity` runs all pairs.
+# Each strategy's checkpoint is resumed under the next one; `make parity` runs all pairs.
 PAIRS = [(saved, NAMES[(place + 1) % len(NAMES)]) for place, saved in enumerate(NAMES)]
 ITSELF, SLOW_ITSELF = (BASE, "FSDP2", "ZeRO-3"), ("DDP", "ZeRO-1", "ZeRO-2")
 COMMON = (
@@ -84,7 +84,7 @@ OF_CATALOGUE = ("DDP", "FSDP2", "ZeRO-3")
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory) -> Path:
     """A folder with stage{1,3}/NAME, stage2/one-process, stage3/resumed/SAVED/NAME, stage3/variant/NAME, …,
-    thin/ROWS/NAME, and with what PyTorch compiled of extensions in extensions/."""
+    thin/ROWS/NAME, and extensions/ with the extensions that PyTorch compiled."""
     out = tmp_path_factory.mktemp("strategies")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_EXTENSIONS_DIR", str(out / "extensions"))
@@ -126,7 +126,7 @@ def common_overrides(out: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def slow_runs(runs) -> Path:
-    """`runs`, with what the constants named SLOW_… hold and stage2/evaluated/3, too."""
+    """`runs`, and the jobs of the constants named SLOW_… and stage2/evaluated/3."""
     common = common_overrides(runs)
     work(thin_jobs(runs / "thin", [BASE], SLOW_THIN))
     jobs = [
@@ -146,13 +146,13 @@ def variant_job(out: Path, common: list[str], name: str, options: tuple[str, ...
 
 
 def evaluation_job(out: Path, common: list[str], ranks: int) -> Job:
-    """Evaluates stage 1's model on the 45 + 45 rows, which seven a batch and several ranks do not divide evenly."""
+    """Evaluates stage 1's model on 45 + 45 rows, which batches of seven rows on several ranks do not divide evenly."""
     sizes = ["global_train_batch_size=6", "device_train_microbatch_size=2", "device_eval_batch_size=7"]
     return stage_job(out, 2, BASE, [*common, *sizes], f"evaluated/{ranks}") | {"stop": 0}
 
 
 def sharded_jobs(out: Path, common: list[str], name: str) -> list[Job]:
-    """Stopped half-way and, by the same command, gone on."""
+    """Runs that are stopped half-way and resumed by the same command."""
     job = stage_job(out, 3, name, [*common, "checkpoint.sharded=true", NO_EVALUATION], f"sharded/{name}")
     return [job | {"stop": VARIANT_STEPS // 2}, job | {"stop": VARIANT_STEPS - VARIANT_STEPS // 2}]
 
@@ -163,7 +163,7 @@ def clip_jobs(out: Path, common: list[str], names: list[str]) -> list[Job]:
 
 
 def catalogue_jobs(out: Path, common: list[str], names: Sequence[str]) -> list[Job]:
-    """All items as negatives and in every softmax, in uneven microbatches, then an evaluation by both scores."""
+    """All items as negatives and in every softmax, in uneven microbatches, then an evaluation with both scores."""
     options = ["loss.contrastive_negatives=catalogue", "evaluation.item_score_weight=0.5", "eval_interval=3ba"]
     options += ["model.level_softmax=catalogue", "loss.lambda_moe_balance=0"]  # which depends on the microbatches
     overrides = [*common, *options, "device_train_microbatch_size=12"]
@@ -171,7 +171,7 @@ def catalogue_jobs(out: Path, common: list[str], names: Sequence[str]) -> list[J
 
 
 def thin_jobs(out: Path, names: list[str], rows: int) -> list[Job]:
-    """ROWS/NAME for each, with so many rows a batch."""
+    """A job ROWS/NAME for each number of rows per batch."""
     streams = f"[{{local: {out / 'preference'}}},{{local: {out / 'recommend'}}}]"
     overrides = [
         *COMMON,

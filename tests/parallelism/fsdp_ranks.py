@@ -1,4 +1,4 @@
-"""What each gloo rank of test_fsdp.py runs: a small model under FSDP2, in every way that a test asks about."""
+"""Run by each gloo rank of test_fsdp.py: a small model under FSDP2 in all tested configurations."""
 
 import gc
 import time
@@ -30,7 +30,7 @@ HALF = torch.bfloat16
 
 
 class Toy(nn.Module):
-    """A loss of a UGT's outputs. The user vector, and with it `user_proj`, counts in the first microbatch only."""
+    """A loss of a UGT's outputs; the user vector, and so `user_proj`, is used in the first microbatch only."""
 
     def __init__(self, seed: int):
         super().__init__()
@@ -47,7 +47,7 @@ class Toy(nn.Module):
 
 
 class Scorer(nn.Module):
-    """A frozen model that scores items in whatever mode of autograd it is called."""
+    """A frozen model that scores items in the caller's autograd mode."""
 
     def __init__(self, seed: int):
         super().__init__()
@@ -85,7 +85,7 @@ def make_strategy(seed: int = 0, **changes: Any) -> FsdpStrategy:
 
 
 def train_batch(strategy: FsdpStrategy, step: int) -> None:
-    """Leaves the clipped gradients of one batch."""
+    """Trains one batch up to its clipped gradients, which stay in the parameters."""
     strategy.optimizer.zero_grad()
     for micro in range(MICROBATCHES):
         strategy.before_microbatch(is_last=micro == MICROBATCHES - 1)
@@ -95,7 +95,7 @@ def train_batch(strategy: FsdpStrategy, step: int) -> None:
 
 
 def train_alone(ranks: int) -> dict[str, Any]:
-    """The same batches of all ranks in one process, without FSDP."""
+    """Trains the batches of all ranks in one process, without FSDP."""
     toy = Toy(0)
     optimizer = make_optimizer(toy)
     norms = []
@@ -151,7 +151,7 @@ def counted_reductions() -> Iterator[list[int]]:
 
 
 def scatter(averages: bool) -> Callable[..., Any]:
-    """gloo's reduce-scatter, with the mean, or the sum, where the mean is asked for."""
+    """gloo's reduce-scatter; computes the mean, or the sum instead, where the mean is requested."""
     original = dist.reduce_scatter_tensor
 
     def reduce(output: Tensor, input: Tensor, op: Any, group: Any, **_: Any) -> None:
@@ -174,7 +174,7 @@ def backends() -> dict[str, Any]:
 
 
 def copied(strategy: FsdpStrategy, tensors: dict[str, Any]) -> dict[str, Any]:
-    """What another strategy holds that took the tensors, and its next gradients, beside the first one's."""
+    """The state of another strategy that has loaded the tensors, and its next gradients, with those of the first."""
     other = make_strategy(seed=9)
     for name, parameter in other.named_parameters():
         other.write_weight(parameter, tensors["weights"][name])
@@ -207,7 +207,7 @@ def sharded(folder: Path) -> dict[str, Any]:
 
 
 def half() -> dict[str, Any]:
-    """Under autocast: dtypes of inputs and gradients, and what policy and references give for the same items."""
+    """Under autocast: dtypes of inputs and gradients, and the scores of policy and references for the same items."""
     batch = batch_of(dist.get_rank(), 0, 0)
     with torch.autocast("cpu", HALF):
         strategy = make_strategy(param_dtype=HALF)
@@ -232,7 +232,7 @@ def half() -> dict[str, Any]:
 
 
 def accumulated() -> dict[torch.dtype, int]:
-    """{dtype: bytes} of what a rank holds of gradients between two microbatches."""
+    """{dtype: bytes} of the gradients of a rank between two microbatches."""
     strategy = make_strategy(param_dtype=HALF)
     strategy.before_microbatch(is_last=False)
     strategy.module(batch_of(dist.get_rank(), 0, 0)).backward()
@@ -245,8 +245,8 @@ def accumulated() -> dict[torch.dtype, int]:
 
 
 def live_bytes() -> int:
-    """Of all tensors made since `gc.freeze`. Looked at several times: gloo's thread lets go of what it has gathered a
-    moment after the gathering is done."""
+    """Bytes of all tensors created since `gc.freeze`. Measured several times: gloo's thread releases its tensors a
+    moment after a gather is done."""
     found = []
     for pause in (0.0, 0.02, 0.2):
         time.sleep(pause)
@@ -258,7 +258,7 @@ def live_bytes() -> int:
 
 
 def reference_bytes(with_grad: bool) -> dict[str, Any]:
-    """What a rank holds of a sharded reference, beside the largest layer and all of it."""
+    """Bytes of a sharded reference on a rank, of its largest layer, and of all of it."""
     strategy, batch = make_strategy(), batch_of(0, 0, 0)
     expected = Scorer(0)(batch)
     gc.freeze()

@@ -1,4 +1,4 @@
-"""In launched processes: trains a batch under each strategy and counts the bytes of all live tensors."""
+"""Run in launched processes: trains a batch under each strategy and counts the bytes of all live tensors."""
 
 import gc
 import json
@@ -18,7 +18,7 @@ from ugt_composer.training.build import build_trainer  # noqa: E402
 
 
 def live_bytes() -> dict[int, int]:
-    """{address: bytes} of the storages of all tensors that Python knows."""
+    """{address: bytes} of the storages of all live tensors in Python."""
     storages = {}
     for thing in gc.get_objects():
         if isinstance(thing, torch.Tensor):

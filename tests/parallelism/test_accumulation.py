@@ -1,4 +1,4 @@
-"""Microbatches in bf16 under DeepSpeed: their gradients add up in float32, and all of it is saved and read back."""
+"""Microbatches in bf16 under DeepSpeed: gradients are accumulated in float32, and the state is saved and restored."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ ALL = [(case, rank) for case in CASES for rank in range(RANKS)]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> list[dict]:
-    """What each rank found, by case."""
+    """The results of each rank, by case."""
     out = tmp_path_factory.mktemp("accumulation")
     run_ranks(run_rank, (str(out),), RANKS)
     return [torch.load(out / f"{rank}.pt") for rank in range(RANKS)]

@@ -1,4 +1,4 @@
-"""The closed forms of kept activations against what autograd saves, on a CPU in float32."""
+"""The formulas for activation memory compared with what autograd saves, on a CPU in float32."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ SHAPE = Shape(rows=8, history=48, target=32, rejected=0)
 
 
 def saved_bytes(layer: nn.Module, *inputs: Tensor) -> int:
-    """Of the storages that autograd keeps of layer(*inputs), and of its result, without inputs and weights."""
+    """Bytes of the storages that autograd keeps for layer(*inputs), and of its result, without inputs and weights."""
     known = {t.untyped_storage().data_ptr() for t in (*inputs, *layer.parameters())}
     storages: dict[int, int] = {}
     kept = []
@@ -39,7 +39,7 @@ def numbers(*shape: int) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch):
-    """Dropout keeps a byte an element, as PyTorch's own does on a GPU."""
+    """Makes dropout keep one byte per element, as PyTorch's does on a GPU."""
     from ugt_composer.model import dropout
 
     def forward(self, x):

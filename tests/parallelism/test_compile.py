@@ -1,4 +1,4 @@
-"""`compile: true` against eager."""
+"""`compile: true` compared with eager."""
 
 import pytest
 

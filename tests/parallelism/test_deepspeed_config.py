@@ -1,4 +1,4 @@
-"""The engine's configuration: ours, the user's own keys over it, and what may not be both."""
+"""The engine's configuration: our keys, the user's keys over them, and combinations that are refused."""
 
 import pytest
 

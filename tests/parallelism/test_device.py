@@ -1,4 +1,4 @@
-"""What is placed where."""
+"""The devices of models and metrics."""
 
 import torch
 from composer.devices import DeviceGPU

@@ -1,4 +1,4 @@
-"""What Composer calls on a DeepSpeed engine's behalf."""
+"""The adapters through which Composer uses a DeepSpeed engine."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from ugt_composer.parallelism.deepspeed import EngineLossScaler, EngineModule, E
 
 
 class RecordingEngine:
-    """Stands in for an engine in half precision: records what it is given."""
+    """A fake engine in half precision that records its inputs."""
 
     def __init__(self):
         self.losses, self.steps, self.training = [], 0, True

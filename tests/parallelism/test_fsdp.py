@@ -1,4 +1,4 @@
-"""FSDP2 on gloo ranks against one process, and how it deals parameters out to many."""
+"""FSDP2 on gloo ranks compared with one process, and how it distributes parameters over many ranks."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -36,7 +36,7 @@ def two(tmp_path_factory) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module", params=[2, 3])
 def ranks(request, tmp_path_factory) -> list[dict[str, Any]]:
-    """Two ranks, and three: 3 divides neither the 128 rows of the experts' weights nor the 32 of other ones."""
+    """Results of two and of three ranks: 3 divides neither the 128 rows of the experts' weights nor 32 of others."""
     return request.getfixturevalue("two") if request.param == 2 else start(3, tmp_path_factory.mktemp("three"))
 
 

@@ -1,4 +1,4 @@
-"""The memory that a dry run announces against what the ranks hold."""
+"""The memory estimate of a dry run compared with the bytes of the ranks' tensors."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Two launchers on loopback as two machines, trained and warned; a mistake that every rank makes; a rank that dies."""
+"""Two launchers on loopback as two machines: training, preemption, a mistake that every rank makes, a killed rank."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ def node(rank: int, port: int) -> list:
 
 
 def wait(processes: list[subprocess.Popen], seconds: float) -> list[str]:
-    """Their standard errors; ends what is still there after that time."""
+    """Waits up to the timeout, then kills the rest. Returns the standard errors of the processes."""
     try:
         return [process.communicate(timeout=seconds)[1] for process in processes]
     finally:

@@ -1,4 +1,4 @@
-"""Every strategy against one process: the same losses, norms, evaluations and checkpoints."""
+"""Every strategy compared with one process: the same losses, norms, evaluations and checkpoints."""
 
 import math
 
@@ -177,7 +177,7 @@ def test_the_portable_model_is_the_trained_one(runs, name):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_thin_batches_neither_hang_nor_differ(runs, name):
-    """Ranks with no preference row, with one, with nothing but ignored labels."""
+    """Ranks with no preference row, with one, or with only ignored labels."""
     assert_thin_as_alone(runs, name, THIN)
 
 

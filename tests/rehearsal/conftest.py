@@ -1,6 +1,6 @@
-"""Training on a GPU that computes nothing: a preloaded CUDA, where PyTorch's own code for GPUs runs on any machine.
+"""Training on a fake GPU that computes nothing: a preloaded CUDA library runs PyTorch's GPU code on any machine.
 
-Devices, dtypes, shapes, streams, process groups and host waits are PyTorch's; numbers mean nothing. Without the driver
+Devices, dtypes, shapes, streams, process groups and host waits are real; numbers have no meaning. Without the driver
 these tests are skipped.
 """
 
@@ -44,7 +44,7 @@ def trained(shop, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def rehearsed(driver, shop, trained, tmp_path_factory) -> Lines:
-    """What became of the fast jobs and of the commands, by name."""
+    """The results of the fast jobs and of the commands, by name."""
     return rehearse([*FAST, *COMMANDS], driver, shop, trained, tmp_path_factory.mktemp("rehearsed"))
 
 
@@ -63,7 +63,7 @@ def rehearse(
     ranks: int = 1,
     batches: int | None = None,
 ) -> Lines:
-    """All jobs in one start: the imports take longer than a job. One that is missing was lost with the process."""
+    """Runs all jobs in one process, because imports take longer than a job. Results are missing if the process died."""
     options = ["--shop", shop, "--trained", trained, "--out", out]
     if batches is not None:
         options += ["--batches", batches]
@@ -91,6 +91,6 @@ def rehearse(
 
 
 def on_ranks(ranks: int) -> list[str]:
-    """Words that start a command several times by Composer's launcher; which computes nothing itself, and is left
-    without the driver."""
+    """The start of a command line that runs a command on several ranks by Composer's launcher. The launcher itself
+    computes nothing and runs without the driver."""
     return [str(Path(sys.executable).parent / "composer"), "-n", str(ranks), "--command_mode"]

@@ -1,6 +1,6 @@
-"""The driver that stands for a GPU: a preloaded CUDA whose kernels compute nothing.
+"""The driver of the fake GPU: a preloaded CUDA library whose kernels compute nothing.
 
-It is the folder that NULLGPU names, or shared/gpu/nullgpu beside the repository.
+It is in the folder that NULLGPU names, or in shared/gpu/nullgpu beside the repository.
 """
 
 import fcntl
@@ -21,7 +21,7 @@ OF_OTHER_DEVICES = ("DS_ACCELERATOR", "CUBLAS_WORKSPACE_CONFIG", "LD_PRELOAD")  
 
 
 def on_driver() -> list[str]:
-    """Words that start a command on the driver, built for this PyTorch. Skips the test where there is none."""
+    """The start of a command line that runs a command on the driver, built for this PyTorch. Skips if there is none."""
     if (reason := why_not()) is not None:
         pytest.skip(reason)
     return ["bash", str(FOLDER / "run.sh"), sys.executable]
@@ -29,7 +29,7 @@ def on_driver() -> list[str]:
 
 @functools.cache
 def why_not() -> str | None:
-    """Why the driver cannot be used; None where it can. The first use builds it."""
+    """Why the driver cannot be used; None if it can. The first call builds it."""
     run = FOLDER / "run.sh"
     if not run.exists():
         return f"{FOLDER} is missing: no driver to rehearse on; NULLGPU names its folder"
@@ -43,7 +43,7 @@ def why_not() -> str | None:
 
 
 def run(script: str, *arguments: object, **changes: str) -> str:
-    """What a script of this folder prints, its last line."""
+    """Runs a script of this folder. Returns the last line that it prints."""
     command = [*on_driver(), sys.executable, str(ROOT / "tests/rehearsal" / script), *map(str, arguments)]
     settings = environment(**changes)
     result = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=580, check=False)

@@ -1,4 +1,4 @@
-"""Where the host waits for a GPU, by the phase of the run."""
+"""Counts where the host waits for the GPU, by phase of the run."""
 
 import functools
 import sys
@@ -29,11 +29,11 @@ PHASES = {
 
 
 class HostWaits(Callback):
-    """Counts them while `watch` is on. To be the first of the callbacks, so that what the others do at an event belongs
-    to the phase that the event begins.
+    """Counts host waits while `watch` is on. Must be the first callback, so that what other callbacks do at an event
+    belongs to the phase that the event starts.
 
-    PyTorch warns of copies to the host, of operations whose result's size the host has to know, and of
-    `Stream.synchronize`; of `torch.cuda.synchronize` and `Event.synchronize` it does not, so these are wrapped.
+    PyTorch warns about copies to the host, operations whose result's size the host must know, and
+    `Stream.synchronize`, but not about `torch.cuda.synchronize` and `Event.synchronize`, which are wrapped here.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class HostWaits(Callback):
         return noting
 
     def _note(self, frame: FrameType | None) -> None:
-        """The innermost place, and the innermost one of the package."""
+        """Notes the innermost line of the call stack, and the innermost one of the package."""
         while frame is not None and frame.f_code.co_filename == warnings.__file__:
             frame = frame.f_back
         places = [_place(frame)] if frame is not None else []

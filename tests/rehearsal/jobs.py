@@ -1,4 +1,4 @@
-"""What is rehearsed: stages of training by name, with what differs from the shipped YAML, and commands."""
+"""The jobs of the rehearsal: training stages by name, with their changes of the shipped YAMLs, and commands."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -20,7 +20,7 @@ CATALOGUE_NEGATIVES = "loss.contrastive_negatives=catalogue"
 
 
 class Job(NamedTuple):
-    """A stage that is trained, evaluated, saved and resumed."""
+    """A stage to train, evaluate, save and resume."""
 
     stage: int
     overrides: tuple[str, ...]
@@ -104,8 +104,8 @@ _FAST = (
 
 
 def in_one_process(names: Iterable[str]) -> tuple[str, ...]:
-    """In an order in which no job sees what others leave behind: before the first product PyTorch reads, once, whether
-    cuBLAS has the workspaces that determinism needs; ZeRO-3 replaces `torch.nn.functional.linear`."""
+    """Orders jobs so that none sees the global state that others change: PyTorch checks only before the first matrix
+    product whether cuBLAS has the workspaces for determinism; ZeRO-3 replaces `torch.nn.functional.linear`."""
 
     def place(name: str) -> int:
         overrides = JOBS[name].overrides

@@ -1,5 +1,5 @@
 """Run by test_memory.py on the driver: rank 0 of any number of ranks, two batches of a shipped stage and an evaluation
-batch. Prints PyTorch's peaks as JSON, and what the dry run expects.
+batch. Prints PyTorch's memory peaks and the dry run's estimates as JSON.
 
 python tests/rehearsal/memory_step.py YAML WORLD HISTORY TARGET ITEMS [key=value …]
 """

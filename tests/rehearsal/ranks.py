@@ -1,7 +1,7 @@
-"""Lets several processes rehearse together: the driver matches their collectives, and passes small messages on.
+"""Lets several processes rehearse together: the driver compares their collectives and passes small messages on.
 
-An object collective puts the objects' sizes together by a kernel, so without numbers none arrives. Those go over gloo,
-through the hosts; the order, operation and size of all others are compared.
+Object collectives exchange the objects' sizes by a kernel, which computes nothing here; they therefore use gloo on the
+CPU. Of all other collectives the driver compares order, operation and size.
 """
 
 import functools
@@ -16,7 +16,7 @@ OBJECT_COLLECTIVES = ("broadcast_object_list", "all_gather_object", "gather_obje
 
 
 def objects_over_gloo() -> None:
-    """For all who call them as functions of `torch.distributed`: Composer, DeepSpeed and PyTorch itself do."""
+    """Replaces the functions in `torch.distributed`, through which Composer, DeepSpeed and PyTorch itself call them."""
     twins: dict[ProcessGroup, ProcessGroup] = {}
 
     def twin(group: ProcessGroup | None) -> ProcessGroup:

@@ -1,10 +1,10 @@
-"""Runs jobs of `tests.rehearsal.jobs`, one after the other, on whatever GPU it finds.
+"""Runs jobs of `tests.rehearsal.jobs`, one after the other, on a real or fake GPU.
 
     nullgpu/run.sh PYTHON PYTHON -m tests.rehearsal.stages --shop DIR --trained DIR --out DIR NAME…
     NULLGPU_COUNT=2 composer -n 2 --command_mode nullgpu/run.sh PYTHON PYTHON -m tests.rehearsal.stages …
 
-SHOP holds data, TRAINED the folders stage1 and stage2 of runs. Writes a JSON line for each job to OUT/lines.jsonl. One
-rank of several ends with the first job that fails, since the others may wait for it.
+SHOP holds data, TRAINED the folders stage1 and stage2 of runs. Writes a JSON line for each job to OUT/lines.jsonl. With
+several ranks, a rank ends at the first job that fails, because others may wait for it.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def main() -> int:
 
 
 def line_of(name: str, arguments: argparse.Namespace, waits: HostWaits) -> dict[str, Any]:
-    """Runs a job. Its `error` is a traceback, or None; `launches` are of kernels, `sent` bytes handed to NCCL."""
+    """Runs a job. Its `error` is a traceback, or None; `launches` counts kernels, `sent` the bytes passed to NCCL."""
     started, launched = time.process_time(), of_driver("nullgpu_launches")
     bytes_sent()
     waits.clear()
@@ -92,19 +92,19 @@ def line_of(name: str, arguments: argparse.Namespace, waits: HostWaits) -> dict[
 
 
 def of_driver(name: str, *arguments: int) -> int:
-    """A number of the preloaded driver."""
+    """A counter of the preloaded driver."""
     count = ctypes.CDLL(None)[name]
     count.restype = ctypes.c_long
     return count(*arguments)
 
 
 def bytes_sent() -> int:
-    """Since it was asked last, by all kinds of collectives."""
+    """Bytes sent by all collectives since the last call."""
     return sum(of_driver("nullgpu_nccl_bytes", kind) for kind in range(4))
 
 
 def run_stage(name: str, job: Job, arguments: argparse.Namespace, waits: HostWaits) -> None:
-    """Trains, with an evaluation and two saves, and evaluates once more; resumes, with another save and evaluation."""
+    """Trains with an evaluation and two saves, evaluates again, and resumes with another save and evaluation."""
     config = stage_config(name, job, arguments)
     trainer = watched(config, waits)
     if arguments.batches is not None:

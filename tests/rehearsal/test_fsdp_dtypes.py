@@ -1,4 +1,4 @@
-"""FSDP2's own casts and CUDA's autocast together."""
+"""FSDP2's casts combined with CUDA's autocast."""
 
 import json
 

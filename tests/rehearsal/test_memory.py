@@ -1,4 +1,4 @@
-"""Peaks of PyTorch's allocator in steps of the shipped stages against what the dry run announces."""
+"""Peaks of PyTorch's allocator in steps of the shipped stages, compared with the dry run's estimates."""
 
 import json
 

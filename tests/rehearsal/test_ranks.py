@@ -1,6 +1,6 @@
-"""Several processes on a GPU each that computes nothing: every rank calls the same collectives in the same order.
+"""Several processes on a fake GPU each: every rank calls the same collectives in the same order.
 
-The driver compares operation, size and root of each call between the ranks, and ends them where they differ.
+The driver compares operation, size and root of each call between the ranks, and kills them if they differ.
 """
 
 import subprocess
@@ -35,14 +35,14 @@ BATCHES = 3  # with a save after the last
 
 @pytest.fixture(scope="session")
 def two_ranks(driver, shop, trained, tmp_path_factory) -> Lines:
-    """What became of BATCHES batches of each fast job, by name."""
+    """The results of BATCHES batches of each fast job, by name."""
     out = tmp_path_factory.mktemp("two-ranks")
     return rehearse(FAST, driver, shop, trained, out, ranks=2, batches=BATCHES)
 
 
 @pytest.fixture(scope="session")
 def whole(driver, shop, trained, tmp_path_factory) -> dict[int, Lines]:
-    """By number of ranks, what became of jobs that are evaluated, saved and resumed as well."""
+    """By number of ranks, the results of jobs that are also evaluated, saved and resumed."""
     return {
         ranks: rehearse(WHOLE, driver, shop, trained, tmp_path_factory.mktemp(f"ranks-{ranks}"), ranks=ranks)
         for ranks in (2, 4)
@@ -67,8 +67,7 @@ def test_collectives_match_in_evaluations_saves_and_resumed_runs(whole, name, ra
 
 @pytest.fixture
 def train_on_two_ranks(driver, shop, trained, tmp_path):
-    """train_on_two_ranks(*overrides, mistake=()) → how four batches of stage 1 under the launcher, by train.py, have
-    ended."""
+    """train_on_two_ranks(*overrides, mistake=()) → the ended process of four batches of stage 1 by train.py."""
 
     def run(*overrides: str, mistake: tuple[str, str] | tuple[()] = ()) -> subprocess.CompletedProcess:
         short = ["max_duration=4ba", "eval_interval=2ba", "device_train_microbatch_size=8", "dist_timeout=120"]

@@ -1,4 +1,4 @@
-"""Stages under every strategy and precision, variants of them, and commands, on a GPU that computes nothing."""
+"""Stages under every strategy and precision, variants of them, and commands, on a fake GPU that computes nothing."""
 
 import pytest
 
@@ -31,7 +31,7 @@ def test_a_command_ends_well(rehearsed, name):
     assert (line["launches"] > 100) == (name not in ("inspect", "export"))  # these two need no GPU
 
 
-# Host waits, counted in the same runs. The first batches, and those that log, evaluate or save, are due to read.
+# Host waits, counted in the same runs. The first batches, and those that log, evaluate or save, may read values.
 
 QUIET = [batch for batch in range(3, STOP) if batch % LOG_EVERY]  # the first two are the engine's warm-up
 MICROBATCHES = 2  # of a batch

@@ -1,4 +1,4 @@
-"""The program `train.py` as one of several processes that rehearse.
+"""The program `train.py` as one of several rehearsing processes.
 
 NULLGPU_COUNT=2 nullgpu/run.sh PYTHON composer -n 2 tests/rehearsal/train.py [--one-more RANK | --stall RANK] YAML…
 """
@@ -22,7 +22,7 @@ from ugt_composer.training.trainer import UGTTrainer  # noqa: E402
 
 
 class OneMore(Callback):
-    """A mistake: at the end of the second step one rank begins a collective that the others do not."""
+    """A mistake: at the end of the second step one rank calls a collective that the others do not call."""
 
     def __init__(self, rank: int):
         self.rank = rank
@@ -33,7 +33,7 @@ class OneMore(Callback):
 
 
 class Stall(Callback):
-    """Between the forward and the backward pass of the second step one rank stands still; the others' GPUs wait."""
+    """One rank stalls between forward and backward pass of the second step; the GPUs of the others wait."""
 
     def __init__(self, rank: int):
         self.rank = rank

@@ -1,6 +1,6 @@
-"""Lets a process run on a GPU that computes nothing, where whatever a kernel was to write is 0.
+"""Lets a process run on a fake GPU that computes nothing, where all results of kernels are 0.
 
-Only what reads such a number back and cannot go on with a 0 is changed.
+Only code that reads such a result and cannot work with a 0 is replaced.
 """
 
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ def accept_zeros() -> None:
 
 
 def means_over_no_rows(global_means):
-    """The number of rows goes through an all-reduce on the device, and the means are divided by it on the host."""
+    """The number of rows comes from an all-reduce on the device, and the host divides by it."""
 
     def means(self: TrainingMetrics) -> dict[str, float]:
         try:
@@ -29,7 +29,7 @@ def means_over_no_rows(global_means):
 
 
 def dropless_by_even_counts(dropless):
-    """The host reads how many tokens each expert gets; together these must be all tokens."""
+    """The host reads how many tokens each expert gets; these counts must add up to all tokens."""
 
     def even(self: MoEFeedForward, tokens: Tensor, order: Tensor, counts: Tensor) -> Tensor:
         counts.tolist()  # the wait

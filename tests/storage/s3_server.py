@@ -1,4 +1,4 @@
-"""An S3 server on loopback, and a way to it that can be slow or break."""
+"""An S3 server on loopback, and a proxy to it that can be slow or drop connections."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ def free_port() -> int:
 
 @contextmanager
 def server() -> Iterator[int]:
-    """Its port."""
+    """Runs the server. Yields its port."""
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -37,15 +37,15 @@ def server() -> Iterator[int]:
 
 
 class Proxy:
-    """Passes bytes on to a server.
+    """Forwards connections to a server.
 
     Attributes:
-        drop_up, drop_down: how many more connections are cut in the middle of a body, on the way to the server or
+        drop_up, drop_down: how many more connections to drop in the middle of a body, on the way to the server or
             back from it.
-        after: bytes that such a connection still carries.
-        delay: seconds before each answer.
+        after: bytes that such a connection transfers before it is dropped.
+        delay: seconds before each response.
         is_open: False refuses every connection.
-        drops: connections that were cut.
+        drops: number of connections dropped so far.
     """
 
     def __init__(self, target: int):

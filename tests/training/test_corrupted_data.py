@@ -1,4 +1,4 @@
-"""Runs on data that is damaged, and runs whose data workers die: they end, and say why."""
+"""Runs with corrupted data or killed data workers end with a message that says why."""
 
 import os
 import re
@@ -22,7 +22,7 @@ SHARD = "shard.00002.mds"
 
 @pytest.fixture(scope="module")
 def small_shards(shop, tmp_path_factory) -> Path:
-    """The shop's train and eval in shards of some 35 rows."""
+    """The shop's train and eval data in shards of about 35 rows."""
     from convert.jsonl_to_mds import main as convert
 
     folder = tmp_path_factory.mktemp("small-shards")
@@ -35,7 +35,7 @@ def small_shards(shop, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(shop, small_shards, tmp_path):
-    """run.data: copies that may be damaged; run.arguments(*overrides): of a run on them."""
+    """run.data: copies of the data that a test may corrupt; run.arguments(*overrides): of a run on them."""
 
     class Run:
         data = Path(shutil.copytree(small_shards, tmp_path / "data"))
@@ -152,7 +152,7 @@ def test_a_killed_data_worker_ends_the_run_and_is_named(run):
 
 
 def first_worker(pid: int, record: Path) -> int:
-    """The first of a trainer's data workers, which are the children that run its own program, once it trains."""
+    """Waits until the trainer trains. Returns the first of its data workers: its children that run the same program."""
     own = Path(f"/proc/{pid}/cmdline")
     for _ in range(600):
         if record.exists():

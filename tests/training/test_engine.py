@@ -1,4 +1,4 @@
-"""Callbacks hear what they hear from Composer's own engine, in the same order."""
+"""Callbacks get the same events as from Composer's own engine, in the same order."""
 
 import pytest
 from composer import Callback, Event
@@ -14,57 +14,57 @@ class Deaf(Callback):
 
 
 class Two(Callback):
-    def __init__(self, heard):
-        self.heard = heard
+    def __init__(self, events):
+        self.events = events
 
     def batch_start(self, state, logger):
-        self.heard.append((type(self).__name__, "batch_start", state.timestamp.batch.value))
+        self.events.append((type(self).__name__, "batch_start", state.timestamp.batch.value))
 
     def after_loss(self, state, logger):
-        self.heard.append((type(self).__name__, "after_loss", state.timestamp.batch.value))
+        self.events.append((type(self).__name__, "after_loss", state.timestamp.batch.value))
 
 
 class Three(Two):
-    """Inherits two."""
+    """Inherits two event methods."""
 
     def eval_end(self, state, logger):
-        self.heard.append((type(self).__name__, "eval_end", state.timestamp.batch.value))
+        self.events.append((type(self).__name__, "eval_end", state.timestamp.batch.value))
 
 
 class All(Callback):
-    def __init__(self, heard):
-        self.heard = heard
+    def __init__(self, events):
+        self.events = events
 
     def run_event(self, event, state, logger):
-        self.heard.append((type(self).__name__, event.value, state.timestamp.batch.value))
+        self.events.append((type(self).__name__, event.value, state.timestamp.batch.value))
 
 
 class Destination(LoggerDestination):
-    def __init__(self, heard):
-        self.heard = heard
+    def __init__(self, events):
+        self.events = events
 
     def batch_end(self, state, logger):
-        self.heard.append((type(self).__name__, "batch_end", state.timestamp.batch.value))
+        self.events.append((type(self).__name__, "batch_end", state.timestamp.batch.value))
 
 
-def heard_under(engine, config, further):
-    heard = []
+def events_under(engine, config, further):
+    events = []
     trainer = build_trainer(config)
     assert type(trainer.engine) is ListeningEngine
     trainer.engine.__class__ = engine
     late = Deaf()
-    late.epoch_end = lambda state, logger: heard.append(("late", "epoch_end", state.timestamp.batch.value))
-    trainer.state.callbacks[:0] = [Destination(heard), Three(heard), late]
-    trainer.state.callbacks.extend([*(kind(heard) for kind in further), Deaf(), Two(heard)])
+    late.epoch_end = lambda state, logger: events.append(("late", "epoch_end", state.timestamp.batch.value))
+    trainer.state.callbacks[:0] = [Destination(events), Three(events), late]
+    trainer.state.callbacks.extend([*(kind(events) for kind in further), Deaf(), Two(events)])
     trainer.train()
     trainer.close()
-    return heard
+    return events
 
 
 @pytest.mark.parametrize("further", [[], [All]])
 def test_all_callbacks_get_the_same_events_in_the_same_order(stage_config, tmp_path, further):
     mine, composers = (
-        heard_under(engine, stage_config(tmp_path / engine.__name__, 1, None, "max_duration=1ep"), further)
+        events_under(engine, stage_config(tmp_path / engine.__name__, 1, None, "max_duration=1ep"), further)
         for engine in (ListeningEngine, Engine)
     )
     names = {"Destination", "Three", "Two", "late", *(kind.__name__ for kind in further)}

@@ -1,4 +1,4 @@
-"""bfloat16 on a CPU: faster there, and the same code that a GPU's mixed precision runs."""
+"""bfloat16 on a CPU, which runs the same code as a GPU's mixed precision."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
-"""A step reads nothing back from the device, but where a log line or a checkpoint is due.
+"""A training step reads nothing from the device unless a log line or a checkpoint is due.
 
-On a GPU PyTorch raises at each read. On a CPU nothing has to be waited for, so what would wait is counted: the ways in
-which Python gets at a tensor's values, and the operations whose result's size depends on them.
+On a GPU PyTorch raises an error at each read. On a CPU, which never waits, the tests count what would wait on a GPU:
+reads of a tensor's values by Python, and operations whose result's size depends on values.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from ugt_composer.training.build import build_trainer
 
 READS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__")
 SIZED_BY_VALUES = ("nonzero", "masked_select", "unique", "_unique2", "unique_dim", "_local_scalar_dense", "equal")
-# Tensors that are not on the device: what hosts agree on, a batch that is still to be moved, what data is read into, an
-# optimizer's count of its steps.
+# Tensors that are on the CPU: those of CPU-side all-reduces, a batch before it is moved, buffers of the data loading,
+# an optimizer's step count.
 ON_HOST = (
     cpu_all_reduce.__file__,
     loaders.__file__,
@@ -55,7 +55,7 @@ class Counted(TorchDispatchMode):
 
 
 class Watch(Callback):
-    """From a batch's start to the next one's, where nothing is due."""
+    """Counts reads from the start of a batch to the start of the next one, for batches in which nothing is due."""
 
     def __init__(self, monkeypatch, batches):
         self.monkeypatch, self.batches = monkeypatch, batches

@@ -1,4 +1,4 @@
-"""Runs whose item embeddings start from vectors of the items."""
+"""Runs whose item embeddings are initialised from item vectors."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""LAMB over lists of tensors, held against the one of torch_optimizer, which takes them one by one."""
+"""LAMB over lists of tensors, compared with that of torch_optimizer, which updates them one by one."""
 
 import pytest
 import torch

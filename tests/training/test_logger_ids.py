@@ -1,4 +1,4 @@
-"""The id under which a run is known to loggers that live elsewhere."""
+"""The id of a run in external loggers."""
 
 import pytest
 from composer.utils import dist
@@ -9,7 +9,7 @@ from ugt_composer.training.loggers import run_id
 
 @pytest.fixture
 def on_rank(monkeypatch):
-    """on_rank(rank) → what follows happens on that rank, after rank 0's: broadcasts hand over what rank 0 sent."""
+    """on_rank(rank): the following code acts as that rank; broadcasts return what rank 0 sent before."""
     sent, received = [], iter(())
 
     def broadcast(objects, src):

@@ -1,4 +1,4 @@
-"""Loggers of a run that was killed and went on."""
+"""Loggers of a run that was killed and resumed."""
 
 import shutil
 
@@ -16,7 +16,7 @@ def curves(folder) -> dict[str, list[tuple[int, float]]]:
     names = [
         tag for tag in events.Tags()["scalars"] if tag.startswith(("loss/", "metrics/")) and "samples/s" not in tag
     ]
-    # Files of one second, which only a run as small as this has, are read in the order of their names.
+    # Event files of the same second, which only so small a run has, are read in the order of their names.
     return {tag: sorted((event.step, event.value) for event in events.Scalars(tag)) for tag in names}
 
 
@@ -37,7 +37,7 @@ def test_tensorboard_shows_each_step_once_after_a_kill(stage_config, tmp_path):
 
 
 class CopyAt(Callback):
-    """What a kill at a checkpoint would leave."""
+    """Copies the folder at a checkpoint, as a kill would leave it."""
 
     def __init__(self, batch, source, target):
         self.batch, self.source, self.target = batch, source, target

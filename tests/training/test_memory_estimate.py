@@ -1,4 +1,4 @@
-"""What a run is said to take of a card, and whether the shipped stages fit one."""
+"""The estimated GPU memory of a run, and whether the shipped stages fit an 80 GB card."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Microbatches of like lengths: less padding, the same batch."""
+"""Microbatches of similar lengths: less padding, the same batch."""
 
 import numpy as np
 import pytest

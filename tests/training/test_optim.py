@@ -84,14 +84,14 @@ def test_times_in_batches():
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_adamw_is_fused_on_any_device(tiny_model, device, monkeypatch):
-    """A strategy may move them after the optimizer is made; what else the machine has does not count."""
+    """A strategy may move parameters after the optimizer is created; other devices of the machine do not matter."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: device == "meta")
     optimizer = create_optimizer(tiny_model(), "adamw", lr=0.1, weight_decay=0.1)
     assert [group["fused"] for group in optimizer.param_groups] == [True, True]
 
 
 def test_a_restored_state_is_on_the_device_of_its_parameter():
-    """The fused kernel refuses a `step` elsewhere."""
+    """The fused kernel refuses a `step` on another device."""
     moments = {"step": torch.tensor(3.0), "exp_avg": torch.ones(2), "exp_avg_sq": torch.ones(2)}
     found = placed(moments, torch.device("meta"))
     assert {value.device.type for value in found.values()} == {"meta"}

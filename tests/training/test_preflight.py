@@ -1,4 +1,4 @@
-"""What is refused, or decided, by what the machine has: GPUs are faked."""
+"""Checks and defaults that depend on the machine's GPUs, which are faked."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from ugt_composer.training.preflight import check_machine
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """gpus(bf16=True, ranks=1) → this machine has eight GPUs, and so many ranks."""
+    """gpus(bf16=True, ranks=1): pretends that this machine has eight GPUs and runs that many ranks."""
 
     def pretend(bf16: bool = True, ranks: int = 1) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -53,7 +53,7 @@ def test_auto_is_bf16_if_the_gpu_supports_it(gpus, asked, bf16, resolved, remark
 
 
 def test_emulated_bf16_does_not_count(monkeypatch):
-    """A Turing card computes in bf16 without instructions for it."""
+    """A Turing GPU emulates bf16: it has no instructions for it."""
     from types import SimpleNamespace
 
     from ugt_composer.parallelism.precision import gpu_multiplies_bf16

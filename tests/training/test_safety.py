@@ -1,4 +1,4 @@
-"""What must not be lost, mixed up or trained on."""
+"""Files that must not be lost or mixed up, and data that must not be trained on."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Every shipped stage, shrunk: it trains, records, saves, and what it saved loads elsewhere."""
+"""Every shipped stage, shrunk: it trains, logs and saves a model that can be loaded elsewhere."""
 
 import math
 
@@ -52,7 +52,7 @@ def test_losses_fall_and_each_stage_has_its_losses(stages):
 
 
 def test_the_reference_has_the_policys_softmax(stages, stage_config, tmp_path):
-    """Stage 2's was over the codebooks."""
+    """Stage 2 was trained with a softmax over the codebooks."""
     more = ("model.level_softmax=catalogue", "data.eval.streams=[]", "save_best_on=null", "max_duration=1ba")
     trainer = build_trainer(stage_config(tmp_path / "run", 3, stages / "stage2/best", *more))
     trainer.train()

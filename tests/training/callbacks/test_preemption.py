@@ -1,4 +1,4 @@
-"""Warnings that come at awkward moments."""
+"""Preemption signals during saves and evaluations."""
 
 import os
 import resource
@@ -67,7 +67,7 @@ def test_an_interrupted_evaluation_is_repeated_by_the_resumed_run(stage_config, 
 
 
 class SlowSaves(Callback):
-    """Lets the last save look as if it had taken longer than the grace."""
+    """Makes the last save appear to have taken longer than the grace."""
 
     def batch_start(self, state, logger):
         checkpoints = next(c for c in state.callbacks if isinstance(c, Checkpoints))
