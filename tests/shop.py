@@ -139,14 +139,14 @@ def stages(shop, tmp_path_factory) -> Path:
 def ended(monkeypatch, capsys):
     """ended(main, stdin) → exit status and output of a program with this `main`, run in this process."""
 
-    def ask(main: Callable[[], object], stdin: str = "") -> subprocess.CompletedProcess:
+    def run(main: Callable[[], object], stdin: str = "") -> subprocess.CompletedProcess:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
             exit_on_user_error(main)
         return subprocess.CompletedProcess([], end.value.code, *capsys.readouterr())
 
-    return ask
+    return run
 
 
 def metrics_of(folder: Path) -> list[dict]:

@@ -115,7 +115,7 @@ def test_a_run_with_a_corrupted_checkpoint_is_shown_as_such(inspect, run_folder)
     assert "record" in states[newest.name]
     assert found["last step"] == metrics_of(run_folder)[-1]
     with (run_folder / "metrics.jsonl").open("a") as file:
-        file.write('{"batch": 9')  # a line that is being written
+        file.write('{"batch": 9')  # an incomplete line, as while it is being written
     assert inspect(run_folder)["last step"] == found["last step"]
 
 

@@ -208,7 +208,7 @@ def test_two_items_of_one_semantic_id_are_both_recommended(recommend, stages, sh
     twin = json.dumps({"item_id": "twin", "l1_id": 5, "l2_id": 6, "l3_id": 9, "name": "Twin"})
     (tmp_path / "catalogue.jsonl").write_text((shop / "catalogue.jsonl").read_text() + twin + "\n")
     model, config, _ = load_portable(stages / "stage1" / "best")
-    save_portable(tmp_path / "model", model.state_dict(), config, {})  # a model that is bound to no catalogue
+    save_portable(tmp_path / "model", model.state_dict(), config, {})  # a model without a catalogue's fingerprint
     options = ("--catalogue", tmp_path / "catalogue.jsonl", "--history", "-", "-k", "61", "--json")
     result = recommend(*options, checkpoint=tmp_path / "model", stdin='{"items": []}')
     entries = {entry["item_id"]: entry for entry in json.loads(result.stdout)["recommendations"]}

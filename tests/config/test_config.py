@@ -31,8 +31,8 @@ def test_stage_yamls_comment_every_key(stage):
     import yaml
 
     text = (ROOT / f"yamls/stage{stage}.yaml").read_text()
-    told_by_the_line_above = {"l2_weight", "l3_weight", "betas", "eps"}
-    documented = set(told_by_the_line_above)
+    documented_by_the_line_above = {"l2_weight", "l3_weight", "betas", "eps"}
+    documented = set(documented_by_the_line_above)
     for line in text.splitlines():
         key, _, rest = line.strip(" -").partition(":")
         if "#" in rest:
@@ -175,7 +175,7 @@ def test_the_strategies_are_named_once():
 
 
 def test_defaults_are_those_of_stage_1():
-    # Keeping activations is the default; stage 1's microbatches are too large for that.
+    # The default is no activation checkpointing; stage 1's microbatches are too large for that.
     keeps = ["parallelism.activation_checkpointing=false"]
     config, stage = Config(), load_config(ROOT / "yamls/stage1.yaml", overrides=keeps)
     for section in ("model", "loss", "optimizer", "scheduler", "evaluation", "parallelism", "loggers", "callbacks"):

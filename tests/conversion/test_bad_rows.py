@@ -70,7 +70,7 @@ def corrupted_rows(kind: str):
             if not ("mask" in key and value is True) and not ("labels" in key and value == -100):
                 yield f"{name}[2]", with_value(value, *prefix, key, 2)
         index = "" if "positions" in key else "[0]"
-        if key != "decoder_positions":  # these count from their smallest
+        if key != "decoder_positions":  # positions are counted from their smallest
             yield name + index, with_value(too_large(key), *prefix, key, 0)
         longer, shorter = [*holder[key], holder[key][-1]], holder[key][:-1]
         yield "", with_value(longer, *prefix, key)

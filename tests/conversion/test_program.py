@@ -108,7 +108,7 @@ def test_a_folder_with_other_files_is_never_replaced(tmp_path, source):
         main([str(source), "--out", str(out), "--overwrite", *RECOMMEND])
     assert (out / "thesis.txt").exists()
     (out / "thesis.txt").unlink()
-    assert main([str(source), "--out", str(out), *RECOMMEND]) == 0  # an empty one is as good as none
+    assert main([str(source), "--out", str(out), *RECOMMEND]) == 0  # an empty folder counts as no output
 
 
 @pytest.fixture(scope="module")

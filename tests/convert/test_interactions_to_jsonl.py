@@ -303,7 +303,7 @@ def test_real_sequences(tmp_path):
 @needs_real
 def test_real_ratings(tmp_path):
     data = REAL / "ml-latest-small"
-    # The row of user 5 and film 39 is damaged in some copies of this file, so rows like it are left out.
+    # The row of user 5 and film 39 is corrupted in some copies of this file, so such rows are left out.
     options = ["--items", str(data / "movies.csv"), "--min-rating", "4", "--on-error", "skip", "--dimensions", "16"]
     assert main([str(data / "ratings.csv"), *options, "--clusters", "16", "64", "--out", str(tmp_path / "out")]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())

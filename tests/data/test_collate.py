@@ -56,8 +56,8 @@ def test_a_batch_holds_log_probabilities_where_all_pairs_carry_them(given_rows, 
     packed = [PackedRow(i, encode_row(row, 2), counts) for i, (row, counts) in enumerate(given_rows)]
     batch = collate(packed, min_rejected=1, longest_first=longest_first)
     carried = [row.reference is not None for row, _ in given_rows]
-    lacking = [row.reference is None and len(row.rejected) > 0 for row, _ in given_rows]
-    assert ("reference_logps" in batch) == (any(carried) and not any(lacking))
+    missing = [row.reference is None and len(row.rejected) > 0 for row, _ in given_rows]
+    assert ("reference_logps" in batch) == (any(carried) and not any(missing))
     if "reference_logps" not in batch:
         return
     assert batch["reference_logps"].shape == (len(packed), 1 + batch["rejected_ids"].shape[1])

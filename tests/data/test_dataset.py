@@ -74,7 +74,7 @@ def test_a_corrupted_shard_ends_reading_with_one_sentence(loader, data_folder, k
     assert sentence.startswith(f"{folder / SHARD}: ")
     assert sentence.endswith("; convert or copy the data again")
     assert "\n" not in sentence
-    with pytest.raises(UserError):  # and again, where somebody goes on in spite of it
+    with pytest.raises(UserError):  # again, if the caller continues after the error
         list(batches)
 
 
@@ -130,7 +130,8 @@ def test_a_shard_is_hashed_once_for_all_workers_and_epochs(loader, data_folder, 
         list(batches)
     hashed = log.read_text().split()
     assert set(hashed) == {path.name for path in folder.glob("shard.*")}
-    assert max(hashed.count(name) for name in hashed) <= 4  # two workers and their threads may meet at one, once
+    # Two workers and their threads may all hash the same shard once.
+    assert max(hashed.count(name) for name in hashed) <= 4
     list(batches)
     assert log.read_text().split() == hashed
 

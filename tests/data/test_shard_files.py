@@ -78,7 +78,7 @@ def test_a_corrupted_shard_is_fetched_again_once(converted, tmp_path, monkeypatc
     files = cache_of(remote, tmp_path / "cache")
     grown = sum(files.ensure(name) for name in files.shards)
     assert whole(files)
-    assert grown == sum(shard.raw.size for shard in files.shards.values())  # packed files do not stay
+    assert grown == sum(shard.raw.size for shard in files.shards.values())  # compressed files are not kept
     DAMAGES[damage](files.folder / SHARD)
     fetched = []
     real = shard_files._download

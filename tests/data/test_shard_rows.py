@@ -49,7 +49,7 @@ def test_a_replaced_file_is_read_again_after_it_is_forgotten(folder):
     opened, (first, second, *_) = OpenShards(), sorted(folder.glob("*.mds"))
     before = opened.rows(first, FOURTH)
     second.replace(first)
-    assert opened.rows(first, FOURTH) == before  # an open file stays whole
+    assert opened.rows(first, FOURTH) == before  # the open file keeps its old content
     opened.forget(first)
     assert opened.rows(first, FOURTH) == ShardRows(first).rows(FOURTH) != before
     first.unlink()

@@ -18,7 +18,7 @@ from ugt_composer.data.shared_memory import LEASE, join_lease, lease_folder, rem
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# What a rank of a run does with its data: the folder, then seconds to hold it half read.
+# A rank of a run. Arguments: the data folder, then the seconds to pause in the middle of reading it.
 PROGRAM = """
 import json, sys, time
 from composer.utils import dist
@@ -110,7 +110,7 @@ def test_runs_on_one_folder_and_machine_do_not_interfere(start, converted):
     assert len({dead, *living}) == 4  # each launcher has its own, ranks of one launcher share theirs
     assert {LEASE, "shard_states", "barrier_filelock"} <= left_by(dead)
     killed.kill()
-    for _ in range(100):  # its worker takes a moment to be gone, and keeps the lease till then
+    for _ in range(100):  # its worker ends a moment later, and keeps the lease until then
         remove_stale()
         if not left_by(dead):
             break

@@ -86,7 +86,7 @@ def test_best_pair_accuracy_equals_brute_force():
         items = [p for p in row if p > 0]
         for a, b in combinations(items, 2):
             total += a + b  # the pair counts when one of the two is chosen
-            right += max(a, b)  # and is told right when that is the likelier one
+            right += max(a, b)  # and is right when that is the likelier one
     offers = Offers(np.where(shown, np.arange(4), -1), shown)
     assert bounds.best_pair_accuracy(probabilities, offers) == pytest.approx(right / total, abs=1e-4)
 

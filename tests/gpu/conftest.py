@@ -11,9 +11,9 @@ import torch
 from tests.shop import stage_arguments
 from ugt_composer.config.load import load_config
 
-# PyTorch reads it once a process, and runs with and without `deterministic` share one here.
+# PyTorch reads it once per process, and runs with and without `deterministic` share the process here.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-# cpu tries the tests' own code where there is no GPU, but for what needs one: `make test-slow`.
+# cpu: runs these tests without a GPU, except those that need one (`make test-slow`).
 DEVICE = os.environ.get("UGT_TEST_DEVICE", "cuda")
 CARD_ONLY = ("fp16", "tf32", "=auto", "compile", "waits_for_the_gpu")  # in names of tests
 DEEPSPEED, STAGE = "parallelism.strategy=deepspeed", "parallelism.deepspeed.zero_stage="

@@ -182,7 +182,7 @@ def test_recommendations_equal_a_cpus(gpu, over_catalogue, weight):
     torch.testing.assert_close(ours[2], score, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours[3], log_probs, rtol=1e-4, atol=1e-4)
     same = (ours[1] == index).float().mean()
-    assert same > 0.97  # near ties may change places
+    assert same > 0.97  # near ties may swap places
 
 
 def test_a_compiled_layer_gives_what_an_eager_one_gives(gpu):

@@ -73,7 +73,7 @@ def test_every_interaction_is_accounted_for(counts):
     train = training_rows(part == TRAIN, offsets, None, 1, 100, random())
     held_out = [held_out_rows(part, wanted, user, offsets, 100, True) for wanted in (VALIDATION, TEST)]
     targets = np.concatenate([rows.stop for rows in (train, *held_out)])
-    first = offsets[:-1][np.diff(offsets) > 0]  # has no history: the only one that is no target
+    first = offsets[:-1][np.diff(offsets) > 0]  # without history: the only item that is no target
     assert sorted([*targets.tolist(), *first.tolist()]) == list(range(len(user)))
 
 

@@ -53,7 +53,7 @@ def test_loss_accuracy_and_gradients_are_those_of_loops_over_all_items(pieces, u
     expected, right = brute_force(*theirs, similarity)
     torch.testing.assert_close(loss, expected)
     assert metrics["contrastive_u2i_acc"].item() == pytest.approx(right)
-    # The catalogue holds the item's own vector, so its gradient may come through either.
+    # The catalogue contains the item's own vector, so the gradient may come through either of them.
     for rows_of in (ours, theirs):
         (loss if rows_of is ours else expected).backward()
     totals = []
@@ -187,4 +187,4 @@ def test_training_in_half_precision_follows_single_and_does_not_push_the_offset(
             losses[in_half].append(loss.item())
     assert losses[False][0] > 4 * losses[False][-1]
     torch.testing.assert_close(torch.tensor(losses[True]), torch.tensor(losses[False]), rtol=0.02, atol=0.02)
-    assert max(pushed.values()) < 1e-5  # it is 0 but for float32's rounding, which half precision's would be 1e-3 of
+    assert max(pushed.values()) < 1e-5  # 0 up to rounding in float32; in half precision it would be about 1e-3

@@ -15,7 +15,7 @@ RANKS, ROWS, STEPS = 2, 32, 4
 ALL_ON = {"lambda_contrastive": 0.4, "lambda_preference": 0.3, "lambda_moe_balance": 0.2}
 NO_NEGATIVES = ALL_ON | {"lambda_contrastive": 0.0, "lambda_moe_balance": 0.0}
 
-# name: (arguments of the loss, rows of each microbatch on a rank, whether rank 0 has nothing that counts)
+# name: (arguments of the loss, rows of each microbatch on a rank, whether all labels of rank 0 are ignored)
 CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], bool]] = {
     "memory fills up": (ALL_ON | {"num_negatives": 50}, (16,), False),
     "sample of the batch": (ALL_ON | {"num_negatives": 7, "dpo_loss_type": "softmax"}, (16,), False),

@@ -92,7 +92,7 @@ def test_other_libraries_agree(rows, k):
     predictions, truth = [row[0] for row in rows], [row[1] for row in rows]
     every = {"recall": [], "ndcg": [], "sklearn": [], "hit": [], "mrr": []}
     for predicted, relevant in rows:
-        # Items of the catalogue that are not predicted come last; a zero gain behind k changes nothing.
+        # Items of the catalogue that are not predicted come last; a zero gain after k changes nothing.
         ranked = predicted + [item for item in CATALOGUE if item not in predicted]
         gains = torch.tensor([item in relevant for item in ranked])
         listed = min(k, len(predicted))

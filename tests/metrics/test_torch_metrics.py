@@ -54,7 +54,7 @@ def ranking(metrics):
 @given(DISTINCT_ROWS, st.integers(0, 2))
 @settings(max_examples=60, deadline=None)
 def test_tensors_give_what_the_calculator_gives(rows, filler):
-    rows[0] = (rows[0][0] or [CATALOGUE[0]], rows[0][1])  # coverage of nothing is NaN here
+    rows[0] = (rows[0][0] or [CATALOGUE[0]], rows[0][1])  # without any recommendation coverage is NaN
     calculator = MetricsCalculator(catalogue_size=N)
     calculator.add_batch([row[0] for row in rows], [row[1] for row in rows])
     assert ranking(updated(evaluated(rows, filler))) == pytest.approx(calculator.compute(CUTS), abs=1e-6)

@@ -58,7 +58,7 @@ def test_the_backward_pass_keeps_little_but_the_input(dtype):
     kept = {}
 
     def keep(tensor):
-        if not isinstance(tensor, torch.nn.Parameter):  # kept anyway
+        if not isinstance(tensor, torch.nn.Parameter):  # parameters are kept anyway
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
@@ -104,7 +104,7 @@ def test_compiled_it_gives_the_same():
 def test_the_gradients_of_scale_and_shift_are_not_added_by_atomics(compiled):
     norm, x, types = make()
     forward = torch.compile(norm, backend="aot_eager", fullgraph=True) if compiled else norm
-    forward(x, types).sum().backward()  # compiles outside of the watch
+    forward(x, types).sum().backward()  # compiles before accumulations are recorded
     with Accumulations() as accumulations:
         forward(x, types).sum().backward()
     assert accumulations.found == []

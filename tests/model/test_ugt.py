@@ -187,7 +187,7 @@ def test_over_the_catalogue_logits_are_those_of_the_codebook_at_what_exists_belo
 
 
 @pytest.mark.parametrize(("beams", "wanted"), [(1, 1), (1, 9), (3, 2), (3, 11)])
-@pytest.mark.parametrize("codes", [8, 500])  # logits of the whole codebook are cheaper, or dearer
+@pytest.mark.parametrize("codes", [8, 500])  # logits of the whole codebook are cheaper, or more expensive
 @pytest.mark.parametrize("level", [0, 1, 2])
 @pytest.mark.parametrize("with_gradients", [True, False])
 def test_logits_of_some_ids_are_those_of_the_codebook(beams, wanted, codes, level, with_gradients):

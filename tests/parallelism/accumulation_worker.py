@@ -68,7 +68,7 @@ def try_case(case: str, folder: Path) -> dict[str, object]:
     once, norm = content(first), float(first.gradient_norm())
     first.save_sharded(folder)
     train(first)
-    # The same step from what was read, and from what the ranks wrote.
+    # The same step from the gathered state, and from the sharded checkpoint.
     second = build(int(zero_stage), offload)
     write(second, once)
     written = content(second)

@@ -50,7 +50,7 @@ COMMON = (
     "loggers.progress_bar=false",
 )
 FSDP, ZERO_2, ZERO_3 = STRATEGIES["FSDP2"], STRATEGIES["ZeRO-2"], STRATEGIES["ZeRO-3"]
-# Options that leave the numbers as they are: compared with stage 3 of one process.
+# Options that do not change the numbers: compared with stage 3 of one process.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "zero-0": ("parallelism.strategy=deepspeed", "parallelism.deepspeed.zero_stage=0"),
     "zero-2-offload-and-own-keys": (
@@ -76,7 +76,7 @@ SLOW_VARIANTS: dict[str, tuple[str, ...]] = {
     "fsdp-keep-gathered": (*FSDP, "parallelism.fsdp.reshard_after_forward=false"),
     "ddp-activation-checkpointing": ("parallelism.activation_checkpointing=true",),
 }
-THIN, SLOW_THIN = 2, 10  # rows a batch: one a rank; and a last batch that is smaller
+THIN, SLOW_THIN = 2, 10  # rows per batch: one per rank; and with a smaller last batch
 SHARDED, SLOW_SHARDED = ("FSDP2", "ZeRO-3"), ("ZeRO-2",)
 OF_CATALOGUE = ("DDP", "FSDP2", "ZeRO-3")
 

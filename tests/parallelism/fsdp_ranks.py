@@ -67,7 +67,7 @@ def batch_of(rank: int, step: int, micro: int) -> dict[str, Any]:
 
 
 def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    # A large eps: where gradients are rounding alone, Adam would make steps of them.
+    # A large eps: otherwise Adam would turn gradients that are only rounding errors into full steps.
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01, eps=1e-2)
 
 
@@ -195,7 +195,7 @@ def sharded(folder: Path) -> dict[str, Any]:
     other = make_strategy(seed=9)
     other.load_sharded(folder / "shards")
     tensors = [tensors_of(strategy), tensors_of(other)]
-    # As versions that sharded whole experts wrote it.
+    # As written by versions that sharded whole experts.
     name, value = next((name, p) for name, p in Toy(0).named_parameters() if p.dim() == 3)
     whole = distribute_tensor(value.detach(), strategy._mesh, [Shard(0)])
     dcp.save({"model": {name: whole}}, checkpoint_id=folder / "older")

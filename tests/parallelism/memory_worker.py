@@ -35,7 +35,7 @@ class Count(Callback):
 
     def after_train_batch(self, state, logger):
         if state.timestamp.batch.value == 1:
-            gradients = [p.grad for p in self.model.parameters()]  # a gradient is a Python object once it is asked for
+            gradients = [p.grad for p in self.model.parameters()]  # accessing a gradient creates its Python object
             gc.collect()
             self.bytes = sum(live_bytes().values())
             del gradients

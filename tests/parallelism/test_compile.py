@@ -7,7 +7,7 @@ from ugt_composer.config.load import load_config
 from ugt_composer.training.build import build_trainer
 
 
-@pytest.mark.slow  # a compiler at work, a minute
+@pytest.mark.slow  # compiles for a minute
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("capacity", ["null", "1.25"])
 def test_compiled_losses_are_eager_ones(shop, stages, tmp_path, capacity):

@@ -131,7 +131,7 @@ def test_the_norm_is_right_whether_the_backend_averages_or_sums(two, averages, d
     norm = train_alone(2)["norms"][0]
     for results in two:
         divisor, found = results["backends"][averages, dtype]
-        # In float16 FSDP2 divides by itself.
+        # In float16 FSDP2 itself divides by the number of ranks.
         assert divisor == (1 if averages or dtype == torch.float16 else 2)
         torch.testing.assert_close(found, norm, rtol=1e-3, atol=0)
 
@@ -157,7 +157,7 @@ def test_a_sharded_reference_is_never_gathered_in_full(two, with_grad):
         assert held["shards"] < 0.51 * held["whole"]
         assert held["after"] <= held["shards"] + SOME
         assert held["during"] <= held["shards"] + held["root"] + held["layer"] + SOME < held["shards"] + held["whole"]
-        assert held["order"] == 0  # of forward passes, for a backward pass that never comes
+        assert held["order"] == 0  # no order of forward passes is kept for a backward pass that never comes
 
 
 @pytest.mark.parametrize("ranks_in_all", [16, 24, 32, 64])

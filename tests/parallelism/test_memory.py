@@ -59,7 +59,7 @@ def test_the_estimate_equals_the_allocated_bytes(held, name):
         for h in estimate
         if h.name not in ("gathered", "reduced at once") and not (name == "ddp" and h.name == "buckets")
     ]
-    # At stage 2 the bucket is there during the backward pass only.
+    # At stage 2 the bucket exists during the backward pass only.
     counted = [h for h in counted if not (name == "zero-2" and h.name == "buckets")]
     assert found["bytes"] == pytest.approx(sum(h.bytes for h in counted), rel=0.15)
 

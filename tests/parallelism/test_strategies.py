@@ -202,7 +202,7 @@ def test_the_data_is_as_thin_as_the_test_means(runs):
 
 
 def test_the_reference_is_never_trained(runs):
-    # Every run of stage 3 read it after others had trained on it.
+    # Every run of stage 3 read this model after others had trained from it.
     before = load_file(runs / "stage2" / BASE / "best/model.safetensors")
     after = load_file(runs / "stage3" / BASE / "latest/model.safetensors")
     assert any(not torch.equal(before[key], after[key]) for key in before)
@@ -211,5 +211,5 @@ def test_the_reference_is_never_trained(runs):
 
 
 def test_no_extension_is_compiled(runs):
-    # PyTorch compiles one under a lock without an owner: a run killed meanwhile would block all that come after it.
+    # PyTorch compiles one under a lock without an owner: a run killed meanwhile would block all later runs.
     assert not (runs / "extensions").exists()

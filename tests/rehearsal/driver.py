@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(os.environ.get("NULLGPU") or ROOT.parent / "shared" / "gpu" / "nullgpu")
 TOOLS = ("bash", "g++", "as", "nm")
-OF_OTHER_DEVICES = ("DS_ACCELERATOR", "CUBLAS_WORKSPACE_CONFIG", "LD_PRELOAD")  # a test before may have set them
+OF_OTHER_DEVICES = ("DS_ACCELERATOR", "CUBLAS_WORKSPACE_CONFIG", "LD_PRELOAD")  # an earlier test may have set them
 
 
 def on_driver() -> list[str]:
@@ -53,5 +53,6 @@ def run(script: str, *arguments: object, **changes: str) -> str:
 
 def environment(**changes: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in OF_OTHER_DEVICES}
-    threads = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}  # the latter: no pool of compilers
+    # One compile thread: no pool of compiler processes.
+    threads = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     return {**kept, "PYTHONPATH": str(ROOT), **threads, **changes}

@@ -25,7 +25,7 @@ def main() -> None:
     dist.init_process_group("nccl", init_method=rendezvous, rank=0, world_size=1, device_id=device)
     toy = Toy(0).train()
     for layer in toy.model.decoder.layers:
-        layer.ff.capacity_factor = capacity  # static shapes: no expert's count is read
+        layer.ff.capacity_factor = capacity  # static shapes: no expert's token count is read
     layers = [*toy.model.encoder.layers, *toy.model.decoder.layers]
     strategy = FsdpStrategy(toy, make_optimizer, layers, device, True, half, torch.float32, offloads, False)
     scaler = torch.amp.GradScaler("cuda", enabled=half == torch.float16)
@@ -57,7 +57,7 @@ def main() -> None:
             found["references"].append(str(reference(batches[0]).dtype))
             reference(batches[0])
     print(json.dumps({key: sorted(set(values)) for key, values in found.items()}), flush=True)
-    os._exit(0)  # PyTorch's farewell to a CUDA that is none may end in a signal
+    os._exit(0)  # PyTorch's cleanup of the fake CUDA may crash
 
 
 main()

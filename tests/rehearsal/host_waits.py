@@ -24,7 +24,7 @@ PHASES = {
     Event.BATCH_CHECKPOINT: SAVE,
     Event.EVAL_BEFORE_ALL: BEFORE_EVALUATION,
     Event.EVAL_BATCH_START: EVALUATION,
-    Event.EVAL_BATCH_END: AFTER_EVALUATION,  # of the last batch: so far it may be any
+    Event.EVAL_BATCH_END: AFTER_EVALUATION,  # of the last batch, which may be any batch so far
 }
 
 

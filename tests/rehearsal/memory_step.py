@@ -101,7 +101,7 @@ def main() -> None:
         module = torch.nn.parallel.DistributedDataParallel(module, device_ids=[0])
     half = expected.precision != "fp32" and config.parallelism.strategy != "deepspeed"
     peaks = {}
-    for _ in range(2):  # the optimizer's state is made in the first
+    for _ in range(2):  # the first creates the optimizer's state
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         module.train()
@@ -110,7 +110,7 @@ def main() -> None:
         for number in range(MICROBATCHES):
             strategy.before_microbatch(is_last=number == MICROBATCHES - 1)
             with torch.autocast("cuda", torch.bfloat16, enabled=half):
-                outputs = module(batch)  # held until the next microbatch has its own, as in Composer's state
+                outputs = module(batch)  # kept until the next microbatch has its own, as in Composer's state
                 loss = whole.loss(outputs, batch)["total"]
             (loss if strategy.scaler is None else strategy.scaler.scale(loss)).backward()
             del loss
@@ -128,7 +128,7 @@ def main() -> None:
     peaks["evaluation"] = torch.cuda.max_memory_allocated()
     print(json.dumps({**peaks, "expected": expected.peak, "expected evaluation": expected.evaluation_peak}))
     sys.stdout.flush()
-    os._exit(0)  # no rank answers a farewell
+    os._exit(0)  # no other rank would answer the cleanup of process groups
 
 
 main()

@@ -57,8 +57,8 @@ def test_a_step_takes_the_memory_that_the_dry_run_estimates(stage, ranks, histor
     precision = () if any(o.startswith("precision") for o in overrides) else ("precision=amp_bf16",)
     items = MANY_ITEMS if RANKS_BY_VECTORS in overrides else ITEMS
     arguments = (f"yamls/stage{stage}.yaml", ranks, history, target, items, *precision, *overrides)
-    # An empty value leaves PyTorch's caching on, and with it the peaks.
+    # The empty value keeps PyTorch's caching allocator on, which counts the peaks.
     found = json.loads(run("memory_step.py", *arguments, NULLNCCL_ALONE="1", PYTORCH_NO_CUDA_MEMORY_CACHING=""))
     assert found["expected"] == pytest.approx(found["step"], rel=0.1)
-    # Of an evaluation a bound: it is not what decides whether a run fits.
+    # For an evaluation only a bound: it does not decide whether a run fits.
     assert found["between steps"] < found["evaluation"] <= found["expected evaluation"] * 1.05

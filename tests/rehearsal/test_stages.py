@@ -52,7 +52,7 @@ def waits(line: dict, phase: str, batches: range | list[int]) -> dict[str, int]:
     [
         name_of("amp_bf16", "ddp", 3),
         name_of("amp_bf16", "fsdp", 3),
-        name_of("amp_fp16", "ddp", 3),  # the fused optimizer looks itself whether gradients overflowed
+        name_of("amp_fp16", "ddp", 3),  # the fused optimizer checks itself whether gradients overflowed
     ],
 )
 def test_a_step_that_logs_nothing_never_waits_for_the_device(rehearsed, name):

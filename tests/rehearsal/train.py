@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[0] = str(ROOT)  # in place of this folder, whose train.py is not the one that is meant
+sys.path[0] = str(ROOT)  # instead of this folder, whose train.py is another one
 
 import torch  # noqa: E402
 from composer import Callback  # noqa: E402

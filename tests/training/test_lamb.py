@@ -23,7 +23,7 @@ def test_it_takes_the_steps_of_the_one_by_one_form():
     ours, theirs = parameters(), parameters()
     settings = {"lr": 0.02, "betas": (0.9, 0.99), "eps": 1e-6}
     optimizers = [Lamb(groups(ours), **settings), OneByOne(groups(theirs), **settings)]
-    assert ours[2].norm() > 10  # where the ratio is bounded
+    assert ours[2].norm() > 10  # so large that the trust ratio is bounded
     generator = torch.Generator().manual_seed(1)
     for step in range(8):
         for one, other in zip(ours[:3], theirs[:3], strict=True):

@@ -28,7 +28,7 @@ def test_tensorboard_shows_each_step_once_after_a_kill(stage_config, tmp_path):
             trainer.train()
             trainer.close()
             if name == "parts":
-                # As if killed while it was ahead of the checkpoint of batch 8.
+                # As if killed some batches after the checkpoint of batch 8.
                 for path in list_checkpoints(tmp_path / "parts")[:-2]:
                     path.unlink()
     whole, parts = curves(tmp_path / "whole"), curves(tmp_path / "parts")

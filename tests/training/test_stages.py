@@ -43,7 +43,7 @@ def test_losses_fall_and_each_stage_has_its_losses(stages):
     assert second[-1]["loss/train/contrastive_loss"] < second[0]["loss/train/contrastive_loss"]
     third = metrics_of(stages / "stage3")
     assert third[0]["loss/train/dpo_loss"] == pytest.approx(math.log(2))  # policy = reference
-    # To the last bit, although an expert drops what is over its capacity.
+    # Bit for bit, although experts drop tokens over their capacity.
     assert third[0]["metrics/train/dpo_reward_margin"] == third[0]["metrics/train/dpo_accuracy"] == 0
     assert third[-1]["loss/train/dpo_loss"] < third[0]["loss/train/dpo_loss"]
     parts = {"ntp": 1.0, "contrastive": 0.1, "dpo": 0.1, "moe_balance": 0.01}

@@ -55,7 +55,7 @@ def test_an_interrupted_evaluation_is_repeated_by_the_resumed_run(stage_config, 
     assert batch_of(newest_checkpoint(tmp_path / "parts")[0]) == batch
     assert comparable(tmp_path / "parts")[-1]["batch"] == batch - 1
     crashed = build_trainer(stage_config(tmp_path / "parts", 1, None, *every))
-    crashed.state.callbacks.append(Crash())  # once the evaluation is made, and nothing is saved since
+    crashed.state.callbacks.append(Crash())  # crashes after the evaluation and before the next save
     with pytest.raises(ZeroDivisionError):
         crashed.train()
     crashed.close()
@@ -71,7 +71,7 @@ class SlowSaves(Callback):
 
     def batch_start(self, state, logger):
         checkpoints = next(c for c in state.callbacks if isinstance(c, Checkpoints))
-        checkpoints.writer.wait()  # the save of an earlier batch tells its own time when it ends
+        checkpoints.writer.wait()  # the save of an earlier batch sets save_seconds when it ends
         checkpoints.save_seconds = 60.0
 
 
