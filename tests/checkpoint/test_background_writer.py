@@ -83,7 +83,7 @@ def test_a_folder_that_cannot_be_written_ends_the_run_soon(stage_config, tmp_pat
 
 def test_a_failure_is_kept_and_raised_once(tmp_path):
     writer = Writer(tmp_path)
-    writer.finish()  # nothing was begun
+    writer.finish()  # nothing was started
 
     def fail():
         raise OSError(errno.EROFS, "Read-only file system")

@@ -33,7 +33,7 @@ def test_a_flipped_bit_is_refused_as_init_from_and_as_reference(stages, stage_co
         build_trainer(stage_config(tmp_path / "run", 3, good, f"loss.reference_from={best}"))
     assert not (tmp_path / "run").exists()
     (best / RECORD).unlink()
-    if name == WEIGHTS:  # what the message offers
+    if name == WEIGHTS:  # the way out that the message names
         load_portable(best)
 
 

@@ -42,7 +42,7 @@ def test_a_second_run_is_refused_until_the_first_is_dead(stage_config, ended, tm
         pass
     assert words in str(error.value)
     second = stage_config(tmp_path, 1, None, "dist_timeout=2")
-    result = ended(lambda: build_trainer(second))  # after half the timeout, should the first be about to end
+    result = ended(lambda: build_trainer(second))  # waits half the timeout first, in case the other run is about to end
     assert result.returncode == EXIT_BAD_INPUT
     assert words in result.stderr
     assert "Traceback" not in result.stderr
@@ -52,7 +52,7 @@ def test_a_second_run_is_refused_until_the_first_is_dead(stage_config, ended, tm
     first.wait()
     started = time.monotonic()
     with folder_lock(tmp_path, patience=3):
-        assert time.monotonic() - started < 2  # the orphaned worker does not keep it
+        assert time.monotonic() - started < 2  # the orphaned worker does not keep the lock
         first.stdout.close()
 
 

@@ -118,7 +118,9 @@ def test_a_full_disk_ends_the_run_which_resumes_later(stage_config, tmp_path):
     assert again.is_finished
 
 
-@pytest.mark.parametrize("override", ["log_interval=1ba", "log_interval=100ba"])  # noticed by the record, by a save
+@pytest.mark.parametrize(
+    "override", ["log_interval=1ba", "log_interval=100ba"]
+)  # noticed when metrics are written; by a save
 def test_a_removed_save_folder_ends_the_run(stage_config, tmp_path, override):
     trainer = build_trainer(stage_config(tmp_path / "run", 1, None, override, "eval_interval=100ba"))
     trainer.fit(duration="1ba")

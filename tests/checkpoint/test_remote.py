@@ -103,7 +103,7 @@ def test_a_preempted_run_has_its_checkpoint_in_the_store(shop, tmp_path, url, pr
         stderr=subprocess.STDOUT,
         text=True,
         env=environment(proxy.port),
-    )  # of two ranks the second waits for what the first uploads
+    )  # two ranks: the second waits for the uploads of the first
     record = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (record.exists() and len(record.read_text().splitlines()) >= 3):
@@ -180,7 +180,7 @@ def test_rotation_in_the_store_includes_earlier_processes(tmp_path, url):
     store = Store(url)
     for first in (1, 3, 5):
         write(tmp_path, first, first + 1)
-        uploads_of(tmp_path, url, keep=2).finish()  # of a new process each time
+        uploads_of(tmp_path, url, keep=2).finish()  # as a new process each time
         rotate(tmp_path, 2, set())
     kept = {f"ba0000000{n}.pt{end}" for n in (5, 6) for end in ("", f".{RECORD}")}
     assert names(store) == kept
@@ -263,7 +263,7 @@ def test_a_reader_never_gets_a_mix_of_two_models(stages, tmp_path, url, monkeypa
         try:
             folder = model_folder(f"{url}/best")
             seen.append(whose[(folder / "model.safetensors").read_bytes()])
-            shutil.rmtree(folder)  # the next reader has nothing from before
+            shutil.rmtree(folder)  # the next reader has no cached model
         except UserError:
             seen.append(None)
 

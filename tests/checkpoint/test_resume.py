@@ -68,7 +68,7 @@ def test_a_checkpoint_saved_and_loaded_manually_resumes_the_same(stage_config, t
     "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1))]
 )
 def test_a_preempted_run_saves_exits_with_75_and_resumes(shop, tmp_path, number):
-    # SIGKILL needs no test of its own here: it leaves less behind than a warning does.
+    # SIGKILL needs no test here: it leaves less behind than a preemption signal.
     slow = ["max_duration=200ba", "save_interval=1000ba", "eval_interval=1000ba", "data.train.num_workers=1"]
     command = [sys.executable, str(ROOT / "train.py"), *stage_arguments(shop, tmp_path / "run", 1), *slow]
     process = subprocess.Popen(
@@ -206,7 +206,7 @@ def test_a_run_does_not_resume_with_another_catalogue(stages, stage_config, tmp_
     trainer.close()
 
 
-@pytest.mark.parametrize("batch", [5, 12])  # an evaluation too; the end of the run
+@pytest.mark.parametrize("batch", [5, 12])  # with an evaluation; at the end of the run
 def test_a_run_killed_after_a_checkpoint_writes_its_metrics_line_when_resumed(
     stage_config, tmp_path, monkeypatch, batch
 ):
@@ -233,7 +233,7 @@ def test_a_run_killed_after_a_checkpoint_writes_its_metrics_line_when_resumed(
     first.close()
     assert newest_checkpoint(tmp_path / "parts")[0].name == f"ba{batch:08d}.pt"
     assert metrics_of(tmp_path / "parts")[-1]["batch"] == batch - 1
-    for _ in range(2):  # the second time nothing is left to do
+    for _ in range(2):  # the second run has nothing left to do
         second = build_trainer(stage_config(tmp_path / "parts", 1, None, *every))
         second.train()
         second.close()

@@ -53,7 +53,7 @@ def test_a_corrupted_checkpoint_does_not_count_as_kept(five):
 def test_the_last_valid_checkpoint_stays_however_many_bad_ones_there_are(five):
     for batch in (2, 3, 4, 5):
         checkpoint_path(five, batch).write_bytes(b"bad")
-    rotate(five, 1, {checkpoint_path(five, 5)})  # believed good, but its size tells otherwise
+    rotate(five, 1, {checkpoint_path(five, 5)})  # in the set of valid ones, but its size is wrong
     assert batches(five) == [5, 4, 3, 2, 1]
 
 
