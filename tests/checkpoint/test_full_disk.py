@@ -118,9 +118,8 @@ def test_a_full_disk_ends_the_run_which_resumes_later(stage_config, tmp_path):
     assert again.is_finished
 
 
-@pytest.mark.parametrize(
-    "override", ["log_interval=1ba", "log_interval=100ba"]
-)  # noticed when metrics are written; by a save
+# Noticed when a metrics line is written, or by a save.
+@pytest.mark.parametrize("override", ["log_interval=1ba", "log_interval=100ba"])
 def test_a_removed_save_folder_ends_the_run(stage_config, tmp_path, override):
     trainer = build_trainer(stage_config(tmp_path / "run", 1, None, override, "eval_interval=100ba"))
     trainer.fit(duration="1ba")

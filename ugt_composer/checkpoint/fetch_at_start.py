@@ -28,17 +28,17 @@ def open_store(config: Config) -> Uploads | None:
     """
     if config.checkpoint.remote is None:
         return None
-    store, folder, damaged = Store(config.checkpoint.remote), Path(config.save_folder), set[str]()
+    store, folder, corrupted = Store(config.checkpoint.remote), Path(config.save_folder), set[str]()
 
     def begin() -> None:
         if config.autoresume:
-            damaged.update(fetch_newest(store, folder))
+            corrupted.update(fetch_newest(store, folder))
         elif (aside := set_stored_aside(store)) is not None:
             log.warning("autoresume is false: the files of an earlier run in %s were moved to %s", store.url, aside)
 
     save_on_rank_0(folder, begin)
     keep = config.save_num_checkpoints_to_keep
-    return Uploads(store, folder, keep, damaged) if dist.get_global_rank() == 0 else None
+    return Uploads(store, folder, keep, corrupted) if dist.get_global_rank() == 0 else None
 
 
 def on_this_machine(place: str) -> Path:

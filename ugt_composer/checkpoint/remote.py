@@ -57,11 +57,11 @@ def fetch_newest(store: Store, folder: Path) -> set[str]:
         _fetch_beside(store, folder, "run_id")
     local, stored = {path.name: path for path in list_checkpoints(folder)}, stored_checkpoints(listing)
     problems: list[str] = []
-    damaged: set[str] = set()
+    corrupted: set[str] = set()
     for name in sorted({*local, *stored}, key=lambda name: batch_of(Path(name)), reverse=True):
         if name in local:
             if (flaw := flaw_of(local[name])) is None:
-                return damaged
+                return corrupted
             problems.append(f"{local[name]}: {flaw}")
         if name not in stored:
             continue
@@ -73,27 +73,27 @@ def fetch_newest(store: Store, folder: Path) -> set[str]:
             )
             continue
         try:
-            _bring(store, folder, name, listing)
+            _fetch_checkpoint(store, folder, name, listing)
         except DamagedError as error:
             log.warning("%s/%s: %s; trying the checkpoint before it", store.url, name, error)
             problems.append(f"{store.url}/{name}: {error}")
-            damaged.add(name)
+            corrupted.add(name)
             continue
         log.warning("%s/%s: fetched, to resume from it", store.url, name)
-        return damaged
+        return corrupted
     if problems:
         raise none_valid(f"{folder}, {store.url}", problems)
-    return damaged
+    return corrupted
 
 
-def _bring(store: Store, folder: Path, name: str, listing: dict[str, int]) -> None:
+def _fetch_checkpoint(store: Store, folder: Path, name: str, listing: dict[str, int]) -> None:
     """Renames the checkpoint last: after a kill before that, the next start fetches it again."""
     temporary = folder / f"{name}.fetched.tmp"
     try:
         record = _fetch_recorded(store, record_name(name), temporary)
         for model in PORTABLE:
             if f"{model}/{RECORD}" in listing:
-                _bring_portable(store, folder, model)
+                _fetch_portable(store, folder, model)
         for beside in BESIDE:
             if beside in listing:
                 _fetch_beside(store, folder, beside)
@@ -108,7 +108,7 @@ def _bring(store: Store, folder: Path, name: str, listing: dict[str, int]) -> No
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _bring_portable(store: Store, folder: Path, name: str) -> None:
+def _fetch_portable(store: Store, folder: Path, name: str) -> None:
     temporary = folder / f"{name}.fetched.tmp"
     try:
         record = _fetch_recorded(store, f"{name}/{RECORD}", temporary)
