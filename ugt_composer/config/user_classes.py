@@ -48,10 +48,8 @@ def classes_of(
         kind = known[name] if name in known else _imported(key, name, base, known)
         arguments = {} if arguments is None or arguments is True else arguments
         if not isinstance(arguments, Mapping):
-            raise UserError(
-                f"{key} is {arguments!r}; expected its arguments such as {{argument: value}}, true or false"
-            )
-        _check_arguments(key, kind, arguments)
+            raise UserError(f"{key} is {arguments!r}; expected arguments such as {{argument: value}}, true or false")
+        _check_arguments(key, kind, base, arguments)
         found.append(ClassWithArguments(key, kind, dict(arguments)))
     return found
 
@@ -69,23 +67,22 @@ def _imported(key: str, path: str, base: type, known: Mapping[str, type]) -> typ
         raise UserError(f"{key}: {module_name} cannot be imported from {os.getcwd()}: {error}") from error
     kind = vars(module).get(class_name)
     if not isinstance(kind, type) or not issubclass(kind, base):
-        subclasses = [
-            name for name, value in vars(module).items() if isinstance(value, type) and issubclass(value, base)
-        ]
+        classes = {name: value for name, value in vars(module).items() if isinstance(value, type)}
+        subclasses = [name for name, value in classes.items() if issubclass(value, base) and value is not base]
         what = f"is no {base.__name__}" if isinstance(kind, type) else "does not exist"
         raise UserError(f"{key}: {class_name} {what} in {module_name}; {nearest(class_name, subclasses)}")
     return kind
 
 
-def _check_arguments(key: str, kind: type, arguments: Mapping[str, Any]) -> None:
-    parameters = list(inspect.signature(kind).parameters.values())
+def _check_arguments(key: str, kind: type, base: type, arguments: Mapping[str, Any]) -> None:
+    # A base class may take, and ignore, any arguments.
+    parameters = [] if kind.__init__ is base.__init__ else list(inspect.signature(kind).parameters.values())  # type: ignore[misc]
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         names = [parameter.name for parameter in parameters]
         for name in arguments:
             if name not in names:
-                raise UserError(
-                    f"{key}.{name} is unknown; {nearest(name, names) if names else 'it takes no arguments'}"
-                )
+                hint = nearest(name, names) if names else f"{kind.__name__} takes no arguments"
+                raise UserError(f"{key}.{name} is unknown; {hint}")
     for parameter in parameters:
         is_variable = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if parameter.default is parameter.empty and not is_variable and parameter.name not in arguments:

@@ -27,6 +27,16 @@ def check_run(config: Config) -> None:
             f"TMPDIR is {temporary}, of {len(temporary)} letters: data workers have sockets below it, whose paths may "
             f"not be longer than the system allows; expected at most {LONGEST_TMPDIR}, such as TMPDIR=/tmp"
         )
+    if config.callbacks:
+        from ugt_composer.training.callbacks.configured import (
+            configured_callbacks,
+        )  # imports Composer, which takes seconds
+
+        configured_callbacks(config.callbacks)
+    if config.evaluation.metrics:
+        from ugt_composer.metrics.user_metrics import user_metrics
+
+        user_metrics(config.evaluation.metrics)
     for extra in ("wandb", "mlflow"):
         if getattr(config.loggers, extra) is not None and importlib.util.find_spec(extra) is None:
             raise UserError(f"loggers.{extra} is set, but not installed; pip install 'ugt-composer[{extra}]'")

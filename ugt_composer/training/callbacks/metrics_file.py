@@ -13,7 +13,7 @@ from ugt_composer.checkpoint.rank0_errors import saving_into
 from ugt_composer.training.intervals import Every
 
 FILE_NAME = "metrics.jsonl"
-RECORDED = ("loss/", "metrics/", "memory/")
+OMITTED = ("trainer/", "time/")  # Composer's own, which are in the line already or never change
 
 
 class MetricsFile(LoggerDestination):
@@ -52,7 +52,7 @@ class MetricsFile(LoggerDestination):
         for name, value in metrics.items():
             if name.startswith("metrics/eval/"):
                 self.evaluation[name] = value
-            elif name.startswith(RECORDED):
+            elif not name.startswith(OMITTED):
                 self.values[name] = value
 
     def go_on(self, batch: int) -> None:

@@ -1,0 +1,135 @@
+"""`callbacks` in the YAML: Composer's and a user's own, and what is said of mistakes."""
+
+import inspect
+import json
+import sys
+
+import composer.callbacks
+import pytest
+from composer import Callback
+
+from tests.shop import metrics_of
+from ugt_composer.config.load import load_config
+from ugt_composer.errors import UserError
+from ugt_composer.training.build import build_trainer
+from ugt_composer.training.callbacks.configured import REPLACED, composer_callbacks, configured_callbacks
+from ugt_composer.training.preflight import check_run
+
+OWN = '''
+import json
+from pathlib import Path
+
+from composer import Callback
+
+
+class Recorder(Callback):
+    """Writes the number of each batch."""
+
+    def __init__(self, path: str, every: int = 1):
+        self.path, self.every, self.batches = Path(path), every, []
+
+    def batch_end(self, state, logger):
+        if state.timestamp.batch.value % self.every == 0:
+            self.batches.append(state.timestamp.batch.value)
+
+    def fit_end(self, state, logger):
+        self.path.write_text(json.dumps(self.batches))
+
+
+class NoCallback:
+    pass
+'''
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch) -> str:
+    """The import path of a module in the working directory, which is not where the package is."""
+    name = f"own_callbacks_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return name
+
+
+def test_every_callback_of_composer_has_a_name():
+    classes = {
+        kind for _, kind in inspect.getmembers(composer.callbacks, inspect.isclass) if issubclass(kind, Callback)
+    }
+    names = composer_callbacks()
+    assert set(names.values()) == classes
+    assert {"speed_monitor", "lr_monitor", "nan_monitor", "oom_observer", "early_stopper", "memory_monitor"} <= set(
+        names
+    )
+
+
+def test_composers_callbacks_run_and_log(stage_config, tmp_path):
+    callbacks = {
+        "speed_monitor": {"window_size": 2},
+        "lr_monitor": None,
+        "nan_monitor": True,
+        "runtime_estimator": {},
+        "optimizer_monitor": {"batch_log_interval": 1},
+        "memory_monitor": False,
+    }
+    config = stage_config(tmp_path / "run", 1, None, f"callbacks={json.dumps(callbacks)}", "max_duration=4ba")
+    trainer = build_trainer(config)
+    trainer.train()
+    trainer.close()
+    keys = set().union(*metrics_of(tmp_path / "run"))
+    assert any(key.startswith("throughput/") for key in keys)
+    assert any(key.startswith("lr-") for key in keys)
+    assert any(key.startswith("l2_norm/") for key in keys)
+    assert not any(type(callback).__name__ == "MemoryMonitor" for callback in trainer.state.callbacks)
+
+
+def test_a_run_that_is_stopped_early_keeps_its_last_batch(stage_config, tmp_path):
+    stop = {"threshold_stopper": {"monitor": "recall@5", "dataloader_label": "eval", "threshold": -1.0}}
+    config = stage_config(tmp_path / "run", 1, None, f"callbacks={json.dumps(stop)}", "eval_interval=2ba")
+    trainer = build_trainer(config)
+    trainer.train()
+    batch = trainer.state.timestamp.batch.value
+    trainer.close()
+    assert batch < trainer.length.total
+    assert (tmp_path / f"run/ba{batch:08}.pt").exists()
+
+
+def test_a_users_callback_runs_with_its_arguments(stage_config, tmp_path, own_module):
+    own = {f"{own_module}.Recorder": {"path": str(tmp_path / "batches.json"), "every": 2}}
+    trainer = build_trainer(stage_config(tmp_path / "run", 1, None, f"callbacks={json.dumps(own)}", "max_duration=4ba"))
+    trainer.train()
+    trainer.close()
+    assert json.loads((tmp_path / "batches.json").read_text()) == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "message"),
+    [
+        ({"speed_monitr": {}}, r"callbacks\.speed_monitr is unknown; did you mean speed_monitor\?"),
+        ({"speed_monitor": {"window": 1}}, r"callbacks\.speed_monitor\.window is unknown; did you mean window_size\?"),
+        ({"lr_monitor": {"interval": 1}}, r"callbacks\.lr_monitor\.interval is unknown; LRMonitor takes no arguments"),
+        ({"speed_monitor": 3}, r"callbacks\.speed_monitor is 3; expected arguments such as"),
+        ({"early_stopper": {"monitor": "loss"}}, r"callbacks\.early_stopper\.dataloader_label is missing"),
+        ({"{module}.Recordr": {}}, r"Recordr does not exist in own_callbacks_\w+; did you mean Recorder\?"),
+        ({"{module}.NoCallback": {}}, r"NoCallback is no Callback in own_callbacks_\w+; .*Recorder"),
+        ({"{module}.Recorder": {"evry": 1}}, r"Recorder\.evry is unknown; did you mean every\?"),
+        ({"{module}.Recorder": {}}, r"Recorder\.path is missing"),
+        ({"nowhere.to.Be": {}}, r"callbacks\.nowhere\.to\.Be: nowhere\.to cannot be imported from .*No module named"),
+        ({"checkpoint_saver": {"folder": "x"}}, r"callbacks\.checkpoint_saver cannot be used: .*save_interval"),
+    ],
+)
+def test_a_mistake_is_named_with_the_nearest(callbacks, message, own_module):
+    named = {name.replace("{module}", own_module): arguments for name, arguments in callbacks.items()}
+    with pytest.raises(UserError, match=message):
+        configured_callbacks(named)
+    with pytest.raises(UserError, match=message):
+        check_run(load_config(overrides=[f"callbacks={json.dumps(named)}"]))
+
+
+def test_a_callback_that_refuses_its_arguments_is_a_mistake(stage_config, tmp_path):
+    config = stage_config(tmp_path / "run", 1, None, 'callbacks={"runtime_estimator": {"time_unit": "fortnights"}}')
+    with pytest.raises(UserError, match=r"callbacks\.runtime_estimator: RuntimeEstimator cannot be made: .*fortnights"):
+        build_trainer(config)
+
+
+def test_what_is_replaced_exists():
+    assert set(REPLACED) <= set(composer_callbacks())
