@@ -33,8 +33,9 @@ from benchmarks.conversion import this_conversion, usual_script, write_rows
 from ugt_composer.config.schema import StreamConfig
 from ugt_composer.data.codec import decode_row
 from ugt_composer.data.collate import collate
-from ugt_composer.data.dataset import RecommendDataset, RowFolder, training_streams
+from ugt_composer.data.evaluation_dataset import RowFolder
 from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME
+from ugt_composer.data.streaming_patches import RowDataset, training_streams
 from ugt_composer.storage.hashed_file import file_hash
 
 BATCH = 256
@@ -63,8 +64,8 @@ end()
 """
 
 
-def dataset_of(folder: Path) -> RecommendDataset:
-    return RecommendDataset(streams=training_streams([StreamConfig(local=str(folder))]), batch_size=BATCH, **ORDER)
+def dataset_of(folder: Path) -> RowDataset:
+    return RowDataset(streams=training_streams([StreamConfig(local=str(folder))]), batch_size=BATCH, **ORDER)
 
 
 def read(batches: Iterable) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ugt_composer.parallelism.precision import cpu_multiplies_bf16
+from ugt_composer.torch_patches import cpu_multiplies_bf16
 from ugt_composer.vocabulary import DEFAULT_CODEBOOK_SIZES
 
 ROOT = Path(__file__).resolve().parents[1]

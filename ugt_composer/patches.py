@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 from ugt_composer.errors import UserError
@@ -39,22 +40,23 @@ class Patch:
 
 
 def check_patches(library: str, patches: Iterable[Patch]) -> None:
-    """Warns of each target whose source is another than the one that the patch was written for.
+    """Logs a warning if the source of a target is not one that its patch is known to work with.
 
     Raises:
         UserError: the installed version has no such target.
     """
-    for patch in patches:
-        source = source_hash(find(library, patch))
-        if patch.sources and source not in patch.sources:
-            log.warning(
-                "%s of the installed %s is not the one that its patch was written for (%s); what the patch does (%s) "
-                "may be wrong now",
-                patch.target,
-                library,
-                patch.since,
-                patch.what,
-            )
+    sources = [(patch, source_hash(find(library, patch))) for patch in patches]
+    changed = [
+        f"{patch.target} ({patch.what})" for patch, source in sources if patch.sources and source not in patch.sources
+    ]
+    if changed:
+        log.warning(
+            "the installed %s %s was never tried with this version of ugt_composer, which depends on what differs in "
+            "it: %s",
+            library,
+            version(library),
+            "; ".join(changed),
+        )
 
 
 def find(library: str, patch: Patch) -> Any:
@@ -66,8 +68,8 @@ def find(library: str, patch: Patch) -> Any:
             target = inspect.getattr_static(target, name)
     except (ImportError, AttributeError):
         raise UserError(
-            f"the installed {library} has no {patch.target}, which was in {patch.since}; install the version that "
-            "constraints.txt names"
+            f"the installed {library} {version(library)} has no {patch.target}, which {patch.since} has; expected "
+            f"{library}=={patch.since}"
         ) from None
     return target
 

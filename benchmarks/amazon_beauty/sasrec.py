@@ -20,7 +20,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.amazon_beauty.rivals import read_sequences
-from ugt_composer.parallelism.precision import cpu_multiplies_bf16
+from ugt_composer.torch_patches import cpu_multiplies_bf16
 
 LENGTH = 20
 POSITIONS = 256  # whose logits are computed at once

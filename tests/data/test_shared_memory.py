@@ -23,12 +23,12 @@ PROGRAM = """
 import json, sys, time
 from composer.utils import dist
 from ugt_composer.config.schema import StreamConfig
-from ugt_composer.data.dataset import RecommendDataset, training_streams
+from ugt_composer.data.streaming_patches import RowDataset, training_streams
 from ugt_composer.training.loaders import RowLoader
 
 dist.initialize_dist("cpu", timeout=60)
 streams = training_streams([StreamConfig(local=sys.argv[1])])
-dataset = RecommendDataset(streams=streams, batch_size=8, shuffle=True, num_canonical_nodes=4)
+dataset = RowDataset(streams=streams, batch_size=8, shuffle=True, num_canonical_nodes=4)
 batches = RowLoader(dataset, "data.train", 1, 60, batch_size=8, persistent_workers=True)
 rows = []
 for number, batch in enumerate(batches):

@@ -13,8 +13,9 @@ import torch
 
 from tests.data.conftest import DAMAGES, ROWS, flip_byte
 from ugt_composer.config.schema import StreamConfig
-from ugt_composer.data.dataset import EvaluationDataset, RecommendDataset, RowDataset, training_streams
+from ugt_composer.data.evaluation_dataset import EvaluationDataset
 from ugt_composer.data.remote_folder import fetch_descriptions
+from ugt_composer.data.streaming_patches import RowDataset, training_streams
 from ugt_composer.errors import UserError
 from ugt_composer.training.loaders import RowLoader, begin_worker
 
@@ -32,7 +33,7 @@ def loader():
         fetch_descriptions(stream)
         if key == TRAIN:
             fixed = {"batch_size": 8, "shuffle": True, "shuffle_seed": 1, "num_canonical_nodes": 4}
-            dataset = RecommendDataset(streams=training_streams([stream]), **fixed, **arguments)
+            dataset = RowDataset(streams=training_streams([stream]), **fixed, **arguments)
         else:
             dataset = EvaluationDataset([stream], 0, 1)
         made.append(
@@ -213,7 +214,7 @@ def test_a_stuck_worker_is_reported():
         list(batches)
 
 
-class SlowDataset(RecommendDataset):
+class SlowDataset(RowDataset):
     def __iter__(self):
         for number, row in enumerate(super().__iter__()):
             if number % 8 == 0:

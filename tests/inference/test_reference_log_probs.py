@@ -9,7 +9,7 @@ import torch
 from tests.shop import metrics_of
 from ugt_composer.cli.main import main as ugt
 from ugt_composer.data.codec import decode_row
-from ugt_composer.data.dataset import RowFolder
+from ugt_composer.data.evaluation_dataset import RowFolder
 from ugt_composer.errors import UserError
 from ugt_composer.training.build import build_trainer
 from ugt_composer.training.dry_run import describe

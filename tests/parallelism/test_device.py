@@ -14,7 +14,7 @@ def test_an_offloading_strategy_s_device_moves_metrics_and_no_model(monkeypatch)
     model = nn.Linear(2, 2)
     assert device.module_to_device(model) is model
     assert model.weight.device.type == "cpu"
-    metrics = evaluation_metrics({}, (1,), 3)
+    metrics = evaluation_metrics((), {}, (1,), 3)
     metric = metrics["recall@1"]
     assert device.module_to_device(metric) is metric
     assert {metric.device.type for metric in metrics.values()} == {"meta"}

@@ -151,8 +151,8 @@ def _load_checked(model: UGT, config: ModelConfig, folder: str | Path) -> dict[s
         before, now = getattr(saved_config, field.name), getattr(config, field.name)
         if field.metadata[DEFINES_WEIGHTS] and before != now:
             raise UserError(
-                f"{folder} was trained with model.{field.name} = {before}, now it is {now}: the weights have the right shapes, "
-                "but would mean something else; set it back"
+                f"{folder} was trained with model.{field.name} = {before}, now it is {now}: the weights have the right "
+                "shapes, but would mean something else; set it back"
             )
     try:
         with safe_open(path, "pt") as file:

@@ -15,22 +15,17 @@ import os
 import secrets
 import time
 from _posixshmem import shm_unlink
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import gettempdir
 
-import streaming
-import streaming.base.dataset
 from composer.utils import dist
 from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, LOCALS, SHARD_ACCESS_TIMES, SHM_TO_CLEAN, TICK
 from streaming.base.shared import SharedMemory
 from streaming.base.world import World
 
 from ugt_composer.storage.file_lock import is_linked
-
-if streaming.__version__ != "0.13.0":
-    raise ImportError(f"streaming is {streaming.__version__}; expected 0.13.0, whose functions are replaced here")
 
 LEASE = "ugt_lease"
 SMALLEST, NUMBERS = 10**6, 9 * 10**8  # above any that Streaming reaches; macOS allows short names only
@@ -40,18 +35,7 @@ _leases: dict[int, int] = {}  # number → descriptor of its lease, in this proc
 os.register_at_fork(after_in_child=_leases.clear)  # a child only inherits the open descriptors; the parent cleans up
 
 
-@contextmanager
-def own_segments() -> Iterator[None]:
-    """Within this context, a new StreamingDataset gets a segment number that no other run uses or has used."""
-    before = streaming.base.dataset.get_shm_prefix
-    streaming.base.dataset.get_shm_prefix = _shared_number
-    try:
-        yield
-    finally:
-        streaming.base.dataset.get_shm_prefix = before
-
-
-def _shared_number(
+def shared_number(
     streams_local: list[str], streams_remote: Sequence[str | None], world: World, retry: int = 0
 ) -> tuple[int, SharedMemory]:
     """Replaces Streaming's `get_shm_prefix`: the number, and the segment in which Streaming marks its folders."""

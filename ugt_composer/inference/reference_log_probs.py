@@ -15,7 +15,7 @@ from ugt_composer.conversion.output import output_folder
 from ugt_composer.conversion.shards import ShardWriter, write_index
 from ugt_composer.data.codec import with_reference
 from ugt_composer.data.collate import PackedRow, collate
-from ugt_composer.data.dataset import RowFolder
+from ugt_composer.data.evaluation_dataset import RowFolder
 from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME
 from ugt_composer.model.reference import Reference
 from ugt_composer.parallelism.precision import precision_context

@@ -4,14 +4,10 @@ A stalled rank is noticed by the first of these: the CPU-side all-reduce of each
 Python; the thread of `watchdog.py`, if the main thread is blocked waiting for the GPU; NCCL.
 """
 
-import datetime
 import os
-from collections.abc import Iterator
 
-import torch
-import torch.distributed as dist
-from torch._C._distributed_c10d import ErrorType
-from torch.distributed import distributed_c10d
+from ugt_composer import torch_patches
+from ugt_composer.torch_patches import own_groups, set_timeout
 
 NCCL_BEHIND = 30.0  # seconds by which NCCL's timeouts are longer than gloo's
 HEARTBEAT_BEHIND = 120.0  # seconds later PyTorch's C++ monitor kills a process that no Python thread could end
@@ -22,9 +18,8 @@ def limit_groups(seconds: float) -> None:
 
     In PyTorch 2.7 a gloo group keeps the timeout that it was created with: see `HostAgreement` and `Watchdog`.
     """
-    for group, backend in _own_groups():
-        limit = seconds + NCCL_BEHIND * ("nccl" in backend)
-        distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=limit), group)
+    for group, backend in own_groups():
+        set_timeout(group, seconds + NCCL_BEHIND * ("nccl" in backend))
 
 
 def report_nccl_errors(longest: float) -> None:
@@ -41,17 +36,5 @@ def report_nccl_errors(longest: float) -> None:
 
 def nccl_error() -> str | None:
     """NCCL's error of any group: "timeout", "communication error" or "remote error"; None if there is none."""
-    for group, backend in _own_groups():
-        if "nccl" in backend:
-            error = group._get_backend(torch.device("cuda")).get_error()
-            if error != ErrorType.SUCCESS:
-                return error.name.lower().replace("comm_", "communication_").replace("_", " ")
-    return None
-
-
-def _own_groups() -> Iterator[tuple[dist.ProcessGroup, str]]:
-    """The process groups that this rank is in, each with the name of its backend."""
-    if dist.is_initialized():
-        for group, (backend, _) in list(distributed_c10d._world.pg_map.items()):
-            if distributed_c10d._rank_not_in_group(group) is False:
-                yield group, backend
+    errors = (torch_patches.nccl_error(group) for group, backend in own_groups() if "nccl" in backend)
+    return next(filter(None, errors), None)

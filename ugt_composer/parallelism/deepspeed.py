@@ -6,8 +6,6 @@ optimizer is an adapter whose step is the engine's, its loss scaler one whose ba
 
 import contextlib
 import importlib.util
-import io
-import logging
 import math
 import os
 from pathlib import Path
@@ -22,9 +20,24 @@ from ugt_composer.config.schema import Config
 from ugt_composer.errors import UserError
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.deepspeed_config import PREFIX, engine_config, select
+from ugt_composer.parallelism.deepspeed_patches import (
+    PATCHES,
+    forget_autocast,
+    import_deepspeed,
+    is_flat,
+    link_moments,
+    load_loss_scale_state,
+    loss_scale_state,
+    partitions,
+    quiet,
+    shard_of,
+    write_shard,
+)
 from ugt_composer.parallelism.device import own_device
 from ugt_composer.parallelism.memory import DEVICE, FLOAT, HALF, HOST, MemoryItem, ModelSizes, per_rank
 from ugt_composer.parallelism.strategy import MakeOptimizer, Moments, Strategy, placed
+from ugt_composer.patches import check_patches
+from ugt_composer.torch_patches import keep_scaling_out_of_step
 
 ENGINE_TAG = "engine"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -42,6 +55,7 @@ class DeepSpeedStrategy(Strategy):
 
     def __init__(self, model: nn.Module, make_optimizer: MakeOptimizer, settings: dict[str, Any], device: torch.device):
         deepspeed = import_deepspeed(device)
+        check_patches("deepspeed", PATCHES)
         self.model = model
         self.device = device
         self.zero_stage = settings["zero_optimization"]["stage"]
@@ -54,19 +68,16 @@ class DeepSpeedStrategy(Strategy):
             self._max_norm = settings["gradient_clipping"]
             settings = {**settings, "gradient_clipping": 0.0}
             self._base.register_step_pre_hook(self._clip_in_step)
-            # The loss scale is to be taken out of the gradients before that hook, not within the optimizer's kernel.
-            self._base._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-        # DeepSpeed remembers for the process that an engine of stage 0 had autocast, and scales the loss of later ones.
-        deepspeed.runtime.torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
+            keep_scaling_out_of_step(self._base)  # so that the hook sees unscaled gradients
+        forget_autocast(deepspeed)
         with refusals(), quiet():
             self.engine, *_ = deepspeed.initialize(
                 model=model, optimizer=self._base, config=settings, dist_init_required=False
             )
-        for buffers in (module._buffers for module in model.modules()):
-            for name, buffer in buffers.items():
-                if buffer is not None:
-                    # The engine's half precision is for what it trains.
-                    buffers[name] = buffer.to(device, torch.float32 if buffer.is_floating_point() else None)
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                # The engine's half precision is for what it trains.
+                setattr(module, name, buffer.to(device, torch.float32 if buffer.is_floating_point() else None))
         self.module = EngineModule(self.engine)
         self.optimizer = EngineOptimizer(self._base, self.engine)
         self.scaler = EngineLossScaler(self.engine)
@@ -198,8 +209,8 @@ class DeepSpeedStrategy(Strategy):
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
         if self.zero_stage == 3:
-            part = self._part(parameter, value)
-            parameter.ds_tensor.data.copy_(part)  # type: ignore[attr-defined]
+            part = shard_of(parameter, value)
+            write_shard(parameter, part)
             if parameter.requires_grad:
                 safe_set_local_fp32_param(parameter, part)
             if parameter.numel() == value.numel():  # small ones stay whole on every rank
@@ -214,7 +225,7 @@ class DeepSpeedStrategy(Strategy):
 
         if not parameter.requires_grad or not self._base.state:
             return {}
-        if not self._is_flat(parameter):
+        if not is_flat(parameter):
             return dict(self._base.state.get(parameter, {}))
         self._link_moments()
         moments = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
@@ -223,7 +234,7 @@ class DeepSpeedStrategy(Strategy):
     def write_moments(self, parameter: nn.Parameter, moments: Moments) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-        if not self._is_flat(parameter):
+        if not is_flat(parameter):
             self._base.state[parameter] = placed(moments, parameter.device)
             return
         self.allocate_moments()
@@ -231,40 +242,22 @@ class DeepSpeedStrategy(Strategy):
             state["step"].copy_(moments["step"])
         for key in MOMENTS:
             if self.zero_stage == 3:
-                safe_set_local_optimizer_state(parameter, self._part(parameter, moments[key]), key)
+                safe_set_local_optimizer_state(parameter, shard_of(parameter, moments[key]), key)
             else:
                 safe_set_full_optimizer_state(parameter, moments[key], key)
 
     def allocate_moments(self) -> None:
         """The optimizer's state as zeros; DeepSpeed makes it in the first step only, and links it then."""
-        for _, flat in self._partitions():
+        for _, flat in partitions(self.engine.optimizer, self.zero_stage):
             if flat not in self._base.state:
                 step = torch.zeros((), dtype=torch.float32, device=flat.device)
                 self._base.state[flat] = {"step": step, **{key: torch.zeros_like(flat) for key in MOMENTS}}
         self._link_moments()
 
     def _link_moments(self) -> None:
-        """Ties each parameter to its piece of the optimizer's state. Stages 1 and 2 do so after the step of the first
-        parameter group, when the others have none yet."""
-        if self._linked or self.zero_stage == 3:
-            return
-        from deepspeed.utils import lazy_init_hp_params_optimizer_state
-
-        for parameters, flat in self._partitions():
-            lazy_init_hp_params_optimizer_state(parameters, flat, self._base.state)
-        self.engine.optimizer._hp_optimizer_states_linked = self._linked = True
-
-    def _partitions(self) -> list[tuple[list[nn.Parameter], Tensor]]:
-        """For each group of the optimizer its parameters and this rank's flat float32 part of them. Stage 1 in bf16 has
-        a class of its own for gradients that are accumulated in float32."""
-        from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
-
-        zero = self.engine.optimizer
-        if self.zero_stage == 3:
-            return list(zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True))
-        if isinstance(zero, BF16_Optimizer):
-            return list(zip(zero.bf16_groups, zero.fp32_groups_flat_partition, strict=True))
-        return list(zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True))
+        if not self._linked and self.zero_stage < 3:
+            link_moments(self.engine.optimizer, self.zero_stage, self._base.state)
+            self._linked = True
 
     def save_sharded(self, folder: Path) -> None:
         with quiet():
@@ -282,17 +275,6 @@ class DeepSpeedStrategy(Strategy):
         self.optimizer.state = self._base.state
         if path is None:
             raise UserError(f"{folder}: DeepSpeed finds no checkpoint of this number of ranks in it")
-
-    def _is_flat(self, parameter: nn.Parameter) -> bool:
-        """Whether the parameter lives in a flat partition; at stage 0 in float32 it is a plain one."""
-        return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
-
-    def _part(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
-        """This rank's part of a whole tensor at stage 3: equal pieces of the flat tensor, the last one padded."""
-        size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
-        start = dist.get_rank() * size
-        own = value.flatten()[start : start + size]
-        return torch.nn.functional.pad(own, (0, size - own.numel()))
 
 
 class EngineModule(nn.Module):
@@ -349,26 +331,10 @@ class EngineLossScaler(torch.amp.GradScaler):
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        if not self._engine.fp16_enabled():
-            plain = self._engine.torch_autocast_z0_gradscaler
-            return {} if plain is None else plain.state_dict()
-        scaler = self._engine.optimizer.loss_scaler
-        return {
-            "scale": float(scaler.cur_scale),
-            "growth_factor": float(scaler.scale_factor),
-            "backoff_factor": 1 / float(scaler.scale_factor),
-            "growth_interval": int(scaler.scale_window),
-            "_growth_tracker": int(scaler.cur_iter - scaler.last_overflow_iter - 1) % int(scaler.scale_window),
-        }
+        return loss_scale_state(self._engine)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if not self._engine.fp16_enabled():
-            if self._engine.torch_autocast_z0_gradscaler is not None:
-                self._engine.torch_autocast_z0_gradscaler.load_state_dict(state_dict)
-            return
-        scaler = self._engine.optimizer.loss_scaler
-        scaler.cur_scale = state_dict["scale"]
-        scaler.last_overflow_iter = scaler.cur_iter - 1 - state_dict["_growth_tracker"]
+        load_loss_scale_state(self._engine, state_dict)
 
 
 class EngineLoss:
@@ -384,20 +350,6 @@ class EngineLoss:
 
     def backward(self, create_graph: bool = False) -> None:
         self._engine.backward(self._loss)
-
-
-def import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed, set to the device that the run uses, without its greetings."""
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
-    with quiet():
-        import deepspeed
-    # An all-reduce through shared memory for CPUs. It would be compiled at the first start, under a lock that a killed
-    # run leaves behind and every later one waits for.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    return deepspeed
 
 
 def check_zero_config(settings: dict[str, Any]) -> None:
@@ -417,10 +369,3 @@ def refusals():
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         said = " ".join(line.strip() for line in str(error).splitlines() if "https://" not in line)
         raise UserError(f"{PREFIX}: DeepSpeed refuses the configuration: {said}") from error
-
-
-@contextlib.contextmanager
-def quiet():
-    """Keeps what DeepSpeed prints by the way out of a run's own output."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield

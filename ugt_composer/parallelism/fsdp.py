@@ -20,6 +20,8 @@ from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.device import own_device
 from ugt_composer.parallelism.memory import DEVICE, FLOAT, HALF, HOST, MemoryItem, ModelSizes, per_rank
 from ugt_composer.parallelism.strategy import MakeOptimizer, Moments, Strategy, placed
+from ugt_composer.patches import check_patches
+from ugt_composer.torch_patches import FSDP_PATCHES, forget_forward_order
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COMPUTE_DTYPES = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16, "fp32": None}
@@ -58,6 +60,7 @@ class FsdpStrategy(Strategy):
         cpu_offload: bool,
         reduce_every_microbatch: bool,
     ):
+        check_patches("torch", FSDP_PATCHES)
         self.device = device
         self._reduce_every_microbatch = reduce_every_microbatch
         self._param_dtype = param_dtype
@@ -270,9 +273,8 @@ def _free_after_forward(model: nn.Module, *_: Any) -> None:
     assert isinstance(model, FSDPModule)
     model.reshard()
     for module in model.modules():
-        if isinstance(module, FSDPModule) and (group := module._get_fsdp_state()._fsdp_param_group) is not None:
-            group._post_forward_indices.clear()
-            group.comm_ctx.post_forward_order.clear()
+        if isinstance(module, FSDPModule):
+            forget_forward_order(module)
 
 
 def _local(tensor: Tensor) -> Tensor:

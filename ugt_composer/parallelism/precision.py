@@ -6,6 +6,7 @@ import torch
 
 from ugt_composer.config.schema import Config
 from ugt_composer.errors import UserError
+from ugt_composer.torch_patches import cpu_multiplies_bf16
 
 
 def precision_context(precision: str) -> AbstractContextManager:
@@ -20,11 +21,6 @@ def precision_context(precision: str) -> AbstractContextManager:
 def cpu_autocast(enabled: bool) -> AbstractContextManager:
     """bfloat16 for products on a CPU."""
     return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
-
-
-def cpu_multiplies_bf16() -> bool:
-    """Whether this CPU has instructions for bfloat16 products, without which they take longer than float32 ones."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def gpu_multiplies_bf16() -> bool:

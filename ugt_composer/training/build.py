@@ -13,6 +13,7 @@ from composer import Callback, DataSpec
 from composer.devices import Device
 from composer.utils import dist
 
+from ugt_composer import torch_patches
 from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.catalogue.load import about_catalogue, load_catalogue, load_item_vectors
 from ugt_composer.catalogue.trie import ItemTrie
@@ -23,6 +24,7 @@ from ugt_composer.checkpoint.rank0_errors import save_on_rank_0, saving_into
 from ugt_composer.checkpoint.run_checkpoints import clean, set_aside
 from ugt_composer.config.load import config_yaml
 from ugt_composer.config.schema import Config
+from ugt_composer.data import streaming_patches
 from ugt_composer.data.manifest import Manifest
 from ugt_composer.errors import UserError, nearest
 from ugt_composer.job.group_timeouts import limit_groups, report_nccl_errors
@@ -37,6 +39,8 @@ from ugt_composer.parallelism.build import build_strategy, strategy_class
 from ugt_composer.parallelism.device import composer_device, own_device, prepare_device
 from ugt_composer.parallelism.precision import about_precision, resolve_precision
 from ugt_composer.parallelism.strategy import Strategy
+from ugt_composer.patches import check_patches
+from ugt_composer.training import composer_patches
 from ugt_composer.training.callbacks.checkpoints import Checkpoints
 from ugt_composer.training.callbacks.configured import configured_callbacks
 from ugt_composer.training.callbacks.epoch_length import EpochLength
@@ -54,6 +58,12 @@ from ugt_composer.training.trainer import UGTTrainer
 
 log = logging.getLogger(__name__)
 
+PATCHES_BY_LIBRARY = {
+    "mosaicml": composer_patches.PATCHES,
+    "mosaicml-streaming": streaming_patches.PATCHES,
+    "torch": torch_patches.PATCHES,
+}  # those of FSDP and DeepSpeed are checked by their strategies
+
 
 def build_trainer(config: Config) -> UGTTrainer:
     """Everything a stage needs, from its config, resumed where `save_folder` holds a checkpoint.
@@ -63,6 +73,8 @@ def build_trainer(config: Config) -> UGTTrainer:
             nothing has been written then.
     """
     check_run(config)
+    for library, patches in PATCHES_BY_LIBRARY.items():
+        check_patches(library, patches)
     with ExitStack() as until_closed:
         device = composer_device(config, strategy_class(config).composer_places_model)
         watchdog = _start_ranks(config, device, until_closed)

@@ -86,8 +86,7 @@ class StrategyTrainer(Trainer):
     ) -> Tensor:
         """Composer's, except that the batch is on the device already, and that the mean number of rows per rank comes
         from the CPU: Composer moves each microbatch by itself and reads that mean back from the device."""
-        state, spec, scaler = self.state, self._train_data_spec, self.state.scaler
-        assert spec is not None
+        state, scaler = self.state, self.state.scaler
         assert scaler is not None  # made when fit starts
         scales = self._use_grad_scaling(state.precision, scaler)
         self.engine.run_event(Event.BEFORE_TRAIN_BATCH)
@@ -96,7 +95,7 @@ class StrategyTrainer(Trainer):
         mean_rows = self.counts.rows / dist.get_world_size()
         batch = state.batch
         for number, piece in enumerate(microbatches, start=1):
-            state.batch = Uncopied(spec.microbatch_transforms(piece))
+            state.batch = Uncopied(piece)
             is_last = number == len(microbatches)
             self.strategy.before_microbatch(is_last)
             for name, loss in self._train_microbatch(scales, mean_rows, is_last).items():
@@ -119,4 +118,79 @@ class StrategyTrainer(Trainer):
         return rows, num_tokens, batch_time
 
 
-PATCHES: list[Patch] = []
+VERSION = "0.32.1"
+TRAINER = "composer.trainer.trainer:Trainer."
+PATCHES = [
+    Patch(
+        TRAINER + "_wrap_model_for_distributed",
+        "replaced: the strategy's module is the model",
+        "Composer would wrap it in its own FSDP, which cannot write weights that any strategy reads",
+        VERSION,
+        "a public way to hand Composer a model that is distributed already",
+        ("dc2164ce81ec",),
+    ),
+    Patch(
+        TRAINER + "_use_closures",
+        "replaced: no closures",
+        "with one, Composer calls .item() on the loss in every step",
+        VERSION,
+        "a public option of the Trainer",
+        ("f8e8d08988ae",),
+    ),
+    Patch(
+        TRAINER + "_use_grad_scaling",
+        "extended: also where the strategy has a loss scaler of its own",
+        "DeepSpeed's engine scales the loss, and has to do its own backward pass",
+        VERSION,
+        "a public option of the Trainer",
+        ("3aa7430c5f45",),
+    ),
+    Patch(
+        TRAINER + "_iter_dataloader",
+        "replaced: no all-reduce on the device, nor a read of it, before each batch",
+        "two waits for the device a batch, to learn that no rank has run out of batches",
+        VERSION,
+        "an option of Composer for loaders of equal length",
+        ("970ae649c7dc",),
+    ),
+    Patch(
+        TRAINER + "_train_batch",
+        "extended: the batch gets its counts over all ranks, and its losses are not returned",
+        "Composer reads every loss back from the device in every step, to log it",
+        VERSION,
+        "losses that Composer's loggers read when a log line is due",
+        ("787aff3a7f53",),
+    ),
+    Patch(
+        TRAINER + "_train_microbatches",
+        "replaced: the number of rows over the ranks is known, the strategy hears of the last microbatch",
+        "one more all-reduce and wait for the device a batch; FSDP would reduce gradients once a microbatch",
+        VERSION,
+        "as for _train_batch, and an event before each microbatch that knows which is the last",
+        ("3ee43a3fb726",),
+    ),
+    Patch(
+        TRAINER + "_train_microbatch",
+        "called by _train_microbatches",
+        "forward and backward pass of a microbatch are Composer's own",
+        VERSION,
+        "as for _train_microbatches",
+        ("4b840744cb17",),
+    ),
+    Patch(
+        TRAINER + "_accumulate_time_across_ranks",
+        "replaced: rows are counted on the CPU",
+        "two collectives on the device and three reads of it a batch",
+        VERSION,
+        "counts that Composer sums on the CPU",
+        ("a7a8ddb3e21b",),
+    ),
+    Patch(
+        TRAINER + "_run_evaluators",
+        "called: an evaluation that a preemption cut off is made when the run resumes",
+        "the resumed run would lack that evaluation",
+        VERSION,
+        "a public way to run the evaluators that are due at an event",
+        ("e1a5002e8dfa",),
+    ),
+]

@@ -14,44 +14,25 @@ import torch
 from composer import DataSpec
 from composer.utils import dist
 from streaming import StreamingDataLoader
-from torch.utils.data._utils import MP_STATUS_CHECK_INTERVAL
-from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 from ugt_composer.config.checks import device_batch_size
 from ugt_composer.config.schema import Config, StreamConfig
 from ugt_composer.data.collate import collate
-from ugt_composer.data.dataset import EvaluationDataset, PreferenceDataset, RecommendDataset, training_streams
+from ugt_composer.data.evaluation_dataset import EvaluationDataset
 from ugt_composer.data.integrity import read_index
 from ugt_composer.data.manifest import PREFERENCE, Manifest, check_data, check_kinds, streams_of
 from ugt_composer.data.remote_folder import fetch_descriptions
 from ugt_composer.data.shard_files import is_only_copy
+from ugt_composer.data.streaming_patches import RowDataset, training_streams
 from ugt_composer.errors import EXIT_ERROR, UserError
 from ugt_composer.job.signals import leave_signals_to_parent
 from ugt_composer.storage.hashed_file import fastest
+from ugt_composer.torch_patches import WatchedWorkers
 from ugt_composer.training.microbatch import rows_in_batch, split_batch
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-class WatchedWorkers(_MultiProcessingDataLoaderIter):
-    """PyTorch's own, which looks for dead workers every five seconds, but with a timeout only when that is over; and
-    with a longer timeout for the first batch, before which the order of the epoch is made."""
-
-    def __init__(self, loader: "RowLoader"):
-        super().__init__(loader)
-        self._timeout_from_now, self._timeout = self._timeout, loader.start_timeout
-
-    def _try_get_data(self, timeout: float = MP_STATUS_CHECK_INTERVAL) -> tuple[bool, Any]:
-        deadline = time.monotonic() + timeout
-        while True:
-            left = deadline - time.monotonic()
-            found, data = super()._try_get_data(max(0.0, min(left, MP_STATUS_CHECK_INTERVAL)))
-            if found:
-                self._timeout = self._timeout_from_now
-            if found or left <= MP_STATUS_CHECK_INTERVAL:
-                return found, data
 
 
 class RowLoader(StreamingDataLoader):
@@ -103,8 +84,8 @@ class RowLoader(StreamingDataLoader):
                 f"(then lower {self.key}.num_workers), and times out where the data's disk or store does not answer"
             ) from None
 
-    def _get_iterator(self) -> _BaseDataLoaderIter:
-        return WatchedWorkers(self) if self.num_workers else super()._get_iterator()
+    def _get_iterator(self) -> Any:
+        return WatchedWorkers(self, self.start_timeout) if self.num_workers else super()._get_iterator()
 
 
 def begin_worker(worker: int) -> None:
@@ -155,8 +136,7 @@ def build_train_loader(config: Config) -> tuple[DataSpec, list[Manifest]]:
                     f"data.train.cache_limit is {data.cache_limit}, but {stream.local} has no remote: making room "
                     "would remove the only copy; expected cache_limit null"
                 )
-    dataset_class = PreferenceDataset if config.loss.lambda_preference > 0 else RecommendDataset
-    dataset = dataset_class(
+    dataset = RowDataset(
         streams=training_streams(streams),
         batch_size=batch_size,
         shuffle=data.shuffle,

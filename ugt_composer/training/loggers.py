@@ -30,8 +30,8 @@ class ResumingTensorboard(TensorboardLogger):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         super().batch_end(state, logger)
-        if self.saves.is_due(state):
-            self._flush(logger)
+        if self.writer is not None and self.saves.is_due(state):
+            self.writer.flush()
 
 
 def build_loggers(config: Config) -> list[LoggerDestination]:

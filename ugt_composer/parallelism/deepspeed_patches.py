@@ -1,0 +1,197 @@
+"""Private code of DeepSpeed that is set, read or called; see `ugt_composer/patches.py` and `docs/architecture.md`.
+
+DeepSpeed offers no public way to read and write a run's weights, moments and loss scale whatever its stage, which is
+what a checkpoint that any strategy can resume from needs.
+"""
+
+import contextlib
+import io
+import logging
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ugt_composer.patches import Patch
+
+Partitions = list[tuple[list[nn.Parameter], Tensor]]
+
+
+def import_deepspeed(device: torch.device) -> Any:
+    """DeepSpeed for the run's device, without its messages."""
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    with quiet():
+        import deepspeed
+    # An all-reduce through shared memory for CPUs. It would be compiled at the first start, under a lock that a killed
+    # run leaves behind and every later one waits for.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    return deepspeed
+
+
+@contextlib.contextmanager
+def quiet():
+    """Keeps what DeepSpeed prints out of a run's own output."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def forget_autocast(deepspeed: Any) -> None:
+    """Before a new engine: one of stage 0 in this process leaves a flag by which later ones scale the loss."""
+    deepspeed.runtime.torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
+
+
+def is_flat(parameter: nn.Parameter) -> bool:
+    """Whether a parameter lives in a flat partition; at stage 0 in float32 it is a plain one."""
+    return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
+
+
+def partitions(zero_optimizer: Any, zero_stage: int) -> Partitions:
+    """For each group of the optimizer its parameters and this rank's flat float32 part of them. Stage 1 in bf16 has a
+    class of its own for gradients that are accumulated in float32."""
+    from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+
+    if zero_stage == 3:
+        return list(zip(zero_optimizer.fp16_groups, zero_optimizer.fp32_partitioned_groups_flat, strict=True))
+    if isinstance(zero_optimizer, BF16_Optimizer):
+        return list(zip(zero_optimizer.bf16_groups, zero_optimizer.fp32_groups_flat_partition, strict=True))
+    return list(zip(zero_optimizer.bit16_groups, zero_optimizer.single_partition_of_fp32_groups, strict=True))
+
+
+def link_moments(zero_optimizer: Any, zero_stage: int, state: dict[Tensor, Any]) -> None:
+    """Ties each parameter to its piece of the optimizer's state. Stages 1 and 2 do so after the step of the first
+    parameter group, when the others have none yet."""
+    from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+    for parameters, flat in partitions(zero_optimizer, zero_stage):
+        lazy_init_hp_params_optimizer_state(parameters, flat, state)
+    zero_optimizer._hp_optimizer_states_linked = True
+
+
+def shard_of(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """This rank's part of a whole tensor at stage 3: equal pieces of the flat tensor, the last one padded."""
+    size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
+    start = dist.get_rank() * size
+    piece = value.flatten()[start : start + size]
+    return torch.nn.functional.pad(piece, (0, size - piece.numel()))
+
+
+def write_shard(parameter: nn.Parameter, shard: Tensor) -> None:
+    """Writes this rank's part of a weight at stage 3, in the dtype that it computes in."""
+    parameter.ds_tensor.data.copy_(shard)  # type: ignore[attr-defined]
+
+
+def loss_scale_state(engine: Any) -> dict[str, Any]:
+    """The loss scaler's state in the form of PyTorch's GradScaler; {} where the loss is not scaled."""
+    if not engine.fp16_enabled():
+        plain = engine.torch_autocast_z0_gradscaler
+        return {} if plain is None else plain.state_dict()
+    scaler = engine.optimizer.loss_scaler
+    return {
+        "scale": float(scaler.cur_scale),
+        "growth_factor": float(scaler.scale_factor),
+        "backoff_factor": 1 / float(scaler.scale_factor),
+        "growth_interval": int(scaler.scale_window),
+        "_growth_tracker": int(scaler.cur_iter - scaler.last_overflow_iter - 1) % int(scaler.scale_window),
+    }
+
+
+def load_loss_scale_state(engine: Any, state: dict[str, Any]) -> None:
+    """Sets what `loss_scale_state` returned."""
+    if not engine.fp16_enabled():
+        if engine.torch_autocast_z0_gradscaler is not None:
+            engine.torch_autocast_z0_gradscaler.load_state_dict(state)
+        return
+    scaler = engine.optimizer.loss_scaler
+    scaler.cur_scale = state["scale"]
+    scaler.last_overflow_iter = scaler.cur_iter - 1 - state["_growth_tracker"]
+
+
+VERSION = "0.19.8"
+ANY_STRATEGY = "weights and moments of a run could not be read by another strategy, nor its own read those of another"
+UNIVERSAL = "a public way to read and write the whole state of one parameter at every stage"
+PATCHES = [
+    Patch(
+        "deepspeed.ops:__getattr__",
+        "__compatible_ops__ is set: no all-reduce through shared memory on a CPU",
+        "it is compiled at the first start, under a lock that a killed run leaves behind and every later one waits for",
+        VERSION,
+        "a lock that ends with its process",
+        ("b6327fe22a4b",),
+    ),
+    Patch(
+        "deepspeed.runtime.torch_autocast:TORCH_AUTOCAST_INITIALIZED",
+        "set to false before an engine is made",
+        "after an engine of stage 0 in the same process every later one scales the loss",
+        VERSION,
+        "a flag of the engine",
+    ),
+    Patch(
+        "deepspeed.utils.mixed_precision_linkage:lazy_init_hp_params_optimizer_state",
+        "called before the first step",
+        ANY_STRATEGY,
+        VERSION,
+        UNIVERSAL,
+        ("eec90c577eac",),
+    ),
+    Patch(
+        "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer.__init__",
+        "its bit16_groups, single_partition_of_fp32_groups and _hp_optimizer_states_linked are read and set",
+        ANY_STRATEGY,
+        VERSION,
+        UNIVERSAL,
+        ("faa9fe03f220",),
+    ),
+    Patch(
+        "deepspeed.runtime.bf16_optimizer:BF16_Optimizer.__init__",
+        "its bf16_groups and fp32_groups_flat_partition are read",
+        ANY_STRATEGY,
+        VERSION,
+        UNIVERSAL,
+        ("2e9a015b9bc3",),
+    ),
+    Patch(
+        "deepspeed.runtime.zero.stage3:DeepSpeedZeroOptimizer_Stage3.__init__",
+        "its fp16_groups and fp32_partitioned_groups_flat are read",
+        ANY_STRATEGY,
+        VERSION,
+        UNIVERSAL,
+        ("2ebc271180aa",),
+    ),
+    Patch(
+        "deepspeed.runtime.zero.partition_parameters:Init._partition_param",
+        "the parameters' ds_tensor is read and written",
+        ANY_STRATEGY,
+        VERSION,
+        UNIVERSAL,
+        ("89aab0f80f1a",),
+    ),
+    Patch(
+        "deepspeed.runtime.fp16.loss_scaler:DynamicLossScaler.update_scale",
+        "cur_scale, cur_iter and last_overflow_iter are read and set",
+        "a resumed run would search for its loss scale again, and skip steps",
+        VERSION,
+        "a state_dict of the loss scaler",
+        ("0aa6d6d66570",),
+    ),
+    Patch(
+        "deepspeed.runtime.engine:DeepSpeedEngine.backward",
+        "torch_autocast_z0_gradscaler of the engine is read",
+        "as for update_scale, at stage 0",
+        VERSION,
+        "a state_dict of the loss scaler",
+        ("89aab0f80f1a",),
+    ),
+    Patch(
+        "deepspeed.runtime.zero.config:get_zero_config",
+        "called by a dry run",
+        "a user would hear of a wrong zero_optimization only when the job starts",
+        VERSION,
+        "a public check of a configuration",
+        ("06fd634637f2",),
+    ),
+]
