@@ -1,22 +1,20 @@
 """Trains one stage: `composer train.py yamls/stage1.yaml optimizer.lr=3e-4`, or `python train.py …` for one process."""
 
 import argparse
-import gc
-import os
 import sys
 
 from ugt_composer.config.load import load_config
-from ugt_composer.job.exit import end_with_launcher, exit_as_rank
-from ugt_composer.job.signals import warning
+from ugt_composer.job.exit import exit_as_rank
+from ugt_composer.job.start import begin_rank, begin_to_close, slow_imports
 
 EPILOG = """examples:
   composer train.py yamls/stage1.yaml                          all GPUs of this machine, one process without
   composer -n 2 train.py yamls/stage2.yaml loss.lambda_contrastive=0.2
   python train.py yamls/stage3.yaml --dry-run                  resolved config, parameters, memory, steps
-  composer train.py checkpoints/stage1/config.yaml             the same run again, or on from where it was
+  composer train.py checkpoints/stage1/config.yaml             the same run again, or resumed
 
-Several YAMLs are merged, the later over the earlier; key=value goes over all of them. A run that was killed goes on
-when the same command is given again. Exit status: 0 done, 1 error, 2 bad config or input, 75 preempted: run again."""
+Several YAMLs are merged, the later over the earlier; key=value overrides all of them. The same command resumes a run
+that was killed. Exit status: 0 done, 1 error, 2 bad config or input, 75 preempted: run again."""
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -30,8 +28,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    warning.listen()
-    end_with_launcher()
+    begin_rank()
     paths = [item for item in arguments.yaml if "=" not in item]
     overrides = [item for item in arguments.yaml if "=" in item]
     config = load_config(*paths, overrides=overrides)
@@ -41,20 +38,14 @@ def main() -> int:
         print(describe(config))
         return 0
 
-    if not config.compile:
-        # PyTorch's import would start a pool of compiler processes, which a run that ends has to wait for.
-        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    gc.disable()  # a quarter of the import's time
-    from ugt_composer.training.build import build_trainer
+    with slow_imports(compiles=config.compile):
+        from ugt_composer.training.build import build_trainer
 
-    gc.freeze()  # what it made stays to the end: no collection of the training looks at it, half a second each time
-    gc.enable()
-    warning.listen()  # once more: Composer's import takes SIGTERM and SIGINT
     trainer = build_trainer(config)
     if trainer.is_finished:
         print(f"{config.save_folder}: already trained for {config.max_duration}; nothing to do", file=sys.stderr)
     trainer.train()
-    warning.leaving = True
+    begin_to_close()
     trainer.close()
     return 0
 

@@ -49,6 +49,7 @@ SIZED_HEADER = np.dtype([("size", "<u4"), *HEADER_FIELDS.descr])  # preceded by 
 ENCODER_COLUMNS = 5
 DECODER_COLUMNS = 8
 REJECTED_COLUMNS = 3
+IDS, POSITION, TOKEN_TYPE, LABELS = slice(0, 3), 3, 4, slice(5, 8)  # columns of a token
 PADDING = tuple(bytes(size) for size in range(4))
 DTYPES: dict[int, np.dtype] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 

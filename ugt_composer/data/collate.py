@@ -65,10 +65,10 @@ def collate(rows: Sequence[PackedRow], min_rejected: int = 0, longest_first: boo
     decoder, decoder_mask = _pad(payload, starts + s * codec.ENCODER_COLUMNS, t, codec.DECODER_COLUMNS)
     starts = starts + s * codec.ENCODER_COLUMNS + t * codec.DECODER_COLUMNS
     rejected, rejected_mask = _pad(payload, starts, np.where(counts, n, 0), codec.REJECTED_COLUMNS, min_rejected)
-    labels = decoder[..., 5:].astype(np.int64)
+    labels = decoder[..., codec.LABELS].astype(np.int64)
     labels[(labels == np.iinfo(dtype).max) | ~decoder_mask[..., None] | ~counts[:, None, None]] = IGNORE_INDEX
     # Padding needs a valid token type for the embedding lookup; the masks exclude it.
-    decoder[..., 4][~decoder_mask] = ITEM
+    decoder[..., codec.TOKEN_TYPE][~decoder_mask] = ITEM
     batch: dict[str, Tensor] = {
         **_inputs("encoder", encoder, encoder_mask),
         **_inputs("decoder", decoder, decoder_mask),
@@ -141,9 +141,9 @@ def _reference(joined: np.ndarray, sizes: np.ndarray, headers: np.ndarray, order
 
 def _inputs(side: str, tokens: np.ndarray, mask: np.ndarray) -> dict[str, Tensor]:
     return {
-        f"{side}_ids": _integers(tokens[..., :3]),
-        f"{side}_positions": _integers(tokens[..., 3]),
-        f"{side}_token_types": _integers(tokens[..., 4]),
+        f"{side}_ids": _integers(tokens[..., codec.IDS]),
+        f"{side}_positions": _integers(tokens[..., codec.POSITION]),
+        f"{side}_token_types": _integers(tokens[..., codec.TOKEN_TYPE]),
         f"{side}_mask": _tensor(mask),
     }
 

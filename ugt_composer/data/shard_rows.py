@@ -6,7 +6,8 @@ a uint32 length and that many bytes.
 
 import os
 from collections import OrderedDict
-from itertools import repeat
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,21 +21,29 @@ SIZE = np.dtype("<u4")
 
 
 class ShardRows:
-    """One shard file. Raises FileNotFoundError if it is missing; once open, it may be deleted.
+    """One shard. Raises FileNotFoundError if its file is missing; once open, it may be deleted.
 
     Uses `pread`, not `mmap`: a process that reads a mapped file beyond its end, after a truncation, is killed.
+
+    Args:
+        path: of the file.
+        data: its content, decompressed; None reads the file.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, data: bytes | None = None):
         self._path = path
-        self._file = path.open("rb", buffering=0)
+        if data is None:
+            self._file = path.open("rb", buffering=0)
+            self._read_at: Callable[[int, int], bytes] = partial(os.pread, self._file.fileno())
+        else:
+            self._read_at = lambda size, begin: data[begin : begin + size]
         count = int(self._numbers(1, 0)[0])
         self._offsets = self._numbers(count + 1, SIZE.itemsize)
 
     def rows(self, numbers: NDArray[np.int64]) -> list[bytes]:
         begins = self._offsets[numbers].astype(np.int64) + SIZE.itemsize
         sizes = (self._offsets[numbers + 1] - begins).tolist()
-        rows = list(map(os.pread, repeat(self._file.fileno()), sizes, begins.tolist()))
+        rows = list(map(self._read_at, sizes, begins.tolist()))
         if list(map(len, rows)) != sizes:
             raise self._cut_short()
         return rows
@@ -43,7 +52,7 @@ class ShardRows:
         return np.frombuffer(self._read(count * SIZE.itemsize, begin), SIZE)
 
     def _read(self, size: int, begin: int) -> bytes:
-        data = os.pread(self._file.fileno(), size, begin)
+        data = self._read_at(size, begin)
         if len(data) != size:
             raise self._cut_short()
         return data

@@ -12,7 +12,6 @@ import polars as pl
 
 from ugt_composer.catalogue.catalogue import LEVEL_KEYS, Catalogue, Item
 from ugt_composer.errors import UserError
-from ugt_composer.importing.codes import read_json
 from ugt_composer.vocabulary import LEVELS, NUM_SPECIAL_IDS
 
 FORMAT, VERSION = "ugt semantic ids", 1
@@ -65,13 +64,6 @@ class Bundle:
 
 def is_bundle(given: Any) -> bool:
     return isinstance(given, dict) and given.get("format") == FORMAT
-
-
-def load_bundle(path: Path) -> Bundle:
-    content = read_json(path)
-    if not is_bundle(content):
-        raise UserError(f'{path}: found no "format": "{FORMAT}", expected a file that convert/semantic_ids.py wrote')
-    return parse_bundle(path, content)
 
 
 def parse_bundle(path: Path, given: dict[str, Any]) -> Bundle:

@@ -1,6 +1,5 @@
 """Facts about folders of MDS shards and about catalogues."""
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +7,11 @@ import numpy as np
 from streaming.base.compression import decompress
 
 from ugt_composer.catalogue.catalogue import LEVEL_KEYS, Catalogue, Item
-from ugt_composer.data.codec import SIZED_HEADER, decode_row
+from ugt_composer.data.codec import HEADER, HEADER_FIELDS, IDS, LABELS, TOKEN_TYPE, decode_row
 from ugt_composer.data.history import SemanticId
 from ugt_composer.data.integrity import ADVICE, ShardFacts, flaw, read_index
 from ugt_composer.data.manifest import read_manifest
+from ugt_composer.data.shard_rows import ShardRows
 from ugt_composer.errors import UserError
 from ugt_composer.vocabulary import IGNORE_INDEX, ITEM
 
@@ -32,7 +32,7 @@ def shard_facts(folder: Path, rows: int, catalogue: Catalogue | None) -> dict[st
         shard_headers, samples = _read_shard(folder, shard, rows - len(first_rows))
         headers.append(shard_headers)
         first_rows += samples
-    all_headers = np.concatenate(headers) if headers else np.empty(0, SIZED_HEADER)
+    all_headers = np.concatenate(headers) if headers else np.empty(0, HEADER_FIELDS)
     return {
         "rows of kind": manifest.kind,
         "rows": manifest.rows,
@@ -56,16 +56,12 @@ def _read_shard(folder: Path, shard: ShardFacts, rows: int) -> tuple[np.ndarray,
     if (problem := flaw(path, shard.stored)) is not None:
         raise UserError(f"{path}: {problem}; {ADVICE}")
     try:
-        data = path.read_bytes() if shard.zipped is None else decompress(shard.compression, path.read_bytes())
-        # Format of a shard: the number of rows, the offsets of the rows and of the end, then each row led by its size.
-        bounds = np.frombuffer(data, "<u4", shard.rows + 1, offset=4).astype(np.int64)
-        at = bounds[:-1, None] + np.arange(SIZED_HEADER.itemsize)
-        headers = np.frombuffer(data, np.uint8)[at].view(SIZED_HEADER)[:, 0]
-        size_width = headers["size"].dtype.itemsize
-        samples = [data[start + size_width : end] for start, end in pairwise(bounds[: rows + 1])]
+        data = None if shard.zipped is None else decompress(shard.compression, path.read_bytes())
+        samples = ShardRows(path, data).rows(np.arange(shard.rows))
+        headers = np.frombuffer(b"".join(sample[: HEADER.size] for sample in samples), HEADER_FIELDS)
     except Exception as error:  # without hashes, corruption may cause any error
         raise UserError(f"{path}: cannot be read as a shard of rows ({error}); {ADVICE}") from None
-    return headers, samples
+    return headers, samples[:rows]
 
 
 def _length_statistics(lengths: np.ndarray) -> dict[str, Any]:
@@ -86,10 +82,10 @@ def _row_facts(sample: bytes, catalogue: Catalogue | None) -> dict[str, Any]:
         row = decode_row(sample)
     except ValueError as error:
         raise UserError(f"a row cannot be read: {error}; {ADVICE}") from None
-    labels = row.decoder[:, 5:]
+    labels = row.decoder[:, LABELS]
     facts = {
         "user": row.user_id,
-        "history": row.encoder[row.encoder[:, 4] == ITEM, :3],
+        "history": row.encoder[row.encoder[:, TOKEN_TYPE] == ITEM, IDS],
         "targets": labels[(labels != IGNORE_INDEX).all(1)],
     }
     if len(row.rejected):

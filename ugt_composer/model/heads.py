@@ -6,6 +6,7 @@ p(l1)·p(l2)·p(l3), which gives probability to items that do not exist.
 Logits are computed for a whole codebook, or only for the ids that exist below a prefix.
 """
 
+import functools
 import warnings
 from collections.abc import Sequence
 
@@ -14,8 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ugt_composer.model.embedding import ItemEmbedding
-
-warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
 
 
 class LevelHead(nn.Module):
@@ -94,11 +93,20 @@ def _sampled_products(states: Tensor, weight: Tensor, owners: Tensor, ids: Tenso
 
     states (B · W, D), weight (V, D), owners int64 (B, R), ascending when flattened.
     """
+    _pass_beta_warning()
     ends = F.pad(torch.bincount(owners.flatten(), minlength=len(states)).cumsum(0), (1, 0))
     zeros, shape = states.new_zeros(ids.numel()), (len(states), len(weight))
     with torch.sparse.check_sparse_tensor_invariants(enable=False):
         places = torch.sparse_csr_tensor(ends, ids.flatten(), zeros, shape)
     return torch.sparse.sampled_addmm(places, states, weight.t(), beta=0.0).values().view_as(ids)
+
+
+@functools.cache
+def _pass_beta_warning() -> None:
+    """Has PyTorch give its warning that sparse CSR is in beta, which it gives once a process, to nobody."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.tensor([], dtype=torch.int64), torch.tensor([]), (1, 1))
 
 
 class LevelHeads(nn.Module):
