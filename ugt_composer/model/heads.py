@@ -64,8 +64,6 @@ class LevelHead(nn.Module):
             logits = F.linear(states, weight) + bias
             return logits.flatten(1).gather(1, beam * weight.shape[0] + ids)
         bias, samples = F.embedding(ids, bias.unsqueeze(1)).squeeze(2), _samples_products(weight)
-        if states.shape[1] == 1 and not samples:
-            return (F.embedding(ids, weight) @ states.transpose(1, 2)).squeeze(2) + bias
         owners = torch.arange(states.shape[0], device=ids.device).unsqueeze(1) * states.shape[1] + beam
         states = states.flatten(0, 1)
         if samples:
