@@ -1,4 +1,4 @@
-"""Users against every item of the catalogue: the contrastive term without sampling.
+"""The contrastive term without sampling: each user against every item of the catalogue.
 
 Shapes: B rows, n items of the catalogue, L = 3 levels, D width of the vectors.
 """
@@ -15,21 +15,23 @@ from ugt_composer.generation.item_scores import Similarity, comparable
 from ugt_composer.losses.normalization import TARGETS, batch_mean, has_target
 from ugt_composer.losses.term import Mean
 
-LOGITS_BYTES = 256 * 2**20  # of one (B, part of n) block of logits; several are kept by their results only
+LOGITS_BYTES = 256 * 2**20  # of one block of logits, (B, part of n); of several blocks only the results are kept
 
 
 class CatalogueContrastiveLoss(nn.Module):
-    """Cross-entropy of each row's item among all items: InfoNCE from user to item whose negatives are the catalogue.
+    """Cross-entropy of each row's item among all items: InfoNCE from user to item with the catalogue as negatives.
 
-    Logits are similarities over the temperature. There is no sum from item to user: a catalogue knows no other users.
-    Each row stands for itself, so the loss is the same for any split into microbatches and ranks.
+    Logits are similarities divided by the temperature. There is no item-to-user direction, because a catalogue contains
+    no other users. The loss of a row depends on no other row, so the total is the same for any split into microbatches
+    and ranks.
 
-    The softmax does not change when all items lose the same vector, so nothing keeps what they have in common small:
-    the training may let it grow to thousands of times what tells items apart. They lose their mean in float32, before
-    products are rounded, and with it its gradient, which is 0 but for rounding.
+    Subtracting the same vector from all items does not change the softmax, so nothing limits the component that all
+    items share: during training it may grow to thousands of times the differences between items. The mean of the items
+    is therefore subtracted in float32, before products are rounded. This also removes the mean of their gradients,
+    which is 0 except for rounding.
 
-    Under autocast dot products are then made in its dtype, like the logits of any softmax over a vocabulary. Cosines
-    are float32: divided by a small temperature, half precision would be off by several hundredths.
+    Under autocast dot products are computed in autocast's dtype, like the logits of any softmax over a vocabulary.
+    Cosines are float32: divided by a small temperature, half precision would be off by several hundredths.
     """
 
     name = "contrastive_loss"
@@ -56,27 +58,30 @@ class CatalogueContrastiveLoss(nn.Module):
         """
         user_repr, item_repr: (B, D) vectors of each row's user and of its target item
         catalogue_repr: (n, D) vectors of all items
-        item_rows: (B,) int64, the target's row in the catalogue; -1: it is in none, and joins the others for its row
+        item_rows: (B,) int64, the target's row in the catalogue; -1: not in the catalogue, the target is then added to
+            the candidates of its row
         valid: (B,) bool, whether the row has a target item
         batch_totals: counts of the global batch, see `normalization`
-        returns: loss (), and `contrastive_u2i_acc`, the share of rows whose item scores above every other
+        returns: loss (), and `contrastive_u2i_acc`, the fraction of rows whose item scores above every other
         """
         device = user_repr.device.type
         in_half = self.similarity == "dot" and torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if in_half else torch.float32
-        users, own_items, items = (comparable(x, self.similarity) for x in (user_repr, item_repr, catalogue_repr))
+        users, targets, items = (comparable(x, self.similarity) for x in (user_repr, item_repr, catalogue_repr))
         users, centre = users / self.temperature, items.mean(dim=0)
-        items, own_items = (items - centre).to(dtype), (own_items - centre).to(dtype)
-        # Rounded as products of matrices are: other items are compared with it.
-        own = (users.to(dtype).float() * own_items.float()).sum(dim=-1).to(dtype).float()
-        log_sum, own_logits, better = _over_catalogue(users, items, own.detach(), item_rows)
-        row_losses = torch.where(item_rows < 0, torch.logaddexp(log_sum, own) - own, log_sum - own_logits)
+        items, targets = (items - centre).to(dtype), (targets - centre).to(dtype)
+        # Rounded like the matrix products, because the logits of the other items are compared with it.
+        target_logits = (users.to(dtype).float() * targets.float()).sum(dim=-1).to(dtype).float()
+        log_sum, catalogue_logits, better_counts = _over_catalogue(users, items, target_logits.detach(), item_rows)
+        row_losses = torch.where(
+            item_rows < 0, torch.logaddexp(log_sum, target_logits) - target_logits, log_sum - catalogue_logits
+        )
 
         def mean(row_values: Tensor) -> Tensor:
             total = torch.where(valid, row_values, 0.0).sum()
             return batch_mean(total, valid.sum(), len(valid), batch_totals, TARGETS)
 
-        return mean(row_losses), {"contrastive_u2i_acc": mean((better == 0).float())}
+        return mean(row_losses), {"contrastive_u2i_acc": mean((better_counts == 0).float())}
 
     def of_batch(
         self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], labels: Tensor
@@ -89,28 +94,33 @@ class CatalogueContrastiveLoss(nn.Module):
         return {self.name: 1.0}
 
 
-def _over_catalogue(users: Tensor, items: Tensor, own: Tensor, item_rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of users (B, D) against items (n, D), whose dtype the products have, (B,) each: log Σ exp(users · items), the
-    logit of item `item_rows` (0 where that is -1), and how many other items have a logit of `own` or more."""
+def _over_catalogue(
+    users: Tensor, items: Tensor, target_logits: Tensor, item_rows: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compares users (B, D) with items (n, D), in the dtype of the items.
+
+    Returns, (B,) each: log Σ exp(users · items), the logit of item `item_rows` (0 where that is -1), and how many other
+    items have a logit of `target_logits` or more.
+    """
     size = max(1, LOGITS_BYTES // (4 * max(1, len(users))))
     if len(items) <= size:
-        return _over_part(users, items, own, item_rows)
+        return _over_part(users, items, target_logits, item_rows)
     parts = [
-        checkpoint(_over_part, users, part, own, item_rows - number * size, use_reentrant=False)
+        checkpoint(_over_part, users, part, target_logits, item_rows - number * size, use_reentrant=False)
         for number, part in enumerate(items.split(size))
     ]
-    log_sums, own_logits, better = (torch.stack(values) for values in zip(*parts, strict=True))
-    return log_sums.logsumexp(dim=0), own_logits.sum(dim=0), better.sum(dim=0)
+    log_sums, catalogue_logits, better_counts = (torch.stack(values) for values in zip(*parts, strict=True))
+    return log_sums.logsumexp(dim=0), catalogue_logits.sum(dim=0), better_counts.sum(dim=0)
 
 
-def _over_part(users: Tensor, items: Tensor, own: Tensor, item_rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _over_part(users: Tensor, items: Tensor, target_logits: Tensor, item_rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if items.dtype == torch.float32:
         logits = float32_matmul(users, items.T)
     else:
         logits = (users.to(items.dtype) @ items.T).float()
-    is_better = logits.detach() >= own[:, None]
-    is_here = (item_rows >= 0) & (item_rows < len(items))
-    place = item_rows.clamp(0, len(items) - 1)[:, None]
-    is_better.scatter_(1, place, is_better.gather(1, place) & ~is_here[:, None])
-    own_logits = logits.gather(1, place).squeeze(1).masked_fill(~is_here, 0.0)
-    return logits.logsumexp(dim=-1), own_logits, is_better.sum(dim=-1)
+    is_better = logits.detach() >= target_logits[:, None]
+    is_in_part = (item_rows >= 0) & (item_rows < len(items))
+    column = item_rows.clamp(0, len(items) - 1)[:, None]
+    is_better.scatter_(1, column, is_better.gather(1, column) & ~is_in_part[:, None])
+    catalogue_logits = logits.gather(1, column).squeeze(1).masked_fill(~is_in_part, 0.0)
+    return logits.logsumexp(dim=-1), catalogue_logits, is_better.sum(dim=-1)

@@ -1,4 +1,4 @@
-"""Contrastive alignment of users and the items they go on to: symmetric InfoNCE over the rows of all ranks.
+"""Contrastive alignment of users with their target items: symmetric InfoNCE over the rows of all ranks.
 
 Shapes: B rows of this rank, R rows of all ranks, C candidates taken from them, M = num_negatives remembered items,
 L = 3 levels, D width of the vectors.
@@ -22,16 +22,16 @@ from ugt_composer.vocabulary import LEVELS
 class ContrastiveLoss(nn.Module):
     """Symmetric InfoNCE (van den Oord et al. 2018; symmetric as in Radford et al. 2021) of users and their items.
 
-    The negatives of a row are the first `num_negatives` of: the other items of the batch, of all ranks, then
-    remembered items of earlier batches, newest first. If the batch has more than enough, its items come in an order
-    drawn anew each step from the seed, the same on every rank. Items with the same ids as the row's own are masked.
-    An item is told from the users of the same rows; users are not remembered.
+    The negatives of a row are the other items of the batch on all ranks, then remembered items of earlier batches,
+    newest first, up to `num_negatives` in total. If the batch has more than enough items, they are taken in a random
+    order that is drawn from the seed in each step and is the same on every rank. Items with the same ids as the row's
+    own item are masked. The negatives of an item are the users of the same rows; users are not remembered.
 
-    Nothing depends on which rank holds a row, or where: rows are put in the order of their row ids first.
+    The result does not depend on which rank holds a row, or at which index: rows are first sorted by row id.
     """
 
     name = "contrastive_loss"
-    means: tuple[Mean, ...] = ()  # they would depend on which rows are evaluated together
+    means: tuple[Mean, ...] = ()  # none: they would depend on which rows are evaluated together
     memory_vectors: Tensor
     memory_ids: Tensor
     memory_valid: Tensor
@@ -58,7 +58,7 @@ class ContrastiveLoss(nn.Module):
         self.register_buffer("memory_vectors", torch.zeros(num_negatives, dim))
         self.register_buffer("memory_ids", torch.zeros(num_negatives, LEVELS, dtype=torch.int64))
         self.register_buffer("memory_valid", torch.zeros(num_negatives, dtype=torch.bool))
-        self.register_buffer("memory_pointer", torch.zeros((), dtype=torch.int64))  # the slot written next
+        self.register_buffer("memory_pointer", torch.zeros((), dtype=torch.int64))  # the next slot to write
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def forward(
@@ -73,7 +73,8 @@ class ContrastiveLoss(nn.Module):
         user_repr, item_repr: (B, D) vectors of each row's user and of its target item
         item_ids: (B, L) the target item
         row_ids: (B,) int64, the row's index in the dataset
-        valid: (B,) bool, whether the row has a target item; None: all. Others are neither queries nor candidates
+        valid: (B,) bool, whether the row has a target item; None: all. Rows without one are neither queries nor
+            candidates
         returns: loss (), and `contrastive_u2i_acc`, `contrastive_i2u_acc`; the average of each over ranks is the mean
             over the valid rows of all ranks
         """
@@ -86,10 +87,10 @@ class ContrastiveLoss(nn.Module):
         row_losses = ((u2i.logsumexp(dim=-1) - u2i[:, 0]) + (i2u.logsumexp(dim=-1) - i2u[:, 0])) / 2
 
         def mean(row_values: Tensor) -> Tensor:
-            # Own rows over the rows of all ranks, times the ranks: the average over ranks is the mean over all rows.
+            # This rank's sum / valid rows of all ranks * ranks: the average over ranks is the mean over all rows.
             return torch.where(valid, row_values, 0.0).sum() * world_size() / pool.valid.sum().clamp(min=1)
 
-        # Strictly above: a model that gives all pairs the same score has learned nothing.
+        # Strictly greater: a model that gives all pairs the same score has an accuracy of 0.
         metrics = {
             "contrastive_u2i_acc": mean((u2i[:, 0] > u2i[:, 1:].amax(dim=-1)).float()),
             "contrastive_i2u_acc": mean((i2u[:, 0] > i2u[:, 1:].amax(dim=-1)).float()),
@@ -121,48 +122,49 @@ class ContrastiveLoss(nn.Module):
     def _logits(
         self, users: Tensor, items: Tensor, item_ids: Tensor, pool: "_Pool", candidates: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Similarities over temperature, the row's own pair first, -inf for what is not a negative of the row.
+        """Similarities divided by the temperature: the row's own pair first, -inf for what is no negative of the row.
 
         They are float32 products: divided by a small temperature, half precision would be off by several hundredths.
-        Neither softmax changes when all vectors on its other side lose the same one, so these lose their mean and a
-        large common part does not take up float32's digits.
+        Subtracting the same vector from all candidates changes neither softmax. So the mean of the candidates is
+        subtracted, and a large common component does not use up float32's digits.
 
         returns: user to items (B, 1 + C + M), item to users (B, 1 + C)
         """
-        own_rows = torch.arange(len(users), device=users.device) + rank() * len(users)
-        is_own = own_rows[:, None] == pool.gathered_rows[candidates][None, :]
-        places = torch.arange(len(candidates), device=users.device) - is_own.cumsum(dim=1)  # own item left out
-        is_negative = pool.valid[candidates] & (places < self.num_negatives)
+        local_rows = torch.arange(len(users), device=users.device) + rank() * len(users)
+        is_own = local_rows[:, None] == pool.gathered_rows[candidates][None, :]
+        # Positions among the candidates without the row's own item.
+        positions = torch.arange(len(candidates), device=users.device) - is_own.cumsum(dim=1)
+        is_negative = pool.valid[candidates] & (positions < self.num_negatives)
         is_negative = is_negative & ~_same_item(item_ids, pool.item_ids[candidates])
 
         ages = (self.memory_pointer - 1 - torch.arange(self.num_negatives, device=users.device)) % self.num_negatives
-        wanted = self.num_negatives - (pool.valid.sum() - 1)  # what the other items of the batch leave open
-        is_remembered = (self.memory_valid & (ages < wanted)) & ~_same_item(item_ids, self.memory_ids)
+        open_slots = self.num_negatives - (pool.valid.sum() - 1)  # not filled by the other items of the batch
+        is_remembered = (self.memory_valid & (ages < open_slots)) & ~_same_item(item_ids, self.memory_ids)
 
         user_mean, item_mean = _mean_of_valid(pool.users, pool.valid), _mean_of_valid(pool.items, pool.valid)
-        # A new tensor: the buffer is written before the backward pass reads it.
+        # A new tensor, because the buffer is overwritten before the backward pass reads it.
         memory = self.memory_vectors.float() - item_mean
-        own_item = (users * (items - item_mean)).sum(dim=-1, keepdim=True)
-        own_user = (items * (users - user_mean)).sum(dim=-1, keepdim=True)
+        own_item_logits = (users * (items - item_mean)).sum(dim=-1, keepdim=True)
+        own_user_logits = (items * (users - user_mean)).sum(dim=-1, keepdim=True)
         to_items = float32_matmul(users, (pool.items.index_select(0, candidates) - item_mean).T)
         to_users = float32_matmul(items, (pool.users.index_select(0, candidates) - user_mean).T)
         to_items = to_items.masked_fill(~is_negative, float("-inf"))
         to_users = to_users.masked_fill(~is_negative, float("-inf"))
         to_memory = float32_matmul(users, memory.T).masked_fill(~is_remembered, float("-inf"))
-        u2i = torch.cat([own_item, to_items, to_memory], dim=1) / self.temperature
-        i2u = torch.cat([own_user, to_users], dim=1) / self.temperature
+        u2i = torch.cat([own_item_logits, to_items, to_memory], dim=1) / self.temperature
+        i2u = torch.cat([own_user_logits, to_users], dim=1) / self.temperature
         return u2i, i2u
 
     @torch.no_grad()
     def _remember(self, pool: "_Pool") -> None:
-        """Writes the valid items of the pool over the oldest ones and counts the step.
+        """Overwrites the oldest remembered items with the valid items of the pool, and counts the step.
 
-        The number of valid items is known to the device only, so each slot looks up what falls on it.
+        The number of valid items is known only on the device, so each slot looks up which item it receives.
         """
         count = pool.valid.sum()
         offsets = (torch.arange(self.num_negatives, device=count.device) - self.memory_pointer) % self.num_negatives
         written = offsets < count
-        # More items than slots: the last of those that fall on the slot. Valid items come first in the pool.
+        # With more items than slots, a slot receives the last of its items. Valid items come first in the pool.
         laps = torch.div(count - 1 - offsets, self.num_negatives, rounding_mode="floor")
         source = (offsets + laps * self.num_negatives).clamp(0, len(pool.row_ids) - 1)
         vectors = pool.items[source].to(self.memory_vectors.dtype)
@@ -174,7 +176,7 @@ class ContrastiveLoss(nn.Module):
 
 
 class _Pool(NamedTuple):
-    """The rows of all ranks: the valid ones in the order of their row ids, then the others."""
+    """The rows of all ranks: the valid ones sorted by row id, then the others."""
 
     users: Tensor  # (R, D)
     items: Tensor  # (R, D)
@@ -194,7 +196,7 @@ def _gather_pool(users: Tensor, items: Tensor, item_ids: Tensor, row_ids: Tensor
 
 
 def _mean_of_valid(vectors: Tensor, valid: Tensor) -> Tensor:
-    """(D,) of vectors (R, D), without a gradient; 0 where none of valid (R,) is true."""
+    """The mean (D,) of the vectors (R, D) whose valid (R,) is true, without a gradient; 0 if there are none."""
     return torch.where(valid[:, None], vectors.detach(), 0.0).sum(dim=0) / valid.sum().clamp(min=1)
 
 
@@ -208,7 +210,7 @@ _LOW_32_BITS = 0xFFFFFFFF
 
 
 def _shuffle_keys(row_ids: Tensor, step: Tensor, seed: int) -> Tensor:
-    """Numbers (R,) below 2^32 that put rows in an order drawn from seed and step, computed without the host."""
+    """Numbers (R,) below 2^32 that sort rows into an order drawn from seed and step, computed on the device."""
     salt = _mix((step + seed * 0x9E3779B9) & _LOW_32_BITS)
     return _mix(((row_ids ^ (row_ids >> 32)) & _LOW_32_BITS) ^ salt)
 

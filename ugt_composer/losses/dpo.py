@@ -18,7 +18,7 @@ LOSS_TYPES = ("sigmoid", "ipo", "hinge", "softmax")
 
 
 class DPOLoss(nn.Module):
-    """Direct preference optimisation and its kin, averaged over rows weighted by their preference score.
+    """Direct preference optimisation (DPO) and related losses, averaged over rows weighted by preference score.
 
     With the margin m = (log pi(chosen) - log pi(rejected)) - (log ref(chosen) - log ref(rejected)):
 
@@ -28,7 +28,7 @@ class DPOLoss(nn.Module):
     hinge    max(0, 1 - beta m)                    (Zhao et al. 2023, SLiC; Liu et al. 2023, RSO)
     softmax  log(1 + sum over rejected of exp(-beta m))    (Chen et al. 2024, S-DPO)
 
-    The first three are averaged over a row's rejected items. Reference-free, the reference's terms are 0.
+    The first three are averaged over a row's rejected items. With `reference_free`, the reference's terms are 0.
     """
 
     name = "dpo_loss"
@@ -77,7 +77,7 @@ class DPOLoss(nn.Module):
         rejected_mask: (B, N) bool, which rejected items exist; None: all. Rows without any contribute nothing
         weight: (B,) weight of the row, its preference score; None: 1
         batch_totals: (6,) counts of the global batch, see `normalization`
-        returns: loss (), and the means, weighted alike, of `dpo_accuracy` (how often the chosen item's reward is
+        returns: loss (), and the means, with the same weights, of `dpo_accuracy` (how often the chosen item's reward is
             above a rejected one's) and `dpo_reward_margin` (beta m)
         """
         if rejected_mask is None:
@@ -87,7 +87,7 @@ class DPOLoss(nn.Module):
         margins = policy_chosen_logps.float()[:, None] - policy_rejected_logps.float()
         if not self.reference_free:
             margins = margins - self._reference_margins(margins, reference_chosen_logps, reference_rejected_logps)
-        # Before anything else is computed from them, so that a missing item's value reaches no gradient.
+        # Masked before anything else is computed from them, so that a missing item's value reaches no gradient.
         margins = margins.masked_fill(~rejected_mask, 0.0)
 
         row_weights = preference_weights(weight, rejected_mask)
@@ -133,7 +133,7 @@ class DPOLoss(nn.Module):
         """See `LossTerm`."""
         rejected_mask = batch["rejected_mask"] & batch["row_mask"][:, None]
         if rejected_mask.shape[1] == 0:
-            # The metrics are there all the same: their averages run over microbatches and ranks that have preferences.
+            # Still returns metrics: they are averaged with those of microbatches and ranks that have preferences.
             loss, accuracy, margin = batch["preference_score"].new_zeros(3, dtype=torch.float32).unbind()
             return loss, {"dpo_accuracy": accuracy, "dpo_reward_margin": margin}
         return self(

@@ -17,13 +17,13 @@ class MoEBalanceLoss(nn.Module):
     """`balance_loss` over the tokens of all ranks; every rank has the global value."""
 
     name = "moe_balance_loss"
-    means: tuple[Mean, ...] = ()  # it says how well the experts are used, not how good the model is
+    means: tuple[Mean, ...] = ()  # none: it measures how evenly the experts are used, not how good the model is
 
     def forward(self, router_counts: Tensor, router_prob_sums: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """router_counts, router_prob_sums: (Y, E) of this rank's tokens. Returns the loss () and no metrics."""
-        # Sums first, ratio after: the mean of the ranks' ratios would be another number. One collective for both.
-        both = sum_over_ranks(torch.stack([router_counts.detach().float(), router_prob_sums.float()]))
-        return balance_loss(both[0].detach(), both[1]), {}
+        # Sum first, then divide: the mean of the ranks' ratios would be another number. One collective for both sums.
+        sums = sum_over_ranks(torch.stack([router_counts.detach().float(), router_prob_sums.float()]))
+        return balance_loss(sums[0].detach(), sums[1]), {}
 
     def of_batch(
         self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], labels: Tensor

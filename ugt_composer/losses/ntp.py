@@ -52,7 +52,7 @@ class NextTokenPredictionLoss(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """
         l1_logits, l2_logits, l3_logits: (B, T, V_l), -inf where there is no class
-        labels: (B, T, L), -100 is not counted
+        labels: (B, T, L), -100 is ignored
         batch_totals: (6,) counts of the global batch, see `normalization`
         returns: loss (), and `ntp_l{1,2,3}_loss`, `ntp_l{1,2,3}_acc`
         """
@@ -83,15 +83,15 @@ class NextTokenPredictionLoss(nn.Module):
         return {mean.name: weight for mean, weight in zip(self.means, self.weights, strict=True)}
 
     def _sums(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of one level, logits (B, T, V_l) and labels (B, T): cross-entropy, right answers, counted labels; each ()."""
+        """Of logits (B, T, V_l) and labels (B, T): summed cross-entropy, correct labels, counted labels; each ()."""
         counted = labels != IGNORE_INDEX
-        flat, wanted = logits.flatten(0, 1).float(), labels.flatten()
-        total = F.cross_entropy(flat, wanted, ignore_index=IGNORE_INDEX, reduction="sum")
+        flat, targets = logits.flatten(0, 1).float(), labels.flatten()
+        total = F.cross_entropy(flat, targets, ignore_index=IGNORE_INDEX, reduction="sum")
         if self.label_smoothing > 0:
-            # Over the classes that there are; PyTorch's own smoothing gives mass to those of -inf.
+            # Only over existing classes: PyTorch's label smoothing gives mass to those of -inf, too.
             log_probs, is_class = flat.log_softmax(dim=-1), flat > float("-inf")
-            spread = log_probs.masked_fill(~is_class, 0.0).sum(dim=-1) / is_class.sum(dim=-1)
-            spread = torch.where(wanted != IGNORE_INDEX, spread, 0.0).sum()
-            total = (1 - self.label_smoothing) * total - self.label_smoothing * spread
+            mean_log_probs = log_probs.masked_fill(~is_class, 0.0).sum(dim=-1) / is_class.sum(dim=-1)
+            smoothing_total = torch.where(targets != IGNORE_INDEX, mean_log_probs, 0.0).sum()
+            total = (1 - self.label_smoothing) * total - self.label_smoothing * smoothing_total
         correct = (logits.detach().argmax(dim=-1) == labels) & counted
         return total, correct.sum().float(), counted.sum()

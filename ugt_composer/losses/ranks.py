@@ -1,9 +1,9 @@
-"""Collectives with a gradient over the data-parallel ranks; on a single process they change nothing.
+"""Collectives with a gradient over the data-parallel ranks; in a single process they return their input.
 
-DDP averages the ranks' gradients. So a loss over rows of all ranks is exact when each rank's loss, summed over ranks
-and divided by their number, is the global loss, and when the backward of a collective sums over ranks.
+DDP averages the ranks' gradients. So a loss over the rows of all ranks is exact if the mean of the ranks' losses is the
+global loss, and if the backward pass of a collective sums over ranks.
 
-Shapes: B rows of this rank, R rows of all ranks (the ranks hold equally many).
+Shapes: B rows of this rank, R rows of all ranks (the same number on each rank).
 """
 
 import torch
@@ -39,7 +39,7 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
-        total = grad.clone(memory_format=torch.contiguous_format)  # autograd may still hold `grad` itself
+        total = grad.clone(memory_format=torch.contiguous_format)  # autograd may still use `grad` itself
         dist.all_reduce(total)
         return total.narrow(0, rank() * ctx.rows, ctx.rows)
 

@@ -1,4 +1,4 @@
-"""What a loss says about itself, so that `UnifiedLoss`, the log and the evaluation need to know nothing else of it.
+"""The interface of a loss term: all that `UnifiedLoss`, logging and evaluation know about it.
 
 To add a loss: a module of this package with a class like `DPOLoss`, its keys in `LossConfig`, and a line in
 `UnifiedLoss.__init__`.
@@ -14,7 +14,7 @@ class Mean(NamedTuple):
     """A value that evaluations average exactly, whatever the batches and ranks.
 
     Attributes:
-        name: of the value among a term's loss and metrics; the evaluation logs it as `metrics/eval/{name}`.
+        name: of the value, in the term's loss and metrics; evaluations log it as `metrics/eval/{name}`.
         counted_by: what it is a mean over: a column of `losses.normalization.batch_counts`.
         higher_is_better: for `save_best_on`.
     """
@@ -28,7 +28,7 @@ class LossTerm(Protocol):
     """One term of the training loss; an `nn.Module`.
 
     Attributes:
-        name: of its value in the log, such as "dpo_loss".
+        name: under which its value is logged, such as "dpo_loss".
         means: the values that evaluations average.
     """
 
@@ -41,12 +41,12 @@ class LossTerm(Protocol):
         """The loss (), float32, and its metrics, each (); those whose name ends with "_loss" are logged as losses.
 
         Args:
-            outputs, batch: as of `UnifiedLoss.forward`.
-            labels: int64 (B, T, L), of the rows that count; -100 elsewhere.
+            outputs, batch: as in `UnifiedLoss.forward`.
+            labels: int64 (B, T, L); -100 is ignored, which all labels of filler rows are.
         """
 
     def evaluation_weights(self) -> dict[str, float]:
-        """How its loss is made of its `means` in an evaluation, {name: weight}; empty where it is not evaluated."""
+        """Its loss in evaluations as a weighted sum of its `means`, {name: weight}; empty if it is not evaluated."""
 
 
 class WeightedTerm(NamedTuple):

@@ -24,17 +24,17 @@ Losses = dict[str, Any]
 class UnifiedLoss(nn.Module):
     """L_ntp + lambda_contrastive * L_contrastive + lambda_preference * L_dpo + lambda_moe_balance * L_moe.
 
-    A lambda of 0 skips the computation; the term and its buffers exist all the same, so that every stage has the same
-    state dict.
+    A term whose lambda is 0 is not computed; it and its buffers exist even so, so that every stage has the same state
+    dict.
 
     Args:
         repr_dim: D, width of the user and item vectors.
-        seed: of the random order of in-batch negatives.
-        settings: the keys of `loss.*`, with the defaults of `LossConfig`, without those of the reference.
+        seed: for the random order of in-batch negatives.
+        settings: keys of `loss.*` except those of the reference, with the defaults of `LossConfig`.
 
     Raises:
-        ValueError: naming a key whose value is out of bounds.
-        TypeError: a key that does not exist.
+        ValueError: a value is out of bounds; the message names its key.
+        TypeError: a key does not exist.
     """
 
     def __init__(self, *, repr_dim: int = 512, seed: int = 42, **settings: Any) -> None:
@@ -65,11 +65,13 @@ class UnifiedLoss(nn.Module):
     def evaluation_losses(self) -> dict[str, dict[str, float]]:
         """The losses of an evaluation by name, each as a weighted sum of `means`: {loss: {mean: weight}}.
 
-        `loss` is the total of what an evaluation can measure: neither in-batch negatives, which depend on which rows
-        are evaluated together, nor the balance of the experts.
+        `loss` is the sum of the terms that an evaluation can measure. These exclude the contrastive term with in-batch
+        negatives, which depends on the rows that are evaluated together, and the balance of the experts.
         """
         total = {
-            name: weight * of_term for weight, term in self.terms for name, of_term in term.evaluation_weights().items()
+            name: weight * mean_weight
+            for weight, term in self.terms
+            for name, mean_weight in term.evaluation_weights().items()
         }
         return {
             "loss": total,
@@ -79,12 +81,12 @@ class UnifiedLoss(nn.Module):
 
     def forward(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Losses:
         """
-        outputs: l1_logits, l2_logits, l3_logits (B, T, V_l), or of what the catalogue has below each prefix, and then
-            label_slots (B, T, L), the labels' places in them or -1; user_repr, item_repr (B, D) for the contrastive
-            term, and where its negatives are the catalogue catalogue_repr (n, D) and item_rows (B,);
-            chosen_logps (B,), rejected_logps (B, N) and, unless reference-free, reference_chosen_logps and
-            reference_rejected_logps for the preference term, all absent where the batch has no rejected item;
-            router_counts, router_prob_sums (Y, E) for the balance
+        outputs: l1_logits, l2_logits, l3_logits (B, T, V_l), or logits of only the ids that the catalogue has below
+            each prefix, and then label_slots (B, T, L), the labels' indices into them or -1; user_repr, item_repr
+            (B, D) for the contrastive term, and catalogue_repr (n, D), item_rows (B,) if its negatives are the
+            catalogue; chosen_logps (B,), rejected_logps (B, N) and, unless reference-free, reference_chosen_logps and
+            reference_rejected_logps for the preference term, all absent if the batch has no rejected item;
+            router_counts, router_prob_sums (Y, E) for the balance of the experts
         batch: labels (B, T, L), row_mask (B,); row_ids (B,) for the contrastive term; rejected_mask (B, N),
             preference_score (B,) for the preference term; batch_totals (6,), optional, see `normalization`
         returns: total_loss, ntp_loss, ntp_l1_loss, ntp_l2_loss, ntp_l3_loss, contrastive_loss, dpo_loss and
@@ -98,9 +100,9 @@ class UnifiedLoss(nn.Module):
             if weight == 0:
                 losses[term.name] = total.new_zeros(())
                 continue
-            loss, of_term = term.of_batch(outputs, batch, labels)
+            loss, term_metrics = term.of_batch(outputs, batch, labels)
             losses[term.name] = loss
-            losses |= {name: value for name, value in of_term.items() if name.endswith("_loss")}
-            metrics |= {name: value for name, value in of_term.items() if not name.endswith("_loss")}
+            losses |= {name: value for name, value in term_metrics.items() if name.endswith("_loss")}
+            metrics |= {name: value for name, value in term_metrics.items() if not name.endswith("_loss")}
             total = total + weight * loss
         return {"total_loss": total, **losses, "metrics": metrics}
