@@ -1,4 +1,4 @@
-"""Errors that are not the program's: shown as one sentence, never as a traceback."""
+"""Errors of the user's input or environment, not of the program: shown as one sentence, never as a traceback."""
 
 import signal
 import sys
@@ -16,17 +16,17 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on, such as for a full disk. The message is one sentence: why, and what is safe."""
+    """A run cannot continue, for example on a full disk. The message is one sentence: why, and what is saved."""
 
 
 def nearest(name: str, valid: list[str]) -> str:
-    """A hint for an unknown name: the nearest valid one if any is near, else all of them."""
+    """A hint for an unknown name: the nearest valid name if there is a similar one, else all valid names."""
     close = get_close_matches(name, valid, n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else f"valid here: {', '.join(sorted(valid))}"
 
 
 def exit_on_user_error(main: Callable[[], int | None]) -> NoReturn:
-    """Runs `main` as a program: a UserError becomes one sentence on stderr and exit status 2, a RunError one and 1."""
+    """Runs `main` as a program. A UserError becomes one sentence on stderr and exit status 2; a RunError, 1."""
     try:
         sys.exit(main() or 0)
     except (UserError, RunError) as error:

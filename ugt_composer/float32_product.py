@@ -1,7 +1,7 @@
 """Matrix products that are float32 even where TF32 is allowed for all others.
 
-TF32 keeps 10 of float32's 23 bits of mantissa. That is enough for a layer, and not for what decides between near ties
-(a router) or is divided by a small temperature (a contrastive loss).
+TF32 keeps 10 of float32's 23 bits of mantissa. That is enough for a layer, but not where near ties are decided (a
+router) or products are divided by a small temperature (a contrastive loss).
 """
 
 from typing import Any
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 # Since PyTorch 2.9 the setting has two names, `allow_tf32` and `fp32_precision`. Writing the first sets both; reading
-# it raises where the second was written last.
-_TWO_NAMES = torch.__version__ >= "2.9"  # by number: a TorchVersion
+# it raises if the second was written last.
+_TWO_NAMES = torch.__version__ >= "2.9"  # a TorchVersion, which compares by number
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Whether float32 products on a GPU may be TF32. For the whole process: Composer sets it as well."""
+    """Sets whether float32 products on a GPU may be TF32, for the whole process. Composer sets this flag, too."""
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
 
@@ -27,16 +27,16 @@ def tf32_is_allowed() -> bool:
 
 
 def float32_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a (M, D) @ b (D, N) → (M, N) in float32, whatever autocast, the inputs' dtype and TF32 say."""
+    """a (M, D) @ b (D, N) → (M, N) in float32, regardless of autocast, of the inputs' dtype and of the TF32 setting."""
     with torch.autocast(a.device.type, enabled=False):
         a, b = a.float(), b.float()
-        # Dynamo cannot read the setting, so a compiled model always has the op.
+        # Dynamo cannot read the setting, so a compiled model always uses the op.
         if a.device.type == "cuda" and (torch.compiler.is_dynamo_compiling() or tf32_is_allowed()):
             return _matmul_without_tf32(a, b)
         return a @ b
 
 
-# One op for the compiler, which would otherwise set the flag while it traces and not while the product runs.
+# A custom op, because the compiler would otherwise set the flag while it traces, not while the product runs.
 @torch.library.custom_op("ugt::matmul_without_tf32", mutates_args=())
 def _matmul_without_tf32(a: Tensor, b: Tensor) -> Tensor:
     before = tf32_is_allowed()
@@ -58,9 +58,9 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     a, b = ctx.saved_tensors
-    of_a = _matmul_without_tf32(grad, b.t()) if ctx.needs_input_grad[0] else None
-    of_b = _matmul_without_tf32(a.t(), grad) if ctx.needs_input_grad[1] else None
-    return of_a, of_b
+    grad_a = _matmul_without_tf32(grad, b.t()) if ctx.needs_input_grad[0] else None
+    grad_b = _matmul_without_tf32(a.t(), grad) if ctx.needs_input_grad[1] else None
+    return grad_a, grad_b
 
 
 _matmul_without_tf32.register_autograd(_gradients, setup_context=_save)

@@ -1,4 +1,4 @@
-"""Special ids and token types: the numbers that the data format, the model and generation agree on."""
+"""Special ids and token types: the constants shared by the data format, the model and generation."""
 
 LEVELS = 3
 
@@ -11,7 +11,7 @@ NUM_SPECIAL_IDS = 5
 USER, ITEM, ACTION, CONTEXT = range(4)
 NUM_TOKEN_TYPES = 4
 
-IGNORE_INDEX = -100  # a label that no loss counts
+IGNORE_INDEX = -100  # a label that losses ignore
 
 DEFAULT_CODEBOOK_SIZES = (1024, 4096, 16384)
 MAX_HISTORY = 512

@@ -1,9 +1,9 @@
-"""What the activations of a microbatch take of a GPU at the step's highest point, in bytes, on top of weights,
-gradients and optimizer state.
+"""Estimates the peak memory of a microbatch's activations on a GPU, in bytes, in addition to weights, gradients and
+optimizer state.
 
-A closed form for each part of the model: the tensors that autograd keeps for the backward pass, and what the backward
-pass of the part takes beside them. Sums of large tensors: an index, a mean or a mask of keys is left out where a vector
-of the model's width stands beside it. Every row has the full length.
+There is a closed form for each part of the model: the tensors that autograd keeps for the backward pass, and the
+temporary memory of the part's backward pass. The sums count large tensors only: an index, a mean or a key mask is
+neglected next to a vector of the model's width. Every row is assumed to have the full length.
 
 B rows, S history tokens, T target tokens, N rejected items, D width, F width of a feed-forward, E experts, V_l codebook
 size of level l.
@@ -21,11 +21,11 @@ from ugt_composer.parallelism.memory import FLOAT, HALF
 from ugt_composer.vocabulary import LEVELS
 
 INDEX = 8  # bytes of an int64
-HISTORY_TOKEN, TARGET_TOKEN = 5 * INDEX + 1, 8 * INDEX + 1  # in a batch: ids, position, type and mask; also labels
+HISTORY_TOKEN, TARGET_TOKEN = 5 * INDEX + 1, 8 * INDEX + 1  # bytes in a batch: ids, position, type, mask; labels
 
 
 class Shape(NamedTuple):
-    """Of a microbatch, each row as long as the longest."""
+    """The sizes of a microbatch; each row is as long as the longest."""
 
     rows: int
     history: int
@@ -34,12 +34,12 @@ class Shape(NamedTuple):
 
 
 class Dtypes(NamedTuple):
-    """Bytes of a number.
+    """Bytes per number.
 
     Attributes:
-        residual: of the stream between layers.
-        product: of what enters matrix products.
-        norm: of what enters and leaves a layer norm.
+        residual: in the residual stream between layers.
+        product: in the inputs of matrix products.
+        norm: in the input and output of a layer norm.
     """
 
     residual: int
@@ -53,10 +53,11 @@ ALL_HALF = Dtypes(HALF, HALF, HALF)  # DeepSpeed casts the model and has no auto
 
 
 class Part(NamedTuple):
-    """
+    """The memory of a part of the model, in bytes.
+
     Attributes:
-        kept: from the forward pass to the backward pass.
-        extra: the most that its backward pass takes beside everything kept before it.
+        kept: held from the forward pass to the backward pass.
+        extra: the peak of its backward pass, in addition to all that is kept.
     """
 
     kept: int
@@ -67,13 +68,13 @@ class Part(NamedTuple):
 class Activations:
     """
     Attributes:
-        model, loss: the config's.
+        model, loss: sections of the config.
         dtypes: of the computation.
-        casts: parameters whose copy in half precision autocast makes and autograd keeps: of the whole model, and
-            of the largest layer, which is an encoder's or a decoder's.
-        checkpointing: a layer's input is all that is kept of it, until its backward pass.
-        world_size: ranks whose user and item vectors a contrastive loss gathers.
-        items: of the catalogue.
+        casts: the number of parameters of which autocast makes a half-precision copy that autograd keeps: in the whole
+            model, and in the largest layer of encoder or decoder.
+        checkpointing: activation checkpointing is on: only a layer's input is kept until its backward pass.
+        world_size: number of ranks whose user and item vectors a contrastive loss gathers.
+        items: number of items in the catalogue.
         ranks_by_vectors: evaluation adds a score of user and item vectors to the ranking (`ItemScores`).
     """
 
@@ -87,72 +88,76 @@ class Activations:
     ranks_by_vectors: bool
 
     def of_training(self, shape: Shape) -> int:
-        """The most that exists at once, of these moments: the start of the backward pass, which is the loss's, the end
-        of the forward pass with the reference's on top, and the starts of the decoder's and the encoder's backward
-        passes. Autocast holds the weights' copies to the end of the forward pass, autograd further if it keeps them."""
+        """The peak of a training step: the largest of its memory at the start of the backward pass (that of the loss),
+        at the end of the forward pass together with the reference's forward pass, and at the starts of the backward
+        passes of decoder and encoder.
+
+        Autocast holds its copies of the weights until the end of the forward pass; autograd may keep them longer.
+        """
         model, r = self.model, self.dtypes.residual
         encoder, decoder = encoder_layer(model, self.dtypes, shape), decoder_layer(model, self.dtypes, shape)
         history, target = shape.rows * shape.history * model.d_model, shape.rows * shape.target * model.d_model
         logits, pairs = self._logits(shape), self._pairs(shape)
         masks = int(model.dropout > 0)
-        # Inputs before and after their norm, and what the last norms return.
-        around = (3 * r + masks) * (history + target) + self._batch(shape) + logits.held
+        # Inputs before and after their norm, and the outputs of the last norms.
+        inputs_and_norms = (3 * r + masks) * (history + target) + self._batch(shape) + logits.held
         casts, layer_casts = (self.dtypes.product * n for n in self.casts)
         if self.checkpointing:
             encoder_kept, decoder_kept = (r * n for n in (history, target))
         else:
             encoder_kept, decoder_kept, layer_casts = encoder.kept, decoder.kept, casts
-        below = around + model.n_encoder_layers * encoder_kept
+        below = inputs_and_norms + model.n_encoder_layers * encoder_kept
         whole = below + model.n_decoder_layers * decoder_kept
         at_loss = self._heads(shape) + logits.kept + pairs.kept + self._contrastive(shape)
-        again = self.checkpointing
-        # When the backward pass of the encoder's layers begins: its result, the last norm's input, and of a layer
-        # computed again what it returns, which is not needed.
-        gone = r * history * (2 + again)
+        recomputed = self.checkpointing
+        # Freed when the backward pass of the encoder's layers begins: the encoder's result, the last norm's input, and
+        # the output of a recomputed layer.
+        freed = r * history * (2 + recomputed)
         return max(
-            whole + at_loss + (0 if again else casts) + max(logits.extra, pairs.extra),
+            whole + at_loss + (0 if recomputed else casts) + max(logits.extra, pairs.extra),
             whole + at_loss + casts + (self.of_forward(shape) if self.loss.needs_reference_model else 0),
-            whole + layer_casts + again * decoder.kept + decoder.extra,
-            below - gone + layer_casts + again * encoder.kept + encoder.extra,
+            whole + layer_casts + recomputed * decoder.kept + decoder.extra,
+            below - freed + layer_casts + recomputed * encoder.kept + encoder.extra,
         )
 
     def of_forward(self, shape: Shape) -> int:
-        """Of a forward pass that keeps nothing for a backward one, such as the reference's: its widest layer."""
+        """The peak of a forward pass without gradients, such as the reference's: its widest layer."""
         model, (r, h, n) = self.model, self.dtypes
         tokens, target = shape.rows * shape.history * model.d_model, shape.rows * shape.target * model.d_model
-        wide, slots = model.d_ff / model.d_model, _slots(model, shape)
-        encoder = tokens * (2 * r + n + h * (3 + max(2 * wide, 8))) + PIECE_BYTES["cuda"]
-        decoder = tokens * (r + 3 * h) + target * (2 * r + 2 * n) + slots * h * (1 + 2 * wide)
+        ff_ratio, slots = model.d_ff / model.d_model, _slots(model, shape)
+        encoder = tokens * (2 * r + n + h * (3 + max(2 * ff_ratio, 8))) + PIECE_BYTES["cuda"]
+        decoder = tokens * (r + 3 * h) + target * (2 * r + 2 * n) + slots * h * (1 + 2 * ff_ratio)
         return int(max(encoder, decoder)) + 2 * FLOAT * _pair_logits(model, shape)
 
     def of_evaluation(self, shape: Shape) -> int:
-        """Of an evaluation batch: the model's forward pass, then the reference's, the loss's and beam search's."""
+        """The peak of an evaluation batch: forward passes of model and reference, the loss, and beam search."""
         logits, pairs = self._logits(shape), self._pairs(shape)
         scores = MEMORY_BOUND + ITEM_BYTES * self.items
         if self.ranks_by_vectors:
-            scores += 3 * FLOAT * self.items * self.model.d_model  # item vectors, scaled, and without their mean
+            scores += 3 * FLOAT * self.items * self.model.d_model  # item vectors; scaled; without their mean
         results = logits.held + logits.kept + pairs.kept + self._batch(shape)
-        # A half of the weights at most is copied at once: a stack of experts.
+        # At most half of the weights are copied at once: a stack of experts.
         return self.of_forward(shape) + results + max(scores, self._contrastive(shape)) + 2 * self.casts[1]
 
     def _logits(self, shape: Shape) -> "Logits":
-        """The logits, (B, T, V_l) float32, which the trainer keeps until the next microbatch has its own, and their
-        cross-entropy. Over a catalogue they are fewer, with the vectors that they are products of: at most these."""
-        places = shape.rows * shape.target
+        """The logits, (B, T, V_l) float32, which the trainer keeps until those of the next microbatch, and their
+        cross-entropy. This is an upper bound for a softmax over the catalogue, which computes fewer logits but also
+        gathers the vectors for their products."""
+        positions = shape.rows * shape.target
         sizes, h = self.model.codebook_sizes, self.dtypes.product
-        numbers, most = places * sum(sizes), places * max(sizes)
-        smoothing = (2 * FLOAT + 1) * numbers if self.loss.label_smoothing > 0 else 0
-        gathered = 2 * h * numbers if self.model.level_softmax == "catalogue" else 0
-        kept = FLOAT * numbers + smoothing + gathered  # the microbatch's before, then this one's log-softmax
-        return Logits(FLOAT * numbers, kept, 2 * FLOAT * most)
+        count, largest = positions * sum(sizes), positions * max(sizes)
+        smoothing = (2 * FLOAT + 1) * count if self.loss.label_smoothing > 0 else 0
+        gathered = 2 * h * count if self.model.level_softmax == "catalogue" else 0
+        kept = FLOAT * count + smoothing + gathered  # the previous microbatch's logits, then this one's log-softmax
+        return Logits(FLOAT * count, kept, 2 * FLOAT * largest)
 
     def _pairs(self, shape: Shape) -> Part:
-        """The logits of each row's chosen and rejected items, whose log-softmax is computed again."""
-        numbers = _pair_logits(self.model, shape)
-        return Part(FLOAT * numbers, 2 * FLOAT * numbers)
+        """The logits of each row's chosen and rejected items; their log-softmax is recomputed."""
+        count = _pair_logits(self.model, shape)
+        return Part(FLOAT * count, 2 * FLOAT * count)
 
     def _heads(self, shape: Shape) -> int:
-        """Inputs of the heads' maps and norms, and tables whose rows have lost their mean."""
+        """Inputs of the heads' linear layers and norms, and code tables minus their mean."""
         width, (r, h, _) = self.model.d_model, self.dtypes
         tokens = shape.rows * (shape.target + (1 + shape.rejected) * (shape.rejected > 0))
         return width * (LEVELS * tokens * (r + 5 * h) + sum(self.model.codebook_sizes) * h)
@@ -162,7 +167,7 @@ class Activations:
             return 0
         width = self.model.d_model
         if self.loss.contrastive_negatives == "catalogue":
-            # Sums of embeddings, their map, its cosines, these without their mean, and the gradients of each.
+            # Sums of embeddings, their projection, its cosines, these minus their mean, and the gradients of each.
             vectors = 6 * FLOAT * self.items * width
             return vectors + 4 * min(LOGITS_BYTES, FLOAT * shape.rows * self.items)
         return 6 * FLOAT * self.world_size * shape.rows * 2 * width
@@ -173,48 +178,50 @@ class Activations:
 
 
 class Logits(NamedTuple):
-    held: int  # throughout, by the trainer
+    held: int  # by the trainer, during the whole step
     kept: int
     extra: int
 
 
 def encoder_layer(model: ModelConfig, dtypes: Dtypes, shape: Shape) -> Part:
-    (r, h, n), wide, masks = dtypes, model.d_ff / model.d_model, int(model.dropout > 0)
+    (r, h, n), ff_ratio, masks = dtypes, model.d_ff / model.d_model, int(model.dropout > 0)
     tokens = shape.rows * shape.history * model.d_model
-    # Feed-forward: inputs of the two maps and of SiLU; without dropout SiLU's result is the second map's input.
-    feed_forward = h * (1 + 2 * wide) + masks * (1 + wide)
-    # Attention: input, four projections, copies of three of them in heads, φ of the gate, input of the last map; the
-    # norm's input and result; the stream after either half of the layer.
+    # Feed-forward: inputs of the two linear layers and of SiLU; without dropout SiLU's output is the second's input.
+    feed_forward = h * (1 + 2 * ff_ratio) + masks * (1 + ff_ratio)
+    # Attention: input, four projections, copies of three of them split into heads, φ of the gate, input of the output
+    # projection; input and output of the norm; the residual stream after each half of the layer.
     attention = h * (1 + 4 + 3 + 1 + 1) + 2 * n + masks
     weights = _attention_weights(model, dtypes, shape)
     kept = tokens * (feed_forward + attention + 2 * r) + weights
     scores = shape.rows * model.n_heads * shape.history**2 * h
-    # The gradients at the feed-forward's second map, or four float32 copies of all tokens in the backward pass of the
-    # feed-forward's norm, when what the feed-forward kept is gone; or the gradients of kept attention weights.
-    begins = r + h * (1 + wide)
+    # The largest of: the gradients at the feed-forward's second linear layer; four float32 copies of all tokens in the
+    # backward pass of the feed-forward's norm, after the feed-forward's activations are freed; and the gradients of
+    # kept attention weights.
+    second_linear = r + h * (1 + ff_ratio)
     norm = 2 * r + 4 * FLOAT - feed_forward
-    extra = max(tokens * begins, tokens * norm, (2 * scores - tokens * feed_forward) if weights else 0)
+    extra = max(tokens * second_linear, tokens * norm, (2 * scores - tokens * feed_forward) if weights else 0)
     pieces = 0 if weights else 2 * min(PIECE_BYTES["cuda"], scores)
     return Part(int(kept), int(extra) + pieces)
 
 
 def decoder_layer(model: ModelConfig, dtypes: Dtypes, shape: Shape) -> Part:
-    (r, h, _), wide, masks, k = dtypes, model.d_ff / model.d_model, int(model.dropout > 0), model.top_k_experts
+    (r, h, _), ff_ratio, masks, k = dtypes, model.d_ff / model.d_model, int(model.dropout > 0), model.top_k_experts
     target, history = (shape.rows * length * model.d_model for length in (shape.target, shape.history))
     slots = _slots(model, shape)
-    # Self-attention keeps its input, three projections and its result, cross-attention input, query and result, the
-    # router float32 tokens, the gates what the experts return; and the stream after each of the three.
+    # Self-attention keeps its input, three projections and its output; cross-attention its input, query and output;
+    # the router float32 tokens; the gates the experts' outputs; and the residual stream is kept after each of the
+    # three sublayers.
     stream = 3 * (r + masks) + h * (5 + 3 + k) + FLOAT
-    experts = h * (1 + 2 * wide) + masks * wide
-    memory = h * (2 + (h < r))  # keys and values, and the memory that they are made of where autocast has cast it
+    experts = h * (1 + 2 * ff_ratio) + masks * ff_ratio
+    memory = h * (2 + (h < r))  # keys and values, and the cast copy of the memory that autocast makes for them
     router = shape.rows * shape.target * (3 * FLOAT * model.num_experts + 8 * INDEX * k)
     kept = target * stream + slots * experts + history * memory + router
-    extra = target * (r + k * h) + slots * h * (1 + wide) + history * (2 * h + r)
+    extra = target * (r + k * h) + slots * h * (1 + ff_ratio) + history * (2 * h + r)
     return Part(int(kept), int(extra))
 
 
 def _slots(model: ModelConfig, shape: Shape) -> int:
-    """Numbers of the width D in the experts' slots; without a capacity as many slots as there are assignments."""
+    """Numbers in the experts' slots, D per slot; without a capacity there is a slot per assignment."""
     assignments = shape.rows * shape.target * model.top_k_experts
     if model.expert_capacity_factor is None:
         return assignments * model.d_model
@@ -223,7 +230,7 @@ def _slots(model: ModelConfig, shape: Shape) -> int:
 
 
 def _attention_weights(model: ModelConfig, dtypes: Dtypes, shape: Shape) -> int:
-    """(B, H, S, S): scores, mask and what is left of the weights; without dropout on them they exist in pieces only."""
+    """Bytes of (B, H, S, S): scores, dropout mask and weights. Without attention dropout they exist only in pieces."""
     if model.attention_dropout == 0:
         return 0
     return shape.rows * model.n_heads * shape.history**2 * (2 * dtypes.product + 1)
