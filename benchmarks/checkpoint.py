@@ -1,7 +1,7 @@
-"""Claim: a step that saves stands still for a fraction of the time that torch.save takes for the same bytes.
+"""Claim: a save interrupts training for a fraction of the time that torch.save takes for the same bytes.
 
-The checkpoint is copied while training stands still, and written, flushed, read back and renamed beside it. torch.save
-writes the same content to a file on the same disk, and that is all it does.
+Training stops while the checkpoint is copied; a background thread writes it, flushes, reads back and renames the file.
+torch.save only writes the same content to a file on the same disk.
 
     python benchmarks/checkpoint.py [--repetitions 5]
 """
@@ -47,28 +47,30 @@ def make_trainer(out: Path) -> UGTTrainer:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=5)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         make_data(out, seed=0, users=300)
         trainer = make_trainer(out)
-        trainer.fit(duration="1ba")  # the optimizer has its state
+        trainer.fit(duration="1ba")  # so that the optimizer has its state
         saves, path = trainer.checkpoints, checkpoint_path(out / "run", 1)
         saves.save(trainer.state)
         saves.writer.finish()
         content = dict(read_checkpoint(path))
-        stalls, plain = [], []
-        for _ in range(given.repetitions):
+        stalls, rival_times = [], []
+        for _ in range(arguments.repetitions):
             stalls.append(seconds(lambda: saves.save(trainer.state)))
             saves.writer.finish()
-            plain.append(seconds(lambda: torch.save(content, out / "plain.pt")))
+            rival_times.append(seconds(lambda: torch.save(content, out / "plain.pt")))
         size = path.stat().st_size
         trainer.close()
-    ratio = statistics.median(ours / theirs for ours, theirs in zip(stalls, plain, strict=True))
-    ours, theirs = statistics.median(stalls), statistics.median(plain)
-    note = f"{size / 1e6:.0f} MB: {1000 * ours:.0f} ms and {1000 * theirs:.0f} ms"
-    return report(__file__, [Claim("stall of a step that saves", "torch.save", ratio, 0.3, at_least=False, note=note)])
+    ratio = statistics.median(stall / rival for stall, rival in zip(stalls, rival_times, strict=True))
+    stall, rival = statistics.median(stalls), statistics.median(rival_times)
+    note = f"{size / 1e6:.0f} MB: {1000 * stall:.0f} ms and {1000 * rival:.0f} ms"
+    return report(
+        __file__, [Claim("interruption of training by a save", "torch.save", ratio, 0.3, at_least=False, note=note)]
+    )
 
 
 if __name__ == "__main__":

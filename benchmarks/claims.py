@@ -1,6 +1,6 @@
-"""How a benchmark measures and says what it claims: ratios of times taken in turns, in one run, and their targets.
+"""Measures and reports the claims of a benchmark: ratios of times measured alternately in one run, and their targets.
 
-`report` prints a script's claims and puts them into RESULTS.md, in the place of what the same script wrote before.
+`report` prints a script's claims and writes them to RESULTS.md, replacing the earlier results of the same script.
 """
 
 import os
@@ -19,10 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-HEAD = """# What was measured
+HEAD = """# Benchmark results
 
-Written by `make bench`. A ratio compares two things done in turns in one run, so that it holds on a noisy machine too;
-it is the median over the repetitions. Absolute numbers stand beside it to give an idea, not to be compared with others.
+Written by `make bench`. A ratio compares two programs that run alternately, so that it is reliable on a noisy machine
+too; it is the median over the repetitions. Absolute numbers are for orientation only: do not compare them between
+machines.
 """
 
 
@@ -30,13 +31,13 @@ it is the median over the repetitions. Absolute numbers stand beside it to give 
 class Claim:
     """
     Attributes:
-        what: is measured.
-        rival: is what it is held against.
-        ratio: of the two, as the target is meant.
-        target: for the ratio.
-        at_least: whether the target is a lower bound.
+        what: what is measured.
+        rival: the baseline that it is compared with.
+        ratio: of the two, in the direction of the target.
+        target: bound for the ratio.
+        at_least: whether the target is a lower bound; otherwise it is an upper bound.
         note: absolute numbers.
-        limit: why the target is missed, said below the table where it is.
+        limit: why the target is missed; printed below the table if it is.
     """
 
     what: str
@@ -63,9 +64,9 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def in_turns(ours: Callable[[], object], rival: Callable[[], object], repetitions: int) -> tuple[float, float, float]:
-    """Runs both in turns, after a run of each that does not count.
+    """Runs both alternately, after a warm-up run of each.
 
-    Returns: the median of our time over the rival's, and the median of either in seconds.
+    Returns: the median of our time divided by the rival's, and the median time of each in seconds.
     """
     ours(), rival()
     pairs = [(seconds(ours), seconds(rival)) for _ in range(repetitions)]
@@ -73,13 +74,13 @@ def in_turns(ours: Callable[[], object], rival: Callable[[], object], repetition
 
 
 def peak_bytes(program: str, *arguments: object) -> int:
-    """How much the peak memory of a Python program of its own grows between its lines "begin" and "end" on stdout."""
+    """The growth of the peak memory of a Python program, run as a process, between its calls of begin() and end()."""
     command = [sys.executable, "-c", PEAK + program, *map(str, arguments)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return int(output.split()[-1])
 
 
-# For programs of `peak_bytes`: they call begin() once all is warm, and end() when done.
+# Prepended to programs of `peak_bytes`: they call begin() after the warm-up, and end() when done.
 PEAK = f"""
 import os, sys
 sys.path.insert(0, {str(Path(__file__).resolve().parents[1])!r})
@@ -95,7 +96,7 @@ def end():
 
 
 def report(script: str, claims: Sequence[Claim]) -> int:
-    """Prints the claims and keeps them. Returns the exit status: 1 where one does not hold."""
+    """Prints the claims and writes them to RESULTS.md. Returns the exit status: 1 if a claim does not hold."""
     heads = ("what", "against", "ratio", "target", "holds", "")
     table = Table(*heads)
     for claim in claims:
@@ -114,7 +115,7 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def write_section(script: str, lines: Sequence[str]) -> None:
-    """Puts a script's results into RESULTS.md, in the place of what it wrote before."""
+    """Writes a script's results to RESULTS.md, replacing its earlier ones."""
     name = Path(script).stem
     text = RESULTS.read_text("utf-8") if RESULTS.exists() else HEAD
     sections = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", text, flags=re.DOTALL | re.MULTILINE))
@@ -126,7 +127,7 @@ def write_section(script: str, lines: Sequence[str]) -> None:
 def _machine() -> str:
     model = "unknown processor"
     if Path("/proc/cpuinfo").exists():
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-        model = found.group(1) if found else model
+        match = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        model = match.group(1) if match else model
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "mosaicml", "mosaicml-streaming"))
     return f"{os.cpu_count()} cores of {model}; Python {platform.python_version()}, {packages}."

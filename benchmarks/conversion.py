@@ -1,9 +1,9 @@
-"""Claim: the conversion, which validates and hashes, is several times faster than the usual script, which does neither,
-takes at most twice as long as nothing but parsing, uses further cores, and needs no more memory for more rows.
+"""Claim: the conversion, which validates and hashes, is several times faster than a typical script, which does neither.
+It takes at most twice as long as parsing alone, scales to several cores, and needs no more memory for more rows.
 
-The usual script parses a line with `json.loads` and writes an `ndarray` column a field with MDSWriter. The bare parse
-gives each line to a decoder of msgspec and forgets it. Memory is of the largest process of the command, for an input
-that is the same rows over and over.
+The typical script parses each line with `json.loads` and writes one `ndarray` column per field with MDSWriter. Parsing
+alone decodes each line with msgspec and discards the result. Memory is that of the command's largest process, for an
+input that repeats the same rows.
 
     python benchmarks/conversion.py [--rows 20000] [--repetitions 3] [--gigabytes 2]
 """
@@ -67,7 +67,7 @@ def bare_parse(source: Path) -> None:
 
 
 def run_command(source: Path, out: Path, workers: int = 1) -> int:
-    """Converts by the command. Returns the bytes that its largest process held."""
+    """Converts with the command. Returns the peak memory of its largest process, in bytes."""
     command = [sys.executable, str(ROOT / "convert/jsonl_to_mds.py"), str(source), "--kind", "recommend"]
     command += ["--out", str(out), "--workers", str(workers)]
     process = psutil.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -82,15 +82,15 @@ def run_command(source: Path, out: Path, workers: int = 1) -> int:
 
 
 def parse_at_once(source: Path, processes: int) -> None:
-    """Processes that do nothing but parse, each the whole file."""
+    """Processes that only parse, each the whole file."""
     program = "import sys; from pathlib import Path; from benchmarks.conversion import bare_parse; "
     command = [sys.executable, "-c", program + "bare_parse(Path(sys.argv[1]))", str(source)]
-    started = [subprocess.Popen(command, cwd=ROOT) for _ in range(processes)]
-    assert all(process.wait() == 0 for process in started)
+    running = [subprocess.Popen(command, cwd=ROOT) for _ in range(processes)]
+    assert all(process.wait() == 0 for process in running)
 
 
 def repeated(source: Path, path: Path, size: int) -> Path:
-    """A file of `size` bytes and a bit, the same lines over and over."""
+    """A file of at least `size` bytes that repeats the lines of `source`."""
     data = source.read_bytes()
     with path.open("wb") as file:
         while file.tell() < size:
@@ -102,13 +102,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--gigabytes", type=float, default=2.0, help="input of which the memory is measured")
-    given = parser.parse_args()
+    parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the input for the memory measurement")
+    arguments = parser.parse_args()
     claims = []
     with tempfile.TemporaryDirectory() as folder:
         out, numbers = Path(folder), count()
         source = out / "rows.jsonl"
-        write_rows(source, given.rows)
+        write_rows(source, arguments.rows)
 
         def ours() -> None:
             this_conversion(source, out / f"ours-{next(numbers)}")
@@ -117,30 +117,32 @@ def main() -> int:
             usual_script(source, out / f"usual-{next(numbers)}")
 
         for name, rival, target in (
-            ("the usual script", usual, 5.0),
+            ("a typical script", usual, 5.0),
             ("msgspec alone", lambda: bare_parse(source), 0.5),
         ):
-            ratio, own, other = in_turns(ours, rival, given.repetitions)
-            note = f"{given.rows / own:,.0f} and {given.rows / other:,.0f} rows/s"
+            ratio, our_seconds, rival_seconds = in_turns(ours, rival, arguments.repetitions)
+            note = f"{arguments.rows / our_seconds:,.0f} and {arguments.rows / rival_seconds:,.0f} rows/s"
             claims.append(Claim("conversion on one core: rows/s", name, 1 / ratio, target, at_least=True, note=note))
         larger = repeated(source, out / "larger.jsonl", 16 * source.stat().st_size)
         ratio, two, one = in_turns(
             lambda: run_command(larger, out / "two", 2),
             lambda: run_command(larger, out / "one", 1),
-            given.repetitions,
+            arguments.repetitions,
         )
         note = f"{two:.1f} s and {one:.1f} s"
         start = seconds(lambda: run_command(source, out / "small"))
-        slower, _, _ = in_turns(lambda: parse_at_once(larger, 2), lambda: parse_at_once(larger, 1), given.repetitions)
+        slower, _, _ = in_turns(
+            lambda: parse_at_once(larger, 2), lambda: parse_at_once(larger, 1), arguments.repetitions
+        )
         limit = (
-            f"a sixteenth of the rows takes {start:.1f} s, most of it to start; and two processes that only parse, a "
-            f"file each, take {slower:.2f} × the time of one."
+            f"a sixteenth of the rows takes {start:.1f} s, mostly for the start of the process; and two processes that "
+            f"only parse a file each take {slower:.2f} × the time of one."
         )
         claims.append(Claim("conversion by two workers: rows/s", "one worker", 1 / ratio, 1.8, True, note, limit))
-        size = int(given.gigabytes * 2**30)
+        size = int(arguments.gigabytes * 2**30)
         peaks = [run_command(repeated(source, out / "large.jsonl", part), out / "mds") for part in (size // 8, size)]
         note = f"{peaks[0] / 1e6:.0f} MB for an eighth of it"
-        what = f"conversion of {given.gigabytes:g} GB: MB of the largest process"
+        what = f"conversion of {arguments.gigabytes:g} GB: MB of the largest process"
         claims.append(Claim(what, "500 MB", peaks[1] / 1e6, 500, at_least=False, note=note))
     return report(__file__, claims)
 

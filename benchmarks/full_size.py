@@ -1,10 +1,9 @@
-"""On paper: a full-size run on 8 × H100, from what can be counted and measured without one.
+"""Estimates a full-size run on 8 × H100 from what can be counted and measured without one.
 
-Operations are counted by PyTorch over one microbatch of the default model, forward and backward, without its being
-computed; bytes are those of every operation's inputs and outputs, as if nothing were fused. The loader's rate and what
-the order of an epoch takes are measured here. The accelerator's figures are the vendor's (NVIDIA H100 SXM data sheet:
-989 TFLOP/s dense bf16, 3.35 TB/s of memory, 900 GB/s of NVLink in both directions). Nothing of this was checked on a
-GPU.
+PyTorch counts the operations of one microbatch of the default model, forward and backward, without computing them;
+bytes are those of every operation's inputs and outputs, without any fusion. The loader's rate and the cost of an
+epoch's order are measured here. The accelerator's figures are the vendor's (NVIDIA H100 SXM data sheet: 989 TFLOP/s
+dense bf16, 3.35 TB/s of memory, 900 GB/s of NVLink in both directions). None of this was verified on a GPU.
 
     python benchmarks/full_size.py [--history 512] [--target 8] [--rows 1000000000]
 """
@@ -41,10 +40,10 @@ from ugt_composer.losses.unified import UnifiedLoss  # noqa: E402
 from ugt_composer.model.ugt import UGT  # noqa: E402
 
 GPUS = 8
-FLOPS, MEMORY_BYTES, LINK_BYTES = 989e12, 3.35e12, 450e9  # a second; of a link: one direction
-REACHED = 0.6  # of the peak, that large products reach; assumed
+FLOPS, MEMORY_BYTES, LINK_BYTES = 989e12, 3.35e12, 450e9  # per second; of the link in one direction
+REACHED = 0.6  # fraction of the peak that large products reach; assumed
 STRATEGIES = {
-    # Bytes a parameter that a rank sends in a step of M microbatches, before the factor (n - 1) / n.
+    # Bytes per parameter that a rank sends in a step of M microbatches, without the factor (n - 1) / n for n ranks.
     "ddp": lambda microbatches: 2 * 4,
     "deepspeed, zero_stage 1": lambda microbatches: 2 * 2 + 2,
     "deepspeed, zero_stage 2": lambda microbatches: 2 * microbatches + 2,
@@ -53,7 +52,7 @@ STRATEGIES = {
 
 
 class BytesMoved(TorchDispatchMode):
-    """What all operations read and write, views excepted."""
+    """The bytes that all operations except views read and write."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +67,7 @@ class BytesMoved(TorchDispatchMode):
 
 
 def count(config: Config, rows: int, history: int, target: int) -> tuple[float, float, int]:
-    """Operations and bytes of one microbatch, in bf16 without a tensor being computed, and the model's parameters."""
+    """Operations and bytes of one bf16 microbatch, counted without computing it, and the number of parameters."""
     batch = collate([random_row(number, config.model.codebook_sizes, history, target) for number in range(rows)])
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         model = UGT(**asdict(config.model)).bfloat16()
@@ -80,7 +79,7 @@ def count(config: Config, rows: int, history: int, target: int) -> tuple[float, 
 
 
 def rows_a_second(config: Config, history: int, target: int, rows: int = 20_000, batch_size: int = 256) -> float:
-    """Of one process on one core, from shards to batches."""
+    """Rows per second that one process on one core turns from shards into batches."""
     with tempfile.TemporaryDirectory() as folder:
         writer = ShardWriter(Path(folder), None, ["xxh64"], 1 << 26)
         few = [random_row(number, config.model.codebook_sizes, history, target).data for number in range(500)]
@@ -89,7 +88,7 @@ def rows_a_second(config: Config, history: int, target: int, rows: int = 20_000,
         writer.close()
         write_index(Path(folder), writer.shards)
         dataset = dataset_of(Path(folder))
-        for _ in dataset:  # checks the shards
+        for _ in dataset:  # verifies the shards before the measurement
             pass
         started = time.perf_counter()
         batch: list[PackedRow] = []
@@ -102,17 +101,17 @@ def rows_a_second(config: Config, history: int, target: int, rows: int = 20_000,
 
 
 def cost_of_order(rows: int = 4_000_000) -> tuple[float, float]:
-    """Of the order of an epoch, which one process of a machine makes: bytes and seconds a row."""
+    """Bytes and seconds per row of computing the order of an epoch, which one process per machine does."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         write_rows(out / "rows.jsonl", 20_000)
         this_conversion(out / "rows.jsonl", out / "rows")
         many = many_rows(out / "many", rows, out / "rows")
-        held = peak_bytes(ORDER_ALONE, many)
+        peak = peak_bytes(ORDER_ALONE, many)
         dataset = dataset_of(many)
         started = time.perf_counter()
         generate_work(dataset.batching_method, dataset, World.detect(), 0, 0)
-        return held / rows, (time.perf_counter() - started) / rows
+        return peak / rows, (time.perf_counter() - started) / rows
 
 
 def main() -> int:
@@ -120,67 +119,66 @@ def main() -> int:
     parser.add_argument("--history", type=int, default=512, help="tokens")
     parser.add_argument("--target", type=int, default=8, help="tokens")
     parser.add_argument("--rows", type=int, default=10**9)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     config = load_config(ROOT / "yamls/stage2.yaml")
     microbatch, batch = int(config.device_train_microbatch_size), config.global_train_batch_size
-    flops, moved, parameters = count(config, microbatch, given.history, given.target)
+    flops, moved, parameters = count(config, microbatch, arguments.history, arguments.target)
     microbatches = batch // microbatch
     compute, memory = (
         microbatches * flops / (REACHED * FLOPS),
         microbatches * moved / MEMORY_BYTES,
     )
-    rate = rows_a_second(config, given.history, given.target)
+    rate = rows_a_second(config, arguments.history, arguments.target)
     lines = [
-        f"Stage 2 at its default sizes, {parameters / 1e6:.0f} million parameters, {given.history} history and "
-        f"{given.target} target tokens a row, {batch} rows a GPU and step in {microbatches} microbatches, on {GPUS} × "
-        "H100. Nothing of it was checked on a GPU.",
+        f"Stage 2 at its default sizes, {parameters / 1e6:.0f} million parameters, {arguments.history} history and "
+        f"{arguments.target} target tokens per row, {batch} rows per GPU and step in {microbatches} microbatches, on "
+        f"{GPUS} × H100. None of this was verified on a GPU.",
         "",
     ]
-    fused = compute
     rows = [
-        ["operations a GPU and step", f"{microbatches * flops / 1e12:.0f} TFLOP", "counted"],
+        ["operations per GPU and step", f"{microbatches * flops / 1e12:.0f} TFLOP", "counted"],
         ["at the rate of large products", f"{compute:.2f} s", f"assumed: {REACHED:g} of the vendor's 989 TFLOP/s"],
-        ["bytes a GPU and step, nothing fused", f"{microbatches * moved / 1e12:.1f} TB", "counted"],
-        ["at the memory's rate", f"{memory:.2f} s", "the vendor's 3.35 TB/s"],
-        ["a step", f"{fused:.2f} to {compute + memory:.2f} s", "all is fused, to nothing overlaps"],
+        ["bytes per GPU and step without fusion", f"{microbatches * moved / 1e12:.1f} TB", "counted"],
+        ["at the memory bandwidth", f"{memory:.2f} s", "the vendor's 3.35 TB/s"],
+        ["a step", f"{compute:.2f} to {compute + memory:.2f} s", "from everything fused to no overlap"],
         [
             "utilisation of the peak",
             f"{microbatches * flops / FLOPS / (compute + memory):.0%} to {REACHED:.0%}",
             "expected; compile: true fuses",
         ],
-        ["rows/s of a GPU", f"{batch / (compute + memory):,.0f} to {batch / fused:,.0f}", "from the above"],
-        ["rows/s of a loader's process", f"{rate:,.0f}", "measured here, one core"],
+        ["rows/s of a GPU", f"{batch / (compute + memory):,.0f} to {batch / compute:,.0f}", "from the above"],
+        ["rows/s of a loader process", f"{rate:,.0f}", "measured here, one core"],
         [
-            "loader processes a GPU needs",
-            f"{max(1, -(-batch / fused // rate)):.0f}",
+            "loader processes needed per GPU",
+            f"{max(1, -(-batch / compute // rate)):.0f}",
             f"data.train.num_workers is {config.data.train.num_workers}",
         ],
         [
-            f"{given.rows:,} rows, once",
-            f"{given.rows / (GPUS * batch) * fused / 3600:.0f} to "
-            f"{given.rows / (GPUS * batch) * (compute + memory) / 3600:.0f} hours",
+            f"one epoch of {arguments.rows:,} rows",
+            f"{arguments.rows / (GPUS * batch) * compute / 3600:.0f} to "
+            f"{arguments.rows / (GPUS * batch) * (compute + memory) / 3600:.0f} hours",
             "from the above",
         ],
     ]
     order_bytes, order_seconds = cost_of_order()
     rows.append(
         [
-            "before the first of them, and at a restart: their order, which Streaming makes as a whole",
-            f"{given.rows * order_bytes / 1e9:.0f} GB, {given.rows * order_seconds / 60:.0f} minutes",
-            f"measured here: {order_bytes:.0f} bytes and {order_seconds * 1e9:.0f} ns a row, one core a machine",
+            "before the first batch and at a restart: Streaming computes the order of the whole epoch",
+            f"{arguments.rows * order_bytes / 1e9:.0f} GB, {arguments.rows * order_seconds / 60:.0f} minutes",
+            f"measured here: {order_bytes:.0f} bytes and {order_seconds * 1e9:.0f} ns per row, one core per machine",
         ]
     )
     for name, bytes_a_parameter in STRATEGIES.items():
         sent = bytes_a_parameter(microbatches) * parameters * (GPUS - 1) / GPUS
         rows.append(
             [
-                f"sent by a GPU in a step, {name}",
+                f"sent per GPU and step, {name}",
                 f"{sent / 1e9:.1f} GB, {1000 * sent / LINK_BYTES:.0f} ms",
-                "the vendor's 450 GB/s; overlaps with computing",
+                "the vendor's 450 GB/s; overlaps with computation",
             ]
         )
-    table = Table("", "", "rests on")
+    table = Table("", "", "source")
     for row in rows:
         table.add_row(*row)
     Console().print(*lines[:1])

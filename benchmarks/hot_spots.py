@@ -1,6 +1,7 @@
-"""Where a step spends its time: the ten largest operations of stage 2 at the default width, the optimizer with it.
+"""Where a step spends its time: the ten slowest operations of stage 2 at the default width, including the optimizer.
 
-The default model with fewer layers and rows, so that a CPU does it; by torch.profiler. On a GPU it is the GPU's time.
+Measured by torch.profiler on the default model with fewer layers and rows, so that a CPU is enough. On a GPU it is the
+GPU's time.
 
     python benchmarks/hot_spots.py [--rows 8] [--history 256] [--layers 2] [--steps 3]
 """
@@ -27,24 +28,24 @@ from ugt_composer.model.build import build_model  # noqa: E402
 from ugt_composer.training.optim import create_optimizer  # noqa: E402
 
 TARGET = 8
-SHOWN = 10
+LARGEST = 10
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--history", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=2, help="of encoder and decoder each")
+    parser.add_argument("--layers", type=int, default=2, help="layers in each of encoder and decoder")
     parser.add_argument("--steps", type=int, default=3)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     config = load_config(ROOT / "yamls/stage2.yaml")
-    sizes = replace(config.model, n_encoder_layers=given.layers, n_decoder_layers=given.layers)
+    sizes = replace(config.model, n_encoder_layers=arguments.layers, n_decoder_layers=arguments.layers)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(sizes, config.seed).to(device)
     loss = UnifiedLoss(**config.loss.arguments, repr_dim=sizes.d_model).to(device)
     optimizer = create_optimizer(model, **asdict(config.optimizer))
-    rows = [random_row(number, sizes.codebook_sizes, given.history, TARGET) for number in range(given.rows)]
+    rows = [random_row(number, sizes.codebook_sizes, arguments.history, TARGET) for number in range(arguments.rows)]
     batch = {name: tensor.to(device) for name, tensor in collate(rows).items()}
 
     def step() -> None:
@@ -54,31 +55,31 @@ def main() -> int:
 
     step()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    with profile(activities=activities) as found:
-        for _ in range(given.steps):
+    with profile(activities=activities) as profiler:
+        for _ in range(arguments.steps):
             step()
     times = {
         event.key: (event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total, event.count)
-        for event in found.key_averages()
+        for event in profiler.key_averages()
     }
     total = sum(time for time, _ in times.values())
-    largest = sorted(times.items(), key=lambda item: -item[1][0])[:SHOWN]
-    rows_shown = [
-        [name, f"{time / total:.1%}", f"{time / 1000 / given.steps:.1f}", f"{count // given.steps}"]
+    largest = sorted(times.items(), key=lambda item: -item[1][0])[:LARGEST]
+    table_rows = [
+        [name, f"{time / total:.1%}", f"{time / 1000 / arguments.steps:.1f}", f"{count // arguments.steps}"]
         for name, (time, count) in largest
     ]
-    heads = ("operation", "share of the step", "ms a step", "calls a step")
-    about = (
-        f"Stage 2, width {sizes.d_model}, {given.layers} + {given.layers} layers, {given.rows} rows of {given.history} "
-        f"history and {TARGET} target tokens, on one {'GPU' if device.type == 'cuda' else 'core'}: "
-        f"{total / 1000 / given.steps:.0f} ms a step."
+    heads = ("operation", "share of the step", "ms per step", "calls per step")
+    summary = (
+        f"Stage 2, width {sizes.d_model}, {arguments.layers} + {arguments.layers} layers, {arguments.rows} rows of "
+        f"{arguments.history} history and {TARGET} target tokens, on one {'GPU' if device.type == 'cuda' else 'core'}: "
+        f"{total / 1000 / arguments.steps:.0f} ms per step."
     )
     table = Table(*heads)
-    for row in rows_shown:
+    for row in table_rows:
         table.add_row(*row)
-    Console().print(about)
+    Console().print(summary)
     Console().print(table)
-    write_section(__file__, [about, "", *markdown(heads, rows_shown)])
+    write_section(__file__, [summary, "", *markdown(heads, table_rows)])
     return 0
 
 

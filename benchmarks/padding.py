@@ -1,7 +1,7 @@
-"""Claim: microbatches of rows of like lengths make a step faster than microbatches in random order, with the same loss.
+"""Claim: a step is faster if microbatches group rows of similar length than in random order, with the same loss.
 
-Histories are as long as people's are: log-normal, most of them short, a few cut at the longest. A step is the forward
-and backward pass of all microbatches of one batch, on one core.
+History lengths are distributed as in real data: log-normal, most of them short, a few cut at the longest. A step is the
+forward and backward pass of all microbatches of one batch, on one core.
 
     python benchmarks/padding.py [--rows 128] [--microbatch 16] [--longest 256] [--repetitions 5]
 """
@@ -52,25 +52,25 @@ def main() -> int:
     parser.add_argument("--microbatch", type=int, default=16)
     parser.add_argument("--longest", type=int, default=256)
     parser.add_argument("--repetitions", type=int, default=5)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     model = build_model(MODEL, seed=0)
     loss = UnifiedLoss(repr_dim=MODEL.d_model, lambda_moe_balance=0.0)
-    rows = make_rows(given.rows, given.longest)
+    rows = make_rows(arguments.rows, arguments.longest)
     batches = {longest_first: collate(rows, longest_first=longest_first) for longest_first in (True, False)}
 
     def step(longest_first: bool) -> float:
         model.zero_grad()
         total = 0.0
-        for piece in split_batch(batches[longest_first], given.microbatch):
-            share = loss(model(piece), piece)["total_loss"] * len(piece["row_ids"]) / given.rows
-            share.backward()
-            total += share.item()
+        for piece in split_batch(batches[longest_first], arguments.microbatch):
+            weighted_loss = loss(model(piece), piece)["total_loss"] * len(piece["row_ids"]) / arguments.rows
+            weighted_loss.backward()
+            total += weighted_loss.item()
         return total
 
     difference = abs(step(True) / step(False) - 1)
-    ratio, ours, rival = in_turns(lambda: step(True), lambda: step(False), given.repetitions)
-    what = f"microbatches of like lengths, {given.rows} rows, {given.microbatch} at a time"
+    ratio, ours, rival = in_turns(lambda: step(True), lambda: step(False), arguments.repetitions)
+    what = f"microbatches of similar lengths, {arguments.rows} rows, {arguments.microbatch} at a time"
     note = f"{1000 * ours:.0f} ms and {1000 * rival:.0f} ms"
     return report(
         __file__,

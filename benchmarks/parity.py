@@ -1,9 +1,10 @@
-"""Claim: every strategy trains the same model, and a checkpoint of any of them goes on under any other.
+"""Claim: every strategy trains the same model, and a checkpoint of any strategy resumes under any other.
 
 Each stage is trained by one process, then by two ranks under each strategy, on the same data and from the same seed, in
-float32 without dropout and without an expert capacity. The first table holds the largest relative difference of any
-loss, gradient norm or evaluation metric from the one process's. For the second table each strategy's checkpoint of the
-middle of stage 3 goes on under each; compared are the steps after that, with an uninterrupted run. Needs no GPU.
+float32 without dropout and without an expert capacity. The first table shows the largest relative difference of any
+loss, gradient norm or evaluation metric from the run of one process. For the second table, the checkpoint that each
+strategy saved in the middle of stage 3 resumes under every strategy; the steps after it are compared with an
+uninterrupted run. Needs no GPU.
 
     python benchmarks/parity.py [--steps 32] [--d-model 32] [--layers 2] [--seed 42] [--microbatches 1] [--out FOLDER]
 """
@@ -37,27 +38,31 @@ STRATEGIES: dict[str, tuple[str, ...]] = {
     },
 }
 OTHERS = [name for name in STRATEGIES if name != BASE]
-# Whether one of two nearly equal numbers is the larger is decided by the last digit.
+# Which of two nearly equal numbers is larger depends on rounding.
 DECIDED_BY_ROUNDING = ("samples/s", "dpo_accuracy", "dpo_reward_margin", "_u2i_acc", "_i2u_acc")
 STAGES = (1, 2, 3)
 NO_EVALUATION = "data.eval.streams=[]"
 ROWS = 64  # of a global batch
 
-Job = dict[str, Any]  # yaml and overrides; what to load first, and after how many batches to leave: 0 evaluates only
+Job = dict[str, Any]  # yaml and overrides; load: a checkpoint or None; stop: batches to train or None, 0 only evaluates
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=32, help="batches of each run")
     parser.add_argument("--d-model", type=int, default=32)
-    parser.add_argument("--layers", type=int, default=2, help="of encoder and decoder each")
+    parser.add_argument("--layers", type=int, default=2, help="layers in each of encoder and decoder")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--microbatches", type=int, default=1, help="of one process; two ranks take half as many")
+    parser.add_argument(
+        "--microbatches", type=int, default=1, help="microbatches of one process; each of two ranks takes half as many"
+    )
     parser.add_argument("--out", type=Path, help="folder for data and runs; default: a temporary one")
     parser.add_argument("--jobs", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.steps < 2:
-        parser.error(f"--steps is {arguments.steps}; expected 2 or more, so that a run has a middle")
+        parser.error(
+            f"--steps is {arguments.steps}; expected 2 or more, so that there is a checkpoint in the middle of a run"
+        )
     if arguments.jobs:
         return work(json.loads(arguments.jobs.read_text()))
     if arguments.out:
@@ -81,7 +86,7 @@ def compare(arguments: argparse.Namespace, out: Path) -> int:
     for name, values in parity.items():
         table.add_row(name, *(f"{value:.1e}" for value in values))
     console.print(table)
-    table = Table("saved under, went on under", *STRATEGIES, title="Largest relative difference after a change")
+    table = Table("saved under, resumed under", *STRATEGIES, title="Largest relative difference after resuming")
     for saved in STRATEGIES:
         table.add_row(saved, *(f"{resumed[saved, name]:.1e}" for name in STRATEGIES))
     console.print(table)
@@ -91,14 +96,14 @@ def compare(arguments: argparse.Namespace, out: Path) -> int:
 
 
 def base_jobs(out: Path, common: list[str]) -> list[Job]:
-    """One process: every stage."""
+    """The jobs of one process: every stage."""
     return [stage_job(out, stage, BASE, common) for stage in STAGES]
 
 
 def other_jobs(
     out: Path, common: list[str], steps: int, pairs: list[tuple[str, str]], stages: Sequence[int] = STAGES
 ) -> list[Job]:
-    """Two ranks: every strategy in each of the stages, and what goes on from the middle of stage 3 on two ranks."""
+    """The jobs of two ranks: every strategy in each of the stages, and runs that resume from the middle of stage 3."""
     return [
         *(stage_job(out, stage, name, common) for stage in stages for name in OTHERS),
         *resume_jobs(out, common, steps, [pair for pair in pairs if pair[1] != BASE]),
@@ -110,7 +115,7 @@ def middle_checkpoint(out: Path, name: str, steps: int) -> Path:
 
 
 def resume_jobs(out: Path, common: list[str], steps: int, pairs: list[tuple[str, str]]) -> list[Job]:
-    """Of pairs (saved under, goes on under)."""
+    """The jobs that resume, for pairs (saved under, resumed under)."""
     return [
         stage_job(out, 3, name, [*common, NO_EVALUATION], f"resumed/{saved}/{name}")
         | {"load": str(middle_checkpoint(out, saved, steps))}
@@ -170,8 +175,10 @@ def stage_job(out: Path, stage: int, name: str, common: list[str], folder: str |
     save_folder = out / f"stage{stage}" / (folder or name)
     mds, overrides = out / "mds", [*common, *STRATEGIES[name], f"save_folder={save_folder}"]
     if stage == 3:
-        both = f"[{{local: {mds / 'preference_train'}, proportion: 0.5}},{{local: {mds / 'train'}, proportion: 0.5}}]"
-        overrides += [f"data.train.streams={both}", f"loss.reference_from={out / 'stage2' / BASE / 'best'}"]
+        streams = (
+            f"[{{local: {mds / 'preference_train'}, proportion: 0.5}},{{local: {mds / 'train'}, proportion: 0.5}}]"
+        )
+        overrides += [f"data.train.streams={streams}", f"loss.reference_from={out / 'stage2' / BASE / 'best'}"]
     else:
         overrides.append(f"data.train.local={mds / 'train'}")
     if stage > 1:
@@ -181,10 +188,10 @@ def stage_job(out: Path, stage: int, name: str, common: list[str], folder: str |
 
 
 def launch(ranks: int, jobs: list[Job], out: Path) -> None:
-    """All jobs in one start of the launcher, one after the other: the imports take longer than the runs."""
+    """Runs all jobs one after the other in one start of the launcher, because imports take longer than the runs."""
     (out / "jobs.json").write_text(json.dumps(jobs))
     composer = Path(sys.executable).parent / "composer"
-    command = [str(word) for word in (composer, "-n", ranks, __file__, "--jobs", out / "jobs.json")]
+    command = [str(argument) for argument in (composer, "-n", ranks, __file__, "--jobs", out / "jobs.json")]
     limit = 120 + 60 * len(jobs)
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=limit)
     if result.returncode:
@@ -192,7 +199,7 @@ def launch(ranks: int, jobs: list[Job], out: Path) -> None:
 
 
 def work(jobs: list[Job]) -> int:
-    """In the launched processes: trains one job after the other."""
+    """Runs in the launched processes: trains one job after the other."""
     import gc
 
     import torch
@@ -202,7 +209,7 @@ def work(jobs: list[Job]) -> int:
 
     torch.set_num_threads(1)
     gc.collect()
-    gc.freeze()  # the collections below look at what the jobs made, not at what was there before
+    gc.freeze()  # the collections below scan only objects made by the jobs
     for job in jobs:
         trainer = build_trainer(load_config(*job["yaml"], overrides=job["overrides"]))
         if job["load"]:
@@ -225,12 +232,12 @@ def metrics_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def training_of(folder: Path) -> list[dict[str, Any]]:
-    """The record without its evaluations."""
+    """The logged metrics without evaluation metrics."""
     return [{k: v for k, v in line.items() if not k.startswith("metrics/eval/")} for line in metrics_of(folder)]
 
 
 def largest_difference(lines: list[dict[str, Any]], others: list[dict[str, Any]]) -> float:
-    """Over all steps and values, relative; infinite where a step or a value is missing."""
+    """The largest relative difference over all steps and values; infinite if a step or a value is missing."""
     if [line["batch"] for line in lines] != [line["batch"] for line in others]:
         return math.inf
     worst = 0.0

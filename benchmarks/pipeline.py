@@ -128,12 +128,12 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--many", type=int, nargs=2, default=[1_000_000, 10_000_000])
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     clean_stale_shared_memory()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        write_rows(out / "rows.jsonl", given.rows)
+        write_rows(out / "rows.jsonl", arguments.rows)
         this_conversion(out / "rows.jsonl", out / "ours")
         usual_script(out / "rows.jsonl", out / "usual")
         ours = DataLoader(dataset_of(out / "ours"), BATCH, collate_fn=collate)
@@ -146,19 +146,21 @@ def main() -> int:
             ("StreamingDataset, a column a field, per-sample padding", usual, 5.0),
             ("a list of parsed rows in memory", in_memory, 1.0),
         ):
-            ratio, own, other = in_turns(lambda: read(ours), lambda rival=rival: read(rival), given.repetitions)
-            note = f"{given.rows / own:,.0f} and {given.rows / other:,.0f} rows/s"
+            ratio, own, other = in_turns(lambda: read(ours), lambda rival=rival: read(rival), arguments.repetitions)
+            note = f"{arguments.rows / own:,.0f} and {arguments.rows / other:,.0f} rows/s"
             claims.append(Claim("shard to batch: rows/s", name, 1 / ratio, target, at_least=True, note=note))
-        few, many = (many_rows(out / str(rows), rows, out / "ours") for rows in given.many)
+        few, many = (many_rows(out / str(rows), rows, out / "ours") for rows in arguments.many)
         grown = peak_bytes(MANY_ROWS, few, many)
         order = peak_bytes(ORDER_ALONE, many)
         shutil.rmtree(few), shutil.rmtree(many)
-        what = f"peak memory of a process, {given.many[1]:,} rows, beyond that of {given.many[0]:,}, bytes a row"
+        what = (
+            f"peak memory of a process, {arguments.many[1]:,} rows, beyond that of {arguments.many[0]:,}, bytes a row"
+        )
         limit = (
             "Streaming makes the order of an epoch as a whole, in 64-bit numbers, which alone takes "
             f"{order / 2**20:.0f} MB at its peak."
         )
-        claims.append(Claim(what, "flat", grown / given.many[1], 0.5, False, f"{grown / 2**20:.0f} MB", limit))
+        claims.append(Claim(what, "flat", grown / arguments.many[1], 0.5, False, f"{grown / 2**20:.0f} MB", limit))
     return report(__file__, claims)
 
 

@@ -73,7 +73,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--history", type=int, default=100)
     parser.add_argument("--repetitions", type=int, default=5)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     policy, before = build_model(MODEL, seed=0), build_model(MODEL, seed=1)
     before.eval().requires_grad_(False)
@@ -81,7 +81,7 @@ def main() -> int:
     ntp = UnifiedLoss(repr_dim=MODEL.d_model, lambda_moe_balance=0.0)
     ours = ComposerUGT(policy, loss, Reference(before), None, [10], 10, False, 0.0)
     stored = ComposerUGT(policy, loss, None, None, [10], 10, False, 0.0)
-    batch = make_batch(given.rows, given.history)
+    batch = make_batch(arguments.rows, arguments.history)
     with_logps = {**batch, "reference_logps": Reference(before)(batch)}
 
     def step(total: Tensor) -> float:
@@ -99,7 +99,7 @@ def main() -> int:
         return step(two_passes(policy, before, batch, ntp))
 
     usual = usual_step()
-    what = f"step on {given.rows} pairs with histories of {given.history // 2} to {given.history} items"
+    what = f"step on {arguments.rows} pairs with histories of {arguments.history // 2} to {arguments.history} items"
     claims = []
     for name, own_step, target, left in (
         ("", our_step, 0.45, 4),
@@ -107,7 +107,7 @@ def main() -> int:
     ):
         difference = abs(own_step() / usual - 1)
         assert difference < 1e-5, "the two do not compute the same"
-        ratio, own, other = in_turns(own_step, usual_step, given.repetitions)
+        ratio, own, other = in_turns(own_step, usual_step, arguments.repetitions)
         note = f"{1000 * own:.0f} ms and {1000 * other:.0f} ms"
         limit = (
             "a pass back costs two forward ones: the rival's two passes and its two of the reference cost 8, of which "

@@ -136,50 +136,50 @@ def main() -> int:
     parser.add_argument("--items", type=int, default=12_101)
     parser.add_argument("--many", type=int, default=1_000_000)
     parser.add_argument("--repetitions", type=int, default=3)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    items = make_items(given.items)
-    rows = make_rows(items, given.users)
+    items = make_items(arguments.items)
+    rows = make_rows(items, arguments.users)
     few, codebook = make_recommender(items), make_recommender(items, "codebook")
     ours = lambda: few.recommend(rows, K, BEAMS, exclude_seen=True)  # noqa: E731
     rival = t5_recommender(items, rows[:RIVAL_USERS])
-    what = f"top {K} of {given.items:,} items, {BEAMS} beams"
+    what = f"top {K} of {arguments.items:,} items, {BEAMS} beams"
     claims = []
     for name, one in ((what, few), (f"{what}, softmax over the codebook", codebook)):
         ratio, mine, theirs = in_turns(
             lambda: one.recommend(rows, K, BEAMS, exclude_seen=True),  # noqa: B023
             rival,
-            given.repetitions,
+            arguments.repetitions,
         )
-        rates = f"{given.users / mine:,.0f} and {RIVAL_USERS / theirs:,.1f} users/s"
-        speed = given.users / RIVAL_USERS / ratio
+        rates = f"{arguments.users / mine:,.0f} and {RIVAL_USERS / theirs:,.1f} users/s"
+        speed = arguments.users / RIVAL_USERS / ratio
         limit = ""
         if one is codebook:
-            allowed = theirs / RIVAL_USERS / (seconds_of_logits(given.users) / given.users)
+            allowed = theirs / RIVAL_USERS / (seconds_of_logits(arguments.users) / arguments.users)
             limit = (
                 f"the products of the last level's {BEAMS} × {SIZES[-1]:,} logits a user alone, one matrix product for "
                 f"all users, allow {allowed:.1f} ×."
             )
         claims.append(Claim(f"{name}: users/s", "T5 of transformers", speed, 20, True, rates, limit))
-    many = make_recommender(make_items(given.many))
-    growth, larger, _ = in_turns(lambda: many.recommend(rows, K, BEAMS, exclude_seen=True), ours, given.repetitions)
-    memory = peak_bytes(PROGRAM, given.many)
+    many = make_recommender(make_items(arguments.many))
+    growth, larger, _ = in_turns(lambda: many.recommend(rows, K, BEAMS, exclude_seen=True), ours, arguments.repetitions)
+    memory = peak_bytes(PROGRAM, arguments.many)
     slots = [recommender.trie.slots(1, BEAMS) for recommender in (few, many)]
     return report(
         __file__,
         [
             *claims,
             Claim(
-                f"top {K} of {given.many:,} items: time",
-                f"of {given.items:,} items",
+                f"top {K} of {arguments.many:,} items: time",
+                f"of {arguments.items:,} items",
                 growth,
                 2,
                 at_least=False,
-                note=f"{given.users / larger:,.0f} users/s",
+                note=f"{arguments.users / larger:,.0f} users/s",
                 limit=f"{BEAMS} first ids have up to {slots[1]:,} second ids below them, instead of {slots[0]:,}, each "
                 "of which has a probability to be compared.",
             ),
-            Claim(f"top {K} of {given.many:,} items: GB", "", memory / 1e9, 1, at_least=False),
+            Claim(f"top {K} of {arguments.many:,} items: GB", "", memory / 1e9, 1, at_least=False),
         ],
     )
 

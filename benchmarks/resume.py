@@ -51,16 +51,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--repetitions", type=int, default=3)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         make_data(out, seed=0, users=1500)
-        many_rows(out / "many", given.rows, out / "mds/train")
-        late = int(0.9 * given.rows) // BATCH
-        pairs = [(first_batch(out, late), first_batch(out, 0)) for _ in range(given.repetitions)]
+        many_rows(out / "many", arguments.rows, out / "mds/train")
+        late = int(0.9 * arguments.rows) // BATCH
+        pairs = [(first_batch(out, late), first_batch(out, 0)) for _ in range(arguments.repetitions)]
     more = statistics.median(there - here for there, here in pairs)
     there, here = (statistics.median(times) for times in zip(*pairs, strict=True))
-    what = f"first batch after a restart at 90 % of {given.rows:,} rows: seconds more"
+    what = f"first batch after a restart at 90 % of {arguments.rows:,} rows: seconds more"
     return report(
         __file__, [Claim(what, "a restart at 0 %", more, 2.0, at_least=False, note=f"{there:.1f} s and {here:.1f} s")]
     )

@@ -25,7 +25,7 @@ def start(*command: object) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=5)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     claims = []
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
@@ -36,7 +36,7 @@ def main() -> int:
             ratio, ours, rival = in_turns(
                 lambda command=command: start(*command),  # type: ignore[misc]
                 lambda: start(sys.executable, "-c", "import torch"),
-                given.repetitions,
+                arguments.repetitions,
             )
             note = f"{ours:.1f} s and {rival:.1f} s"
             claims.append(Claim(name, "import torch", ratio, target, at_least=False, note=note))

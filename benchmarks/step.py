@@ -79,7 +79,7 @@ def endless(config: Any) -> Iterator[Batch]:
         yield from build_train_loader(config)[0].dataloader
 
 
-def measure(out: Path, size: list[str], given: argparse.Namespace) -> tuple[BareLoop, int]:
+def measure(out: Path, size: list[str], arguments: argparse.Namespace) -> tuple[BareLoop, int]:
     overrides = [
         *size,
         f"data.train.local={out / 'mds/train'}",
@@ -89,9 +89,9 @@ def measure(out: Path, size: list[str], given: argparse.Namespace) -> tuple[Bare
         "init_from=null",
         f"save_folder={out / 'run'}",
         "autoresume=false",
-        f"global_train_batch_size={given.rows}",
-        f"device_train_microbatch_size={given.microbatch}",
-        f"max_duration={given.batches + WARM_UP}ba",
+        f"global_train_batch_size={arguments.rows}",
+        f"device_train_microbatch_size={arguments.microbatch}",
+        f"max_duration={arguments.batches + WARM_UP}ba",
         "save_interval=1000000ba",
         "loggers.progress_bar=false",
         "data.train.num_workers=0",
@@ -121,14 +121,14 @@ def main() -> int:
     parser.add_argument("--batches", type=int, default=30)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--microbatch", type=int, default=32)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     claims = []
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         make_data(out, seed=0, users=1500)
         for name, size in SIZES.items():
-            rival, parameters = measure(out, size, given)
+            rival, parameters = measure(out, size, arguments)
             pairs = list(zip(rival.ours, rival.bare, strict=True))[WARM_UP:]
             ratio = statistics.median(ours / bare for ours, bare in pairs)
             more = 1000 * statistics.median(ours - bare for ours, bare in pairs)

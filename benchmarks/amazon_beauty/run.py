@@ -60,20 +60,22 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rival-seeds", type=int, nargs="+", help="SASRec's; default: those of --seeds")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at once, on one core each")
-    given = parser.parse_args()
-    if not (given.data / "sequences.txt").exists():
-        print(f"error: {given.data} has no sequences.txt; name the folder by --data", file=sys.stderr)
+    arguments = parser.parse_args()
+    if not (arguments.data / "sequences.txt").exists():
+        print(f"error: {arguments.data} has no sequences.txt; name the folder by --data", file=sys.stderr)
         return 2
-    data, out = given.data.resolve(), given.out.resolve()
-    rival_seeds = given.rival_seeds or given.seeds
+    data, out = arguments.data.resolve(), arguments.out.resolve()
+    rival_seeds = arguments.rival_seeds or arguments.seeds
     out.mkdir(parents=True, exist_ok=True)
     prepare(data, out)
-    with ThreadPoolExecutor(given.jobs) as pool:
-        trainings = pool.map(lambda seed: train(out, seed), given.seeds)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        trainings = pool.map(lambda seed: train(out, seed), arguments.seeds)
         networks = pool.map(lambda seed: trained_sasrec(data, out, seed), rival_seeds)
         minutes = list(trainings)
-        found = evaluate_ours(out, given.seeds, pool) | evaluate_rivals(data, list(networks))
-    write_results(results(data, out, found, minutes, given.seeds, rival_seeds), FOLDER if is_published(data) else out)
+        found = evaluate_ours(out, arguments.seeds, pool) | evaluate_rivals(data, list(networks))
+    write_results(
+        results(data, out, found, minutes, arguments.seeds, rival_seeds), FOLDER if is_published(data) else out
+    )
     return 0
 
 

@@ -143,11 +143,11 @@ def main() -> None:
     parser.add_argument("sequences", type=Path)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    sequences = read_sequences(given.sequences)
-    model = train(sequences, max(map(max, sequences)), given.seed)
-    torch.save(model.state_dict(), given.out)
+    sequences = read_sequences(arguments.sequences)
+    model = train(sequences, max(map(max, sequences)), arguments.seed)
+    torch.save(model.state_dict(), arguments.out)
 
 
 if __name__ == "__main__":

@@ -51,16 +51,16 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("movielens-run"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at once, on one core each")
-    given = parser.parse_args()
-    if not (given.data / "ratings.csv").exists():
-        print(f"error: {given.data} has no ratings.csv; name the folder by --data", file=sys.stderr)
+    arguments = parser.parse_args()
+    if not (arguments.data / "ratings.csv").exists():
+        print(f"error: {arguments.data} has no ratings.csv; name the folder by --data", file=sys.stderr)
         return 2
-    data, out = given.data.resolve(), given.out.resolve()
+    data, out = arguments.data.resolve(), arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     prepare(data, out)
-    with ThreadPoolExecutor(given.jobs) as pool:
-        before = list(pool.map(lambda seed: train_before(out, seed), given.seeds))
-        after = {loss: [pool.submit(align, out, loss, seed) for seed in given.seeds] for loss in LOSSES}
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        before = list(pool.map(lambda seed: train_before(out, seed), arguments.seeds))
+        after = {loss: [pool.submit(align, out, loss, seed) for seed in arguments.seeds] for loss in LOSSES}
     found = {"before stage 3": before} | {loss: [one.result() for one in runs] for loss, runs in after.items()}
     accuracies = pair_accuracies(
         data / "ratings.csv",
@@ -69,7 +69,7 @@ def main() -> int:
         out / "data/validation_preference.jsonl",
     )
     found |= {name: [{NAMES[0]: accuracy}] for name, accuracy in accuracies.items()}
-    write_results(results(data.name, given.seeds, found), FOLDER if data.name == DATA else out)
+    write_results(results(data.name, arguments.seeds, found), FOLDER if data.name == DATA else out)
     return 0
 
 
