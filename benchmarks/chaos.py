@@ -1,13 +1,13 @@
-"""Claim: a run that is killed again and again records the same numbers as one that is left alone.
+"""Claim: a run that is killed repeatedly logs the same metrics as an uninterrupted run.
 
-Small runs of stage 3, all losses on, are killed at random moments (while starting, in the first step, in any step,
-within an evaluation, within a save, at an epoch's end), by random signals, sent to the launcher, to one rank or to all
-processes, and started again with the same command until they are done. Then metrics.jsonl is compared with an
-uninterrupted run's.
+Small runs of stage 3, all losses on, are killed at random moments (during the start, in the first step, in any step,
+during an evaluation, during a save, at the end of an epoch) by random signals to the launcher, to one rank or to all
+processes, and restarted with the same command until they are done. Then metrics.jsonl is compared with that of an
+uninterrupted run.
 
-First every start has the same strategy, with dropout and expert capacity, and the numbers have to be equal to the last
-bit: one process, then two ranks under each strategy. Then each start has another strategy on one rank or two, in
-float32 without dropout and capacity, and the numbers have to agree to 1e-5.
+First every start uses the same strategy, with dropout and expert capacity, and the numbers must be equal to the last
+bit: one process, then two ranks under each strategy. Then each start uses a random strategy on one rank or two, in
+float32 without dropout and expert capacity, and the numbers must agree to 1e-5.
 
     python benchmarks/chaos.py [--kills 100] [--seed 42] [--only DDP] [--steps 30] [--out FOLDER]
 """
@@ -50,16 +50,16 @@ from benchmarks.parity import (  # noqa: E402
 from ugt_composer.checkpoint.run_checkpoints import batch_of, newest_checkpoint  # noqa: E402
 from ugt_composer.errors import EXIT_PREEMPTED, UserError  # noqa: E402
 
-BOUND = 1e-5  # of a relative difference, where strategies change
-HANG = 600  # seconds that one start may take
+BOUND = 1e-5  # for relative differences if the strategy changes
+HANG = 600  # seconds after which a start counts as hanging
 KILLS_A_RUN = 5
 MICROBATCHES = 2
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-LAUNCHER, EVERYONE = "launcher", "everyone"  # the latter: its process group, as by a scheduler or the machine's end
+LAUNCHER, EVERYONE = "launcher", "everyone"  # everyone: its process group, as a scheduler or a shutdown signals it
 MOMENTS = ("starting", "first step", "any step", "evaluation", "save", "epoch end")
 RANDOM = ("model.dropout=0.1", "model.expert_capacity_factor=1.25")
 MIXED = "each start another"
-USERS = 300  # so few that a run has several epochs
+USERS = 300  # few enough for several epochs in a run
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Tally:
     checkpoints_lost: int = 0
     wrong_exits: list[str] = field(default_factory=list)
     seconds_lost: float = 0.0
-    warned_exits: list[float] = field(default_factory=list)  # seconds from a warning to the launcher's exit
+    warned_exits: list[float] = field(default_factory=list)  # seconds from a signal to the launcher's exit with 75
 
     @property
     def is_bad(self) -> bool:
@@ -80,7 +80,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is: `command(folder, strategy)` and the batches at which it evaluates, and ends an epoch."""
+    """A run: its `command(folder, strategy)`, and the numbers of batches between evaluations and in an epoch."""
 
     command: Callable[[Path, str], list[str]]
     strategies: tuple[str, ...]
@@ -90,16 +90,16 @@ class Plan:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100, help="in all")
+    parser.add_argument("--kills", type=int, default=100, help="kills in total")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--only", choices=[*STRATEGIES, MIXED], help="one row of the table")
+    parser.add_argument("--only", choices=[*STRATEGIES, MIXED], help="run only one row of the table")
     parser.add_argument("--steps", type=int, default=30, help="batches of each run")
     parser.add_argument("--out", type=Path, help="folder for data and runs; default: a temporary one")
     arguments = parser.parse_args()
     names = [arguments.only] if arguments.only else [*STRATEGIES, MIXED]
-    # Two fifths of the kills for the strategies' changes, which are many.
-    shares = {name: arguments.kills * 2 // 5 if name == MIXED else arguments.kills // 10 for name in names}
-    shares[names[-1]] += arguments.kills - sum(shares.values())
+    # Two fifths of the kills are for changing strategies, because there are many combinations.
+    kills = {name: arguments.kills * 2 // 5 if name == MIXED else arguments.kills // 10 for name in names}
+    kills[names[-1]] += arguments.kills - sum(kills.values())
     with contextlib.ExitStack() as stack:
         out = arguments.out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         make_data(out, arguments.seed, USERS)
@@ -109,7 +109,7 @@ def main() -> int:
         for number, name in enumerate(tqdm(names, unit="row")):
             plan = shop_plan(out, common, name)
             bound = BOUND if name == MIXED else 0.0
-            tallies[name] = chaos(plan, out / name, shares[name], arguments.seed + number, bound)
+            tallies[name] = chaos(plan, out / name, kills[name], arguments.seed + number, bound)
     report(tallies)
     return 1 if any(tally.is_bad for tally in tallies.values()) else 0
 
@@ -120,15 +120,15 @@ def chaos_overrides(out: Path, arguments: argparse.Namespace) -> list[str]:
 
 
 def shop_plan(out: Path, common: list[str], name: str) -> Plan:
-    """Of a row of the table: one strategy, or all of them."""
+    """The plan of a row of the table: one strategy, or all of them."""
     every = ["eval_interval=5ba", "save_interval=3ba", "data.train.num_workers=2", "dist_timeout=60"]
     rows = min(sum(1 for _ in (out / f"data/{kind}.jsonl").open()) for kind in ("train", "preference_train"))
     if name != MIXED:
         every += RANDOM
 
     def command(folder: Path, strategy: str) -> list[str]:
-        # In-batch negatives are the rows of one microbatch of all ranks. With several microbatches one rank and two
-        # group them differently; where the ranks change each holds its whole batch.
+        # In-batch negatives are the rows of one microbatch of all ranks, and one rank groups several microbatches
+        # differently than two ranks. So there is one microbatch if the number of ranks changes.
         rows_at_once = ROWS if name == MIXED else ROWS // MICROBATCHES
         job = stage_job(out, 3, strategy, [*common, *every, f"device_train_microbatch_size={rows_at_once}"])
         return start_command(strategy, [*job["yaml"], *job["overrides"], f"save_folder={folder}"])
@@ -144,21 +144,21 @@ def start_command(strategy: str, arguments: list[str]) -> list[str]:
 
 
 def chaos(plan: Plan, out: Path, kills: int, seed: int, bound: float) -> Tally:
-    """Kills runs until there were that many kills, and compares each one when it is done."""
+    """Kills runs until there were `kills` kills, and compares each run when it is done."""
     out.mkdir(exist_ok=True)
     chance, tally = random.Random(seed), Tally()
-    whole = out / "whole"
+    uninterrupted = out / "whole"
     started = time.monotonic()
-    if (end := Start(plan.command(whole, plan.strategies[0]), whole).wait()) != 0:
+    if (end := Start(plan.command(uninterrupted, plan.strategies[0]), uninterrupted).wait()) != 0:
         raise RuntimeError(f"the uninterrupted run ended with {end}")
-    whole_seconds = time.monotonic() - started
+    uninterrupted_seconds = time.monotonic() - started
     for number in range(kills):
         if (left := kills - tally.kills.total()) <= 0:
             break
         folder, started = out / f"killed-{number}", time.monotonic()
         killed_run(plan, folder, min(left, KILLS_A_RUN), chance, tally)
-        tally.seconds_lost += time.monotonic() - started - whole_seconds
-        difference = largest_difference(comparable(whole), comparable(folder))
+        tally.seconds_lost += time.monotonic() - started - uninterrupted_seconds
+        difference = largest_difference(comparable(uninterrupted), comparable(folder))
         tally.worst = max(tally.worst, difference)
         tally.divergences += difference > bound
         tally.steps += len(comparable(folder))
@@ -166,7 +166,7 @@ def chaos(plan: Plan, out: Path, kills: int, seed: int, bound: float) -> Tally:
 
 
 def killed_run(plan: Plan, folder: Path, kills: int, chance: random.Random, tally: Tally) -> None:
-    """One run, started until it is done."""
+    """Starts one run until it is done, and kills it up to `kills` times."""
     newest, done = 0, False
     while not done:
         strategy = chance.choice(plan.strategies)
@@ -175,24 +175,24 @@ def killed_run(plan: Plan, folder: Path, kills: int, chance: random.Random, tall
         if kills > 0 and (kill := strike(start, plan, chance)) is not None:
             kills -= 1
             tally.kills[kill] += 1
-        struck = time.monotonic()
+        kill_time = time.monotonic()
         status = start.wait()
         done = status == 0
         if (kill is not None and is_wrong(status, *kill)) or (kill is None and not done):
             tally.wrong_exits.append(f"{strategy}, {kill}: {status}\n{start.output()}")
         if kill is not None and status == EXIT_PREEMPTED:
-            tally.warned_exits.append(time.monotonic() - struck)
+            tally.warned_exits.append(time.monotonic() - kill_time)
         if kill is None and not done:
             return
-        found = newest_batch(folder)
-        tally.checkpoints_lost += found < newest
-        newest = max(newest, found)
+        checkpoint_batch = newest_batch(folder)
+        tally.checkpoints_lost += checkpoint_batch < newest
+        newest = max(newest, checkpoint_batch)
 
 
 def is_wrong(status: int, moment: str, name: str, target: str) -> bool:
-    """Whether the launcher's exit status is none that this kill may lead to."""
+    """Whether the launcher's exit status is wrong for this kill."""
     if moment == "starting" or name == "SIGKILL" or (name == "SIGUSR1" and target in (LAUNCHER, EVERYONE)):
-        return status == 2  # Python itself may still be starting; Composer's launcher knows no SIGUSR1
+        return status == 2  # Python itself may still be starting; Composer's launcher does not handle SIGUSR1
     return status not in (0, EXIT_PREEMPTED)
 
 
@@ -201,7 +201,7 @@ class Start:
 
     def __init__(self, command: list[str], folder: Path):
         self.folder = folder
-        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the process runs
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         streams: dict[str, Any] = {"stdout": self.log, "stderr": subprocess.STDOUT}
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **streams)
@@ -233,7 +233,7 @@ class Start:
 
 
 def strike(start: Start, plan: Plan, chance: random.Random) -> tuple[str, str, str] | None:
-    """Kills at a random moment; tells when, by what and whom. None: the run was done before."""
+    """Sends a random signal at a random moment. Returns (moment, signal, target), or None if the run ended before."""
     moment, number = chance.choice(MOMENTS), chance.choice(SIGNALS)
     target, pause, steps = chance.choice((LAUNCHER, "rank", EVERYONE)), chance.random(), chance.randint(1, 8)
     if not come_to(moment, start, plan, pause, steps) or start.is_over():
@@ -247,16 +247,16 @@ def strike(start: Start, plan: Plan, chance: random.Random) -> tuple[str, str, s
         elif target == LAUNCHER and start.has_launcher:
             start.process.send_signal(number)
         else:
-            place = chance.randrange(len(ranks))
-            ranks[place].send_signal(number)
-            target = f"rank {place}"
+            rank = chance.randrange(len(ranks))
+            ranks[rank].send_signal(number)
+            target = f"rank {rank}"
     except (psutil.NoSuchProcess, ProcessLookupError):
         return None
     return moment, signal.Signals(number).name, target
 
 
 def come_to(moment: str, start: Start, plan: Plan, pause: float, steps: int) -> bool:
-    """Waits for a moment. False where the run ended before."""
+    """Waits for a moment. False if the run ended before it."""
     before = start.lines_before
     if moment == "starting":
         time.sleep(1 + 6 * pause)
@@ -264,8 +264,8 @@ def come_to(moment: str, start: Start, plan: Plan, pause: float, steps: int) -> 
     if moment == "first step":
         return until(lambda: len(recorded(start.folder)) != before, start)
     if moment == "save":
-        sleep = until(lambda: len(recorded(start.folder)) != before, start)
-        return sleep and until(lambda: any(start.folder.glob("ba*.tmp")), start, 0.0005)
+        reached = until(lambda: len(recorded(start.folder)) != before, start)
+        return reached and until(lambda: any(start.folder.glob("ba*.tmp")), start, 0.0005)
     every = {"evaluation": plan.evaluates_every, "epoch end": plan.epoch}.get(moment)
     if every is None:
         reached = until(lambda: len(recorded(start.folder)) >= before + steps, start)
@@ -291,7 +291,7 @@ def until(condition: Callable[[], bool], start: Start, pause: float = 0.005) -> 
 
 
 def recorded(folder: Path) -> list[int]:
-    """The batches in the record; a line that is being written does not count."""
+    """The batches in metrics.jsonl, without a line that is still being written."""
     return [json.loads(line)["batch"] for line in _whole_lines(folder / "metrics.jsonl")]
 
 
@@ -301,16 +301,16 @@ def _whole_lines(path: Path) -> Iterator[str]:
 
 
 def newest_batch(folder: Path) -> int:
-    """Of the checkpoint that the next start would go on from. 0: none."""
+    """The batch of the checkpoint from which the next start would resume; 0 if there is none."""
     try:
-        found = newest_checkpoint(folder)
+        checkpoint = newest_checkpoint(folder)
     except UserError:
         return 0
-    return 0 if found is None else batch_of(found[0])
+    return 0 if checkpoint is None else batch_of(checkpoint[0])
 
 
 def comparable(folder: Path) -> list[dict[str, Any]]:
-    """The record without what time decides."""
+    """The logged metrics without those that depend on timing."""
     return [{k: v for k, v in line.items() if not k.endswith("samples/s")} for line in metrics_of(folder)]
 
 
@@ -323,7 +323,7 @@ def report(tallies: dict[str, Tally]) -> None:
         table.add_row(moment, *(str(sum(n for (m, s, _), n in kills.items() if (m, s) == (moment, x))) for x in names))
     console.print(table)
     heads = ("kills", "steps compared", "runs diverged", "largest difference", "checkpoints lost", "wrong exits")
-    table = Table("strategy", *heads, "seconds lost a kill", "warning to exit, s", title="What came of them")
+    table = Table("strategy", *heads, "seconds lost per kill", "warning to exit, s", title="Results")
     for name, tally in tallies.items():
         number, warned = tally.kills.total(), sorted(tally.warned_exits)
         table.add_row(

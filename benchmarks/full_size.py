@@ -183,7 +183,7 @@ def main() -> int:
         table.add_row(*row)
     Console().print(*lines[:1])
     Console().print(table)
-    write_section(__file__, [*lines, *markdown(("", "", "rests on"), rows)])
+    write_section(__file__, [*lines, *markdown(("", "", "source"), rows)])
     return 0
 
 

@@ -71,7 +71,8 @@ def main() -> int:
         written = sum(path.stat().st_size for path in out.iterdir()) / 1e9
     print(
         f"importing {arguments.interactions:,} interactions ({arguments.format}) with {arguments.threads} thread(s): "
-        f"{minutes:.1f} minutes (limit {MINUTES}), peak {gigabytes:.1f} GB (limit {GIGABYTES}), {written:.1f} GB written"
+        f"{minutes:.1f} minutes (limit {MINUTES}), peak {gigabytes:.1f} GB (limit {GIGABYTES}), "
+        f"{written:.1f} GB written"
     )
     return int(minutes > MINUTES or gigabytes > GIGABYTES)
 

@@ -1,9 +1,9 @@
-"""Claim: rows come from shards as collated batches faster than from the usual Streaming data set, and as fast as from a
-list in memory.
+"""Claim: collating batches from shards is faster than with a typical Streaming data set, and as fast as from a list in
+memory.
 
-All three make the same batches, in one process without workers. The usual data set has an `ndarray` column a field, and
-its collation pads each field of each sample to the batch's longest. The list holds what was parsed, a tensor a field,
-and pads with `pad_sequence`.
+All three make the same batches, in one process without workers. The typical data set has one `ndarray` column per
+field, and its collation pads each field of each sample to the longest in the batch. The list contains parsed rows, one
+tensor per field, padded by `pad_sequence`.
 
     python benchmarks/pipeline.py [--rows 20000] [--repetitions 5] [--many 1000000 10000000]
 """
@@ -41,7 +41,7 @@ from ugt_composer.storage.hashed_file import file_hash
 BATCH = 256
 ORDER = {"shuffle": True, "shuffle_seed": 1, "shuffle_block_size": 1 << 18, "num_canonical_nodes": 4}  # as shipped
 LEVELS = ("l1", "l2", "l3")
-# What one process holds that opens the rows of a folder and reads ten batches.
+# Memory of one process that opens a folder of rows and reads ten batches.
 MANY_ROWS = """
 from benchmarks.pipeline import dataset_of
 from itertools import islice
@@ -51,7 +51,7 @@ begin()
 list(islice(dataset_of(Path(sys.argv[2])), 2560))
 end()
 """
-# What Streaming alone holds while it makes the order of an epoch.
+# Memory of Streaming alone while it computes the order of an epoch.
 ORDER_ALONE = """
 from benchmarks.pipeline import dataset_of
 from pathlib import Path
@@ -74,14 +74,14 @@ def read(batches: Iterable) -> None:
 
 
 def pad_each_sample(rows: list[dict]) -> dict[str, Tensor]:
-    """As users write it: each field of each sample is filled up to the batch's longest."""
+    """As users write it: each field of each sample is padded to the longest in the batch."""
     batch = {}
     for name in rows[0]:
         if name == "user_id":
             continue
         longest = max(len(row[name]) for row in rows)
-        filled = [np.pad(row[name].astype(np.int64), (0, longest - len(row[name]))) for row in rows]
-        batch[name] = torch.from_numpy(np.stack(filled))
+        padded = [np.pad(row[name].astype(np.int64), (0, longest - len(row[name]))) for row in rows]
+        batch[name] = torch.from_numpy(np.stack(padded))
     return batch
 
 
@@ -90,7 +90,7 @@ def pad_fields(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def parsed_rows(folder: Path) -> list[dict[str, Tensor]]:
-    """The rows of a folder, a tensor a field, in the order of the folder."""
+    """The rows of a folder, one tensor per field, in the order of the folder."""
     rows = []
     source = RowFolder(str(folder), None)
     for number in range(len(source)):
@@ -106,7 +106,7 @@ def parsed_rows(folder: Path) -> list[dict[str, Tensor]]:
 
 
 def many_rows(folder: Path, rows: int, shard: Path) -> Path:
-    """A folder whose shards are one and the same file."""
+    """A folder whose shards are all hard links to one file."""
     folder.mkdir()
     index = json.loads((shard / INDEX_NAME).read_text())
     first = index["shards"][0]
@@ -143,24 +143,26 @@ def main() -> int:
         check_same(out / "ours", in_memory.dataset)
         claims = []
         for name, rival, target in (
-            ("StreamingDataset, a column a field, per-sample padding", usual, 5.0),
+            ("StreamingDataset, one column per field, per-sample padding", usual, 5.0),
             ("a list of parsed rows in memory", in_memory, 1.0),
         ):
-            ratio, own, other = in_turns(lambda: read(ours), lambda rival=rival: read(rival), arguments.repetitions)
-            note = f"{arguments.rows / own:,.0f} and {arguments.rows / other:,.0f} rows/s"
+            ratio, our_seconds, rival_seconds = in_turns(
+                lambda: read(ours), lambda rival=rival: read(rival), arguments.repetitions
+            )
+            note = f"{arguments.rows / our_seconds:,.0f} and {arguments.rows / rival_seconds:,.0f} rows/s"
             claims.append(Claim("shard to batch: rows/s", name, 1 / ratio, target, at_least=True, note=note))
         few, many = (many_rows(out / str(rows), rows, out / "ours") for rows in arguments.many)
-        grown = peak_bytes(MANY_ROWS, few, many)
+        growth = peak_bytes(MANY_ROWS, few, many)
         order = peak_bytes(ORDER_ALONE, many)
         shutil.rmtree(few), shutil.rmtree(many)
         what = (
-            f"peak memory of a process, {arguments.many[1]:,} rows, beyond that of {arguments.many[0]:,}, bytes a row"
+            f"peak memory of a process, {arguments.many[1]:,} rows, minus that of {arguments.many[0]:,}, bytes per row"
         )
         limit = (
-            "Streaming makes the order of an epoch as a whole, in 64-bit numbers, which alone takes "
+            "Streaming computes the order of a whole epoch at once, in 64-bit numbers, which alone takes "
             f"{order / 2**20:.0f} MB at its peak."
         )
-        claims.append(Claim(what, "flat", grown / arguments.many[1], 0.5, False, f"{grown / 2**20:.0f} MB", limit))
+        claims.append(Claim(what, "flat", growth / arguments.many[1], 0.5, False, f"{growth / 2**20:.0f} MB", limit))
     return report(__file__, claims)
 
 
@@ -169,12 +171,12 @@ def check_same(folder: Path, parsed: list[dict[str, Tensor]]) -> None:
     dataset = dataset_of(folder)
     rows = list(itertools.islice(dataset, BATCH))
     dataset.leave_iteration()
-    ours, theirs = collate(rows), pad_fields([parsed[row.row_id] for row in rows])
+    batch, expected = collate(rows), pad_fields([parsed[row.row_id] for row in rows])
     for side in ("encoder", "decoder"):
         for column, level in enumerate(LEVELS):
-            assert torch.equal(ours[f"{side}_ids"][..., column], theirs[f"{side}_{level}"])
-        assert torch.equal(ours[f"{side}_mask"], theirs[f"{side}_mask"])
-        assert torch.equal(ours[f"{side}_positions"], theirs[f"{side}_positions"])
+            assert torch.equal(batch[f"{side}_ids"][..., column], expected[f"{side}_{level}"])
+        assert torch.equal(batch[f"{side}_mask"], expected[f"{side}_mask"])
+        assert torch.equal(batch[f"{side}_positions"], expected[f"{side}_positions"])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Claim: a step on pairs takes less than half of what two full passes of policy and reference take.
+"""Claim: a step on preference pairs takes less than half the time of two full passes of policy and reference.
 
-The usual way passes (history, chosen item) and (history, rejected item) through the policy and both through the
-reference, and computes the same loss. Here the history is encoded once for both items, and the reference decodes
-nothing but the state that both items are scored from; or its log-probabilities come with the rows.
+The usual implementation passes (history, chosen item) and (history, rejected item) through the policy and through the
+reference, and computes the same loss. Ours encodes the history once for both items, and the reference decodes only the
+state from which both items are scored; or its log-probabilities are stored with the rows.
 
     python benchmarks/preference.py [--rows 32] [--history 100] [--repetitions 5]
 """
@@ -51,21 +51,28 @@ def make_batch(rows: int, history: int) -> Batch:
 
 
 def item_logps(outputs: dict[str, Tensor], items: Tensor) -> Tensor:
-    """log p (B,) of items (B, 3) by the logits at BOS."""
+    """log p (B,) of items (B, 3), from the logits at BOS."""
     logits = [outputs[f"l{level}_logits"][:, 0] for level in (1, 2, 3)]
     return sum(-F.cross_entropy(one, items[:, level], reduction="none") for level, one in enumerate(logits))
 
 
 def two_passes(policy: UGT, reference: UGT, batch: Batch, ntp: UnifiedLoss) -> Tensor:
-    """The loss of a step, as it is usually computed."""
-    whole = {**batch, "rejected_ids": batch["rejected_ids"][:, :0], "rejected_mask": batch["rejected_mask"][:, :0]}
-    passes = {"chosen": whole, "rejected": {**whole, "labels": batch["rejected_ids"]}}
-    outputs = {name: policy(one) for name, one in passes.items()}
+    """The loss of a step in the usual implementation."""
+    without_pairs = {
+        **batch,
+        "rejected_ids": batch["rejected_ids"][:, :0],
+        "rejected_mask": batch["rejected_mask"][:, :0],
+    }
+    batches = {"chosen": without_pairs, "rejected": {**without_pairs, "labels": batch["rejected_ids"]}}
+    outputs = {name: policy(inputs) for name, inputs in batches.items()}
     with torch.no_grad():
-        before = {name: item_logps(reference(one), one["labels"][:, 0]) for name, one in passes.items()}
-    after = {name: item_logps(outputs[name], one["labels"][:, 0]) for name, one in passes.items()}
-    margin = (after["chosen"] - before["chosen"]) - (after["rejected"] - before["rejected"])
-    return ntp(outputs["chosen"], whole)["total_loss"] - F.logsigmoid(BETA * margin).mean()
+        reference_logps = {
+            name: item_logps(reference(inputs), inputs["labels"][:, 0]) for name, inputs in batches.items()
+        }
+    policy_logps = {name: item_logps(outputs[name], inputs["labels"][:, 0]) for name, inputs in batches.items()}
+    chosen, rejected = (policy_logps[name] - reference_logps[name] for name in ("chosen", "rejected"))
+    margin = chosen - rejected
+    return ntp(outputs["chosen"], without_pairs)["total_loss"] - F.logsigmoid(BETA * margin).mean()
 
 
 def main() -> int:
@@ -75,14 +82,14 @@ def main() -> int:
     parser.add_argument("--repetitions", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    policy, before = build_model(MODEL, seed=0), build_model(MODEL, seed=1)
-    before.eval().requires_grad_(False)
+    policy, reference = build_model(MODEL, seed=0), build_model(MODEL, seed=1)
+    reference.eval().requires_grad_(False)
     loss = UnifiedLoss(repr_dim=MODEL.d_model, lambda_moe_balance=0.0, lambda_preference=1.0, dpo_beta=BETA)
     ntp = UnifiedLoss(repr_dim=MODEL.d_model, lambda_moe_balance=0.0)
-    ours = ComposerUGT(policy, loss, Reference(before), None, [10], 10, False, 0.0)
+    ours = ComposerUGT(policy, loss, Reference(reference), None, [10], 10, False, 0.0)
     stored = ComposerUGT(policy, loss, None, None, [10], 10, False, 0.0)
     batch = make_batch(arguments.rows, arguments.history)
-    with_logps = {**batch, "reference_logps": Reference(before)(batch)}
+    with_logps = {**batch, "reference_logps": Reference(reference)(batch)}
 
     def step(total: Tensor) -> float:
         policy.zero_grad()
@@ -96,22 +103,23 @@ def main() -> int:
         return step(stored.loss(stored(with_logps), with_logps)["total"])
 
     def usual_step() -> float:
-        return step(two_passes(policy, before, batch, ntp))
+        return step(two_passes(policy, reference, batch, ntp))
 
     usual = usual_step()
     what = f"step on {arguments.rows} pairs with histories of {arguments.history // 2} to {arguments.history} items"
     claims = []
-    for name, own_step, target, left in (
+    for name, variant_step, target, passes_left in (
         ("", our_step, 0.45, 4),
         (", reference stored with the rows", stored_step, 0.3, 3),
     ):
-        difference = abs(own_step() / usual - 1)
-        assert difference < 1e-5, "the two do not compute the same"
-        ratio, own, other = in_turns(own_step, usual_step, arguments.repetitions)
-        note = f"{1000 * own:.0f} ms and {1000 * other:.0f} ms"
+        difference = abs(variant_step() / usual - 1)
+        assert difference < 1e-5, "the two steps compute different losses"
+        ratio, our_seconds, rival_seconds = in_turns(variant_step, usual_step, arguments.repetitions)
+        note = f"{1000 * our_seconds:.0f} ms and {1000 * rival_seconds:.0f} ms"
         limit = (
-            "a pass back costs two forward ones: the rival's two passes and its two of the reference cost 8, of which "
-            f"{left} are left, {left / 8:.3g}: one forth and back{', one of the reference' * (left > 3)}."
+            "a backward pass costs as much as two forward passes, so the rival's two passes of the policy and two of "
+            f"the reference cost 8. Here {passes_left} remain, a ratio of {passes_left / 8:.3g}: one forward and "
+            f"backward pass{', one forward pass of the reference' * (passes_left > 3)}."
         )
         claim = Claim(f"{what}{name}: time", "two passes of policy and reference", ratio, target, False, note, limit)
         claims.append(claim)

@@ -1,4 +1,4 @@
-"""Rows of random items, for benchmarks that care for shapes and not for what is learnt."""
+"""Rows of random items, for benchmarks that depend on shapes but not on what is learnt."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,11 @@ from ugt_composer.data.codec import DECODER_COLUMNS, ENCODER_COLUMNS, Row, encod
 from ugt_composer.data.collate import PackedRow
 from ugt_composer.vocabulary import BOS, ITEM, NUM_SPECIAL_IDS
 
-LEVEL_OF = (0, 1, 2, 0, 0, 0, 1, 2)  # by column of a row; position and token type are set
+LEVEL_OF = (0, 1, 2, 0, 0, 0, 1, 2)  # level of each column of a row; 3 and 4, position and token type, are set below
 
 
 def random_row(number: int, codebooks: Sequence[int], history: int, target: int, rejected: int = 0) -> PackedRow:
-    """The same one for the same number."""
+    """A random row that depends only on its arguments."""
     random = np.random.default_rng(number)
 
     def table(length: int, columns: int) -> np.ndarray:

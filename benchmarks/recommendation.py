@@ -1,10 +1,11 @@
-"""Claim: recommending is many times faster than generating with a general library, and hardly depends on the catalogue.
+"""Claim: recommending is many times faster than generation with a general library, and takes little more time with a
+larger catalogue.
 
-The rival is a T5 of `transformers` of the same width and layers, which generates three tokens with 50 beams under
-`prefix_allowed_tokens_fn`. Each level's softmax runs over the ids that the catalogue has below the prefix; where it
-runs over the codebook, as the rival's does over its vocabulary, the last level's logits and their exponentials, 50 ×
-16,384 a user, are most of the time. Weights are random: they change what is recommended, not how long it takes. One
-core.
+The rival is a T5 model of `transformers` with the same width and number of layers, which generates three tokens with 50
+beams and `prefix_allowed_tokens_fn`. Our softmax of each level runs over the ids that the catalogue has below the
+prefix. If it runs over the codebook, as the rival's does over its vocabulary, most of the time is spent on the last
+level's logits and their exponentials, 50 × 16,384 per user. Weights are random: they change what is recommended, not
+how long it takes. One core.
 
     python benchmarks/recommendation.py [--users 64] [--items 12101] [--many 1000000] [--repetitions 3]
 """
@@ -32,11 +33,11 @@ K = BEAMS = 50
 HISTORY = 20
 D_MODEL, HEADS, LAYERS, D_FF = 128, 4, 2, 256
 SIZES = (128, 320, 16384)
-RIVAL_USERS = 16  # it is slow
+RIVAL_USERS = 16  # the rival is slow
 
 
 def make_items(count: int, seed: int = 0) -> np.ndarray:
-    """`count` different semantic ids, (count, 3)."""
+    """`count` distinct semantic ids, (count, 3)."""
     random = np.random.default_rng(seed)
     low, high = np.full(3, 5), np.array(SIZES)
     items = np.unique(random.integers(low, high, (2 * count, 3)), axis=0)
@@ -70,7 +71,7 @@ def make_recommender(items: np.ndarray, level_softmax: str = "catalogue") -> Rec
 
 
 def t5_recommender(items: np.ndarray, rows: list[Row]):
-    """One vocabulary for all levels, as generative recommenders on T5 have it."""
+    """A function that recommends with T5. It has one vocabulary for all levels, like generative recommenders on T5."""
     offsets = np.cumsum([0, *SIZES[:2]])
     vocabulary = sum(SIZES)
     config = T5Config(
@@ -109,7 +110,7 @@ def t5_recommender(items: np.ndarray, rows: list[Row]):
 
 
 def seconds_of_logits(users: int, repetitions: int = 5) -> float:
-    """What the last level's logits of the whole codebook take, and nothing else."""
+    """The time for the last level's logits over the whole codebook alone."""
     states, codebook = torch.randn(users * BEAMS, D_MODEL), torch.randn(SIZES[-1], D_MODEL)
     logits = torch.empty(len(states), len(codebook))
     return min(seconds(lambda: torch.mm(states, codebook.T, out=logits)) for _ in range(repetitions))
@@ -145,39 +146,39 @@ def main() -> int:
     rival = t5_recommender(items, rows[:RIVAL_USERS])
     what = f"top {K} of {arguments.items:,} items, {BEAMS} beams"
     claims = []
-    for name, one in ((what, few), (f"{what}, softmax over the codebook", codebook)):
-        ratio, mine, theirs = in_turns(
-            lambda: one.recommend(rows, K, BEAMS, exclude_seen=True),  # noqa: B023
+    for name, recommender in ((what, few), (f"{what}, softmax over the codebook", codebook)):
+        ratio, our_seconds, rival_seconds = in_turns(
+            lambda: recommender.recommend(rows, K, BEAMS, exclude_seen=True),  # noqa: B023
             rival,
             arguments.repetitions,
         )
-        rates = f"{arguments.users / mine:,.0f} and {RIVAL_USERS / theirs:,.1f} users/s"
+        rates = f"{arguments.users / our_seconds:,.0f} and {RIVAL_USERS / rival_seconds:,.1f} users/s"
         speed = arguments.users / RIVAL_USERS / ratio
         limit = ""
-        if one is codebook:
-            allowed = theirs / RIVAL_USERS / (seconds_of_logits(arguments.users) / arguments.users)
+        if recommender is codebook:
+            bound = rival_seconds / RIVAL_USERS / (seconds_of_logits(arguments.users) / arguments.users)
             limit = (
-                f"the products of the last level's {BEAMS} × {SIZES[-1]:,} logits a user alone, one matrix product for "
-                f"all users, allow {allowed:.1f} ×."
+                f"the matrix product for the last level's {BEAMS} × {SIZES[-1]:,} logits per user alone limits the "
+                f"speed to {bound:.1f} ×."
             )
         claims.append(Claim(f"{name}: users/s", "T5 of transformers", speed, 20, True, rates, limit))
     many = make_recommender(make_items(arguments.many))
     growth, larger, _ = in_turns(lambda: many.recommend(rows, K, BEAMS, exclude_seen=True), ours, arguments.repetitions)
     memory = peak_bytes(PROGRAM, arguments.many)
-    slots = [recommender.trie.slots(1, BEAMS) for recommender in (few, many)]
+    slots = [one.trie.slots(1, BEAMS) for one in (few, many)]
     return report(
         __file__,
         [
             *claims,
             Claim(
                 f"top {K} of {arguments.many:,} items: time",
-                f"of {arguments.items:,} items",
+                f"{arguments.items:,} items",
                 growth,
                 2,
                 at_least=False,
                 note=f"{arguments.users / larger:,.0f} users/s",
-                limit=f"{BEAMS} first ids have up to {slots[1]:,} second ids below them, instead of {slots[0]:,}, each "
-                "of which has a probability to be compared.",
+                limit=f"{BEAMS} first ids have up to {slots[1]:,} second ids below them instead of {slots[0]:,}, and "
+                "the probability of each has to be compared.",
             ),
             Claim(f"top {K} of {arguments.many:,} items: GB", "", memory / 1e9, 1, at_least=False),
         ],

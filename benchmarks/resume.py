@@ -1,7 +1,7 @@
-"""Claim: the first step after a restart comes as soon at 90 % of an epoch of a million rows as at its beginning.
+"""Claim: a run resumes as fast at 90 % of an epoch of a million rows as at its beginning.
 
-Two processes in turns build the same trainer over the same data, a small model's, are set to their place in the epoch
-as a resumed run is, and stop the time from there to the end of their first batch.
+Two processes alternately build the same trainer of a small model on the same data, set its position in the epoch like a
+resumed run, and measure the time from there to the end of their first batch.
 
     python benchmarks/resume.py [--rows 1000000] [--repetitions 3]
 """
@@ -58,11 +58,12 @@ def main() -> int:
         many_rows(out / "many", arguments.rows, out / "mds/train")
         late = int(0.9 * arguments.rows) // BATCH
         pairs = [(first_batch(out, late), first_batch(out, 0)) for _ in range(arguments.repetitions)]
-    more = statistics.median(there - here for there, here in pairs)
-    there, here = (statistics.median(times) for times in zip(*pairs, strict=True))
-    what = f"first batch after a restart at 90 % of {arguments.rows:,} rows: seconds more"
+    more = statistics.median(at_late - at_start for at_late, at_start in pairs)
+    at_late, at_start = (statistics.median(times) for times in zip(*pairs, strict=True))
+    what = f"first batch after a restart at 90 % of {arguments.rows:,} rows: additional seconds"
     return report(
-        __file__, [Claim(what, "a restart at 0 %", more, 2.0, at_least=False, note=f"{there:.1f} s and {here:.1f} s")]
+        __file__,
+        [Claim(what, "a restart at 0 %", more, 2.0, at_least=False, note=f"{at_late:.1f} s and {at_start:.1f} s")],
     )
 
 
@@ -81,8 +82,8 @@ def first_batch(out: Path, batch: int) -> float:
         "data.train.num_workers=1",
     ]
     yamls = [ROOT / "yamls/stage1.yaml", ROOT / "yamls/demo.yaml"]
-    words = [ROOT, batch, BATCH, *yamls, *overrides]
-    command = [sys.executable, "-c", FIRST_BATCH, *map(str, words)]
+    arguments = [ROOT, batch, BATCH, *yamls, *overrides]
+    command = [sys.executable, "-c", FIRST_BATCH, *map(str, arguments)]
     output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
     return next(float(line.split()[1]) for line in output.splitlines() if line.startswith("seconds"))
 

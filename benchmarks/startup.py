@@ -1,4 +1,4 @@
-"""Claim: a dry run and the help text start quickly, against nothing but `import torch`.
+"""Claim: a dry run and the help text start quickly, compared with `import torch` alone.
 
 python benchmarks/startup.py [--repetitions 5]
 """
@@ -19,7 +19,7 @@ UGT = Path(sys.executable).parent / "ugt"
 
 
 def start(*command: object) -> None:
-    subprocess.run([str(word) for word in command], check=True, capture_output=True, cwd=ROOT)
+    subprocess.run([str(argument) for argument in command], check=True, capture_output=True, cwd=ROOT)
 
 
 def main() -> int:

@@ -1,8 +1,8 @@
-"""Claim: a batch of the Trainer, with callbacks, loggers and metrics, takes hardly longer than a bare PyTorch loop's.
+"""Claim: a batch takes hardly longer in the Trainer, with callbacks, loggers and metrics, than in a bare PyTorch loop.
 
 After each batch of the Trainer the bare loop trains one: the same model and loss, optimizer, clipping and microbatches,
-on batches of the same data set, loaded by the same loader. A second pair of a tiny model shows what the Trainer takes
-for itself whatever the size.
+on batches of the same data set, loaded by the same loader. The same comparison with a tiny model shows the Trainer's
+overhead, which does not depend on the size of the model.
 
     python benchmarks/step.py [--batches 30] [--rows 64] [--microbatch 32]
 """
@@ -41,7 +41,7 @@ SIZES = {
 
 
 class BareLoop(Callback):
-    """Trains a copy of the model after each batch of the Trainer; both are timed, from the loading of the batch on."""
+    """Trains a copy of the model after each batch of the Trainer; both are timed including the batch's loading."""
 
     def __init__(self, model: torch.nn.Module, config: Any):
         self.model = copy.deepcopy(model)
@@ -105,7 +105,7 @@ def measure(out: Path, size: list[str], arguments: argparse.Namespace) -> tuple[
     def timed(event: Event) -> Any:
         start = time.perf_counter()
         passes = run_event(event)
-        # The bare loop runs in the one of these, and clips gradients as the Trainer does in the other.
+        # The bare loop runs in the first of these; in the second the Trainer clips gradients, which the bare loop does, too.
         if event not in (Event.BEFORE_DATALOADER, Event.AFTER_TRAIN_BATCH):
             rival.events[-1] += time.perf_counter() - start
         return passes
@@ -138,8 +138,8 @@ def main() -> int:
             if parameters > 10_000_000:
                 claims.append(Claim(f"{what}: time", "a bare loop", ratio, 1.05, False, note))
             events = 1000 * statistics.median(rival.events)
-            limit = f"{events:.2f} ms are Composer's events, which pass through its engine to whatever listens to them."
-            claims.append(Claim(f"{what}: ms more", "a bare loop", more, 3.0, False, note, limit))
+            limit = f"Composer's events, which its engine passes to callbacks and algorithms, take {events:.2f} ms."
+            claims.append(Claim(f"{what}: additional ms", "a bare loop", more, 3.0, False, note, limit))
     return report(__file__, claims)
 
 

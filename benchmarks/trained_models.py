@@ -1,4 +1,4 @@
-"""What the benchmarks that train models share: this project's programs, on one core each, and tables of scores."""
+"""Shared by the benchmarks that train models: runs this project's programs on one core each, makes tables of scores."""
 
 import json
 import os
@@ -16,19 +16,19 @@ from ugt_composer.vocabulary import DEFAULT_CODEBOOK_SIZES
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 Scores = Mapping[str, float]
-ROOM = (
-    *DEFAULT_CODEBOOK_SIZES[:2],
-    65_536,
-)  # at most; the import takes what it needs, so each item has an L3 of its own
+# Upper bounds: the import uses as many codes as it needs, with a distinct L3 for each item.
+LARGEST_CODEBOOKS = (*DEFAULT_CODEBOOK_SIZES[:2], 65_536)
 
 
 def run(command: Sequence[object]) -> None:
-    """Runs a program on one core, its output on the terminal. Raises CalledProcessError where it fails."""
-    subprocess.run([str(word) for word in command], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT)
+    """Runs a program on one core, with its output on the terminal. Raises CalledProcessError if it fails."""
+    subprocess.run(
+        [str(argument) for argument in command], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT
+    )
 
 
 def import_once(out: Path, arguments: Sequence[object]) -> None:
-    """Interactions to `out`/data."""
+    """Imports interactions into `out`/data, unless it is done."""
     if not (out / "data/report.json").exists():
         run(
             [
@@ -36,7 +36,7 @@ def import_once(out: Path, arguments: Sequence[object]) -> None:
                 ROOT / "convert/interactions_to_jsonl.py",
                 *arguments,
                 "--codebook-sizes",
-                *ROOM,
+                *LARGEST_CODEBOOKS,
                 "--overwrite",
                 "--out",
                 out / "data",
@@ -49,12 +49,12 @@ def import_report(out: Path) -> dict[str, Any]:
 
 
 def codebook_override(out: Path) -> str:
-    """The model's codebooks in the sizes that the imported catalogue needs."""
+    """The override that sets the model's codebook sizes to those of the imported catalogue."""
     return f"model.codebook_sizes={import_report(out)['codebook_sizes']}"
 
 
 def convert_once(out: Path, part: str, options: Sequence[object]) -> None:
-    """`out`/data/PART.jsonl to `out`/mds/PART."""
+    """Converts `out`/data/PART.jsonl to `out`/mds/PART, unless it is done."""
     options = ["--codebook-sizes", *import_report(out)["codebook_sizes"], *options]
     if not (out / f"mds/{part}/index.json").exists():
         kind = "preference" if "preference" in part else "recommend"
@@ -63,12 +63,12 @@ def convert_once(out: Path, part: str, options: Sequence[object]) -> None:
 
 
 def cpu_precision() -> str:
-    """Half precision where a CPU multiplies faster in it."""
+    """Half precision if the CPU has instructions for it, which makes products faster."""
     return "amp_bf16" if cpu_multiplies_bf16() else "fp32"
 
 
 def train_stage(stage: int, folder: Path, overrides: Sequence[str]) -> None:
-    """The shipped YAML of a stage, then model.yaml and the stage's of a benchmark's folder."""
+    """Trains with the shipped YAML of a stage, then model.yaml and stage<N>.yaml of a benchmark's folder."""
     yamls = [ROOT / f"yamls/stage{stage}.yaml", folder / "model.yaml", folder / f"stage{stage}.yaml"]
     run([BIN / "composer", "-n", "1", ROOT / "train.py", *yamls, *overrides])
 
@@ -80,11 +80,11 @@ def write_results(text: str, folder: Path) -> None:
 
 
 def seeds_in_words(seeds: Sequence[int]) -> str:
-    return f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]} alone"
+    return f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"only seed {seeds[0]}"
 
 
 def table(names: Sequence[str], rows: Mapping[str, Sequence[Scores]]) -> list[str]:
-    """Markdown: of each row the means ± standard deviations over its runs."""
+    """A Markdown table with the means ± standard deviations over the runs of each row."""
     lines = ["| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
     for title, runs in rows.items():
         values = [[run[name] for run in runs if name in run] for name in names]

@@ -1,4 +1,4 @@
-"""What needs no training: popularity and item co-occurrence, ranked over all items.
+"""Baselines without training: popularity and item co-occurrence, ranked over all items.
 
 Shapes: U users, n items (1 to n; column 0 stays empty).
 """
@@ -10,24 +10,27 @@ from scipy import sparse
 
 HISTORY = 20
 KINDS = ("counts", "cosines")
-DECAY = 0.5  # of an item's say, for each item that came after it: of 1, .8, .5 and .2 best on validation, all items
+DECAY = 0.5  # of an item's weight per later item; best of 1, .8, .5 and .2 on validation with all items ranked
 
 
 def read_sequences(path: Path) -> list[list[int]]:
-    """The items of each user, oldest first, of lines `user item item …`."""
+    """The items of each user, oldest first, from lines `user item item …`."""
     return [[int(item) for item in line.split()[1:]] for line in path.read_text().splitlines()]
 
 
 def popularity_scores(sequences: list[list[int]], items: int) -> np.ndarray:
-    """How often each item was trained on, (n + 1,)."""
+    """The number of times that each item occurs in training, (n + 1,)."""
     return np.bincount(np.concatenate([sequence[:-2] for sequence in sequences]), minlength=items + 1).astype(float)
 
 
 def cooccurrence_scores(
     sequences: list[list[int]], items: int, histories: list[list[int]], kind: str
 ) -> sparse.csr_matrix:
-    """Σ over the history of decay^age · (how many training users have both items among their last HISTORY, or the
-    cosine of the two items' sets of such users), (U, n + 1)."""
+    """Σ over the history of DECAY^age · co-occurrence of the two items, (U, n + 1).
+
+    The co-occurrence is the number of training users who have both items among their last HISTORY items, or the cosine
+    of the two items' sets of such users.
+    """
     users = _matrix([sequence[:-2] for sequence in sequences], items, decay=1.0)
     users.data[:] = 1.0
     counts = (users.T @ users).tolil()
@@ -40,26 +43,26 @@ def cooccurrence_scores(
 
 
 def _matrix(histories: list[list[int]], items: int, decay: float) -> sparse.csr_matrix:
-    cut = [history[-HISTORY:] for history in histories]
-    rows = np.repeat(np.arange(len(cut)), [len(history) for history in cut])
-    values = np.concatenate([decay ** np.arange(len(history) - 1, -1, -1) for history in cut])
-    return sparse.csr_matrix((values, (rows, np.concatenate(cut))), shape=(len(cut), items + 1))
+    recent = [history[-HISTORY:] for history in histories]
+    rows = np.repeat(np.arange(len(recent)), [len(history) for history in recent])
+    values = np.concatenate([decay ** np.arange(len(history) - 1, -1, -1) for history in recent])
+    return sparse.csr_matrix((values, (rows, np.concatenate(recent))), shape=(len(recent), items + 1))
 
 
 def ranks_of(
     scores: np.ndarray | sparse.csr_matrix, histories: list[list[int]], targets: np.ndarray, exclude_seen: bool
 ) -> np.ndarray:
-    """How many items come before each target; of equal scores the item with the smaller number."""
-    found = []
+    """How many items rank above each target. Of items with equal scores, the one with the smaller number is first."""
+    ranks = []
     for start in range(0, len(targets), 1000):
         rows = slice(start, start + 1000)
-        wanted = targets[rows, None]
-        block = scores[rows].toarray() if sparse.issparse(scores) else np.tile(scores, (len(wanted), 1))
+        row_targets = targets[rows, None]
+        block = scores[rows].toarray() if sparse.issparse(scores) else np.tile(scores, (len(row_targets), 1))
         block[:, 0] = -1
         if exclude_seen:
             for row, history in zip(block, histories[rows], strict=True):
                 row[history[-HISTORY:]] = -1
-        own = np.take_along_axis(block, wanted, axis=1)
-        before = (block > own) | ((block == own) & (np.arange(block.shape[1]) < wanted))
-        found.append(before.sum(axis=1))
-    return np.concatenate(found)
+        target_scores = np.take_along_axis(block, row_targets, axis=1)
+        ties = (block == target_scores) & (np.arange(block.shape[1]) < row_targets)
+        ranks.append(((block > target_scores) | ties).sum(axis=1))
+    return np.concatenate(ranks)

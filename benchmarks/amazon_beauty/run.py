@@ -1,13 +1,13 @@
-"""Amazon Beauty (2014, 5-core), leave one out, ranked against all of its 12,101 items: UGT and its rivals.
+"""Amazon Beauty (2014, 5-core), leave-one-out, ranked against all 12,101 items: UGT and baselines.
 
     python benchmarks/amazon_beauty/run.py [--data DIR] [--out DIR] [--seeds 1 2 3] [--rival-seeds 1 2 3] [--jobs 2]
 
-Imports `sequences.txt` and `items.tsv` of --data with convert/interactions_to_jsonl.py and trains stage 2 from the item
-vectors with the `composer` command for each seed: its loss holds that of stage 1, and with an epoch of stage 1 before
-it, it was worse on the validation items. Chooses the weight of the user-item score on the first seed's validation
-items, evaluates the test items once for each seed, does the same with the rivals and writes RESULTS.md beside this
-file; for another --data of the same form into --out. What is done already in --out is not done again. Same-day
-interactions stay in the order of the file.
+Imports `sequences.txt` and `items.tsv` of --data with convert/interactions_to_jsonl.py. For each seed, trains stage 2
+with the `composer` command from the item vectors, without stage 1: its loss includes that of stage 1, and an epoch of
+stage 1 before it made the validation metrics worse. Chooses the weight of the user-item score on the first seed's
+validation items, evaluates the test items once per seed, evaluates the baselines likewise and writes RESULTS.md beside
+this file, or into --out for another data set in --data with the same format. Steps whose results are already in --out
+are skipped. Same-day interactions keep the order of the file.
 """
 
 import argparse
@@ -58,11 +58,13 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data/amazon_beauty")
     parser.add_argument("--out", type=Path, default=Path("beauty-run"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--rival-seeds", type=int, nargs="+", help="SASRec's; default: those of --seeds")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at once, on one core each")
+    parser.add_argument("--rival-seeds", type=int, nargs="+", help="seeds of SASRec (default: those of --seeds)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="parallel trainings, on one core each")
     arguments = parser.parse_args()
     if not (arguments.data / "sequences.txt").exists():
-        print(f"error: {arguments.data} has no sequences.txt; name the folder by --data", file=sys.stderr)
+        print(
+            f"error: {arguments.data} has no sequences.txt; set --data to the folder that contains it", file=sys.stderr
+        )
         return 2
     data, out = arguments.data.resolve(), arguments.out.resolve()
     rival_seeds = arguments.rival_seeds or arguments.seeds
@@ -72,9 +74,9 @@ def main() -> int:
         trainings = pool.map(lambda seed: train(out, seed), arguments.seeds)
         networks = pool.map(lambda seed: trained_sasrec(data, out, seed), rival_seeds)
         minutes = list(trainings)
-        found = evaluate_ours(out, arguments.seeds, pool) | evaluate_rivals(data, list(networks))
+        scores = evaluate_ours(out, arguments.seeds, pool) | evaluate_rivals(data, list(networks))
     write_results(
-        results(data, out, found, minutes, arguments.seeds, rival_seeds), FOLDER if is_published(data) else out
+        results(data, out, scores, minutes, arguments.seeds, rival_seeds), FOLDER if is_published(data) else out
     )
     return 0
 
@@ -87,7 +89,7 @@ def prepare(data: Path, out: Path) -> None:
 
 
 def train(out: Path, seed: int) -> float:
-    """Stage 2, from the item vectors. Returns the minutes that it took, over all starts."""
+    """Trains stage 2 from the item vectors. Returns the duration in minutes."""
     clock = out / f"seed{seed}/minutes.json"
     if clock.exists():
         return json.loads(clock.read_text())
@@ -110,8 +112,8 @@ def train(out: Path, seed: int) -> float:
 
 
 def evaluate_ours(out: Path, seeds: list[int], pool: ThreadPoolExecutor) -> dict[str, list[Scores]]:
-    """By mode: a row of test scores for each seed, at the weight that is best on the first seed's validation items."""
-    found = {}
+    """Test scores per seed for each mode, with the weight that is best on the first seed's validation items."""
+    results_by_name = {}
     for mode, option in MODES.items():
         scores = pool.map(lambda weight: evaluate(out, seeds[0], "validation", weight, option), WEIGHTS)  # noqa: B023
         ndcg = {weight: score["ndcg@10"] for weight, score in zip(WEIGHTS, scores, strict=True)}
@@ -119,8 +121,8 @@ def evaluate_ours(out: Path, seeds: list[int], pool: ThreadPoolExecutor) -> dict
         print(f"{mode}: ndcg@10 on validation by weight: {ndcg}")
         for name, weight in (("generated score alone", 0.0), (f"with {best:g} × the user-item score", best)):
             tests = pool.map(lambda seed: evaluate(out, seed, "test", weight, option), seeds)  # noqa: B023
-            found[f"UGT, {name}; {mode}"] = list(tests)
-    return found
+            results_by_name[f"UGT, {name}; {mode}"] = list(tests)
+    return results_by_name
 
 
 def evaluate(out: Path, seed: int, part: str, weight: float, option: str) -> Scores:
@@ -143,18 +145,18 @@ def evaluate_rivals(data: Path, networks: list[sasrec.SASRec]) -> dict[str, list
     items = max(map(max, sequences))
     histories, targets = [s[:-1] for s in sequences], np.array([s[-1] for s in sequences])
     cooccurrence = {kind: rivals.cooccurrence_scores(sequences, items, histories, kind) for kind in rivals.KINDS}
-    found = {}
+    results_by_name = {}
     for mode in MODES:
         exclude = mode != "all items"
         popularity = rivals.popularity_scores(sequences, items)
-        found[f"popularity; {mode}"] = [scores_of(rivals.ranks_of(popularity, histories, targets, exclude))]
+        results_by_name[f"popularity; {mode}"] = [scores_of(rivals.ranks_of(popularity, histories, targets, exclude))]
         for kind, scores in cooccurrence.items():
             name = f"item co-occurrence, {kind}; {mode}"
-            found[name] = [scores_of(rivals.ranks_of(scores, histories, targets, exclude))]
-        found[f"SASRec, full softmax; {mode}"] = [
+            results_by_name[name] = [scores_of(rivals.ranks_of(scores, histories, targets, exclude))]
+        results_by_name[f"SASRec, full softmax; {mode}"] = [
             scores_of(sasrec.ranks(network, histories, targets, exclude)) for network in networks
         ]
-    return found
+    return results_by_name
 
 
 def trained_sasrec(data: Path, out: Path, seed: int) -> sasrec.SASRec:
@@ -176,7 +178,7 @@ def scores_of(ranks: np.ndarray) -> Scores:
 def results(
     data: Path,
     out: Path,
-    found: dict[str, list[Scores]],
+    scores: dict[str, list[Scores]],
     minutes: list[float],
     seeds: list[int],
     rival_seeds: list[int],
@@ -185,15 +187,15 @@ def results(
     users, items = report["users"], report["quality"]["items"]
     rival = "" if rival_seeds == seeds else f" (of SASRec over {seeds_in_words(rival_seeds)})"
     lines = [
-        f"# {data.name}: leave one out, {users:,} users, all {items:,} items ranked",
+        f"# {data.name}: leave-one-out, {users:,} users, all {items:,} items ranked",
         "",
         "Written by `python benchmarks/amazon_beauty/run.py`. Each row is the mean over "
-        f"{seeds_in_words(seeds)}{rival}, ± their standard deviation, on the test items; rows without ± have no seed. "
-        "Same-day interactions stay in the order of the file. All choices were made on the validation items.",
+        f"{seeds_in_words(seeds)}{rival}, ± their standard deviation, on the test items; rows without ± involve no seed. "
+        "Same-day interactions keep the order of the file. All choices were made on the validation items.",
         "",
-        f"UGT trains {np.mean(minutes):.0f} minutes a seed on one core, in {cpu_precision()} ({machine()}).",
+        f"Training UGT takes {np.mean(minutes):.0f} minutes per seed on one core, in {cpu_precision()} ({machine()}).",
         "",
-        *table(NAMES, found | (PUBLISHED if is_published(data) else {})),
+        *table(NAMES, scores | (PUBLISHED if is_published(data) else {})),
     ]
     return "\n".join(lines) + "\n"
 

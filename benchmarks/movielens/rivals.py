@@ -1,4 +1,4 @@
-"""What two numbers a film, told by the people that are trained on, say of the pairs of those held out."""
+"""Baselines that order the held-out users' pairs by one number per film, computed from the training users."""
 
 import json
 from collections.abc import Mapping
@@ -10,16 +10,16 @@ import polars as pl
 from ugt_composer.catalogue.catalogue import Catalogue
 
 LIKED = 4.0
-PRIOR = 2  # ratings of the overall mean that each film is given beside its own
+PRIOR = 2  # ratings with the overall mean that are added to each film's own ratings
 
 
 def pair_accuracies(ratings: Path, columns: Mapping[str, str], catalogue: Path, pairs: Path) -> dict[str, float]:
-    """By rival: the share of pairs (chosen, rejected) that it orders as the user did; equal scores count half.
+    """For each baseline, the fraction of pairs (chosen, rejected) that it orders as the user did; ties count half.
 
     Args:
-        ratings: a CSV file; rows that are no ratings are left out.
-        columns: its columns of "user", "item" and "rating".
-        pairs: preference rows of users none of whose ratings is looked at.
+        ratings: a CSV file; rows without a valid rating are skipped.
+        columns: the names of its columns for "user", "item" and "rating".
+        pairs: preference rows of held-out users, whose ratings are excluded.
     """
     names = {item.triple: item.item_id for item in Catalogue.load(catalogue).items}
     rows = [json.loads(line) for line in pairs.read_text("utf-8").splitlines()]
@@ -35,13 +35,13 @@ def pair_accuracies(ratings: Path, columns: Mapping[str, str], catalogue: Path, 
     likes, means = (dict(films.select("item", column).iter_rows()) for column in ("likes", "mean"))
 
     def accuracy(score: dict[str, float], unknown: float) -> float:
-        found = []
+        correct = []
         for row in rows:
             chosen, *rejected = (
                 score.get(names[item["l1_id"], item["l2_id"], item["l3_id"]], unknown)
                 for item in (row["chosen_item"], *row["rejected_items"])
             )
-            found += [(chosen > other) + 0.5 * (chosen == other) for other in rejected]
-        return float(np.mean(found))
+            correct += [(chosen > other) + 0.5 * (chosen == other) for other in rejected]
+        return float(np.mean(correct))
 
-    return {"how many like a film": accuracy(likes, 0), "a film's mean rating": accuracy(means, mean)}
+    return {"number of users who like a film": accuracy(likes, 0), "a film's mean rating": accuracy(means, mean)}

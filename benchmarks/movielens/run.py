@@ -1,12 +1,12 @@
-"""MovieLens (ml-latest-small): what preference alignment does to preferences and to ranking.
+"""MovieLens (ml-latest-small): the effect of preference alignment on preferences and on ranking.
 
     python benchmarks/movielens/run.py [--data DIR] [--out DIR] [--seeds 1 2 3] [--jobs 2]
 
-Imports ratings.csv and movies.csv of --data, holds all ratings of 15 % of the users out, trains stages 1 and 2 on what
-was rated 4 or more and stage 3 on pairs of what was rated 4 or more against 2 or less, with each of three preference
-losses. Measured on people and items that nothing was trained on: the pairs of the users held out, and the next items of
-all users. Writes RESULTS.md beside this file; for another --data of the same form into --out. What is done already in
---out is not done again.
+Imports ratings.csv and movies.csv of --data and holds out all ratings of 15 % of the users. Trains stages 1 and 2 on
+films rated 4 or more, and stage 3 on pairs of a film rated 4 or more and one rated 2 or less, with each of three
+preference losses. Evaluates on data not used in training: the pairs of the held-out users, and the next items of all
+users. Writes RESULTS.md beside this file, or into --out for another data set in --data with the same format. Steps whose
+results are already in --out are skipped.
 """
 
 import argparse
@@ -50,10 +50,10 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data" / DATA)
     parser.add_argument("--out", type=Path, default=Path("movielens-run"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at once, on one core each")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="parallel trainings, on one core each")
     arguments = parser.parse_args()
     if not (arguments.data / "ratings.csv").exists():
-        print(f"error: {arguments.data} has no ratings.csv; name the folder by --data", file=sys.stderr)
+        print(f"error: {arguments.data} has no ratings.csv; set --data to the folder that contains it", file=sys.stderr)
         return 2
     data, out = arguments.data.resolve(), arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -61,15 +61,15 @@ def main() -> int:
     with ThreadPoolExecutor(arguments.jobs) as pool:
         before = list(pool.map(lambda seed: train_before(out, seed), arguments.seeds))
         after = {loss: [pool.submit(align, out, loss, seed) for seed in arguments.seeds] for loss in LOSSES}
-    found = {"before stage 3": before} | {loss: [one.result() for one in runs] for loss, runs in after.items()}
+    scores = {"before stage 3": before} | {loss: [one.result() for one in runs] for loss, runs in after.items()}
     accuracies = pair_accuracies(
         data / "ratings.csv",
         import_report(out)["columns"],
         out / "data/catalogue.jsonl",
         out / "data/validation_preference.jsonl",
     )
-    found |= {name: [{NAMES[0]: accuracy}] for name, accuracy in accuracies.items()}
-    write_results(results(data.name, arguments.seeds, found), FOLDER if data.name == DATA else out)
+    scores |= {name: [{NAMES[0]: accuracy}] for name, accuracy in accuracies.items()}
+    write_results(results(data.name, arguments.seeds, scores), FOLDER if data.name == DATA else out)
     return 0
 
 
@@ -83,7 +83,7 @@ def prepare(data: Path, out: Path) -> None:
 
 
 def train_before(out: Path, seed: int) -> Scores:
-    """Stages 1 and 2, and what the model scores then."""
+    """Trains stages 1 and 2, and evaluates the model before stage 3."""
     folder = out / f"seed{seed}"
     train(out, seed, 1, folder / "stage1", [], None)
     train(out, seed, 2, folder / "stage2", [], folder / "stage1/best")
@@ -91,7 +91,7 @@ def train_before(out: Path, seed: int) -> Scores:
 
 
 def align(out: Path, loss: str, seed: int) -> Scores:
-    """Stage 3 with one of its losses."""
+    """Trains stage 3 with one of its losses, and evaluates the model."""
     reference = out / f"seed{seed}/stage2/best"
     folder = out / f"seed{seed}/stage3-{loss.split()[0].strip(',').lower()}"
     train(out, seed, 3, folder, [*LOSSES[loss], f"loss.reference_from={reference}"], reference)
@@ -101,9 +101,11 @@ def align(out: Path, loss: str, seed: int) -> Scores:
 def train(out: Path, seed: int, stage: int, folder: Path, options: list[str], before: Path | None) -> None:
     mds = out / "mds"
     if stage == 3:
-        both = f"[{{local: {mds / 'train_preference'}, proportion: 0.5}},{{local: {mds / 'train'}, proportion: 0.5}}]"
+        streams = (
+            f"[{{local: {mds / 'train_preference'}, proportion: 0.5}},{{local: {mds / 'train'}, proportion: 0.5}}]"
+        )
         held_out = f"[{{local: {mds / 'validation'}}},{{local: {mds / 'validation_preference'}}}]"
-        options = [*options, f"data.train.streams={both}", f"data.eval.streams={held_out}"]
+        options = [*options, f"data.train.streams={streams}", f"data.eval.streams={held_out}"]
     else:
         options = [*options, f"data.train.local={mds / 'train'}", f"data.eval.local={mds / 'validation'}"]
     options += [f"seed={seed}", f"save_folder={folder}", f"data.catalogue={out / 'data/catalogue.jsonl'}"]
@@ -114,17 +116,17 @@ def train(out: Path, seed: int, stage: int, folder: Path, options: list[str], be
 def evaluate(out: Path, checkpoint: Path, reference: Path) -> Scores:
     report = checkpoint.parent / "held-out.json"
     if not report.exists():
-        data = [word for part in ("test", "validation_preference") for word in ("--data", out / f"mds/{part}")]
-        where = ["--checkpoint", checkpoint, "--reference", reference, *data, "--json", report]
-        run([BIN / "ugt", "evaluate", *where, "--exclude-seen"])
+        data = [option for part in ("test", "validation_preference") for option in ("--data", out / f"mds/{part}")]
+        inputs = ["--checkpoint", checkpoint, "--reference", reference, *data, "--json", report]
+        run([BIN / "ugt", "evaluate", *inputs, "--exclude-seen"])
     return json.loads(report.read_text())["metrics"]
 
 
-def results(data: str, seeds: list[int], found: dict[str, list[Scores]]) -> str:
-    before = found["before stage 3"]
+def results(data: str, seeds: list[int], scores: dict[str, list[Scores]]) -> str:
+    before = scores["before stage 3"]
     changes = {
         f"change by {loss}": [
-            {name: new[name] - old[name] for name in NAMES} for new, old in zip(found[loss], before, strict=True)
+            {name: new[name] - old[name] for name in NAMES} for new, old in zip(scores[loss], before, strict=True)
         ]
         for loss in LOSSES
     }
@@ -132,11 +134,11 @@ def results(data: str, seeds: list[int], found: dict[str, list[Scores]]) -> str:
         f"# {data}: preference alignment",
         "",
         f"Written by `python benchmarks/movielens/run.py`: the mean over {seeds_in_words(seeds)}, ± their standard "
-        "deviation. Pairs are those of users of whom nothing was trained; ranking is by the next item of all users, "
-        "among all films that they have not liked before. Two rows need no training: they order pairs by one number a "
-        "film, told by the people that are trained on.",
+        "deviation. Pairs are those of users excluded from training; ranking metrics are for the next item of all users, "
+        "among all films that they have not liked before. Two rows are baselines without a model: they order pairs by "
+        "one number per film, computed from the training users.",
         "",
-        *table(NAMES, found | changes),
+        *table(NAMES, scores | changes),
     ]
     return "\n".join(lines) + "\n"
 
