@@ -1,12 +1,12 @@
-"""What a training step, a recommendation and a kernel take on one GPU, section by section.
+"""Measures training steps, recommendation and kernels on one GPU, section by section.
 
-Each part of a section is a process of its own with a time limit: a hang, an out-of-memory error or a missing package
-costs that part alone, and a row says why. Results are written as they come, each section in the place of what an
-earlier run wrote: the file is worth reading whenever the run ends.
+Each part of a section runs in a separate process with a time limit: a hang, an out-of-memory error or a missing package
+fails only this part, and a row of the results shows why. Results are written as soon as they are measured, and each
+section replaces that of an earlier run. So the file is usable whenever the run ends.
 
     python benchmarks/gpu.py [--only SECTION …] [--skip SECTION …] [--limit SECONDS] [--out FILE] [--small]
 
-Exit status: 0; 1 where a part did not finish; 2 where there is no GPU.
+Exit status: 0 done; 1 a part did not finish; 2 there is no GPU.
 """
 
 import argparse
@@ -34,16 +34,16 @@ from benchmarks.on_gpu.report import Report, Results  # noqa: E402
 
 RESULTS = Path(__file__).with_name("RESULTS-gpu.md")
 LIMIT = 600
-PATIENCE = 20  # times the limit of a part that is only tried, on whatever machine
+PATIENCE = 20  # factor for the time limits with --small, which may run on any machine
 
 
 @dataclass(frozen=True)
 class Part:
     """
     Attributes:
-        section: module of benchmarks/on_gpu, and heading of the results.
-        variant: what of the section; one process cannot measure it all, or should not.
-        limit: seconds.
+        section: module in benchmarks/on_gpu, and heading in the results.
+        variant: part of the section that one process measures.
+        limit: time limit in seconds.
     """
 
     section: str
@@ -51,7 +51,7 @@ class Part:
     limit: int
 
 
-# In the order of what is worth the minutes. A part takes about half of its limit.
+# The most important parts first. A part takes about half of its limit.
 PARTS = (
     Part("stages", "eager", 150),
     Part("waits", "", 80),
@@ -60,7 +60,7 @@ PARTS = (
     Part("t5", "", 110),
     Part("strategies", "ddp", 40),
     Part("strategies", "fsdp", 40),
-    Part("strategies", "deepspeed 1", 60),  # DeepSpeed compiles small extensions when its engine starts
+    Part("strategies", "deepspeed 1", 60),  # DeepSpeed compiles extensions when its engine starts
     Part("strategies", "deepspeed 2", 60),
     Part("strategies", "deepspeed 3", 60),
     Part("stages", "compiled", 170),
@@ -72,28 +72,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION", help=str(SECTIONS))
     parser.add_argument("--skip", nargs="+", choices=SECTIONS, default=(), metavar="SECTION")
-    parser.add_argument("--limit", type=int, default=LIMIT, metavar="SECONDS", help="for all sections together")
+    parser.add_argument(
+        "--limit", type=int, default=LIMIT, metavar="SECONDS", help="time limit for all sections together"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE")
-    parser.add_argument("--small", action="store_true", help="tiny sizes, to try the script; the numbers mean nothing")
+    parser.add_argument(
+        "--small", action="store_true", help="tiny sizes, to test the script; the numbers are meaningless"
+    )
     parser.add_argument("--part", nargs=2, metavar=("SECTION", "VARIANT"), help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
-    if given.part:
-        return measure_part(*given.part, small=given.small)
+    options = parser.parse_args(arguments)
+    if options.part:
+        return measure_part(*options.part, small=options.small)
     if not torch.cuda.is_available():
-        print(f"benchmarks/gpu.py: PyTorch {torch.__version__} finds no CUDA GPU; one is needed.", file=sys.stderr)
+        print(
+            f"benchmarks/gpu.py: PyTorch {torch.__version__} finds no CUDA GPU; this benchmark needs one.",
+            file=sys.stderr,
+        )
         return 2
-    deadline = time.monotonic() + given.limit
-    parts = [part for part in PARTS if part.section in given.only and part.section not in given.skip]
-    results = Results(given.out)
+    deadline = time.monotonic() + options.limit
+    parts = [part for part in PARTS if part.section in options.only and part.section not in options.skip]
+    results = Results(options.out)
     for section in dict.fromkeys(part.section for part in parts):
         results.clear(section)
-    finished = [run_part(part, deadline, results, given.small) for part in parts]
-    print(f"{sum(finished)} of {len(parts)} parts finished: {given.out}")
+    finished = [run_part(part, deadline, results, options.small) for part in parts]
+    print(f"{sum(finished)} of {len(parts)} parts finished: {options.out}")
     return int(not all(finished))
 
 
 def measure_part(section: str, variant: str, small: bool) -> int:
-    """In a part's own process: stdout carries its results, what libraries print goes to stderr."""
+    """Runs in the process of a part: its results go to stdout, all that libraries print to stderr."""
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     report = Report(channel)
@@ -102,11 +109,11 @@ def measure_part(section: str, variant: str, small: bool) -> int:
     module.measure(report, variant, small)
     channel.flush()
     sys.stderr.flush()
-    os._exit(0)  # process groups and engines need not be taken down
+    os._exit(0)  # skips the teardown of process groups and engines
 
 
 def run_part(part: Part, deadline: float, results: Results, small: bool) -> bool:
-    """Runs a part, hands on its results, and ends it at its limit. Whether it finished."""
+    """Runs a part, passes on its results, and kills it at its time limit. Returns whether it finished."""
     name = " ".join(filter(None, (part.section, part.variant)))
     limit = min(part.limit * (PATIENCE if small else 1), deadline - time.monotonic())
     if limit <= 0:
@@ -126,7 +133,7 @@ def run_part(part: Part, deadline: float, results: Results, small: bool) -> bool
             start_new_session=True,
         )
         assert process.stdout is not None
-        doing = receive(process, process.stdout, part.section, started + limit, results)
+        last_step = receive(process, process.stdout, part.section, started + limit, results)
         status = process.poll()
         end_group(process)
         seconds = time.monotonic() - started
@@ -136,21 +143,21 @@ def run_part(part: Part, deadline: float, results: Results, small: bool) -> bool
         log.seek(0)
         lines = [line.rstrip() for line in log if line.strip()]
     print("\n".join(lines[-20:]), file=sys.stderr, flush=True)
-    why = f"ended at its limit of {limit:.0f} s" if status is None else f"exit status {status}"
+    reason = f"ended at its limit of {limit:.0f} s" if status is None else f"exit status {status}"
     if status is not None and lines:
-        why += f", {lines[-1][:300]}"
-    results.failed(part.section, name, f"{why}{f'; it was at: {doing}' if doing else ''}")
+        reason += f", {lines[-1][:300]}"
+    results.failed(part.section, name, f"{reason}{f'; last step: {last_step}' if last_step else ''}")
     return False
 
 
 def receive(process: subprocess.Popen, stream: IO[str], section: str, deadline: float, results: Results) -> str:
-    """Hands on what a part reports until it ends or the deadline is reached. Returns what it was doing last."""
-    doing, pending = "", b""
+    """Passes on what a part reports until it ends or the deadline is reached. Returns its last step."""
+    last_step, pending = "", b""
     os.set_blocking(stream.fileno(), False)
     with selectors.DefaultSelector() as selector:
         selector.register(stream, selectors.EVENT_READ)
         while (remaining := deadline - time.monotonic()) > 0:
-            ended = process.poll() is not None  # asked first, so that nothing that was written before is missed
+            ended = process.poll() is not None  # checked before reading, so that all output written before is read
             chunk: bytes | None = b""
             if selector.select(0 if ended else min(remaining, 0.5)):
                 chunk = os.read(stream.fileno(), 1 << 16)
@@ -158,17 +165,17 @@ def receive(process: subprocess.Popen, stream: IO[str], section: str, deadline: 
             *lines, pending = pending.split(b"\n")
             for line in lines:
                 event: dict[str, Any] = json.loads(line)
-                doing = event.get("doing", doing)
+                last_step = event.get("doing", last_step)
                 results.take(section, event)
             if ended and not chunk:
                 break
             if not chunk and not ended:
-                time.sleep(0.05)  # at the end of the file, before the process is gone
-    return doing
+                time.sleep(0.05)  # end of the output, but the process is still running
+    return last_step
 
 
 def end_group(process: subprocess.Popen) -> None:
-    """Ends a part with the compilers it has started."""
+    """Kills a part together with the compilers that it has started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

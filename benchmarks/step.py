@@ -105,7 +105,7 @@ def measure(out: Path, size: list[str], arguments: argparse.Namespace) -> tuple[
     def timed(event: Event) -> Any:
         start = time.perf_counter()
         passes = run_event(event)
-        # The bare loop runs in the first of these; in the second the Trainer clips gradients, which the bare loop does, too.
+        # The bare loop runs in the first of these; in the second the Trainer clips gradients, like the bare loop.
         if event not in (Event.BEFORE_DATALOADER, Event.AFTER_TRAIN_BATCH):
             rival.events[-1] += time.perf_counter() - start
         return passes

@@ -190,8 +190,8 @@ def results(
         f"# {data.name}: leave-one-out, {users:,} users, all {items:,} items ranked",
         "",
         "Written by `python benchmarks/amazon_beauty/run.py`. Each row is the mean over "
-        f"{seeds_in_words(seeds)}{rival}, ± their standard deviation, on the test items; rows without ± involve no seed. "
-        "Same-day interactions keep the order of the file. All choices were made on the validation items.",
+        f"{seeds_in_words(seeds)}{rival}, ± their standard deviation, on the test items; rows without ± involve no "
+        "seed. Same-day interactions keep the order of the file. All choices were made on the validation items.",
         "",
         f"Training UGT takes {np.mean(minutes):.0f} minutes per seed on one core, in {cpu_precision()} ({machine()}).",
         "",

@@ -5,8 +5,8 @@
 Imports ratings.csv and movies.csv of --data and holds out all ratings of 15 % of the users. Trains stages 1 and 2 on
 films rated 4 or more, and stage 3 on pairs of a film rated 4 or more and one rated 2 or less, with each of three
 preference losses. Evaluates on data not used in training: the pairs of the held-out users, and the next items of all
-users. Writes RESULTS.md beside this file, or into --out for another data set in --data with the same format. Steps whose
-results are already in --out are skipped.
+users. Writes RESULTS.md beside this file, or into --out for another data set in --data with the same format. Steps
+whose results are already in --out are skipped.
 """
 
 import argparse
@@ -116,7 +116,7 @@ def train(out: Path, seed: int, stage: int, folder: Path, options: list[str], be
 def evaluate(out: Path, checkpoint: Path, reference: Path) -> Scores:
     report = checkpoint.parent / "held-out.json"
     if not report.exists():
-        data = [option for part in ("test", "validation_preference") for option in ("--data", out / f"mds/{part}")]
+        data = [word for part in ("test", "validation_preference") for word in ("--data", out / f"mds/{part}")]
         inputs = ["--checkpoint", checkpoint, "--reference", reference, *data, "--json", report]
         run([BIN / "ugt", "evaluate", *inputs, "--exclude-seen"])
     return json.loads(report.read_text())["metrics"]
@@ -134,9 +134,9 @@ def results(data: str, seeds: list[int], scores: dict[str, list[Scores]]) -> str
         f"# {data}: preference alignment",
         "",
         f"Written by `python benchmarks/movielens/run.py`: the mean over {seeds_in_words(seeds)}, ± their standard "
-        "deviation. Pairs are those of users excluded from training; ranking metrics are for the next item of all users, "
-        "among all films that they have not liked before. Two rows are baselines without a model: they order pairs by "
-        "one number per film, computed from the training users.",
+        "deviation. Pairs are those of users excluded from training; ranking metrics are for the next item of all "
+        "users, among all films that they have not liked before. Two rows are baselines without a model: they order "
+        "pairs by one number per film, computed from the training users.",
         "",
         *table(NAMES, scores | changes),
     ]

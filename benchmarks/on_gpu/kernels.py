@@ -1,4 +1,4 @@
-"""The model's layers one by one beside PyTorch's own of the same size, and the kernels of a step."""
+"""The model's layers one by one, compared with PyTorch's layers of the same size, and the kernels of a step."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,7 +31,7 @@ from ugt_composer.model.norm import GroupLayerNorm
 from ugt_composer.model.pointwise_product import pointwise_product
 
 ROWS, SMALL_ROWS = 64, 4
-DECODER_ROWS = 512  # of a shipped microbatch
+DECODER_ROWS = 512  # rows of a shipped microbatch
 PROFILED_ROWS = 256
 TOP = 12
 
@@ -42,9 +42,9 @@ def measure(report: Report, variant: str, small: bool) -> None:
     report.table(
         "layers",
         f"Forward and backward in bf16 autocast, dropout off, {rows} rows of {history} tokens, width {model.d_model}, "
-        f"{model.n_heads} heads; the decoder's layers of {TARGET} tokens. TFLOP are the model's: three forward passes. "
-        "GB are the least that can move: inputs, outputs, parameters, and the gradients of each, once; GB/s next to "
-        "the card's memory rate says how far a layer is from moving no more than that.",
+        f"{model.n_heads} heads; the decoder's layers have {TARGET} tokens per row. TFLOP are model operations: those "
+        "of three forward passes. GB is the minimum of memory traffic: inputs, outputs, parameters and the gradients of "
+        "each, once. GB/s compared with the card's memory bandwidth shows how far a layer is from this minimum.",
         ("what", "ms", "TFLOP/s", "GB at least", "GB/s", "peak GiB"),
     )
     for what, make in layers(model, rows, DECODER_ROWS if not small else rows, history).items():
@@ -53,7 +53,7 @@ def measure(report: Report, variant: str, small: bool) -> None:
 
 
 def layers(model: ModelConfig, rows: int, decoder_rows: int, history: int) -> dict[str, Callable[[], tuple]]:
-    """Name → a function that makes (parameters' owner or None, forward, differentiable inputs)."""
+    """Name → a function that makes (module with the parameters or None, forward, differentiable inputs)."""
     d, heads, width = model.d_model, model.n_heads, model.d_ff
 
     def vectors(*shape: int) -> Tensor:
@@ -144,7 +144,7 @@ def profile_step(report: Report, small: bool) -> None:
     report.table(
         "kernels of a step",
         f"torch.profiler over one step of stage 1, two microbatches of {microbatch} rows, no activation checkpointing, "
-        f"after two that do not count: the {TOP} CUDA kernels with the largest total time.",
+        f"after two warm-up steps: the {TOP} CUDA kernels with the largest total time.",
         ("what", "ms in kernels", "kernels"),
     )
     report.attempt("a step of stage 1", lambda: profiled(report, microbatch, small))
@@ -166,13 +166,13 @@ def profiled(report: Report, microbatch: int, small: bool) -> Sequence[object]:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         stage.step(batch)
         torch.cuda.synchronize()
-    on_device = [one for one in profiler.key_averages() if one.device_type == torch.autograd.DeviceType.CUDA]
-    on_device.sort(key=lambda one: one.self_device_time_total, reverse=True)
-    total = sum(one.self_device_time_total for one in on_device)
+    kernels = [event for event in profiler.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA]
+    kernels.sort(key=lambda kernel: kernel.self_device_time_total, reverse=True)
+    total = sum(kernel.self_device_time_total for kernel in kernels)
     lines = [
-        f"{one.self_device_time_total / 1000:9.2f} ms {one.self_device_time_total / max(total, 1):6.1%} "
-        f"{one.count:6d} × {one.key[:110]}"
-        for one in on_device[:TOP]
+        f"{kernel.self_device_time_total / 1000:9.2f} ms {kernel.self_device_time_total / max(total, 1):6.1%} "
+        f"{kernel.count:6d} × {kernel.key[:110]}"
+        for kernel in kernels[:TOP]
     ]
-    report.text(*(lines or ["The profiler saw no kernel."]))
-    return f"{total / 1000:.1f}", sum(one.count for one in on_device)
+    report.text(*(lines or ["The profiler recorded no kernel."]))
+    return f"{total / 1000:.1f}", sum(kernel.count for kernel in kernels)

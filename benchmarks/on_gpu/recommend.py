@@ -32,9 +32,9 @@ def measure(report: Report, variant: str, small: bool) -> None:
     report.table(
         "",
         f"The default model with random weights; histories of {HISTORY} tokens, the best {beams} of {items:,} random "
-        f"items, {beams} beams; what the history holds is not excluded. The batch lies on the device. Peak memory is "
-        "above weights and catalogue.",
-        ("what", "ms", "rows/s", "ms of it encoding and BOS", "peak GiB"),
+        f"items, {beams} beams; items of the history are not excluded. The batch is on the device. Peak memory is "
+        "in addition to weights and catalogue.",
+        ("what", "ms", "rows/s", "ms of these for encoder and BOS step", "peak GiB"),
     )
     history = SMALL_HISTORY if small else HISTORY
     for softmax in ("codebook", "catalogue"):
@@ -54,16 +54,16 @@ def row(model: UGT, trie: ItemTrie, batch: dict[str, Any], precision: str, beams
     with peak_memory() as peak:
         timing = timed(recommend, seconds=2.0)
         allocated = peak().allocated
-    start = recommender(model, None, batch, precision, beams)
+    encode = recommender(model, None, batch, precision, beams)
     rate = per_second(len(batch["row_ids"]), timing.ms)
-    encoding = timed(start, seconds=1.0).ms
+    encoding = timed(encode, seconds=1.0).ms
     return f"{timing.ms:.1f}", f"{rate:,.0f}", f"{encoding:.1f}", gib(allocated - before)
 
 
 def recommender(
     model: UGT, trie: ItemTrie | None, batch: dict[str, Any], precision: str, beams: int
 ) -> Callable[[], Recommendations | None]:
-    """Recommends for the rows of `batch`; without a trie it ends before the beam search."""
+    """A function that recommends for the rows of `batch`; without a trie it stops before the beam search."""
 
     @torch.inference_mode()
     def recommend() -> Recommendations | None:

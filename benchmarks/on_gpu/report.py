@@ -1,4 +1,4 @@
-"""How results travel: a part's process reports events, the script's process puts them into one Markdown file."""
+"""Results of the GPU benchmarks: the processes of the parts send events, the main process writes a Markdown file."""
 
 import datetime
 import gc
@@ -17,15 +17,15 @@ import torch
 from benchmarks.claims import markdown
 
 PACKAGES = ("torch", "triton", "mosaicml", "mosaicml-streaming", "deepspeed", "transformers", "torchmetrics", "numpy")
-HEAD = """# What was measured on a GPU
+HEAD = """# Benchmark results on a GPU
 
-Written by `make bench-gpu`, a section at a time. Times are medians between CUDA events after warm-up, batches are
-synthetic and lie on the device. GiB are 2^30 bytes, TFLOP 10^12 operations; a multiplication with its addition is two.
+Written by `make bench-gpu`, section by section. Times are medians between CUDA events after warm-up; batches are
+synthetic and on the device. GiB are 2^30 bytes, TFLOP 10^12 operations; a multiply-add counts as two.
 """
 
 
 class Report:
-    """The side of a part: what it measures goes out at once, a JSON object a line."""
+    """Used in the process of a part: sends each measurement at once, one JSON object per line."""
 
     def __init__(self, channel: IO[str]):
         self._channel = channel
@@ -38,7 +38,7 @@ class Report:
         self._send(machine=machine_line())
 
     def table(self, title: str, how: str, heads: Sequence[str]) -> None:
-        """Rows go into this table from now on. Parts of a section that name the same one fill it together."""
+        """Starts a table, to which later rows are added. Parts of a section that use the same title share the table."""
         self._send(table=title, how=how, heads=list(heads))
 
     def row(self, *cells: object) -> None:
@@ -49,29 +49,29 @@ class Report:
         self._send(text=list(lines))
 
     def attempt(self, what: str, measure: Callable[[], Sequence[object]]) -> None:
-        """A row of `what` and the cells that `measure` returns, or of why it raised."""
+        """Adds a row of `what` and the cells that `measure` returns, or the error that it raised."""
         self._send(doing=what)
         try:
             self.row(what, *measure())
         except Exception as error:
             first_line = next((line for line in str(error).splitlines() if line.strip()), "")
             self.row(what, f"failed: {type(error).__name__}: {first_line[:200]}")
-        gc.collect()  # tensors of the traceback, and modules that refer to themselves
+        gc.collect()  # frees tensors in the traceback, and modules in reference cycles
         torch.cuda.empty_cache()
 
 
 class Results:
-    """The file of results; every change is written at once.
+    """The file of results. Every change is written at once.
 
     Args:
-        path: an existing file keeps the sections that this run does not measure.
+        path: the sections of an existing file that this run does not measure are kept.
     """
 
     def __init__(self, path: Path):
         self._path = path
         text = path.read_text("utf-8") if path.exists() else ""
-        found = re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", text, flags=re.DOTALL | re.MULTILINE)
-        self._earlier = {name: body.strip() for name, body in found}
+        sections = re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", text, flags=re.DOTALL | re.MULTILINE)
+        self._earlier = {name: body.strip() for name, body in sections}
         self._sections: dict[str, Section] = {}
 
     def clear(self, section: str) -> None:
@@ -83,9 +83,9 @@ class Results:
         if "doing" not in event:
             self._write()
 
-    def failed(self, section: str, part: str, why: str) -> None:
-        self._sections[section].add_row([part, f"failed: {why}"])
-        print(f"{part}: {why}", flush=True)
+    def failed(self, section: str, part: str, reason: str) -> None:
+        self._sections[section].add_row([part, f"failed: {reason}"])
+        print(f"{part}: {reason}", flush=True)
         self._write()
 
     def _write(self) -> None:
@@ -97,7 +97,7 @@ class Results:
 
 
 class Section:
-    """Tables and paragraphs in the order in which they came."""
+    """Tables and paragraphs in the order in which they were reported."""
 
     def __init__(self) -> None:
         self._machine = ""

@@ -1,4 +1,4 @@
-"""Training steps of the shipped stages: rows a second, utilisation, memory."""
+"""Training steps of the shipped stages: rows per second, utilisation, memory."""
 
 from collections.abc import Sequence
 
@@ -24,10 +24,10 @@ from benchmarks.on_gpu.steps import (
 
 HEADS = (
     "what",
-    "rows a microbatch × microbatches",
-    "ms a step",
+    "rows per microbatch × microbatches",
+    "ms per step",
     "rows/s",
-    "model TFLOP a step",
+    "model TFLOP per step",
     "TFLOP/s",
     "utilisation",
     "peak allocated GiB",
@@ -45,27 +45,27 @@ def measure(report: Report, variant: str, small: bool) -> None:
         variant,
         f"One GPU, ddp, bf16 autocast, yamls/stage1.yaml to stage3.yaml; a step is forward, loss and backward of each "
         f"microbatch, clipping and the optimizer. Rows of {HISTORY} history and {TARGET} target tokens, in stage 3 "
-        "with one rejected item; or of 1 to 511 history tokens, as many of each (mean 256), grouped by length. Where "
-        "the shipped microbatch runs out of memory it is halved. Model operations: FlopCounterMode over a forward pass "
-        "without empty expert slots, three times for forward and backward, once for the frozen reference; what is "
-        "computed again in the backward pass does not count, padding within a microbatch does. Utilisation: of "
-        f"{peak / 1e12:.0f} TFLOP/s, which a bf16 product of {size}³ reaches on this card.",
+        "with one rejected item; or of 1 to 511 history tokens, evenly distributed (mean 256), grouped by length. If "
+        "the shipped microbatch does not fit into memory, it is halved. Model operations: FlopCounterMode over a "
+        "forward pass without empty expert slots, times three for forward and backward, once for the frozen reference; "
+        "recomputation in the backward pass does not count, padding within a microbatch does. Utilisation is relative "
+        f"to the {peak / 1e12:.0f} TFLOP/s that a bf16 product of {size}³ reaches on this card.",
         HEADS,
     )
     compiled = variant == "compiled"
-    # Of compiled stages the dearest question last: whether compiling pays at all is seen in the first row.
+    # With compiled stages, the slowest case is last: the first row already shows whether compiling pays off.
     cases = [(stage, even, None) for stage in (1, 2, 3) for even in (False, True) if not (compiled and even)]
     cases += [(stage, False, True) for stage in ((1,) if compiled else (1, 2, 3))]
     cases += [(1, True, None)] if compiled else []
     for stage, even, checkpointing in cases:
         config = stage_config(stage, small)
         enabled = not config.parallelism.activation_checkpointing if checkpointing else None
-        shown = config.parallelism.activation_checkpointing if enabled is None else enabled
+        checkpointed = config.parallelism.activation_checkpointing if enabled is None else enabled
         what = (
             f"stage {stage}, {variant}, history {'1 to 511' if even else HISTORY}, "
-            f"{'with' if shown else 'without'} activation checkpointing"
+            f"{'with' if checkpointed else 'without'} activation checkpointing"
         )
-        report.attempt(what, lambda: row(stage, shown, even, compiled, small, peak))  # noqa: B023
+        report.attempt(what, lambda: row(stage, checkpointed, even, compiled, small, peak))  # noqa: B023
 
 
 def row(stage: int, checkpointing: bool, even: bool, compiled: bool, small: bool, peak: float) -> Sequence[object]:
@@ -104,13 +104,13 @@ def row(stage: int, checkpointing: bool, even: bool, compiled: bool, small: bool
 def built_to_fit(
     stage: int, microbatch: int, history: int, even: bool, small: bool, overrides: Sequence[str]
 ) -> tuple[Stage, int]:
-    """A stage with the largest microbatch, of `microbatch` and its halves, with which two steps fit into memory.
+    """Halves `microbatch` until two steps fit into memory. Returns the stage and its microbatch size.
 
-    Two, since the optimizer's state is made in the first one.
+    Two steps, because the optimizer's state is created in the first one.
     """
     while True:
         config = stage_config(stage, small, *overrides, f"device_train_microbatch_size={microbatch}")
-        torch.compiler.reset()  # what was compiled for another size would be compiled anew for any size
+        torch.compiler.reset()  # otherwise dynamo would recompile for dynamic sizes after another microbatch size
         built = build_stage(config)
         if runs_within_memory(lambda: two_microbatches_twice(built, history, even)):  # noqa: B023
             return built, microbatch
@@ -121,7 +121,7 @@ def built_to_fit(
 
 
 def two_microbatches_twice(stage: Stage, history: int, even: bool) -> None:
-    """The first microbatches are the largest, and the second one meets the gradients of the first."""
+    """Two steps of two microbatches. The first ones are the largest; the second adds to gradients of the first."""
     rows = 2 * int(stage.config.device_train_microbatch_size)
     for _ in range(2):
         stage.step(make_batch(stage.config, history, rows=rows, even_lengths=even))

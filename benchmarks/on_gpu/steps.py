@@ -1,4 +1,4 @@
-"""A step of a shipped stage without data: model, loss, strategy, synthetic batches; and how it is timed.
+"""A step of a shipped stage on synthetic batches: model, loss, strategy; and functions that measure it.
 
 B rows, S history tokens, T target tokens, N rejected items.
 """
@@ -39,7 +39,7 @@ from ugt_composer.vocabulary import BOS, ITEM, NUM_SPECIAL_IDS, PAD
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
-HISTORY, TARGET = 512, 8  # tokens; of the target BOS and seven items
+HISTORY, TARGET = 512, 8  # tokens; the target is BOS and seven items
 SMALL_HISTORY = 16
 SMALL = [
     "model.d_model=32",
@@ -53,11 +53,11 @@ SMALL = [
     "global_train_batch_size=32",
     "device_train_microbatch_size=8",
 ]
-COUNTED_ROWS = 8  # whose operations are counted
+COUNTED_ROWS = 8  # rows per microbatch whose operations are counted
 
 
 class Timing(NamedTuple):
-    first: float  # seconds of the first call, with what it compiles
+    first: float  # seconds of the first call, including compilation
     ms: float  # median of the later ones
 
 
@@ -68,7 +68,7 @@ class Peak(NamedTuple):
 
 @dataclass
 class Stage:
-    """A stage as built, ready for steps."""
+    """A stage that is ready to run steps."""
 
     config: Config
     model: UGT
@@ -77,7 +77,7 @@ class Stage:
     precision: str  # of the autocast around the model; DeepSpeed's engine casts by itself
 
     def step(self, batch: dict[str, Any]) -> None:
-        """What the Trainer does with a batch, without a loader and a log."""
+        """What the Trainer does with a batch, without loading and logging."""
         rows = len(batch["row_ids"])
         for piece in split_batch(batch, self.config.device_train_microbatch_size):
             with precision_context(self.precision):
@@ -117,7 +117,7 @@ def stage_config(stage: int, small: bool, *overrides: str) -> Config:
 
 
 def build_stage(config: Config) -> Stage:
-    """On the GPU, with random weights; whatever the config starts from is not looked at."""
+    """Builds a stage on the GPU with random weights; ignores `init_from` and the reference's weights."""
     dist.initialize_dist("gpu")
     torch.manual_seed(config.seed)
     with torch.device("cuda"):
@@ -151,7 +151,7 @@ def build_stage(config: Config) -> Stage:
 
 
 def random_items(config: Config, count: int) -> np.ndarray:
-    """Distinct semantic ids, (count, 3) int64, in order."""
+    """Distinct semantic ids, (count, 3) int64, sorted."""
     sizes = np.array(config.model.codebook_sizes) - NUM_SPECIAL_IDS
     drawn = np.unique(np.random.default_rng(0).integers(sizes.prod(), size=count + count // 8))
     codes = np.sort(np.random.default_rng(1).permutation(drawn)[:count])
@@ -161,13 +161,14 @@ def random_items(config: Config, count: int) -> np.ndarray:
 def make_batch(
     config: Config, history: int, target: int = TARGET, rows: int | None = None, even_lengths: bool = False
 ) -> dict[str, Any]:
-    """A global batch on the device, random items in all places.
+    """A global batch of random items, on the device.
 
     Args:
         history, target: S and T.
-        rows: B; None: as the config has it.
-        even_lengths: histories of 1 to S − 1 tokens, as many of each, the longest first as `data.train.group_by_length`
-            has them, so that each microbatch is as wide as its own longest one. Otherwise all are S tokens.
+        rows: B; None: the config's global batch size.
+        even_lengths: history lengths are evenly distributed over 1 to S − 1 tokens, longest first as with
+            `data.train.group_by_length`, so that each microbatch is padded only to its longest row. Otherwise all
+            histories have S tokens.
     """
     rows = rows or config.global_train_batch_size
     rejected = 1 if config.loss.lambda_preference > 0 else 0
@@ -193,11 +194,11 @@ def make_batch(
     if even_lengths:
         lengths = torch.linspace(history - 1, 1, rows).round().long()
     labels = ids(target)
-    seen = torch.cat((torch.full_like(labels[:, :1], BOS), labels[:, :-1]), dim=1)
+    decoder_inputs = torch.cat((torch.full_like(labels[:, :1], BOS), labels[:, :-1]), dim=1)
     mask = torch.arange(int(lengths.max()), device="cuda") < lengths.to("cuda")[:, None]
     return {
         **inputs("encoder", ids(mask.shape[1]), mask),
-        **inputs("decoder", seen, torch.ones_like(seen[..., 0], dtype=torch.bool)),
+        **inputs("decoder", decoder_inputs, torch.ones_like(decoder_inputs[..., 0], dtype=torch.bool)),
         "labels": labels,
         "rejected_ids": ids(rejected),
         "rejected_mask": torch.ones(rows, rejected, dtype=torch.bool, device="cuda"),
@@ -209,7 +210,7 @@ def make_batch(
 
 
 def timed(run: Callable[[], object], seconds: float = 4.0, most: int = 30) -> Timing:
-    """Calls in a row after two of warm-up: as many as fit into about `seconds`, three at least."""
+    """Times consecutive calls after two warm-up calls: as many as fit into about `seconds`, but 3 to `most`."""
     started = time.perf_counter()
     run()
     torch.cuda.synchronize()
@@ -228,9 +229,9 @@ def timed(run: Callable[[], object], seconds: float = 4.0, most: int = 30) -> Ti
 
 
 def in_turns(ours: Callable[[], object], rival: Callable[[], object], repetitions: int) -> tuple[float, float, float]:
-    """Both in turns, after two runs of each that do not count.
+    """Runs both alternately, after two warm-up runs of each.
 
-    Returns: the median of the rival's time over ours, our median and the rival's in ms.
+    Returns: the median of the rival's time divided by ours, our median time and the rival's in ms.
     """
     pairs = []
     for _ in range(2):
@@ -244,13 +245,13 @@ def in_turns(ours: Callable[[], object], rival: Callable[[], object], repetition
         c.record()
         torch.cuda.synchronize()
         pairs.append((a.elapsed_time(b), b.elapsed_time(c)))
-    ratio = statistics.median(theirs / mine if mine > 0 else float("nan") for mine, theirs in pairs)
+    ratio = statistics.median(rival_ms / our_ms if our_ms > 0 else float("nan") for our_ms, rival_ms in pairs)
     return ratio, *(statistics.median(times) for times in zip(*pairs, strict=True))
 
 
 @contextmanager
 def peak_memory() -> Iterator[Callable[[], Peak]]:
-    """A function that tells the peak since the `with` began, with what was there before."""
+    """Yields a function that returns the peak memory since the `with` began, including memory allocated before."""
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -258,7 +259,7 @@ def peak_memory() -> Iterator[Callable[[], Peak]]:
 
 
 def runs_within_memory(run: Callable[[], object]) -> bool:
-    """Whether `run` ends without an out-of-memory error, after which all it has taken is freed."""
+    """Whether `run` ends without an out-of-memory error. After such an error its memory is freed."""
     fits = True
     try:
         run()
@@ -272,21 +273,21 @@ def runs_within_memory(run: Callable[[], object]) -> bool:
 
 
 def _pointwise_flops(q_shape: torch.Size, k_shape: torch.Size, *_: object, **__: object) -> int:
-    """Of φ(Q Kᵀ) V, which is one operator for the counter: q (N, S, d) and k (N, T, d), two products."""
+    """Operations of φ(Q Kᵀ) V, a single operator for the counter: two products of q (N, S, d) and k (N, T, d)."""
     return 4 * q_shape.numel() * k_shape[1]
 
 
 def forward_flops(run: Callable[[], object]) -> int:
     """Operations of matrix products and attention, counted by PyTorch's FlopCounterMode."""
-    own = {torch.ops.ugt.pointwise_product: _pointwise_flops, torch.ops.ugt.matmul_without_tf32: mm_flop}
-    with FlopCounterMode(display=False, custom_mapping=own) as counter:
+    custom_ops = {torch.ops.ugt.pointwise_product: _pointwise_flops, torch.ops.ugt.matmul_without_tf32: mm_flop}
+    with FlopCounterMode(display=False, custom_mapping=custom_ops) as counter:
         run()
     return counter.get_total_flops()
 
 
 @contextmanager
 def every_token_in_its_slot(model: torch.nn.Module) -> Iterator[None]:
-    """Capacities at 1 while operations are counted: slots that stay empty are no work of the model's."""
+    """Sets capacity factors to 1 while operations are counted, because empty slots are not work of the model."""
     layers = [module for module in model.modules() if isinstance(module, MoEFeedForward)]
     factors = [layer.capacity_factor for layer in layers]
     for layer in layers:
@@ -299,13 +300,13 @@ def every_token_in_its_slot(model: torch.nn.Module) -> Iterator[None]:
 
 
 def peak_flops_per_second(size: int) -> float:
-    """What one bf16 matrix product of size³ reaches on this card; 0 where nothing was computed."""
+    """What one bf16 matrix product of size³ reaches on this card; 0 if the measured time is 0."""
     a, b = torch.randn(2, size, size, device="cuda", dtype=torch.bfloat16).unbind()
     return per_second(2 * size**3, timed(lambda: a @ b, seconds=1.0).ms)
 
 
 def estimate(config: Config) -> str:
-    """The highest point of a step as `train.py --dry-run` has it, for one rank and rows of full length, in GiB."""
+    """The peak memory of a step, as `train.py --dry-run` estimates it for one rank and rows of full length, in GiB."""
     rejected = 1 if config.loss.lambda_preference > 0 else 0
     return gib(memory_estimate.estimate(config, 1, (HISTORY, TARGET, rejected)).peak)
 

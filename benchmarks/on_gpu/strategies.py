@@ -1,4 +1,4 @@
-"""One GPU's step under each strategy, at one microbatch: what a strategy takes for itself."""
+"""A step on one GPU under each strategy with the same microbatch: the overhead of the strategies."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ from benchmarks.on_gpu.steps import (
 MICROBATCH, MICROBATCHES = 64, 2
 HEADS = (
     "what",
-    "ms a step",
+    "ms per step",
     "rows/s",
     "peak allocated GiB",
     "peak reserved GiB",
@@ -30,12 +30,12 @@ HEADS = (
 
 
 def measure(report: Report, variant: str, small: bool) -> None:
-    """variant: ddp, fsdp, or deepspeed and its stage. A process each: DeepSpeed changes PyTorch where it starts."""
+    """variant: ddp, fsdp, or deepspeed and its stage. Each has its own process, because DeepSpeed patches PyTorch."""
     report.table(
         "",
         f"Stage 1 in bf16, {MICROBATCHES} microbatches of {MICROBATCH} rows of {HISTORY} history and {TARGET} target "
-        "tokens, on one GPU, no activation checkpointing. Nothing is sharded over one rank: what differs is what a "
-        "strategy computes and holds. DeepSpeed casts the weights to bf16 and keeps float32 masters beside them.",
+        "tokens, on one GPU, no activation checkpointing. With one rank nothing is sharded: the rows differ in what "
+        "a strategy computes and stores. DeepSpeed casts the weights to bf16 and keeps float32 master weights.",
         HEADS,
     )
     report.attempt(variant, lambda: row(variant, small))

@@ -1,7 +1,7 @@
-"""Beside a T5 of transformers, of the same width and depth: a training step, and generation with as many beams.
+"""Comparison with a T5 model of transformers of the same width and depth: a training step, and generation with beams.
 
-T5 reads an item as three tokens of one vocabulary, the codebooks laid side by side, as generative recommenders built on
-it do. Both are trained and run in turns in one process.
+T5 reads an item as three tokens of one vocabulary, the concatenated codebooks, as in generative recommenders built on
+it. Both run alternately in one process.
 """
 
 from collections.abc import Callable, Sequence
@@ -61,16 +61,16 @@ def measure_training(report: Report, rows: int, history: int, small: bool) -> No
     stage = build_stage(config)
     batch = make_batch(config, history)
     ours = partial(stage.step, batch)
-    ours()  # before T5 takes its share of the memory
+    ours()  # allocates our memory before T5 takes the rest
     parameters = sum(parameter.numel() for parameter in stage.model.parameters())
     report.table(
         "training",
         f"A step of {rows} rows in bf16 autocast: forward, loss, backward, clipping, AdamW. Ours: stage 1, "
         f"{parameters / 1e6:.0f} million parameters, {stage.flops(batch) / 1e12:.2f} model TFLOP, {history} items of "
         f"history, {TARGET} of the target, one microbatch. T5 ({torch_t5(config)}) has dense feed-forwards of d_ff "
-        f"{config.model.d_ff}; ours {config.model.num_experts} experts of that width, {config.model.top_k_experts} a "
-        "token. T5's microbatch is the largest that fits beside our model.",
-        ("T5 with", "our ms", "T5's ms", "T5's / ours", "T5's rows a microbatch", "T5's TFLOP", "T5's parameters"),
+        f"{config.model.d_ff}; ours {config.model.num_experts} experts of that width, {config.model.top_k_experts} "
+        "per token. T5's microbatch is the largest that fits beside our model.",
+        ("T5 with", "our ms", "T5's ms", "T5's / ours", "T5's rows per microbatch", "T5's TFLOP", "T5's parameters"),
     )
     for what, encoder_tokens, decoder_tokens in (
         (f"the same items: {LEVELS * history} + {LEVELS * TARGET} tokens", LEVELS * history, LEVELS * TARGET),
@@ -104,9 +104,9 @@ def training_row(config: Config, ours: Callable[[], object], rows: int, *tokens:
         optimizer.zero_grad(set_to_none=True)
         microbatch //= 2
     flops = 3 * forward_flops(lambda: loss(slice(0, microbatch))) * rows / microbatch
-    ratio, mine, theirs = in_turns(ours, lambda: step(microbatch), REPETITIONS)
+    ratio, our_ms, rival_ms = in_turns(ours, lambda: step(microbatch), REPETITIONS)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    cells = f"{mine:.1f}", f"{theirs:.1f}", f"{ratio:.2f}", microbatch
+    cells = f"{our_ms:.1f}", f"{rival_ms:.1f}", f"{ratio:.2f}", microbatch
     return *cells, f"{flops / 1e12:.2f}", f"{parameters / 1e6:.0f} million"
 
 
@@ -114,9 +114,9 @@ def measure_generation(report: Report, rows: int, history: int, items: int, beam
     report.table(
         "generation",
         f"The best {beams} items of {items:,} with {beams} beams, bf16 autocast, histories of {history} items "
-        f"({LEVELS * history} tokens of T5). Ours is held to items that exist. T5: `generate` of three tokens, free to "
-        "name items that do not exist, or held to those that do by a prefix_allowed_tokens_fn. Its rows are as many as "
-        f"fit, {rows} at most; ours are as many.",
+        f"({LEVELS * history} tokens for T5). Ours generates only existing items. T5: `generate` of three tokens, "
+        "without constraint or restricted to existing items by a prefix_allowed_tokens_fn. Both use as many rows as fit "
+        f"for T5, at most {rows}.",
         ("T5's `generate`", "rows", "our ms", "T5's ms", "our rows/s", "T5's rows/s", "T5's / our ms", "T5's peak GiB"),
     )
     config = stage_config(1, small)
@@ -173,13 +173,13 @@ def generation_row(
         generate()
         allocated = peak().allocated
     few = {key: value[:rows] for key, value in batch.items()}
-    ratio, mine, theirs = in_turns(make_ours(few), generate, 3)
-    rates = (f"{per_second(rows, ms):,.1f}" for ms in (mine, theirs))
-    return rows, f"{mine:.1f}", f"{theirs:.1f}", *rates, f"{ratio:.1f}", gib(allocated)
+    ratio, our_ms, rival_ms = in_turns(make_ours(few), generate, 3)
+    rates = (f"{per_second(rows, ms):,.1f}" for ms in (our_ms, rival_ms))
+    return rows, f"{our_ms:.1f}", f"{rival_ms:.1f}", *rates, f"{ratio:.1f}", gib(allocated)
 
 
 def t5(config: Config) -> T5ForConditionalGeneration:
-    """Random weights, on the GPU."""
+    """A T5 model with random weights, on the GPU."""
     torch.manual_seed(0)
     with torch.device("cuda"):
         return T5ForConditionalGeneration(t5_config(config))
@@ -203,7 +203,7 @@ def t5_config(config: Config) -> T5Config:
 
 
 def torch_t5(config: Config) -> str:
-    """How this version of transformers computes T5's attention."""
+    """The attention implementation that this version of transformers uses for T5."""
     with torch.device("meta"):
         return f"attention: {T5ForConditionalGeneration(t5_config(config)).config._attn_implementation}"
 
@@ -214,7 +214,7 @@ def random_tokens(config: Config, rows: int, length: int) -> Tensor:
 
 
 def allowed_tokens(config: Config, triples: np.ndarray) -> Callable[[int, Tensor], list[int]]:
-    """The tokens that may follow a prefix of an item, for `generate`. triples: (n, 3) in lexicographic order."""
+    """prefix_allowed_tokens_fn for `generate`: the tokens that may follow a prefix. triples: (n, 3), sorted."""
     sizes = config.model.codebook_sizes
     offsets = np.cumsum([0, *sizes[:-1]])
     first = triples[:, 0]
@@ -222,13 +222,13 @@ def allowed_tokens(config: Config, triples: np.ndarray) -> Callable[[int, Tensor
     roots = (np.unique(first) + offsets[0]).tolist()
 
     def allowed(row: int, tokens: Tensor) -> list[int]:
-        prefix = tokens[1:].tolist()  # behind the token that generation starts from
+        prefix = tokens[1:].tolist()  # without the start token
         if not prefix:
             return roots
         ids = [token - int(offset) for token, offset in zip(prefix, offsets, strict=False)]
         keys, key = (first, ids[0]) if len(ids) == 1 else (pairs, ids[0] * sizes[1] + ids[1])
         start, end = np.searchsorted(keys, [key, key + 1])
-        # A beam that has died holds ids of no item.
+        # A dead beam has ids of no item.
         return (np.unique(triples[start:end, len(ids)]) + offsets[len(ids)]).tolist() or [0]
 
     return allowed

@@ -1,4 +1,4 @@
-"""How often the host waits for the device in a step that logs nothing."""
+"""How often the CPU waits for the GPU in a step without logging."""
 
 import traceback
 import warnings
@@ -26,7 +26,7 @@ CASES = {
     "stage 1, ddp, activation checkpointing": (1, ["parallelism.activation_checkpointing=true"]),
     "stage 1, fsdp": (1, ["parallelism.strategy=fsdp"]),
     CONTROL: (1, []),
-    # The last one: DeepSpeed changes PyTorch where it starts.
+    # Last, because DeepSpeed patches PyTorch when it starts.
     "stage 1, deepspeed 2": (1, ["parallelism.strategy=deepspeed"]),
 }
 
@@ -35,15 +35,15 @@ def measure(report: Report, variant: str, small: bool) -> None:
     report.table(
         "",
         "Counted by torch.cuda.set_sync_debug_mode over forward, loss, backward, clipping and the optimizer's step "
-        f"of two microbatches of 32 rows, {STEPS} steps after two that do not count; the batch lies on the device. The "
-        "control reads one number in each step.",
-        ("what", "waits a step", "where"),
+        f"of two microbatches of 32 rows, over {STEPS} steps after two warm-up steps; the batch is on the device. The "
+        "control reads one number from the device in each step.",
+        ("what", "waits per step", "where"),
     )
     for what, (stage, overrides) in CASES.items():
         report.attempt(what, lambda: row(stage, overrides, small, what == CONTROL))  # noqa: B023
 
 
-def row(stage: int, overrides: Sequence[str], small: bool, reads: bool) -> Sequence[object]:
+def row(stage: int, overrides: Sequence[str], small: bool, is_control: bool) -> Sequence[object]:
     sizes = ["device_train_microbatch_size=32", "global_train_batch_size=64"]
     config = stage_config(stage, small, *sizes, *overrides)
     built = build_stage(config)
@@ -54,7 +54,7 @@ def row(stage: int, overrides: Sequence[str], small: bool, reads: bool) -> Seque
     with counted_waits() as waits:
         for _ in range(STEPS):
             built.step(batch)
-            if reads:
+            if is_control:
                 next(built.model.parameters()).sum().item()
     places = [f"{place} ({count / STEPS:g} ×)" for place, count in waits.most_common(5)]
     return f"{sum(waits.values()) / STEPS:g}", "; ".join(places)
@@ -62,22 +62,22 @@ def row(stage: int, overrides: Sequence[str], small: bool, reads: bool) -> Seque
 
 @contextmanager
 def counted_waits() -> Iterator[Counter[str]]:
-    """Waits by the line of the project that made them; of the autograd thread, which has none, by PyTorch's."""
-    found: Counter[str] = Counter()
+    """Counts waits by the line of the project that caused them, or in the autograd thread by PyTorch's line."""
+    waits: Counter[str] = Counter()
 
     def note(message: Any, category: Any, filename: str, line_number: int, file: Any = None, line: Any = None) -> None:
         if "called a synchronizing CUDA operation" not in str(message):
             return
-        own = [frame for frame in traceback.extract_stack() if frame.filename.startswith(str(ROOT / "ugt_composer"))]
-        place = (own[-1].filename, own[-1].lineno) if own else (filename, line_number)
+        frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith(str(ROOT / "ugt_composer"))]
+        place = (frames[-1].filename, frames[-1].lineno) if frames else (filename, line_number)
         path = Path(place[0])
-        found[f"{path.relative_to(ROOT) if own else path.name}:{place[1]}"] += 1
+        waits[f"{path.relative_to(ROOT) if frames else path.name}:{place[1]}"] += 1
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = note
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            yield found
+            yield waits
         finally:
             torch.cuda.set_sync_debug_mode("default")
