@@ -43,8 +43,8 @@ def measure(report: Report, variant: str, small: bool) -> None:
         "layers",
         f"Forward and backward in bf16 autocast, dropout off, {rows} rows of {history} tokens, width {model.d_model}, "
         f"{model.n_heads} heads; the decoder's layers have {TARGET} tokens per row. TFLOP are model operations: those "
-        "of three forward passes. GB is the minimum of memory traffic: inputs, outputs, parameters and the gradients of "
-        "each, once. GB/s compared with the card's memory bandwidth shows how far a layer is from this minimum.",
+        "of three forward passes. GB is the minimum of memory traffic: inputs, outputs, parameters and the gradients "
+        "of each, once. GB/s compared with the card's memory bandwidth shows how far a layer is from this minimum.",
         ("what", "ms", "TFLOP/s", "GB at least", "GB/s", "peak GiB"),
     )
     for what, make in layers(model, rows, DECODER_ROWS if not small else rows, history).items():

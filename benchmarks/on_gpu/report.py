@@ -83,9 +83,9 @@ class Results:
         if "doing" not in event:
             self._write()
 
-    def failed(self, section: str, part: str, reason: str) -> None:
-        self._sections[section].add_row([part, f"failed: {reason}"])
-        print(f"{part}: {reason}", flush=True)
+    def failed(self, section: str, part: str, why: str) -> None:
+        self._sections[section].add_row([part, f"failed: {why}"])
+        print(f"{part}: {why}", flush=True)
         self._write()
 
     def _write(self) -> None:

@@ -115,8 +115,8 @@ def measure_generation(report: Report, rows: int, history: int, items: int, beam
         "generation",
         f"The best {beams} items of {items:,} with {beams} beams, bf16 autocast, histories of {history} items "
         f"({LEVELS * history} tokens for T5). Ours generates only existing items. T5: `generate` of three tokens, "
-        "without constraint or restricted to existing items by a prefix_allowed_tokens_fn. Both use as many rows as fit "
-        f"for T5, at most {rows}.",
+        "without constraint or restricted to existing items by a prefix_allowed_tokens_fn. Both use as many rows as "
+        f"fit for T5, at most {rows}.",
         ("T5's `generate`", "rows", "our ms", "T5's ms", "our rows/s", "T5's rows/s", "T5's / our ms", "T5's peak GiB"),
     )
     config = stage_config(1, small)

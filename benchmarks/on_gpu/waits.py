@@ -43,7 +43,7 @@ def measure(report: Report, variant: str, small: bool) -> None:
         report.attempt(what, lambda: row(stage, overrides, small, what == CONTROL))  # noqa: B023
 
 
-def row(stage: int, overrides: Sequence[str], small: bool, is_control: bool) -> Sequence[object]:
+def row(stage: int, overrides: Sequence[str], small: bool, reads: bool) -> Sequence[object]:
     sizes = ["device_train_microbatch_size=32", "global_train_batch_size=64"]
     config = stage_config(stage, small, *sizes, *overrides)
     built = build_stage(config)
@@ -54,7 +54,7 @@ def row(stage: int, overrides: Sequence[str], small: bool, is_control: bool) -> 
     with counted_waits() as waits:
         for _ in range(STEPS):
             built.step(batch)
-            if is_control:
+            if reads:
                 next(built.model.parameters()).sum().item()
     places = [f"{place} ({count / STEPS:g} ×)" for place, count in waits.most_common(5)]
     return f"{sum(waits.values()) / STEPS:g}", "; ".join(places)
