@@ -105,7 +105,7 @@ PATCHES = [
     Patch(
         "torch.nn.modules.module:Module._apply",
         "replaced in the evaluation's metrics: their shared sums move, and nothing else",
-        "torchmetrics copies an element from the device for each metric, and waits for it: 28 times a start",
+        "torchmetrics copies an element from the device for each metric, and waits for it",
         VERSION,
         "a torchmetrics.Metric whose state lives elsewhere",
         (
