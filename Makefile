@@ -49,13 +49,13 @@ check: $(INSTALLED)  ## lint, formatting and types (ruff, mypy)
 	$(BIN)/mypy
 
 parity: $(INSTALLED)  ## compare every parallel strategy with one process, and resume each one's checkpoint under every other
-	$(BIN)/python benchmarks/parity.py
+	$(BIN)/python -m tests.parity
 
 chaos: $(INSTALLED)  ## kill small runs a hundred times at random, resume them and compare their metrics with an uninterrupted run's
-	$(BIN)/python benchmarks/chaos.py
+	$(BIN)/python -m tests.chaos
 
 bench: $(INSTALLED)  ## run the CPU benchmarks, each against a baseline; writes benchmarks/RESULTS.md
-	@status=0; for script in $(filter-out %/parity.py %/gpu.py %/chaos.py %/claims.py %/trained_models.py %/random_rows.py,$(wildcard benchmarks/*.py)); do \
+	@status=0; for script in $(filter-out %/gpu.py %/claims.py %/trained_models.py %/random_rows.py,$(wildcard benchmarks/*.py)); do \
 		$(BIN)/python $$script || status=1; done; exit $$status
 
 bench-gpu: $(INSTALLED)  ## run the GPU benchmarks (training steps, recommendation, kernels) on one GPU, about six minutes

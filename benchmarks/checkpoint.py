@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.claims import Claim, report, seconds  # noqa: E402
-from benchmarks.parity import make_data  # noqa: E402
+from tests.parity import make_data  # noqa: E402
 from ugt_composer.checkpoint.run_checkpoints import checkpoint_path, read_checkpoint  # noqa: E402
 from ugt_composer.config.load import load_config  # noqa: E402
 from ugt_composer.training.build import build_trainer  # noqa: E402

@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.claims import Claim, report  # noqa: E402
-from benchmarks.parity import make_data  # noqa: E402
 from benchmarks.pipeline import many_rows  # noqa: E402
+from tests.parity import make_data  # noqa: E402
 
 BATCH = 256
 FIRST_BATCH = """

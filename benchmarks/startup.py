@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.claims import Claim, in_turns, report  # noqa: E402
-from benchmarks.parity import make_data  # noqa: E402
+from tests.parity import make_data  # noqa: E402
 
 UGT = Path(sys.executable).parent / "ugt"
 

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.claims import Claim, report  # noqa: E402
-from benchmarks.parity import make_data  # noqa: E402
+from tests.parity import make_data  # noqa: E402
 from ugt_composer.config.load import load_config  # noqa: E402
 from ugt_composer.data.batch import Batch  # noqa: E402
 from ugt_composer.training.build import build_trainer  # noqa: E402

@@ -96,6 +96,11 @@ def test_a_package_does_without(package):
                 assert not f"{name}.".startswith(f"{other}."), f"{path.name} imports {name}"
 
 
+def test_tests_do_not_import_benchmarks():
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert not any(name.split(".")[0] == "benchmarks" for name in imports_of(path)), path
+
+
 @pytest.mark.parametrize(
     "module", ["ugt_composer", "ugt_composer.config.load", "ugt_composer.conversion", "ugt_composer.cli.main"]
 )

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos import Plan, chaos, start_command
-from benchmarks.parity import BASE
+from tests.chaos import Plan, chaos, start_command
+from tests.parity import BASE
 from tests.shop import stage_arguments
 
 ROWS, BATCH = 205, 32

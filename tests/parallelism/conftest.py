@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.parity import (
+from convert.jsonl_to_mds import main as convert
+from tests.parity import (
     BASE,
     NO_EVALUATION,
     OTHERS,
@@ -20,7 +21,6 @@ from benchmarks.parity import (
     stage_job,
     work,
 )
-from convert.jsonl_to_mds import main as convert
 from tests.shop import ROOT, SIZES, write_rows
 from ugt_composer.vocabulary import IGNORE_INDEX, ITEM, SEP
 

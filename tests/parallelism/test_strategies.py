@@ -6,18 +6,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.parity import (
-    BASE,
-    BOUND,
-    OTHERS,
-    STRATEGIES,
-    difference,
-    largest_difference,
-    metrics_of,
-    middle_checkpoint,
-    resume_difference,
-    training_of,
-)
 from tests.parallelism.conftest import (
     ITSELF,
     OF_CATALOGUE,
@@ -33,6 +21,18 @@ from tests.parallelism.conftest import (
     THIN,
     VARIANT_STEPS,
     VARIANTS,
+)
+from tests.parity import (
+    BASE,
+    BOUND,
+    OTHERS,
+    STRATEGIES,
+    difference,
+    largest_difference,
+    metrics_of,
+    middle_checkpoint,
+    resume_difference,
+    training_of,
 )
 from tests.shop import comparable
 from ugt_composer.checkpoint.run_checkpoints import list_checkpoints, read_checkpoint

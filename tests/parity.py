@@ -6,7 +6,7 @@ loss, gradient norm or evaluation metric from the run of one process. For the se
 strategy saved in the middle of stage 3 resumes under every strategy; the steps after it are compared with an
 uninterrupted run. Needs no GPU.
 
-    python benchmarks/parity.py [--steps 32] [--d-model 32] [--layers 2] [--seed 42] [--microbatches 1] [--out FOLDER]
+    python -m tests.parity [--steps 32] [--d-model 32] [--layers 2] [--seed 42] [--microbatches 1] [--out FOLDER]
 """
 
 import argparse

@@ -9,7 +9,7 @@ First every start uses the same strategy, with dropout and expert capacity, and 
 bit: one process, then two ranks under each strategy. Then each start uses a random strategy on one rank or two, in
 float32 without dropout and expert capacity, and the numbers must agree to 1e-5.
 
-    python benchmarks/chaos.py [--kills 100] [--seed 42] [--only DDP] [--steps 30] [--out FOLDER]
+    python -m tests.chaos [--kills 100] [--seed 42] [--only DDP] [--steps 30] [--out FOLDER]
 """
 
 import argparse
@@ -36,7 +36,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.parity import (  # noqa: E402
+from tests.parity import (  # noqa: E402
     BASE,
     ROWS,
     STRATEGIES,
