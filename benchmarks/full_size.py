@@ -33,7 +33,8 @@ from benchmarks.claims import markdown, peak_bytes, write_section  # noqa: E402
 from benchmarks.conversion import this_conversion, write_rows  # noqa: E402
 from benchmarks.pipeline import ORDER_ALONE, dataset_of, many_rows  # noqa: E402
 from benchmarks.random_rows import random_row  # noqa: E402
-from ugt_composer.config.schema import Config, load_config  # noqa: E402
+from ugt_composer.config.load import load_config  # noqa: E402
+from ugt_composer.config.schema import Config  # noqa: E402
 from ugt_composer.conversion.shards import ShardWriter, write_index  # noqa: E402
 from ugt_composer.data.collate import PackedRow, collate  # noqa: E402
 from ugt_composer.losses.unified import UnifiedLoss  # noqa: E402

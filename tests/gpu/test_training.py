@@ -142,7 +142,7 @@ def test_nothing_waits_for_the_gpu_in_a_step(run, monkeypatch):
     """Steps that log nothing, under the strategies that we can change (not DeepSpeed's engine)."""
     from composer import Callback
 
-    from ugt_composer.training import trainer as module
+    from ugt_composer.training import build as module
 
     class Strict(Callback):
         def batch_start(self, state, logger):
