@@ -46,7 +46,8 @@ def main() -> int:
     loss = UnifiedLoss(**config.loss.arguments, repr_dim=sizes.d_model).to(device)
     optimizer = create_optimizer(model, **asdict(config.optimizer))
     rows = [random_row(number, sizes.codebook_sizes, arguments.history, TARGET) for number in range(arguments.rows)]
-    batch = {name: tensor.to(device) for name, tensor in collate(rows).items()}
+    collated = collate(rows)
+    batch = {name: collated[name].to(device) for name in collated}
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

@@ -58,8 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(text, file=sys.stderr, flush=True)
 
     if args.report:
-        with tempfile.TemporaryDirectory() as folder:
-            report = make_ids(*settings, Path(folder), say)
+        with tempfile.TemporaryDirectory() as scratch:
+            report = make_ids(*settings, Path(scratch), say)
     else:
         with new_folder(args.out, ID_FILES, args.overwrite) as folder:
             report = make_ids(*settings, folder, say)

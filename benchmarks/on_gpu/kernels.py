@@ -80,7 +80,7 @@ def layers(model: ModelConfig, rows: int, decoder_rows: int, history: int) -> di
 
     def pointwise() -> tuple:
         inputs = head_inputs()
-        return None, lambda: pointwise_product(*inputs, "silu"), inputs
+        return None, lambda: pointwise_product(*inputs, activation="silu"), inputs
 
     def softmax(is_causal: bool = False) -> tuple:
         inputs = [vectors(rows, heads, history, d // heads) for _ in range(3)]

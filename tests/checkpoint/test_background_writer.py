@@ -18,8 +18,8 @@ from ugt_composer.training.callbacks import checkpoints
 class Snapshots(Callback):
     """Keeps the weights after each batch, and blocks the writer until three batches after the save."""
 
-    def __init__(self, may_write):
-        self.may_write = may_write
+    def __init__(self, folder, may_write):
+        self.folder, self.may_write = folder, may_write
         self.weights, self.written = {}, {}
 
     def batch_end(self, state, logger):
@@ -40,8 +40,7 @@ def test_training_continues_while_a_checkpoint_is_written(stage_config, tmp_path
     monkeypatch.setattr(checkpoints, "write_checkpoint", slow)
     more = ("save_interval=3ba", "max_duration=7ba", "eval_interval=100ba")
     trainer = build_trainer(stage_config(tmp_path / "run", 1, None, *more))
-    watch = Snapshots(may_write)
-    watch.folder = tmp_path / "run"
+    watch = Snapshots(tmp_path / "run", may_write)
     trainer.state.callbacks.append(watch)
     trainer.train()
     trainer.close()

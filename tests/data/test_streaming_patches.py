@@ -44,7 +44,7 @@ def loader():
     yield make
     for batches in made:
         if batches._iterator is not None:
-            batches._iterator._shutdown_workers()
+            batches._iterator._shutdown_workers()  # type: ignore[attr-defined]
         if isinstance(batches.dataset, RowDataset):
             batches.dataset.leave_iteration()
 
@@ -244,7 +244,7 @@ def test_workers_of_a_killed_rank_always_end():
     rank = os.fork()
     if rank == 0:
         batches = iter(torch.utils.data.DataLoader(StuckDataset(60), num_workers=1, worker_init_fn=begin_worker))
-        os.write(writer, str(batches._workers[0].pid).encode())
+        os.write(writer, str(batches._workers[0].pid).encode())  # type: ignore[attr-defined]
         time.sleep(60)
         os._exit(0)
     worker = int(os.read(reader, 100))

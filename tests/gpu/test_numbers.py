@@ -137,7 +137,7 @@ def test_pointwise_product_equals_float64(gpu, activation):
     phi = {"silu": torch.nn.functional.silu, "relu": torch.relu}[activation]
     wanted = phi(q @ k.transpose(1, 2)) @ v
     for dtype, bound in ((torch.float32, 1e-6), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)):
-        found = pointwise_product(*(x.to(gpu, dtype) for x in (q, k, v)), activation)
+        found = pointwise_product(*(x.to(gpu, dtype) for x in (q, k, v)), activation=activation)
         assert found.dtype == dtype
         assert relative(found.double().cpu(), wanted) < bound
 

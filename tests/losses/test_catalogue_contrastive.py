@@ -50,7 +50,7 @@ def brute_force(users, own, items, rows, valid, similarity, temperature=TEMPERAT
 def test_loss_accuracy_and_gradients_are_those_of_loops_over_all_items(pieces, unknown, similarity):
     ours, theirs = make(unknown=unknown), make(unknown=unknown)
     loss, metrics = CatalogueContrastiveLoss(TEMPERATURE, similarity)(*ours)
-    expected, right = brute_force(*theirs, similarity)
+    expected, right = brute_force(*theirs, similarity=similarity)
     torch.testing.assert_close(loss, expected)
     assert metrics["contrastive_u2i_acc"].item() == pytest.approx(right)
     # The catalogue contains the item's own vector, so the gradient may come through either of them.
@@ -137,7 +137,7 @@ def test_a_common_offset_of_items_changes_nothing_in_half_precision(pieces, offs
     users = users - (users @ direction)[:, None] * direction + direction  # each user's product with it is 1
     users, spread = users * temperature, offset / temperature * direction  # logits of one size at any temperature
     expected = [x.double().requires_grad_() for x in (users, own, items)]
-    loss, right = brute_force(*expected, rows, valid, "dot", temperature)
+    loss, right = brute_force(*expected, rows=rows, valid=valid, similarity="dot", temperature=temperature)
     loss.backward()
     shifted = [x.requires_grad_() for x in (users.clone(), own + spread, items + spread)]
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):

@@ -22,7 +22,7 @@ def test_padding_never_hits_padding():
 
 def test_the_sums_are_those_of_the_rows_that_count():
     rows = [([CATALOGUE[0], CATALOGUE[5]], [CATALOGUE[5]]), ([CATALOGUE[5]], [CATALOGUE[5]])]
-    ranked = rank_batch(*as_tensors(rows), torch.tensor([True, False]))
+    ranked = rank_batch(*as_tensors(rows), row_mask=torch.tensor([True, False]))
     expected = torch.cat([values[0] for values in ranked.row_values.values()])
     torch.testing.assert_close(ranked.sums, expected.double())
     assert ranked.rows == 1

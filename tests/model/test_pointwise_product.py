@@ -21,7 +21,7 @@ def make(dtype=torch.float32, heads=N):
 @pytest.mark.parametrize("activation", ["silu", "relu"])
 def test_values_and_gradients_are_those_of_the_plain_form(activation):
     ours, theirs = make(), make()
-    found = pointwise_product(*ours, activation)
+    found = pointwise_product(*ours, activation=activation)
     expected = ACTIVATIONS[activation](theirs[0] @ theirs[1].transpose(1, 2)) @ theirs[2]
     torch.testing.assert_close(found, expected)
     weight = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
@@ -34,24 +34,26 @@ def test_values_and_gradients_are_those_of_the_plain_form(activation):
 @pytest.mark.usefixtures("pieces")
 @pytest.mark.parametrize("activation", ["silu", "relu"])
 def test_gradients_are_those_of_finite_differences(activation):
-    assert torch.autograd.gradcheck(lambda *x: pointwise_product(*x, activation), make(torch.float64))
+    assert torch.autograd.gradcheck(lambda *x: pointwise_product(*x, activation=activation), make(torch.float64))
 
 
 def test_a_missing_head_does_no_work():
-    assert pointwise_product(*make(heads=0), "silu").shape == (0, S, D)
+    assert pointwise_product(*make(heads=0), activation="silu").shape == (0, S, D)
 
 
 @pytest.mark.parametrize("rows", [0, 2])
 def test_heads_of_several_rows_are_heads(rows):
     q, k, v = make(heads=rows * 3)
     of_rows = [x.unflatten(0, (rows, 3)) for x in (q, k, v)]
-    torch.testing.assert_close(pointwise_product(*of_rows, "silu").flatten(0, 1), pointwise_product(q, k, v, "silu"))
+    torch.testing.assert_close(
+        pointwise_product(*of_rows, activation="silu").flatten(0, 1), pointwise_product(q, k, v, "silu")
+    )
 
 
 def test_the_weights_are_not_kept_for_the_backward_pass():
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda x: x):
-        pointwise_product(*make(), "silu")
+        pointwise_product(*make(), activation="silu")
     assert set(kept) == {(N, S, D)}
 
 
@@ -68,8 +70,8 @@ def test_heads_in_any_memory_layout_give_the_same(compiled):
     if compiled:
         forward = torch.compile(lambda q, k, v: pointwise_product(q, k, v, "silu"), backend="aot_eager", fullgraph=True)
     plain, turned = make(), [x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_() for x in make()]
-    pointwise_product(*plain, "silu").square().sum().backward()
-    (forward(*turned) if compiled else forward(*turned, "silu")).square().sum().backward()
+    pointwise_product(*plain, activation="silu").square().sum().backward()
+    (forward(*turned) if compiled else forward(*turned, activation="silu")).square().sum().backward()
     for mine, other in zip(turned, plain, strict=True):
         torch.testing.assert_close(mine.grad, other.grad)
 
@@ -78,7 +80,7 @@ def test_under_autocast_inputs_of_several_dtypes_are_multiplied_in_its_own():
     q, k, v = (tensor.detach().bfloat16() for tensor in make())
     mixed = [q.requires_grad_(), k.float().requires_grad_(), v.float().requires_grad_()]
     with torch.autocast("cpu", torch.bfloat16):
-        found = pointwise_product(*mixed, "silu")
+        found = pointwise_product(*mixed, activation="silu")
         plain = ACTIVATIONS["silu"](mixed[0] @ mixed[1].transpose(1, 2)) @ mixed[2]
     assert found.dtype == plain.dtype == torch.bfloat16
     torch.testing.assert_close(found, plain)
@@ -125,4 +127,4 @@ def test_an_exported_program_needs_no_operator_of_this_package():
     assert not any("ugt" in str(node.target) for node in program.graph.nodes)
     for rows, tokens in ((2, 5), (1, 1), (7, 99)):
         inputs = tuple(torch.randn(rows, tokens, 3, D).transpose(1, 2) for _ in range(3))
-        torch.testing.assert_close(program.module()(*inputs), pointwise_product(*inputs, "silu"))
+        torch.testing.assert_close(program.module()(*inputs), pointwise_product(*inputs, activation="silu"))

@@ -27,8 +27,9 @@ def free_port() -> int:
 
 def start(launcher_options: list, arguments: list[str]) -> subprocess.Popen:
     command = [str(word) for word in (COMPOSER, *launcher_options, ROOT / "train.py", *arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, **pipes)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=pipe, stderr=pipe)
 
 
 def node(rank: int, port: int) -> list:

@@ -54,8 +54,8 @@ def counted(batch):
 def test_microbatches_are_views_of_one_batch():
     batch = counted(make_batch(longest_first=True))
     for piece in split_batch(batch, 5):
-        for name, tensor in piece.items():
-            assert tensor.untyped_storage().data_ptr() == batch[name].untyped_storage().data_ptr(), name
+        for name in piece:
+            assert piece[name].untyped_storage().data_ptr() == batch[name].untyped_storage().data_ptr(), name
 
 
 def test_a_batch_goes_to_the_device_once_and_nothing_else_does():
