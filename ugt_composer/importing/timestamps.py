@@ -1,7 +1,7 @@
 """Formats of times in a file: numbers of any unit, or dates."""
 
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import numpy as np
 import polars as pl
@@ -73,7 +73,7 @@ class TimeForm:
         seconds = value / self.units_per_second(value)
         if not 1e8 < seconds < 1e11:
             return f"{value:g}"
-        return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
     @staticmethod
     def _date(text: str, option: str) -> float:
@@ -84,7 +84,7 @@ class TimeForm:
                 f"{option} {text}: expected a fraction such as 0.9, a number like the timestamps, or a date such as "
                 "2018-06-30"
             ) from None
-        return (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp()
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
 
 
 def time_form(sample: pl.Series, place: str) -> TimeForm:
