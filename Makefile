@@ -6,6 +6,7 @@ VENV := .venv$(if $(TORCH),-torch$(TORCH))
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-compile
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+CONSTRAINTS = constraints/py$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt
 # If it is set, as in many container images, every process compiles all modules that it imports: 8 s more for Composer.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -17,14 +18,14 @@ help:  ## list the targets
 
 install: $(INSTALLED)  ## create .venv with the project and its pinned dependencies (several GB, a few minutes); TORCH=2.11.0 uses that PyTorch
 
-$(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else f"Python {v[0]}.{v[1]} found, 3.11 or 3.12 expected: make PYTHON=python3.11 …")'
+$(INSTALLED): pyproject.toml $(wildcard constraints/*.txt)
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else f"Python {v[0]}.{v[1]} found, 3.11 or 3.12 expected (3.10 reached its end of life in October 2026): make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
 ifeq ($(TORCH),)
-	$(PIP_INSTALL) -c constraints.txt -e '.[dev]'
+	$(PIP_INSTALL) -c $(CONSTRAINTS) -e '.[dev]'
 else
 # mosaicml requires torch<2.7.1, so pip can resolve only PyTorch with its own dependencies; the rest uses --no-deps.
-	grep -vE '^(torch|torchvision|triton|nvidia-.*)==' constraints.txt >$(VENV)/constraints.txt
+	grep -vE '^(torch|torchvision|triton|nvidia-.*)==' $(CONSTRAINTS) >$(VENV)/constraints.txt
 	$(PIP_INSTALL) -c $(VENV)/constraints.txt torch==$(TORCH) torchvision
 	$(PIP_INSTALL) --no-deps -r $(VENV)/constraints.txt -e .
 endif
