@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed
+from hypothesis import settings
 
 from tests.shop import ended, shop, stage_config, stages  # noqa: F401 - fixtures
 from ugt_composer.config.schema import ModelConfig
 from ugt_composer.data.batch import Batch
 from ugt_composer.vocabulary import BOS, ITEM, NUM_SPECIAL_IDS
 
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 CODEBOOKS = (16, 24, 40)
 TINY = ModelConfig(
     d_model=32,
