@@ -10,7 +10,7 @@ CONSTRAINTS = constraints/py$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sy
 # If it is set, as in many container images, every process compiles all modules that it imports: 8 s more for Composer.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-slow test-gpu check parity chaos bench bench-gpu format clean
+.PHONY: help install demo test test-fast test-slow test-gpu check parity chaos bench bench-gpu format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -36,6 +36,13 @@ demo: $(INSTALLED)  ## train all three stages on generated data, a few minutes o
 
 test: $(INSTALLED)  ## run the tests, about seven minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Folders that train nothing, without what waits for other processes and the file that compiles.
+FAST := $(addprefix tests/,catalogue config generation importing losses metrics model storage)
+
+test-fast: $(INSTALLED)  ## run the tests of losses, model, metrics, importing and config, under a minute
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not processes' \
+		--ignore tests/model/test_compiled_gradients.py $(FAST)
 
 test-slow: $(INSTALLED)  ## run the slow tests, about 25 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow

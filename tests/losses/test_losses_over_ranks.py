@@ -11,6 +11,7 @@ from tests.losses.loss_toy import ToyModel, make_batch, take
 from tests.rank_processes import run_ranks
 from ugt_composer.losses.normalization import batch_counts
 
+pytestmark = pytest.mark.processes
 RANKS, ROWS, STEPS = 2, 32, 4
 ALL_ON = {"lambda_contrastive": 0.4, "lambda_preference": 0.3, "lambda_moe_balance": 0.2}
 NO_NEGATIVES = ALL_ON | {"lambda_contrastive": 0.0, "lambda_moe_balance": 0.0}

@@ -84,6 +84,7 @@ def evaluate_on_a_gpu():
     print("waits", *found)
 
 
+@pytest.mark.processes
 def test_evaluation_syncs_with_the_gpu_only_at_its_end():
     done = subprocess.run(
         [

@@ -276,6 +276,7 @@ def run_rank(rank, folder):
     Path(folder, f"{rank}.pkl").write_bytes(pickle.dumps((found, collectives)))
 
 
+@pytest.mark.processes
 def test_ranks_with_uneven_batches_give_what_one_process_gives(tmp_path):
     run_ranks(run_rank, (str(tmp_path),), 2)
     ranks = [pickle.loads((tmp_path / f"{rank}.pkl").read_bytes()) for rank in range(2)]
