@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from ugt_composer import __version__
 from ugt_composer.config.load import load_config
 from ugt_composer.job.exit import exit_as_rank
 from ugt_composer.job.start import begin_rank, begin_to_close, slow_imports
@@ -23,6 +24,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("yaml", nargs="+", metavar="YAML|key=value", help="config files, then overrides of single keys")
     parser.add_argument("--dry-run", action="store_true", help="print what would run and stop; trains nothing")
+    parser.add_argument("--version", action="version", version=f"ugt_composer {__version__}")
     return parser.parse_intermixed_args(argv)  # key=value may come after an option
 
 

@@ -6,6 +6,8 @@ Names are imported when they are first used, so that `import ugt_composer` costs
 from importlib import import_module
 from typing import Any
 
+__version__ = "0.1.0"  # the only place that says it: pyproject.toml reads it here
+
 _HOME = {
     "UGT": "ugt_composer.model.ugt",
     "ComposerUGT": "ugt_composer.training.composer_model",

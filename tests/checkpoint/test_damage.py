@@ -11,6 +11,7 @@ from tests.checkpoint.conftest import SmallShards, content_of
 from ugt_composer.checkpoint.run_checkpoints import (
     SHARDS,
     STATE,
+    VERSION,
     checkpoint_path,
     flaw_of,
     newest_checkpoint,
@@ -45,6 +46,16 @@ def sharded(tmp_path, sharded_content):
     path = checkpoint_path(tmp_path, 3, sharded=True)
     write_sharded(path, sharded_content, SmallShards())
     return path
+
+
+def test_a_checkpoint_says_which_version_wrote_it_or_does_not_and_is_read(tmp_path):
+    path = checkpoint_path(tmp_path, 1)
+    for content in (content_of(1), content_of(1) | {VERSION: "9.0"}):
+        write_checkpoint(path, content)
+        assert read_checkpoint(path).get(VERSION) == content.get(VERSION)
+    write_checkpoint(path, content_of(1) | {"another": 1})
+    with pytest.raises(UserError, match="is no training checkpoint"):
+        read_checkpoint(path)
 
 
 @FILE

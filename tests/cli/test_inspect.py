@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from tests.data.conftest import DAMAGES, flip_byte
 from tests.shop import SIZES, metrics_of
+from ugt_composer import __version__
 from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.checkpoint.portable import load_portable
 from ugt_composer.checkpoint.run_checkpoints import list_checkpoints, read_checkpoint
@@ -62,6 +64,7 @@ def test_a_model(inspect, shop, run_folder):
     assert found["kind"] == "model"
     assert found["parameters"]["total"] == sum(p.numel() for p in model.parameters())
     assert found["record"] == "matches record.json"
+    assert found["version"] == __version__
     assert found["sizes"]["codebooks"] == list(SIZES)
     assert found["header"]["catalogue_fingerprint"] == Catalogue.load(shop / "catalogue.jsonl").fingerprint
     (run_folder / "best" / "record.json").unlink()
@@ -82,6 +85,7 @@ def test_a_training_checkpoint(inspect, run_folder):
     found = inspect(path)
     assert found["kind"] == "training checkpoint"
     assert path.name == f"ba{found['batch']:08d}.pt"
+    assert found["version"] == __version__
     assert found["strategy"] == "ddp"
     assert (found["epoch"], found["batch"], found["batch in epoch"]) == (1, 14, 7)
     assert found["config"]["optimizer.lr"] == 0.01
@@ -99,6 +103,7 @@ def test_a_sharded_checkpoint(inspect, run_folder, tmp_path):
     torch.save(light | {"sharded": {"by": by}}, folder / "state.pt")
     found = inspect(folder)
     assert found["kind"] == "training checkpoint"
+    assert found["version"] == __version__
     assert (found["strategy"], found["world size"], found["batch"]) == ("fsdp", 2, 14)
     assert found["record"].startswith("unchecked")
     shutil.rmtree(folder / "shards")
@@ -111,12 +116,18 @@ def test_a_run_with_a_corrupted_checkpoint_is_shown_as_such(inspect, run_folder)
     found = inspect(run_folder)
     states = {entry["name"]: entry["state"] for entry in found["checkpoints"]}
     assert found["kind"] == "run"
+    assert found["version"] == __version__
     assert states[before.name] == "valid"
     assert "record" in states[newest.name]
     assert found["last step"] == metrics_of(run_folder)[-1]
     with (run_folder / "metrics.jsonl").open("a") as file:
         file.write('{"batch": 9')  # an incomplete line, as while it is being written
     assert inspect(run_folder)["last step"] == found["last step"]
+
+
+@pytest.mark.parametrize("name", ["run", "run/best", "run/ba00000004.pt"])
+def test_what_was_written_before_there_was_a_version_is_shown_without_one(inspect, name):
+    assert inspect(Path(__file__).parents[1] / "compatibility/0.1.0" / name)["version"] is None
 
 
 @pytest.mark.parametrize("compression", ["none", "zstd"])

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.shop import ROOT, stage_arguments
+from ugt_composer import __version__
 from ugt_composer.cli.main import main as ugt_main
 from ugt_composer.config.load import load_config
 from ugt_composer.errors import UserError
@@ -233,6 +234,12 @@ def test_help_tells_what_to_type(command, words):
     result = run(*command)
     assert result.returncode == 0
     assert all(word in result.stdout for word in words)
+
+
+@pytest.mark.parametrize("command", [[sys.executable, "train.py"], [UGT]], ids=["train.py", "ugt"])
+def test_programs_print_their_version(command):
+    result = run(*command, "--version")
+    assert (result.returncode, result.stdout) == (0, f"ugt_composer {__version__}\n")
 
 
 def test_the_demo_outside_the_project_says_where_to_run_it(tmp_path):

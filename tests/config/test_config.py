@@ -7,9 +7,10 @@ from typing import get_args, get_type_hints
 
 import pytest
 
+from ugt_composer import __version__
 from ugt_composer.config.checks import on_resume_of_keys
 from ugt_composer.config.keys import OnResume, key
-from ugt_composer.config.load import config_yaml, load_config
+from ugt_composer.config.load import config_yaml, load_config, version_in
 from ugt_composer.config.schema import Config, LossConfig, ModelConfig, OptimizerConfig, ParallelismConfig
 from ugt_composer.config.strategies import STRATEGIES
 from ugt_composer.errors import UserError
@@ -24,6 +25,15 @@ def test_every_shipped_yaml_loads_and_survives_its_own_dump(path, tmp_path):
     config = load_config(ROOT / "yamls/stage1.yaml", path)
     (tmp_path / "config.yaml").write_text(config_yaml(config))
     assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_a_written_config_begins_with_the_version_that_wrote_it(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(config_yaml(Config()))
+    assert path.read_text().splitlines()[0] == f"# ugt_composer {__version__}"
+    assert version_in(path) == __version__
+    path.write_text("seed: 1\n")
+    assert version_in(path) is None
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

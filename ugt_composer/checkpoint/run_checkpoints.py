@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 LIGHT_KEYS = {"state", "scaler", "rng", "config", "data", "catalogue"}
 WHOLE_KEYS = LIGHT_KEYS | {"model", "optimizer"}
 SHARDED_KEYS = LIGHT_KEYS | {"sharded"}
+VERSION = "version"  # of the program that wrote it; the first checkpoints do not have this key
 SHARDS, STATE = "shards", "state.pt"  # in the folder of a sharded checkpoint
 REPLACED = ".replaced"  # suffix of an old folder while a new one of its name is put in place
 _NAME = re.compile(r"ba(\d{8,})(\.pt)?")
@@ -216,7 +217,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # a truncated file can fail in any way
         reason = (str(error) or repr(error)).splitlines()[0]
         raise UserError(f"{path}: cannot be read as a checkpoint ({reason})") from None
-    if not isinstance(content, dict) or content.keys() not in (WHOLE_KEYS, SHARDED_KEYS):
+    if not isinstance(content, dict) or content.keys() - {VERSION} not in (WHOLE_KEYS, SHARDED_KEYS):
         raise UserError(f"{path}: not a training checkpoint; expected one such as ba00001000.pt")
     return content
 

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+from ugt_composer import __version__
 from ugt_composer.cli import evaluate, export, inspect, recommend, reference
 from ugt_composer.errors import exit_on_user_error
 
@@ -17,6 +18,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ugt", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"ugt_composer {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
         summary = (module.__doc__ or "").strip().splitlines()[0]

@@ -14,9 +14,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from ugt_composer import __version__
 from ugt_composer.config.schema import Config
 from ugt_composer.config.strategies import OTHER_NAMES
 from ugt_composer.errors import UserError, nearest
+
+WRITTEN_BY = "# ugt_composer "  # begins a written config; the version follows
 
 
 def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -44,8 +47,15 @@ def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def config_yaml(config: Config) -> str:
-    """The resolved config as YAML that `load_config` reads back to an equal config."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """The resolved config as YAML that `load_config` reads back to an equal config, below a line with the version."""
+    return f"{WRITTEN_BY}{__version__}\n{OmegaConf.to_yaml(OmegaConf.structured(config))}"
+
+
+def version_in(path: Path) -> str | None:
+    """The version of the program that wrote a config; None where it does not say."""
+    with path.open(encoding="utf-8") as file:
+        first = file.readline().rstrip()
+    return first.removeprefix(WRITTEN_BY) if first.startswith(WRITTEN_BY) else None
 
 
 def _names(paths: Sequence[str | Path]) -> str:

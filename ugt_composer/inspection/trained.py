@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 
 from ugt_composer.checkpoint.portable import CONFIG, load_portable, read_facts
 from ugt_composer.checkpoint.remote import PORTABLE
-from ugt_composer.checkpoint.run_checkpoints import batch_of, flaw_of, list_checkpoints, read_checkpoint
-from ugt_composer.config.load import load_config
+from ugt_composer.checkpoint.run_checkpoints import VERSION, batch_of, flaw_of, list_checkpoints, read_checkpoint
+from ugt_composer.config.load import load_config, version_in
 from ugt_composer.config.schema import Config
 from ugt_composer.errors import UserError
 from ugt_composer.storage.record import RECORD, record_beside
@@ -40,6 +40,7 @@ def model_facts(folder: Path) -> dict[str, Any]:
     sizes = config.model
     return {
         "record": _record_state(folder / RECORD),
+        "version": version_in(folder / CONFIG),
         "bytes": _bytes(folder),
         "parameters": {
             "total": sum(p.numel() for p in model.parameters()),
@@ -70,6 +71,7 @@ def checkpoint_facts(path: Path) -> dict[str, Any]:
     )
     return {
         "record": _record_state(path / RECORD if path.is_dir() else record_beside(path)),
+        "version": content.get(VERSION),
         "bytes": _bytes(path),
         "form": "sharded: one part per rank" if "sharded" in content else "complete: any strategy can resume from it",
         **{name.replace("_", " "): time[name] for name in PLACE},
@@ -85,7 +87,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
     """Does not raise for a corrupted checkpoint or model: its `state` says what is wrong with it."""
     config = {}
     if (folder / CONFIG).is_file():
-        config = {"config": _main_keys(load_config(folder / CONFIG))}
+        config = {"version": version_in(folder / CONFIG), "config": _main_keys(load_config(folder / CONFIG))}
     return {
         **config,
         "checkpoints": [

@@ -12,10 +12,11 @@ from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
 from torch import Tensor
 
+from ugt_composer import __version__
 from ugt_composer.checkpoint.background_writer import Writer
 from ugt_composer.checkpoint.portable import FINGERPRINT, save_portable
 from ugt_composer.checkpoint.rank0_errors import save_on_rank_0, saving_into
-from ugt_composer.checkpoint.run_checkpoints import checkpoint_path, rotate, write_checkpoint
+from ugt_composer.checkpoint.run_checkpoints import VERSION, checkpoint_path, rotate, write_checkpoint
 from ugt_composer.checkpoint.sharded import state_beside_shards, write_sharded
 from ugt_composer.checkpoint.uploads import Uploads
 from ugt_composer.checkpoint.whole_state import (
@@ -192,6 +193,7 @@ class Checkpoints(Callback):
         """All that a resumed run needs besides weights and optimizer state, and what it belongs to."""
         rng = reproducibility.get_rng_state()
         return {
+            VERSION: __version__,
             "state": state.state_dict(),
             "scaler": {} if state.scaler is None else state.scaler.state_dict(),
             "rng": rng,
