@@ -15,7 +15,7 @@ from tests.checkpoint.conftest import SmallShards, content_of
 from tests.shop import ROOT, stage_arguments
 from ugt_composer.checkpoint.portable import CONFIG, check_portable, save_portable
 from ugt_composer.checkpoint.rank0_errors import save_on_rank_0
-from ugt_composer.checkpoint.run_checkpoints import checkpoint_path, flaw_of, list_checkpoints, write_checkpoint
+from ugt_composer.checkpoint.run_checkpoints import checkpoint_path, corruption_of, list_checkpoints, write_checkpoint
 from ugt_composer.checkpoint.sharded import write_sharded
 from ugt_composer.config.schema import Config
 from ugt_composer.errors import EXIT_ERROR, RunError
@@ -32,7 +32,7 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_no_partial_one(tmp_path):
             write_checkpoint(place, {**content_of(2), "model": torch.zeros(100_000)})
         assert error.value.errno == errno.ENOSPC
         assert sorted(tmp_path.iterdir()) == before
-        assert flaw_of(path) is None
+        assert corruption_of(path) is None
 
 
 LIMITED = """

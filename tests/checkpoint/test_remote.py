@@ -18,7 +18,13 @@ from tests.training.callbacks.test_preemption import WarnIn
 from ugt_composer.checkpoint import remote as stored
 from ugt_composer.checkpoint.portable import load_portable
 from ugt_composer.checkpoint.remote import fetch_newest, model_folder
-from ugt_composer.checkpoint.run_checkpoints import checkpoint_path, flaw_of, list_checkpoints, rotate, write_checkpoint
+from ugt_composer.checkpoint.run_checkpoints import (
+    checkpoint_path,
+    corruption_of,
+    list_checkpoints,
+    rotate,
+    write_checkpoint,
+)
 from ugt_composer.checkpoint.sharded import write_sharded
 from ugt_composer.checkpoint.uploads import Uploads
 from ugt_composer.errors import EXIT_ERROR, EXIT_PREEMPTED, RunError, UserError
@@ -136,7 +142,7 @@ def test_a_bad_newest_checkpoint_is_logged_and_the_previous_one_used(tmp_path, u
         f"{url}/ba00000002.pt: " in r.getMessage() and "trying the checkpoint" in r.getMessage() for r in caplog.records
     )
     assert damaged == (set() if damage == "without record" else {"ba00000002.pt"})
-    assert flaw_of(tmp_path / "b" / "ba00000001.pt") is None
+    assert corruption_of(tmp_path / "b" / "ba00000001.pt") is None
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -160,7 +166,7 @@ def test_nothing_is_fetched_if_the_folder_is_as_new(tmp_path, url, proxy):
     assert not (tmp_path / "metrics.jsonl").exists()
     checkpoint_path(tmp_path, 2).write_bytes(b"bad")
     fetch_newest(Store(url), tmp_path)
-    assert flaw_of(checkpoint_path(tmp_path, 2)) is None
+    assert corruption_of(checkpoint_path(tmp_path, 2)) is None
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"of the store"
 
 

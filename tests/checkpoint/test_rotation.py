@@ -6,7 +6,7 @@ from tests.checkpoint.conftest import SmallShards, content_of
 from ugt_composer.checkpoint.run_checkpoints import (
     checkpoint_path,
     clean,
-    flaw_of,
+    corruption_of,
     list_checkpoints,
     newest_checkpoint,
     rotate,
@@ -79,7 +79,7 @@ def test_a_folder_is_restored_if_its_replacement_was_never_put_in_place(tmp_path
     path.rename(tmp_path / "ba00000003.replaced")  # killed here
     clean(tmp_path)
     assert [found.name for found in tmp_path.iterdir()] == ["ba00000003"]
-    assert flaw_of(path) is None
+    assert corruption_of(path) is None
     write_sharded(path, sharded_content, SmallShards())
     assert [found.name for found in tmp_path.iterdir()] == ["ba00000003"]
     (tmp_path / "ba00000003.tmp").mkdir()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.data.conftest import DAMAGES, flip_byte
+from tests.data.conftest import CORRUPTIONS, flip_byte
 from tests.shop import SIZES, metrics_of
 from ugt_composer import __version__
 from ugt_composer.catalogue.catalogue import Catalogue
@@ -71,9 +71,9 @@ def test_a_model(inspect, shop, run_folder):
     assert inspect(run_folder / "best")["record"].startswith("unchecked")
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", CORRUPTIONS)
 def test_a_corrupted_model_is_refused_and_shown_in_its_run(inspect, run_folder, damage):
-    DAMAGES[damage](run_folder / "latest" / "model.safetensors")
+    CORRUPTIONS[damage](run_folder / "latest" / "model.safetensors")
     assert "model.safetensors" in refused(run_folder / "latest")
     states = {model["name"]: model["state"] for model in inspect(run_folder)["models"]}
     assert states["best"] == "valid"
@@ -163,10 +163,10 @@ def test_lengths_and_pairs_are_those_of_the_rows(inspect, shop):
     assert len(found["first rows"][0]["history"]) == history[0] - 1
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", CORRUPTIONS)
 def test_a_corrupted_shard_is_named(data_folder, damage):
     folder = data_folder("none")
-    DAMAGES[damage](folder / "shard.00002.mds")
+    CORRUPTIONS[damage](folder / "shard.00002.mds")
     assert "shard.00002.mds" in refused(folder)
 
 

@@ -50,4 +50,4 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-DAMAGES = {"flipped": flip_byte, "cut": cut, "missing": Path.unlink}
+CORRUPTIONS = {"flipped": flip_byte, "cut": cut, "missing": Path.unlink}

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.data.conftest import flip_byte
-from ugt_composer.data.integrity import FileFacts, flaw, index_flaw, read_index, size_flaw
+from ugt_composer.data.integrity import FileFacts, corruption, index_corruption, read_index, size_mismatch
 from ugt_composer.data.manifest import read_manifest
 from ugt_composer.errors import UserError
 from ugt_composer.storage.hashed_file import fastest, file_hash
@@ -42,12 +42,12 @@ def test_a_file_is_valid_only_with_the_same_bytes(tmp_path, bytes_of, algorithm)
     path.write_bytes(before)
     facts = FileFacts("file", len(before), {algorithm: file_hash(algorithm, path)})
     path.unlink() if after is None else path.write_bytes(after)
-    found = flaw(path, facts)
+    found = corruption(path, facts)
     assert (found is None) == (before == after)
     if found is not None:
         expected = str(len(before)) if after is None or len(after) != len(before) else facts.hashes[algorithm]
         assert expected in found
-        assert (size_flaw(path, facts) is None) == (after is not None and len(after) == len(before))
+        assert (size_mismatch(path, facts) is None) == (after is not None and len(after) == len(before))
 
 
 def test_hashes_are_those_of_streaming(tmp_path):
@@ -72,7 +72,7 @@ def test_any_changed_byte_of_an_index_is_reported(converted, tmp_path, data):
     text = bytearray((converted() / "index.json").read_bytes())
     text[data.draw(st.integers(0, len(text) - 1))] ^= data.draw(st.integers(1, 255))
     (tmp_path / "index.json").write_bytes(text)
-    assert recorded.split(":")[1] in index_flaw(tmp_path / "index.json", recorded)
+    assert recorded.split(":")[1] in index_corruption(tmp_path / "index.json", recorded)
 
 
 def test_a_folder_as_it_was_converted_is_accepted(converted):

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.data.conftest import DAMAGES, flip_byte
+from tests.data.conftest import CORRUPTIONS, flip_byte
 from ugt_composer.config.schema import StreamConfig
 from ugt_composer.data import shard_files
-from ugt_composer.data.integrity import flaw
+from ugt_composer.data.integrity import corruption
 from ugt_composer.data.remote_folder import fetch_descriptions
 from ugt_composer.data.shard_files import ShardFiles
 from ugt_composer.errors import UserError
@@ -26,7 +26,7 @@ def cache_of(remote, folder) -> ShardFiles:
 
 
 def whole(files: ShardFiles) -> bool:
-    return all(flaw(files.folder / name, shard.raw) is None for name, shard in files.shards.items())
+    return all(corruption(files.folder / name, shard.raw) is None for name, shard in files.shards.items())
 
 
 def leftovers(folder) -> list[str]:
@@ -46,13 +46,13 @@ def test_a_valid_folder_is_unchanged_except_for_decompressed_shards(data_folder,
     assert not leftovers(folder)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", CORRUPTIONS)
 @pytest.mark.parametrize("options", FORMS)
 def test_a_corrupted_shard_without_a_remote_is_reported(data_folder, options, damage):
     folder = data_folder(*options)
     files = ShardFiles(folder, None)
     stored = files.shards[SHARD].stored
-    DAMAGES[damage](folder / stored.name)
+    CORRUPTIONS[damage](folder / stored.name)
     words = {"flipped": next(iter(stored.hashes.values())), "cut": "has", "missing": "is missing"}
     with pytest.raises(UserError, match=rf"{stored.name}: .*{words[damage]}.*; convert or copy") as error:
         files.ensure(SHARD)
@@ -68,10 +68,10 @@ def test_a_corrupted_decompressed_shard_is_decompressed_again(data_folder, optio
     files.ensure(SHARD)
     flip_byte(files.folder / SHARD)
     files.ensure(SHARD)
-    assert flaw(files.folder / SHARD, files.shards[SHARD].raw) is None
+    assert corruption(files.folder / SHARD, files.shards[SHARD].raw) is None
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", CORRUPTIONS)
 @pytest.mark.parametrize("options", FORMS)
 def test_a_corrupted_shard_is_fetched_again_once(converted, tmp_path, monkeypatch, options, damage):
     remote = converted(*options)
@@ -79,7 +79,7 @@ def test_a_corrupted_shard_is_fetched_again_once(converted, tmp_path, monkeypatc
     grown = sum(files.ensure(name) for name in files.shards)
     assert whole(files)
     assert grown == sum(shard.raw.size for shard in files.shards.values())  # compressed files are not kept
-    DAMAGES[damage](files.folder / SHARD)
+    CORRUPTIONS[damage](files.folder / SHARD)
     fetched = []
     real = shard_files._download
     monkeypatch.setattr(shard_files, "_download", lambda source, part: (fetched.append(source), real(source, part)))
@@ -90,11 +90,11 @@ def test_a_corrupted_shard_is_fetched_again_once(converted, tmp_path, monkeypatc
     assert not leftovers(files.folder)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", CORRUPTIONS)
 def test_a_shard_corrupted_in_the_store_is_reported_and_not_kept(data_folder, tmp_path, damage):
     remote = data_folder()
     files = cache_of(remote, tmp_path / "cache")
-    DAMAGES[damage](remote / SHARD)
+    CORRUPTIONS[damage](remote / SHARD)
     with pytest.raises(UserError, match=rf"{remote}/{SHARD}: "):
         files.ensure(SHARD)
     assert not (files.folder / SHARD).exists()
@@ -125,14 +125,14 @@ def test_a_dropped_connection_is_retried(converted, tmp_path, monkeypatch):
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.integers(0, 7), st.sampled_from(sorted(DAMAGES))), max_size=6))
+@given(st.lists(st.tuples(st.integers(0, 7), st.sampled_from(sorted(CORRUPTIONS))), max_size=6))
 def test_a_corrupted_cache_is_repaired(converted, tmp_path, damages):
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     files = cache_of(converted(), tmp_path / "cache")
     for number, damage in damages:
         path = files.folder / f"shard.{number:05}.mds"
         if path.name in files.shards and path.exists() and path.stat().st_size:
-            DAMAGES[damage](path)
+            CORRUPTIONS[damage](path)
         files.ensure(path.name) if path.name in files.shards and damage != "missing" else None
     for name in files.shards:
         files.ensure(name)
@@ -179,7 +179,7 @@ def test_leftovers_of_a_killed_fetch_are_overwritten(converted, tmp_path):
     (files.folder / f"{SHARD}.part").write_bytes(b"half of it")
     (files.folder / f"{SHARD}.lock").touch()
     files.ensure(SHARD)
-    assert flaw(files.folder / SHARD, files.shards[SHARD].raw) is None
+    assert corruption(files.folder / SHARD, files.shards[SHARD].raw) is None
     assert not leftovers(files.folder)
 
 

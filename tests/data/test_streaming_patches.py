@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.data.conftest import DAMAGES, ROWS, flip_byte
+from tests.data.conftest import CORRUPTIONS, ROWS, flip_byte
 from ugt_composer.config.schema import StreamConfig
 from ugt_composer.data.evaluation_dataset import EvaluationDataset
 from ugt_composer.data.remote_folder import fetch_descriptions
@@ -64,11 +64,11 @@ def test_every_row_of_valid_data_is_read_in_each_epoch(loader, data_folder, key,
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("key", [TRAIN, EVAL])
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", CORRUPTIONS)
 def test_a_corrupted_shard_ends_reading_with_one_sentence(loader, data_folder, key, damage, workers):
     folder = data_folder()
     batches = loader(key, folder, workers)
-    DAMAGES[damage](folder / SHARD)
+    CORRUPTIONS[damage](folder / SHARD)
     with pytest.raises(UserError) as error:
         list(batches)
     sentence = str(error.value)
@@ -81,10 +81,10 @@ def test_a_corrupted_shard_ends_reading_with_one_sentence(loader, data_folder, k
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("key", [TRAIN, EVAL])
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", CORRUPTIONS)
 def test_a_corrupted_shard_of_a_cache_is_fetched_again(loader, converted, tmp_path, key, damage, workers):
     list(loader(key, tmp_path / "cache", remote=converted()))
-    DAMAGES[damage](tmp_path / "cache" / SHARD)
+    CORRUPTIONS[damage](tmp_path / "cache" / SHARD)
     batches = loader(key, tmp_path / "cache", workers, converted())
     assert sorted(rows(batches)) == list(range(ROWS))
     assert (tmp_path / "cache" / SHARD).read_bytes() == (converted() / SHARD).read_bytes()
@@ -151,7 +151,7 @@ def test_a_small_cache_gives_every_row_and_the_right_byte_count(loader, converte
     assert sorted(rows(batches)) == list(range(ROWS))
     assert evictions.value > 0
     if damage is not None:
-        DAMAGES[damage](next(folder.glob("shard.*")))
+        CORRUPTIONS[damage](next(folder.glob("shard.*")))
         batches = loader(TRAIN, folder, 2, converted(), cache_limit="24kb", predownload=8)
     assert sorted(rows(batches)) == list(range(ROWS))
     sizes = [path.stat().st_size for path in (*folder.glob("shard.*"), folder / "index.json")]

@@ -18,7 +18,7 @@ OF_ALL_RANKS = ("switch", "device")
 def misbehave(deed: str, rank: int) -> None:
     import torch.distributed as dist
 
-    from ugt_composer.job.cpu_all_reduce import HostAgreement
+    from ugt_composer.job.cpu_all_reduce import CpuAllReduce
 
     if deed == "mistake":
         raise UserError("shard 7 is gone")
@@ -32,11 +32,11 @@ def misbehave(deed: str, rank: int) -> None:
         time.sleep(100)
     if deed == "switch":  # from the start timeout to that of training
         limits = [60.0]
-        agreement = HostAgreement(lambda: limits[-1])
+        agreement = CpuAllReduce(lambda: limits[-1])
         limits.append(4.0)
         time.sleep(100 if dist.get_rank() == rank else 0)
         agreement.begin(1.0)
-        agreement.agreed()
+        agreement.result()
     if deed == "device":  # like a wait for the GPU: blocked in C, without the GIL
         ctypes.CDLL(None).pause()
     if deed == "warn":

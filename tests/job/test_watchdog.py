@@ -11,7 +11,7 @@ from torch.distributed import distributed_c10d
 
 from ugt_composer.job import group_timeouts
 from ugt_composer.job import watchdog as module
-from ugt_composer.job.group_timeouts import NCCL_BEHIND, limit_groups, nccl_error, report_nccl_errors
+from ugt_composer.job.group_timeouts import NCCL_MARGIN, limit_groups, nccl_error, report_nccl_errors
 from ugt_composer.job.watchdog import BEHIND, Watchdog
 from ugt_composer.training.callbacks.progress import Progress
 
@@ -101,7 +101,7 @@ def groups(monkeypatch):
 
 def test_gloo_times_out_before_nccl(groups):
     limit_groups(600)
-    assert groups.timeouts == {"gloo": timedelta(seconds=600), "nccl": timedelta(seconds=600 + NCCL_BEHIND)}
+    assert groups.timeouts == {"gloo": timedelta(seconds=600), "nccl": timedelta(seconds=600 + NCCL_MARGIN)}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.conftest import DAMAGES, flip_byte
+from tests.data.conftest import CORRUPTIONS, flip_byte
 from tests.shop import ROOT, SIZES, comparable, stage_arguments
 from ugt_composer.config.load import load_config
 from ugt_composer.errors import UserError
@@ -62,7 +62,7 @@ def train(command: list[str], arguments: list[str]) -> subprocess.CompletedProce
 @pytest.mark.parametrize("name", ["train", "eval"])
 def test_missing_and_truncated_shards_are_reported_before_training(run, name, damage):
     shard = sorted((run.data / name).glob("shard.*"))[-1]
-    DAMAGES[damage](shard)
+    CORRUPTIONS[damage](shard)
     with pytest.raises(UserError, match=rf"{name}/{shard.name}: (is missing|has \d+ bytes), index\.json records \d+"):
         run.trainer()
     assert not run.out.exists()
@@ -96,7 +96,7 @@ def test_a_corrupted_cache_is_fetched_again_and_gives_the_same_numbers(run, tmp_
     cache = tmp_path / "cache"
     for name in ("train", "eval"):
         shutil.copytree(run.data / name, cache / name)
-        for damage, shard in zip(DAMAGES.values(), sorted((cache / name).glob("shard.*")), strict=False):
+        for damage, shard in zip(CORRUPTIONS.values(), sorted((cache / name).glob("shard.*")), strict=False):
             damage(shard)
     remotes = (
         f"data.train.local={cache / 'train'}",

@@ -86,7 +86,7 @@ class Watch(Callback):
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_step_reads_nothing_from_the_device(stages, stage_config, tmp_path, monkeypatch, stage):
-    monkeypatch.setattr(moe, "COUNTS_ARE_AT_HAND", ())
+    monkeypatch.setattr(moe, "READABLE_WITHOUT_SYNC", ())
     more = ("log_interval=5ba", "save_interval=100ba", "eval_interval=100ba", "max_duration=9ba")
     config = stage_config(tmp_path, stage, stages / f"stage{stage - 1}/best" if stage > 1 else None, *more)
     trainer = build_trainer(config)

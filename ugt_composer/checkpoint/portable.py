@@ -19,10 +19,10 @@ from ugt_composer.model.ugt import UGT
 from ugt_composer.storage.hashed_file import file_hash
 from ugt_composer.storage.record import (
     RECORD,
-    DamagedRecordError,
+    CorruptedRecordError,
     Facts,
     facts_of,
-    first_flaw,
+    first_corruption,
     put_in_place,
     read_record,
 )
@@ -93,15 +93,15 @@ def check_portable(folder: str | Path) -> None:
     path = Path(folder) / RECORD
     try:
         record = read_record(path)
-    except DamagedRecordError as error:
+    except CorruptedRecordError as error:
         raise UserError(
             f"{path} {error}: copy or train the model again, or remove that file to load the folder unchecked"
         ) from None
-    if record is None or (mismatch := first_flaw(path.parent, record)) is None:
+    if record is None or (mismatch := first_corruption(path.parent, record)) is None:
         return
-    name, flaw = mismatch
+    name, corruption = mismatch
     raise UserError(
-        f"{path.parent / name} {flaw}: it was corrupted or changed after it was written; copy or train the model "
+        f"{path.parent / name} {corruption}: it was corrupted or changed after it was written; copy or train the model "
         f"again, or remove {RECORD} beside it if the change was intended"
     )
 

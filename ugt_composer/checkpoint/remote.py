@@ -8,14 +8,20 @@ import tempfile
 import time
 from pathlib import Path
 
-from ugt_composer.checkpoint.run_checkpoints import batch_of, flaw_of, is_checkpoint_name, list_checkpoints, none_valid
+from ugt_composer.checkpoint.run_checkpoints import (
+    batch_of,
+    corruption_of,
+    is_checkpoint_name,
+    list_checkpoints,
+    none_valid,
+)
 from ugt_composer.errors import UserError
 from ugt_composer.storage.file_lock import locked
 from ugt_composer.storage.record import (
     RECORD,
-    DamagedRecordError,
+    CorruptedRecordError,
     Record,
-    first_flaw,
+    first_corruption,
     parse_record,
     put_in_place,
 )
@@ -28,7 +34,7 @@ BESIDE = ("metrics.jsonl", "run_id")
 PAUSES = (0.0, 0.5, 2.0)  # seconds before each attempt at files that do not fit their record
 
 
-class DamagedError(Exception):
+class CorruptedError(Exception):
     """Files in a store that do not match their record. The message says which and how."""
 
 
@@ -60,9 +66,9 @@ def fetch_newest(store: Store, folder: Path) -> set[str]:
     corrupted: set[str] = set()
     for name in sorted({*local, *stored}, key=lambda name: batch_of(Path(name)), reverse=True):
         if name in local:
-            if (flaw := flaw_of(local[name])) is None:
+            if (corruption := corruption_of(local[name])) is None:
                 return corrupted
-            problems.append(f"{local[name]}: {flaw}")
+            problems.append(f"{local[name]}: {corruption}")
         if name not in stored:
             continue
         if record_name(name) not in listing:
@@ -74,7 +80,7 @@ def fetch_newest(store: Store, folder: Path) -> set[str]:
             continue
         try:
             _fetch_checkpoint(store, folder, name, listing)
-        except DamagedError as error:
+        except CorruptedError as error:
             log.warning("%s/%s: %s; trying the checkpoint before it", store.url, name, error)
             problems.append(f"{store.url}/{name}: {error}")
             corrupted.add(name)
@@ -116,7 +122,7 @@ def _fetch_portable(store: Store, folder: Path, name: str) -> None:
         for file in record:
             (temporary / file).rename(folder / name / f"{file}.tmp")
         put_in_place(folder / name / RECORD, {file: facts[0] for file, facts in record.items()})
-    except DamagedError as error:
+    except CorruptedError as error:
         log.warning("%s/%s: %s; the run will write it again", store.url, name, error)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -135,10 +141,10 @@ def _fetch_recorded(store: Store, record_name: str, folder: Path) -> Record:
     """Fetches a record and its files into an empty folder, and verifies them.
 
     Raises:
-        DamagedError: they do not match after several attempts; a single mismatch may come from an upload under way.
+        CorruptedError: they do not match after several attempts; a single mismatch may come from an upload under way.
         MissingError: there is no record.
     """
-    flaw, is_folder = "", record_name.split("/")[-1] == RECORD
+    corruption, is_folder = "", record_name.split("/")[-1] == RECORD
     above = record_name.removesuffix(RECORD) if is_folder else ""
     for pause in PAUSES:
         time.sleep(pause)
@@ -147,23 +153,23 @@ def _fetch_recorded(store: Store, record_name: str, folder: Path) -> Record:
         text = store.read_bytes(record_name)
         try:
             record = parse_record(text)
-        except DamagedRecordError as error:
-            flaw = f"its {RECORD} {error}"
+        except CorruptedRecordError as error:
+            corruption = f"its {RECORD} {error}"
             continue
         if any(Path(name).is_absolute() or ".." in Path(name).parts for name in record):
-            raise DamagedError(f"its {RECORD} names files outside its folder")
+            raise CorruptedError(f"its {RECORD} names files outside its folder")
         try:
             for name in record:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 store.fetch(f"{above}{name}", folder / name)
         except MissingError:
-            flaw = f"its {name} is missing"
+            corruption = f"its {name} is missing"
             continue
         (folder / RECORD).write_bytes(text)
-        if (mismatch := first_flaw(folder, record)) is None:
+        if (mismatch := first_corruption(folder, record)) is None:
             return record
-        flaw = " ".join(mismatch) if is_folder else mismatch[1]
-    raise DamagedError(flaw)
+        corruption = " ".join(mismatch) if is_folder else mismatch[1]
+    raise CorruptedError(corruption)
 
 
 def set_stored_aside(store: Store) -> str | None:
@@ -208,7 +214,7 @@ def model_folder(place: str | Path) -> Path:
             return _cached(store, folder)
     except MissingError as error:
         raise UserError(f"{error}; expected a model with its {RECORD}, such as s3://bucket/prefix/best") from None
-    except DamagedError as error:
+    except CorruptedError as error:
         raise UserError(f"{store.url}: {error}; it is corrupted, or was replaced meanwhile: try again") from None
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}); set TMPDIR to another folder") from None
@@ -220,9 +226,9 @@ def _cached(store: Store, folder: Path) -> Path:
     path = folder / version
     if path.is_dir():
         try:
-            if first_flaw(path, parse_record((path / RECORD).read_bytes())) is None:
+            if first_corruption(path, parse_record((path / RECORD).read_bytes())) is None:
                 return path
-        except (OSError, DamagedRecordError):
+        except (OSError, CorruptedRecordError):
             pass
     temporary = folder / "fetched.tmp"
     _fetch_recorded(store, RECORD, temporary)

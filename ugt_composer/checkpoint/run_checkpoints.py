@@ -19,8 +19,8 @@ from ugt_composer.checkpoint.written import or_removed, write_hashed
 from ugt_composer.errors import UserError
 from ugt_composer.storage.record import (
     RECORD,
-    DamagedRecordError,
-    first_flaw,
+    CorruptedRecordError,
+    first_corruption,
     put_in_place,
     read_record,
     record_beside,
@@ -69,20 +69,20 @@ def write_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
         put_in_place(record_beside(path), {path.name: facts})
 
 
-def rotate(folder: str | Path, keep: int, good: set[Path], spared: str | None = None) -> None:
+def rotate(folder: str | Path, keep: int, good: set[Path], keep_also: str | None = None) -> None:
     """Deletes all but the newest `keep` valid checkpoints. Corrupted ones do not count towards `keep`.
 
     Args:
         good: checkpoints that were verified before. The hashes of others are checked; valid ones are added.
-        spared: the name of a checkpoint that is being uploaded: not deleted now, but by a later call.
+        keep_also: the name of a checkpoint that is being uploaded: not deleted now, but by a later call.
     """
     kept, checkpoints = 0, list_checkpoints(folder)
     for path in checkpoints if len(checkpoints) > keep else ():
         if kept == keep:
-            if path.name != spared:
+            if path.name != keep_also:
                 _delete(path)
                 good.discard(path)
-        elif flaw_of(path, sizes_only=path in good) is None:
+        elif corruption_of(path, sizes_only=path in good) is None:
             good.add(path)
             kept += 1
     clean(folder)
@@ -140,7 +140,7 @@ def set_aside(folder: str | Path) -> Path | None:
     return target
 
 
-def flaw_of(path: Path, sizes_only: bool = False) -> str | None:
+def corruption_of(path: Path, sizes_only: bool = False) -> str | None:
     """What is wrong with a checkpoint's files, such as "is missing"; None if they are as written.
 
     A checkpoint without a record, such as one copied by hand, is checked by the checksums in the file itself.
@@ -149,7 +149,7 @@ def flaw_of(path: Path, sizes_only: bool = False) -> str | None:
     record_path, needed = (path / RECORD, STATE) if is_folder else (record_beside(path), path.name)
     try:
         record = read_record(record_path)
-    except DamagedRecordError as error:
+    except CorruptedRecordError as error:
         if is_folder:
             return f"its {RECORD} {error}"
         log.warning("%s %s; checking %s by the checksums that it contains", record_path, error, path.name)
@@ -157,15 +157,15 @@ def flaw_of(path: Path, sizes_only: bool = False) -> str | None:
     if record is None or needed not in record:
         if is_folder and not any((path / SHARDS).rglob("*")):
             return f"its folder {SHARDS} is missing or empty"
-        return _checksum_flaw(path / STATE if is_folder else path)
-    mismatch = first_flaw(record_path.parent, record, sizes_only)
+        return _checksum_mismatch(path / STATE if is_folder else path)
+    mismatch = first_corruption(record_path.parent, record, sizes_only)
     if mismatch is None:
         return None
-    name, flaw = mismatch
-    return f"its {name} {flaw}" if is_folder else flaw
+    name, corruption = mismatch
+    return f"its {name} {corruption}" if is_folder else corruption
 
 
-def _checksum_flaw(path: Path) -> str | None:
+def _checksum_mismatch(path: Path) -> str | None:
     """torch.save writes a zip file with a checksum of each of its parts; torch.load does not verify them."""
     try:
         with zipfile.ZipFile(path) as parts:
@@ -182,7 +182,7 @@ def _checksum_flaw(path: Path) -> str | None:
 def newest_of_recorded_size(folder: str | Path) -> Path | None:
     """The newest checkpoint whose files all have their recorded size. Their hashes were verified when written."""
     try:
-        return next((path for path in list_checkpoints(folder) if flaw_of(path, sizes_only=True) is None), None)
+        return next((path for path in list_checkpoints(folder) if corruption_of(path, sizes_only=True) is None), None)
     except OSError:
         return None
 
@@ -194,8 +194,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: the file is missing, corrupted, or no checkpoint.
     """
     path = Path(path)
-    if path.exists() and (flaw := flaw_of(path)) is not None:
-        raise UserError(f"{path}: {flaw}")
+    if path.exists() and (corruption := corruption_of(path)) is not None:
+        raise UserError(f"{path}: {corruption}")
     if path.is_dir():
         if (problem := forbidden(path / SHARDS)) is not None:
             raise UserError(f"{path}: its {SHARDS}/{problem}")

@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 import xxhash
 
 from ugt_composer.checkpoint.remote import BESIDE, PORTABLE, record_name, stored_checkpoints
-from ugt_composer.checkpoint.run_checkpoints import flaw_of, is_checkpoint_name, list_checkpoints
+from ugt_composer.checkpoint.run_checkpoints import corruption_of, is_checkpoint_name, list_checkpoints
 from ugt_composer.errors import RunError
-from ugt_composer.storage.record import RECORD, DamagedRecordError, parse_record
+from ugt_composer.storage.record import RECORD, CorruptedRecordError, parse_record
 from ugt_composer.storage.s3 import MissingError, Store, StoreError
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Uploads:
             self._changed.wait_for(lambda: self._queued is None and not self._busy, seconds)
             return self.is_complete
 
-    def lacking(self) -> str:
+    def missing(self) -> str:
         """A message that names what the store does not have."""
         with self._changed:
             queued = [] if self._queued is None else self._outdated(self._queued[0])
@@ -108,7 +108,7 @@ class Uploads:
         if not self.is_complete:
             self.send()
             if not self.wait():
-                raise RunError(f"{self.lacking()}; it is in {self.folder}: run the same command to try again")
+                raise RunError(f"{self.missing()}; it is in {self.folder}: run the same command to try again")
 
     def _parts(self, open_files: ExitStack) -> list[Part]:
         small = [self.folder / name for name in ("config.yaml", *BESIDE)]
@@ -153,7 +153,7 @@ class Uploads:
                 self.is_complete = failure is None and self._queued is None
                 self._changed.notify_all()
             if failure is not None:
-                log.warning("%s; it is in the save folder, and the next save tries again", self.lacking())
+                log.warning("%s; it is in the save folder, and the next save tries again", self.missing())
 
     def _upload_missing(self, parts: list[Part]) -> None:
         listing = self.store.list()
@@ -175,7 +175,7 @@ class Uploads:
     def _upload(self, part: Part) -> None:
         """While files are being replaced they do not match the old record, so that readers ignore the part."""
         self._versions.pop(part.name, None)
-        if is_checkpoint_name(part.name) and flaw_of(self.folder / part.name) is not None:
+        if is_checkpoint_name(part.name) and corruption_of(self.folder / part.name) is not None:
             return  # deleted by the rotation, or corrupted, as logged when the run was resumed
         try:
             for name, opened in part.open.items():
@@ -203,7 +203,7 @@ class Uploads:
             return False
         try:
             record = parse_record(self.store.read_bytes(record_name(name)))
-        except (DamagedRecordError, MissingError):
+        except (CorruptedRecordError, MissingError):
             return False
         above = "" if name.endswith(".pt") else f"{name}/"
         return all(listing.get(f"{above}{n}") in [f.size for f in facts] for n, facts in record.items())

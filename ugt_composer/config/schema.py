@@ -303,7 +303,7 @@ class ParallelismConfig:
 
     @property
     def shards_parameters(self) -> bool:
-        return self.facts.shards_parameters(self)
+        return self.facts.shards_parameters(self.deepspeed.zero_stage)
 
     def __post_init__(self):
         if self.shard_reference and not self.shards_parameters:

@@ -2,10 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ugt_composer.config.schema import ParallelismConfig
 
 
 @dataclass(frozen=True)
@@ -14,13 +10,13 @@ class StrategyFacts:
     Attributes:
         shards: splits weights, gradients or optimizer state over the ranks: `checkpoint.sharded` is possible, LAMB,
             which needs the norms of whole parameters, is not.
-        shards_parameters: whether, with the given settings, no rank holds a whole model.
+        shards_parameters: whether no rank holds a whole model, given `parallelism.deepspeed.zero_stage`.
         retries_microbatches: the gradients of a microbatch can be computed again after it ran out of memory.
         half_precision_on_cpu: supports amp_bf16 without a GPU.
     """
 
     shards: bool
-    shards_parameters: Callable[["ParallelismConfig"], bool]
+    shards_parameters: Callable[[int], bool]
     retries_microbatches: bool
     half_precision_on_cpu: bool
 
@@ -34,7 +30,7 @@ STRATEGIES = {
     ),
     "deepspeed": StrategyFacts(
         shards=True,
-        shards_parameters=lambda parallelism: parallelism.deepspeed.zero_stage == 3,
+        shards_parameters=lambda zero_stage: zero_stage == 3,
         retries_microbatches=False,
         half_precision_on_cpu=False,
     ),

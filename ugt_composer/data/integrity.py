@@ -69,9 +69,9 @@ def _file(facts: dict[str, Any]) -> FileFacts:
     return FileFacts(str(name), int(facts["bytes"]), {str(k): str(v) for k, v in facts["hashes"].items()})
 
 
-def flaw(path: Path, facts: FileFacts) -> str | None:
+def corruption(path: Path, facts: FileFacts) -> str | None:
     """What is wrong with a file, such as "has 12 bytes, index.json records 20"; None if nothing. Reads all of it."""
-    if (problem := size_flaw(path, facts)) is not None:
+    if (problem := size_mismatch(path, facts)) is not None:
         return problem
     algorithm = fastest(facts.hashes)
     if algorithm is None:
@@ -79,7 +79,7 @@ def flaw(path: Path, facts: FileFacts) -> str | None:
     try:
         digest = file_hash(algorithm, path)
     except FileNotFoundError:  # evicted since by another run that shares the folder
-        return size_flaw(path, facts)
+        return size_mismatch(path, facts)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     if digest != facts.hashes[algorithm]:
@@ -87,7 +87,7 @@ def flaw(path: Path, facts: FileFacts) -> str | None:
     return None
 
 
-def size_flaw(path: Path, facts: FileFacts) -> str | None:
+def size_mismatch(path: Path, facts: FileFacts) -> str | None:
     """What is wrong with a file without reading it: that it is missing, or has another size; None if neither."""
     try:
         size = path.stat().st_size
@@ -98,7 +98,7 @@ def size_flaw(path: Path, facts: FileFacts) -> str | None:
     return None if size == facts.size else f"has {size} bytes, {INDEX_NAME} records {facts.size}"
 
 
-def index_flaw(path: Path, recorded: str) -> str | None:
+def index_corruption(path: Path, recorded: str) -> str | None:
     """What is wrong with an index whose hash the manifest records as `recorded` ("xxh3_128:3f…"); None if nothing."""
     algorithm, _, expected = recorded.partition(":")
     if fastest({algorithm: expected}) is None:

@@ -12,9 +12,9 @@ from ugt_composer.data.integrity import (
     INDEX_NAME,
     MANIFEST_NAME,
     ShardFacts,
-    index_flaw,
+    index_corruption,
     read_index,
-    size_flaw,
+    size_mismatch,
 )
 from ugt_composer.errors import UserError
 
@@ -89,7 +89,7 @@ def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
 
 def _check_index(folder: Path, manifest: Manifest) -> list[ShardFacts]:
     index = folder / INDEX_NAME
-    if (problem := index_flaw(index, manifest.index_hash)) is not None:
+    if (problem := index_corruption(index, manifest.index_hash)) is not None:
         raise UserError(f"{index}: {problem}; {ADVICE}")
     shards = read_index(folder)
     rows = sum(shard.rows for shard in shards)
@@ -101,7 +101,7 @@ def _check_index(folder: Path, manifest: Manifest) -> list[ShardFacts]:
 def _check_sizes(folder: Path, shards: list[ShardFacts]) -> None:
     """Checks that every shard of the index exists and has the recorded size. Shards are verified when opened."""
     for shard in shards:
-        if (problem := size_flaw(folder / shard.stored.name, shard.stored)) is not None:
+        if (problem := size_mismatch(folder / shard.stored.name, shard.stored)) is not None:
             raise UserError(f"{folder / shard.stored.name}: {problem}; {ADVICE}")
 
 

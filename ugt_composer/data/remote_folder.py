@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from ugt_composer.config.schema import StreamConfig
-from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME, index_flaw
+from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME, index_corruption
 from ugt_composer.data.shard_files import fetch
 from ugt_composer.errors import UserError
 from ugt_composer.storage.file_lock import locked
@@ -43,4 +43,4 @@ def _index_flaw(manifest: Path, index: Path) -> str | None:
         return f"has no {MANIFEST_NAME} beside it"
     except (ValueError, KeyError, TypeError) as error:
         return f"has a {MANIFEST_NAME} beside it that convert/jsonl_to_mds.py did not write ({error!r})"
-    return index_flaw(index, recorded)
+    return index_corruption(index, recorded)

@@ -9,7 +9,7 @@ from pathlib import Path
 from streaming.base.compression import decompress
 from streaming.base.storage import CloudDownloader
 
-from ugt_composer.data.integrity import ADVICE, FileFacts, ShardFacts, flaw, read_index
+from ugt_composer.data.integrity import ADVICE, FileFacts, ShardFacts, corruption, read_index
 from ugt_composer.errors import UserError
 from ugt_composer.storage.file_lock import locked
 
@@ -31,9 +31,9 @@ class ShardFiles:
         self.shards: dict[str, ShardFacts] = {shard.raw.name: shard for shard in read_index(self.folder)}
         self.keeps_zipped = is_only_copy(folder, remote)
 
-    def flaw(self, name: str) -> str | None:
+    def corruption(self, name: str) -> str | None:
         """What is wrong with the file `name`, which holds the rows of a shard; None if it is valid."""
-        return flaw(self.folder / name, self.shards[name].raw)
+        return corruption(self.folder / name, self.shards[name].raw)
 
     def ensure(self, name: str) -> int:
         """Makes sure that the shard whose rows are in the file `name` is present and valid.
@@ -45,7 +45,7 @@ class ShardFiles:
             UserError: it is missing or corrupted and cannot be downloaded, or is corrupted in the store too.
         """
         shard = self.shards[name]
-        problem = self.flaw(name)
+        problem = self.corruption(name)
         if problem is None:
             return 0
         if self.remote is None and shard.zipped is None:
@@ -59,7 +59,7 @@ class ShardFiles:
 
     def _fix(self, shard: ShardFacts) -> int:
         path, before = self.folder / shard.raw.name, self._bytes(shard)
-        if self.flaw(shard.raw.name) is None:  # another process has fixed it meanwhile
+        if self.corruption(shard.raw.name) is None:  # another process has fixed it meanwhile
             return 0
         stored = self._valid_stored_file(shard)
         if shard.zipped is not None:
@@ -71,14 +71,14 @@ class ShardFiles:
     def _valid_stored_file(self, shard: ShardFacts) -> Path:
         """The file that the conversion wrote, downloaded if it is missing or corrupted."""
         path = self.folder / shard.stored.name
-        problem = flaw(path, shard.stored)
+        problem = corruption(path, shard.stored)
         if problem is None:
             return path
         if self.remote is None:
             raise UserError(f"{path}: {problem}; {ADVICE}")
         if path.exists():
             log.warning("%s: %s; downloading it again", path, problem)
-        problem = fetch(self.remote, path, shard.stored.name, lambda part: flaw(part, shard.stored))
+        problem = fetch(self.remote, path, shard.stored.name, lambda part: corruption(part, shard.stored))
         if problem is not None:
             raise UserError(
                 f"{_join(self.remote, shard.stored.name)}: {problem}; upload the data again, or empty {self.folder} if "
@@ -104,7 +104,7 @@ def _unpack(stored: Path, path: Path, shard: ShardFacts) -> None:
         raise
     except Exception as error:  # each format raises its own error types
         raise UserError(f"{stored}: cannot be unpacked ({_first_line(error)}); {ADVICE}") from None
-    if (problem := flaw(part, shard.raw)) is not None:
+    if (problem := corruption(part, shard.raw)) is not None:
         part.unlink()
         raise UserError(f"{stored}: the file unpacked from it {problem}; {ADVICE}")
     os.replace(part, path)

@@ -177,12 +177,12 @@ class RowDataset(StreamingDataset):
             stream.prepare_shard(shard)
             return True
         name = file_name(shard)
-        if stream.files.flaw(name) is None:
+        if stream.files.corruption(name) is None:
             return True
         # The shard was evicted by another process, or is corrupted. Evict it through Streaming so that the cache's byte
         # count stays right; the reader retries and downloads it again.
         with FileLock(self._cache_filelock_path):
-            if self._shard_states[shard_id] == _ShardState.LOCAL and stream.files.flaw(name) is not None:
+            if self._shard_states[shard_id] == _ShardState.LOCAL and stream.files.corruption(name) is not None:
                 self._evict_shard(shard_id)
         return False
 

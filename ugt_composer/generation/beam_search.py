@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ugt_composer.catalogue.code_space import CodeSpace
 from ugt_composer.catalogue.trie import Children, ItemTrie
-from ugt_composer.generation.item_log_probs import LevelHeads
+from ugt_composer.generation.item_log_probs import LevelLogits
 from ugt_composer.vocabulary import LEVELS
 
 # Approximate bytes of working tensors; users are searched in groups that stay below it. On a CPU, memory of this size
@@ -60,7 +60,7 @@ class _Beams(NamedTuple):
 
 @torch.no_grad()
 def beam_search(
-    heads: LevelHeads,
+    heads: LevelLogits,
     hidden: Tensor,
     trie: ItemTrie | None,
     k: int,
@@ -116,7 +116,7 @@ def beam_search(
     return Recommendations(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
-def _codebook_sizes(heads: LevelHeads, hidden: Tensor) -> tuple[int, ...]:
+def _codebook_sizes(heads: LevelLogits, hidden: Tensor) -> tuple[int, ...]:
     no_prefix = torch.empty(0, LEVELS, dtype=torch.int64, device=hidden.device)
     return tuple(heads(level, hidden[:0], no_prefix[:, :level]).shape[-1] for level in range(LEVELS))
 
@@ -137,7 +137,7 @@ def _bytes_per_user(
 
 
 def _search(
-    heads: LevelHeads,
+    heads: LevelLogits,
     hidden: Tensor,
     space: ItemTrie | CodeSpace,
     k: int,
@@ -171,7 +171,7 @@ def _mask_closed(item_scores: Tensor, closed: Tensor | None) -> Tensor:
 
 
 def _step(
-    heads: LevelHeads,
+    heads: LevelLogits,
     hidden: Tensor,
     space: ItemTrie | CodeSpace,
     level: int,

@@ -19,7 +19,7 @@ from ugt_composer.vocabulary import LEVELS
 UNKNOWN_LOG_PROB = -20.0  # of an item outside the catalogue, if the softmax runs over the catalogue
 
 
-class LevelHeads(Protocol):
+class LevelLogits(Protocol):
     """The model's output heads, each conditional on the ids of the levels above.
 
     Called with level 0, 1 or 2, hidden (..., D) and prefix int64 (..., level); returns logits (..., V_level). The
@@ -45,7 +45,7 @@ class ChildLogits(NamedTuple):
     slots: Tensor
 
 
-def child_logits(heads: LevelHeads, hidden: Tensor, ids: Tensor, trie: ItemTrie) -> list[ChildLogits]:
+def child_logits(heads: LevelLogits, hidden: Tensor, ids: Tensor, trie: ItemTrie) -> list[ChildLogits]:
     """For each level, the logits of the ids that the catalogue has below the given ids of the levels above.
 
     hidden (N, D), ids int64 (N, 3).
@@ -66,7 +66,7 @@ def child_logits(heads: LevelHeads, hidden: Tensor, ids: Tensor, trie: ItemTrie)
     return per_level
 
 
-def score_items(heads: LevelHeads, hidden: Tensor, ids: Tensor, trie: ItemTrie | None = None) -> Tensor:
+def score_items(heads: LevelLogits, hidden: Tensor, ids: Tensor, trie: ItemTrie | None = None) -> Tensor:
     """Log-probabilities of given items, differentiable: hidden (B, D), ids int64 (B, N, 3) -> float32 (B, N).
 
     Level 1 does not depend on the item, so it takes one head evaluation per row. The other two make (B, N, V_l) logits:
@@ -88,7 +88,7 @@ def score_items(heads: LevelHeads, hidden: Tensor, ids: Tensor, trie: ItemTrie |
     return total
 
 
-def _over_catalogue(heads: LevelHeads, hidden: Tensor, ids: Tensor, trie: ItemTrie) -> Tensor:
+def _over_catalogue(heads: LevelLogits, hidden: Tensor, ids: Tensor, trie: ItemTrie) -> Tensor:
     states = hidden.unsqueeze(1).expand(-1, ids.shape[1], -1)
     total = torch.zeros_like(ids[..., 0].flatten(), dtype=torch.float32)
     for logits, slots in child_logits(heads, states.flatten(0, 1), ids.flatten(0, 1), trie):

@@ -13,7 +13,7 @@ from ugt_composer.importing.settings import PreferenceSettings
 from ugt_composer.importing.splits import Rows, by_time
 
 # Fractions of the largest rating: 4 and 2 of 5 stars, 8 and 4 of 10.
-CHOSEN_SHARE, REJECTED_SHARE = 0.8, 0.4
+CHOSEN_FRACTION, REJECTED_SHARE = 0.8, 0.4
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _chosen_and_rejected(
             raise UserError("--chosen-min and --rejected-max: no column of ratings was found; see --rating-column")
         return None, None, {"why_none": "no ratings"}
     largest = float(np.nanmax(log.rating))
-    chosen_min = CHOSEN_SHARE * largest if settings.chosen_min is None else settings.chosen_min
+    chosen_min = CHOSEN_FRACTION * largest if settings.chosen_min is None else settings.chosen_min
     rejected_max = REJECTED_SHARE * largest if settings.rejected_max is None else settings.rejected_max
     if rejected_max >= chosen_min:
         raise UserError(f"--rejected-max {rejected_max:g} is not below --chosen-min {chosen_min:g}")

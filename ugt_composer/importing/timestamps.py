@@ -21,7 +21,7 @@ DATE_FORMATS = (
     "%m %d, %Y",  # the reviewTime of Amazon's reviews
 )
 MICROSECOND = 1e6
-MOST_DAMAGED = 0.5  # largest fraction of invalid values in a sample
+MOST_CORRUPTED = 0.5  # largest fraction of invalid values in a sample
 # Upper bounds of seconds, milliseconds and microseconds since 1970; the units do not overlap from 1973 to 5138.
 UNIX_UNITS = ((1e11, 1.0), (1e14, 1e3), (1e17, MICROSECOND))
 
@@ -100,7 +100,7 @@ def time_form(sample: pl.Series, place: str) -> TimeForm:
         forms = [TimeForm(pl.Int64), TimeForm(pl.Float64), *(TimeForm(pl.Int64, True, text) for text in DATE_FORMATS)]
         invalid = [int(pl.select(form.parse(pl.lit(sample))).to_series().null_count()) for form in forms]
         # Single invalid values are reported later with their rows; here they must not hide the format of the others.
-        if min(invalid) <= MOST_DAMAGED * len(sample):
+        if min(invalid) <= MOST_CORRUPTED * len(sample):
             return forms[int(np.argmin(invalid))]
     first_value = repr(sample[0]) if len(sample) else "nothing"
     raise UserError(f"{place}: found {first_value}, expected times: numbers, or dates such as 2018-06-30 21:05:00")

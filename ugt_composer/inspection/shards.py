@@ -9,7 +9,7 @@ from streaming.base.compression import decompress
 from ugt_composer.catalogue.catalogue import LEVEL_KEYS, Catalogue, Item
 from ugt_composer.data.codec import HEADER, HEADER_FIELDS, IDS, LABELS, TOKEN_TYPE, decode_row
 from ugt_composer.data.history import SemanticId
-from ugt_composer.data.integrity import ADVICE, ShardFacts, flaw, read_index
+from ugt_composer.data.integrity import ADVICE, ShardFacts, corruption, read_index
 from ugt_composer.data.manifest import read_manifest
 from ugt_composer.data.shard_rows import ShardRows
 from ugt_composer.errors import UserError
@@ -53,7 +53,7 @@ def shard_facts(folder: Path, rows: int, catalogue: Catalogue | None) -> dict[st
 def _read_shard(folder: Path, shard: ShardFacts, rows: int) -> tuple[np.ndarray, list[bytes]]:
     """The header of every row, and the first `rows` rows as encoded bytes."""
     path = folder / shard.stored.name
-    if (problem := flaw(path, shard.stored)) is not None:
+    if (problem := corruption(path, shard.stored)) is not None:
         raise UserError(f"{path}: {problem}; {ADVICE}")
     try:
         data = None if shard.zipped is None else decompress(shard.compression, path.read_bytes())

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from ugt_composer.checkpoint.portable import CONFIG, load_portable, read_facts
 from ugt_composer.checkpoint.remote import PORTABLE
-from ugt_composer.checkpoint.run_checkpoints import VERSION, batch_of, flaw_of, list_checkpoints, read_checkpoint
+from ugt_composer.checkpoint.run_checkpoints import VERSION, batch_of, corruption_of, list_checkpoints, read_checkpoint
 from ugt_composer.config.load import load_config, version_in
 from ugt_composer.config.schema import Config
 from ugt_composer.errors import UserError
@@ -91,7 +91,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
     return {
         **config,
         "checkpoints": [
-            {"name": path.name, "batch": batch_of(path), "bytes": _bytes(path), "state": flaw_of(path) or "valid"}
+            {"name": path.name, "batch": batch_of(path), "bytes": _bytes(path), "state": corruption_of(path) or "valid"}
             for path in list_checkpoints(folder)
         ],
         "models": [_model_line(folder / name) for name in PORTABLE if (folder / name).exists()],

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 
-class HostAgreement:
+class CpuAllReduce:
     """Asynchronous CPU-side all-reduce of numbers: their maximum or sum over all ranks. Started early and read late, it
     costs no waiting.
 
@@ -15,7 +15,7 @@ class HostAgreement:
     those of the training. Must be created on all ranks together.
 
     Args:
-        timeout: returns the seconds that `agreed` waits for the other ranks. A function, because they change during
+        timeout: returns the seconds that `result` waits for the other ranks. A function, because they change during
             a run, and PyTorch 2.7 cannot change the timeout of a gloo group.
         operation: of the all-reduce.
     """
@@ -35,7 +35,7 @@ class HostAgreement:
         if self._group is not None:
             self._work = dist.all_reduce(self._values, op=self._operation, group=self._group, async_op=True)
 
-    def agreed(self) -> list[float]:
+    def result(self) -> list[float]:
         """The results of the last `begin`, the same on every rank.
 
         Raises:

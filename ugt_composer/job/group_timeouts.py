@@ -9,17 +9,17 @@ import os
 from ugt_composer import torch_patches
 from ugt_composer.torch_patches import own_groups, set_timeout
 
-NCCL_BEHIND = 30.0  # seconds by which NCCL's timeouts are longer than gloo's
-HEARTBEAT_BEHIND = 120.0  # seconds later PyTorch's C++ monitor kills a process that no Python thread could end
+NCCL_MARGIN = 30.0  # seconds by which NCCL's timeouts are longer than gloo's
+HEARTBEAT_MARGIN = 120.0  # seconds later PyTorch's C++ monitor kills a process that no Python thread could end
 
 
 def limit_groups(seconds: float) -> None:
     """Sets the timeout of every process group of this rank. New groups start with PyTorch's, half an hour with gloo.
 
-    In PyTorch 2.7 a gloo group keeps the timeout that it was created with: see `HostAgreement` and `Watchdog`.
+    In PyTorch 2.7 a gloo group keeps the timeout that it was created with: see `CpuAllReduce` and `Watchdog`.
     """
     for group, backend in own_groups():
-        set_timeout(group, seconds + NCCL_BEHIND * ("nccl" in backend))
+        set_timeout(group, seconds + NCCL_MARGIN * ("nccl" in backend))
 
 
 def report_nccl_errors(longest: float) -> None:
@@ -31,7 +31,7 @@ def report_nccl_errors(longest: float) -> None:
         longest: the longest timeout of any group, in seconds.
     """
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-    os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", str(int(longest + NCCL_BEHIND + HEARTBEAT_BEHIND)))
+    os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", str(int(longest + NCCL_MARGIN + HEARTBEAT_MARGIN)))
 
 
 def nccl_error() -> str | None:

@@ -18,7 +18,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # Seconds. A scheduler signals launcher and ranks, and the launcher signals the ranks again: this is one warning.
 SAME_WARNING = 1.0
 # The launcher and most schedulers kill at the end of the grace: the process must exit before that.
-SHARE_OF_GRACE = 0.95
+FRACTION_OF_GRACE = 0.95
 
 
 class WarningSignals:
@@ -92,7 +92,7 @@ class WarningSignals:
         while True:
             first_at, timeout = self.first_at, None  # of poll, in milliseconds
             if first_at is not None:
-                timeout = 1000 * max(0.0, first_at + SHARE_OF_GRACE * self.grace - time.monotonic())
+                timeout = 1000 * max(0.0, first_at + FRACTION_OF_GRACE * self.grace - time.monotonic())
             if not poll.poll(timeout):
                 self._give_up()
             numbers = os.read(read_end, 64)

@@ -6,7 +6,7 @@ from functools import partial
 from ugt_composer.metrics.ranking import (
     GroundTruth,
     Predictions,
-    Row,
+    RankedRow,
     check_k,
     exposure_counts,
     gini_of_counts,
@@ -19,7 +19,7 @@ from ugt_composer.metrics.ranking import (
     row_reciprocal_rank,
 )
 
-ROW_METRICS: dict[str, Callable[[Row, int], float]] = {
+ROW_METRICS: dict[str, Callable[[RankedRow, int], float]] = {
     "recall": row_recall,
     "ndcg": row_ndcg,
     "hit_rate": row_hit,
@@ -39,7 +39,7 @@ class MetricsCalculator:
 
     def __init__(self, catalogue_size: int | None = None):
         self.catalogue_size = catalogue_size
-        self._rows: list[Row] = []
+        self._rows: list[RankedRow] = []
 
     def add_batch(self, predictions: Predictions, ground_truth: GroundTruth) -> None:
         """Adds rows. Raises ValueError, and adds none of them, if one is malformed."""

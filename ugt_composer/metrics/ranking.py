@@ -19,7 +19,7 @@ Predictions = Sequence[Sequence[Sequence[int]]]
 GroundTruth = Sequence[Sequence[int]] | Sequence[Sequence[Sequence[int]]]
 
 
-class Row(NamedTuple):
+class RankedRow(NamedTuple):
     """A checked row: its distinct predictions, best first, and its relevant items (at least one)."""
 
     predicted: tuple[SemanticId, ...]
@@ -57,7 +57,7 @@ def coverage(predictions: Predictions, catalogue: int | Collection[Sequence[int]
 
 def diversity(predictions: Predictions, k: int = 10) -> float:
     """Number of distinct l1 among the first k, divided by the number of these items; 0 for an empty list."""
-    rows = [Row(items, frozenset()) for items in _lists(predictions)]
+    rows = [RankedRow(items, frozenset()) for items in _lists(predictions)]
     return mean_over_rows(rows, row_diversity, k)
 
 
@@ -71,31 +71,31 @@ def gini(predictions: Predictions, catalogue: int | Collection[Sequence[int]], k
     return gini_of_counts(counts.values(), size)
 
 
-def row_recall(row: Row, k: int) -> float:
+def row_recall(row: RankedRow, k: int) -> float:
     return len(row.relevant.intersection(row.predicted[:k])) / len(row.relevant)
 
 
-def row_ndcg(row: Row, k: int) -> float:
+def row_ndcg(row: RankedRow, k: int) -> float:
     gained = sum(1 / math.log2(rank + 1) for rank in range(1, k + 1) if _is_hit(row, rank))
     return gained / sum(1 / math.log2(rank + 1) for rank in range(1, min(len(row.relevant), k) + 1))
 
 
-def row_hit(row: Row, k: int, levels: int = LEVELS) -> float:
+def row_hit(row: RankedRow, k: int, levels: int = LEVELS) -> float:
     """1 if one of the first k agrees with a relevant item in the first `levels` levels, else 0."""
     prefixes = {item[:levels] for item in row.relevant}
     return float(any(item[:levels] in prefixes for item in row.predicted[:k]))
 
 
-def row_reciprocal_rank(row: Row, _k: int) -> float:
+def row_reciprocal_rank(row: RankedRow, _k: int) -> float:
     return next((1 / rank for rank in range(1, len(row.predicted) + 1) if _is_hit(row, rank)), 0.0)
 
 
-def row_diversity(row: Row, k: int) -> float:
+def row_diversity(row: RankedRow, k: int) -> float:
     items = row.predicted[:k]
     return len({item[0] for item in items}) / len(items) if items else 0.0
 
 
-def mean_over_rows(rows: Sequence[Row], value: Callable[[Row, int], float], k: int) -> float:
+def mean_over_rows(rows: Sequence[RankedRow], value: Callable[[RankedRow, int], float], k: int) -> float:
     """The mean of value(row, k)."""
     check_k(k)
     if not rows:
@@ -116,13 +116,13 @@ def exposure_counts(lists: Iterable[Sequence[SemanticId]], k: int) -> Counter[Se
     return Counter(item for items in lists for item in items[:k])
 
 
-def read_rows(predictions: Predictions, ground_truth: GroundTruth) -> list[Row]:
+def read_rows(predictions: Predictions, ground_truth: GroundTruth) -> list[RankedRow]:
     """Checked rows. Raises ValueError, naming the position, if the arguments are not as described above."""
     lists = _lists(predictions)
     if len(lists) != len(ground_truth):
         raise ValueError(f"there are predictions for {len(lists)} rows and ground truth for {len(ground_truth)}")
     return [
-        Row(items, _relevant(truth, f"ground_truth[{number}]"))
+        RankedRow(items, _relevant(truth, f"ground_truth[{number}]"))
         for number, (items, truth) in enumerate(zip(lists, ground_truth, strict=True))
     ]
 
@@ -132,7 +132,7 @@ def check_k(k: int) -> None:
         raise ValueError(f"k is {k!r}, expected an integer of 1 or more")
 
 
-def _is_hit(row: Row, rank: int) -> bool:
+def _is_hit(row: RankedRow, rank: int) -> bool:
     return rank <= len(row.predicted) and row.predicted[rank - 1] in row.relevant
 
 

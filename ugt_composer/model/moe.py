@@ -18,7 +18,7 @@ from ugt_composer.float32_product import float32_matmul
 from ugt_composer.model.autocast import product_dtype
 from ugt_composer.model.dropout import Dropout
 
-COUNTS_ARE_AT_HAND = ("cpu",)  # devices whose values can be read without a synchronisation
+READABLE_WITHOUT_SYNC = ("cpu",)  # devices whose values can be read without a synchronisation
 FEW_TOKENS = 1024  # such as when items are scored, from one token per row
 
 
@@ -86,7 +86,7 @@ class MoEFeedForward(nn.Module):
 
     def _is_cheaper_than_waiting(self, tokens: Tensor) -> bool:
         """Whether computing all experts for these few tokens is faster than copying the counts to the CPU."""
-        return tokens.device.type not in COUNTS_ARE_AT_HAND and len(tokens) <= FEW_TOKENS
+        return tokens.device.type not in READABLE_WITHOUT_SYNC and len(tokens) <= FEW_TOKENS
 
     def _with_capacity(self, tokens: Tensor, order: Tensor, sorted_experts: Tensor, first: Tensor) -> Tensor:
         """Outputs (N·k, D) of all assignments; zero for those over an expert's capacity and on padding.

@@ -17,7 +17,7 @@ RECORD = "record.json"
 ALGORITHM = "xxh64"
 
 
-class DamagedRecordError(ValueError):
+class CorruptedRecordError(ValueError):
     """A record that is corrupted or cannot be read. The message says why."""
 
 
@@ -47,26 +47,26 @@ def read_record(path: Path) -> Record | None:
     """Reads a record; None if there is none.
 
     Raises:
-        DamagedRecordError: it cannot be read or is corrupted.
+        CorruptedRecordError: it cannot be read or is corrupted.
     """
     try:
         return parse_record(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise DamagedRecordError(f"cannot be read ({error.strerror})") from None
+        raise CorruptedRecordError(f"cannot be read ({error.strerror})") from None
 
 
 def parse_record(text: bytes) -> Record:
-    """Parses a record. Raises DamagedRecordError if it is not one or does not match its own hash."""
+    """Parses a record. Raises CorruptedRecordError if it is not one or does not match its own hash."""
     try:
         content = json.loads(text)
         files, recorded_hash = content["files"], content[ALGORITHM]
         record = {name: [Facts(int(f["bytes"]), str(f[ALGORITHM])) for f in facts] for name, facts in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise DamagedRecordError("is not a record of a checkpoint's files") from None
+        raise CorruptedRecordError("is not a record of a checkpoint's files") from None
     if recorded_hash != _hash_of(files):
-        raise DamagedRecordError("is corrupted or was changed")
+        raise CorruptedRecordError("is corrupted or was changed")
     return record
 
 
@@ -107,27 +107,27 @@ def _current_facts(record: Path, name: str) -> list[Facts]:
         return []
     try:
         recorded = (read_record(record) or {}).get(name)
-    except DamagedRecordError:
+    except CorruptedRecordError:
         recorded = None
     return recorded or [facts_of(path)]
 
 
-def first_flaw(folder: Path, record: Record, sizes_only: bool = False) -> tuple[str, str] | None:
+def first_corruption(folder: Path, record: Record, sizes_only: bool = False) -> tuple[str, str] | None:
     """(file, what is wrong with it) for the first file that does not match the record; None if all match.
 
     Args:
         sizes_only: skips the hashes, which require reading the files.
     """
     for name, accepted in record.items():  # all sizes first: they are cheap to check
-        if (flaw := _size_flaw(folder / name, accepted)) is not None:
-            return name, flaw
+        if (corruption := _size_mismatch(folder / name, accepted)) is not None:
+            return name, corruption
     for name, accepted in () if sizes_only else record.items():
-        if (flaw := _hash_flaw(folder / name, accepted)) is not None:
-            return name, flaw
+        if (corruption := _hash_mismatch(folder / name, accepted)) is not None:
+            return name, corruption
     return None
 
 
-def _size_flaw(path: Path, accepted: list[Facts]) -> str | None:
+def _size_mismatch(path: Path, accepted: list[Facts]) -> str | None:
     try:
         size = path.stat().st_size
     except (FileNotFoundError, NotADirectoryError):
@@ -139,7 +139,7 @@ def _size_flaw(path: Path, accepted: list[Facts]) -> str | None:
     return f"has {size} bytes, {RECORD} records {_listed([str(facts.size) for facts in accepted])}"
 
 
-def _hash_flaw(path: Path, accepted: list[Facts]) -> str | None:
+def _hash_mismatch(path: Path, accepted: list[Facts]) -> str | None:
     try:
         actual = facts_of(path)
     except OSError as error:

@@ -9,7 +9,7 @@ from composer.devices import Device
 from composer.utils import dist
 
 from ugt_composer.data.batch import Batch
-from ugt_composer.job.cpu_all_reduce import HostAgreement
+from ugt_composer.job.cpu_all_reduce import CpuAllReduce
 from ugt_composer.losses.normalization import ROWS, batch_counts
 
 INPUTS = ("ids", "positions", "token_types", "mask")
@@ -38,7 +38,7 @@ class GlobalCounts:
     """
 
     def __init__(self, timeout: Callable[[], float]):
-        self._agreement = HostAgreement(timeout, torch.distributed.ReduceOp.SUM)
+        self._all_reduce = CpuAllReduce(timeout, torch.distributed.ReduceOp.SUM)
         self.rows = 0
 
     def add(self, batch: Batch, device: Device) -> Batch:
@@ -51,9 +51,9 @@ class GlobalCounts:
             RuntimeError: the ranks hold different numbers of rows: collectives over rows would mix them up.
         """
         own = rows_in_batch(batch)
-        self._agreement.begin(*batch_counts(batch).tolist(), own * own)
+        self._all_reduce.begin(*batch_counts(batch).tolist(), own * own)
         on_device = device.batch_to_device(batch)  # meanwhile
-        *totals, squares = self._agreement.agreed()
+        *totals, squares = self._all_reduce.result()
         self.rows, ranks = int(totals[ROWS]), dist.get_world_size()
         if squares * ranks != self.rows * self.rows:  # equal numbers, and only they, reach Cauchy and Schwarz' bound
             raise RuntimeError(
@@ -61,12 +61,6 @@ class GlobalCounts:
                 "expected equally many on each"
             )
         return {**on_device, "batch_totals": device.tensor_to_device(torch.tensor(totals, dtype=torch.float32))}
-
-    def add_rows(self, rows: int | float) -> int:
-        """The sum of a number of rows over the ranks, for a batch that needs no other counts."""
-        self._agreement.begin(rows)
-        (total,) = self._agreement.agreed()
-        return int(total)
 
 
 def rows_in_batch(batch: Batch) -> int:

@@ -136,7 +136,7 @@ class Checkpoints(Callback):
         if self.uploads is None:
             return None
         self.send()
-        return None if self.uploads.wait(max(0.0, seconds)) else self.uploads.lacking()
+        return None if self.uploads.wait(max(0.0, seconds)) else self.uploads.missing()
 
     def save(self, state: State) -> None:
         """Begins to write the training checkpoint and `latest/`, and then to drop checkpoints past the number to keep.
@@ -164,9 +164,9 @@ class Checkpoints(Callback):
             if content is not None:
                 write_checkpoint(path, content)
             self.good.add(path)
-            spared = None if self.uploads is None else self.uploads.uploading
+            keep_also = None if self.uploads is None else self.uploads.uploading
             with self._renaming:
-                rotate(self.folder, self.config.save_num_checkpoints_to_keep, self.good, spared)
+                rotate(self.folder, self.config.save_num_checkpoints_to_keep, self.good, keep_also)
             for name in names:
                 self._write_portable(name, batch, weights)
             self.is_unsent = True

@@ -10,8 +10,8 @@ from composer.utils import dist, reproducibility
 from ugt_composer.checkpoint.run_checkpoints import batch_of, list_checkpoints
 from ugt_composer.checkpoint.whole_state import from_rank_0
 from ugt_composer.errors import EXIT_PREEMPTED
-from ugt_composer.job.cpu_all_reduce import HostAgreement
-from ugt_composer.job.signals import SHARE_OF_GRACE, warning
+from ugt_composer.job.cpu_all_reduce import CpuAllReduce
+from ugt_composer.job.signals import FRACTION_OF_GRACE, warning
 from ugt_composer.training.callbacks.checkpoints import Checkpoints
 from ugt_composer.training.callbacks.random_state import RandomState
 from ugt_composer.training.intervals import is_last_batch
@@ -44,7 +44,7 @@ class Preemption(Callback):
         self.grace = grace
         self.dist_timeout = dist_timeout
         self.finish_batch = finish_batch
-        self.agreement: HostAgreement | None = None
+        self.all_reduce: CpuAllReduce | None = None
         self.is_leaving = False
         self.saved_batch: int | None = None
         self.evaluation_left = False  # of the batch that the checkpoint holds
@@ -60,8 +60,8 @@ class Preemption(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self.is_leaving, self.saved_batch, self._batch_started = False, None, 0.0
-        if self.agreement is None:
-            self.agreement = HostAgreement(self.dist_timeout)
+        if self.all_reduce is None:
+            self.all_reduce = CpuAllReduce(self.dist_timeout)
         self.checkpoints.after_save = self._tell_standing
         self._listens = not warning.is_listening
         warning.listen()
@@ -80,7 +80,7 @@ class Preemption(Callback):
 
     def batch_start(self, state: State, logger: Logger) -> None:
         self._batch_started = time.monotonic()
-        self._begin_to_agree()
+        self._begin_all_reduce()
 
     def batch_end(self, state: State, logger: Logger) -> None:
         self._batch_seconds = time.monotonic() - self._batch_started
@@ -97,13 +97,13 @@ class Preemption(Callback):
 
     def eval_before_all(self, state: State, logger: Logger) -> None:
         if self._batch_started:
-            self._agreement.agreed()  # what the batch began; the evaluation's batches begin their own
+            self._all_reduce.result()  # what the batch began; the evaluation's batches begin their own
         if warning.training and not is_last_batch(state):  # a run whose last batch is saved counts as finished
             self._random_state_before_evaluation = reproducibility.get_rng_state()
 
     def eval_batch_start(self, state: State, logger: Logger) -> None:
         if self._random_state_before_evaluation is not None:
-            self._begin_to_agree()
+            self._begin_all_reduce()
 
     def eval_batch_end(self, state: State, logger: Logger) -> None:
         if self._random_state_before_evaluation is None:
@@ -118,22 +118,22 @@ class Preemption(Callback):
     def eval_after_all(self, state: State, logger: Logger) -> None:
         self._random_state_before_evaluation = None
 
-    def _begin_to_agree(self) -> None:
+    def _begin_all_reduce(self) -> None:
         age = 0.0 if warning.first_at is None else max(time.monotonic() - warning.first_at, 1e-9)
-        self._agreement.begin(age, self._batch_seconds, self.checkpoints.save_seconds)
+        self._all_reduce.begin(age, self._batch_seconds, self.checkpoints.save_seconds)
 
     def _is_warned(self) -> bool:
-        return self._agreement.agreed()[0] > 0
+        return self._all_reduce.result()[0] > 0
 
     def _save_if_warned(self, state: State, is_saved: bool) -> None:
-        age, batch_seconds, save_seconds = self._agreement.agreed()
+        age, batch_seconds, save_seconds = self._all_reduce.result()
         if not age:
             return
         self.is_leaving = warning.leaving = True
         warning.start_clock(age)
         self.checkpoints.writer.finish()  # what was begun before, or for this batch
         # The same numbers on every rank: all save, or none.
-        if not is_saved and age + batch_seconds + save_seconds < SHARE_OF_GRACE * self.grace:
+        if not is_saved and age + batch_seconds + save_seconds < FRACTION_OF_GRACE * self.grace:
             self.checkpoints.save(state)
             self.checkpoints.writer.finish()
             is_saved = True
@@ -157,7 +157,7 @@ class Preemption(Callback):
         if self.checkpoints.config.checkpoint.remote is None:
             return None
         assert warning.first_at is not None
-        end = warning.first_at + SHARE_OF_GRACE * self.grace - EXIT_SECONDS
+        end = warning.first_at + FRACTION_OF_GRACE * self.grace - EXIT_SECONDS
         lacking = self.checkpoints.upload_within(end - time.monotonic()) if dist.get_global_rank() == 0 else None
         return from_rank_0(lacking)
 
@@ -169,6 +169,6 @@ class Preemption(Callback):
         return "nothing was saved" if newest is None else f"the checkpoint of batch {batch_of(newest)} stands"
 
     @property
-    def _agreement(self) -> HostAgreement:
-        assert self.agreement is not None  # made when fit starts
-        return self.agreement
+    def _all_reduce(self) -> CpuAllReduce:
+        assert self.all_reduce is not None  # made when fit starts
+        return self.all_reduce

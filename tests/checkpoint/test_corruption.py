@@ -13,7 +13,7 @@ from ugt_composer.checkpoint.run_checkpoints import (
     STATE,
     VERSION,
     checkpoint_path,
-    flaw_of,
+    corruption_of,
     newest_checkpoint,
     read_checkpoint,
     write_checkpoint,
@@ -77,11 +77,11 @@ def test_any_flipped_byte_of_a_sharded_checkpoint_is_detected(sharded, name, pla
     path = sharded / name
     whole = path.read_bytes()
     flip(path, place, bit)
-    flaw = flaw_of(sharded)
-    assert flaw is not None
-    assert name in flaw
+    corruption = corruption_of(sharded)
+    assert corruption is not None
+    assert name in corruption
     path.write_bytes(whole)
-    assert flaw_of(sharded) is None
+    assert corruption_of(sharded) is None
 
 
 @FILE
@@ -144,6 +144,6 @@ def test_a_checkpoint_without_a_record_is_checked_by_its_own_checksums(three):
 
 def test_a_sharded_checkpoint_without_a_record_must_have_its_shards(sharded):
     (sharded / RECORD).unlink()
-    assert flaw_of(sharded) is None
+    assert corruption_of(sharded) is None
     shutil.rmtree(sharded / SHARDS)
-    assert flaw_of(sharded) == "its folder shards is missing or empty"
+    assert corruption_of(sharded) == "its folder shards is missing or empty"
