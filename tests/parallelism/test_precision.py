@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from tests.shop import comparable
+from ugt_composer.config.load import load_config
 from ugt_composer.config.schema import Config
 from ugt_composer.parallelism import precision as precisions
-from ugt_composer.parallelism.precision import about_precision, precision_context
+from ugt_composer.parallelism.precision import about_precision, precision_context, resolve_precision
 from ugt_composer.training.build import build_trainer
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's precision is Composer's")
@@ -48,3 +49,39 @@ def test_each_stage_trains_in_half_as_it_does_in_single(stage_config, stages, tm
     for single, half in zip(lines["fp32"], lines["amp_bf16"], strict=True):
         assert half["loss/train/total"] == pytest.approx(single["loss/train/total"], rel=0.02)
     assert lines["fp32"] != lines["amp_bf16"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "bf16", "resolved", "remark"),
+    [
+        ("auto", True, "amp_bf16", None),
+        ("auto", False, "fp32", "precision is auto, which is fp32 on Tesla T4"),
+        ("amp_bf16", True, "amp_bf16", None),
+        ("amp_bf16", False, "amp_bf16", "which Tesla T4 only emulates"),
+        ("amp_fp16", False, "amp_fp16", None),
+        ("fp32", False, "fp32", None),
+    ],
+)
+def test_auto_is_bf16_if_the_gpu_supports_it(monkeypatch, asked, bf16, resolved, remark):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(precisions, "gpu_multiplies_bf16", lambda: bf16)
+    assert resolve_precision(asked) == resolved
+    found = about_precision(load_config(overrides=[f"precision={asked}"]))
+    assert found is None if remark is None else remark in found
+
+
+def test_emulated_bf16_does_not_count(monkeypatch):
+    """A Turing GPU emulates bf16: it has no instructions for it."""
+    from types import SimpleNamespace
+
+    from ugt_composer.parallelism.precision import gpu_multiplies_bf16
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.version, "cuda", "12.6")
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+    for major, multiplies in ((7, False), (8, True)):
+        properties = SimpleNamespace(major=major)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=properties: found)
+        assert gpu_multiplies_bf16() == multiplies

@@ -1,20 +1,15 @@
 """The configuration: defaults, merging, and messages for mistakes."""
 
-from dataclasses import FrozenInstanceError, dataclass, fields
+from dataclasses import FrozenInstanceError, fields
 from inspect import signature
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import pytest
 
 from ugt_composer import __version__
-from ugt_composer.config.checks import on_resume_of_keys
-from ugt_composer.config.keys import OnResume, key
 from ugt_composer.config.load import config_yaml, load_config, version_in
-from ugt_composer.config.schema import Config, LossConfig, ModelConfig, OptimizerConfig, ParallelismConfig
-from ugt_composer.config.strategies import STRATEGIES
+from ugt_composer.config.schema import Config, LossConfig, ModelConfig, OptimizerConfig
 from ugt_composer.errors import UserError
-from ugt_composer.parallelism.build import CLASSES
 
 ROOT = Path(__file__).resolve().parents[2]
 YAMLS = sorted((ROOT / "yamls").glob("*.yaml"))
@@ -160,28 +155,6 @@ def test_keys_are_constructor_arguments_of_the_same_name():
     UnifiedLoss(**LossConfig().arguments)
     with pytest.raises(TypeError, match="dpo_betta"):
         UnifiedLoss(dpo_betta=0.1)
-
-
-def test_every_key_declares_whether_it_may_change_on_resume():
-    keys = on_resume_of_keys(Config)
-    assert keys["model.d_model"] is keys["data.train.shuffle"] is OnResume.FIXED
-    assert keys["optimizer.lr"] is keys["scheduler.t_warmup"] is OnResume.ON_REQUEST
-    assert keys["loss.lambda_preference"] is OnResume.ON_REQUEST_UNLESS_ZERO
-    assert keys["data.train.num_workers"] is keys["loggers.console"] is OnResume.FREE
-
-
-def test_a_key_that_declares_nothing_is_an_error():
-    @dataclass
-    class Section:
-        seed: int = key(1, OnResume.FREE)
-        width: int = 2
-
-    with pytest.raises(TypeError, match="width does not declare"):
-        on_resume_of_keys(Section)
-
-
-def test_the_strategies_are_named_once():
-    assert set(get_args(get_type_hints(ParallelismConfig)["strategy"])) == set(STRATEGIES) == set(CLASSES)
 
 
 def test_defaults_are_those_of_stage_1():
