@@ -191,7 +191,7 @@ def launch(ranks: int, jobs: list[Job], out: Path) -> None:
     """Runs all jobs one after the other in one start of the launcher, because imports take longer than the runs."""
     (out / "jobs.json").write_text(json.dumps(jobs))
     composer = Path(sys.executable).parent / "composer"
-    command = [str(argument) for argument in (composer, "-n", ranks, __file__, "--jobs", out / "jobs.json")]
+    command = [str(argument) for argument in (composer, "-n", ranks, "-m", "tests.parity", "--jobs", out / "jobs.json")]
     limit = 120 + 60 * len(jobs)
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=limit)
     if result.returncode:

@@ -54,7 +54,7 @@ def test_a_checkpoint_says_which_version_wrote_it_or_does_not_and_is_read(tmp_pa
         write_checkpoint(path, content)
         assert read_checkpoint(path).get(VERSION) == content.get(VERSION)
     write_checkpoint(path, content_of(1) | {"another": 1})
-    with pytest.raises(UserError, match="is no training checkpoint"):
+    with pytest.raises(UserError, match="not a training checkpoint"):
         read_checkpoint(path)
 
 

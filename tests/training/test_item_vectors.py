@@ -32,7 +32,7 @@ def test_items_are_as_near_to_each_other_as_their_vectors(stage_config, shop, ve
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (np.ones((ITEMS - 1, 4)), ["init_item_vectors", "59 rows", "catalogue.jsonl 60 items"]),
+        (np.ones((ITEMS - 1, 4)), ["init_item_vectors", "59 rows", "catalogue.jsonl has 60 items"]),
         (np.ones((ITEMS, 4)), ["all rows are the same"]),
         (np.where(np.arange(ITEMS * 4).reshape(ITEMS, 4) == 9, np.nan, 1.0), ["row 2 (item 'item-2')", "not finite"]),
         (np.array(["a"]), ["expected numbers of shape (items, dimensions)"]),

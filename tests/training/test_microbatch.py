@@ -83,10 +83,10 @@ def test_ranks_with_different_numbers_of_rows_are_refused(monkeypatch):
     own = [9.0, 9.0, 9.0, 0.0, 4.0, 4.0, 16.0]
     other = [9.0, 9.0, 9.0, 0.0, 6.0, 6.0, 36.0]
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(counts._all_reduce, "agreed", lambda: [a + b for a, b in zip(own, other, strict=True)])
+    monkeypatch.setattr(counts._all_reduce, "result", lambda: [a + b for a, b in zip(own, other, strict=True)])
     with pytest.raises(RuntimeError, match="rank 0 holds 24 rows of a batch, the 2 ranks together 10"):
         counts.add(make_batch(longest_first=False), DeviceCPU())
-    monkeypatch.setattr(counts._all_reduce, "agreed", lambda: [2 * a for a in own])
+    monkeypatch.setattr(counts._all_reduce, "result", lambda: [2 * a for a in own])
     counts.add(make_batch(longest_first=False), DeviceCPU())
     assert counts.rows == 8
 
