@@ -9,6 +9,7 @@ from composer.utils import dist
 from tests.conftest import CODEBOOKS
 from ugt_composer.data.codec import Row, encode_row
 from ugt_composer.data.collate import PackedRow, collate
+from ugt_composer.job.cpu_all_reduce import CpuAllReduce
 from ugt_composer.losses.normalization import batch_counts
 from ugt_composer.losses.unified import UnifiedLoss
 from ugt_composer.training.microbatch import GlobalCounts, split_batch
@@ -83,10 +84,10 @@ def test_ranks_with_different_numbers_of_rows_are_refused(monkeypatch):
     own = [9.0, 9.0, 9.0, 0.0, 4.0, 4.0, 16.0]
     other = [9.0, 9.0, 9.0, 0.0, 6.0, 6.0, 36.0]
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(counts._all_reduce, "result", lambda: [a + b for a, b in zip(own, other, strict=True)])
+    monkeypatch.setattr(CpuAllReduce, "result", lambda self: [a + b for a, b in zip(own, other, strict=True)])
     with pytest.raises(RuntimeError, match="rank 0 holds 24 rows of a batch, the 2 ranks together 10"):
         counts.add(make_batch(longest_first=False), DeviceCPU())
-    monkeypatch.setattr(counts._all_reduce, "result", lambda: [2 * a for a in own])
+    monkeypatch.setattr(CpuAllReduce, "result", lambda self: [2 * a for a in own])
     counts.add(make_batch(longest_first=False), DeviceCPU())
     assert counts.rows == 8
 
