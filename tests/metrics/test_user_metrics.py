@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from tests.shop import metrics_of
+from ugt_composer.cli.main import main as ugt
 from ugt_composer.config.load import load_config
 from ugt_composer.errors import UserError
 from ugt_composer.metrics.user_metrics import user_metrics
@@ -52,7 +53,7 @@ def own_module(tmp_path, monkeypatch) -> str:
     return name
 
 
-def test_a_users_metric_is_logged_and_selects_the_best_model(stage_config, tmp_path, own_module):
+def test_a_users_metric_is_logged_and_selects_the_best_model(shop, stage_config, tmp_path, own_module):
     own = {f"{own_module}.FirstIsRight": {"places": 5}}
     overrides = [f"evaluation={json.dumps({'metrics': own})}", "save_best_on=FirstIsRight", "max_duration=10ba"]
     trainer = build_trainer(stage_config(tmp_path / "run", 1, None, *overrides))
@@ -66,6 +67,11 @@ def test_a_users_metric_is_logged_and_selects_the_best_model(stage_config, tmp_p
     assert all(line["metrics/eval/FirstIsRight"] <= line["metrics/eval/hit_rate@5"] for line in lines)
     assert by_hand["metrics/eval/FirstIsRight"] == values[-1]
     assert trainer.checkpoints.best_value == max(values)
+
+    report = tmp_path / "report.json"
+    options = ["--checkpoint", str(tmp_path / "run/latest"), "--data", str(shop / "eval"), "--json", str(report)]
+    assert ugt(["evaluate", *options]) == 0
+    assert json.loads(report.read_text())["metrics"]["FirstIsRight"] == pytest.approx(values[-1])
 
 
 @pytest.mark.parametrize(
