@@ -1,8 +1,8 @@
-"""Private code of other libraries that is overridden, replaced or called: what, why, and how an upgrade is noticed.
+"""Private code of other libraries that is overridden, replaced or called: what, why, and how an upgrade is detected.
 
-One module a library lists its patches: `training/composer_patches.py`, `data/streaming_patches.py`,
+Each library has one module that lists its patches: `training/composer_patches.py`, `data/streaming_patches.py`,
 `parallelism/deepspeed_patches.py` and `torch_patches.py`. A run checks them when it starts; a test fails with the name
-of what has changed; `docs/architecture.md` has the table, with what each is worth.
+of the code that has changed; `docs/architecture.md` lists them in tables, with what each one is worth.
 """
 
 import hashlib
@@ -24,11 +24,12 @@ class Patch:
     """
     Attributes:
         target: "module:qualified.name" in the library.
-        what: overridden, replaced, called or read, and to what effect.
-        why: what goes wrong, or what it costs, without.
-        since: version of the library that it was written for.
-        until: what would make it unnecessary.
-        sources: hashes of the target's source in the versions that it is known to work with; () where it has none.
+        what: whether the target is overridden, replaced, called or read, and to what effect.
+        why: what goes wrong without the patch, or what that costs.
+        since: version of the library that the patch was written for.
+        until: what would make the patch unnecessary.
+        sources: hashes of the target's source in all versions that the patch is known to work with; () if there is no
+            source.
     """
 
     target: str
@@ -40,7 +41,7 @@ class Patch:
 
 
 def check_patches(library: str, patches: Iterable[Patch]) -> None:
-    """Logs a warning if the source of a target is not one that its patch is known to work with.
+    """Logs a warning for each target whose source is not one that its patch is known to work with.
 
     Raises:
         UserError: the installed version has no such target.
@@ -51,8 +52,8 @@ def check_patches(library: str, patches: Iterable[Patch]) -> None:
     ]
     if changed:
         log.warning(
-            "the installed %s %s was never tried with this version of ugt_composer, which depends on what differs in "
-            "it: %s",
+            "the installed %s %s was never tested with this version of ugt_composer, which depends on code that has "
+            "changed in it: %s",
             library,
             version(library),
             "; ".join(changed),
@@ -60,7 +61,7 @@ def check_patches(library: str, patches: Iterable[Patch]) -> None:
 
 
 def find(library: str, patch: Patch) -> Any:
-    """The object that a patch names. UserError where the installed version has none."""
+    """The object that a patch names. UserError if the installed version does not have it."""
     module, _, path = patch.target.partition(":")
     try:
         target: Any = import_module(module)
@@ -68,14 +69,14 @@ def find(library: str, patch: Patch) -> Any:
             target = inspect.getattr_static(target, name)
     except (ImportError, AttributeError):
         raise UserError(
-            f"the installed {library} {version(library)} has no {patch.target}, which {patch.since} has; expected "
+            f"the installed {library} {version(library)} has no {patch.target}, unlike {patch.since}; expected "
             f"{library}=={patch.since}"
         ) from None
     return target
 
 
 def source_hash(target: Any) -> str:
-    """The first 12 hexadecimal digits of the SHA-256 of an object's source; "" where it has none."""
+    """The first 12 hexadecimal digits of the SHA-256 of an object's source; "" if it has none."""
     if isinstance(target, property):
         target = target.fget
     target = getattr(target, "__func__", target)  # of a static or class method

@@ -15,15 +15,15 @@ from ugt_composer.patches import Patch
 
 
 class WatchedWorkers(_MultiProcessingDataLoaderIter):
-    """Looks for dead workers every five seconds, with a timeout too, and has another timeout for the first batch.
+    """Checks for dead workers every five seconds, with a timeout too, and has a separate timeout for the first batch.
 
-    PyTorch's own iterator looks for dead workers only when the timeout is over. The first batch takes longer: the order
-    of the epoch is made before it.
+    With a timeout, PyTorch's iterator checks for dead workers only when the timeout is over. The first batch takes
+    longer, because the order of the epoch is computed before it.
     """
 
     def __init__(self, loader: Any, start_timeout: float):
         super().__init__(loader)
-        self._timeout_from_now, self._timeout = self._timeout, start_timeout
+        self._later_timeout, self._timeout = self._timeout, start_timeout
 
     def _try_get_data(self, timeout: float = MP_STATUS_CHECK_INTERVAL) -> tuple[bool, Any]:
         deadline = time.monotonic() + timeout
@@ -31,13 +31,13 @@ class WatchedWorkers(_MultiProcessingDataLoaderIter):
             left = deadline - time.monotonic()
             is_here, data = super()._try_get_data(max(0.0, min(left, MP_STATUS_CHECK_INTERVAL)))
             if is_here:
-                self._timeout = self._timeout_from_now
+                self._timeout = self._later_timeout
             if is_here or left <= MP_STATUS_CHECK_INTERVAL:
                 return is_here, data
 
 
 def own_groups() -> Iterator[tuple[dist.ProcessGroup, str]]:
-    """The process groups that this rank is in, those that libraries made too, each with the name of its backend."""
+    """The process groups of this rank, including those created by libraries, each with the name of its backend."""
     if dist.is_initialized():
         for group, (backend, _) in list(distributed_c10d._world.pg_map.items()):
             if distributed_c10d._rank_not_in_group(group) is False:
@@ -45,12 +45,12 @@ def own_groups() -> Iterator[tuple[dist.ProcessGroup, str]]:
 
 
 def set_timeout(group: dist.ProcessGroup, seconds: float) -> None:
-    """Gives a process group another timeout. In PyTorch 2.7 a gloo group keeps the one that it was made with."""
+    """Changes the timeout of a process group. In PyTorch 2.7 this has no effect on a gloo group."""
     distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=seconds), group)
 
 
 def nccl_error(group: dist.ProcessGroup) -> str | None:
-    """What NCCL reports of a group: "timeout", "communication error" or "remote error"; None without an error."""
+    """NCCL's error of a group: "timeout", "communication error" or "remote error"; None if there is none."""
     from torch._C._distributed_c10d import ErrorType
 
     error = group._get_backend(torch.device("cuda")).get_error()
@@ -60,7 +60,7 @@ def nccl_error(group: dist.ProcessGroup) -> str | None:
 
 
 def forget_forward_order(module: Any) -> None:
-    """Frees what an FSDP2 module keeps for a backward pass that never comes: the order of all forward passes."""
+    """Frees the order of all forward passes, which an FSDP2 module keeps for a backward pass that never comes."""
     group = module._get_fsdp_state()._fsdp_param_group
     if group is not None:
         group._post_forward_indices.clear()
@@ -68,12 +68,12 @@ def forget_forward_order(module: Any) -> None:
 
 
 def cpu_multiplies_bf16() -> bool:
-    """Whether this CPU has instructions for bfloat16 products, without which they take longer than float32 ones."""
+    """Whether this CPU has instructions for bfloat16 products. Without them, float32 products are faster."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def keep_scaling_out_of_step(optimizer: torch.optim.Optimizer) -> None:
-    """Has a GradScaler take its scale out of the gradients before the step, not within the optimizer's kernel."""
+    """Makes a GradScaler unscale the gradients before the optimizer's step and not within the optimizer's kernel."""
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
 
 
@@ -85,7 +85,7 @@ PATCHES = [
         "extended by `WatchedWorkers`",
         "a killed data worker is noticed after dist_timeout (ten minutes) instead of five seconds",
         VERSION,
-        "a DataLoader that looks for dead workers while it waits with a timeout",
+        "a DataLoader that checks for dead workers while it waits with a timeout",
         (
             "96f8044a3422",
             "a903b1897e06",
@@ -104,10 +104,10 @@ PATCHES = [
     ),
     Patch(
         "torch.nn.modules.module:Module._apply",
-        "replaced in the evaluation's metrics: their shared sums move, and nothing else",
-        "torchmetrics copies an element from the device for each metric, and waits for it",
+        "replaced in the evaluation's metrics: only the sums that they share are moved",
+        "torchmetrics copies an element from the device for each metric and waits for it",
         VERSION,
-        "a torchmetrics.Metric whose state lives elsewhere",
+        "a torchmetrics.Metric that can keep its state elsewhere",
         (
             "a5683790d11d",
             "e50d01ca9c5c",
@@ -123,7 +123,7 @@ PATCHES = [
     Patch(
         C10D + "_set_pg_timeout",
         "called for every process group",
-        "groups that libraries make wait half an hour for a rank that is gone",
+        "groups created by libraries wait half an hour for a rank that has died",
         VERSION,
         "a public function that sets the timeout of a group",
         (
@@ -154,7 +154,7 @@ PATCHES = [
         "called",
         "a run in bf16 on a CPU without instructions for it takes seven times as long, without a warning",
         VERSION,
-        "a public function that tells",
+        "a public function that checks for these instructions",
         (
             "414260b63c76",
             "28fa7aa70329",
@@ -165,7 +165,7 @@ PATCHES = [
         "called",
         "as for _is_avx512_bf16_supported",
         VERSION,
-        "a public function that tells",
+        "a public function that checks for these instructions",
         (
             "116c255fa77e",
             "cd8eeae518a7",
@@ -174,9 +174,9 @@ PATCHES = [
     Patch(
         "torch.amp.grad_scaler:GradScaler.step",
         "reads _step_supports_amp_scaling of the optimizer, which is set to false under ZeRO-0",
-        "gradients would be clipped before the loss scale is taken out of them",
+        "gradients would be clipped before they are unscaled",
         VERSION,
-        "clipping that DeepSpeed's stage 0 reports the norm of",
+        "a DeepSpeed that reports the norm of the gradients at stage 0 too",
         (
             "2b6ba725b22f",
             "eb10566a0646",
@@ -184,10 +184,10 @@ PATCHES = [
     ),
     Patch(
         "torch.optim.lr_scheduler:LRScheduler.get_last_lr",
-        "_last_lr is set where resume_despite changes the learning rate",
-        "the log would show the old learning rate for a batch",
+        "_last_lr is set when resume_despite changes the learning rate",
+        "the log would show the old learning rate for one batch",
         VERSION,
-        "a public way to put a scheduler at a step",
+        "a public way to set a scheduler to a given step",
         (
             "4bb84b610365",
             "904212d93868",
@@ -196,7 +196,7 @@ PATCHES = [
     Patch(
         "torch:_foreach_mul_",
         "called, with other _foreach functions, by LAMB and by the clipping of FSDP",
-        "a kernel a tensor instead of one for all: thousands of launches a step",
+        "one kernel per tensor instead of one for all: thousands of launches per step",
         VERSION,
         "public names for them",
     ),
@@ -204,10 +204,10 @@ PATCHES = [
 FSDP_PATCHES = [
     Patch(
         "torch.distributed.fsdp._fully_shard._fsdp_param_group:FSDPParamGroup._record_post_forward",
-        "what it records is cleared after the forward pass of a sharded reference",
-        "memory grows with every batch: no backward pass of the reference ever clears it",
+        "its records are cleared after the forward pass of a sharded reference",
+        "memory grows with every batch: the reference has no backward pass, which would clear them",
         VERSION,
-        "a module that FSDP2 knows to be frozen",
+        "a way to tell FSDP2 that a module is frozen",
         ("1bc9529c2340",),
     ),
 ]

@@ -1,4 +1,4 @@
-"""Streaming's data set as this project uses it: its order of rows, read, verified and shared in ways of our own.
+"""Streaming's data set as this project uses it: Streaming orders the rows; reading, verifying and sharing are ours.
 
 `PATCHES` names every private function of Streaming that is overridden, replaced or called; see
 `ugt_composer/patches.py` and `docs/architecture.md`.
@@ -209,8 +209,8 @@ DATASET = "streaming.base.dataset:"
 PATCHES = [
     Patch(
         DATASET + "get_shm_prefix",
-        "replaced while a data set is made: `shared_number` draws the number of its shared memory",
-        "two runs on a machine that start together take the same number; a killed run's memory is never removed",
+        "replaced while a data set is created: `shared_number` chooses the number in the names of its shared memory",
+        "two runs that start together on a machine take the same number; a killed run's memory is never removed",
         VERSION,
         "random names with a lease in Streaming itself",
         ("df1d1d0a0cbb",),
@@ -219,30 +219,30 @@ PATCHES = [
         DATASET + "StreamingDataset.__init__",
         "its attributes _shard_states, _shard_access_times, _cache_filelock_path, _unique_rank_world and "
         "_parallel_rank_world are read and set",
-        "the cache's bookkeeping has to stay right while rows are read here",
+        "the cache's bookkeeping would be wrong, because rows are read here and not by Streaming",
         VERSION,
-        "an iteration of Streaming that raises what its threads raise",
+        "an iteration in Streaming that raises the errors of its threads",
         ("34032a553e3c",),
     ),
     Patch(
         DATASET + "StreamingDataset.__iter__",
-        "replaced: rows are read many at once, and what fails is raised",
-        "where a background thread fails, the epoch ends as if all rows had been read",
+        "replaced: many rows are read at once, and every error is raised",
+        "if a background thread fails, the epoch ends as if all rows had been read",
         VERSION,
-        "an iteration of Streaming that raises what its threads raise",
+        "an iteration in Streaming that raises the errors of its threads",
         ("6457c4cfbae0",),
     ),
     Patch(
         DATASET + "StreamingDataset._resume_incr_epoch",
         "called by the iteration",
-        "place and epoch are Streaming's",
+        "Streaming determines the epoch and the position in it",
         VERSION,
         "as for __iter__",
         ("401d17537fb8",),
     ),
     Patch(
         DATASET + "StreamingDataset._get_work",
-        "extended: no rows where a run resumes at the end of an epoch",
+        "extended: no rows if a run resumes at the end of an epoch",
         "the rows that only pad the canonical nodes would be trained on twice",
         VERSION,
         "a fix in Streaming",
@@ -250,8 +250,9 @@ PATCHES = [
     ),
     Patch(
         DATASET + "StreamingDataset.prepare_shard",
-        "extended: the shard is verified; a verified one takes no file lock; a failure frees the threads that wait",
-        "Streaming checks hashes only when it downloads, and takes a file lock a row",
+        "extended: the shard is verified; no file lock is taken for a verified one; a failure releases the "
+        "waiting threads",
+        "Streaming checks hashes only when it downloads, and takes a file lock for every row",
         VERSION,
         "validation of local shards in Streaming",
         ("0aebbfc3c71c",),
@@ -259,7 +260,7 @@ PATCHES = [
     Patch(
         DATASET + "StreamingDataset._evict_shard",
         "extended and called: an evicted shard is closed and has to be verified again",
-        "rows would be read from a file that is gone; a corrupted shard would stay in the cache",
+        "rows would be read from a deleted file; a corrupted shard would stay in the cache",
         VERSION,
         "validation of local shards in Streaming",
         ("82a72e29eb97",),
@@ -275,14 +276,14 @@ PATCHES = [
     Patch(
         "streaming.base.stream:Stream.prepare_shard",
         "replaced: `ShardFiles` downloads, unpacks and verifies",
-        "several processes of a machine would download one shard at once and read half of it",
+        "several processes of a machine would download the same shard at the same time and read a part of it",
         VERSION,
         "atomic downloads in Streaming",
         ("702a0c19a63e",),
     ),
     Patch(
         "streaming.base.constant:SHM_TO_CLEAN",
-        "read: the names of the shared memory, removed when the last process of a run is gone",
+        "read: the names of the shared memory, which is removed when the last process of a run has ended",
         "a killed run's shared memory is never removed",
         VERSION,
         "as for get_shm_prefix",

@@ -112,21 +112,21 @@ def load_loss_scale_state(engine: Any, state: dict[str, Any]) -> None:
 
 
 VERSION = "0.19.8"
-ANY_STRATEGY = "weights and moments of a run could not be read by another strategy, nor its own read those of another"
-UNIVERSAL = "a public way to read and write the whole state of one parameter at every stage"
+ANY_STRATEGY = "weights and moments could not be exchanged between DeepSpeed and the other strategies"
+UNIVERSAL = "a public way to read and write the complete state of one parameter at every stage"
 PATCHES = [
     Patch(
         "deepspeed.ops:__getattr__",
-        "__compatible_ops__ is set: no all-reduce through shared memory on a CPU",
-        "it is compiled at the first start, under a lock that a killed run leaves behind and every later one waits for",
+        "__compatible_ops__ is set to disable the all-reduce through shared memory on CPUs",
+        "it is compiled at the first start, under a lock that a killed run leaves behind and every later run waits for",
         VERSION,
-        "a lock that ends with its process",
+        "a lock that is released when its process ends",
         ("b6327fe22a4b",),
     ),
     Patch(
         "deepspeed.runtime.torch_autocast:TORCH_AUTOCAST_INITIALIZED",
-        "set to false before an engine is made",
-        "after an engine of stage 0 in the same process every later one scales the loss",
+        "set to false before an engine is created",
+        "once a process has created an engine of stage 0, all its later engines scale the loss",
         VERSION,
         "a flag of the engine",
     ),
@@ -173,7 +173,7 @@ PATCHES = [
     Patch(
         "deepspeed.runtime.fp16.loss_scaler:DynamicLossScaler.update_scale",
         "cur_scale, cur_iter and last_overflow_iter are read and set",
-        "a resumed run would search for its loss scale again, and skip steps",
+        "a resumed run would search for its loss scale again and skip steps",
         VERSION,
         "a state_dict of the loss scaler",
         ("0aa6d6d66570",),
@@ -189,7 +189,7 @@ PATCHES = [
     Patch(
         "deepspeed.runtime.zero.config:get_zero_config",
         "called by a dry run",
-        "a user would hear of a wrong zero_optimization only when the job starts",
+        "an invalid zero_optimization would be reported only when the job starts",
         VERSION,
         "a public check of a configuration",
         ("06fd634637f2",),

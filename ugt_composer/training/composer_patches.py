@@ -1,7 +1,7 @@
-"""Composer's Trainer without its waits for the device, and with a strategy in the place of its own parallelism.
+"""Composer's Trainer without its synchronisations with the device, and with a strategy instead of its own parallelism.
 
-Knows nothing of UGT. `PATCHES` names every private method that is overridden or called; `ugt_composer/patches.py` says
-how an upgrade of Composer is noticed, `docs/architecture.md` what each one is worth.
+Independent of UGT. `PATCHES` names every private method that is overridden or called; `ugt_composer/patches.py`
+explains how an upgrade of Composer is detected, `docs/architecture.md` what each patch is worth.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,10 +25,9 @@ class StrategyTrainer(Trainer):
     """
     Args:
         strategy: places and steps the model; see `Strategy`.
-        counts: sums what a batch holds over the ranks, on the CPU.
-        keep_losses: called with the number of each batch and its losses, tensors on the device; None of them is read
-            back here.
-        kwargs: as of Composer's Trainer.
+        counts: adds up the counts of a batch over the ranks, on the CPU.
+        keep_losses: called with the number of each batch and its losses: tensors on the device, not read back here.
+        kwargs: passed to Composer's Trainer.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class StrategyTrainer(Trainer):
             self.state.scaler = strategy.scaler
 
     def _use_closures(self) -> bool:
-        """With a closure Composer reads the loss back from the device in every step."""
+        """False: with a closure, Composer reads the loss back from the device in every step."""
         return False
 
     def _use_grad_scaling(self, precision: Any, scaler: Any) -> bool:
@@ -56,8 +55,8 @@ class StrategyTrainer(Trainer):
         self.state.model = self.strategy.module  # type: ignore[assignment]
 
     def _iter_dataloader(self, trainer_mode: TrainerMode) -> Iterator[Any]:
-        """Composer's, without its question, at each batch, to the device whether another rank has run out of batches:
-        all ranks have equally many, and one that fails ends the job."""
+        """Does what Composer's does, but does not find out, before each batch and through the device, whether another
+        rank has run out of batches: all ranks have equally many, and a rank that fails ends the job."""
         assert self.state.dataloader is not None
         length, trains = self.state.dataloader_len, trainer_mode == TrainerMode.TRAIN
         batches = islice(self.state.dataloader, None if length is None else int(length))
@@ -73,19 +72,19 @@ class StrategyTrainer(Trainer):
             yield batch
 
     def _train_batch(self, use_grad_scaling: bool) -> dict[str, Tensor]:
-        """Runs Composer's on a batch that is moved to the device as a whole, and returns no losses, so that Composer
-        does not synchronise with the device to log them; `keep_losses` gets them."""
+        """Runs Composer's `_train_batch` on a batch that is moved to the device as a whole. Returns no losses, so that
+        Composer does not synchronise with the device to log them; `keep_losses` gets them."""
         self.state.batch = self.counts.add(self.state.batch, self.state.device)
         losses = super()._train_batch(use_grad_scaling)
-        if losses:  # None where a scaler has skipped the step
+        if losses:  # there are none if a scaler has skipped the step
             self._keep_losses(self.state.timestamp.batch.value + 1, losses)
         return {}
 
     def _train_microbatches(
         self, microbatches: Sequence[Any], total_loss_dict: dict[str, Tensor], ddp_sync: bool = True
     ) -> Tensor:
-        """Composer's, except that the batch is on the device already, and that the mean number of rows per rank comes
-        from the CPU: Composer moves each microbatch by itself and reads that mean back from the device."""
+        """Does what Composer's does, but the batch is on the device already and the mean number of rows per rank is
+        known on the CPU. Composer moves each microbatch by itself and reads that mean back from the device."""
         state, scaler = self.state, self.state.scaler
         assert scaler is not None  # made when fit starts
         scales = self._use_grad_scaling(state.precision, scaler)
@@ -111,8 +110,9 @@ class StrategyTrainer(Trainer):
     def _accumulate_time_across_ranks(
         self, num_samples: int | float, num_tokens: int, batch_time: timedelta
     ) -> tuple[int, int, timedelta]:
-        """Composer's sums on the device and reads the sums back. Here the CPU knows them: of a training batch they were
-        summed with its other counts, an evaluation gives every rank equally many rows."""
+        """Composer adds up the rows on the device and reads the sum back. Here it is known on the CPU: the rows of a
+        training batch are added up together with its other counts, and an evaluation batch has equally many rows on
+        every rank."""
         in_training = self.state.dataloader is self.state.train_dataloader
         rows = self.counts.rows if in_training else int(num_samples) * dist.get_world_size()
         return rows, num_tokens, batch_time
@@ -124,49 +124,51 @@ PATCHES = [
     Patch(
         TRAINER + "_wrap_model_for_distributed",
         "replaced: the strategy's module is the model",
-        "Composer would wrap it in its own FSDP, which cannot write weights that any strategy reads",
+        "Composer would wrap the model in its own FSDP, which cannot save weights in a form that every strategy "
+        "can load",
         VERSION,
-        "a public way to hand Composer a model that is distributed already",
+        "a public way to give Composer an already distributed model",
         ("dc2164ce81ec",),
     ),
     Patch(
         TRAINER + "_use_closures",
         "replaced: no closures",
-        "with one, Composer calls .item() on the loss in every step",
+        "with a closure, Composer calls .item() on the loss in every step",
         VERSION,
         "a public option of the Trainer",
         ("f8e8d08988ae",),
     ),
     Patch(
         TRAINER + "_use_grad_scaling",
-        "extended: also where the strategy has a loss scaler of its own",
-        "DeepSpeed's engine scales the loss, and has to do its own backward pass",
+        "extended: also true if the strategy has its own loss scaler",
+        "DeepSpeed's engine scales the loss and has to run the backward pass itself",
         VERSION,
         "a public option of the Trainer",
         ("3aa7430c5f45",),
     ),
     Patch(
         TRAINER + "_iter_dataloader",
-        "replaced: no all-reduce on the device, nor a read of it, before each batch",
-        "two waits for the device a batch, to learn that no rank has run out of batches",
+        "replaced: no all-reduce on the device and no read of its result before each batch",
+        "two waits for the device per batch, to find out that no rank has run out of batches",
         VERSION,
         "an option of Composer for loaders of equal length",
         ("970ae649c7dc",),
     ),
     Patch(
         TRAINER + "_train_batch",
-        "extended: the batch gets its counts over all ranks, and its losses are not returned",
-        "Composer reads every loss back from the device in every step, to log it",
+        "extended: adds the counts over all ranks to the batch, and does not return the losses",
+        "Composer reads every loss back from the device in every step to log it",
         VERSION,
         "losses that Composer's loggers read when a log line is due",
         ("787aff3a7f53",),
     ),
     Patch(
         TRAINER + "_train_microbatches",
-        "replaced: the number of rows over the ranks is known, the strategy hears of the last microbatch",
-        "one more all-reduce and wait for the device a batch; FSDP would reduce gradients once a microbatch",
+        "replaced: the number of rows over all ranks is known, and the strategy is told which microbatch is the last",
+        "one more all-reduce and one more wait for the device per batch; FSDP would reduce gradients in every "
+        "microbatch",
         VERSION,
-        "as for _train_batch, and an event before each microbatch that knows which is the last",
+        "as for _train_batch, and an event before each microbatch that says whether it is the last",
         ("3ee43a3fb726",),
     ),
     Patch(
@@ -180,15 +182,15 @@ PATCHES = [
     Patch(
         TRAINER + "_accumulate_time_across_ranks",
         "replaced: rows are counted on the CPU",
-        "two collectives on the device and three reads of it a batch",
+        "two collectives on the device and three reads from it per batch",
         VERSION,
         "counts that Composer sums on the CPU",
         ("a7a8ddb3e21b",),
     ),
     Patch(
         TRAINER + "_run_evaluators",
-        "called: an evaluation that a preemption cut off is made when the run resumes",
-        "the resumed run would lack that evaluation",
+        "called: an evaluation that a preemption interrupted is run when the run resumes",
+        "that evaluation would be missing from the resumed run",
         VERSION,
         "a public way to run the evaluators that are due at an event",
         ("e1a5002e8dfa",),
