@@ -62,15 +62,15 @@ PATCHES_BY_LIBRARY = {
     "mosaicml": composer_patches.PATCHES,
     "mosaicml-streaming": streaming_patches.PATCHES,
     "torch": torch_patches.PATCHES,
-}  # those of FSDP and DeepSpeed are checked by their strategies
+}  # the strategies check those of FSDP and DeepSpeed
 
 
 def build_trainer(config: Config) -> UGTTrainer:
-    """Everything a stage needs, from its config, resumed where `save_folder` holds a checkpoint.
+    """The trainer of a stage, with everything that it needs; resumed if `save_folder` holds a checkpoint.
 
     Raises:
-        UserError: data, catalogue, checkpoint or config that cannot be used, or a save folder that another run uses;
-            nothing has been written then.
+        UserError: data, catalogue, checkpoint or config cannot be used, or another run uses the save folder. Nothing
+            has been written in that case.
     """
     check_run(config)
     for library, patches in PATCHES_BY_LIBRARY.items():
@@ -116,7 +116,7 @@ def build_trainer(config: Config) -> UGTTrainer:
             algorithms=[GradientNormClipping(strategy, config.max_grad_norm)],
             callbacks=_build_callbacks(config, composer_model, strategy),
             loggers=build_loggers(config),
-            spin_dataloaders=False,  # the data set goes to its place itself
+            spin_dataloaders=False,  # the data set moves to its position itself
             progress_bar=config.loggers.progress_bar,
             log_to_console=config.loggers.console,
             console_log_interval=config.log_interval,
@@ -131,7 +131,7 @@ def build_trainer(config: Config) -> UGTTrainer:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads: loaders, the training data's manifests, the catalogue; and the length that follows."""
+    """What a run reads: loaders, manifests of the training data, catalogue; and the length that follows from them."""
 
     train_loader: DataSpec
     train_manifests: list[Manifest]
@@ -153,7 +153,7 @@ def _start_ranks(config: Config, device: Device, until_closed: ExitStack) -> Wat
     watchdog.watch()
     dist.initialize_dist(device, timeout=watchdog.timeout())
     if device.name == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        # More threads than cores spin against each other and slow a step many times over.
+        # With more threads than cores, they compete for the cores and a step takes many times as long.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // dist.get_local_world_size()))
     return watchdog
 
@@ -162,15 +162,15 @@ def _load_inputs(config: Config) -> Inputs:
     train_loader, train_manifests = build_train_loader(config)
     eval_loader = build_eval_loader(config)
     catalogue = load_catalogue(config)
-    for remark in filter(None, (about_precision(config), about_catalogue(config, catalogue))):
+    for warning in filter(None, (about_precision(config), about_catalogue(config, catalogue))):
         if dist.get_global_rank() == 0:
-            log.warning(remark)
+            log.warning(warning)
     length = run_length(config, train_loader.dataloader.dataset.epoch_size)  # type: ignore[union-attr]
     return Inputs(train_loader, train_manifests, eval_loader, catalogue, length)
 
 
 def _build_network(config: Config, catalogue: Catalogue | None) -> UGT:
-    """The model, from random numbers, item vectors or the stage before, on the CPU."""
+    """The model on the CPU, initialised from random numbers, item vectors or the previous stage."""
     model = build_model(config.model, config.seed)
     vectors = load_item_vectors(config, catalogue)
     if vectors is not None and catalogue is not None:
@@ -186,10 +186,10 @@ def _build_network(config: Config, catalogue: Catalogue | None) -> UGT:
 def build_composer_model(
     config: Config, model: UGT, catalogue: Catalogue | None, device: torch.device, half_on_cpu: bool = False
 ) -> ComposerUGT:
-    """Model, loss and evaluation of a stage; what the stage does not train is frozen.
+    """Model, loss and evaluation of a stage. Parameters that the stage does not train are frozen.
 
     Args:
-        device: of the catalogue. The models stay on the CPU: a strategy places them.
+        device: of the catalogue. The models stay on the CPU until a strategy places them.
     """
     loss = UnifiedLoss(**config.loss.arguments, repr_dim=config.model.d_model, seed=config.seed)
     freeze_untrained(model, config.loss.lambda_contrastive)
@@ -206,15 +206,16 @@ def build_composer_model(
         beam_width=config.evaluation.beam_width,
         exclude_seen=config.evaluation.exclude_seen,
         item_score_weight=config.evaluation.item_score_weight,
-        user_metrics={one.kind.__name__: one.make() for one in user_metrics(config.evaluation.metrics)},
+        user_metrics={metric.kind.__name__: metric.make() for metric in user_metrics(config.evaluation.metrics)},
         half_on_cpu=half_on_cpu,
     )
 
 
 def _load_reference(config: Config, catalogue: Catalogue | None) -> Reference:
     reference_from = config.loss.reference_from or config.init_from
-    assert reference_from is not None  # the config was refused without one
-    # It drops tokens as the policy does, and has probabilities of the same ids: both begin with equal numbers.
+    assert reference_from is not None  # the config's checks require one
+    # The same expert capacity and the same softmax as the policy's, so that the log-probabilities of both are equal at
+    # the start.
     model, _, facts = load_portable(
         on_this_machine(reference_from),
         dropout=0.0,
@@ -229,7 +230,7 @@ def _load_reference(config: Config, catalogue: Catalogue | None) -> Reference:
 
 
 def compile_layers(model: UGT) -> None:
-    """Compiles each layer when it is first called; the names of the weights stay."""
+    """Compiles each layer when it is first called; the names of the weights do not change."""
     # A cache for each rank: ranks that compile the same code into one read each other's half-written files.
     cache = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}" / f"rank{dist.get_local_rank()}"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
@@ -238,12 +239,12 @@ def compile_layers(model: UGT) -> None:
 
 
 def fingerprint_facts(catalogue: Catalogue | None) -> dict[str, str]:
-    """The catalogue's fingerprint as it stands in the header of a model."""
+    """The catalogue's fingerprint in the form that a model's header has."""
     return {} if catalogue is None else {FINGERPRINT: catalogue.fingerprint}
 
 
 def check_best_metric(config: Config, model: ComposerUGT) -> None:
-    """UserError where `save_best_on` names no metric of the evaluation, or one that does not say what is better."""
+    """UserError if `save_best_on` is not a metric of the evaluation, or one that does not set `higher_is_better`."""
     metrics, name = model.get_metrics(is_train=False), config.save_best_on
     if name is None:
         return
@@ -267,7 +268,7 @@ def _place(config: Config, composer_model: ComposerUGT, model: UGT, precision: s
 
 
 def _open_save_folder(config: Config, until_closed: ExitStack) -> None:
-    """Makes the folder, locks it and removes what a killed run left half-written."""
+    """Creates the folder, locks it and removes files that a killed run left incomplete."""
     folder = config.save_folder
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -288,7 +289,7 @@ def _build_checkpoints(config: Config, strategy: Strategy, inputs: Inputs) -> Ch
 
 
 def _build_callbacks(config: Config, composer_model: ComposerUGT, strategy: Strategy) -> list[Callback]:
-    """Those that a run always has, but for the ones that UGTTrainer itself needs; then the user's."""
+    """The callbacks of every run, except those that UGTTrainer adds itself, and then the user's."""
     return [
         TrainingMetrics(composer_model, strategy, config.log_interval),
         EpochLength(),
@@ -301,7 +302,7 @@ def _resume_or_start_afresh(config: Config, trainer: UGTTrainer) -> None:
     if config.autoresume:
         trainer.resume()
     elif dist.get_global_rank() == 0 and (aside := set_aside(folder)):
-        log.warning("autoresume is false: what an earlier run left in %s was moved to %s", folder, aside)
+        log.warning("autoresume is false: files of an earlier run in %s were moved to %s", folder, aside)
     if dist.get_global_rank() == 0:
         with saving_into(folder):
             (folder / "config.yaml").write_text(config_yaml(config), "utf-8")

@@ -27,15 +27,15 @@ class ComposerUGT(ComposerModel):
     Args:
         model: the model.
         loss: the stage's loss.
-        reference: scores items for the preference loss to compare with (`Reference`). None: the scores come with the
-            batch, or none are needed. It is no submodule: it is in no checkpoint and no optimizer.
-        trie: the catalogue, on the device of the batches; None recommends from the whole code space.
+        reference: computes the log-probabilities that the preference loss compares with (`Reference`). None: they come
+            with the batch, or none are needed. It is not a submodule, so that no checkpoint and no optimizer has it.
+        trie: the catalogue, on the device of the batches; with None, any triple of ids may be recommended.
         k_values: cut-offs of the ranking metrics.
-        beam_width: beams a row, at least the largest cut-off.
-        exclude_seen: evaluation never recommends an item of the history.
-        item_score_weight: of the user-item score (`ItemScores`) in the ranking; above 0 it needs a trie.
-        user_metrics: further metrics of the evaluation, by name; see `metrics/user_metrics.py`.
-        half_on_cpu: model and loss are computed under bfloat16 autocast on a CPU. On a GPU, Trainer and strategy do it.
+        beam_width: beams per row, at least the largest cut-off.
+        exclude_seen: in evaluation, items of the history are not recommended.
+        item_score_weight: weight of the user-item score (`ItemScores`) in the ranking; above 0 it needs a trie.
+        user_metrics: the user's own metrics of the evaluation, by name; see `metrics/user_metrics.py`.
+        half_on_cpu: compute model and loss under bfloat16 autocast on a CPU. On a GPU, Trainer and strategy do that.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ComposerUGT(ComposerModel):
         self.exclude_seen = exclude_seen
         self.item_score_weight = item_score_weight
         self._user_metrics = dict(user_metrics or {})
-        # Sums over the rows of the current step, read and cleared by whoever logs them.
+        # Sums over the rows of the current step; `TrainingMetrics` reads and clears them.
         self.step_metrics: dict[str, Tensor] = {}
         self.step_rows = 0
 
@@ -76,7 +76,7 @@ class ComposerUGT(ComposerModel):
     def forward(self, batch: Batch, recommend: bool = False) -> dict[str, Any]:
         """UGT's outputs; with `recommend` also the ranked `recommended` items of each row.
 
-        All that needs weights happens in here, where a strategy that shards them has gathered them.
+        Everything that needs weights is done in here, where a strategy that shards them has gathered them.
         """
         with cpu_autocast(self.half_on_cpu):
             return self._forward(batch, recommend)
@@ -98,7 +98,7 @@ class ComposerUGT(ComposerModel):
         if self.reference is None:
             return batch["reference_logps"]
         if self.reference.training != self.training:
-            self.reference.train(self.training)  # expert capacity holds in training only
+            self.reference.train(self.training)  # experts have a capacity in training only
         return self.reference(batch, self.trie)
 
     def _recommend(self, batch: Batch, outputs: dict[str, Tensor]) -> Recommendations:
@@ -126,7 +126,7 @@ class ComposerUGT(ComposerModel):
             return self.unified_loss(outputs, batch)
 
     def eval_forward(self, batch: Batch, outputs: Any = None) -> dict[str, Any]:
-        """The outputs, and what the batch adds to the metrics as `evaluation`."""
+        """The outputs, with what the batch adds to the metrics under `evaluation`."""
         outputs = self(batch, recommend=True)
         ranked = rank_batch(outputs["recommended"], *_targets(batch))
         if "rejected_logps" in outputs:
@@ -136,10 +136,10 @@ class ComposerUGT(ComposerModel):
         return {**outputs, "evaluation": EvaluationBatch(ranked, *self._evaluation_sums(outputs, batch), pairs)}
 
     def _evaluation_sums(self, outputs: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
-        """(sums, counts), each in the order of `unified_loss.means`: exact over batches of any size."""
+        """(sums, counts), each in the order of `unified_loss.means`; means are exact whatever the sizes of batches."""
         means, totals = self.unified_loss.means, batch_counts(batch)
         ones = torch.ones_like(totals)  # the mean over a count of one is the sum
-        ones[ROWS].fill_(len(batch["row_ids"]))  # an assignment would copy from the host, and wait
+        ones[ROWS].fill_(len(batch["row_ids"]))  # an assignment would copy from the CPU and wait
         losses = self._losses(outputs, {**batch, "batch_totals": ones})
         values = losses | losses["metrics"]
         sums = torch.stack([values.get(mean.name, totals.new_zeros(())) for mean in means])
@@ -160,8 +160,8 @@ class ComposerUGT(ComposerModel):
 
 
 def _targets(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """What recommendations are compared with: targets int64 (B, T, 3), bool (B, T) which exist, bool (B,) which rows
-    count."""
+    """What recommendations are compared with: the targets int64 (B, T, 3), which of them exist bool (B, T), and which
+    rows count bool (B,)."""
     labels = batch["labels"]
     # A pair's chosen item answers another question than «what came next», so its row is not ranked.
     return labels, (labels != IGNORE_INDEX).all(-1), batch["row_mask"] & ~batch["rejected_mask"].any(-1)

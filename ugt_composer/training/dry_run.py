@@ -1,4 +1,4 @@
-"""What a run would be: config, data, steps, parameters, memory. Builds no trainer and reads no shard."""
+"""The report of a dry run: config, data, steps, parameters, memory. Builds no trainer and reads no shards."""
 
 import os
 from dataclasses import asdict
@@ -26,7 +26,7 @@ MIB = 2**20
 
 
 def describe(config: Config) -> str:
-    """The report of `train.py --dry-run`. UserError for what would stop the run: missing data, a bad init_from."""
+    """The report of `train.py --dry-run`. UserError if something would stop the run: missing data, a bad init_from."""
     check_run(config)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     train = check_data(config, "data.train", streams_of("data.train", config.data.train))
@@ -39,14 +39,16 @@ def describe(config: Config) -> str:
     for key, folder in (("init_from", config.init_from), ("loss.reference_from", config.loss.reference_from)):
         for name in (WEIGHTS, CONFIG) if folder and not is_url(folder) else ():
             if not (Path(folder or "") / name).is_file():
-                raise UserError(f"{key}: {Path(folder or '') / name} does not exist; train the stage before first")
+                raise UserError(f"{key}: {Path(folder or '') / name} does not exist; train the previous stage first")
     reference = str(config.loss.reference_from or config.init_from)
     if config.loss.reference_log_probs == "data" and not is_url(reference):
         check_reference_log_probs(config, Path(reference))
     with torch.device("meta"):
         model = UGT(**asdict(config.model))
     longest = longest_rows(config, [*train, *evaluation])
-    about = "rows as long as the data's longest" if train or evaluation else "data not here, so lengths are assumed"
+    lengths = (
+        "with all rows as long as the longest" if train or evaluation else "lengths assumed, as the data is not here"
+    )
     parts = {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_children()}
     lines = [
         "# config",
@@ -66,7 +68,7 @@ def describe(config: Config) -> str:
         *(f"{name:16} {count:>14,}" for name, count in parts.items()),
         f"{'total':16} {sum(parts.values()):>14,}",
         "",
-        f"# memory a rank of {world_size}, at the highest point of a step; {about}",
+        f"# peak memory of a step, per rank of {world_size}; {lengths}",
         *_memory_lines(config, estimate(config, world_size, longest, len(catalogue or ()), model)),
     ]
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from ugt_composer.parallelism.strategy import Strategy
 class GradientNormClipping(Algorithm):
     """Scales the gradients of a batch so that their norm over all parameters and shards is at most `max_grad_norm`.
 
-    The strategy keeps the norm before clipping, see `TrainingMetrics`.
+    The strategy keeps the norm before clipping; `TrainingMetrics` logs it.
     """
 
     def __init__(self, strategy: Strategy, max_grad_norm: float):

@@ -1,4 +1,4 @@
-"""When evaluation, checkpoints and log lines are due: always at a batch's end, so that a resumed run agrees."""
+"""When evaluation, checkpoints and log lines are due: always at the end of a batch, also in a resumed run."""
 
 from composer import State, Time, TimeUnit
 from composer.core import Event

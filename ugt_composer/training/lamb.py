@@ -1,7 +1,7 @@
 """LAMB: AdamW whose update of each tensor is scaled by the ratio of the norms of weight and update.
 
-You et al. (2020), Large Batch Optimization for Deep Learning: Training BERT in 76 minutes, algorithm 2; as in the code
-of its third version without the correction of the moments' bias, which the ratio of norms mostly cancels.
+You et al. (2020), Large Batch Optimization for Deep Learning: Training BERT in 76 minutes, algorithm 2. As in the code
+of its third version, there is no bias correction of the moments: the ratio of norms mostly cancels it.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LARGEST_NORM = 10.0  # of a weight in the ratio, the paper's φ(z) = min(z, γ): a large table takes no larger steps
+# Bound of a weight's norm in the ratio, the paper's φ(z) = min(z, γ): a large table takes no larger steps.
+LARGEST_NORM = 10.0
 
 
 class Lamb(torch.optim.Optimizer):
     """
-    Whole lists of tensors are updated at once, and the host reads nothing back from the device. The state of a
-    parameter is in its dtype and on its device: `step` (), `exp_avg` and `exp_avg_sq`, of the parameter's shape.
+    Updates lists of tensors at once and reads nothing back from the device. The state of a parameter is on its device:
+    `step` () in float32, and `exp_avg` and `exp_avg_sq` of the parameter's shape and dtype.
 
     Args:
-        params: dense parameters or groups of them, each whole: the norms are those of whole tensors.
+        params: dense parameters or groups of them. No shards: the norms are those of whole tensors.
         lr: step size, before the ratio of norms.
         betas: decay of the first and second moment.
         eps: added to the root of the second moment.
@@ -75,7 +76,7 @@ class Lamb(torch.optim.Optimizer):
 
 
 def _ratios(parameters: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
-    """For each parameter () ‖w‖ / ‖u‖ with ‖w‖ of at most LARGEST_NORM; 1 where either norm is 0, as of a new bias."""
+    """For each parameter () ‖w‖ / ‖u‖, with ‖w‖ bounded by LARGEST_NORM; 1 if either norm is 0, as for a new bias."""
     weights = torch.stack(torch._foreach_norm(parameters)).clamp(max=LARGEST_NORM)
     sizes = torch.stack(torch._foreach_norm(updates))
     return list(torch.where((weights > 0) & (sizes > 0), weights / sizes, 1.0).unbind())

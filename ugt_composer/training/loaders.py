@@ -36,14 +36,14 @@ T = TypeVar("T")
 
 
 class RowLoader(StreamingDataLoader):
-    """A DataLoader whose workers' errors are those of the data: one sentence, without the worker's traceback.
+    """A DataLoader that raises its workers' errors as one sentence about the data, without the worker's traceback.
 
     Args:
         key: "data.train" or "data.eval", for messages.
         min_rejected, longest_first: see `collate`.
-        timeout: seconds to wait for a batch of a worker that lives and does nothing. One that has died is noticed in
-            seconds.
-        start_timeout: the same for the first batch, None: no longer than for the others.
+        timeout: seconds to wait for a batch from a worker that is alive but stuck. A worker that has died is noticed
+            within seconds.
+        start_timeout: the same for the first batch; None: as for the others.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class RowLoader(StreamingDataLoader):
             num_workers=num_workers,
             timeout=timeout if num_workers else 0,
             worker_init_fn=begin_worker,
-            generator=torch.Generator(),  # its own, so that where a loader starts anew draws nothing from the model
+            generator=torch.Generator(),  # its own, so that starting an iteration leaves the model's random state alone
             **arguments,
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # Without its traceback, which the DataLoader's re-raise ties into a cycle, an error does not keep the workers.
+        # The traceback is dropped: the DataLoader's re-raise makes a reference cycle of it, which keeps workers alive.
         try:
             yield from super().__iter__()
         except UserError as error:
@@ -78,10 +78,10 @@ class RowLoader(StreamingDataLoader):
         except RuntimeError as error:
             if "DataLoader" not in str(error):
                 raise
-            found = str(error.with_traceback(None)).splitlines()[0].rstrip(". ")
+            cause = str(error.with_traceback(None)).splitlines()[0].rstrip(". ")
             raise RuntimeError(
-                f"{self.key}: {found}; a worker is killed when the memory of the machine or the container is full "
-                f"(then lower {self.key}.num_workers), and times out where the data's disk or store does not answer"
+                f"{self.key}: {cause}; a worker is killed when the memory of the machine or the container is full "
+                f"(then lower {self.key}.num_workers), and times out when the data's disk or store does not answer"
             ) from None
 
     def _get_iterator(self) -> Any:
@@ -89,14 +89,14 @@ class RowLoader(StreamingDataLoader):
 
 
 def begin_worker(worker: int) -> None:
-    """What a worker does first."""
-    leave_signals_to_parent()  # once more: PyTorch has taken SIGTERM over
+    """Runs first in each worker."""
+    leave_signals_to_parent()  # again, because PyTorch has installed its own SIGTERM handler
     end_with_parent()
 
 
 def end_with_parent() -> None:
-    """Ends a worker soon after a killed rank: it looks for its parent itself only between two batches, and may wait in
-    one for what never comes."""
+    """Ends a worker soon after its rank was killed. By itself a worker checks for its parent only between two batches,
+    and within one it may wait for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -109,12 +109,12 @@ def end_with_parent() -> None:
 
 
 def _sentence(message: str) -> str:
-    """What was raised, out of the report that DataLoader makes of a worker's error: its traceback ends with it."""
+    """The message of a worker's UserError, taken from the end of the traceback that the DataLoader raises."""
     return message.rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2].strip()
 
 
 def build_train_loader(config: Config) -> tuple[DataSpec, list[Manifest]]:
-    """Streams `data.train`; each rank gets global_train_batch_size / world_size rows a batch. Also the manifests.
+    """The loader of `data.train`, global_train_batch_size / world_size rows per rank and batch, and its manifests.
 
     Raises:
         UserError: the data is missing, does not fit the model, or the batch does not divide over the ranks.
@@ -133,8 +133,8 @@ def build_train_loader(config: Config) -> tuple[DataSpec, list[Manifest]]:
         for stream in streams:
             if is_only_copy(str(stream.local), stream.remote):
                 raise UserError(
-                    f"data.train.cache_limit is {data.cache_limit}, but {stream.local} has no remote: making room "
-                    "would remove the only copy; expected cache_limit null"
+                    f"data.train.cache_limit is {data.cache_limit}, but {stream.local} has no remote: evicting a "
+                    "shard would delete the only copy; expected cache_limit null"
                 )
     dataset = RowDataset(
         streams=training_streams(streams),
@@ -168,7 +168,7 @@ def has_microbatches(config: Config, batch_size: int) -> bool:
 
 
 def build_eval_loader(config: Config) -> DataSpec | None:
-    """Indexes `data.eval`; None where no data is given."""
+    """The loader of `data.eval`; None if no data is given."""
     data = config.data.eval
     if not data.is_given:
         return None
@@ -187,10 +187,10 @@ def build_eval_loader(config: Config) -> DataSpec | None:
 
 
 def check_folders(config: Config, key: str, streams: Sequence[StreamConfig]) -> list[Manifest]:
-    """The manifests of the streams, after all that can be known of a folder without reading its shards.
+    """The manifests of the streams, after all checks of a folder that are possible without reading its shards.
 
     Raises:
-        UserError: on all ranks, where one of them finds its folders missing, damaged or of no use to the model.
+        UserError: on all ranks, if a folder of one of them is missing, corrupted or does not fit the model.
     """
 
     def check() -> list[Manifest]:
@@ -203,21 +203,21 @@ def check_folders(config: Config, key: str, streams: Sequence[StreamConfig]) -> 
         shards = read_index(Path(manifest.folder))
         if dist.get_global_rank() == 0 and any(fastest(shard.stored.hashes) is None for shard in shards):
             log.warning(
-                "%s records no hashes of its shards: damage that leaves their size alone is not noticed; convert the "
-                "data with --hashes xxh64",
+                "%s has no hashes of its shards: corruption that keeps their size is not noticed; convert the data with "
+                "--hashes xxh64",
                 manifest.folder,
             )
     return manifests
 
 
 def _on_all_ranks(check: Callable[[], T]) -> T:
-    """Runs a check; what one rank finds wrong is raised by all, so that none waits for one that has ended."""
+    """Runs a check and raises the error of one rank on all ranks, so that none waits for a rank that has ended."""
     results: list[T] = []
-    sentence = None
+    message = None
     try:
         results.append(check())
     except UserError as error:
-        sentence = str(error)
-    if found := next((other for other in dist.all_gather_object(sentence) if other), None):
-        raise UserError(found)
+        message = str(error)
+    if first := next((other for other in dist.all_gather_object(message) if other), None):
+        raise UserError(first)
     return results[0]

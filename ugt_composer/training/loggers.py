@@ -15,8 +15,8 @@ from ugt_composer.training.intervals import Every
 
 
 class ResumingTensorboard(TensorboardLogger):
-    """A resumed run first takes back the steps that an earlier process logged past its checkpoint. What was logged up
-    to a checkpoint is in the file before the checkpoint is written.
+    """TensorBoard logs in which each step of a resumed run appears once: steps that an earlier process logged after the
+    checkpoint are purged. Values logged up to a checkpoint are flushed before the checkpoint is written.
     """
 
     def __init__(self, log_dir: str, save_interval: str):
@@ -25,7 +25,7 @@ class ResumingTensorboard(TensorboardLogger):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         if self.writer is not None and state.timestamp.batch.value > 0:
-            self.writer.close()  # the mark goes first into a file, which the next value opens
+            self.writer.close()  # purge_step is written at the start of a new file, which the next value opens
             self.writer.purge_step = state.timestamp.batch.value + 1
 
     def batch_end(self, state: State, logger: Logger) -> None:
@@ -35,7 +35,7 @@ class ResumingTensorboard(TensorboardLogger):
 
 
 def build_loggers(config: Config) -> list[LoggerDestination]:
-    """metrics.jsonl always; the others as `loggers.*` says."""
+    """metrics.jsonl always; the others if `loggers.*` enables them."""
     loggers: list[LoggerDestination] = [MetricsFile(config.save_folder, config.log_interval)]
     wandb, mlflow = config.loggers.wandb, config.loggers.mlflow
     if config.loggers.tensorboard:
@@ -50,7 +50,7 @@ def build_loggers(config: Config) -> list[LoggerDestination]:
                 group=wandb.group,
                 name=config.run_name,
                 tags=list(wandb.tags),
-                # The same run again after a preemption, not a new one.
+                # After a preemption the run continues in the logger too.
                 init_kwargs={"id": run_id(config.save_folder), "resume": "allow"},
             )
         )
@@ -69,8 +69,8 @@ def build_loggers(config: Config) -> list[LoggerDestination]:
 
 
 def run_id(folder: str) -> str:
-    """An id that belongs to the save folder: made by its first run, read by those that resume it. Rank 0 sends it, as
-    the other machines may not see its save folder. A collective.
+    """The id of the save folder, created by its first run and read by the runs that resume it. Rank 0 sends it to the
+    other ranks, whose machines may not see its save folder. A collective.
 
     Raises:
         RunError: the folder cannot be written.
