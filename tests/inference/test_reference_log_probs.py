@@ -97,7 +97,7 @@ def test_probabilities_over_other_ids_are_refused(stages, stage_config, override
     more = ("model.level_softmax=catalogue", *overrides())
     config = stage_config(tmp_path / "run", 3, stages / "stage2/best", *more)
     for start in (describe, build_trainer):
-        with pytest.raises(UserError, match=r"model\.level_softmax is catalogue, but .* of which it is codebook"):
+        with pytest.raises(UserError, match=r"model\.level_softmax is catalogue, but .* where it is codebook"):
             start(config)
 
 

@@ -86,7 +86,7 @@ def _step_lines(config: Config, train: list[Manifest], world_size: int) -> list[
     pieces = "found while training" if isinstance(micro, str) else f"{-(-device_batch // micro)} of up to {micro}"
     lines = [
         f"ranks            {world_size} ({strategy_class(config).describe(config)})",
-        f"batch            {batch} rows: {device_batch} a rank, microbatches: {pieces}",
+        f"batch            {batch} rows: {device_batch} per rank, microbatches: {pieces}",
     ]
     if len(train) < len(streams_of("data.train", config.data.train)):
         return [*lines, "epochs           unknown: the shards are remote"]
@@ -106,19 +106,22 @@ def _memory_lines(config: Config, estimated: Estimate) -> list[str]:
     rows, history, target, rejected = estimated.shape
     shape = f"history {history}, target {target}" + f", {rejected} rejected" * (rejected > 0)
     checkpoints = config.parallelism.activation_checkpointing
-    way = "with" if checkpoints else "without"
-    most = f"at most {estimated.most_rows} rows a microbatch" if estimated.most_rows else "not even one row does"
+    with_or_without = "with" if checkpoints else "without"
+    most = f"at most {estimated.most_rows} rows per microbatch" if estimated.most_rows else "not even one row does"
     if estimated.most_rows >= estimated.device_batch:
         most = f"so would a microbatch of all {estimated.device_batch} rows of a rank"
     gaps = f", and {GAPS:g} times the activations for gaps between PyTorch's blocks" * checkpoints
     reserve = f"{RESERVE / GIB:.0f} of them left for CUDA, NCCL and cuBLAS{gaps}"
     card = "the GPU here" if estimated.has_card else "an 80 GB card, assumed as there is no GPU here"
     return [
-        *(f"{h.name:16} {h.bytes / unit:>10,.2f} {name}{' of host memory' * (h.where == HOST)}" for h in items),
+        *(
+            f"{item.name:16} {item.bytes / unit:>10,.2f} {name}{' of host memory' * (item.where == HOST)}"
+            for item in items
+        ),
         f"{'total':16} {estimated.peak / unit:>10,.2f} {name}{' of the device' * uses_host}",
         "",
-        f"activations of a microbatch of {rows} rows, {shape}, {estimated.precision}, {way} activation checkpointing: "
-        f"{estimated.activations / unit:,.1f} {name}",
-        f"evaluation of {estimated.evaluation_rows} rows: {estimated.evaluation_peak / unit:,.1f} {name} in all",
+        f"activations of a microbatch of {rows} rows, {shape}, {estimated.precision}, {with_or_without} activation "
+        f"checkpointing: {estimated.activations / unit:,.1f} {name}",
+        f"evaluation of {estimated.evaluation_rows} rows: {estimated.evaluation_peak / unit:,.1f} {name} in total",
         f"fits {card} ({estimated.card / GIB:.1f} GiB, {reserve}): {'yes' if estimated.fits else 'NO'}; {most}",
     ]

@@ -1,4 +1,4 @@
-"""When evaluation, checkpoints and log lines are due: always at the end of a batch, also in a resumed run."""
+"""When evaluation, checkpoints and log lines are due: at the end of a batch, in a resumed run at the same ones."""
 
 from composer import State, Time, TimeUnit
 from composer.core import Event
@@ -33,7 +33,7 @@ class Every:
         return state.timestamp.batch.value % self.interval.value == 0
 
     def is_logged(self, state: State) -> bool:
-        """When a log line is due: as above, and after the first batch."""
+        """Whether a log line is due: as for `is_due`, and after the first batch."""
         return self.is_due(state) or state.timestamp.batch.value == 1
 
     def __call__(self, state: State, event: Event) -> bool:

@@ -203,8 +203,8 @@ def check_folders(config: Config, key: str, streams: Sequence[StreamConfig]) -> 
         shards = read_index(Path(manifest.folder))
         if dist.get_global_rank() == 0 and any(fastest(shard.stored.hashes) is None for shard in shards):
             log.warning(
-                "%s has no hashes of its shards: corruption that keeps their size is not noticed; convert the data with "
-                "--hashes xxh64",
+                "%s has no hashes of its shards: corruption that keeps their size is not noticed; convert the data "
+                "with --hashes xxh64",
                 manifest.folder,
             )
     return manifests

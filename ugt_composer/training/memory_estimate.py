@@ -1,4 +1,4 @@
-"""What a run takes of a device's memory at its highest point, and whether a card has that much."""
+"""Estimates the peak memory of a run on a device, and whether it fits a card."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,11 +18,11 @@ from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.vocabulary import MAX_HISTORY
 
 GIB = 2**30
-USUAL_TARGET = 8  # tokens, where the data is not here to say
-USUAL_CARD = int(79.1 * GIB)  # what PyTorch sees of an 80 GB card
+USUAL_TARGET = 8  # tokens, assumed if the data is not on this machine
+USUAL_CARD = int(79.1 * GIB)  # of an 80 GB card, as reported by PyTorch
 RESERVE = 4 * GIB  # for CUDA's context, cuBLAS and NCCL's buffers
-# Of activations, what lies unused between PyTorch's blocks where layers are computed again: up to 12 % were measured.
-# Without checkpointing it was 1 %.
+# Memory lost in gaps between PyTorch's blocks under activation checkpointing, as a fraction of the activations: up to
+# 12 % were measured, without checkpointing 1 %.
 GAPS = 1 / 8
 
 
@@ -30,16 +30,16 @@ GAPS = 1 / 8
 class Estimate:
     """
     Attributes:
-        items: held throughout the run, and by a step whatever its rows.
-        activations: of a microbatch.
-        evaluation: what an evaluation batch takes beside weights and optimizer state.
+        items: memory that does not depend on the number of rows, during the whole run or during a step.
+        activations: bytes of a microbatch's activations.
+        evaluation: bytes of an evaluation batch, in addition to weights and optimizer state.
         shape: of the microbatch.
-        evaluation_rows: of an evaluation batch.
-        device_batch: rows of a rank's part of a batch.
+        evaluation_rows: rows of an evaluation batch.
+        device_batch: rows per rank of a batch.
         precision: amp_bf16, amp_fp16 or fp32.
-        most_rows: that a microbatch may have so that the step fits `card`; 0: not even one fits.
-        card: bytes of the device.
-        has_card: whether such a device is here.
+        most_rows: the most rows of a microbatch with which a step fits `card`; 0: not even one row fits.
+        card: bytes of memory of the device.
+        has_card: whether this machine has such a device.
     """
 
     items: list[MemoryItem]
@@ -59,7 +59,7 @@ class Estimate:
 
     @property
     def peak(self) -> int:
-        """The highest point of a step."""
+        """Peak memory of a step on the device, in bytes."""
         return self.on_device + self.activations
 
     @property
@@ -72,8 +72,8 @@ class Estimate:
 
 
 def longest_rows(config: Config, manifests: Sequence[Manifest]) -> tuple[int, int, int]:
-    """The most tokens of a history and of a target, and rejected items of a row: those of the data, as far as it is
-    here, else what the conversion stores at most, USUAL_TARGET, and one where there is a preference loss."""
+    """The most tokens of a history and of a target, and the most rejected items of a row. If the data is not on this
+    machine: the most that the conversion stores, USUAL_TARGET, and one if there is a preference loss."""
     if manifests:
         history, target, rejected = (max(lengths) for lengths in zip(*(m.longest for m in manifests), strict=True))
         return max(1, history), max(1, target), max(rejected, int(config.loss.lambda_preference > 0))
@@ -83,16 +83,16 @@ def longest_rows(config: Config, manifests: Sequence[Manifest]) -> tuple[int, in
 def estimate(
     config: Config, world_size: int, longest: tuple[int, int, int], items: int = 0, model: UGT | None = None
 ) -> Estimate:
-    """What one of `world_size` ranks takes.
+    """The memory that each of `world_size` ranks needs.
 
     Args:
-        longest: tokens of a history and of a target, and rejected items; each row of a microbatch has as many.
-        items: of the catalogue.
-        model: of the config, on any device; None: it is made.
+        longest: tokens of the history and of the target, and rejected items, of each row of a microbatch.
+        items: number of items in the catalogue.
+        model: the config's model on any device; None: it is created here.
 
     Raises:
-        UserError: the batch does not divide over the ranks, the precision is none of this machine, or DeepSpeed refuses
-            its configuration.
+        UserError: the batch does not divide over the ranks, this machine does not support the precision, or DeepSpeed
+            refuses its configuration.
     """
     has_card = torch.cuda.is_available()
     card = torch.cuda.get_device_properties(0).total_memory if has_card else USUAL_CARD
@@ -146,7 +146,7 @@ def estimate(
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number up to `most` that fits; 0 where 1 does not. Whatever is below a number that fits, fits."""
+    """The largest number up to `most` that fits, 0 if 1 does not. Every number below one that fits has to fit too."""
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
@@ -155,7 +155,7 @@ def _largest(fits: Callable[[int], bool], most: int) -> int:
 
 
 def _halved(rows: int, most: int) -> int:
-    """The microbatch that auto ends at: it begins with a rank's whole batch, and halves it until it fits."""
+    """The microbatch size that "auto" arrives at: it starts with a rank's whole batch and halves it until it fits."""
     while rows > max(1, most):
         rows //= 2
     return rows
@@ -168,7 +168,7 @@ def _dtypes(config: Config, strategy: type[Strategy], precision: str) -> Dtypes:
 
 
 def _reference(config: Config, strategy: type[Strategy], precision: str, parameters: int, ranks: int) -> MemoryItem:
-    """Of the preference loss. It computes as the policy does; FSDP's shards are float32."""
+    """The reference model of the preference loss. It computes in the policy's dtypes; FSDP's shards are float32."""
     parallelism = config.parallelism
     number = strategy.weight_bytes(config, precision)
     if parallelism.shard_reference:

@@ -1,4 +1,4 @@
-"""Batches that know what all ranks hold, and microbatches of them, as narrow as their rows allow."""
+"""Batches with their counts over all ranks, and microbatches without unnecessary padding."""
 
 import math
 from collections.abc import Callable
@@ -20,21 +20,21 @@ WIDE_AS = {  # the tensors that are padded to the longest row of a side
 
 
 class Uncopied(dict):
-    """A microbatch that Composer, which copies each one whole before it is used, gets for a copy of itself: nothing
-    writes into its tensors."""
+    """A batch that is its own deep copy. Composer deep-copies every microbatch; ours are never modified, so the copy is
+    skipped."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Uncopied":
         return self
 
 
 class GlobalCounts:
-    """What a batch holds over all ranks: the counts that losses divide by, and the number of rows.
+    """Counts of a batch over all ranks: those that losses divide by, and the number of rows.
 
-    Counted and summed on the host, one all-reduce a batch: the device has nothing to wait for, and NCCL, which refuses
-    host tensors, is not asked. To be made on all ranks together.
+    They are counted and summed on the CPU, in one all-reduce per batch without NCCL, so that nothing waits for the
+    device. All ranks have to create it together.
 
     Attributes:
-        rows: of the batch over all ranks, from when it was summed.
+        rows: rows of the batch last added up, over all ranks.
     """
 
     def __init__(self, timeout: Callable[[], float]):
@@ -42,22 +42,22 @@ class GlobalCounts:
         self.rows = 0
 
     def add(self, batch: Batch, device: Device) -> Batch:
-        """The batch on the device, in one copy, with `batch_totals`.
+        """Returns the batch, moved to the device as a whole, with `batch_totals`.
 
-        A loss that divides by its own microbatch's count would weight a label by its neighbours; divided by the count
-        of the whole batch, over all ranks, the sum of the microbatches' gradients is the batch's own.
+        A loss that divided by the count of its own microbatch would weight each label by how many others are in it.
+        Divided by the count of the whole batch over all ranks, the microbatches' gradients add up to the batch's.
 
         Raises:
-            RuntimeError: the ranks hold different numbers of rows: collectives over rows would mix them up.
+            RuntimeError: the ranks have different numbers of rows: collectives over rows would mix them up.
         """
-        own = rows_in_batch(batch)
-        self._all_reduce.begin(*batch_counts(batch).tolist(), own * own)
-        on_device = device.batch_to_device(batch)  # meanwhile
+        rows = rows_in_batch(batch)
+        self._all_reduce.begin(*batch_counts(batch).tolist(), rows * rows)
+        on_device = device.batch_to_device(batch)  # while the counts are summed
         *totals, squares = self._all_reduce.result()
         self.rows, ranks = int(totals[ROWS]), dist.get_world_size()
-        if squares * ranks != self.rows * self.rows:  # equal numbers, and only they, reach Cauchy and Schwarz' bound
+        if squares * ranks != self.rows * self.rows:  # Cauchy-Schwarz: equal only if all numbers are
             raise RuntimeError(
-                f"rank {dist.get_global_rank()} holds {own} rows of a batch, the {ranks} ranks together {self.rows}; "
+                f"rank {dist.get_global_rank()} has {rows} rows of a batch, the {ranks} ranks together {self.rows}; "
                 "expected equally many on each"
             )
         return {**on_device, "batch_totals": device.tensor_to_device(torch.tensor(totals, dtype=torch.float32))}
@@ -70,7 +70,7 @@ def rows_in_batch(batch: Batch) -> int:
 def split_batch(batch: Batch, microbatch_size: int | float) -> list[Batch]:
     """Cuts a device's batch into microbatches: views of it, each with the counts of the global batch.
 
-    Where the host knows the rows' lengths, padding that none of a microbatch's rows needs is cut.
+    If the batch has the rows' lengths on the CPU, padding that none of a microbatch's rows needs is cut off.
     """
     rows, size = rows_in_batch(batch), max(1, int(microbatch_size))
     starts = range(0, math.ceil(rows / size) * size, size)

@@ -18,18 +18,18 @@ POLYNOMIAL_POWER = 2.0
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Trainable parameters in two groups: decayed, and not (biases, and scales and shifts of norms).
+    """Trainable parameters in two groups: with weight decay, and without (biases, and scales and shifts of norms).
 
-    The rows of PAD in the embeddings are zero and get no gradient, so decay leaves them at zero.
+    The PAD rows of embeddings are zero and get no gradient, so that decay leaves them at zero.
     """
     decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         is_bias, is_norm = name.endswith("bias"), "norm." in name
-        (kept if is_bias or is_norm else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+        (undecayed if is_bias or is_norm else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
 
 
 def create_optimizer(
@@ -43,8 +43,8 @@ def create_optimizer(
     """AdamW (Loshchilov and Hutter, 2019) or LAMB (You et al., 2020) over the model's trainable parameters."""
     groups = parameter_groups(model, weight_decay)
     if name == "adamw":
-        # One kernel for all tensors, that reads and writes each number once: on GPUs and on CPUs, and for shards too.
-        # Where the parameters lie is asked in each step only, so that a strategy may move them until then.
+        # One kernel for all tensors reads and writes each number once, on GPUs and CPUs and for shards too. It looks up
+        # the parameters' device in each step, so that a strategy may move them before the first one.
         return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
     if name == "lamb":
         return Lamb(groups, lr=lr, betas=betas, eps=eps)
@@ -58,9 +58,9 @@ def create_scheduler(
 
     Args:
         name: shape of the decay; "constant" stays at the peak, "polynomial" is quadratic.
-        t_warmup, t_max: Composer times ("500ba", "3ep"). The run's length is spelt out and not taken from the
-            trainer, so that training in pieces follows the same curve.
-        min_lr_ratio: floor, as a share of the peak.
+        t_warmup, t_max: Composer times ("500ba", "3ep"). The run's length is given here and not taken from the trainer,
+            so that training in pieces follows the same curve.
+        min_lr_ratio: final learning rate, as a fraction of the peak.
     """
     if name == "constant":
         return ConstantWithWarmupScheduler(t_warmup=t_warmup, t_max=t_max)

@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a run before anything is built: the same for a dry run and a real one."""
+"""Checks of a run before anything is built: the same for a dry run and a real one."""
 
 import importlib.util
 import os
@@ -16,16 +16,18 @@ from ugt_composer.errors import UserError
 from ugt_composer.parallelism.build import strategy_class
 from ugt_composer.parallelism.precision import resolve_precision
 
-LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")  # of a socket's path; PyTorch's workers hang without it
+LONGEST_TMPDIR = 107 - len(
+    "/pymp-12345678/listener-12345678"
+)  # limit of a socket's path, above which PyTorch's workers hang
 
 
 def check_run(config: Config) -> None:
-    """UserError for what this machine cannot run or has not installed, or a save folder that cannot be one."""
+    """UserError if this machine does not support the run or lacks a package, or if save_folder is not a folder."""
     check_machine(config)
     if len(temporary := tempfile.gettempdir()) > LONGEST_TMPDIR:
         raise UserError(
-            f"TMPDIR is {temporary}, of {len(temporary)} letters: data workers have sockets below it, whose paths may "
-            f"not be longer than the system allows; expected at most {LONGEST_TMPDIR}, such as TMPDIR=/tmp"
+            f"TMPDIR is {temporary}, of {len(temporary)} characters: data workers have sockets in it, and the system "
+            f"limits the length of their paths; expected at most {LONGEST_TMPDIR}, such as TMPDIR=/tmp"
         )
     if config.callbacks:
         from ugt_composer.training.callbacks.configured import (
@@ -39,7 +41,9 @@ def check_run(config: Config) -> None:
         user_metrics(config.evaluation.metrics)
     for extra in ("wandb", "mlflow"):
         if getattr(config.loggers, extra) is not None and importlib.util.find_spec(extra) is None:
-            raise UserError(f"loggers.{extra} is set, but not installed; pip install 'ugt-composer[{extra}]'")
+            raise UserError(
+                f"loggers.{extra} is set, but {extra} is not installed; pip install 'ugt-composer[{extra}]'"
+            )
     for folder in (Path(config.save_folder), *Path(config.save_folder).parents):
         if folder.exists():
             if not folder.is_dir():
@@ -48,7 +52,7 @@ def check_run(config: Config) -> None:
 
 
 def check_machine(config: Config) -> None:
-    """UserError, with the alternative, where strategy, precision or microbatch need what is not here."""
+    """UserError, with the alternative, if strategy, precision or microbatch size do not work on this machine."""
     precision, strategy = resolve_precision(config.precision), config.parallelism.strategy
     facts = config.parallelism.facts
     has_gpu, local_ranks = torch.cuda.is_available(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -63,7 +67,7 @@ def check_machine(config: Config) -> None:
             "precision=fp32, or use strategy ddp"
         )
     if config.device_train_microbatch_size == "auto" and not has_gpu:
-        raise UserError("device_train_microbatch_size is auto, which a GPU's memory decides; expected a number here")
+        raise UserError("device_train_microbatch_size is auto, but this machine has no GPU; expected a number")
     if config.device_train_microbatch_size == "auto" and not facts.retries_microbatches:
         raise UserError(
             f"device_train_microbatch_size is auto with parallelism.strategy {strategy}, whose gradients cannot be "
@@ -72,35 +76,38 @@ def check_machine(config: Config) -> None:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if config.device_train_microbatch_size == "auto" and world_size > 1:
         raise UserError(
-            f"device_train_microbatch_size is auto with {world_size} ranks, of which one that runs out of memory would "
-            "leave the others waiting for its gradients; expected a number, which one process finds (python train.py … "
-            f"global_train_batch_size={config.global_train_batch_size // world_size}) and logs"
+            f"device_train_microbatch_size is auto with {world_size} ranks: if one of them ran out of memory, the "
+            "others would wait for its gradients; expected a number, which a run of one process finds and logs (python "
+            f"train.py … global_train_batch_size={config.global_train_batch_size // world_size})"
         )
     strategy_class(config).check(config, precision, world_size)
 
 
 def check_reference_log_probs(config: Config, model_folder: Path) -> None:
-    """UserError where `loss.reference_log_probs` is data and some preference rows do not carry this reference's."""
-    given: list[tuple[str, Sequence[Manifest]]] = []
+    """UserError if preference rows lack the log-probabilities of this reference, which `loss.reference_log_probs=data`
+    needs."""
+    manifests_by_key: list[tuple[str, Sequence[Manifest]]] = []
     for key, data in (("data.train", config.data.train), ("data.eval", config.data.eval)):
         if data.local or data.streams:
-            given.append((key, [read_manifest(str(s.local), complete=False) for s in streams_of(key, data)]))
-    wanted = weights_hash(model_folder)
-    for key, manifests in given:
+            manifests = [read_manifest(str(s.local), complete=False) for s in streams_of(key, data)]
+            manifests_by_key.append((key, manifests))
+    reference = weights_hash(model_folder)
+    for key, manifests in manifests_by_key:
         for manifest in manifests:
-            if manifest.kind != PREFERENCE or manifest.reference == wanted:
+            if manifest.kind != PREFERENCE or manifest.reference == reference:
                 continue
-            found = "no log-probabilities of a reference"
+            stored = "no log-probabilities of a reference"
             if manifest.reference is not None:
-                found = f"the log-probabilities of another reference ({manifest.reference}, not {wanted})"
+                stored = f"the log-probabilities of another reference ({manifest.reference}, not {reference})"
             raise UserError(
-                f"{manifest.folder} ({key}) holds {found}, but loss.reference_log_probs is data and the reference is "
-                f"{model_folder}; write it by `ugt reference` --checkpoint {model_folder} --data {manifest.folder} "
-                "--out DIR, or set loss.reference_log_probs=model"
+                f"{manifest.folder} ({key}) holds {stored}, but loss.reference_log_probs is data and the reference is "
+                f"{model_folder}; write them with `ugt reference --checkpoint {model_folder} --data {manifest.folder} "
+                "--out DIR`, or set loss.reference_log_probs=model"
             )
-    theirs = load_config(model_folder / CONFIG).model.level_softmax
-    if theirs != config.model.level_softmax:
+    reference_softmax = load_config(model_folder / CONFIG).model.level_softmax
+    if reference_softmax != config.model.level_softmax:
         raise UserError(
-            f"model.level_softmax is {config.model.level_softmax}, but the stored log-probabilities are those of "
-            f"{model_folder}, of which it is {theirs}; expected {theirs}, or loss.reference_log_probs=model"
+            f"model.level_softmax is {config.model.level_softmax}, but the stored log-probabilities come from "
+            f"{model_folder}, where it is {reference_softmax}; expected {reference_softmax}, or "
+            "loss.reference_log_probs=model"
         )

@@ -1,4 +1,4 @@
-"""How long a run is, in batches: from the data's row counts and the config alone, before anything is built."""
+"""The length of a run in batches, computed from the data's row counts and the config before anything is built."""
 
 import math
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ def batches(time: str, batches_per_epoch: int, total: int = 0) -> int:
 
 
 def run_length(config: Config, rows_per_epoch: int) -> RunLength:
-    """Warm-up is `scheduler.t_warmup`, at most `scheduler.max_warmup_ratio` of the run (a % is taken as is)."""
+    """Warm-up is `scheduler.t_warmup`, at most `scheduler.max_warmup_ratio` of the run (a % is not bounded)."""
     per_epoch = math.ceil(rows_per_epoch / config.global_train_batch_size)
     total = batches(config.max_duration, per_epoch)
     warmup = batches(config.scheduler.t_warmup, per_epoch, total)
