@@ -1,4 +1,4 @@
-"""UGTTrainer: Composer's Trainer with the verbs of a run: train, evaluate, save, load, resume."""
+"""UGTTrainer: Composer's Trainer with the operations of a run: train, evaluate, save, load, resume."""
 
 import logging
 from contextlib import ExitStack
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class UGTTrainer(StrategyTrainer):
-    """Composer's Trainer with the verbs of a run. Made by `build_trainer`."""
+    """Composer's Trainer with the operations of a run. Created by `build_trainer`."""
 
     def __init__(
         self,
@@ -66,26 +66,26 @@ class UGTTrainer(StrategyTrainer):
             ],
             **kwargs,
         )
-        # Checkpoints holds these in a form that depends on no strategy.
+        # `Checkpoints` saves these in a form that does not depend on the strategy.
         for name in ("model", "optimizers", "scaler"):
             self.state.serialized_attributes.remove(name)
 
     def fit(self, *args: Any, **kwargs: Any) -> None:
-        """Composer's fit, on the very next sample: of a new run, a resumed one, or one that was fitted in pieces.
+        """Runs Composer's fit from the next sample, in a new run, a resumed one, or one that is trained in pieces.
 
-        Composer's timestamp is the one truth about the place; Streaming's own is an epoch behind at an epoch's end, and
-        would begin another epoch where fit is called again within one.
+        The position comes from Composer's timestamp alone. Streaming's own position is an epoch behind at the end of an
+        epoch, and would start another epoch if fit is called again within one.
         """
         self.watchdog.watch()
         dataset, timestamp = self.state.train_dataloader.dataset, self.state.timestamp  # type: ignore[union-attr]
-        # The rows that made the ranks even at the end of an epoch are no place to go on from.
+        # At the end of an epoch, padding that gives all ranks equally many rows may take the count beyond the epoch.
         sample = min(timestamp.sample_in_epoch.value, dataset.epoch_size)
-        place = self.dataset_place or dataset.state_dict(0, from_beginning=True)
+        position = self.dataset_place or dataset.state_dict(0, from_beginning=True)
         dataset.next_epoch = timestamp.epoch.value
-        dist.barrier()  # the ranks of a machine share the place: none may set it while another still reads
-        dataset.load_state_dict({**place, "epoch": timestamp.epoch.value, "sample_in_epoch": sample})
+        dist.barrier()  # the ranks of a machine share the position: none may set it while another one is reading
+        dataset.load_state_dict({**position, "epoch": timestamp.epoch.value, "sample_in_epoch": sample})
         dist.barrier()
-        self.metrics_file.go_on(timestamp.batch.value)
+        self.metrics_file.continue_from(timestamp.batch.value)
         try:
             super().fit(*args, **kwargs)
         except Exception:
@@ -99,10 +99,10 @@ class UGTTrainer(StrategyTrainer):
             self.preemption.give_signals_back()
 
     def close(self) -> None:
-        """Composer's close, and the end of all uploads; after it another run may write into the save folder.
+        """Runs Composer's close and finishes all uploads; afterwards another run may write into the save folder.
 
         Raises:
-            RunError: on rank 0, where the store lacks something.
+            RunError: on rank 0, if files are missing from the store.
         """
         super().close()
         self.state.train_dataloader.dataset.leave_iteration()  # type: ignore[union-attr]
@@ -112,7 +112,7 @@ class UGTTrainer(StrategyTrainer):
             self.until_closed.close()
 
     def _finish_batch(self) -> None:
-        """After a save within an evaluation: the evaluation, from its start, and what follows it in a batch."""
+        """Finishes a batch that was saved during its evaluation: the evaluation from its start, and what follows it."""
         self._run_evaluators(Event.BATCH_END)
         self.engine.run_event(Event.BATCH_CHECKPOINT)
 
@@ -125,22 +125,24 @@ class UGTTrainer(StrategyTrainer):
         return self.state.timestamp.batch.value >= self.length.total
 
     def train(self) -> None:
-        """Trains to the end of the run (`max_duration`). Does nothing where that is reached."""
+        """Trains to the end of the run (`max_duration`). Does nothing if the run has reached it."""
         if not self.is_finished:
             self.state.max_duration = self.config.max_duration
             self.fit()
             return
-        self.metrics_file.go_on(self.state.timestamp.batch.value)  # killed between the last checkpoint and its line
+        self.metrics_file.continue_from(
+            self.state.timestamp.batch.value
+        )  # its line is missing if the run was killed after the last checkpoint
 
     def train_epoch(self) -> None:
-        """Trains one epoch more, on the learning-rate curve of the whole run."""
+        """Trains one more epoch, on the learning-rate curve of the whole run."""
         self.fit(duration="1ep")
 
     def evaluate(self) -> dict[str, float]:
-        """Evaluates on `data.eval`. Returns the metrics by their names in the log, without those no row counted for.
+        """Evaluates on `data.eval`. Returns metrics by their names in the log, except those that no row counts for.
 
         Raises:
-            UserError: the config names no evaluation data.
+            UserError: the config has no evaluation data.
         """
         if not self.state.evaluators:
             raise UserError("data.eval.local is missing; expected a folder of MDS shards to evaluate on")
@@ -149,31 +151,31 @@ class UGTTrainer(StrategyTrainer):
         return {f"metrics/{EVAL_LABEL}/{name}": value for name, value in values.items() if value == value}
 
     def save_checkpoint(self, path: str = "checkpoint.pt", **kwargs: Any) -> str:  # type: ignore[override]
-        """Writes all that a resumed run needs to one file, whatever the strategy. Returns its path."""
+        """Writes everything that a resumed run needs to one file, under any strategy. Returns its path."""
         save_on_rank_0(Path(path).parent, lambda: Path(path).parent.mkdir(parents=True, exist_ok=True))
         self.checkpoints.write(Path(path), self.state)
         return str(path)
 
     def load_checkpoint(self, path: str | Path) -> None:
-        """Goes on from a file of `save_checkpoint` or of the save folder: the next sample, the same random numbers.
+        """Resumes from a file of `save_checkpoint` or of the save folder: next sample, same random state.
 
         Raises:
             UserError: the file cannot be read, or belongs to a run with other data, batches or model.
         """
-        found = find_on_rank_0(lambda: (Path(path), read_checkpoint(path)))
-        assert found is not None
-        self._restore(*found)
+        checkpoint = find_on_rank_0(lambda: (Path(path), read_checkpoint(path)))
+        assert checkpoint is not None
+        self._restore(*checkpoint)
 
     def resume(self) -> bool:
-        """Goes on from the newest valid checkpoint of the save folder. False where there is none.
+        """Resumes from the newest valid checkpoint of the save folder. False if there is none.
 
-        A newer one of `checkpoint.remote` is there by now: `build_trainer` has fetched it.
+        If `checkpoint.remote` had a newer one, `build_trainer` has already downloaded it.
         """
-        found = find_on_rank_0(lambda: newest_checkpoint(self.config.save_folder))
-        if found is not None:
-            self._restore(*found)
+        checkpoint = find_on_rank_0(lambda: newest_checkpoint(self.config.save_folder))
+        if checkpoint is not None:
+            self._restore(*checkpoint)
             self.metrics_file.is_resumed = True
-        return found is not None
+        return checkpoint is not None
 
     def _restore(self, path: Path, content: dict[str, Any]) -> None:
         catalogue = self.checkpoints.facts.get(FINGERPRINT)

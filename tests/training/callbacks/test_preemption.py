@@ -77,7 +77,7 @@ class SlowSaves(Callback):
 
 def test_without_time_to_save_the_earlier_checkpoint_stays(stage_config, tmp_path, capsys):
     preempt(stage_config(tmp_path, 1, None, *DROPOUT), "batch_end", 4, SlowSaves())
-    assert "too short for a save, the checkpoint of batch 3 stands" in capsys.readouterr().out
+    assert "too short for a save, the newest checkpoint is that of batch 3" in capsys.readouterr().out
     assert batch_of(newest_checkpoint(tmp_path)[0]) == 3
 
 

@@ -30,20 +30,20 @@ from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.training.intervals import Every
 
 EVAL_LABEL = "eval"
-NETWORK = "model."  # UGT's own part in the names of ComposerUGT's weights
+NETWORK = "model."  # prefix of UGT's weights in the names of ComposerUGT's
 
 
 class Checkpoints(Callback):
-    """Saves every `save_interval` and at the end of the run. Training stands still only while weights and optimizer
-    state are copied; the copy is written beside it.
+    """Saves every `save_interval` and at the end of the run. Training waits only while weights and optimizer state are
+    copied; the copy is written in the background.
 
     Args:
-        strategy: holds what is trained.
-        config: of the run; goes into each file.
+        strategy: has the weights and the optimizer state.
+        config: of the run; saved in each file.
         facts: strings for the portable models' header, such as the catalogue's fingerprint.
-        save_best_on: evaluation metric that selects `best/`, by its `higher_is_better`; None: `best/` is `latest/`.
-        data: what tells the training data from other data; a run goes on only with the same.
-        uploads: copies the save folder to a store; on rank 0 only, and None without `checkpoint.remote`.
+        save_best_on: evaluation metric that selects `best/`, by its `higher_is_better`; None: `best/` equals `latest/`.
+        data: hashes that identify the training data; a run resumes only with the same data.
+        uploads: copies the save folder to a store; on rank 0 only, None without `checkpoint.remote`.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class Checkpoints(Callback):
         uploads: Uploads | None = None,
     ):
         self.uploads = uploads
-        self.is_unsent = True  # there may be something that the store does not have
-        self._renaming = threading.Lock()  # between rotation and a look for what is to be uploaded
+        self.is_unsent = True  # whether the store may lack something
+        self._renaming = threading.Lock()  # rotation and the search for files to upload exclude each other
         self.data = data
         self.strategy = strategy
         self.config = config
@@ -65,15 +65,17 @@ class Checkpoints(Callback):
         self.save_best_on = save_best_on
         self.folder = Path(config.save_folder)
         self.every = Every(config.save_interval)
-        self.good: set[Path] = set()  # training checkpoints that this process wrote or checked
+        self.good: set[Path] = set()  # training checkpoints that this process wrote or verified
         self.best_value: float | None = None
         self.by_hand = False
         self.writer = Writer(self.folder)
         self._config_text = config_yaml(config)
-        self._memory = HostMemory()  # of what the writer writes
-        self.before_save: Callable[[], None] = lambda: None  # raises what forbids a checkpoint
-        self.after_save: Callable[[], None] = lambda: None  # once it is written, in the writer's thread
-        self.save_seconds = 0.0  # that the last save took
+        self._memory = HostMemory()  # reused for the copies that the writer writes
+        self.before_save: Callable[[], None] = lambda: None  # raises an error if nothing may be saved
+        self.after_save: Callable[[], None] = lambda: (
+            None
+        )  # called in the writer's thread when the checkpoint is written
+        self.save_seconds = 0.0  # duration of the last save
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_value": self.best_value}
@@ -82,7 +84,7 @@ class Checkpoints(Callback):
         self.best_value = state["best_value"]
 
     def eval_standalone_start(self, state: State, logger: Logger) -> None:
-        self.by_hand = True  # an evaluation outside training selects nothing
+        self.by_hand = True  # an evaluation outside training does not select `best/`
 
     def eval_standalone_end(self, state: State, logger: Logger) -> None:
         self.by_hand = False
@@ -109,42 +111,42 @@ class Checkpoints(Callback):
             self.save(state)
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
-        self.send()  # not earlier: every logger has written the batch by now
+        self.send()  # the earliest event at which every logger has written the batch
 
     def fit_end(self, state: State, logger: Logger) -> None:
         self.writer.finish()
         self.send()
 
     def send(self) -> None:
-        """Begins to upload what was saved since the last call."""
+        """Starts to upload the files saved since the last call."""
         if self.uploads is not None and self.is_unsent:
             self.is_unsent = False
             with saving_into(self.folder), self._renaming:
                 self.uploads.send()
 
     def finish_uploads(self) -> None:
-        """RunError where the store does not get all that is in the folder."""
+        """Waits for all uploads. RunError if some of the folder's files cannot be uploaded."""
         self.writer.wait()
         if self.uploads is not None:
             self.send()
             self.uploads.finish()
-            # One that was kept because it was being uploaded.
+            # Removes a checkpoint that was kept only because it was being uploaded.
             rotate(self.folder, self.config.save_num_checkpoints_to_keep, self.good)
 
     def upload_within(self, seconds: float) -> str | None:
-        """Uploads for so long at most. Returns what the store lacks then; None where it has all."""
+        """Uploads for at most so many seconds. Returns a message about files still missing from the store, or None."""
         if self.uploads is None:
             return None
         self.send()
         return None if self.uploads.wait(max(0.0, seconds)) else self.uploads.missing()
 
     def save(self, state: State) -> None:
-        """Begins to write the training checkpoint and `latest/`, and then to drop checkpoints past the number to keep.
+        """Starts to write the training checkpoint and `latest/`, and then to delete checkpoints that need not be kept.
 
-        `writer.finish()` waits for the end of it; the next save does, too.
+        `writer.finish()` waits until that is done; so does the next save.
 
         Raises:
-            RunError: on every rank, where the folder could not be written; what was saved before is still there.
+            RunError: on every rank, if the folder cannot be written; earlier checkpoints are still there.
         """
         self.writer.finish()
         self.before_save()
@@ -177,7 +179,7 @@ class Checkpoints(Callback):
             self.writer.begin(write)
 
     def write(self, path: Path, state: State) -> None:
-        """Writes one file that any strategy on any number of ranks goes on from."""
+        """Writes one file that any strategy on any number of ranks can resume from."""
         self.writer.finish()
         content = self._whole_state(state, gather_weights(self.strategy))
         save_on_rank_0(path.parent, lambda: write_checkpoint(path, content))
@@ -185,12 +187,12 @@ class Checkpoints(Callback):
     def _whole_state(
         self, state: State, weights: dict[str, Tensor], memory: HostMemory | None = None
     ) -> dict[str, Any]:
-        """A copy: the training may go on."""
+        """A copy, so that training may continue."""
         light = copy.deepcopy(self._light_state(state))
         return light | {"model": weights, "optimizer": gather_optimizer(self.strategy, memory)}
 
     def _light_state(self, state: State) -> dict[str, Any]:
-        """All that a resumed run needs besides weights and optimizer state, and what it belongs to."""
+        """Everything that a resumed run needs besides weights and optimizer state, and what identifies its run."""
         rng = reproducibility.get_rng_state()
         return {
             VERSION: __version__,
@@ -211,7 +213,7 @@ class Checkpoints(Callback):
 
 
 def is_better(value: float, best: float | None, higher_is_better: bool) -> bool:
-    """Whether a value is better than the best one so far; one that is not a number never is."""
+    """Whether a value is better than the best one so far; NaN never is."""
     if math.isnan(value):
         return False
     if best is None:

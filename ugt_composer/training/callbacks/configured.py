@@ -11,7 +11,7 @@ from composer import Callback
 from ugt_composer.config.user_classes import ClassWithArguments, classes_of
 from ugt_composer.errors import UserError
 
-# Of Composer's, those that would write or read checkpoints beside the run's own, which hold what a resumed run needs.
+# Composer's callbacks that would write or read other checkpoints than the run's own, which a resumed run needs.
 REPLACED = {
     "checkpoint_saver": "checkpoints are written every save_interval",
     "load_checkpoint": "a run resumes by itself, and starts from init_from",
@@ -27,7 +27,7 @@ def composer_callbacks() -> dict[str, type[Callback]]:
 
 
 def configured_callbacks(callbacks: Mapping[str, Any]) -> list[ClassWithArguments]:
-    """What `callbacks` names, checked but not made. UserError for an unknown name or argument."""
+    """The classes that `callbacks` names, with checked arguments. UserError for an unknown name or argument."""
     for name, instead in REPLACED.items():
         if callbacks.get(name):
             raise UserError(f"callbacks.{name} cannot be used: {instead}")

@@ -4,7 +4,7 @@ from composer import Callback, Logger, State
 
 
 class EpochLength(Callback):
-    """Raises where an epoch had fewer batches than the data has: Streaming ends an epoch silently when a background
+    """Raises an error if an epoch had fewer batches than the data: Streaming ends an epoch silently when a background
     thread fails on a shard."""
 
     def epoch_end(self, state: State, logger: Logger) -> None:

@@ -1,4 +1,4 @@
-"""metrics.jsonl: the run's record, one JSON object a logged step."""
+"""metrics.jsonl: the run's metrics, one JSON object per logged step."""
 
 import json
 import math
@@ -13,16 +13,16 @@ from ugt_composer.checkpoint.rank0_errors import saving_into
 from ugt_composer.training.intervals import Every
 
 FILE_NAME = "metrics.jsonl"
-OMITTED = ("trainer/", "time/")  # Composer's own, which are in the line already or never change
+OMITTED = ("trainer/", "time/")  # Composer's own values, which are in the line already or never change
 
 
 class MetricsFile(LoggerDestination):
-    """Appends a line for each batch that is due, with its evaluation in the same line where there was one.
+    """Appends a line for each batch that is due. If the batch was evaluated, the metrics are in the same line.
 
-    Loggers come after the checkpoint of a batch, and a run may be killed between the two: the checkpoint holds what
-    the batch's line is made of. A resumed run drops that line and those after it and writes it again, so that each
-    step is in the file once. An evaluation metric that no row counted for is left out; a training value that is not
-    finite is null.
+    A batch's line is written after its checkpoint, and a run may be killed between the two. So the checkpoint has the
+    values of the line: a resumed run removes that line and all later ones and writes it again, so that each step is
+    in the file once. An evaluation metric that no row counts for is omitted; a training value that is not finite is
+    null.
     """
 
     def __init__(self, save_folder: str, log_interval: str):
@@ -35,7 +35,7 @@ class MetricsFile(LoggerDestination):
         self.is_resumed = False  # from a checkpoint of this folder
 
     def state_dict(self) -> dict[str, Any]:
-        """What the batch's line is made of, where it is not in the file yet."""
+        """The values of the batch's line, if it is not in the file yet."""
         return {
             "values": {name: float(value) for name, value in self.values.items()},
             "evaluation": {name: float(value) for name, value in self.evaluation.items()},
@@ -55,13 +55,13 @@ class MetricsFile(LoggerDestination):
             elif not name.startswith(OMITTED):
                 self.values[name] = value
 
-    def go_on(self, batch: int) -> None:
-        """Brings the file to where the run is, before its next batch."""
+    def continue_from(self, batch: int) -> None:
+        """Makes the file end with the line of `batch`, before the run's next batch."""
         lacks_line = self.is_resumed and (self.is_due or bool(self.evaluation) or self.in_evaluation)
         if dist.get_global_rank() == 0:
             with saving_into(self.path.parent):
                 drop_lines_after(self.path, batch - 1 if lacks_line else batch)
-        if not self.in_evaluation:  # else it is made again, and the line written after it
+        if not self.in_evaluation:  # otherwise the evaluation is repeated, and the line written after it
             if lacks_line:
                 self._end_batch()
             self.values, self.evaluation, self.is_due = {}, {}, False
@@ -78,7 +78,7 @@ class MetricsFile(LoggerDestination):
         self.in_evaluation = False
 
     def eval_standalone_end(self, state: State, logger: Logger) -> None:
-        self.evaluation = {}  # an evaluation by hand is no step of the run
+        self.evaluation = {}  # an evaluation outside training is not a step of the run
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         self._end_batch()
@@ -100,7 +100,7 @@ class MetricsFile(LoggerDestination):
 
 
 def drop_lines_after(path: Path, batch: int) -> None:
-    """Keeps the whole lines up to `batch`; a line cut short by a kill goes too."""
+    """Keeps the complete lines up to `batch`; a line that a kill cut short is removed too."""
     if not path.exists():
         return
     kept = []

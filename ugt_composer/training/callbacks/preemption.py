@@ -1,4 +1,4 @@
-"""A warned job saves and says that it wants to be run again."""
+"""After a preemption signal, a job saves and exits with the status that asks for it to be run again."""
 
 import time
 from collections.abc import Callable
@@ -16,19 +16,19 @@ from ugt_composer.training.callbacks.checkpoints import Checkpoints
 from ugt_composer.training.callbacks.random_state import RandomState
 from ugt_composer.training.intervals import is_last_batch
 
-EXIT_SECONDS = 1.0  # of the grace that uploads leave for the exit
+EXIT_SECONDS = 1.0  # of the grace, which uploads leave for the exit
 
 
 class Preemption(Callback):
     """On SIGTERM, SIGINT or SIGUSR1 to any rank, all ranks finish the batch, save and exit with status 75.
 
-    An evaluation is left after its current batch, and made from its start by the resumed run. If the grace is too
-    short for a save, the checkpoint that is there already stands. A second signal ends the process at once.
+    An evaluation ends after its current batch, and the resumed run repeats it from its start. If the grace is too short
+    for a save, the newest checkpoint stays the one to resume from. A second signal ends the process at once.
 
     Args:
         grace: seconds from the signal to the exit.
-        dist_timeout: gives the seconds after which a rank that does not answer is given up.
-        finish_batch: makes the evaluation that the saved batch still lacks, and what follows it.
+        dist_timeout: returns the seconds to wait for a rank that does not answer.
+        finish_batch: runs the evaluation that the saved batch still lacks, and what follows it.
     """
 
     def __init__(
@@ -47,8 +47,10 @@ class Preemption(Callback):
         self.all_reduce: CpuAllReduce | None = None
         self.is_leaving = False
         self.saved_batch: int | None = None
-        self.evaluation_left = False  # of the batch that the checkpoint holds
-        self._random_state_before_evaluation: list[dict[str, Any]] | None = None  # None: outside, or not to be left
+        self.evaluation_left = False  # the saved batch still has to be evaluated
+        self._random_state_before_evaluation: list[dict[str, Any]] | None = (
+            None  # None outside one, or if it must not be interrupted
+        )
         self._batch_seconds = self._batch_started = 0.0
         self._listens = False
 
@@ -62,10 +64,10 @@ class Preemption(Callback):
         self.is_leaving, self.saved_batch, self._batch_started = False, None, 0.0
         if self.all_reduce is None:
             self.all_reduce = CpuAllReduce(self.dist_timeout)
-        self.checkpoints.after_save = self._tell_standing
+        self.checkpoints.after_save = self._update_warning
         self._listens = not warning.is_listening
         warning.listen()
-        warning.grace, warning.training, warning.standing = self.grace, True, self._standing()
+        warning.grace, warning.training, warning.standing = self.grace, True, self._newest_checkpoint()
         if self.evaluation_left:
             self.evaluation_left = False
             self.random_state.restore()
@@ -73,7 +75,7 @@ class Preemption(Callback):
             self.random_state.pending = reproducibility.get_rng_state()
 
     def give_signals_back(self) -> None:
-        """Puts back the handlers that were there before fit, however fit ended."""
+        """Restores the signal handlers from before fit, however fit ended."""
         warning.training = False
         if self._listens:
             warning.stop()
@@ -87,17 +89,17 @@ class Preemption(Callback):
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         is_saved = self.checkpoints.every.is_due(state)
-        if self._batch_started and not is_last_batch(state):  # not in what `finish_batch` makes up for
+        if self._batch_started and not is_last_batch(state):  # not while `finish_batch` runs
             self._save_if_warned(state, is_saved)
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
-        # Not earlier: every logger has written the batch by now.
+        # The earliest event at which every logger has written the batch.
         if self.is_leaving:
             self._exit()
 
     def eval_before_all(self, state: State, logger: Logger) -> None:
         if self._batch_started:
-            self._all_reduce.result()  # what the batch began; the evaluation's batches begin their own
+            self._all_reduce.result()  # that of the training batch; each evaluation batch begins its own
         if warning.training and not is_last_batch(state):  # a run whose last batch is saved counts as finished
             self._random_state_before_evaluation = reproducibility.get_rng_state()
 
@@ -109,7 +111,7 @@ class Preemption(Callback):
         if self._random_state_before_evaluation is None:
             return
         if self._is_warned():
-            # What an uninterrupted evaluation starts from: the resumed run makes it once more.
+            # The state that an uninterrupted evaluation starts from, because the resumed run repeats the evaluation.
             reproducibility.load_rng_state(self._random_state_before_evaluation)
             self.evaluation_left = True
             self._save_if_warned(state, is_saved=False)
@@ -131,42 +133,42 @@ class Preemption(Callback):
             return
         self.is_leaving = warning.leaving = True
         warning.start_clock(age)
-        self.checkpoints.writer.finish()  # what was begun before, or for this batch
-        # The same numbers on every rank: all save, or none.
+        self.checkpoints.writer.finish()  # an earlier save, or the one of this batch
+        # These numbers are the same on every rank, so that all ranks save or none.
         if not is_saved and age + batch_seconds + save_seconds < FRACTION_OF_GRACE * self.grace:
             self.checkpoints.save(state)
             self.checkpoints.writer.finish()
             is_saved = True
         if is_saved:
             self.saved_batch = state.timestamp.batch.value
-            warning.standing = self._standing()
+            warning.standing = self._newest_checkpoint()
 
     def _exit(self) -> NoReturn:
-        lacking = self._upload()
+        missing_uploads = self._upload()
         if dist.get_global_rank() == 0:
             done = f"saved batch {self.saved_batch}"
             if self.saved_batch is None:
-                done = f"the grace of {self.grace:g} s is too short for a save, {self._standing()}"
-            if lacking is not None:
-                done += f"; {lacking}"
-            print(f"preempted: {done}; run the same command again to go on", flush=True)
+                done = f"the grace of {self.grace:g} s is too short for a save, {self._newest_checkpoint()}"
+            if missing_uploads is not None:
+                done += f"; {missing_uploads}"
+            print(f"preempted: {done}; run the same command again to resume", flush=True)
         raise SystemExit(EXIT_PREEMPTED)
 
     def _upload(self) -> str | None:
-        """Uploads until the grace is nearly over; the other ranks wait, as the launcher ends all when one has ended."""
+        """Uploads until the grace is nearly over. The other ranks wait, as the launcher ends all when one ends."""
         if self.checkpoints.config.checkpoint.remote is None:
             return None
         assert warning.first_at is not None
         end = warning.first_at + FRACTION_OF_GRACE * self.grace - EXIT_SECONDS
-        lacking = self.checkpoints.upload_within(end - time.monotonic()) if dist.get_global_rank() == 0 else None
-        return from_rank_0(lacking)
+        missing = self.checkpoints.upload_within(end - time.monotonic()) if dist.get_global_rank() == 0 else None
+        return from_rank_0(missing)
 
-    def _tell_standing(self) -> None:
-        warning.standing = self._standing()
+    def _update_warning(self) -> None:
+        warning.standing = self._newest_checkpoint()
 
-    def _standing(self) -> str:
+    def _newest_checkpoint(self) -> str:
         newest = next(iter(list_checkpoints(self.checkpoints.folder)), None)
-        return "nothing was saved" if newest is None else f"the checkpoint of batch {batch_of(newest)} stands"
+        return "nothing was saved" if newest is None else f"the newest checkpoint is that of batch {batch_of(newest)}"
 
     @property
     def _all_reduce(self) -> CpuAllReduce:

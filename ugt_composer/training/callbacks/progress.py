@@ -1,4 +1,4 @@
-"""Tells the watchdog what is finished."""
+"""Reports progress to the watchdog."""
 
 from composer import Callback, Logger, State
 

@@ -1,4 +1,4 @@
-"""The random state of a resumed run, set where the killed run would have had it."""
+"""Restores the random state of a resumed run."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from composer.utils import reproducibility
 class RandomState(Callback):
     """Sets the checkpoint's random state once, at the first batch or epoch end after a resume.
 
-    Composer reseeds while it builds and leaves the state alone mid-epoch when the data set resumes itself; the epoch's
-    end counts too, for a checkpoint of an epoch's last batch.
+    Composer reseeds while it builds the Trainer, and in the middle of an epoch it does not restore the state of a data
+    set that resumes by itself. The end of an epoch matters for a checkpoint of its last batch.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class RandomState(Callback):
         self.restore()
 
     def restore(self) -> None:
-        """Sets what is pending, if it has not been."""
+        """Sets the pending state, if there is one."""
         if self.pending is not None:
             reproducibility.load_rng_state(self.pending)
             self.pending = None

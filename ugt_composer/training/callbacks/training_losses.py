@@ -1,4 +1,4 @@
-"""The losses of a batch stay on the device until somebody has to know them."""
+"""Logs training losses, which stay on the device until a log line or a checkpoint needs them."""
 
 import math
 from collections.abc import Mapping
@@ -16,13 +16,13 @@ TOTAL = "loss/train/total"
 
 
 class TrainingLosses(Callback):
-    """Logs `loss/train/*`, and ends the run on a loss that is no number before it reaches a checkpoint.
+    """Logs `loss/train/*`, and ends the run on a NaN or infinite loss before the weights reach a checkpoint.
 
-    Composer reads the losses of each batch, for which the host waits until the device has computed them. Here they are
-    read when a log line is due, all at once; the total ones of the batches between them with it, and before each save.
+    Composer reads the losses of each batch, and waits until the device has computed them. Here all losses are read at
+    once when a log line is due, with the total losses of the batches since the last one; these also before each save.
 
     Args:
-        log_interval: when they are logged; also after the first batch.
+        log_interval: when the losses are logged, in addition to the first batch.
         scales_loss: whether a scaler may find a smaller scale after a few batches that overflow.
     """
 
@@ -46,7 +46,7 @@ class TrainingLosses(Callback):
             logger.log_metrics(dict(zip(self._losses, _means(list(self._losses.values())), strict=True)))
 
     def check(self) -> None:
-        """Reads the losses that were not read yet. A collective.
+        """Reads the total losses that were not read yet. A collective.
 
         Raises:
             RuntimeError: on a NaN or infinite loss: the weights are lost from that step on.
@@ -56,7 +56,7 @@ class TrainingLosses(Callback):
             self._bad_in_a_row = 0 if math.isfinite(loss) else self._bad_in_a_row + 1
             if self._bad_in_a_row >= self.patience:
                 raise RuntimeError(
-                    f"the loss of batch {batch} is {loss}; the newest checkpoint is from before. See "
+                    f"the loss of batch {batch} is {loss}; the newest checkpoint is from an earlier batch. See "
                     "metrics/train/grad_norm in metrics.jsonl; try precision=fp32, a smaller optimizer.lr or "
                     "max_grad_norm"
                 )

@@ -12,8 +12,8 @@ from ugt_composer.training.intervals import Every
 
 
 class TrainingMetrics(Callback):
-    """Logs `metrics/train/*`: the losses' own metrics over the global batch, the norm of the gradients before they were
-    clipped, learning rate and rows a second."""
+    """Logs `metrics/train/*`: the losses' own metrics over the global batch, the norm of the gradients before
+    clipping, learning rate and rows per second."""
 
     def __init__(self, model: ComposerUGT, strategy: Strategy, log_interval: str):
         self.model = model
@@ -43,7 +43,7 @@ class TrainingMetrics(Callback):
         self.window_start, self.window_rows = time.monotonic(), 0
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        self.window_start, self.window_rows = time.monotonic(), 0  # evaluation is no training time
+        self.window_start, self.window_rows = time.monotonic(), 0  # evaluation does not count as training time
 
     def _global_means(self) -> dict[str, float]:
         """The step's metrics averaged over microbatches and ranks by their rows."""
