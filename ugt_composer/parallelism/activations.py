@@ -70,7 +70,7 @@ class Activations:
     Attributes:
         model, loss: sections of the config.
         dtypes: of the computation.
-        casts: the number of parameters of which autocast makes a half-precision copy that autograd keeps: in the whole
+        casts: the number of parameters whose half-precision copies, made by autocast, autograd keeps: in the whole
             model, and in the largest layer of encoder or decoder.
         checkpointing: activation checkpointing is on: only a layer's input is kept until its backward pass.
         world_size: number of ranks whose user and item vectors a contrastive loss gathers.

@@ -8,7 +8,7 @@ from ugt_composer.config.schema import Config
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.strategy import MakeOptimizer, Strategy
 
-# Imported when they are used: FSDP's takes seconds, which a dry run under DDP does not have.
+# Imported when they are used: importing FSDP takes seconds, which a dry run under DDP does not need.
 CLASSES = {
     "ddp": "ugt_composer.parallelism.ddp:DdpStrategy",
     "fsdp": "ugt_composer.parallelism.fsdp:FsdpStrategy",
@@ -17,7 +17,7 @@ CLASSES = {
 
 
 def strategy_class(config: Config) -> type[Strategy]:
-    """The class of `parallelism.strategy`, which also answers what can be known before anything is built."""
+    """The class of `parallelism.strategy`, whose class methods can be called before anything is built."""
     module, _, name = CLASSES[config.parallelism.strategy].partition(":")
     return getattr(import_module(module), name)
 
@@ -28,11 +28,11 @@ def build_strategy(
     """The strategy of `parallelism.*`, with the model placed.
 
     Args:
-        model: what is trained, on the CPU; holds `network`.
-        network: whose layers are sharded one by one.
+        model: the model to train, on the CPU; contains `network`.
+        network: its layers are sharded one by one.
         precision: resolved, not "auto".
 
     Raises:
-        UserError: a key of `parallelism.deepspeed.config` that contradicts another one or that DeepSpeed refuses.
+        UserError: a key of `parallelism.deepspeed.config` contradicts another one, or DeepSpeed refuses it.
     """
     return strategy_class(config).build(config, model, network, make_optimizer, precision)

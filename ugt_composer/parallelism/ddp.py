@@ -1,4 +1,4 @@
-"""DDP: a whole model on each rank, gradients averaged after the last microbatch. Composer wraps the model itself."""
+"""DDP: each rank has the whole model; gradients are averaged after the last microbatch. Composer wraps the model."""
 
 from typing import Self
 

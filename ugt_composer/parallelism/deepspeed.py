@@ -1,7 +1,7 @@
 """DeepSpeed ZeRO-0 to ZeRO-3 under Composer, through a small adapter around DeepSpeed's engine.
 
-With `managed_gradient_accumulation: false` every `engine.step()` ends a batch, so that Composer's loop fits: its
-optimizer is an adapter whose step is the engine's, its loss scaler one whose backward pass is.
+With `managed_gradient_accumulation: false` every `engine.step()` ends a batch, as in Composer's loop. Composer's
+optimizer is an adapter that calls the engine's step, and its loss scaler one that calls the engine's backward pass.
 """
 
 import contextlib
@@ -41,13 +41,13 @@ from ugt_composer.torch_patches import keep_scaling_out_of_step
 
 ENGINE_TAG = "engine"
 MOMENTS = ("exp_avg", "exp_avg_sq")
-GATHERED_AT_ONCE = 10**9  # parameters that ZeRO-3 has whole at once, by default; with smaller limits it had as many
+GATHERED_AT_ONCE = 10**9  # parameters that ZeRO-3 gathers at once by default; smaller limits had no effect
 
 
 class DeepSpeedStrategy(Strategy):
     """
     Args:
-        model: whole, on the host.
+        model: the whole model, on the CPU.
         make_optimizer: called with the model.
         settings: DeepSpeed's configuration, see `engine_config`.
         device: of this rank.
@@ -64,7 +64,7 @@ class DeepSpeedStrategy(Strategy):
         self._linked = False
         self._norm: Tensor | None = None
         if self.zero_stage == 0:
-            # Gradients are reduced and unscaled within the engine's step, and its own clipping tells no norm.
+            # Gradients are reduced and unscaled within the engine's step, whose own clipping does not return the norm.
             self._max_norm = settings["gradient_clipping"]
             settings = {**settings, "gradient_clipping": 0.0}
             self._base.register_step_pre_hook(self._clip_in_step)
@@ -76,7 +76,7 @@ class DeepSpeedStrategy(Strategy):
             )
         for module in model.modules():
             for name, buffer in module.named_buffers(recurse=False):
-                # The engine's half precision is for what it trains.
+                # The engine casts buffers too; half precision is for the parameters only.
                 setattr(module, name, buffer.to(device, torch.float32 if buffer.is_floating_point() else None))
         self.module = EngineModule(self.engine)
         self.optimizer = EngineOptimizer(self._base, self.engine)
@@ -92,7 +92,7 @@ class DeepSpeedStrategy(Strategy):
 
     @classmethod
     def settings(cls, config: Config, precision: str, world_size: int, num_parameters: int) -> dict[str, Any]:
-        """The configuration of the engine. UserError for a key of the user's that contradicts another one."""
+        """The configuration of the engine. UserError if one of the user's keys contradicts another one."""
         deepspeed = config.parallelism.deepspeed
         return engine_config(
             deepspeed.zero_stage,
@@ -112,10 +112,10 @@ class DeepSpeedStrategy(Strategy):
             raise UserError(
                 "parallelism.strategy is deepspeed, which is not installed; pip install deepspeed, or use fsdp"
             )
-        accelerator, own = os.environ.get("DS_ACCELERATOR"), "cuda" if torch.cuda.is_available() else "cpu"
-        if accelerator not in (None, own):
+        accelerator, available = os.environ.get("DS_ACCELERATOR"), "cuda" if torch.cuda.is_available() else "cpu"
+        if accelerator not in (None, available):
             raise UserError(
-                f"DS_ACCELERATOR is {accelerator!r}; expected {own}, which this machine has, or to be unset"
+                f"DS_ACCELERATOR is {accelerator!r}; expected {available}, which this machine has, or to be unset"
             )
         cls.settings(config, precision, world_size, num_parameters=1)
 
@@ -147,7 +147,8 @@ class DeepSpeedStrategy(Strategy):
                 MemoryItem("gradients", FLOAT * sizes.trainable),
                 MemoryItem("optimizer", 2 * FLOAT * sizes.trainable),
             ]
-        # Sent in float32, gradients in half precision are copied, which takes about as much as to add them up in it.
+        # Half-precision gradients that are sent in float32 are copied first, which takes about as much memory as
+        # accumulating them in float32.
         dtypes = select(settings, "data_types.grad_accum_dtype"), select(settings, "communication_data_type")
         gradient = FLOAT if any(dtype in ("fp32", "float32", "float") for dtype in dtypes) else number
         trainable = per_rank(sizes.trainable, world_size)
@@ -170,7 +171,7 @@ class DeepSpeedStrategy(Strategy):
         ]
 
     def clip_gradients(self, max_norm: float) -> None:
-        """Nothing: the engine clips in its step, by `gradient_clipping`."""
+        """Does nothing: the engine clips in its step, by `gradient_clipping`."""
 
     def _clip_in_step(self, *_: Any) -> None:
         self._norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._max_norm)
@@ -191,7 +192,9 @@ class DeepSpeedStrategy(Strategy):
     def place_reference(self, reference: nn.Module) -> nn.Module:
         dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16}
         dtype = next((dtype for key, dtype in dtypes.items() if self._settings[key]["enabled"]), torch.float32)
-        return reference.to(self.device, dtype)  # as the policy computes, else their difference starts as rounding
+        return reference.to(
+            self.device, dtype
+        )  # the policy's dtype, otherwise their difference starts as rounding error
 
     def read_weight(self, parameter: nn.Parameter) -> Tensor:
         import deepspeed
@@ -213,7 +216,7 @@ class DeepSpeedStrategy(Strategy):
             write_shard(parameter, part)
             if parameter.requires_grad:
                 safe_set_local_fp32_param(parameter, part)
-            if parameter.numel() == value.numel():  # small ones stay whole on every rank
+            if parameter.numel() == value.numel():  # small parameters stay whole on every rank
                 parameter.data.copy_(value)
             return
         parameter.detach().copy_(value)
@@ -247,7 +250,7 @@ class DeepSpeedStrategy(Strategy):
                 safe_set_full_optimizer_state(parameter, moments[key], key)
 
     def allocate_moments(self) -> None:
-        """The optimizer's state as zeros; DeepSpeed makes it in the first step only, and links it then."""
+        """Allocates the optimizer's state as zeros and links it, which DeepSpeed does only in the first step."""
         for _, flat in partitions(self.engine.optimizer, self.zero_stage):
             if flat not in self._base.state:
                 step = torch.zeros((), dtype=torch.float32, device=flat.device)
@@ -268,17 +271,17 @@ class DeepSpeedStrategy(Strategy):
         with quiet():
             path, _ = self.engine.load_checkpoint(str(folder), tag=ENGINE_TAG, load_lr_scheduler_states=False)
         self._linked = False
-        # Loading made new groups and a new state; schedules change the old groups.
+        # Loading has created new groups and a new state, but schedules change the old groups.
         for old, new in zip(groups, self._base.param_groups, strict=True):
             old.update(new)
         self._base.param_groups = groups
         self.optimizer.state = self._base.state
         if path is None:
-            raise UserError(f"{folder}: DeepSpeed finds no checkpoint of this number of ranks in it")
+            raise UserError(f"{folder}: DeepSpeed finds no checkpoint for this number of ranks in it")
 
 
 class EngineModule(nn.Module):
-    """An engine as Composer's model. It shows no parameters: Composer would wrap in DDP what has any."""
+    """An engine as Composer's model. It hides its parameters: Composer would wrap a module with parameters in DDP."""
 
     def __init__(self, engine: Any):
         super().__init__()
@@ -293,39 +296,39 @@ class EngineModule(nn.Module):
 
 
 class EngineOptimizer(torch.optim.Optimizer):
-    """The engine's step as an optimizer. Groups and state are those of the optimizer that the engine wraps."""
+    """An optimizer whose step is the engine's. Groups and state are those of the optimizer that the engine wraps."""
 
     def __init__(self, base: torch.optim.Optimizer, engine: Any):
-        # Not the base class's: it would take the engine's partitions for parameters of its own.
+        # The base class's constructor is not called: it would register the engine's partitions as parameters.
         self.param_groups, self.state, self.defaults = base.param_groups, base.state, base.defaults
         self._engine = engine
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Nothing: the engine's step clears the gradients."""
+        """Does nothing: the engine's step clears the gradients."""
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         self._engine.step()
 
 
 class EngineLossScaler(torch.amp.GradScaler):
-    """Hands the backward pass to the engine, where Composer scales the loss. The engine scales, unscales and skips by
-    itself; its state is given in the form of PyTorch's GradScaler."""
+    """Runs the engine's backward pass where Composer scales the loss. The engine scales, unscales and skips steps
+    itself; its state is returned in the form of PyTorch's GradScaler."""
 
     def __init__(self, engine: Any):
-        super().__init__(device="cpu", enabled=False)  # nothing of its own
+        super().__init__(device="cpu", enabled=False)  # it scales nothing itself
         self._engine = engine
 
     def scale(self, outputs: Tensor) -> "EngineLoss":  # type: ignore[override]
         return EngineLoss(self._engine, outputs)
 
     def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
-        """Nothing: the engine unscales in its step."""
+        """Does nothing: the engine unscales in its step."""
 
     def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         optimizer.step()
 
     def update(self, new_scale: float | Tensor | None = None) -> None:
-        """Nothing: the engine's step has done it."""
+        """Does nothing: the engine's step has updated the scale."""
 
     def is_enabled(self) -> bool:
         return True
@@ -338,7 +341,7 @@ class EngineLossScaler(torch.amp.GradScaler):
 
 
 class EngineLoss:
-    """A loss whose backward pass is the engine's: what Composer does with a scaled loss, and no more."""
+    """A loss whose backward pass is the engine's. It has only the methods that Composer calls on a scaled loss."""
 
     def __init__(self, engine: Any, loss: Tensor):
         self._engine = engine
@@ -353,7 +356,7 @@ class EngineLoss:
 
 
 def check_zero_config(settings: dict[str, Any]) -> None:
-    """UserError for what DeepSpeed would refuse of `zero_optimization` when the run starts."""
+    """UserError if DeepSpeed would refuse `zero_optimization` when the run starts."""
     import_deepspeed(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     from deepspeed.runtime.zero.config import get_zero_config
 
@@ -363,9 +366,9 @@ def check_zero_config(settings: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def refusals():
-    """Turns what DeepSpeed's own checks say of its configuration into a UserError."""
+    """Turns errors of DeepSpeed's own checks of its configuration into a UserError."""
     try:
         yield
     except (ValueError, KeyError, TypeError, AssertionError) as error:
-        said = " ".join(line.strip() for line in str(error).splitlines() if "https://" not in line)
-        raise UserError(f"{PREFIX}: DeepSpeed refuses the configuration: {said}") from error
+        message = " ".join(line.strip() for line in str(error).splitlines() if "https://" not in line)
+        raise UserError(f"{PREFIX}: DeepSpeed refuses the configuration: {message}") from error

@@ -1,4 +1,4 @@
-"""The engine's configuration: ours first, then the user's own keys, which may not contradict it."""
+"""The configuration of DeepSpeed's engine: our keys and the user's, which must not contradict ours."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from ugt_composer.errors import UserError
 PREFIX = "parallelism.deepspeed.config"
 BUCKET = 500_000_000  # elements of a communication bucket, DeepSpeed's default
 AUTOCAST_DTYPES = {"amp_bf16": "bfloat16", "amp_fp16": "float16"}
-# Keys of the engine whose value another key decides.
+# Keys of the engine, and the key of our configuration that decides their value.
 OWNERS = {
     "train_batch_size": "global_train_batch_size",
     "train_micro_batch_size_per_gpu": "device_train_microbatch_size",
@@ -42,12 +42,12 @@ def engine_config(
 
     Args:
         precision: amp_bf16, amp_fp16 or fp32, resolved.
-        device_batch_size: rows a rank takes of a global batch.
-        num_parameters: of the model; buckets need not be larger.
-        user: `parallelism.deepspeed.config`; merged over ours key by key. A value "auto" leaves ours.
+        device_batch_size: rows of a global batch per rank.
+        num_parameters: of the model; buckets are at most as large.
+        user: `parallelism.deepspeed.config`; merged into ours, key by key. The value "auto" keeps ours.
 
     Raises:
-        UserError: a user's key contradicts one of ours; names both. Or it is a value where a section is expected.
+        UserError: a user's key contradicts one of ours (names both), or is a value where a section is expected.
     """
     bucket = min(BUCKET, max(num_parameters, 1))
     zero: dict[str, Any] = {"stage": zero_stage, "reduce_bucket_size": bucket}
@@ -61,23 +61,23 @@ def engine_config(
         "train_batch_size": device_batch_size * world_size,
         "train_micro_batch_size_per_gpu": device_batch_size,
         "gradient_accumulation_steps": 1,
-        "managed_gradient_accumulation": False,  # Composer cuts microbatches; a step is the end of a batch
+        "managed_gradient_accumulation": False,  # Composer splits batches into microbatches; a step ends a batch
         "gradient_clipping": max_grad_norm,
         "fp16": {"enabled": precision == "amp_fp16" and zero_stage > 0},
         "bf16": {"enabled": precision == "amp_bf16" and zero_stage > 0},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # offload with PyTorch's own AdamW
+        "zero_force_ds_cpu_optimizer": False,  # PyTorch's AdamW is used with offloading too
         "steps_per_print": None,
-        "timers": {"throughput": {"enabled": False}},  # it would wait for the device three times a step
+        "timers": {"throughput": {"enabled": False}},  # it would wait for the device three times per step
     }
     if ours["bf16"]["enabled"]:
-        # A sum of microbatches in bf16, of 8 bits, loses those that are 256 times smaller than it.
+        # bf16 has 8 significant bits: a sum of microbatches in it loses summands that are 256 times smaller.
         ours["data_types"] = {"grad_accum_dtype": "fp32"}
-        if zero_stage == 1:  # the ranks' sums cross the network once a batch; the other stages send each microbatch
+        if zero_stage == 1:  # gradients are sent once per batch; the other stages send those of each microbatch
             ours["communication_data_type"] = "fp32"
     if zero_stage == 0 and precision in AUTOCAST_DTYPES:
-        # Stage 0 in half precision would keep its float32 weights where no other strategy could read them.
+        # Stage 0 in half precision would keep its float32 weights where other strategies could not read them.
         ours["torch_autocast"] = {"enabled": True, "dtype": AUTOCAST_DTYPES[precision]}
     _refuse_contradictions(user, ours)
     return _merged(ours, user, PREFIX)
@@ -85,17 +85,17 @@ def engine_config(
 
 def _refuse_contradictions(user: dict[str, Any], ours: dict[str, Any]) -> None:
     for path, owner in OWNERS.items():
-        found, expected = select(user, path), select(ours, path)
-        if found in (None, "auto", {}) or found == expected:
+        value, expected = select(user, path), select(ours, path)
+        if value in (None, "auto", {}) or value == expected:
             continue
-        if path.endswith((".enabled", ".device")) and expected is None and found in (False, "none"):
+        if path.endswith((".enabled", ".device")) and expected is None and value in (False, "none"):
             continue
-        fixed = f", which makes it {expected!r}" if expected is not None else ""
-        raise UserError(f"{PREFIX}.{path} is {found!r}, but {owner} decides that{fixed}; expected it to be left out")
+        to_value = f" to {expected!r}" if expected is not None else ""
+        raise UserError(f"{PREFIX}.{path} is {value!r}, but {owner} sets it{to_value}; expected it to be left out")
 
 
 def select(tree: dict[str, Any], path: str) -> Any:
-    """The value of a key such as zero_optimization.stage; None where it is not given."""
+    """The value of a key such as zero_optimization.stage; None if it is not set."""
     value: Any = tree
     for key in path.split("."):
         if not isinstance(value, dict):

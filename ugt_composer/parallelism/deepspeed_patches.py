@@ -1,7 +1,7 @@
 """Private code of DeepSpeed that is set, read or called; see `ugt_composer/patches.py` and `docs/architecture.md`.
 
-DeepSpeed offers no public way to read and write a run's weights, moments and loss scale whatever its stage, which is
-what a checkpoint that any strategy can resume from needs.
+A checkpoint that any strategy can resume from needs weights, moments and loss scale, and DeepSpeed has no public way to
+read and write them at every stage.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ Partitions = list[tuple[list[nn.Parameter], Tensor]]
 
 
 def import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed for the run's device, without its messages."""
+    """Imports DeepSpeed for the run's device, without its messages."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
     with quiet():
         import deepspeed
     # An all-reduce through shared memory for CPUs. It would be compiled at the first start, under a lock that a killed
-    # run leaves behind and every later one waits for.
+    # run leaves behind and every later run waits for.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed
@@ -35,24 +35,24 @@ def import_deepspeed(device: torch.device) -> Any:
 
 @contextlib.contextmanager
 def quiet():
-    """Keeps what DeepSpeed prints out of a run's own output."""
+    """Suppresses what DeepSpeed prints."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
 def forget_autocast(deepspeed: Any) -> None:
-    """Before a new engine: one of stage 0 in this process leaves a flag by which later ones scale the loss."""
+    """To be called before a new engine: one of stage 0 leaves a flag with which later engines scale the loss."""
     deepspeed.runtime.torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
 
 
 def is_flat(parameter: nn.Parameter) -> bool:
-    """Whether a parameter lives in a flat partition; at stage 0 in float32 it is a plain one."""
+    """Whether a parameter is part of a flat partition. At stage 0 in float32 it is an ordinary parameter."""
     return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
 
 
 def partitions(zero_optimizer: Any, zero_stage: int) -> Partitions:
-    """For each group of the optimizer its parameters and this rank's flat float32 part of them. Stage 1 in bf16 has a
-    class of its own for gradients that are accumulated in float32."""
+    """For each group of the optimizer, its parameters and this rank's flat float32 part of them. For gradients that are
+    accumulated in float32, stage 1 in bf16 has a separate class."""
     from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 
     if zero_stage == 3:
@@ -63,8 +63,8 @@ def partitions(zero_optimizer: Any, zero_stage: int) -> Partitions:
 
 
 def link_moments(zero_optimizer: Any, zero_stage: int, state: dict[Tensor, Any]) -> None:
-    """Ties each parameter to its piece of the optimizer's state. Stages 1 and 2 do so after the step of the first
-    parameter group, when the others have none yet."""
+    """Links each parameter to its part of the optimizer's state. Stages 1 and 2 do that after the step of the first
+    parameter group, when the other groups have no state yet."""
     from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
     for parameters, flat in partitions(zero_optimizer, zero_stage):
@@ -73,7 +73,7 @@ def link_moments(zero_optimizer: Any, zero_stage: int, state: dict[Tensor, Any])
 
 
 def shard_of(parameter: nn.Parameter, value: Tensor) -> Tensor:
-    """This rank's part of a whole tensor at stage 3: equal pieces of the flat tensor, the last one padded."""
+    """This rank's part of a whole tensor at stage 3: one of equal pieces of the flat tensor, the last one padded."""
     size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
     start = dist.get_rank() * size
     piece = value.flatten()[start : start + size]
@@ -86,10 +86,10 @@ def write_shard(parameter: nn.Parameter, shard: Tensor) -> None:
 
 
 def loss_scale_state(engine: Any) -> dict[str, Any]:
-    """The loss scaler's state in the form of PyTorch's GradScaler; {} where the loss is not scaled."""
+    """The loss scaler's state in the form of PyTorch's GradScaler; {} if the loss is not scaled."""
     if not engine.fp16_enabled():
-        plain = engine.torch_autocast_z0_gradscaler
-        return {} if plain is None else plain.state_dict()
+        grad_scaler = engine.torch_autocast_z0_gradscaler
+        return {} if grad_scaler is None else grad_scaler.state_dict()
     scaler = engine.optimizer.loss_scaler
     return {
         "scale": float(scaler.cur_scale),
@@ -101,7 +101,7 @@ def loss_scale_state(engine: Any) -> dict[str, Any]:
 
 
 def load_loss_scale_state(engine: Any, state: dict[str, Any]) -> None:
-    """Sets what `loss_scale_state` returned."""
+    """Restores a state that `loss_scale_state` returned."""
     if not engine.fp16_enabled():
         if engine.torch_autocast_z0_gradscaler is not None:
             engine.torch_autocast_z0_gradscaler.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""The device of this process, set up the same for runs and commands."""
+"""The device of this process, set up in the same way for runs and commands."""
 
 import os
 from typing import TypeVar
@@ -15,20 +15,20 @@ T = TypeVar("T", bound=nn.Module)
 
 
 def own_device() -> torch.device:
-    """This rank's GPU, or the CPU where there is none."""
+    """This rank's GPU, or the CPU if there is none."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
 
 
 def prepare_device(config: Config) -> torch.device:
-    """`own_device`, made current, with `allow_tf32` and `deterministic` as the config says. For the whole process, and
-    before anything is computed on a GPU."""
+    """Makes `own_device` the current device and applies the config's `allow_tf32` and `deterministic`, for the whole
+    process. To be called before anything is computed on a GPU."""
     device = own_device()
     torch.use_deterministic_algorithms(config.deterministic)
     torch.backends.cudnn.deterministic = config.deterministic
     if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # PyTorch looks once, at the first product
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # PyTorch reads it once, at the first product
     if device.type == "cuda":
         torch.cuda.set_device(device)
     allow_tf32(config.allow_tf32)
@@ -36,7 +36,7 @@ def prepare_device(config: Config) -> torch.device:
 
 
 class PlacedGPU(DeviceGPU):
-    """A GPU that moves metrics and no model: a strategy that offloads has put that where it belongs."""
+    """A GPU that moves metrics but not the model, which the strategy has already placed, perhaps on the CPU."""
 
     def module_to_device(self, module: T) -> T:
         return super().module_to_device(module) if isinstance(module, Metric) else module
@@ -46,5 +46,5 @@ def composer_device(config: Config, composer_places_model: bool) -> Device:
     """The device that Composer's Trainer takes."""
     if not torch.cuda.is_available():
         return DeviceCPU()
-    kind = DeviceGPU if composer_places_model else PlacedGPU
-    return kind(allow_tf32=config.allow_tf32)
+    device_class = DeviceGPU if composer_places_model else PlacedGPU
+    return device_class(allow_tf32=config.allow_tf32)

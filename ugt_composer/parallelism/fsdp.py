@@ -25,27 +25,28 @@ from ugt_composer.torch_patches import FSDP_PATCHES, forget_forward_order
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COMPUTE_DTYPES = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16, "fp32": None}
-LAYERS_AT_ONCE = 2  # that FSDP has whole at the same time: the one at work and the one that comes
+LAYERS_AT_ONCE = 2  # layers that FSDP has gathered at the same time: the current one and the next
 
 
 class FsdpStrategy(Strategy):
     """
-    Gathered weights are in `param_dtype`, inputs are left as they are: under autocast the residual stream stays float32
-    as under DDP, and so do the reference's log-probabilities in a batch.
+    Gathered weights have `param_dtype`, but inputs are not cast: under autocast the residual stream stays float32 as
+    under DDP, and so do the reference's log-probabilities in a batch.
 
     Args:
-        model: whole, on the host.
+        model: the whole model, on the CPU.
         make_optimizer: called with the sharded model.
-        layers: modules that are gathered and freed one at a time; what they do not hold is gathered with `model`.
+        layers: modules that are gathered and freed one at a time; all other parameters are gathered with `model`.
         device: of this rank.
-        reshard_after_forward: False keeps a layer whole from forward to backward: more memory, less communication.
-        param_dtype: of the gathered weights, None: as they are (float32).
-        reduce_dtype: in which gradients are summed over ranks and, unless they are reduced every microbatch, over
+        reshard_after_forward: False keeps a layer gathered from forward to backward: more memory, less communication.
+        param_dtype: of the gathered weights; None: not cast (float32).
+        reduce_dtype: dtype in which gradients are summed over ranks and, unless they are reduced every microbatch, over
             microbatches.
-        cpu_offload: shards and optimizer state live in host memory.
-        reduce_every_microbatch: False reduces gradients once a batch; until then every rank adds up whole ones, of 4
-            bytes a trainable parameter in float32, on its device, with `cpu_offload` too. True reduces them after each
-            microbatch's backward pass: that many times the traffic, and no gradient is ever whole beyond its layer.
+        cpu_offload: shards and optimizer state are in host memory.
+        reduce_every_microbatch: False reduces gradients once per batch; until then every rank accumulates the gradients
+            of the whole model on its device, also with `cpu_offload`: 4 bytes per trainable parameter in float32. True
+            reduces them after each microbatch's backward pass, with as many times the traffic as there are
+            microbatches; no more than one layer's gradients are then unsharded.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class FsdpStrategy(Strategy):
 
     @classmethod
     def weight_bytes(cls, config: Config, precision: str) -> int:
-        """Of a gathered one."""
+        """Bytes of a gathered weight."""
         half = precision != "fp32"
         if config.parallelism.fsdp.param_dtype is not None:
             half = config.parallelism.fsdp.param_dtype != "float32"
@@ -114,7 +115,7 @@ class FsdpStrategy(Strategy):
             at_once = min(LAYERS_AT_ONCE * sizes.largest_layer, sizes.parameters)
         gradient = HALF if fsdp.reduce_dtype in ("bfloat16", "float16") else FLOAT
         microbatch = config.device_train_microbatch_size
-        # With "auto" there may be several.
+        # With "auto" there may be several microbatches.
         accumulates = isinstance(microbatch, str) or device_batch_size(config, world_size) > microbatch
         items = [
             MemoryItem("weights", FLOAT * per_rank(sizes.parameters, world_size), where),
@@ -123,7 +124,7 @@ class FsdpStrategy(Strategy):
             MemoryItem("gathered", at_once * cls.weight_bytes(config, precision)),
         ]
         if accumulates and not fsdp.reduce_every_microbatch:
-            # Until the last microbatch every rank adds up the gradients of the whole model on its device, on any
+            # Until the last microbatch every rank accumulates the gradients of the whole model on its device, for any
             # number of ranks and with offloading too.
             items.append(MemoryItem("whole gradients", gradient * sizes.trainable))
         return [*items, MemoryItem("reduced at once", gradient * min(sizes.largest_layer, sizes.trainable))]
@@ -134,7 +135,7 @@ class FsdpStrategy(Strategy):
 
     def clip_gradients(self, max_norm: float) -> None:
         shards = [_local(parameter.grad) for parameter in self.model.parameters() if parameter.grad is not None]
-        # Squares add up over shards; one number crosses the network.
+        # The squares of the shards' norms are summed over the ranks: an all-reduce of one number.
         square = torch.nn.utils.get_total_norm(shards).to(self.device).square()
         dist.all_reduce(square)
         self._norm = square.sqrt() / self._divisor
@@ -145,7 +146,7 @@ class FsdpStrategy(Strategy):
         return self._norm
 
     def place_reference(self, reference: nn.Module) -> nn.Module:
-        # As the policy's gathered weights are rounded, else the difference of the two starts as rounding.
+        # The dtype of the policy's gathered weights, otherwise the difference of the two starts as rounding error.
         return reference.to(self.device, self._param_dtype)
 
     def shard_reference(self, reference: nn.Module) -> nn.Module:
@@ -156,7 +157,7 @@ class FsdpStrategy(Strategy):
         return reference
 
     def reshard(self) -> None:
-        """Frees what an evaluation left whole: after a forward without a backward the root stays gathered."""
+        """Frees weights that an evaluation left gathered: after a forward without a backward the root's stay so."""
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
@@ -180,14 +181,14 @@ class FsdpStrategy(Strategy):
         self.optimizer.state[parameter] = placed(parts, _local(parameter).device)
 
     def _whole(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
-        """The whole of a value sharded as its parameter is, in the shape that the parameter had before sharding."""
+        """Gathers a value that is sharded like its parameter, in the shape that the parameter had before sharding."""
         assert isinstance(value, DTensor)
         whole = DTensor.full_tensor(value.to(self.device))  # type: ignore[arg-type]
         return whole.view(self._shapes.get(parameter, value.shape))
 
     def _part(self, parameter: nn.Parameter, value: Tensor) -> DTensor:
         assert isinstance(parameter, DTensor)
-        # Every rank has the value, so that nothing is sent.
+        # Every rank has the value, so nothing is sent.
         flat = value.to(self.device).view(parameter.shape)
         return distribute_tensor(flat, self._mesh, parameter.placements, src_data_rank=None)
 
@@ -200,7 +201,7 @@ class FsdpStrategy(Strategy):
         """Reads what `save_sharded` wrote.
 
         Raises:
-            UserError: the shards are of tensors of other shapes, as those of versions that sharded whole experts.
+            UserError: the shards are of tensors of other shapes, such as those of versions that sharded whole experts.
         """
         import torch.distributed.checkpoint as dcp
 
@@ -223,7 +224,7 @@ class FsdpStrategy(Strategy):
         dcp.load(self._sharded_state(), checkpoint_id=folder)
 
     def _sharded_state(self) -> dict[str, dict]:
-        """What the files hold, by reference: loading writes into it."""
+        """The tensors to save, not copied: loading writes into them."""
         weights, moments = {}, {}
         for name, parameter in self.named_parameters():
             weights[name] = parameter.detach()
@@ -233,8 +234,8 @@ class FsdpStrategy(Strategy):
 
 
 def flatten_experts(model: nn.Module) -> dict[str, torch.Size]:
-    """Replaces each parameter of three dimensions, (E, D, F), by its view (E · D, F): FSDP2 deals out rows, and E are
-    too few for many ranks. Returns the shapes that were, by name; who uses the parameters takes either shape."""
+    """Replaces each parameter of shape (E, D, F) by its view (E · D, F): FSDP2 shards the first dimension, and E is too
+    small for many ranks. Returns the original shapes by name. The code that uses the parameters takes either shape."""
     shapes = {}
     for prefix, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -246,18 +247,18 @@ def flatten_experts(model: nn.Module) -> dict[str, torch.Size]:
 
 
 def shard(model: nn.Module, layers: list[nn.Module], reshard_after_forward: bool, **arguments: Any) -> None:
-    """Shards each layer by itself, and with `model` what they do not hold; that stays gathered from its forward pass to
-    the end of the backward pass, which begins with it."""
+    """Shards each layer separately, and all other parameters with `model`. These stay gathered from their forward pass
+    to the end of the backward pass, which begins with them."""
     for layer in layers:
         fully_shard(layer, reshard_after_forward=reshard_after_forward, **arguments)
     fully_shard(model, reshard_after_forward=False, **arguments)
 
 
 def gradient_divisor(mesh: DeviceMesh, device: torch.device, policy: MixedPrecisionPolicy) -> int:
-    """What FSDP2's gradients have to be divided by to be means over the ranks: 1, or N where the backend returns the
-    sum when it is asked for the mean, as gloo does in some versions of PyTorch.
+    """What FSDP2's gradients have to be divided by to become means over the ranks: 1, or N if the backend returns the
+    sum when asked for the mean, as gloo does in some versions of PyTorch.
 
-    It depends on backend, version and `reduce_dtype`, so one is taken: of N numbers, on every rank 1.
+    It depends on backend, version and `reduce_dtype`, so it is measured: with a gradient of N numbers, 1 on every rank.
     """
     ranks = mesh.size()
     probe = nn.Linear(1, ranks, bias=False, device=device)
@@ -268,8 +269,8 @@ def gradient_divisor(mesh: DeviceMesh, device: torch.device, policy: MixedPrecis
 
 
 def _free_after_forward(model: nn.Module, *_: Any) -> None:
-    """Frees what FSDP2 keeps for a backward pass that never comes: the root's gathered weights, and the order of all
-    forward passes."""
+    """Frees the root's gathered weights and the order of all forward passes, which FSDP2 keeps for a backward pass that
+    never comes."""
     assert isinstance(model, FSDPModule)
     model.reshard()
     for module in model.modules():

@@ -1,7 +1,7 @@
-"""What the strategies' estimates of a rank's memory have in common; activations are estimated in `activations.py`.
+"""Shared by the strategies' estimates of a rank's memory; activations are estimated in `activations.py`.
 
-Rajbhandari et al. (2020), ZeRO, section 3, for AdamW: two moments of four bytes a parameter; and what the libraries
-keep beside that.
+Rajbhandari et al. (2020), ZeRO, section 3, for AdamW: two moments of four bytes per parameter; in addition, the buffers
+of the libraries.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ SMALL = 100_000  # DeepSpeed's default for stage3_param_persistence_threshold
 
 
 class MemoryItem(NamedTuple):
-    """Bytes that a rank holds, on its device or in the host's memory."""
+    """Bytes of a rank, on its device or in host memory."""
 
     name: str
     bytes: int
@@ -37,7 +37,7 @@ class ModelSizes(NamedTuple):
 
 
 def sizes_of(model: nn.Module, layers: list[nn.Module]) -> ModelSizes:
-    """Args: layers: those that are gathered one at a time; what they do not hold is another unit."""
+    """Args: layers: modules that are gathered one at a time; all other parameters are another unit."""
     numbers = [parameter.numel() for parameter in model.parameters()]
     of_layers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
     return ModelSizes(
@@ -49,5 +49,5 @@ def sizes_of(model: nn.Module, layers: list[nn.Module]) -> ModelSizes:
 
 
 def per_rank(number: int, world_size: int) -> int:
-    """The most that one of the ranks has of something sharded."""
+    """The largest shard of `number` elements that a rank has."""
     return -(-number // world_size)

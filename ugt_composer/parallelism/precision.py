@@ -1,4 +1,4 @@
-"""Mixed precision on any machine: Composer's own context does nothing on a CPU."""
+"""Mixed precision on GPUs and CPUs. Composer's own context does nothing on a CPU."""
 
 from contextlib import AbstractContextManager
 
@@ -13,13 +13,13 @@ def precision_context(precision: str) -> AbstractContextManager:
     """Autocast for a resolved precision: amp_bf16, amp_fp16 (on a GPU only) or fp32."""
     if not torch.cuda.is_available():
         return cpu_autocast(precision == "amp_bf16")
-    from composer.core import get_precision_context  # takes seconds, which a dry run does not have
+    from composer.core import get_precision_context  # takes seconds, and a dry run does not need it
 
     return get_precision_context(precision)
 
 
 def cpu_autocast(enabled: bool) -> AbstractContextManager:
-    """bfloat16 for products on a CPU."""
+    """Autocast of products to bfloat16 on a CPU."""
     return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
 
 
@@ -30,10 +30,10 @@ def gpu_multiplies_bf16() -> bool:
 
 
 def resolve_precision(precision: str) -> str:
-    """ "auto" is bf16 on a GPU that multiplies it, else fp32. UserError for fp16 on a CPU, which has no use for it."""
+    """Replaces "auto": amp_bf16 on a GPU with bf16 instructions, else fp32. UserError for amp_fp16 on a CPU."""
     has_gpu = torch.cuda.is_available()
     if precision == "auto":
-        # Not fp16 on an older GPU: its range is narrow, so that it is for the user to ask for.
+        # Not fp16 on an older GPU: because of its narrow range, users have to ask for it.
         return "amp_bf16" if has_gpu and gpu_multiplies_bf16() else "fp32"
     if not has_gpu and precision == "amp_fp16":
         raise UserError(
@@ -44,14 +44,14 @@ def resolve_precision(precision: str) -> str:
 
 
 def about_precision(config: Config) -> str | None:
-    """That half precision is slow on this machine, or a faster one than what "auto" chose is there."""
+    """A warning if half precision is slow on this machine, or faster than the precision that "auto" chose."""
     precision = resolve_precision(config.precision)
     if torch.cuda.is_available():
         if gpu_multiplies_bf16():
             return None
         gpu = torch.cuda.get_device_name()
         if config.precision == "auto":
-            return f"precision is auto, which is fp32 on {gpu}: it does not multiply bf16; precision=amp_fp16 is faster"
+            return f"precision is auto, which is fp32 on {gpu}: it has no bf16 products; precision=amp_fp16 is faster"
         if precision == "amp_bf16":
             return f"precision is amp_bf16, which {gpu} only emulates: precision=amp_fp16 or fp32 is faster"
         return None

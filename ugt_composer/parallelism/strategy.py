@@ -1,11 +1,11 @@
-"""What a strategy does for a run: it places the model on the ranks, clips, reads and writes whole tensors, and says
-beforehand what a rank will hold.
+"""The interface of a strategy: it places the model on the ranks, clips gradients, reads and writes whole tensors, and
+estimates a rank's memory beforehand.
 
 To add one: a module of this package with a class like `DdpStrategy`, its name in `parallelism/build.py` and in
-`config/schema.py`, and what the checks of the configuration have to know of it in `config/strategies.py`.
+`config/schema.py`, and the properties that the checks of the configuration need in `config/strategies.py`.
 
-Everything above it (losses, callbacks, checkpoints) is the same for all strategies. Whole tensors are read and written
-one parameter at a time, so that no rank holds a second model.
+Everything that uses it (losses, callbacks, checkpoints) is the same for all strategies. Whole tensors are read and
+written one parameter at a time, so that no rank holds a second model.
 """
 
 from abc import ABC, abstractmethod
@@ -21,17 +21,17 @@ from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.memory import FLOAT, MemoryItem, ModelSizes
 
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
-Moments = dict[str, Tensor]  # an optimizer's state of one parameter: tensors of its shape, and () ones such as `step`
+Moments = dict[str, Tensor]  # a parameter's optimizer state: tensors of its shape, and of shape () such as `step`
 
 
 class Strategy(ABC):
     """
     Attributes:
         model: the model as built; its parameters may be shards.
-        module: what Composer calls `forward` on.
-        optimizer: what Composer steps; its `param_groups` are the ones that schedules change.
-        scaler: scales the loss in place of Composer's own; None leaves that to Composer.
-        device: where a whole tensor is put together.
+        module: the module whose `forward` Composer calls.
+        optimizer: the optimizer whose `step` Composer calls and whose `param_groups` schedules change.
+        scaler: scales the loss instead of Composer's own scaler; None leaves that to Composer.
+        device: where whole tensors are gathered.
         composer_places_model: whether Composer moves the model to the device; else the strategy does.
     """
 
@@ -50,59 +50,59 @@ class Strategy(ABC):
     ) -> Self:
         """See `build_strategy`."""
 
-    # What can be known before anything is built.
+    # Class methods, called before anything is built.
 
     @classmethod  # noqa: B027 - most have nothing to check
     def check(cls, config: Config, precision: str, world_size: int) -> None:
-        """UserError for what is not installed, or settings that the strategy refuses."""
+        """UserError if a package is not installed or the strategy does not support a setting."""
 
     @classmethod
     def describe(cls, config: Config) -> str:
-        """For people: the strategy and its main setting."""
+        """The strategy and its main setting, for people to read."""
         return config.parallelism.strategy
 
     @classmethod
     def composer_precision(cls, precision: str) -> str:
-        """The precision that Composer sets up; "fp32" where the strategy casts and scales by itself."""
+        """The precision that Composer sets up; "fp32" if the strategy casts and scales by itself."""
         return precision
 
     @classmethod
     def casts_model(cls, config: Config) -> bool:
-        """Whether half precision is a cast of the whole model, in the place of autocast."""
+        """Whether half precision casts the whole model instead of using autocast."""
         return False
 
     @classmethod
     def weight_bytes(cls, config: Config, precision: str) -> int:
-        """Bytes of a weight where it computes."""
+        """Bytes of a weight in the computation."""
         return FLOAT
 
     @classmethod
     @abstractmethod
     def memory(cls, config: Config, sizes: ModelSizes, world_size: int, precision: str) -> list[MemoryItem]:
-        """What a rank holds for weights, gradients, optimizer state and communication, without activations."""
+        """A rank's memory for weights, gradients, optimizer state and communication, without activations."""
 
     def before_microbatch(self, is_last: bool) -> None:  # noqa: B027 - most have nothing to do
-        """Called before the forward pass of each microbatch of a training batch. A strategy that reduces gradients
-        over ranks by itself may leave that to the last one; nothing where Composer or the engine sees to it."""
+        """Called before the forward pass of each microbatch of a training batch. A strategy that reduces gradients over
+        ranks by itself may postpone that to the last one. Does nothing if Composer or the engine reduces them."""
 
     @abstractmethod
     def clip_gradients(self, max_norm: float) -> None:
-        """Scales the gradients of the global batch to a norm of at most `max_norm`, or sees to it in the step."""
+        """Scales the gradients of the global batch to a norm of at most `max_norm`, unless the step does so."""
 
     @abstractmethod
     def gradient_norm(self) -> Tensor:
         """The norm, (), of the last step's gradients before clipping; the same on every rank."""
 
     def place_reference(self, reference: nn.Module) -> nn.Module:
-        """The frozen reference model, whole on this rank's device."""
+        """The whole frozen reference model on this rank's device."""
         return reference.to(self.device)
 
     def shard_reference(self, reference: nn.Module) -> nn.Module:
-        """The frozen reference model, sharded as the model is. The config allows it where weights are sharded."""
+        """The frozen reference model, sharded like the model. The config allows it only if weights are sharded."""
         raise NotImplementedError(f"{type(self).__name__} keeps weights whole")
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """In the same order on every rank, frozen ones too."""
+        """The model's parameters, including frozen ones, in the same order on every rank."""
         yield from self.model.named_parameters()
 
     # The four below are collectives: every rank calls them with the same parameter.
@@ -113,7 +113,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def write_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Takes this rank's part of a whole weight that every rank has."""
+        """Sets this rank's part of a weight from the whole weight, which every rank has."""
 
     @abstractmethod
     def read_moments(self, parameter: nn.Parameter) -> Moments:
@@ -121,7 +121,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def write_moments(self, parameter: nn.Parameter, moments: Moments) -> None:
-        """Takes this rank's part of an optimizer state that every rank has."""
+        """Sets this rank's part of the optimizer state from the whole state, which every rank has."""
 
     def save_sharded(self, folder: Path) -> None:
         """Writes this rank's part of weights and optimizer state in the strategy's own format, if it has one."""
@@ -133,5 +133,5 @@ class Strategy(ABC):
 
 
 def placed(moments: Moments, device: torch.device) -> Moments:
-    """Copies for an optimizer on `device`, its `step` too: one kernel reads it with the parameters."""
+    """Copies on `device`. `step` is copied too, because the optimizer's kernel reads it with the parameters."""
     return {key: value.to(device, copy=True) for key, value in moments.items()}
