@@ -1,6 +1,6 @@
-"""Checks of the configuration: of single values, for the sections' own use, and of what spans sections.
+"""Checks of the configuration: of single values, called by the sections, and of keys that span sections.
 
-Each raises ValueError with the key, what was found and what was expected; `load_config` adds the file.
+Each raises ValueError with the key, its value and what was expected; `load_config` adds the file.
 """
 
 import math
@@ -20,7 +20,7 @@ _TIME = re.compile(r"[1-9]\d*(ba|ep)|(100|\d{1,2}(\.\d+)?)%")
 
 
 def check_positive(section: Any, prefix: str, *names: str) -> None:
-    """Each of the fields is None, or a finite number above 0."""
+    """Checks that each of the fields is None or a finite number above 0."""
     for name in names:
         value = getattr(section, name)
         if value is not None and not 0 < value < math.inf:
@@ -28,7 +28,7 @@ def check_positive(section: Any, prefix: str, *names: str) -> None:
 
 
 def check_fraction(section: Any, prefix: str, *names: str) -> None:
-    """Each of the fields is a number from 0 to 1."""
+    """Checks that each of the fields is a number from 0 to 1."""
     for name in names:
         value = getattr(section, name)
         if not 0 <= value <= 1:
@@ -36,7 +36,7 @@ def check_fraction(section: Any, prefix: str, *names: str) -> None:
 
 
 def check_time(prefix: str, name: str, value: str, percent: bool) -> None:
-    """A number of batches or epochs, such as "500ba"; with `percent` also a percentage of the run."""
+    """Checks for a number of batches or epochs, such as "500ba"; with `percent` also a percentage of the run."""
     if not _TIME.fullmatch(value) or (value.endswith("%") and not percent):
         also = ' or a percentage of the run such as "5%"' if percent else ""
         raise ValueError(f'{prefix}{name} is {value!r}; expected batches or epochs such as "500ba" or "2ep"{also}')
@@ -60,7 +60,7 @@ def check_whole_config(config: "Config") -> None:
 
 
 def device_batch_size(config: "Config", world_size: int) -> int:
-    """Rows of a global batch per rank. UserError where they do not divide evenly over the ranks."""
+    """Rows of a global batch per rank. UserError if they do not divide evenly over the ranks."""
     if config.global_train_batch_size % world_size:
         raise UserError(
             f"global_train_batch_size is {config.global_train_batch_size}; expected a multiple of {world_size} ranks"
@@ -69,7 +69,7 @@ def device_batch_size(config: "Config", world_size: int) -> int:
 
 
 def on_resume_of_keys(schema: type) -> dict[str, OnResume]:
-    """For each key of a dataclass, such as {"model.d_model": FIXED}, what it or a section above it declares."""
+    """What each key of a dataclass, or else a section above it, declares, such as {"model.d_model": FIXED}."""
     return dict(_on_resume(schema, "", None))
 
 
@@ -85,12 +85,12 @@ def _on_resume(schema: type, prefix: str, of_section: OnResume | None) -> Iterat
 
 
 def is_within(name: str, names: tuple[str, ...]) -> bool:
-    """Whether a key, such as "optimizer.lr", or a section that it is in is among those named."""
+    """Whether a key, such as "optimizer.lr", or a section that contains it, is among `names`."""
     return any(name == other or name.startswith(f"{other}.") for other in names)
 
 
 def _check_resume_despite(config: "Config") -> None:
-    """A key, or a section all of whose keys, may change on request."""
+    """resume_despite may name keys that may change on request, and sections in which all keys may."""
     keys = on_resume_of_keys(type(config))
     on_request = [name for name, on_resume in keys.items() if on_resume not in (FREE, FIXED)]
     for name in config.resume_despite:
@@ -103,27 +103,26 @@ def _check_strategy(config: "Config") -> None:
     parallelism = config.parallelism
     if config.checkpoint.sharded and not parallelism.facts.shards:
         raise ValueError(
-            f"checkpoint.sharded is true with parallelism.strategy {parallelism.strategy}, which shards nothing; "
+            f"checkpoint.sharded is true with parallelism.strategy {parallelism.strategy}, which does not shard; "
             "expected fsdp or deepspeed"
         )
     if config.precision == "amp_fp16" and parallelism.strategy == "fsdp" and parallelism.fsdp.cpu_offload:
         raise ValueError(
             "precision is amp_fp16 with parallelism.fsdp.cpu_offload true: the loss scaler looks for overflows in "
-            "the gradients, which are in host memory then, where NCCL reduces nothing; expected amp_bf16, or "
-            "cpu_offload false"
+            "the gradients with NCCL, which does not support host memory; expected amp_bf16, or cpu_offload false"
         )
     if config.optimizer.name == "lamb" and parallelism.facts.shards:
         raise ValueError(
-            f"optimizer.name is lamb with parallelism.strategy {parallelism.strategy}: LAMB scales by the norms of "
-            "whole parameters, which a rank does not have; expected adamw, or strategy ddp"
+            f"optimizer.name is lamb with parallelism.strategy {parallelism.strategy}: LAMB needs the norms of whole "
+            "parameters, which no rank has; expected adamw, or strategy ddp"
         )
 
 
 def _check_places(config: "Config") -> None:
     if is_url(config.save_folder):
         raise ValueError(
-            f"save_folder is {config.save_folder}; expected a folder of this machine: checkpoint.remote names the "
-            "store that it is copied to"
+            f"save_folder is {config.save_folder}; expected a folder on this machine; checkpoint.remote names "
+            "the store that it is copied to"
         )
     for name, place in (("init_from", config.init_from), ("loss.reference_from", config.loss.reference_from)):
         if place is not None and is_url(place):
@@ -141,7 +140,7 @@ def _check_catalogue(config: "Config") -> None:
         ("init_item_vectors is set", config.init_item_vectors is not None),
     ):
         if needs_it and config.data.catalogue is None:
-            raise ValueError(f"data.catalogue is missing; {reason}, which needs all items: name the catalogue")
+            raise ValueError(f"data.catalogue is missing; {reason}, which needs all items: set data.catalogue")
 
 
 def _check_item_scores(config: "Config") -> None:
@@ -156,10 +155,10 @@ def _check_starting_point(config: "Config") -> None:
     if config.init_item_vectors is not None and config.init_from is not None:
         raise ValueError(
             f"init_item_vectors is {config.init_item_vectors} with init_from {config.init_from}, which has item "
-            "embeddings already; expected one of them, the other null"
+            "embeddings already; expected one of the two to be null"
         )
     if config.loss.needs_reference and not (config.loss.reference_from or config.init_from):
         raise ValueError(
-            "loss.reference_from is missing; loss.lambda_preference > 0 compares with a reference model: name the "
-            "folder of a trained one, or set loss.dpo_reference_free=true"
+            "loss.reference_from is missing; loss.lambda_preference > 0 needs a reference model: set it to the folder "
+            "of a trained one, or set loss.dpo_reference_free=true"
         )

@@ -1,4 +1,4 @@
-"""What a field of the configuration declares beside its type and default: whether it may change when a run resumes."""
+"""Metadata of the configuration's fields: whether a key may change when a run resumes, whether it defines weights."""
 
 from collections.abc import Callable
 from dataclasses import MISSING, field
@@ -7,12 +7,12 @@ from typing import Any
 
 
 class OnResume(Enum):
-    """Whether a key may have another value than in the checkpoint that a run resumes from."""
+    """Whether a key may have a different value than in the checkpoint that a run resumes from."""
 
-    FREE = "may change: it decides no number of a training step"
+    FREE = "may change: no number of a training step depends on it"
     FIXED = "must not change"
     ON_REQUEST = "may change if resume_despite names it: no shape and no order of samples depends on it"
-    ON_REQUEST_UNLESS_ZERO = "as ON_REQUEST, but not between 0 and a value above 0, which trains other weights"
+    ON_REQUEST_UNLESS_ZERO = "as ON_REQUEST, but not from or to 0, which would train other weights"
 
 
 FREE, FIXED = OnResume.FREE, OnResume.FIXED
@@ -30,11 +30,11 @@ def key(
     """A dataclass field of the configuration.
 
     Args:
-        default: its value where no YAML sets it.
-        on_resume: None where the section that the field is in declares it for all its keys.
-        factory: makes the default, where it is mutable.
-        defines_weights: trained weights mean something else with another value, although every shape is the same; a
-            model is not loaded with another one.
+        default: its value if no YAML sets it.
+        on_resume: None if the section that contains the field declares it for all keys.
+        factory: creates the default if it is mutable.
+        defines_weights: trained weights have another meaning with another value, although every shape is the same: a
+            model is not loaded with a different one.
     """
     metadata = {ON_RESUME: on_resume, DEFINES_WEIGHTS: defines_weights}
     if factory is not None:

@@ -1,7 +1,7 @@
-"""Reading the configuration: YAML files and `key=value` overrides over the defaults, and messages about mistakes.
+"""Reading the configuration: defaults, then YAML files, then `key=value` overrides, and messages about mistakes.
 
-The later source overrides the earlier. A key that no dataclass has is an error that names the nearest valid one. The
-result never changes afterwards.
+A later source overrides an earlier one. An unknown key is an error that names the nearest valid one. The result is
+immutable.
 """
 
 import re
@@ -19,14 +19,14 @@ from ugt_composer.config.schema import Config
 from ugt_composer.config.strategies import OTHER_NAMES
 from ugt_composer.errors import UserError, nearest
 
-WRITTEN_BY = "# ugt_composer "  # begins a written config; the version follows
+WRITTEN_BY = "# ugt_composer "  # first line of a saved config, followed by the version
 
 
 def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads YAML files and `key=value` overrides, the later over the earlier, over the defaults.
+    """Merges YAML files and `key=value` overrides into the defaults; later ones override earlier ones.
 
     Raises:
-        UserError: naming the file or override and the key, what was found and what was expected.
+        UserError: with the file or override, the key, its value and what was expected.
     """
     merged = OmegaConf.structured(Config)
     for source, tree in (*map(_read_yaml, paths), *map(_read_override, overrides)):
@@ -47,12 +47,12 @@ def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def config_yaml(config: Config) -> str:
-    """The resolved config as YAML that `load_config` reads back to an equal config, below a line with the version."""
+    """The resolved config as YAML, below a line with the version. `load_config` reads it back to an equal config."""
     return f"{WRITTEN_BY}{__version__}\n{OmegaConf.to_yaml(OmegaConf.structured(config))}"
 
 
 def version_in(path: Path) -> str | None:
-    """The version of the program that wrote a config; None where it does not say."""
+    """The version of this package that wrote a config; None if the file does not have it."""
     with path.open(encoding="utf-8") as file:
         first = file.readline().rstrip()
     return first.removeprefix(WRITTEN_BY) if first.startswith(WRITTEN_BY) else None
@@ -69,7 +69,7 @@ def _read_yaml(path: str | Path) -> tuple[str, dict]:
             raise UserError(f"{path}: found a list; expected keys and values")
         return str(path), OmegaConf.to_container(tree)  # type: ignore[return-value]
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected a YAML such as yamls/stage1.yaml") from None
+        raise UserError(f"{path}: no such file; expected a YAML file such as yamls/stage1.yaml") from None
     except (IsADirectoryError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: cannot be read as YAML ({error})") from None
     except YAMLError as error:
@@ -94,15 +94,15 @@ def _from_omegaconf(source: str, error: OmegaConfBaseException) -> UserError:
 
 
 def _unknown_strategy(tree: dict) -> Iterator[str]:
-    """Yields why a strategy that exists elsewhere is none here."""
+    """Yields what to write for a strategy's name that other programs use."""
     section = tree.get("parallelism")
-    asked = section.get("strategy") if isinstance(section, dict) else None
-    if asked in OTHER_NAMES:
-        yield f"parallelism.strategy is {asked}; {OTHER_NAMES[asked]}"
+    strategy = section.get("strategy") if isinstance(section, dict) else None
+    if strategy in OTHER_NAMES:
+        yield f"parallelism.strategy is {strategy}; {OTHER_NAMES[strategy]}"
 
 
 def _misplaced_keys(tree: dict, schema: type, prefix: str = "") -> Iterator[str]:
-    """Yields what is wrong with the keys of a plain tree, held against the dataclass `schema`."""
+    """Yields a message for each entry of a plain tree that does not fit the dataclass `schema`."""
     hints = get_type_hints(schema)
     names = [f.name for f in fields(schema)]
     for key, value in tree.items():

@@ -1,7 +1,7 @@
 """The keys of the configuration: one tree of frozen dataclasses, the only place where defaults and bounds are stated.
 
-What a single section can check is checked in its `__post_init__`, what spans sections in `config/checks.py`. A field
-also declares whether its key may change when a run resumes (`config/keys.py`).
+A section checks its own keys in its `__post_init__`; `config/checks.py` has the checks that span sections. A field also
+declares whether its key may change when a run resumes (`config/keys.py`).
 """
 
 import math
@@ -94,13 +94,13 @@ class LossConfig:
             raise ValueError(f"loss.dpo_label_smoothing is {self.dpo_label_smoothing}; expected from 0 to below 0.5")
         if self.dpo_label_smoothing > 0 and self.dpo_loss_type != "sigmoid":
             raise ValueError(
-                f"loss.dpo_label_smoothing is {self.dpo_label_smoothing}, which only loss.dpo_loss_type sigmoid has; "
-                f"expected 0 with {self.dpo_loss_type}"
+                f"loss.dpo_label_smoothing is {self.dpo_label_smoothing}, which only loss.dpo_loss_type sigmoid "
+                f"supports; expected 0 with {self.dpo_loss_type}"
             )
         if self.reference_log_probs == "data" and not self.needs_reference:
             why = "lambda_preference is 0" if self.lambda_preference == 0 else "dpo_reference_free is true"
             raise ValueError(
-                f"loss.reference_log_probs is data, but loss.{why}, so that no reference is read; expected model"
+                f"loss.reference_log_probs is data, but loss.{why}, so no reference is used; expected model"
             )
         for name in ("lambda_contrastive", "lambda_preference", "lambda_moe_balance"):
             if not 0 <= getattr(self, name) < math.inf:
@@ -108,7 +108,7 @@ class LossConfig:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Of `UnifiedLoss`: all but where the reference's log-probabilities come from."""
+        """Arguments of `UnifiedLoss`: all keys except those about the reference."""
         return {key: value for key, value in asdict(self).items() if not key.startswith("reference_")}
 
     @property
@@ -207,9 +207,9 @@ def _check_sources(key: str, local: str | None, remote: str | None, streams: lis
         if not stream.local:
             raise ValueError(f"{key}.streams[{index}].local is missing; expected a folder of MDS shards (or its cache)")
     folders = [stream.local for stream in streams]
-    twice = next((folder for folder in folders if folders.count(folder) > 1), None)
-    if twice:
-        raise ValueError(f"{key}.streams names {twice} twice; expected each folder once")
+    duplicate = next((folder for folder in folders if folders.count(folder) > 1), None)
+    if duplicate:
+        raise ValueError(f"{key}.streams names {duplicate} twice; expected each folder once")
     with_proportion = sum(stream.proportion is not None for stream in streams)
     if with_proportion not in (0, len(streams)):
         raise ValueError(f"{key}.streams: {with_proportion} of {len(streams)} have a proportion; expected all or none")
@@ -231,7 +231,7 @@ class DataConfig:
             for data in (self.train, self.eval)
         ]
         for local in cached[0] & cached[1]:
-            raise ValueError(f"data.train and data.eval both fetch into {local}; expected a folder of its own for each")
+            raise ValueError(f"data.train and data.eval both download to {local}; expected separate folders")
 
 
 @dataclass(frozen=True)
@@ -266,8 +266,8 @@ class FsdpConfig:
         if self.reduce_dtype not in (None, "float32") and not self.reduce_every_microbatch:
             raise ValueError(
                 f"parallelism.fsdp.reduce_dtype is {self.reduce_dtype} with reduce_every_microbatch false, which would "
-                f"add up the microbatches' gradients in {self.reduce_dtype}; expected reduce_every_microbatch true, or "
-                "reduce_dtype float32"
+                f"accumulate the microbatches' gradients in {self.reduce_dtype}; expected reduce_every_microbatch true, "
+                "or reduce_dtype float32"
             )
 
 
@@ -308,8 +308,8 @@ class ParallelismConfig:
     def __post_init__(self):
         if self.shard_reference and not self.shards_parameters:
             raise ValueError(
-                f"parallelism.shard_reference is true with strategy {self.strategy}, which keeps a whole model on each "
-                "rank; expected strategy fsdp, or deepspeed with zero_stage 3"
+                f"parallelism.shard_reference is true with strategy {self.strategy}, which keeps a whole model on "
+                "each rank; expected strategy fsdp, or deepspeed with zero_stage 3"
             )
 
 

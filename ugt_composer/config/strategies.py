@@ -1,4 +1,4 @@
-"""What the checks of the configuration have to know about each strategy; its code is in `ugt_composer/parallelism/`."""
+"""Properties of the strategies for the checks of the configuration; their code is in `ugt_composer/parallelism/`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 class StrategyFacts:
     """
     Attributes:
-        shards: splits weights, gradients or optimizer state over the ranks: `checkpoint.sharded` is possible, LAMB,
-            which needs the norms of whole parameters, is not.
-        shards_parameters: whether no rank holds a whole model, given `parallelism.deepspeed.zero_stage`.
+        shards: splits weights, gradients or optimizer state over the ranks: `checkpoint.sharded` is supported, and
+            LAMB, which needs the norms of whole parameters, is not.
+        shards_parameters: whether no rank has a whole model, given `parallelism.deepspeed.zero_stage`.
         retries_microbatches: the gradients of a microbatch can be computed again after it ran out of memory.
         half_precision_on_cpu: supports amp_bf16 without a GPU.
     """
@@ -35,7 +35,7 @@ STRATEGIES = {
         half_precision_on_cpu=False,
     ),
 }
-# Names that are used elsewhere, and what to write here.
+# Names that other programs use, and what to write here.
 OTHER_NAMES = {
     "fsdp1": "FSDP1 needs a GPU and is superseded; expected fsdp, which is FSDP2",
     "fsdp2": "FSDP2 is called fsdp here; expected fsdp",

@@ -1,4 +1,4 @@
-"""Classes that a YAML names: `{name: {argument: value}}`, by a short name or by the import path of a user's own."""
+"""Classes named in a YAML as `{name: {argument: value}}`, by a short name or, for a user's own, by import path."""
 
 import inspect
 import os
@@ -18,29 +18,29 @@ class ClassWithArguments(NamedTuple):
     arguments: dict[str, Any]
 
     def make(self) -> Any:
-        """An instance. UserError where the class itself refuses its arguments."""
+        """Creates an instance. UserError if the class does not accept its arguments."""
         try:
             return self.kind(**self.arguments)
         except (TypeError, ValueError, ImportError) as error:
-            raise UserError(f"{self.key}: {self.kind.__name__} cannot be made: {error}") from error
+            raise UserError(f"{self.key}: {self.kind.__name__} cannot be created: {error}") from error
 
 
 def classes_of(
     section: str, entries: Mapping[str, Any], base: type[T], known: Mapping[str, type[T]]
 ) -> list[ClassWithArguments]:
-    """The classes that a section such as `callbacks` names, without those that are switched off by `false`.
+    """The classes that a section such as `callbacks` names, except those switched off with `false`.
 
     Args:
         section: the key of the section, for messages.
-        entries: name → arguments; null or true: none.
-        base: what each class has to inherit from.
-        known: classes by their short names. Any other name is an import path, `package.module.Class`, looked for among
-            what is installed and in the working directory.
+        entries: name → arguments; null or true: no arguments.
+        base: class that each class has to inherit from.
+        known: classes by their short names. Any other name is an import path, `package.module.Class`, of an installed
+            package or of a module in the working directory.
 
     Raises:
-        UserError: naming the key: an unknown name or argument, with the nearest one, or a missing argument.
+        UserError: with the key: an unknown name or argument, with the nearest one, or a missing argument.
     """
-    found = []
+    classes = []
     for name, arguments in entries.items():
         if arguments is False:
             continue
@@ -50,8 +50,8 @@ def classes_of(
         if not isinstance(arguments, Mapping):
             raise UserError(f"{key} is {arguments!r}; expected arguments such as {{argument: value}}, true or false")
         _check_arguments(key, kind, base, arguments)
-        found.append(ClassWithArguments(key, kind, dict(arguments)))
-    return found
+        classes.append(ClassWithArguments(key, kind, dict(arguments)))
+    return classes
 
 
 def _imported(key: str, path: str, base: type, known: Mapping[str, type]) -> type:
@@ -60,7 +60,7 @@ def _imported(key: str, path: str, base: type, known: Mapping[str, type]) -> typ
         hint = nearest(path, list(known)) if known else "expected an import path such as my_package.my_module.MyClass"
         raise UserError(f"{key} is unknown; {hint}")
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a script's own folder is there, the working directory need not be
+        sys.path.append(os.getcwd())  # a script's own folder is in it, but not always the working directory
     try:
         module = import_module(module_name)
     except ImportError as error:
@@ -69,13 +69,13 @@ def _imported(key: str, path: str, base: type, known: Mapping[str, type]) -> typ
     if not isinstance(kind, type) or not issubclass(kind, base):
         classes = {name: value for name, value in vars(module).items() if isinstance(value, type)}
         subclasses = [name for name, value in classes.items() if issubclass(value, base) and value is not base]
-        what = f"is no {base.__name__}" if isinstance(kind, type) else "does not exist"
-        raise UserError(f"{key}: {class_name} {what} in {module_name}; {nearest(class_name, subclasses)}")
+        problem = f"is not a {base.__name__}" if isinstance(kind, type) else "does not exist"
+        raise UserError(f"{key}: {class_name} {problem} in {module_name}; {nearest(class_name, subclasses)}")
     return kind
 
 
 def _check_arguments(key: str, kind: type, base: type, arguments: Mapping[str, Any]) -> None:
-    # A base class may take, and ignore, any arguments.
+    # A base class may accept any arguments and ignore them.
     parameters = [] if kind.__init__ is base.__init__ else list(inspect.signature(kind).parameters.values())  # type: ignore[misc]
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         names = [parameter.name for parameter in parameters]

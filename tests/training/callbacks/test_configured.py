@@ -110,7 +110,7 @@ def test_a_users_callback_runs_with_its_arguments(stage_config, tmp_path, own_mo
         ({"speed_monitor": 3}, r"callbacks\.speed_monitor is 3; expected arguments such as"),
         ({"early_stopper": {"monitor": "loss"}}, r"callbacks\.early_stopper\.dataloader_label is missing"),
         ({"{module}.Recordr": {}}, r"Recordr does not exist in own_callbacks_\w+; did you mean Recorder\?"),
-        ({"{module}.NoCallback": {}}, r"NoCallback is no Callback in own_callbacks_\w+; .*Recorder"),
+        ({"{module}.NoCallback": {}}, r"NoCallback is not a Callback in own_callbacks_\w+; .*Recorder"),
         ({"{module}.Recorder": {"evry": 1}}, r"Recorder\.evry is unknown; did you mean every\?"),
         ({"{module}.Recorder": {}}, r"Recorder\.path is missing"),
         ({"nowhere.to.Be": {}}, r"callbacks\.nowhere\.to\.Be: nowhere\.to cannot be imported from .*No module named"),
@@ -127,7 +127,9 @@ def test_a_mistake_is_named_with_the_nearest(callbacks, message, own_module):
 
 def test_a_callback_that_refuses_its_arguments_is_a_mistake(stage_config, tmp_path):
     config = stage_config(tmp_path / "run", 1, None, 'callbacks={"runtime_estimator": {"time_unit": "fortnights"}}')
-    with pytest.raises(UserError, match=r"callbacks\.runtime_estimator: RuntimeEstimator cannot be made: .*fortnights"):
+    with pytest.raises(
+        UserError, match=r"callbacks\.runtime_estimator: RuntimeEstimator cannot be created: .*fortnights"
+    ):
         build_trainer(config)
 
 
