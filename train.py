@@ -9,21 +9,25 @@ from ugt_composer.job.exit import exit_as_rank
 from ugt_composer.job.start import begin_rank, begin_to_close, slow_imports
 
 EPILOG = """examples:
-  composer train.py yamls/stage1.yaml                          all GPUs of this machine, one process without
+  composer train.py yamls/stage1.yaml                          all GPUs of this machine; one process without GPUs
   composer -n 2 train.py yamls/stage2.yaml loss.lambda_contrastive=0.2
   python train.py yamls/stage3.yaml --dry-run                  resolved config, parameters, memory, steps
   composer train.py checkpoints/stage1/config.yaml             the same run again, or resumed
 
-Several YAMLs are merged, the later over the earlier; key=value overrides all of them. The same command resumes a run
-that was killed. Exit status: 0 done, 1 error, 2 bad config or input, 75 preempted: run again."""
+Several YAML files are merged: a later one overrides an earlier one, and key=value overrides all of them. The same
+command resumes a run that was killed. Exit status: 0 done, 1 error, 2 bad config or input, 75 preempted: run again."""
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="train.py", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("yaml", nargs="+", metavar="YAML|key=value", help="config files, then overrides of single keys")
-    parser.add_argument("--dry-run", action="store_true", help="print what would run and stop; trains nothing")
+    parser.add_argument("yaml", nargs="+", metavar="YAML|key=value", help="config files and overrides of single keys")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print config, data, steps, parameters and memory, and exit without training",
+    )
     parser.add_argument("--version", action="version", version=f"ugt_composer {__version__}")
     return parser.parse_intermixed_args(argv)  # key=value may come after an option
 

@@ -1,14 +1,14 @@
 """UGT Composer: a harness that trains generative recommenders.
 
-Names are imported when they are first used, so that `import ugt_composer` costs nothing.
+Names are imported when they are first used, so that `import ugt_composer` is fast.
 """
 
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"  # the only place that says it: pyproject.toml reads it here
+__version__ = "0.1.0"  # the only place where it is set: pyproject.toml reads it from here
 
-_HOME = {
+_MODULES = {
     "UGT": "ugt_composer.model.ugt",
     "ComposerUGT": "ugt_composer.training.composer_model",
     "UnifiedLoss": "ugt_composer.losses.unified",
@@ -29,14 +29,14 @@ _HOME = {
     "create_optimizer": "ugt_composer.training.optim",
     "create_scheduler": "ugt_composer.training.optim",
 }
-__all__ = list(_HOME)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(_HOME)
+    return sorted(_MODULES)

@@ -266,8 +266,8 @@ class FsdpConfig:
         if self.reduce_dtype not in (None, "float32") and not self.reduce_every_microbatch:
             raise ValueError(
                 f"parallelism.fsdp.reduce_dtype is {self.reduce_dtype} with reduce_every_microbatch false, which would "
-                f"accumulate the microbatches' gradients in {self.reduce_dtype}; expected reduce_every_microbatch true, "
-                "or reduce_dtype float32"
+                f"accumulate the microbatches' gradients in {self.reduce_dtype}; expected reduce_every_microbatch "
+                "true, or reduce_dtype float32"
             )
 
 
