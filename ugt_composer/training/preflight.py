@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -86,7 +85,7 @@ def check_machine(config: Config) -> None:
 def check_reference_log_probs(config: Config, model_folder: Path) -> None:
     """UserError if preference rows lack the log-probabilities of this reference, which `loss.reference_log_probs=data`
     needs."""
-    manifests_by_key: list[tuple[str, Sequence[Manifest]]] = []
+    manifests_by_key: list[tuple[str, list[Manifest]]] = []
     for key, data in (("data.train", config.data.train), ("data.eval", config.data.eval)):
         if data.local or data.streams:
             manifests = [read_manifest(str(s.local), complete=False) for s in streams_of(key, data)]
