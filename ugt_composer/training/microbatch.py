@@ -57,7 +57,7 @@ class GlobalCounts:
         self.rows, ranks = int(totals[ROWS]), dist.get_world_size()
         if squares * ranks != self.rows * self.rows:  # Cauchy-Schwarz: equal only if all numbers are
             raise RuntimeError(
-                f"rank {dist.get_global_rank()} has {rows} rows of a batch, the {ranks} ranks together {self.rows}; "
+                f"rank {dist.get_global_rank()} holds {rows} rows of a batch, the {ranks} ranks together {self.rows}; "
                 "expected equally many on each"
             )
         return {**on_device, "batch_totals": device.tensor_to_device(torch.tensor(totals, dtype=torch.float32))}
