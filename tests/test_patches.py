@@ -92,3 +92,19 @@ def test_a_missing_target_is_an_error_with_the_version_to_install():
 def test_patches_are_in_one_module_a_library():
     modules = {path.name for path in Path(ROOT / "ugt_composer").rglob("*_patches.py")}
     assert modules == {"composer_patches.py", "streaming_patches.py", "deepspeed_patches.py", "torch_patches.py"}
+
+
+def test_the_source_of_a_decorated_function_is_its_own():
+    def decorator(function):
+        def wrapped_fn(*args, **kwargs):
+            return function(*args, **kwargs)
+
+        return wrapped_fn
+
+    def first():
+        return 1
+
+    def second():
+        return 2
+
+    assert source_hash(decorator(decorator(first))) == source_hash(first) != source_hash(decorator(second))

@@ -79,8 +79,19 @@ def source_hash(target: Any) -> str:
     """The first 12 hexadecimal digits of the SHA-256 of an object's source; "" if it has none."""
     if isinstance(target, property):
         target = target.fget
-    target = getattr(target, "__func__", target)  # of a static or class method
+    target = _without_decorators(getattr(target, "__func__", target))  # of a static or class method
     try:
         return hashlib.sha256(inspect.getsource(target).encode()).hexdigest()[:12]
     except (TypeError, OSError):
         return ""
+
+
+def _without_decorators(target: Any) -> Any:
+    """The function that decorators wrap, those of DeepSpeed too, which do not set `__wrapped__`."""
+    target = inspect.unwrap(target) if callable(target) else target
+    while inspect.isfunction(target) and "<locals>" in target.__qualname__:
+        wrapped = [cell.cell_contents for cell in target.__closure__ or () if inspect.isfunction(cell.cell_contents)]
+        if len(wrapped) != 1:
+            break
+        target = wrapped[0]
+    return target

@@ -168,7 +168,7 @@ PATCHES = [
         ANY_STRATEGY,
         VERSION,
         UNIVERSAL,
-        ("89aab0f80f1a",),
+        ("0a3cc348590e",),
     ),
     Patch(
         "deepspeed.runtime.fp16.loss_scaler:DynamicLossScaler.update_scale",
@@ -184,7 +184,7 @@ PATCHES = [
         "as for update_scale, at stage 0",
         VERSION,
         "a state_dict of the loss scaler",
-        ("89aab0f80f1a",),
+        ("b8c4368bee04",),
     ),
     Patch(
         "deepspeed.runtime.zero.config:get_zero_config",
