@@ -77,6 +77,12 @@ def keep_scaling_out_of_step(optimizer: torch.optim.Optimizer) -> None:
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
 
 
+def recomputed_lrs(scheduler: torch.optim.lr_scheduler.LRScheduler) -> list[float]:
+    """The learning rates at the scheduler's step from its `base_lrs`; it returns them as the last ones from now on."""
+    scheduler._last_lr = scheduler.get_lr()
+    return scheduler._last_lr
+
+
 VERSION = "2.7.0"
 C10D = "torch.distributed.distributed_c10d:"
 PATCHES = [
@@ -148,6 +154,13 @@ PATCHES = [
             "2423032a2275",
             "3cfdc31aefe4",
         ),
+    ),
+    Patch(
+        "torch.distributed:ProcessGroup._get_backend",
+        "called for every NCCL group, for its error",
+        "PyTorch aborts the process with SIGABRT, without an exit status or a message of the run",
+        VERSION,
+        "a public way to ask a process group for its error",
     ),
     Patch(
         "torch.cpu:_is_avx512_bf16_supported",

@@ -21,6 +21,7 @@ from ugt_composer.checkpoint.whole_state import (
 from ugt_composer.config.schema import Config
 from ugt_composer.errors import UserError
 from ugt_composer.parallelism.strategy import Strategy
+from ugt_composer.torch_patches import recomputed_lrs
 
 log = logging.getLogger(__name__)
 ON_RANK_0_ONLY = ("model", "optimizer")  # parts of a checkpoint's content
@@ -105,7 +106,5 @@ def _set_optimizer_settings(strategy: Strategy, state: State, groups: list[dict[
     set_groups(strategy, groups)
     for scheduler in state.schedulers:
         scheduler.base_lrs = [group["initial_lr"] for group in groups]
-        lrs = scheduler.get_lr()
-        for group, lr in zip(strategy.optimizer.param_groups, lrs, strict=True):
+        for group, lr in zip(strategy.optimizer.param_groups, recomputed_lrs(scheduler), strict=True):
             group["lr"] = lr
-        scheduler._last_lr = lrs
