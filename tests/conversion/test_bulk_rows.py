@@ -159,3 +159,18 @@ def test_most_rows_are_taken_in_bulk(tmp_path, monkeypatch, capsys):
     assert counts["ignored_keys"] == {"source": 1999, "when": 1999}
     printed = capsys.readouterr().out
     assert "1,999  rows with the unknown key source, ignored" in printed
+
+
+def test_unknown_keys_of_rejected_items_are_counted_by_row(tmp_path, monkeypatch):
+    rng = random.Random(0)
+    rows = [preference_row(rng, f"u{at}") for at in range(40)]
+    for row in rows:
+        item = row.pop("rejected_item", None) or row["rejected_items"][0]
+        row["rejected_items"] = [{**item, "name": "a"}, {**item, "name": "b"}]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for fewest in (2, 1 << 30):
+        monkeypatch.setattr(partition, "FEWEST_BULK_ROWS", fewest)
+        assert main([str(source), "--kind", "preference", "--overwrite", "--out", str(tmp_path / "out"), *SMALL]) == 0
+        counts = json.loads((tmp_path / "out/manifest.json").read_text())["counts"]
+        assert counts["ignored_keys"] == {"rejected_items.name": 40}

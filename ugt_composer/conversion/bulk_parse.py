@@ -1,4 +1,4 @@
-"""Parses many lines as msgspec structs, if every line is regular; `bulk_rows.py` converts the structs to rows.
+"""Parses many lines as msgspec structs, if all are valid and usual; `bulk_rows.py` converts the structs to rows.
 
 The structs keep lists of integers as JSON text (`columns.py` reads them, one key at a time), which msgspec has checked
 to be JSON. Duplicate and unknown keys, which msgspec does not report, are detected by counting quotation marks.
@@ -7,6 +7,7 @@ to be JSON. Duplicate and unknown keys, which msgspec does not report, are detec
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Union
 
 import msgspec
@@ -87,8 +88,8 @@ class BulkParser:
             parsed, quotes = self._preference(rows)
         else:
             parsed, quotes = self._recommend(rows)
-        # Every row has at least the quotation marks of the keys and strings that were parsed. If there are no more in
-        # total, no row has a duplicate key (the struct would keep its last value) or a key that the struct lacks.
+        # `quotes` counts the quotation marks of the keys and strings that were parsed. If the text has more, some row
+        # has a duplicate key (the struct keeps only the last) or a key that the struct lacks.
         if count_byte(text, b'"') != quotes or not all(parsed.users):
             raise IrregularRows
         return parsed
@@ -147,22 +148,35 @@ class BulkParser:
             (SEQUENCE, sequences),
             (CHOSEN, chosen),
             (REJECTED, _flat(rejected, listed, from_list=False)),
-            (REJECTED_LIST, _flat(rejected, listed, from_list=True)),
         ):
             quotes += self._extras(holder, objects, parsed.ignored_keys)
+        lists = [many for many in listed if many is not msgspec.UNSET]
+        items_of_lists = _flat(rejected, listed, from_list=True)
+        quotes += self._extras(REJECTED_LIST, items_of_lists, parsed.ignored_keys, [len(many) for many in lists])
         return parsed, quotes
 
-    def _extras(self, holder: str, objects: Iterable[Any], ignored: Counter[str]) -> int:
-        """Counts the quotation marks of the allowed keys and their values, and adds the keys to `ignored`."""
+    def _extras(
+        self, holder: str, objects: Sequence[Any], ignored: Counter[str], per_row: Sequence[int] | None = None
+    ) -> int:
+        """Counts the quotation marks of allowed keys and their values, and adds the rows with each key to `ignored`.
+
+        Args:
+            per_row: how many of the objects belong to each row; None: one.
+        """
         quotes = 0
         for at, key in enumerate(self._allowed.get(holder, ())):
-            values = [value for value in _column(objects, _extra(at)) if value is not msgspec.UNSET]
+            column = _column(objects, _extra(at))
+            values = [value for value in column if value is not msgspec.UNSET]
             text = b"".join(values)
             if b"{" in text:  # a nested object, which may have duplicate keys
                 raise IrregularRows
             quotes += 2 * len(values) + text.count(b'"')
             if values:
-                ignored[f"{holder}.{key}" if holder else key] += len(values)
+                rows = len(values)
+                if per_row is not None:
+                    left = iter(column)
+                    rows = sum(sum(value is not msgspec.UNSET for value in islice(left, n)) > 0 for n in per_row)
+                ignored[f"{holder}.{key}" if holder else key] += rows
         return quotes
 
 

@@ -1,7 +1,8 @@
 """Reads lists of integers from JSON text into NumPy columns, for many rows and several keys at once.
 
 A column holds the values of one key for R rows. Each row's values are followed by one extra slot, so that a column of
-n values is an array of n + R slots. Columns of the same side have their extra slots at the same places.
+n values is an array of n + R slots. The columns of one side (encoder, decoder) share the
+extra slots.
 """
 
 import warnings

@@ -120,7 +120,7 @@ def _finish(merged: _Merger, output: OutputFolder, settings: Settings) -> Conver
         quarantine = output.out.with_name(f"{output.out.name}.{QUARANTINE_NAME}")
         os.replace(output.work / QUARANTINE_NAME, quarantine)
         raise UserError(
-            f"{counts.bad_rows:,} of {rows:,} rows are bad, more than --max-error-rate {settings.max_error_rate}; "
+            f"{counts.bad_rows:,} of {rows:,} rows are bad (--max-error-rate {settings.max_error_rate}); "
             f"they are in {quarantine}, nothing else was written:\n{reasons(counts)}"
         )
     if not counts.rows:

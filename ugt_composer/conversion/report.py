@@ -6,8 +6,8 @@ from ugt_composer.conversion.counts import SHIFTED, STARTS_WITH_BOS, Counts
 from ugt_composer.conversion.settings import RECOMMEND, Settings
 
 FORM_NOTES = {
-    SHIFTED: "rows whose labels are not their own ids: BOS put in front",
-    STARTS_WITH_BOS: "rows that start with BOS, labels kept as they are",
+    SHIFTED: "rows without cls whose labels differ from their ids: cls put in front",
+    STARTS_WITH_BOS: "rows that start with cls, labels kept as they are",
 }
 MOST_REASONS = 20
 
