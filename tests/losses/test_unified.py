@@ -6,7 +6,7 @@ from tests.losses.loss_toy import WIDTH, ToyModel, make_batch
 from ugt_composer.losses.normalization import batch_counts
 from ugt_composer.losses.unified import UnifiedLoss
 
-PARTS = ("ntp_loss", "contrastive_loss", "dpo_loss", "moe_balance_loss")
+PARTS = tuple(term.name for _, term in UnifiedLoss().terms)
 KEYS = {"total_loss", *PARTS, "ntp_l1_loss", "ntp_l2_loss", "ntp_l3_loss", "metrics"}
 ACCURACIES = {"ntp_l1_acc", "ntp_l2_acc", "ntp_l3_acc"}
 ALL_ON = {"lambda_contrastive": 0.3, "lambda_preference": 0.2, "lambda_moe_balance": 0.1, "num_negatives": 20}
@@ -15,7 +15,9 @@ ALL_ON = {"lambda_contrastive": 0.3, "lambda_preference": 0.2, "lambda_moe_balan
 def test_total_is_the_weighted_sum_of_the_parts():
     losses = ToyModel(**ALL_ON)(make_batch(16))
     assert losses.keys() == KEYS
-    ntp, contrastive, dpo, balance = (losses[name].item() for name in PARTS)
+    ntp, contrastive, dpo, balance = (
+        losses[f"{name}_loss"].item() for name in ("ntp", "contrastive", "dpo", "moe_balance")
+    )
     assert min(ntp, contrastive, dpo, balance) > 0
     assert losses["total_loss"].item() == pytest.approx(ntp + 0.3 * contrastive + 0.2 * dpo + 0.1 * balance)
     levels = [losses[f"ntp_l{level}_loss"].item() for level in (1, 2, 3)]
@@ -42,7 +44,7 @@ def test_parts_with_lambda_zero_are_zero_and_read_nothing():
     outputs = {name: value for name, value in model.outputs(batch).items() if name.endswith("logits")}
     losses = model.loss(outputs, {"labels": batch["labels"], "row_mask": batch["row_mask"]})
     assert losses.keys() == KEYS
-    assert [losses[name].item() for name in PARTS[1:]] == [0, 0, 0]
+    assert [losses[name].item() for name in PARTS[1:]] == [0] * len(PARTS[1:])
     assert losses["total_loss"] == losses["ntp_loss"]
     assert losses["metrics"].keys() == ACCURACIES
 

@@ -24,19 +24,19 @@ def test_batches_give_what_the_functions_give(rows, k, cut):
         ]
         return sum(map(bool, best)) / len(rows)
 
-    assert calculator.compute(k_values=[k]) == pytest.approx(
-        {
-            f"recall@{k}": ranking.recall_at_k(predictions, truth, k),
-            f"ndcg@{k}": ranking.ndcg_at_k(predictions, truth, k),
-            f"hit_rate@{k}": ranking.hit_rate(predictions, truth, k),
-            f"hit_rate_l1@{k}": hit_rate_of(1),
-            f"hit_rate_l1_l2@{k}": hit_rate_of(2),
-            f"coverage@{k}": ranking.coverage(predictions, CATALOGUE, k),
-            f"diversity@{k}": ranking.diversity(predictions, k),
-            f"gini@{k}": ranking.gini(predictions, CATALOGUE, k),
-            "mrr": ranking.mrr(predictions, truth),
-        }
-    )
+    expected = {
+        f"recall@{k}": ranking.recall_at_k(predictions, truth, k),
+        f"ndcg@{k}": ranking.ndcg_at_k(predictions, truth, k),
+        f"hit_rate@{k}": ranking.hit_rate(predictions, truth, k),
+        f"hit_rate_l1@{k}": hit_rate_of(1),
+        f"hit_rate_l1_l2@{k}": hit_rate_of(2),
+        f"coverage@{k}": ranking.coverage(predictions, CATALOGUE, k),
+        f"diversity@{k}": ranking.diversity(predictions, k),
+        f"gini@{k}": ranking.gini(predictions, CATALOGUE, k),
+        "mrr": ranking.mrr(predictions, truth),
+    }
+    computed = calculator.compute(k_values=[k])
+    assert {name: computed[name] for name in expected} == pytest.approx(expected)
 
 
 def test_per_level_hit_rates():

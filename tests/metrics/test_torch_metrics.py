@@ -14,7 +14,7 @@ from tests.metrics.ranked_cases import CATALOGUE, DISTINCT_ROWS, WIDTH, as_tenso
 from tests.rank_processes import run_ranks
 from ugt_composer.generation.beam_search import Recommendations
 from ugt_composer.losses.unified import UnifiedLoss
-from ugt_composer.metrics.batch import EvaluationBatch, compare_pairs, rank_batch
+from ugt_composer.metrics.batch import ROW_METRICS, EvaluationBatch, compare_pairs, rank_batch
 from ugt_composer.metrics.by_length import ByLength
 from ugt_composer.metrics.calculator import MetricsCalculator
 from ugt_composer.metrics.torch_metrics import coverage_and_gini, evaluation_metrics
@@ -109,8 +109,9 @@ def test_nothing_counted_is_nan_without_a_warning():
 
 
 def test_without_a_catalogue_coverage_and_gini_are_left_out():
-    names = ("recall", "ndcg", "hit_rate", "hit_rate_l1", "hit_rate_l1_l2", "diversity")
-    expected = {"loss", "dpo_loss", "preference_accuracy", "mrr"} | {f"{name}@{k}" for name in names for k in CUTS}
+    expected = {"loss", "dpo_loss", "preference_accuracy", "mrr"} | {
+        f"{name}@{k}" for name in ROW_METRICS for k in CUTS
+    }
     without = evaluation_metrics(MEANS, LOSSES, CUTS, None)
     assert set(without) == expected
     assert set(evaluation_metrics(MEANS, LOSSES, CUTS, 7)) == expected | {

@@ -53,7 +53,7 @@ def own_module(tmp_path, monkeypatch) -> str:
     return name
 
 
-def test_a_users_metric_is_logged_and_selects_the_best_model(shop, stage_config, tmp_path, own_module):
+def test_a_users_metric_is_logged_and_selects_the_best_model(shop, stage_config, tmp_path, own_module, caplog):
     own = {f"{own_module}.FirstIsRight": {"places": 5}}
     overrides = [f"evaluation={json.dumps({'metrics': own})}", "save_best_on=FirstIsRight", "max_duration=10ba"]
     trainer = build_trainer(stage_config(tmp_path / "run", 1, None, *overrides))
@@ -72,6 +72,13 @@ def test_a_users_metric_is_logged_and_selects_the_best_model(shop, stage_config,
     options = ["--checkpoint", str(tmp_path / "run/latest"), "--data", str(shop / "eval"), "--json", str(report)]
     assert ugt(["evaluate", *options]) == 0
     assert json.loads(report.read_text())["metrics"]["FirstIsRight"] == pytest.approx(values[-1])
+
+    # A model is evaluated where its metrics' module is not, too.
+    (tmp_path / f"{own_module}.py").unlink()
+    del sys.modules[own_module]
+    assert ugt(["evaluate", *options]) == 0
+    assert "FirstIsRight" not in json.loads(report.read_text())["metrics"]
+    assert f"{own_module} cannot be imported" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -102,9 +102,9 @@ class LossConfig:
             raise ValueError(
                 f"loss.reference_log_probs is data, but loss.{why}, so no reference is used; expected model"
             )
-        for name in ("lambda_contrastive", "lambda_preference", "lambda_moe_balance"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"loss.{name} is {getattr(self, name)}; expected 0 or more")
+        for name, value in vars(self).items():
+            if name.startswith("lambda_") and not 0 <= value < math.inf:
+                raise ValueError(f"loss.{name} is {value}; expected 0 or more")
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The interface of a loss term: all that `UnifiedLoss`, logging and evaluation know about it.
 
-To add a loss: a module of this package with a class like `DPOLoss`, its keys in `LossConfig`, and a line in
+To add a loss: a module of this package with a class like `DPOLoss`, its keys in `LossConfig`, and two lines in
 `UnifiedLoss.__init__`.
 """
 
@@ -15,7 +15,8 @@ class Mean(NamedTuple):
 
     Attributes:
         name: of the value, in the term's loss and metrics; evaluations log it as `metrics/eval/{name}`.
-        counted_by: what it is a mean over: a column of `losses.normalization.batch_counts`.
+        counted_by: what it is a mean over: a column of `losses.normalization.batch_counts` other than ROWS, which
+            counts padding rows too.
         higher_is_better: for `save_best_on`.
     """
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ugt_composer.generation.beam_search import Recommendations
+from ugt_composer.metrics.calculator import ROW_METRICS as DEFINITIONS
 from ugt_composer.vocabulary import LEVELS
 
-ROW_METRICS = ("recall", "ndcg", "hit_rate", "hit_rate_l1", "hit_rate_l1_l2", "diversity")
+ROW_METRICS = tuple(DEFINITIONS)
 
 
 class RankedBatch(NamedTuple):
@@ -77,15 +78,15 @@ def rank_batch(recommendations: Recommendations, targets: Tensor, target_mask: T
     discounts = 1 / torch.log2(places.double() + 1)
     up_to = (places.unsqueeze(1) <= places).double()  # (K, K): `values @ up_to` are the sums of the first 1 .. K values
     ideal = (discounts @ up_to)[torch.minimum(relevant.unsqueeze(1), places).clamp(min=1) - 1]
-    row_values = {
+    values = {
         "recall": hit.cumsum(1) / relevant.clamp(min=1).unsqueeze(1),
         "ndcg": ((hit * discounts) @ up_to / ideal).float(),
         "hit_rate": hit_rates[2],
         "hit_rate_l1": hit_rates[0],
         "hit_rate_l1_l2": hit_rates[1],
         "diversity": _is_new_l1(ids, is_item).cumsum(1) / is_item.cumsum(1).clamp(min=1),
-        "mrr": (hit / places).amax(1, keepdim=True),
     }
+    row_values = {name: values[name] for name in ROW_METRICS} | {"mrr": (hit / places).amax(1, keepdim=True)}
     counted = row_mask & (relevant > 0)
     shown = (is_item & counted.unsqueeze(1)).int()
     all_values = torch.cat(list(row_values.values()), dim=1).masked_fill_(~counted.unsqueeze(1), 0)

@@ -51,5 +51,4 @@ class Decoder(nn.Module):
         for layer in self.layers:
             x, layer_stats = run_layer(layer, self.activation_checkpointing, x, mask, memory, memory_mask)
             stats.append(layer_stats)
-        counts, prob_sums = (torch.stack(values) for values in zip(*stats, strict=True))
-        return self.norm(x), RouterStats(counts, prob_sums)
+        return self.norm(x), RouterStats(*(torch.stack(values) for values in zip(*stats, strict=True)))
