@@ -1,5 +1,6 @@
 """Evaluates a trained model on folders of rows, as a training run does on `data.eval`."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from ugt_composer.data.batch import Batch
 from ugt_composer.data.manifest import PREFERENCE, Manifest, read_manifest
 from ugt_composer.errors import UserError
 from ugt_composer.metrics.by_length import ByLength
+from ugt_composer.metrics.user_metrics import user_metrics
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.device import prepare_device
 from ugt_composer.parallelism.precision import precision_context, resolve_precision
@@ -22,6 +24,7 @@ from ugt_composer.training.composer_model import ComposerUGT
 from ugt_composer.training.loaders import build_eval_loader
 from ugt_composer.vocabulary import ITEM
 
+log = logging.getLogger(__name__)
 LENGTH_K = 10  # cut-off of the table by length, unless the recommendation lists are shorter
 
 
@@ -90,6 +93,7 @@ def evaluate(
         raise UserError(
             f"{reference}: no such folder, but preference rows need the reference model; give it by --reference DIR"
         )
+    config = _without_missing_metrics(config)
     device = prepare_device(config)
     composer_model = build_composer_model(config, model, catalogue, device).to(device).eval()
     if composer_model.reference is not None:
@@ -111,6 +115,17 @@ def evaluate(
         ranked_rows=sum(row["users"] for row in rows_by_length),
         data=data,
     )
+
+
+def _without_missing_metrics(config: Config) -> Config:
+    """The config without `evaluation.metrics` if they cannot be used here, with a warning: the model was trained where
+    their module was, and is evaluated where it may not be."""
+    try:
+        user_metrics(config.evaluation.metrics)
+    except UserError as error:
+        log.warning("%s; evaluated without evaluation.metrics", error)
+        return replace(config, evaluation=replace(config.evaluation, metrics={}))
+    return config
 
 
 def _update(

@@ -41,7 +41,7 @@ from ugt_composer.parallelism.precision import about_precision, resolve_precisio
 from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.patches import check_patches
 from ugt_composer.training import composer_patches
-from ugt_composer.training.callbacks.checkpoints import Checkpoints
+from ugt_composer.training.callbacks.checkpoints import EVAL_LABEL, Checkpoints
 from ugt_composer.training.callbacks.configured import configured_callbacks
 from ugt_composer.training.callbacks.epoch_length import EpochLength
 from ugt_composer.training.callbacks.training_losses import TrainingLosses
@@ -85,6 +85,7 @@ def build_trainer(config: Config) -> UGTTrainer:
         composer_model = build_composer_model(config, model, inputs.catalogue, own_device(), half_on_cpu)
         if inputs.eval_loader is not None:
             check_best_metric(config, composer_model)
+            _check_monitors(config, composer_model)
         strategy = _place(config, composer_model, model, precision)
         _open_save_folder(config, until_closed)
         losses = TrainingLosses(config.log_interval, scales_loss=precision == "amp_fp16")
@@ -252,6 +253,19 @@ def check_best_metric(config: Config, model: ComposerUGT) -> None:
         raise UserError(f"save_best_on is {name!r}; {nearest(name, list(metrics))}")
     if metrics[name].higher_is_better is None:
         raise UserError(f"save_best_on is {name!r}, whose class does not set higher_is_better; expected true or false")
+
+
+def _check_monitors(config: Config, model: ComposerUGT) -> None:
+    """UserError if a callback such as early_stopper monitors a metric of the evaluation that does not exist."""
+    names = list(model.get_metrics(is_train=False))
+    for callback in configured_callbacks(config.callbacks):
+        label, monitor = callback.arguments.get("dataloader_label"), callback.arguments.get("monitor")
+        if monitor is None or label == "train":
+            continue
+        if label != EVAL_LABEL:
+            raise UserError(f"{callback.key}.dataloader_label is {label!r}; expected {EVAL_LABEL} or train")
+        if monitor not in names:
+            raise UserError(f"{callback.key}.monitor is {monitor!r}; {nearest(monitor, names)}")
 
 
 def _place(config: Config, composer_model: ComposerUGT, model: UGT, precision: str) -> Strategy:

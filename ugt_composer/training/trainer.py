@@ -50,7 +50,7 @@ class UGTTrainer(StrategyTrainer):
         checkpoints.before_save = losses.check
         grace, timeout = config.preemption.grace, watchdog.timeout
         self.preemption = Preemption(checkpoints, self.random_state, grace, timeout, self._finish_batch)
-        self.dataset_place: dict[str, Any] | None = None  # of the checkpoint that the run resumed from
+        self.dataset_position: dict[str, Any] | None = None  # of the checkpoint that the run resumed from
         self.until_closed = ExitStack()  # the lock of the save folder
         super().__init__(
             strategy,
@@ -80,7 +80,7 @@ class UGTTrainer(StrategyTrainer):
         dataset, timestamp = self.state.train_dataloader.dataset, self.state.timestamp  # type: ignore[union-attr]
         # At the end of an epoch, padding that gives all ranks equally many rows may take the count beyond the epoch.
         sample = min(timestamp.sample_in_epoch.value, dataset.epoch_size)
-        position = self.dataset_place or dataset.state_dict(0, from_beginning=True)
+        position = self.dataset_position or dataset.state_dict(0, from_beginning=True)
         dataset.next_epoch = timestamp.epoch.value
         dist.barrier()  # the ranks of a machine share the position: none may set it while another one is reading
         dataset.load_state_dict({**position, "epoch": timestamp.epoch.value, "sample_in_epoch": sample})
@@ -182,5 +182,5 @@ class UGTTrainer(StrategyTrainer):
         restored = restore(
             path, content, self.config, self.strategy, self.state, self.logger, self.checkpoints.data, catalogue
         )
-        self.dataset_place = restored.dataset_place
+        self.dataset_position = restored.dataset_position
         self.random_state.pending = restored.random_state

@@ -133,5 +133,21 @@ def test_a_callback_that_refuses_its_arguments_is_a_mistake(stage_config, tmp_pa
         build_trainer(config)
 
 
+@pytest.mark.parametrize(
+    ("stopper", "message"),
+    [
+        (
+            {"monitor": "recal@5", "dataloader_label": "eval"},
+            r"early_stopper\.monitor is 'recal@5'; did you mean recall@5",
+        ),
+        ({"monitor": "recall@5", "dataloader_label": "val"}, r"dataloader_label is 'val'; expected eval or train"),
+    ],
+)
+def test_a_monitored_metric_has_to_exist(stage_config, tmp_path, stopper, message):
+    config = stage_config(tmp_path / "run", 1, None, f"callbacks={json.dumps({'early_stopper': stopper})}")
+    with pytest.raises(UserError, match=message):
+        build_trainer(config)
+
+
 def test_what_is_replaced_exists():
     assert set(REPLACED) <= set(composer_callbacks())
