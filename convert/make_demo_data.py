@@ -45,8 +45,8 @@ class Customers:
 
     Attributes:
         types: int (N,), hidden: not written to any file.
-        sequences: int (N, LONGEST + 1), of which the first `lengths` (N,) items and the one after them are used.
-        offers: the items offered after `offer_lengths` (N,) items, and the chosen one.
+        sequences: int (N, LONGEST + 1), the first `lengths` (N,) items are the history, the next one the target.
+        offers: the items shown after `offer_lengths` (N,) items, the chosen one first.
     """
 
     types: np.ndarray

@@ -168,7 +168,7 @@ def test_a_change_is_refused_and_resume_despite_is_offered(stages, stage_config,
 def test_resume_despite_allows_a_change_and_logs_it(stages, stage_config, tmp_path):
     shutil.copytree(stages / "stage1", tmp_path / "run")
     changes = ("optimizer.lr=1e-3", "optimizer.weight_decay=0.5", "scheduler.min_lr_ratio=0.5", "max_duration=3ep")
-    with pytest.raises(UserError, match=r"optimizer.lr = 0.01, now it is 0.001: .*resume_despite=\["):
+    with pytest.raises(UserError, match=r"optimizer.lr = 0.01, now it is 0.001; .*resume_despite=\["):
         build_trainer(stage_config(tmp_path / "run", 1, None, *changes))
     despite = "resume_despite=[optimizer.lr,optimizer.weight_decay,scheduler]"
     changed = build_trainer(stage_config(tmp_path / "run", 1, None, *changes, despite))

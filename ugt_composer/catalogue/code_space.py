@@ -31,11 +31,14 @@ class CodeSpace:
         return Children(beam.flatten(1), ids.flatten(1), codes.flatten(1), filled.flatten(1))
 
     def closed(self, exclude: Tensor) -> list[Tensor | None]:
-        """Codes of the excluded triples int64 (B, X, 3), ascending in each row; prefixes are never closed."""
+        """[None, None, the codes of the excluded triples, int64 (B, X), ascending]: no prefix is excluded.
+
+        exclude: int64 (B, X, 3)
+        """
         sizes = torch.tensor(self.codebook_sizes, device=exclude.device)
         possible = ((exclude >= 0) & (exclude < sizes)).all(-1)
         code = torch.zeros_like(exclude[..., 0])
         for level in range(LEVELS):
             code = code * self.codebook_sizes[level] + exclude[..., level]
-        # Padding is (0, 0, 0), which is never generated, so it is safe to exclude.
+        # Padding and impossible triples get code 0, which is never generated.
         return [None, None, code.masked_fill(~possible, 0).sort(1).values]

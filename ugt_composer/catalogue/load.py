@@ -8,7 +8,7 @@ from ugt_composer.config.schema import Config
 
 
 def load_catalogue(config: Config) -> Catalogue | None:
-    """The catalogue of `data.catalogue`, held against the model's codebooks; None where none is given."""
+    """The catalogue of `data.catalogue`, checked against the codebook sizes; None if not given."""
     if config.data.catalogue is None:
         return None
     catalogue = Catalogue.load(config.data.catalogue)
@@ -17,7 +17,7 @@ def load_catalogue(config: Config) -> Catalogue | None:
 
 
 def load_item_vectors(config: Config, catalogue: Catalogue | None) -> np.ndarray | None:
-    """float32 (n, d), the vectors of `init_item_vectors`; None where none are given."""
+    """float32 (n, d), the vectors of `init_item_vectors`; None if not given."""
     if config.init_item_vectors is None:
         return None
     assert catalogue is not None  # the config was refused without one
@@ -25,7 +25,7 @@ def load_item_vectors(config: Config, catalogue: Catalogue | None) -> np.ndarray
 
 
 def about_catalogue(config: Config, catalogue: Catalogue | None) -> str | None:
-    """What a user should know of it: that there is none, or that items share semantic IDs."""
+    """A note for the user: no catalogue, or items that share semantic IDs; None otherwise."""
     if catalogue is None:
         return "data.catalogue is not given: recommendations are not limited to items that exist"
     return f"{config.data.catalogue}: {catalogue.collisions}" if catalogue.collisions.count else None

@@ -43,7 +43,7 @@ class Writer:
         save_on_rank_0(self.folder, self._wait_and_raise)
 
     def check(self) -> None:
-        """Raises RunError on rank 0 soon after a write failed; the other ranks end together with it."""
+        """Raises a failed write's error on rank 0, an OSError as RunError; the other ranks end too."""
         if isinstance(self._failure, OSError):
             raise cannot_save(self.folder, self._failure.strerror or str(self._failure))
         if self._failure is not None:

@@ -1,7 +1,7 @@
 """Whether a run may resume from a checkpoint: data and configuration are the same, or were changed on purpose.
 
-Each field of the configuration declares whether it may change (`config/keys.py`). Strategy, number of ranks, data
-workers and microbatches always may.
+Each field of the configuration declares whether it may change (`config/keys.py`). Data workers and microbatches always
+may; strategy and number of ranks may unless the checkpoint is sharded.
 """
 
 from collections.abc import Mapping
@@ -28,8 +28,8 @@ def check_resumable(
     Args:
         content: of the checkpoint at `path`.
         config: of the run that resumes.
-        data: the hash of each index in data.train.
-        catalogue: its fingerprint.
+        data: the hash of each index.json in data.train.
+        catalogue: the fingerprint of data.catalogue; None without one.
 
     Returns:
         {key: (value in the checkpoint, value now)} of what differs and is named in `resume_despite`.
@@ -50,10 +50,10 @@ def check_resumable(
         can_change = _can_change(on_resume.get(name, FIXED), before, now)
         if can_change and is_within(name, config.resume_despite):
             continue
-        force = f'set resume_despite=["{name}"] to resume with the new value, ' if can_change else ""
+        way_out = f'set resume_despite=["{name}"] to resume with the new value, ' if can_change else ""
+        problem = "" if can_change else ": the run cannot resume with another value"
         raise UserError(
-            f"{path} was written with {name} = {before}, now it is {now}: the run cannot resume with another value; "
-            f"set it back, {force}{INSTEAD}"
+            f"{path} was written with {name} = {before}, now it is {now}{problem}; set it back, {way_out}{INSTEAD}"
         )
     return differences
 
@@ -63,7 +63,7 @@ def _config_differences(
 ) -> dict[str, tuple[Any, Any]]:
     """{key: (value in the checkpoint, value now)} of the keys that differ and are not free to change.
 
-    A key that the version which wrote the checkpoint did not have counts as having had its default.
+    A key that the checkpoint lacks, because an older version wrote it, counts as having its default.
     """
     free = tuple(name for name, rule in on_resume.items() if rule is FREE)
     before, now, default = _flat(content["config"]), _flat(config_yaml(config)), _flat(config_yaml(Config()))

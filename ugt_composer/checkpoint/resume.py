@@ -1,4 +1,4 @@
-"""From the content of a checkpoint back to a run: weights, optimizer, timestamp, scaler, and the place in the data."""
+"""Puts a checkpoint back into a run: weights, optimizer, timestamp, scaler and position in the data."""
 
 import logging
 from collections.abc import Callable
@@ -31,11 +31,11 @@ ON_RANK_0_ONLY = ("model", "optimizer")  # parts of a checkpoint's content
 class Restored:
     """
     Attributes:
-        dataset_place: the training data set's place, as Streaming keeps it.
+        dataset_position: the training data set's position, as Streaming keeps it.
         random_state: of every rank, as Composer keeps it.
     """
 
-    dataset_place: dict[str, Any]
+    dataset_position: dict[str, Any]
     random_state: list[dict[str, Any]]
 
 
@@ -80,7 +80,7 @@ def restore(
         data, catalogue: what the run trains on, see `check_resumable`.
 
     Raises:
-        UserError: the checkpoint belongs to a run with other data, batches or model.
+        UserError: as of `check_resumable`; or it holds shards of another strategy or number of ranks.
     """
     changed = check_resumable(path, content, config, data, catalogue)
     configured_groups = group_settings(strategy)
@@ -89,7 +89,7 @@ def restore(
     else:
         scatter_weights(strategy, content.get("model"))
         scatter_optimizer(strategy, content.get("optimizer"))
-    dataset_place = dict(content["state"]["dataset_state"]["train"])  # loading takes it out
+    dataset_position = dict(content["state"]["dataset_state"]["train"])  # load_state_dict sets it to None
     state.load_state_dict(content["state"], logger, strict=True)
     if state.scaler is not None and state.scaler.is_enabled() and content["scaler"]:
         state.scaler.load_state_dict(content["scaler"])
@@ -98,7 +98,7 @@ def restore(
     if changed and dist.get_global_rank() == 0:
         log.warning("resume_despite: %s", "; ".join(f"{k} was {a}, is {b}" for k, (a, b) in changed.items()))
     log.info("resumed from %s, batch %d", path, state.timestamp.batch.value)
-    return Restored(dataset_place, content["rng"])
+    return Restored(dataset_position, content["rng"])
 
 
 def _set_optimizer_settings(strategy: Strategy, state: State, groups: list[dict[str, Any]]) -> None:

@@ -52,7 +52,10 @@ ZIP, LEGACY_MAGIC = (
 
 
 def forbidden(shards: Path) -> str | None:
-    """What is wrong with a sharded checkpoint's files, such as "a.pt calls os.system"; None if all are harmless."""
+    """What is wrong in .metadata or *.pt, such as "a.pt calls os.system"; None if all are harmless.
+
+    PyTorch itself reads .distcp files with weights_only=True.
+    """
     for path in sorted(shards.rglob("*")):
         if path.name != ".metadata" and path.suffix != ".pt":
             continue

@@ -27,7 +27,7 @@ class History(NamedTuple):
     Attributes:
         row: the input of the model.
         unknown: item ids that are not in the catalogue and were left out.
-        earlier: items before those of the row, which holds only as many of the most recent as the model reads.
+        earlier: older items, left out of the row because the model reads only the most recent ones.
     """
 
     row: Row
@@ -71,7 +71,7 @@ def _look_up(items: Any, place: str, catalogue: Catalogue | None) -> tuple[list[
     """The semantic ids of the items in the catalogue, and the item ids of the others."""
     if catalogue is None:
         raise UserError(
-            f"{place}: items needs a catalogue to look the ids up; expected --catalogue, or the encoder_* lists instead"
+            f"{place}: `items` can be looked up only in a catalogue; expected --catalogue, or encoder_* lists instead"
         )
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
         raise UserError(f"{place}: items: found {json.dumps(items)[:60]}, expected a list of item ids in quotes")

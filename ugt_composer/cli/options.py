@@ -5,7 +5,7 @@ import argparse
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--checkpoint", required=True, metavar="DIR", help="a best/ or latest/ folder of a run, or s3://…"
+        "--checkpoint", required=True, metavar="DIR", help="a model: best/ or latest/ of a run, or s3://…; not a ba….pt"
     )
 
 
