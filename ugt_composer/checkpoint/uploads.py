@@ -50,12 +50,12 @@ class Uploads:
 
     Args:
         keep: the number of valid checkpoints to keep in the store.
-        damaged: names of checkpoints in the store that are known to be corrupted.
+        corrupted: names of checkpoints in the store that are known to be corrupted.
     """
 
-    def __init__(self, store: Store, folder: Path, keep: int, damaged: set[str]):
+    def __init__(self, store: Store, folder: Path, keep: int, corrupted: set[str]):
         self.store, self.folder, self.keep = store, folder, keep
-        self.damaged = set(damaged)
+        self.corrupted = set(corrupted)
         self.uploading: str | None = None  # the part being uploaded, which must not be deleted now
         self.is_complete = False  # the store has everything of the last call
         self.failure: str | None = None  # error message of the last attempt
@@ -166,7 +166,7 @@ class Uploads:
         self._rotate()
 
     def _is_uploaded(self, part: Part, listing: dict[str, int]) -> bool:
-        if part.name in self.damaged or not {part.last, *part.open} <= listing.keys():
+        if part.name in self.corrupted or not {part.last, *part.open} <= listing.keys():
             return False
         if part.name not in self._versions and listing[part.last] == len(part.content):
             self._versions[part.name] = xxhash.xxh64_hexdigest(self.store.read_bytes(part.last))
@@ -185,7 +185,7 @@ class Uploads:
             return
         self.store.put(part.last, part.content)
         self._versions[part.name] = part.version
-        self.damaged.discard(part.name)
+        self.corrupted.discard(part.name)
 
     def _rotate(self) -> None:
         """Deletes all but the newest `keep` complete checkpoints, whichever process uploaded them."""
@@ -199,7 +199,7 @@ class Uploads:
             self._versions.pop(name, None)
 
     def _has_all_files(self, name: str, listing: dict[str, int]) -> bool:
-        if name in self.damaged or record_name(name) not in listing:
+        if name in self.corrupted or record_name(name) not in listing:
             return False
         try:
             record = parse_record(self.store.read_bytes(record_name(name)))
