@@ -12,7 +12,7 @@ EPILOG = """examples:
   composer train.py yamls/stage1.yaml                          all GPUs of this machine; one process without GPUs
   composer -n 2 train.py yamls/stage2.yaml loss.lambda_contrastive=0.2
   python train.py yamls/stage3.yaml --dry-run                  resolved config, parameters, memory, steps
-  composer train.py checkpoints/stage1/config.yaml             the same run again, or resumed
+  composer train.py checkpoints/stage1/config.yaml             resume that run
 
 Several YAML files are merged: a later one overrides an earlier one, and key=value overrides all of them. The same
 command resumes a run that was killed. Exit status: 0 done, 1 error, 2 bad config or input, 75 preempted: run again."""

@@ -50,8 +50,8 @@ def check_resumable(
         can_change = _can_change(on_resume.get(name, FIXED), before, now)
         if can_change and is_within(name, config.resume_despite):
             continue
-        way_out = f'set resume_despite=["{name}"] to resume with the new value, ' if can_change else ""
-        problem = "" if can_change else ": the run cannot resume with another value"
+        way_out = f'add "{name}" to resume_despite to resume with the new value, ' if can_change else ""
+        problem = "" if can_change else ": the run cannot resume with this change"
         raise UserError(
             f"{path} was written with {name} = {before}, now it is {now}{problem}; set it back, {way_out}{INSTEAD}"
         )

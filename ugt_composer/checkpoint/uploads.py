@@ -173,7 +173,7 @@ class Uploads:
         return self._versions.get(part.name) == part.version
 
     def _upload(self, part: Part) -> None:
-        """While files are being replaced they do not match the old record, so that readers ignore the part."""
+        """Uploads the record last: until then the files do not match the old one, so readers ignore them."""
         self._versions.pop(part.name, None)
         if is_checkpoint_name(part.name) and corruption_of(self.folder / part.name) is not None:
             return  # deleted by the rotation, or corrupted, as logged when the run was resumed
@@ -188,7 +188,7 @@ class Uploads:
         self.corrupted.discard(part.name)
 
     def _rotate(self) -> None:
-        """Deletes all but the newest `keep` complete checkpoints, whichever process uploaded them."""
+        """Deletes what is older than the newest `keep` complete checkpoints, whoever uploaded it."""
         listing, kept = self.store.list(), 0
         for name in stored_checkpoints(listing):
             if kept < self.keep:

@@ -20,7 +20,10 @@ Exit status: 0 done, 2 bad input."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--checkpoint", required=True, metavar="DIR", help="a model: best/ or latest/ of a run, or s3://…; not a ba….pt"
+        "--checkpoint",
+        required=True,
+        metavar="DIR",
+        help="a model (best/ or latest/ of a run, or s3://…), not a training checkpoint",
     )
     parser.add_argument(
         "--data", required=True, action="append", metavar="DIR", help="a folder of shards; may be given several times"

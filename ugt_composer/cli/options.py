@@ -5,7 +5,10 @@ import argparse
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--checkpoint", required=True, metavar="DIR", help="a model: best/ or latest/ of a run, or s3://…; not a ba….pt"
+        "--checkpoint",
+        required=True,
+        metavar="DIR",
+        help="a model (best/ or latest/ of a run, or s3://…), not a training checkpoint",
     )
 
 

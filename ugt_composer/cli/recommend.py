@@ -25,7 +25,10 @@ most recent items are used, but no item of it is recommended again. Exit status:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--checkpoint", required=True, metavar="DIR", help="a model: best/ or latest/ of a run, or s3://…; not a ba….pt"
+        "--checkpoint",
+        required=True,
+        metavar="DIR",
+        help="a model (best/ or latest/ of a run, or s3://…), not a training checkpoint",
     )
     parser.add_argument("--history", required=True, metavar="FILE", help="JSON or JSON Lines; - reads standard input")
     parser.add_argument("-k", type=int, default=10, help="recommendations per user (default 10)")

@@ -6,7 +6,7 @@ from ugt_composer.conversion.counts import SHIFTED, STARTS_WITH_BOS, Counts
 from ugt_composer.conversion.settings import RECOMMEND, Settings
 
 FORM_NOTES = {
-    SHIFTED: "rows without cls whose labels differ from their ids: cls put in front",
+    SHIFTED: "rows with other labels than their ids and no cls: cls put in front",
     STARTS_WITH_BOS: "rows that start with cls, labels kept as they are",
 }
 MOST_REASONS = 20

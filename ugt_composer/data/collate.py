@@ -21,7 +21,7 @@ FLOAT = 4  # bytes
 class PackedRow(NamedTuple):
     """A row as the data sets yield it, still packed.
 
-    `counts` is False for a filler row, which only gives every rank the same number of rows: its labels are ignored,
+    `counts` (a verb) is False for a filler row, which only gives every rank equally many rows: its labels are ignored,
     its rejected items are dropped and its `row_mask` is False.
     """
 

@@ -1,6 +1,6 @@
 """Bounds for the demo: the best possible prediction of the items, and the popularity baseline.
 
-Legend: N rows (one target each), V items, Z user types, K recommendations, M items shown in an offer.
+Legend: N rows (one target each), V items, Z user types, K recommendations, M columns of `Offers`.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ def realised(recommended: np.ndarray, targets: np.ndarray) -> dict[str, float]:
 
 
 def expected(recommended: np.ndarray, law: np.ndarray) -> dict[str, float]:
-    """Expected recall and ndcg over targets drawn from `law`: recommended (N, K), law (N, V)."""
+    """Expected recall and ndcg: recommended (N, K), law (N, V) the probability of each target."""
     return _ranking_facts(np.take_along_axis(law, recommended, axis=1))
 
 
@@ -49,7 +49,7 @@ def choice_probabilities(process: DemoProcess, posterior: np.ndarray, offers: Of
 
 
 def pair_accuracy(scores: np.ndarray, offers: Offers) -> float:
-    """Fraction of pairs (chosen, rejected) in which the chosen item scores higher: scores (N, M) of the items shown."""
+    """Fraction of (chosen, rejected) pairs whose chosen item scores higher: scores (N, M), the chosen one first."""
     right = (scores[:, :1] > scores[:, 1:])[offers.shown[:, 1:]]
     return _rounded(right.mean())
 
@@ -59,7 +59,7 @@ def best_pair_accuracy(probabilities: np.ndarray, offers: Offers) -> float:
 
     The best predictor of items i and j of an offer prefers the one that is more likely to be chosen. One of them is
     chosen with probability p_i + p_j, and the predictor is right with probability max(p_i, p_j). The p_i + p_j of all
-    pairs of an offer sum to M - 1.
+    pairs of n shown items sum to n - 1.
     """
     first, second = np.triu_indices(probabilities.shape[1], k=1)
     both = offers.shown[:, first] & offers.shown[:, second]

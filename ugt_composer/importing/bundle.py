@@ -81,7 +81,8 @@ def parse_bundle(path: Path, given: dict[str, Any]) -> Bundle:
     for item, triple in items.items():
         if not _is_triple(triple, sizes):
             raise UserError(
-                f"{path}: item {item!r}: found {triple}, expected {LEVELS} ids from {NUM_SPECIAL_IDS} to the size - 1"
+                f"{path}: item {item!r}: found {triple}, expected {LEVELS} ids, each {NUM_SPECIAL_IDS} to "
+                "codebook size - 1"
             )
     ids = np.array(list(items.values()), np.int64)
     bundle = Bundle(pl.Series("item", list(items), dtype=pl.String), ids, sizes, given.get("made", {}))

@@ -132,7 +132,7 @@ def add_id_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=default.text_weight,
         metavar="W",
-        help="weight of the texts relative to the interactions, 0 to 1 (default %(default)s)",
+        help="weight of the texts, 0 to 1; interactions weigh 1 - W (default %(default)s)",
     )
 
 
@@ -176,7 +176,7 @@ def add_preference_options(parser: argparse.ArgumentParser) -> None:
         "--rejected-actions",
         nargs="+",
         metavar="ACTION",
-        help="items with these actions are rejected, such as impressions",
+        help="items with these actions, such as impressions, are rejected",
     )
     for option, value, text in (
         (
@@ -187,7 +187,7 @@ def add_preference_options(parser: argparse.ArgumentParser) -> None:
         (
             "--rejected-per-chosen",
             default.rejected_per_chosen,
-            "maximum number of rejected items per pair; the nearest are kept",
+            "maximum number of rejected items per chosen one; the nearest are kept",
         ),
     ):
         pairs(option, type=int, default=value, metavar="N", help=f"{text} (default %(default)s)")

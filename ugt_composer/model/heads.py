@@ -44,7 +44,7 @@ class LevelHead(nn.Module):
         hidden: (..., D); (B, W, D) if ids are given
         prefix: (..., level) int64
         ids: (B, R) int64, the ids to compute logits for; None: all of the codebook
-        beam: (B, R) int64, which of the W prefixes each of the ids is below; ascending in each row
+        beam: (B, R) int64, index (< W) of the prefix that each id extends; ascending in each row
         returns: logits (..., V_level), or (B, R); float32, though autocast rounds the products
         """
         if self.level > 0:
@@ -53,8 +53,8 @@ class LevelHead(nn.Module):
         weight = embedding.output_weight(self.level) if self.weight is None else self.weight
         bias = self.bias.float()
         if _rounds_products(weight):
-            # A part that is common to all ids does not change the softmax, so training does not keep it small. It is
-            # subtracted before the products are rounded, because rounding errors grow with it.
+            # A vector added to all rows of `weight` does not change the softmax, so training does not keep it small.
+            # The mean row is subtracted first, because rounding errors grow with it.
             weight, bias = weight - weight.mean(dim=0), bias - bias.mean()
         states = self.norm(hidden)
         if beam is None or ids is None:
@@ -73,8 +73,8 @@ class LevelHead(nn.Module):
 
 
 def _rounds_products(weight: Tensor) -> bool:
-    """Whether products with `weight` are less precise than float32: under autocast, in half precision, or in TF32 on a
-    GPU. Otherwise the copy of a large table that centring needs would take longer than the products."""
+    """Whether products with `weight` may be less precise than float32: with autocast, in half precision, on any GPU.
+    Otherwise its mean row is not subtracted: copying a large table would take longer than the products."""
     device = weight.device.type
     return device != "cpu" or weight.dtype != torch.float32 or torch.is_autocast_enabled(device)
 
@@ -101,7 +101,7 @@ def _sampled_products(states: Tensor, weight: Tensor, owners: Tensor, ids: Tenso
 
 @functools.cache
 def _pass_beta_warning() -> None:
-    """Has PyTorch give its warning that sparse CSR is in beta, which it gives once a process, to nobody."""
+    """Triggers PyTorch's once-per-process warning that sparse CSR is in beta, and hides it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.tensor([], dtype=torch.int64), torch.tensor([]), (1, 1))

@@ -171,7 +171,7 @@ class DeepSpeedStrategy(Strategy):
         ]
 
     def clip_gradients(self, max_norm: float) -> None:
-        """Does nothing: the engine clips in its step, by `gradient_clipping`."""
+        """Does nothing: gradients are clipped within the engine's step."""
 
     def _clip_in_step(self, *_: Any) -> None:
         self._norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._max_norm)
@@ -194,7 +194,7 @@ class DeepSpeedStrategy(Strategy):
         dtype = next((dtype for key, dtype in dtypes.items() if self._settings[key]["enabled"]), torch.float32)
         return reference.to(
             self.device, dtype
-        )  # the policy's dtype, otherwise their difference starts as rounding error
+        )  # the policy's dtype; otherwise the DPO log-ratios start at a rounding error
 
     def read_weight(self, parameter: nn.Parameter) -> Tensor:
         import deepspeed
@@ -311,7 +311,7 @@ class EngineOptimizer(torch.optim.Optimizer):
 
 
 class EngineLossScaler(torch.amp.GradScaler):
-    """Runs the engine's backward pass where Composer scales the loss. The engine scales, unscales and skips steps
+    """`scale` returns an `EngineLoss`, whose backward pass is the engine's. The engine scales, unscales and skips steps
     itself; its state is returned in the form of PyTorch's GradScaler."""
 
     def __init__(self, engine: Any):

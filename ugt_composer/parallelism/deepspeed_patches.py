@@ -41,7 +41,7 @@ def quiet():
 
 
 def forget_autocast(deepspeed: Any) -> None:
-    """To be called before a new engine: one of stage 0 leaves a flag with which later engines scale the loss."""
+    """Call before creating an engine: one of stage 0 leaves a flag that makes later ones scale the loss."""
     deepspeed.runtime.torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
 
 
