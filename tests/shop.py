@@ -149,6 +149,20 @@ def ended(monkeypatch, capsys):
     return run
 
 
+@pytest.fixture
+def module_in_cwd(tmp_path, monkeypatch):
+    """module_in_cwd(name, text) → the import path of a new module in the working directory, which is tmp_path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def write(name: str, text: str) -> str:
+        name = f"{name}_{tmp_path.name}"
+        (tmp_path / f"{name}.py").write_text(text)
+        return name
+
+    return write
+
+
 def metrics_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 

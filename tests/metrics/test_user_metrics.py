@@ -45,12 +45,8 @@ class Undecided(FirstIsRight):
 
 
 @pytest.fixture
-def own_module(tmp_path, monkeypatch) -> str:
-    name = f"own_metrics_{tmp_path.name}"
-    (tmp_path / f"{name}.py").write_text(OWN)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    return name
+def own_module(module_in_cwd) -> str:
+    return module_in_cwd("own_metrics", OWN)
 
 
 def test_a_users_metric_is_logged_and_selects_the_best_model(shop, stage_config, tmp_path, own_module, caplog):

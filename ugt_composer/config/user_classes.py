@@ -56,7 +56,7 @@ def classes_of(
 
 def _imported(key: str, path: str, base: type, known: Mapping[str, type]) -> type:
     module_name, _, class_name = path.rpartition(".")
-    if not module_name:
+    if not module_name or not all(part.isidentifier() for part in path.split(".")):
         hint = nearest(path, list(known)) if known else "expected an import path such as my_package.my_module.MyClass"
         raise UserError(f"{key} is unknown; {hint}")
     if os.getcwd() not in sys.path:

@@ -85,7 +85,7 @@ def build_trainer(config: Config) -> UGTTrainer:
         composer_model = build_composer_model(config, model, inputs.catalogue, own_device(), half_on_cpu)
         if inputs.eval_loader is not None:
             check_best_metric(config, composer_model)
-            _check_monitors(config, composer_model)
+        own_callbacks = _build_own_callbacks(config, composer_model)
         strategy = _place(config, composer_model, model, precision)
         _open_save_folder(config, until_closed)
         losses = TrainingLosses(config.log_interval, scales_loss=precision == "amp_fp16")
@@ -115,7 +115,11 @@ def build_trainer(config: Config) -> UGTTrainer:
             run_name=config.run_name,
             dist_timeout=watchdog.timeout(),
             algorithms=[GradientNormClipping(strategy, config.max_grad_norm)],
-            callbacks=_build_callbacks(config, composer_model, strategy),
+            callbacks=[
+                TrainingMetrics(composer_model, strategy, config.log_interval),
+                EpochLength(),
+                *own_callbacks,
+            ],
             loggers=build_loggers(config),
             spin_dataloaders=False,  # the data set moves to its position itself
             progress_bar=config.loggers.progress_bar,
@@ -255,10 +259,14 @@ def check_best_metric(config: Config, model: ComposerUGT) -> None:
         raise UserError(f"save_best_on is {name!r}, whose class does not set higher_is_better; expected true or false")
 
 
-def _check_monitors(config: Config, model: ComposerUGT) -> None:
-    """UserError if a callback such as early_stopper monitors a metric of the evaluation that does not exist."""
-    names = list(model.get_metrics(is_train=False))
-    for callback in configured_callbacks(config.callbacks):
+def _build_own_callbacks(config: Config, model: ComposerUGT) -> list[Callback]:
+    """The callbacks of `callbacks`.
+
+    Raises:
+        UserError: an unknown name or argument; or one such as early_stopper monitors a metric that does not exist.
+    """
+    names, callbacks = list(model.get_metrics(is_train=False)), configured_callbacks(config.callbacks)
+    for callback in callbacks:
         label, monitor = callback.arguments.get("dataloader_label"), callback.arguments.get("monitor")
         if monitor is None or label == "train":
             continue
@@ -266,6 +274,7 @@ def _check_monitors(config: Config, model: ComposerUGT) -> None:
             raise UserError(f"{callback.key}.dataloader_label is {label!r}; expected {EVAL_LABEL} or train")
         if monitor not in names:
             raise UserError(f"{callback.key}.monitor is {monitor!r}; {nearest(monitor, names)}")
+    return [callback.make() for callback in callbacks]
 
 
 def _place(config: Config, composer_model: ComposerUGT, model: UGT, precision: str) -> Strategy:
@@ -300,15 +309,6 @@ def _build_checkpoints(config: Config, strategy: Strategy, inputs: Inputs) -> Ch
     best = config.save_best_on if inputs.eval_loader is not None else None
     data = [manifest.index_hash for manifest in inputs.train_manifests]
     return Checkpoints(strategy, config, inputs.fingerprint, best, data, open_store(config))
-
-
-def _build_callbacks(config: Config, composer_model: ComposerUGT, strategy: Strategy) -> list[Callback]:
-    """The callbacks of every run, except those that UGTTrainer adds itself, and then the user's."""
-    return [
-        TrainingMetrics(composer_model, strategy, config.log_interval),
-        EpochLength(),
-        *(callback.make() for callback in configured_callbacks(config.callbacks)),
-    ]
 
 
 def _resume_or_start_afresh(config: Config, trainer: UGTTrainer) -> None:

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import sys
 
 import composer.callbacks
 import pytest
@@ -42,13 +41,8 @@ class NoCallback:
 
 
 @pytest.fixture
-def own_module(tmp_path, monkeypatch) -> str:
-    """The import path of a module in the working directory, which is not where the package is."""
-    name = f"own_callbacks_{tmp_path.name}"
-    (tmp_path / f"{name}.py").write_text(OWN)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    return name
+def own_module(module_in_cwd) -> str:
+    return module_in_cwd("own_callbacks", OWN)
 
 
 def test_every_callback_of_composer_has_a_name():
@@ -114,6 +108,7 @@ def test_a_users_callback_runs_with_its_arguments(stage_config, tmp_path, own_mo
         ({"{module}.Recorder": {"evry": 1}}, r"Recorder\.evry is unknown; did you mean every\?"),
         ({"{module}.Recorder": {}}, r"Recorder\.path is missing"),
         ({"nowhere.to.Be": {}}, r"callbacks\.nowhere\.to\.Be: nowhere\.to cannot be imported from .*No module named"),
+        ({".own.Recorder": {}}, r"callbacks\.\.own\.Recorder is unknown; valid here: "),
         ({"checkpoint_saver": {"folder": "x"}}, r"callbacks\.checkpoint_saver cannot be used: .*save_interval"),
     ],
 )
@@ -131,6 +126,7 @@ def test_a_callback_that_refuses_its_arguments_is_a_mistake(stage_config, tmp_pa
         UserError, match=r"callbacks\.runtime_estimator: RuntimeEstimator cannot be created: .*fortnights"
     ):
         build_trainer(config)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
