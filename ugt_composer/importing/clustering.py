@@ -12,7 +12,6 @@ from ugt_composer.errors import UserError
 from ugt_composer.importing.levels import rooms
 from ugt_composer.vocabulary import NUM_SPECIAL_IDS
 
-LEARNED = 2  # levels made by clustering; the third distinguishes the items of a cluster
 FULL_KMEANS = 50_000  # items up to which each k-means step uses all of them; above, minibatches
 RESTARTS = 4
 MINIBATCH = 16_384

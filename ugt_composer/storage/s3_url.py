@@ -2,7 +2,6 @@
 
 import re
 
-SCHEME = "s3://"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]+)(?:/(.*))?")
 

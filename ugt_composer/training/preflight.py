@@ -15,9 +15,8 @@ from ugt_composer.errors import UserError
 from ugt_composer.parallelism.build import strategy_class
 from ugt_composer.parallelism.precision import resolve_precision
 
-LONGEST_TMPDIR = 107 - len(
-    "/pymp-12345678/listener-12345678"
-)  # limit of a socket's path, above which PyTorch's workers hang
+# The system limits the path of a socket, and PyTorch's workers hang above the limit.
+LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
 
 
 def check_run(config: Config) -> None:
@@ -29,9 +28,8 @@ def check_run(config: Config) -> None:
             f"limits the length of their paths; expected at most {LONGEST_TMPDIR}, such as TMPDIR=/tmp"
         )
     if config.callbacks:
-        from ugt_composer.training.callbacks.configured import (
-            configured_callbacks,
-        )  # imports Composer, which takes seconds
+        # Not at the top: it imports Composer, which takes seconds.
+        from ugt_composer.training.callbacks.configured import configured_callbacks
 
         configured_callbacks(config.callbacks)
     if config.evaluation.metrics:
