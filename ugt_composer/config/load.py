@@ -112,6 +112,13 @@ def _misplaced_keys(tree: dict, schema: type, prefix: str = "") -> Iterator[str]
             continue
         section = next((t for t in (hints[key], *get_args(hints[key])) if is_dataclass(t)), None)
         if section is None:
+            origin = get_origin(hints[key])
+            if isinstance(value, str) and "${" in value:
+                continue  # an interpolation, which may give either
+            if origin is dict and not isinstance(value, dict):
+                yield f"{name} is {value!r}; expected keys and values, or {{}}"
+            elif origin is tuple and not isinstance(value, list):
+                yield f"{name} is {value!r}; expected a list, in brackets"
             continue
         optional = type(None) in get_args(hints[key])
         if get_origin(hints[key]) is list:
