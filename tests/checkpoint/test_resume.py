@@ -196,6 +196,15 @@ def test_an_unknown_key_in_resume_despite_is_refused(stage_config, tmp_path):
         stage_config(tmp_path, 1, None, "resume_despite=[optimizer.lrr]")
 
 
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [("seed", "which must not change when a run resumes"), ("save_interval", "which may always change")],
+)
+def test_a_key_that_resume_despite_does_not_govern_is_refused(stage_config, tmp_path, name, rule):
+    with pytest.raises(UserError, match=f"resume_despite names '{name}', {rule}"):
+        stage_config(tmp_path, 1, None, f"resume_despite=[{name}]")
+
+
 def test_a_run_does_not_resume_with_another_catalogue(stages, stage_config, tmp_path, shop):
     items = (shop / "catalogue.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "catalogue.jsonl").write_text("".join(items[:-1]))

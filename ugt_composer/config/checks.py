@@ -95,8 +95,11 @@ def _check_resume_despite(config: "Config") -> None:
     on_request = [name for name, on_resume in keys.items() if on_resume not in (FREE, FIXED)]
     for name in config.resume_despite:
         covered = [key for key in keys if is_within(key, (name,))]
-        if not covered or not set(covered) <= set(on_request):
+        if not covered:
             raise ValueError(f"resume_despite names {name!r}; {nearest(name, on_request)}")
+        if rest := {keys[key] for key in covered if key not in on_request}:
+            rule = "which must not change when a run resumes" if FIXED in rest else "which may always change"
+            raise ValueError(f"resume_despite names {name!r}, {rule}; {nearest(name, on_request)}")
 
 
 def _check_strategy(config: "Config") -> None:
