@@ -41,6 +41,20 @@ class FirstIsRight(Metric):
 
 class Undecided(FirstIsRight):
     higher_is_better = None
+
+
+class mrr(FirstIsRight):  # noqa: N801
+    pass
+
+
+class OfPairs(FirstIsRight):
+    def update(self, predictions, labels):
+        pass
+
+
+class OfPlaces(FirstIsRight):
+    def compute(self):
+        return torch.zeros(5)
 '''
 
 
@@ -99,6 +113,23 @@ def test_two_metrics_of_one_name_are_a_mistake(own_module, tmp_path):
     (tmp_path / "other_metrics.py").write_text(OWN)
     with pytest.raises(UserError, match="two metrics would be logged as FirstIsRight"):
         user_metrics({f"{own_module}.FirstIsRight": {}, "other_metrics.FirstIsRight": {}})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mrr", r"metrics\.own_metrics_\w+\.mrr: mrr is a metric of every evaluation; expected another class name"),
+        ("OfPairs", r"OfPairs: fails on a batch of one row: TypeError: .*positional arguments"),
+        ("OfPlaces", r"OfPlaces: fails on a batch of one row: .*let compute return one number"),
+    ],
+)
+def test_a_metric_that_cannot_be_evaluated_is_refused_before_training(
+    stage_config, tmp_path, own_module, name, message
+):
+    own = f"evaluation={json.dumps({'metrics': {f'{own_module}.{name}': {}}})}"
+    with pytest.raises(UserError, match=message):
+        build_trainer(stage_config(tmp_path / "run", 1, None, own))
+    assert not (tmp_path / "run").exists()
 
 
 def test_best_on_a_metric_that_does_not_say_what_is_better_is_refused(stage_config, tmp_path, own_module):

@@ -3,6 +3,7 @@
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, NamedTuple, TypeVar
@@ -21,8 +22,15 @@ class ClassWithArguments(NamedTuple):
         """Creates an instance. UserError if the class does not accept its arguments."""
         try:
             return self.kind(**self.arguments)
-        except (TypeError, ValueError, ImportError) as error:
-            raise UserError(f"{self.key}: {self.kind.__name__} cannot be created: {error}") from error
+        except Exception as error:  # the class is the user's own
+            raise UserError(f"{self.key}: {self.kind.__name__} cannot be created: {described(error)}") from error
+
+
+def described(error: BaseException) -> str:
+    """An error of a user's own code in one line: its kind, its message, and where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"
 
 
 def classes_of(
@@ -58,13 +66,14 @@ def _imported(key: str, path: str, base: type, known: Mapping[str, type]) -> typ
     module_name, _, class_name = path.rpartition(".")
     if not module_name or not all(part.isidentifier() for part in path.split(".")):
         hint = nearest(path, list(known)) if known else "expected an import path such as my_package.my_module.MyClass"
-        raise UserError(f"{key} is unknown; {hint}")
+        section = key.removesuffix(f".{path}")
+        raise UserError(f"{key} is unknown; {hint} (in an override: {section}[my_package.my_module.MyClass]={{}})")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a script's own folder is in it, but not always the working directory
     try:
         module = import_module(module_name)
-    except ImportError as error:
-        raise UserError(f"{key}: {module_name} cannot be imported from {os.getcwd()}: {error}") from error
+    except (Exception, SystemExit) as error:  # the module is the user's own
+        raise UserError(f"{key}: {module_name} cannot be imported from {os.getcwd()}: {described(error)}") from error
     kind = vars(module).get(class_name)
     if not isinstance(kind, type) or not issubclass(kind, base):
         classes = {name: value for name, value in vars(module).items() if isinstance(value, type)}

@@ -13,12 +13,13 @@ ranks as `add_state` says. It is logged as `metrics/eval/{name of the class}`, a
 class sets `higher_is_better`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from torchmetrics import Metric
 
-from ugt_composer.config.user_classes import ClassWithArguments, classes_of
+from ugt_composer.config.user_classes import ClassWithArguments, classes_of, described
 from ugt_composer.errors import UserError
 
 
@@ -36,3 +37,38 @@ def user_metrics(metrics: Mapping[str, Any]) -> list[ClassWithArguments]:
                 f"{one.key}: two metrics would be logged as {one.kind.__name__}; expected different classes"
             )
     return classes
+
+
+def build_user_metrics(metrics: Mapping[str, Any], k: int, taken: Collection[str]) -> dict[str, Metric]:
+    """The metrics of `evaluation.metrics` by the names that they are logged by, each tried on a batch of one row.
+
+    Args:
+        k: recommendations of a row.
+        taken: names of the evaluation's other metrics.
+
+    Raises:
+        UserError: as `user_metrics`; a class cannot be created, updated or computed, or has a name that is taken.
+    """
+    built = {}
+    for metric in user_metrics(metrics):
+        name = metric.kind.__name__
+        if name in taken:
+            raise UserError(f"{metric.key}: {name} is a metric of every evaluation; expected another class name")
+        _try(metric, k)
+        built[name] = metric.make()
+    return built
+
+
+def _try(metric: ClassWithArguments, k: int) -> None:
+    """UserError if a metric does not take a batch, or gives something other than a number."""
+    one = metric.make()
+    recommended = torch.arange(5, 5 + k).view(1, k, 1).expand(1, k, 3)
+    try:
+        one.distributed_available_fn = lambda: False  # this row is not one of the evaluation: nothing is summed
+        one.update(recommended, recommended[:, :1], torch.ones(1, 1, dtype=torch.bool), torch.ones(1, dtype=torch.bool))
+        float(one.compute())
+    except Exception as error:  # the class is the user's own
+        raise UserError(
+            f"{metric.key}: fails on a batch of one row: {described(error)}; see ugt_composer/metrics/user_metrics.py "
+            "for what update gets, and let compute return one number"
+        ) from error

@@ -30,7 +30,8 @@ from ugt_composer.errors import UserError, nearest
 from ugt_composer.job.group_timeouts import limit_groups, report_nccl_errors
 from ugt_composer.job.watchdog import Watchdog
 from ugt_composer.losses.unified import UnifiedLoss
-from ugt_composer.metrics.user_metrics import user_metrics
+from ugt_composer.metrics.torch_metrics import evaluation_metrics
+from ugt_composer.metrics.user_metrics import build_user_metrics
 from ugt_composer.model.build import build_model, freeze_untrained
 from ugt_composer.model.item_init import start_from_vectors
 from ugt_composer.model.reference import Reference
@@ -202,16 +203,18 @@ def build_composer_model(
     model.decoder.activation_checkpointing = config.parallelism.activation_checkpointing
     if config.compile:
         compile_layers(model)
+    evaluation = config.evaluation
+    taken = evaluation_metrics(loss.means, loss.evaluation_losses(), evaluation.k_values, catalogue_size=None)
     return ComposerUGT(
         model=model,
         loss=loss,
         reference=_load_reference(config, catalogue) if config.loss.needs_reference_model else None,
         trie=None if catalogue is None else ItemTrie.from_triples(catalogue.triples).to(device),
-        k_values=config.evaluation.k_values,
-        beam_width=config.evaluation.beam_width,
-        exclude_seen=config.evaluation.exclude_seen,
-        item_score_weight=config.evaluation.item_score_weight,
-        user_metrics={metric.kind.__name__: metric.make() for metric in user_metrics(config.evaluation.metrics)},
+        k_values=evaluation.k_values,
+        beam_width=evaluation.beam_width,
+        exclude_seen=evaluation.exclude_seen,
+        item_score_weight=evaluation.item_score_weight,
+        user_metrics=build_user_metrics(evaluation.metrics, max(evaluation.k_values), taken),
         half_on_cpu=half_on_cpu,
     )
 

@@ -11,7 +11,7 @@ from tests.shop import metrics_of
 from ugt_composer.config.load import load_config
 from ugt_composer.errors import UserError
 from ugt_composer.training.build import build_trainer
-from ugt_composer.training.callbacks.configured import REPLACED, composer_callbacks, configured_callbacks
+from ugt_composer.training.callbacks.configured import REFUSED, composer_callbacks, configured_callbacks
 from ugt_composer.training.preflight import check_run
 
 OWN = '''
@@ -110,6 +110,8 @@ def test_a_users_callback_runs_with_its_arguments(stage_config, tmp_path, own_mo
         ({"nowhere.to.Be": {}}, r"callbacks\.nowhere\.to\.Be: nowhere\.to cannot be imported from .*No module named"),
         ({".own.Recorder": {}}, r"callbacks\.\.own\.Recorder is unknown; valid here: "),
         ({"checkpoint_saver": {"folder": "x"}}, r"callbacks\.checkpoint_saver cannot be used: .*save_interval"),
+        ({"composer.callbacks.CheckpointSaver": {}}, r"CheckpointSaver cannot be used: .*save_interval"),
+        ({"activation_monitor": {}}, r"callbacks\.activation_monitor cannot be used: .*modules that take and return"),
     ],
 )
 def test_a_mistake_is_named_with_the_nearest(callbacks, message, own_module):
@@ -130,6 +132,20 @@ def test_a_callback_that_refuses_its_arguments_is_a_mistake(stage_config, tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("class Broken(:\n", r"SyntaxError: .*invalid syntax"),
+        ("1 / 0\n", r"ZeroDivisionError: division by zero \(.*broken_\w+\.py:1\)"),
+        ("import sys\nsys.exit(3)\n", r"SystemExit: 3 \(.*broken_\w+\.py:2\)"),
+    ],
+)
+def test_a_module_that_fails_is_a_mistake(module_in_cwd, text, reason):
+    name = module_in_cwd("broken", text)
+    with pytest.raises(UserError, match=rf"callbacks\.{name}\.Broken: {name} cannot be imported from .*{reason}"):
+        configured_callbacks({f"{name}.Broken": {}})
+
+
+@pytest.mark.parametrize(
     ("stopper", "message"),
     [
         (
@@ -145,5 +161,5 @@ def test_a_monitored_metric_has_to_exist(stage_config, tmp_path, stopper, messag
         build_trainer(config)
 
 
-def test_what_is_replaced_exists():
-    assert set(REPLACED) <= set(composer_callbacks())
+def test_what_is_refused_exists():
+    assert set(REFUSED) <= set(composer_callbacks().values())

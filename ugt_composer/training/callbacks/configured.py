@@ -11,10 +11,13 @@ from composer import Callback
 from ugt_composer.config.user_classes import ClassWithArguments, classes_of
 from ugt_composer.errors import UserError
 
-# Composer's callbacks that would write or read other checkpoints than the run's own, which a resumed run needs.
-REPLACED = {
-    "checkpoint_saver": "checkpoints are written every save_interval",
-    "load_checkpoint": "a run resumes by itself, and starts from init_from",
+# Composer's callbacks that do not work here, and why.
+REFUSED: dict[type[Callback], str] = {
+    composer.callbacks.CheckpointSaver: "checkpoints are written every save_interval",
+    composer.callbacks.LoadCheckpoint: "a run resumes by itself, and starts from init_from",
+    composer.callbacks.ActivationMonitor: "it supports only modules that take and return tensors",
+    composer.callbacks.Generate: "it generates text",
+    composer.callbacks.ImageVisualizer: "it shows batches of images",
 }
 
 
@@ -28,11 +31,11 @@ def composer_callbacks() -> dict[str, type[Callback]]:
 
 def configured_callbacks(callbacks: Mapping[str, Any]) -> list[ClassWithArguments]:
     """The classes that `callbacks` names, with checked arguments. UserError for an unknown name or argument."""
-    for name, instead in REPLACED.items():
-        if callbacks.get(name):
-            raise UserError(f"callbacks.{name} cannot be used: {instead}")
-    known = {name: kind for name, kind in composer_callbacks().items() if name not in REPLACED}
-    return classes_of("callbacks", callbacks, Callback, known)
+    classes = classes_of("callbacks", callbacks, Callback, composer_callbacks())
+    for callback in classes:
+        if callback.kind in REFUSED:
+            raise UserError(f"{callback.key} cannot be used: {REFUSED[callback.kind]}")
+    return classes
 
 
 def _snake_case(name: str) -> str:
