@@ -4,6 +4,7 @@ A checkpoint is a file, `ba00001000.pt`, or with `checkpoint.sharded` a folder, 
 """
 
 import datetime
+import io
 import logging
 import re
 import shutil
@@ -200,6 +201,31 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if (problem := forbidden(path / SHARDS)) is not None:
             raise UserError(f"{path}: its {SHARDS}/{problem}")
         path = path / STATE
+    try:
+        content = _load(path, mmap=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected a training checkpoint such as ba00001000.pt") from None
+    except Exception as error:  # a truncated file can fail in any way
+        raise UserError(f"{path}: cannot be read as a checkpoint ({_first_sentence(error)})") from None
+    if not isinstance(content, dict) or content.keys() - {VERSION} not in (WHOLE_KEYS, SHARDED_KEYS):
+        raise UserError(f"{path}: not a training checkpoint; expected one such as ba00001000.pt")
+    return content
+
+
+def unreadable(value: Any) -> str | None:
+    """Why `read_checkpoint` would refuse a value, such as an object of a user's class; None if it would not."""
+    file = io.BytesIO()
+    try:
+        torch.save(value, file)
+        file.seek(0)
+        _load(file)
+    except Exception as error:  # pickle and PyTorch raise errors of many kinds
+        return _first_sentence(error)
+    return None
+
+
+def _load(file: Any, **options: Any) -> Any:
+    """Loads tensors, NumPy arrays and plain data; nothing else, and nothing is executed."""
     core = np._core if hasattr(np, "_core") else np.core  # type: ignore[attr-defined]  # NumPy 2 and 1
     allowed = [
         np.ndarray,
@@ -209,17 +235,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         datetime.timedelta,
         torch.torch_version.TorchVersion,
     ]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected a training checkpoint such as ba00001000.pt") from None
-    except Exception as error:  # a truncated file can fail in any way
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise UserError(f"{path}: cannot be read as a checkpoint ({reason})") from None
-    if not isinstance(content, dict) or content.keys() - {VERSION} not in (WHOLE_KEYS, SHARDED_KEYS):
-        raise UserError(f"{path}: not a training checkpoint; expected one such as ba00001000.pt")
-    return content
+    with torch.serialization.safe_globals(allowed):
+        return torch.load(file, map_location="cpu", weights_only=True, **options)
+
+
+def _first_sentence(error: Exception) -> str:
+    """PyTorch's message goes on with advice, in colours, for the author of the file."""
+    line = (str(error) or repr(error)).splitlines()[0]
+    unsupported = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+    return f"it holds a {unsupported.group(1)}" if unsupported else line
 
 
 def newest_checkpoint(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:

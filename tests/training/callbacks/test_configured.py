@@ -145,6 +145,21 @@ def test_a_module_that_fails_is_a_mistake(module_in_cwd, text, reason):
         configured_callbacks({f"{name}.Broken": {}})
 
 
+def test_a_state_that_no_checkpoint_can_hold_is_a_mistake_at_the_save(stage_config, tmp_path, module_in_cwd):
+    name = module_in_cwd(
+        "stateful",
+        "from composer import Callback\n\n\nclass Stateful(Callback):\n"
+        "    def state_dict(self):\n        return {'itself': Thing()}\n\n\nclass Thing:\n    pass\n",
+    )
+    every = ("max_duration=4ba", "save_interval=2ba")
+    config = stage_config(tmp_path / "run", 1, None, f"callbacks={json.dumps({f'{name}.Stateful': {}})}", *every)
+    trainer = build_trainer(config)
+    with pytest.raises(UserError, match=rf"state_dict of Stateful cannot be part of .*holds a {name}\.Thing; expected"):
+        trainer.train()
+    trainer.close()
+    assert not list((tmp_path / "run").glob("ba*"))
+
+
 @pytest.mark.parametrize(
     ("stopper", "message"),
     [

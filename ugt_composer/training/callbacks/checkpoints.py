@@ -16,7 +16,7 @@ from ugt_composer import __version__
 from ugt_composer.checkpoint.background_writer import Writer
 from ugt_composer.checkpoint.portable import FINGERPRINT, save_portable
 from ugt_composer.checkpoint.rank0_errors import save_on_rank_0, saving_into
-from ugt_composer.checkpoint.run_checkpoints import VERSION, checkpoint_path, rotate, write_checkpoint
+from ugt_composer.checkpoint.run_checkpoints import VERSION, checkpoint_path, rotate, unreadable, write_checkpoint
 from ugt_composer.checkpoint.sharded import state_beside_shards, write_sharded
 from ugt_composer.checkpoint.uploads import Uploads
 from ugt_composer.checkpoint.whole_state import (
@@ -26,6 +26,7 @@ from ugt_composer.checkpoint.whole_state import (
 )
 from ugt_composer.config.load import config_yaml
 from ugt_composer.config.schema import Config
+from ugt_composer.errors import UserError
 from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.training.intervals import Every
 
@@ -193,6 +194,12 @@ class Checkpoints(Callback):
 
     def _light_state(self, state: State) -> dict[str, Any]:
         """Everything that a resumed run needs besides weights and optimizer state, and what identifies its run."""
+        for callback in state.callbacks:
+            if (reason := unreadable(callback.state_dict())) is not None:
+                raise UserError(
+                    f"the state_dict of {type(callback).__name__} cannot be part of a checkpoint: {reason}; expected "
+                    "numbers, text, tensors, and lists and dicts of them"
+                )
         rng = reproducibility.get_rng_state()
         return {
             VERSION: __version__,
