@@ -206,7 +206,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected a training checkpoint such as ba00001000.pt") from None
     except Exception as error:  # a truncated file can fail in any way
-        raise UserError(f"{path}: cannot be read as a checkpoint ({_first_sentence(error)})") from None
+        raise UserError(f"{path}: cannot be read as a checkpoint ({_first_line(error)})") from None
     if not isinstance(content, dict) or content.keys() - {VERSION} not in (WHOLE_KEYS, SHARDED_KEYS):
         raise UserError(f"{path}: not a training checkpoint; expected one such as ba00001000.pt")
     return content
@@ -220,7 +220,8 @@ def unreadable(value: Any) -> str | None:
         file.seek(0)
         _load(file)
     except Exception as error:  # pickle and PyTorch raise errors of many kinds
-        return _first_sentence(error)
+        unsupported = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        return f"it holds a {unsupported.group(1)}" if unsupported else _first_line(error)
     return None
 
 
@@ -239,11 +240,9 @@ def _load(file: Any, **options: Any) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True, **options)
 
 
-def _first_sentence(error: Exception) -> str:
-    """PyTorch's message goes on with advice, in colours, for the author of the file."""
-    line = (str(error) or repr(error)).splitlines()[0]
-    unsupported = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-    return f"it holds a {unsupported.group(1)}" if unsupported else line
+def _first_line(error: Exception) -> str:
+    """PyTorch's messages go on with advice, in colours, for the author of the file."""
+    return (str(error) or repr(error)).splitlines()[0]
 
 
 def newest_checkpoint(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
