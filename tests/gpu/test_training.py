@@ -15,6 +15,7 @@ import torch
 from tests.gpu.conftest import PRECISIONS, STRATEGIES, train
 from tests.shop import ROOT, stage_arguments
 from ugt_composer.errors import EXIT_PREEMPTED
+from ugt_composer.model.grouped_product import runs_without_waiting
 
 TOTAL, NORM = "loss/train/total", "metrics/train/grad_norm"
 NO_EVALUATION = ("data.eval.streams=[]", "save_best_on=null")
@@ -138,7 +139,7 @@ def test_options_run(run, options):
     assert "metrics/eval/recall@10" in lines[-1]
 
 
-def test_nothing_waits_for_the_gpu_in_a_step(run, monkeypatch):
+def test_nothing_waits_for_the_gpu_in_a_step(gpu, run, monkeypatch):
     """Steps that log nothing, under the strategies that we can change (not DeepSpeed's engine)."""
     from composer import Callback
 
@@ -165,6 +166,10 @@ def test_nothing_waits_for_the_gpu_in_a_step(run, monkeypatch):
         for stage in (1, 2, 3):
             for strategy in ("ddp", "fsdp"):
                 run(f"{strategy}{stage}", stage, *quiet, *STRATEGIES[strategy], batches=7)
+        if runs_without_waiting(gpu, torch.bfloat16, 1, 1, 8):
+            for strategy in ("ddp", "fsdp"):
+                dropless = (*STRATEGIES[strategy], "model.expert_capacity_factor=null")
+                run(f"dropless-{strategy}", 1, *quiet, *dropless, batches=7)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -1,20 +1,24 @@
 """The mixture of experts compared with masked passes, and the operations that add up its gradients."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from tests.model.accumulations import Accumulations
+from tests.model.undefined_rows import UndefinedRows, needs_grouped_mm
+from ugt_composer.model import grouped_product
 from ugt_composer.model.moe import MoEFeedForward, balance_loss
 
-PATHS = ["capacity", "dropless", "all experts"]
+PATHS = ["capacity", "dropless", "all experts", pytest.param("grouped", marks=needs_grouped_mm)]
 
 
 def make_moe(capacity_factor=None, top_k=2):
     torch.manual_seed(0)
-    moe = MoEFeedForward(8, 12, num_experts=4, top_k=top_k, capacity_factor=capacity_factor, dropout=0.0)
+    moe = MoEFeedForward(8, 16, num_experts=4, top_k=top_k, capacity_factor=capacity_factor, dropout=0.0)
     for parameter in (moe.up, moe.down, moe.up_bias, moe.down_bias):
         torch.nn.init.normal_(parameter)
     return moe
@@ -97,6 +101,7 @@ def test_every_expert_on_every_token_gives_what_dispatch_gives():
 def moe_on_path(path, capacity_factor=0.6):
     moe = make_moe(capacity_factor=capacity_factor if path == "capacity" else None).train()
     moe.all_experts = path == "all experts"
+    moe._can_group = lambda tokens: path == "grouped"
     return moe
 
 
@@ -182,3 +187,86 @@ def test_the_router_is_float32_whatever_its_weights_are():
     expected = x.flatten(0, 1).bfloat16().double() @ moe.router.weight.double().t()
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def compare_grouped_with_dropless(moe, x, mask, dtype):
+    """Outputs, statistics, and the gradients of x and all parameters, under autocast if dtype is bfloat16."""
+    weight, results = torch.randn(x.shape), {}
+    for path in ("dropless", "grouped"):
+        moe._can_group = lambda tokens, path=path: path == "grouped"
+        inputs = x.clone().requires_grad_()
+        with UndefinedRows() as undefined, torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            mixed, stats = moe(inputs, mask)
+            loss = (mixed.float() * weight).sum() + balance_loss(stats.counts, stats.prob_sums)
+            gradients = torch.autograd.grad(loss, (inputs, *moe.parameters()))
+        assert undefined.products == (8 if path == "grouped" else 0)  # two, and three for the gradients of each
+        results[path] = (mixed, *stats, *gradients)
+    for found, expected in zip(results["grouped"], results["dropless"], strict=True):
+        assert found.dtype == expected.dtype
+        assert found.isfinite().all()
+        close = 2e-2 * expected.float().norm() if dtype == torch.bfloat16 else 1e-5 * expected.norm() + 1e-6
+        assert (found.float() - expected.float()).norm() <= close
+
+
+@needs_grouped_mm
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("top_k", [1, 2, 3, 4])
+def test_grouped_products_give_what_dropless_gives(top_k, flat, dtype):
+    moe = make_moe(top_k=top_k).train()
+    if flat:
+        for name in ("up", "down"):
+            setattr(moe, name, torch.nn.Parameter(moe.get_parameter(name).detach().flatten(0, 1)))
+    x, mask = some_tokens()
+    compare_grouped_with_dropless(moe, x, mask, dtype)
+
+
+@needs_grouped_mm
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("valid", [0, 1, 2])
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_grouped_products_give_what_dropless_gives_with_empty_experts(tokens, valid, dtype):
+    x, mask = torch.randn(1, tokens, 8), (torch.arange(tokens) < valid)[None]
+    compare_grouped_with_dropless(make_moe(top_k=1).train(), x, mask, dtype)
+
+
+@needs_grouped_mm
+@pytest.mark.parametrize("expert", [0, 2, 3])
+def test_grouped_products_with_all_tokens_at_one_expert(expert):
+    moe, (x, mask) = make_moe(top_k=1).train(), some_tokens()
+    with torch.no_grad():
+        moe.router.weight.fill_(-1).index_fill_(0, torch.tensor(expert), 1)
+    compare_grouped_with_dropless(moe, x.abs(), mask, torch.bfloat16)
+
+
+def test_a_batch_without_rows():
+    moe = moe_on_path("dropless")
+    del moe._can_group
+    mixed, stats = moe(torch.zeros(0, 3, 8), torch.zeros(0, 3, dtype=torch.bool))
+    assert mixed.shape == (0, 3, 8)
+    assert stats.counts.tolist() == [0, 0, 0, 0]
+
+
+@needs_grouped_mm
+@pytest.mark.parametrize("path", ["dropless", pytest.param("grouped", marks=needs_grouped_mm)])
+def test_only_dropless_reads_a_value(path, monkeypatch):
+    monkeypatch.setattr(grouped_product, "_aligned", lambda weight: weight)  # fake tensors have no address
+    reads = pytest.raises(DataDependentOutputException) if path == "dropless" else nullcontext()
+    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16):
+        moe, (x, mask) = moe_on_path(path), some_tokens()
+        with reads:
+            moe(x.requires_grad_(), mask)[0].square().sum().backward()
+            assert moe.up.grad.shape == moe.up.shape
+
+
+@needs_grouped_mm
+def test_grouped_products_are_one_graph():
+    moe, (x, mask) = moe_on_path("grouped"), some_tokens()
+    results = []
+    for forward in (moe, torch.compile(moe, backend="aot_eager", fullgraph=True)):
+        inputs = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed, _ = forward(inputs, mask)
+        results.append((mixed, *torch.autograd.grad(mixed.square().sum(), (inputs, *moe.parameters()))))
+    for found, expected in zip(*results, strict=True):
+        assert (found - expected).norm() <= 1e-2 * expected.norm()

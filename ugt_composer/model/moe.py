@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ugt_composer.float32_product import float32_matmul
 from ugt_composer.model.autocast import product_dtype
 from ugt_composer.model.dropout import Dropout
+from ugt_composer.model.grouped_product import grouped_linear, runs_without_waiting
 
 READABLE_WITHOUT_SYNC = ("cpu",)  # devices whose values can be read without a synchronisation
 FEW_TOKENS = 1024  # such as when items are scored, from one token per row
@@ -77,12 +78,22 @@ class MoEFeedForward(nn.Module):
 
         if self.training and self.capacity_factor is not None:
             outputs = self._with_capacity(tokens, order, sorted_experts, first)
-        elif self.all_experts or self._is_cheaper_than_waiting(tokens):
+        elif self.all_experts:
+            outputs = self._all_experts(tokens, experts)
+        elif self._can_group(tokens):
+            outputs = self._grouped(tokens, order, sorted_experts, first)
+        elif self._is_cheaper_than_waiting(tokens):
             outputs = self._all_experts(tokens, experts)
         else:
             outputs = self._dropless(tokens, order, counts)
         weighted = outputs.unflatten(0, (-1, self.top_k)) * gates.to(outputs.dtype).unsqueeze(-1)
         return weighted.sum(1).view_as(x), RouterStats(counts[:-1].float(), probs.sum(0))
+
+    def _can_group(self, tokens: Tensor) -> bool:
+        """Whether tokens (N, D) can take `_grouped` without a wait, which is then the best path for few tokens too."""
+        rows = len(tokens) * self.top_k
+        sizes = (rows, self.num_experts, self.d_model, self.d_ff)
+        return runs_without_waiting(tokens.device, product_dtype(tokens), *sizes)
 
     def _is_cheaper_than_waiting(self, tokens: Tensor) -> bool:
         """Whether computing all experts for these few tokens is faster than copying the counts to the CPU."""
@@ -143,6 +154,23 @@ class MoEFeedForward(nn.Module):
         ]
         outputs.append(torch.zeros_like(pieces[-1], dtype=outputs[0].dtype))
         return _take_rows(torch.cat(outputs), 1, (inverse, None), (order, None))
+
+    def _grouped(self, tokens: Tensor, order: Tensor, sorted_experts: Tensor, first: Tensor) -> Tensor:
+        """The outputs of `_dropless`, without its wait: the products read the counts on the device.
+
+        Args:
+            tokens: (N, D).
+            order, sorted_experts: (N·k,) int64, the assignments sorted by expert, and their experts; E: padding.
+            first: (E + 2,) int64, where each expert's assignments begin in that order.
+        """
+        inverse, ends = _inverse(order), first[1:-1].int()
+        # Rows of padding are undefined, in both directions: they are masked where they leave the products.
+        computed = (inverse, sorted_experts[inverse] < self.num_experts)
+        up, down = self._weights()
+        rows = _take_rows(tokens, self.top_k, (order, None), computed)
+        hidden = self.dropout(F.silu(grouped_linear(rows, up, self.up_bias, sorted_experts, ends)))
+        outputs = grouped_linear(hidden, down, self.down_bias, sorted_experts, ends)
+        return _take_rows(outputs, 1, computed, (order, None))
 
     def _weights(self) -> tuple[Tensor, Tensor]:
         """The experts' matrices, (E, D, F) and (E, F, D)."""

@@ -1,0 +1,85 @@
+"""Products of groups compared with a loop over the groups, and where they are used."""
+
+import pytest
+import torch
+
+from tests.model.accumulations import Accumulations
+from tests.model.undefined_rows import UndefinedRows, needs_grouped_mm
+from ugt_composer.model import grouped_product
+from ugt_composer.model.grouped_product import grouped_linear, runs_without_waiting
+
+E, K, F = 3, 8, 16
+SIZES = [(2, 3, 4), (0, 3, 0), (5, 0, 0), (0, 0, 1), (0, 0, 0)]
+
+
+@needs_grouped_mm
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rest", [0, 1, 4])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_grouped_linear_equals_a_product_per_group(sizes, rest, dtype):
+    rows = sum(sizes) + rest
+    if rows == 0:
+        pytest.skip("no rows: not supported, see runs_without_waiting")
+    x = torch.randn(rows, K, dtype=dtype).requires_grad_()
+    weight, bias = torch.randn(E, K, F, requires_grad=True), torch.randn(E, F, requires_grad=True)
+    group = torch.arange(E + 1).repeat_interleave(torch.tensor([*sizes, rest]))
+    ends, target = torch.tensor(sizes).cumsum(0).int(), torch.randn(sum(sizes), F)
+    inputs = (x, weight, bias)
+    with UndefinedRows(), Accumulations() as accumulations:
+        found = grouped_linear(x, weight, bias, group, ends)[: sum(sizes)]
+        gradients = torch.autograd.grad((found * target).sum(), inputs)
+    assert accumulations.found == []
+    assert found.dtype == dtype
+    pieces = x[: sum(sizes)].float().split(sizes)
+    wanted = torch.cat([p @ w + b for p, w, b in zip(pieces, weight.to(dtype).float(), bias, strict=True)])
+    wanted_gradients = torch.autograd.grad((wanted * target).sum(), inputs)
+    bound = 1e-5 if dtype == torch.float32 else 1e-2
+    pairs = list(zip((found, *gradients), (wanted, *wanted_gradients), strict=True))
+    assert [ours.dtype for ours, _ in pairs] == [dtype, dtype, torch.float32, torch.float32]
+    pairs[1] = tuple(gradient[: sum(sizes)] for gradient in pairs[1])  # the other rows are undefined
+    for ours, theirs in pairs:
+        assert (ours.float() - theirs.float()).norm() <= bound * theirs.float().norm()
+
+
+@needs_grouped_mm
+def test_weights_at_any_address_are_multiplied():
+    storage = torch.randn(1 + E * K * F).bfloat16()
+    weight = storage[1:].view(E, K, F)
+    assert weight.data_ptr() % grouped_product.ALIGNMENT
+    aligned = grouped_product._aligned(weight)
+    assert aligned.data_ptr() % grouped_product.ALIGNMENT == 0
+    assert torch.equal(aligned, weight)
+    assert grouped_product._aligned(aligned) is aligned
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, True),
+        ({"device": torch.device("cpu")}, False),
+        ({"device": torch.device("meta")}, False),
+        ({"dtype": torch.float32}, False),
+        ({"dtype": torch.float16}, False),
+        ({"capability": (8, 0)}, False),
+        ({"capability": (10, 0)}, False),
+        ({"capability": (12, 0)}, False),
+        ({"version": False}, False),
+        ({"hip": "6.4"}, False),
+        ({"rows": 0}, False),
+        ({"rows": 2**24 - 1}, True),
+        ({"rows": 2**24}, False),
+        ({"groups": 1023}, True),
+        ({"groups": 1024}, False),
+        ({"widths": (64, 100)}, False),
+        ({"widths": (60, 128)}, False),
+    ],
+    ids=str,
+)
+def test_grouped_products_are_used_where_they_do_not_wait(monkeypatch, change, expected):
+    given = {"device": torch.device("cuda", 0), "dtype": torch.bfloat16, "capability": (9, 0), "version": True}
+    given |= {"hip": None, "rows": 10, "groups": 8, "widths": (64, 128)} | change
+    monkeypatch.setattr(grouped_product, "IS_AVAILABLE", given["version"])
+    monkeypatch.setattr(torch.version, "hip", given["hip"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: given["capability"])
+    sizes = (given["rows"], given["groups"], *given["widths"])
+    assert runs_without_waiting(given["device"], given["dtype"], *sizes) is expected
