@@ -25,10 +25,9 @@ def test_grouped_linear_equals_a_product_per_group(sizes, rest, dtype):
     group = torch.arange(E + 1).repeat_interleave(torch.tensor([*sizes, rest]))
     ends, target = torch.tensor(sizes).cumsum(0).int(), torch.randn(sum(sizes), F)
     inputs = (x, weight, bias)
-    with UndefinedRows(), Accumulations() as accumulations:
+    with UndefinedRows():
         found = grouped_linear(x, weight, bias, group, ends)[: sum(sizes)]
         gradients = torch.autograd.grad((found * target).sum(), inputs)
-    assert accumulations.found == []
     assert found.dtype == dtype
     pieces = x[: sum(sizes)].float().split(sizes)
     wanted = torch.cat([p @ w + b for p, w, b in zip(pieces, weight.to(dtype).float(), bias, strict=True)])
@@ -42,6 +41,54 @@ def test_grouped_linear_equals_a_product_per_group(sizes, rest, dtype):
 
 
 @needs_grouped_mm
+def test_the_ops_add_nothing_by_atomics():
+    x, weight, bias, group, ends = arguments()
+    with Accumulations() as accumulations:
+        product = grouped_product._grouped_linear._init_fn(x, weight, bias, group, ends)
+        grouped_product._grouped_gradients._init_fn(product, x, weight, ends)
+    assert accumulations.found == []
+
+
+def arguments() -> tuple[torch.Tensor, ...]:
+    sizes = torch.tensor([2, 0, 3])
+    group, ends = torch.arange(E).repeat_interleave(sizes), sizes.cumsum(0).int()
+    return torch.randn(5, K), torch.randn(E, K, F), torch.randn(E, F), group, ends
+
+
+@needs_grouped_mm
+def test_the_ops_are_registered_completely():
+    x, weight, bias, group, ends = arguments()
+    inputs = [tensor.requires_grad_() for tensor in (x, weight, bias)]
+    torch.library.opcheck(grouped_product._grouped_linear, (*inputs, group, ends))
+    gradient = torch.randn(5, F)
+    torch.library.opcheck(grouped_product._grouped_gradients, (gradient, x.detach(), weight.detach(), ends))
+
+
+@needs_grouped_mm
+def test_operands_stored_in_any_order_are_multiplied():
+    x, weight, bias, group, ends = arguments()
+    expected = grouped_linear(x, weight, bias, group, ends)
+    strided = weight.transpose(0, 2).contiguous().transpose(0, 2)
+    columns = x.t().contiguous().t()
+    torch.testing.assert_close(grouped_linear(columns, strided, bias, group, ends), expected)
+    results = [
+        grouped_product._grouped_gradients(gradient, columns, strided, ends)
+        for gradient in (expected, expected.t().contiguous().t())
+    ]
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted)
+        assert found.is_contiguous()  # as the op's fake results are
+
+
+@needs_grouped_mm
+def test_a_single_row_may_have_any_stride():
+    x, weight, bias, ends = torch.randn(1, K), torch.randn(E, K, F), torch.zeros(E, F), torch.tensor([0, 1, 1])
+    strange = x.as_strided((1, K), (1, 1))
+    product = grouped_linear(strange, weight, bias, torch.tensor([1]), ends.int())
+    torch.testing.assert_close(product, x @ weight[1])
+
+
+@needs_grouped_mm
 def test_weights_at_any_address_are_multiplied():
     storage = torch.randn(1 + E * K * F).bfloat16()
     weight = storage[1:].view(E, K, F)
@@ -49,7 +96,7 @@ def test_weights_at_any_address_are_multiplied():
     aligned = grouped_product._aligned(weight)
     assert aligned.data_ptr() % grouped_product.ALIGNMENT == 0
     assert torch.equal(aligned, weight)
-    assert grouped_product._aligned(aligned) is aligned
+    assert grouped_product._aligned(aligned).data_ptr() == aligned.data_ptr()
 
 
 @pytest.mark.parametrize(

@@ -10,17 +10,19 @@ needs_grouped_mm = pytest.mark.skipif(not IS_AVAILABLE, reason="this PyTorch has
 
 
 class UndefinedRows(TorchDispatchMode):
-    """Fills the rows of a grouped product after the last group with NaN, in the backward pass too, and counts the
-    products. Fresh memory often is zero, which hides a missing mask."""
+    """Fills the rows after the last group with NaN, in results and in gradients, and counts the calls. Fresh memory
+    often is zero, which hides a missing mask."""
 
     def __init__(self):
         super().__init__()
-        self.products = 0
+        self.forward = self.backward = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if func._schema.name == "aten::_grouped_mm":
-            self.products += 1
-            if out.dim() == 2:
-                out[kwargs["offs"][-1] if "offs" in kwargs else args[2][-1] :] = torch.nan
+        if func._schema.name == "ugt::grouped_linear":
+            self.forward += 1
+            out[args[-1][-1] :] = torch.nan
+        elif func._schema.name == "ugt::grouped_linear_gradients":
+            self.backward += 1
+            out[0][args[-1][-1] :] = torch.nan
         return out

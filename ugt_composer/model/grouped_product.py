@@ -57,28 +57,55 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, group: Tensor, ends:
     Returns:
         (R, F) in x's dtype. Undefined in rows that are in no group, and so is the gradient of x.
     """
-    product = grouped_mm(x, _aligned(weight.to(x.dtype)), offs=ends)
-    return _AddBias.apply(product, bias.to(x.dtype), group, ends)
+    return _grouped_linear(x, weight.to(x.dtype), bias.to(x.dtype), group, ends)
 
 
-def _aligned(weight: Tensor) -> Tensor:
-    """`weight`, or a copy of it: DeepSpeed's bfloat16 weights are views of one tensor and may begin anywhere."""
-    if torch.compiler.is_compiling() or weight.data_ptr() % ALIGNMENT == 0:
-        return weight
-    return weight.clone()
+# Custom ops, which a compiler leaves unchanged. A product that sums over rows needs its first operand column by column:
+# otherwise an empty group ends the process. The compiler stores a transposed operand row by row where it computes it.
+@torch.library.custom_op("ugt::grouped_linear", mutates_args=())
+def _grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, group: Tensor, ends: Tensor) -> Tensor:
+    product = grouped_mm(_aligned(x), _aligned(weight), offs=ends)
+    return product.add_(bias.index_select(0, group.clamp(max=len(bias) - 1)))
 
 
-class _AddBias(torch.autograd.Function):
-    """Adds each row's bias. The gradient of a gather would be summed by atomics, and undefined rows would be in it."""
+@_grouped_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, group: Tensor, ends: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[2])
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor, group: Tensor, ends: Tensor) -> Tensor:
-        ctx.save_for_backward(ends)
-        return x + bias.index_select(0, group.clamp(max=len(bias) - 1))
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (ends,) = ctx.saved_tensors
-        # A sum is a product with ones; a single column of them would not be aligned.
-        ones = gradient.new_ones(len(gradient), ALIGNMENT // gradient.itemsize)
-        return gradient, grouped_mm(ones.t(), gradient, offs=ends)[:, 0], None, None
+@torch.library.custom_op("ugt::grouped_linear_gradients", mutates_args=())
+def _grouped_gradients(gradient: Tensor, x: Tensor, weight: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    gradient, x, weight = _aligned(gradient), _aligned(x), _aligned(weight)
+    # The gradient of a gather of biases would be summed by atomics, and undefined rows would be in it. A sum is a
+    # product with ones; a single column of them would not be aligned.
+    ones = gradient.new_ones(len(gradient), ALIGNMENT // gradient.itemsize)
+    return (
+        grouped_mm(gradient, weight.transpose(1, 2), offs=ends),
+        grouped_mm(x.t(), gradient, offs=ends),
+        grouped_mm(ones.t(), gradient, offs=ends)[:, 0].clone(),
+    )
+
+
+@_grouped_gradients.register_fake
+def _(gradient: Tensor, x: Tensor, weight: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0], weight.shape[2])
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    x, weight, _, _, ends = inputs
+    ctx.save_for_backward(x, weight, ends)
+
+
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return *_grouped_gradients(gradient, *ctx.saved_tensors), None, None
+
+
+_grouped_linear.register_autograd(_gradients, setup_context=_save)
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """x row by row, at an address for a product: DeepSpeed's bfloat16 weights are views of one tensor and may begin
+    anywhere."""
+    # Flattened, because a single row may have any stride and still be contiguous.
+    x = x.contiguous().flatten().view(x.shape)
+    return x if x.data_ptr() % ALIGNMENT == 0 else x.clone()
