@@ -1,5 +1,6 @@
 """Small models and batches that every test may use."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,9 @@ from tests.shop import ended, module_in_cwd, shop, stage_config, stages  # noqa:
 from ugt_composer.config.schema import ModelConfig
 from ugt_composer.data.batch import Batch
 from ugt_composer.vocabulary import BOS, ITEM, NUM_SPECIAL_IDS
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is first imported; tests/kernels need it
 
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")

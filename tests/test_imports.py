@@ -14,7 +14,7 @@ PACKAGE = ROOT / "ugt_composer"
 # A module imports from its own tier and from those above it in this list; two packages never import each other.
 TIERS = (
     ("errors", "vocabulary", "patches", "torch_patches", "float32_product"),
-    ("config", "storage", "jsonl"),
+    ("config", "storage", "jsonl", "kernels"),
     ("data", "catalogue"),
     ("conversion", "importing"),
     ("model", "losses", "generation", "metrics"),
@@ -30,6 +30,7 @@ WITHOUT = {
     "jsonl": ("torch", "composer", "streaming"),
     "conversion": ("torch", "composer", "deepspeed"),
     "importing": ("torch", "composer", "deepspeed", "ugt_composer.conversion"),
+    "kernels": ("composer", "streaming", "deepspeed"),
     "model": ("composer", "streaming", "deepspeed", "ugt_composer.losses", "ugt_composer.conversion"),
     "losses": ("composer", "streaming", "deepspeed", "ugt_composer.conversion"),
     "generation": ("composer", "streaming", "deepspeed", "ugt_composer.model", "ugt_composer.losses"),

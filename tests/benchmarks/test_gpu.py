@@ -1,16 +1,15 @@
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
 
 import pytest
 
-from tests.rehearsal.driver import ROOT, on_driver
+from tests.rehearsal.driver import ROOT, environment, on_driver
 
 
-def run(*arguments: object, before: Sequence[str] = (), **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, before: Sequence[str] = (), **changes: str) -> subprocess.CompletedProcess[str]:
     command = [*before, sys.executable, ROOT / "benchmarks/gpu.py", *arguments]
-    return subprocess.run([*map(str, command)], capture_output=True, text=True, env={**os.environ, **environment})
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment(**changes))
 
 
 def test_without_a_gpu_it_says_so_in_one_sentence_and_writes_nothing(tmp_path):

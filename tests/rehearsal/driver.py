@@ -55,4 +55,5 @@ def environment(**changes: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in OF_OTHER_DEVICES}
     # One compile thread: no pool of compiler processes.
     threads = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    return {**kept, "PYTHONPATH": str(ROOT), **threads, **changes}
+    without_triton = {"UGT_KERNELS": "0"}  # the driver cannot load its kernels
+    return {**kept, "PYTHONPATH": str(ROOT), **threads, **without_triton, **changes}

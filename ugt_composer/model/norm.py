@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ugt_composer import kernels
 from ugt_composer.float32_product import float32_matmul
+from ugt_composer.model.autocast import product_dtype
 
 
 class GroupLayerNorm(nn.Module):
@@ -17,11 +19,16 @@ class GroupLayerNorm(nn.Module):
 
     Computed in float32 (float64 if x is float64). Under autocast the output is float32, like that of a layer norm on a
     GPU; otherwise it has the dtype that x and the weights promote to.
+
+    Args:
+        for_products: only matrix products use the output. Under autocast it then has their dtype: they would cast it,
+            which is the same number, but takes another tensor and a pass over it.
     """
 
-    def __init__(self, d_model: int, num_token_types: int, eps: float = 1e-5):
+    def __init__(self, d_model: int, num_token_types: int, eps: float = 1e-5, for_products: bool = False):
         super().__init__()
         self.eps = eps
+        self.for_products = for_products
         self.weight = nn.Parameter(torch.ones(num_token_types, d_model))
         self.bias = nn.Parameter(torch.zeros(num_token_types, d_model))
 
@@ -29,7 +36,12 @@ class GroupLayerNorm(nn.Module):
         """x (B, S, D), token_types (B, S) int64 → (B, S, D)."""
         dtype = torch.promote_types(x.dtype, self.weight.dtype)
         if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.promote_types(dtype, torch.float32)
+            dtype = product_dtype(x) if self.for_products else torch.promote_types(dtype, torch.float32)
+        if kernels.are_usable(x):
+            from ugt_composer.kernels.group_layer_norm import group_layer_norm, supports
+
+            if supports(x, self.weight):
+                return group_layer_norm(x, token_types, self.weight, self.bias, self.eps, dtype)
         return _GroupLayerNorm.apply(x, token_types, self.weight, self.bias, self.eps, dtype)
 
 
