@@ -110,7 +110,8 @@ def test_a_microbatch_takes_more_memory_for_larger_sizes():
     assert activations(longest=(64, 65, 1)) > base
     assert activations(longest=(64, 64, 9)) > base
     assert activations("model.dropout=0.1") > base
-    assert activations("model.attention_dropout=0.1") > base
+    assert activations("model.attention_dropout=0.1") == base  # the kernel draws its dropout where it needs it
+    assert activations("precision=fp32", "model.attention_dropout=0.1") > activations("precision=fp32")
     assert activations("loss.label_smoothing=0.1") > base
     assert activations("loss.lambda_contrastive=0") < base
     assert activations("loss.dpo_reference_free=true", longest=(512, 1, 1)) < activations(longest=(512, 1, 1))

@@ -5,9 +5,12 @@ B rows, S or T tokens, H heads, d = D / H.
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ugt_composer import kernels
+from ugt_composer.model.autocast import product_dtype
 from ugt_composer.model.dropout import Dropout
 from ugt_composer.model.pointwise_product import ACTIVATIONS, pointwise_product
 
@@ -29,7 +32,8 @@ class PointwiseAttention(nn.Module):
 
     with φ = SiLU or ReLU in place of softmax, so that the output reflects the strength of a preference and not only its
     fraction of all preferences. n is the number of valid keys, so the scale does not depend on the length of the
-    history. The weights A are computed piece by piece, never as a whole, unless there is dropout on them.
+    history. On a GPU in half precision, A V and norm(…) ⊙ φ(U) are a kernel each. Elsewhere the weights A are computed
+    piece by piece, never as a whole, unless there is dropout on them.
     """
 
     def __init__(self, d_model: int, n_heads: int, dropout: float, activation: str = "silu"):
@@ -43,8 +47,11 @@ class PointwiseAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x (B, S, D), mask (B, S) bool, True on valid tokens → (B, S, D)."""
-        q, k, v, gate = self.in_proj(x).chunk(4, dim=-1)
-        q, k, v = (split_heads(t, self.n_heads) for t in (q, k, v))
+        d_model = x.shape[-1]
+        qkv, gate = self.in_proj(x).split((3 * d_model, d_model), dim=-1)
+        if self._has_kernels(qkv):
+            return self.out_proj(self._gated_by_kernels(qkv, gate, mask))
+        q, k, v = (split_heads(t, self.n_heads) for t in qkv.chunk(3, dim=-1))
         q = q / math.sqrt(q.shape[-1])
         # The mask and 1 / n are factors of each key's weight, so they can be applied to the values instead.
         v = v * (mask / mask.sum(-1, keepdim=True).clamp(min=1)).to(v.dtype)[:, None, :, None]
@@ -53,6 +60,32 @@ class PointwiseAttention(nn.Module):
         else:
             mixed = pointwise_product(q, k, v, self.activation)
         return self.out_proj(self.norm(merge_heads(mixed)) * ACTIVATIONS[self.activation](gate))
+
+    def _has_kernels(self, qkv: Tensor) -> bool:
+        # In float32 without TF32, Triton's products are slower than cuBLAS'.
+        is_half = qkv.dtype in (torch.bfloat16, torch.float16)
+        return is_half and kernels.are_usable(qkv) and qkv.shape[-1] // (3 * self.n_heads) <= kernels.MAX_HEAD
+
+    def _gated_by_kernels(self, qkv: Tensor, gate: Tensor, mask: Tensor) -> Tensor:
+        """norm(A V) ⊙ φ(U) given qkv (B, S, 3·D), gate (B, S, D) and mask (B, S) → (B, S, D)."""
+        from ugt_composer.kernels.group_layer_norm import group_layer_norm
+        from ugt_composer.kernels.pointwise_attention import pointwise_attention
+
+        rows, length = mask.shape
+        mixed = pointwise_attention(
+            qkv.flatten(0, 1),
+            torch.arange(0, (rows + 1) * length, max(length, 1), device=qkv.device),
+            mask.flatten(),
+            length,
+            self.n_heads,
+            self.activation,
+            self.dropout.p if self.training else 0.0,
+        )
+        norm = self.norm
+        mixed = mixed.unflatten(0, mask.shape)
+        return group_layer_norm(
+            mixed, None, norm.weight, norm.bias, norm.eps, product_dtype(mixed), gate, self.activation
+        )
 
 
 class CausalSelfAttention(nn.Module):

@@ -35,9 +35,9 @@ class EncoderLayer(nn.Module):
         activation: str,
     ):
         super().__init__()
-        self.attention_norm = GroupLayerNorm(d_model, num_token_types)
+        self.attention_norm = GroupLayerNorm(d_model, num_token_types, for_products=True)
         self.attention = PointwiseAttention(d_model, n_heads, attention_dropout, activation)
-        self.ff_norm = GroupLayerNorm(d_model, num_token_types)
+        self.ff_norm = GroupLayerNorm(d_model, num_token_types, for_products=True)
         self.ff = FeedForward(d_model, d_ff, dropout)
         self.dropout = Dropout(dropout)
 

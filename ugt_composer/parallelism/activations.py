@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ugt_composer import kernels
 from ugt_composer.config.schema import LossConfig, ModelConfig
 from ugt_composer.generation.beam_search import ITEM_BYTES, MEMORY_BOUND
 from ugt_composer.losses.catalogue_contrastive import LOGITS_BYTES
@@ -125,7 +126,8 @@ class Activations:
         model, (r, h, n) = self.model, self.dtypes
         tokens, target = shape.rows * shape.history * model.d_model, shape.rows * shape.target * model.d_model
         ff_ratio, slots = model.d_ff / model.d_model, _slots(model, shape)
-        encoder = tokens * (2 * r + n + h * (3 + max(2 * ff_ratio, 8))) + PIECE_BYTES["cuda"]
+        pieces = 0 if _has_kernels(model, self.dtypes) else PIECE_BYTES["cuda"]
+        encoder = tokens * (2 * r + n + h * (3 + max(2 * ff_ratio, 8))) + pieces
         decoder = tokens * (r + 3 * h) + target * (2 * r + 2 * n) + slots * h * (1 + 2 * ff_ratio)
         return int(max(encoder, decoder)) + 2 * FLOAT * _pair_logits(model, shape)
 
@@ -188,6 +190,12 @@ def encoder_layer(model: ModelConfig, dtypes: Dtypes, shape: Shape) -> Part:
     tokens = shape.rows * shape.history * model.d_model
     # Feed-forward: inputs of the two linear layers and of SiLU; without dropout SiLU's output is the second's input.
     feed_forward = h * (1 + 2 * ff_ratio) + masks * (1 + ff_ratio)
+    second_linear = r + h * (1 + ff_ratio)
+    if _has_kernels(model, dtypes):
+        # Attention: input, four projections, input of the norm, input of the output projection. In the backward pass,
+        # the gradients at the feed-forward's second linear layer are the most.
+        attention = h * (1 + 4 + 1 + 1) + masks
+        return Part(int(tokens * (feed_forward + attention + 2 * r)), int(tokens * second_linear))
     # Attention: input, four projections, copies of three of them split into heads, φ of the gate, input of the output
     # projection; input and output of the norm; the residual stream after each half of the layer.
     attention = h * (1 + 4 + 3 + 1 + 1) + 2 * n + masks
@@ -197,7 +205,6 @@ def encoder_layer(model: ModelConfig, dtypes: Dtypes, shape: Shape) -> Part:
     # The largest of: the gradients at the feed-forward's second linear layer; four float32 copies of all tokens in the
     # backward pass of the feed-forward's norm, after the feed-forward's activations are freed; and the gradients of
     # kept attention weights.
-    second_linear = r + h * (1 + ff_ratio)
     norm = 2 * r + 4 * FLOAT - feed_forward
     extra = max(tokens * second_linear, tokens * norm, (2 * scores - tokens * feed_forward) if weights else 0)
     pieces = 0 if weights else 2 * min(PIECE_BYTES["cuda"], scores)
@@ -218,6 +225,12 @@ def decoder_layer(model: ModelConfig, dtypes: Dtypes, shape: Shape) -> Part:
     kept = target * stream + slots * experts + history * memory + router
     extra = target * (r + k * h) + slots * h * (1 + ff_ratio) + history * (2 * h + r)
     return Part(int(kept), int(extra))
+
+
+def _has_kernels(model: ModelConfig, dtypes: Dtypes) -> bool:
+    """Whether the encoder's attention and norms are computed by kernels, see `PointwiseAttention`."""
+    is_narrow = model.d_model // model.n_heads <= kernels.MAX_HEAD
+    return dtypes.product == HALF and is_narrow and kernels.are_expected()
 
 
 def _slots(model: ModelConfig, shape: Shape) -> int:

@@ -1,0 +1,94 @@
+"""Layers of the encoder that are computed by the kernels, under Triton's interpreter in float16."""
+
+import pytest
+import torch
+
+from tests.kernels.interpreted import interpreted
+from ugt_composer import kernels
+from ugt_composer.config.schema import ModelConfig
+from ugt_composer.model.encoder import EncoderLayer
+from ugt_composer.parallelism.activations import AUTOCAST, Shape, encoder_layer
+
+pytestmark = interpreted
+ROWS, LENGTH, D, HEADS, F = 3, 40, 32, 2, 80
+
+
+@pytest.fixture
+def switch(monkeypatch):
+    """switch(on): whether layers use the kernels."""
+    return lambda on: monkeypatch.setattr(kernels, "are_usable", lambda x: on and x.dtype in kernels.DTYPES)
+
+
+def make(dropout=0.0, attention_dropout=0.0, activation="silu"):
+    torch.manual_seed(0)
+    layer = EncoderLayer(D, HEADS, F, 4, dropout, attention_dropout, activation)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(ROWS, LENGTH, D, requires_grad=True)
+    types = torch.randint(4, (ROWS, LENGTH))
+    mask = torch.arange(LENGTH) < torch.tensor([LENGTH, 1, 25])[:, None]
+    return layer, x, types, mask
+
+
+def results(layer, x, types, mask, half=True):
+    """Outputs of the valid tokens, and the gradients."""
+    with torch.autocast("cpu", torch.float16, enabled=half):
+        out = layer(x, types, mask)
+    gradients = torch.autograd.grad((out * mask[..., None]).square().mean(), [x, *layer.parameters()])
+    return [out[mask].detach(), *gradients]
+
+
+@pytest.mark.parametrize("activation", ["silu", "relu"])
+def test_a_layer_with_kernels_is_the_layer_without(switch, activation):
+    layer, *inputs = make(activation=activation)
+    switch(True)
+    fused = results(layer, *inputs)
+    switch(False)
+    plain, exact = results(layer, *inputs), results(layer, *inputs, half=False)
+    for ours, half, single in zip(fused, plain, exact, strict=True):
+        assert ours.dtype == half.dtype
+        error, usual = (float((one - single).norm() / single.norm()) for one in (ours, half))
+        assert error < 1.5 * usual + 1e-4
+
+
+def test_in_float32_only_the_norms_are_kernels(switch):
+    layer, *inputs = make()
+    switch(False)
+    plain = results(layer, *inputs, half=False)
+    switch(True)
+    torch.testing.assert_close(results(layer, *inputs, half=False), plain, rtol=1e-4, atol=1e-6)
+
+
+def test_a_compiled_layer_keeps_the_kernels_as_they_are(switch):
+    switch(True)
+    layer, *inputs = make()
+    eager = results(layer, *inputs)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    with torch.autocast("cpu", torch.float16):
+        graph = torch._dynamo.explain(layer)(*inputs)
+    assert graph.graph_break_count == 0
+    for ours, wanted in zip(results(compiled, *inputs), eager, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dropout", "attention_dropout"), [(0.0, 0.0), (0.1, 0.0), (0.1, 0.1)])
+def test_a_layer_keeps_the_memory_that_the_dry_run_counts(switch, dropout, attention_dropout, monkeypatch):
+    from ugt_composer.model import dropout as module
+
+    monkeypatch.setattr(module.Dropout, "forward", lambda m, x: torch.native_dropout(x, m.p, True)[0] if m.p else x)
+    switch(True)
+    layer, *inputs = make(dropout, attention_dropout)
+    known = {t.untyped_storage().data_ptr() for t in (*inputs, *layer.parameters())}
+    storages, kept = {}, []
+
+    def pack(tensor):
+        kept.append(tensor)
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autocast("cpu", torch.float16), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        pack(layer(*inputs))
+    casts = 2 * sum(parameter.numel() for name, parameter in layer.named_parameters() if "norm" not in name)
+    found = sum(size for address, size in storages.items() if address not in known) - casts
+    model = ModelConfig(d_model=D, n_heads=HEADS, d_ff=F, dropout=dropout, attention_dropout=attention_dropout)
+    assert encoder_layer(model, AUTOCAST, Shape(ROWS, LENGTH, 1, 0)).kept == pytest.approx(found, rel=0.03)
