@@ -49,7 +49,7 @@ test-slow: $(INSTALLED)  ## run the slow tests, about 25 minutes
 	OMP_NUM_THREADS=1 UGT_TEST_DEVICE=cpu $(BIN)/python -m pytest tests/gpu -m gpu
 
 test-gpu: $(INSTALLED)  ## run the tests that need a GPU, a few minutes
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests/gpu -m gpu -rs -n 4 --dist worksteal
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests/gpu tests/kernels -m "not slow" -rs -n 4 --dist worksteal
 
 check: $(INSTALLED)  ## lint, formatting and types (ruff, mypy)
 	$(BIN)/ruff check .

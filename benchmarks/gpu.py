@@ -56,6 +56,7 @@ PARTS = (
     Part("stages", "eager", 150),
     Part("waits", "", 80),
     Part("kernels", "", 60),
+    Part("attention", "by length", 60),
     Part("recommend", "", 75),
     Part("t5", "", 110),
     Part("strategies", "ddp", 40),
@@ -64,6 +65,7 @@ PARTS = (
     Part("strategies", "deepspeed 2", 60),
     Part("strategies", "deepspeed 3", 60),
     Part("stages", "compiled", 170),
+    Part("attention", "blocks", 120),
 )
 SECTIONS = tuple(dict.fromkeys(part.section for part in PARTS))
 
