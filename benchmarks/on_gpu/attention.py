@@ -25,7 +25,7 @@ KERNELS = list(dict.fromkeys(kernel for kernel, _ in kernels.BLOCKS))
 BLOCKS = [
     kernels.Blocks(own, read, warps, stages)
     for own, read, warps in ((64, 32, 4), (64, 64, 4), (128, 64, 4), (64, 64, 8), (128, 64, 8))
-    for stages in (2, 3, 4)
+    for stages in (3, 4)
 ]
 
 
