@@ -33,7 +33,7 @@ from ugt_composer.model.pointwise_product import pointwise_product
 ROWS, SMALL_ROWS = 64, 4
 DECODER_ROWS = 512  # rows of a shipped microbatch
 PROFILED_ROWS = 256
-TOP = 12
+TOP = 20
 
 
 def measure(report: Report, variant: str, small: bool) -> None:
@@ -94,7 +94,7 @@ def layers(model: ModelConfig, rows: int, decoder_rows: int, history: int) -> di
     few, many = rows * TARGET, decoder_rows * TARGET
     dense = model.top_k_experts * width
     return {
-        "pointwise product, φ(Q Kᵀ) V": pointwise,
+        "φ(Q Kᵀ) V in pieces, the path without kernels": pointwise,
         "… torch scaled_dot_product_attention": softmax,
         "pointwise attention, whole layer": lambda: of_module(
             PointwiseAttention(d, heads, 0.0).cuda(), rows, history, arguments=(mask,)

@@ -265,13 +265,14 @@ BLOCKS = {
     (_attention_outputs, 64): Blocks(own=128, read=64, warps=4, stages=3),
     (_attention_outputs, 128): Blocks(own=64, read=64, warps=4, stages=3),
     (_attention_key_gradients, 32): Blocks(own=64, read=64, warps=4, stages=3),
-    (_attention_key_gradients, 64): Blocks(own=64, read=64, warps=4, stages=3),
-    (_attention_key_gradients, 128): Blocks(own=64, read=64, warps=8, stages=2),
+    (_attention_key_gradients, 64): Blocks(own=128, read=64, warps=8, stages=3),
+    (_attention_key_gradients, 128): Blocks(own=128, read=64, warps=8, stages=3),
     (_attention_query_gradients, 32): Blocks(own=64, read=64, warps=4, stages=3),
     (_attention_query_gradients, 64): Blocks(own=64, read=64, warps=4, stages=3),
-    (_attention_query_gradients, 128): Blocks(own=64, read=64, warps=8, stages=2),
+    (_attention_query_gradients, 128): Blocks(own=128, read=64, warps=8, stages=3),
 }
-FLOAT32_BLOCKS = Blocks(own=64, read=32, warps=4, stages=2)
+# In float32, and for wide heads on cards with less shared memory (an L40S or RTX 4090 has 99 KiB, an A100 163).
+SMALL_BLOCKS = Blocks(own=64, read=32, warps=4, stages=2)
 
 
 def pointwise_attention(
@@ -374,7 +375,8 @@ def _launch(
     head = qkv.shape[1] // (3 * n_heads)
     width = max(16, triton.next_power_of_2(head))  # the tensor cores' smallest product
     half = qkv.dtype in (torch.float16, torch.bfloat16)
-    sizes = BLOCKS[kernel, max(32, width)] if half else FLOAT32_BLOCKS
+    fits = half and (width < 128 or _has_much_shared_memory(qkv.device))
+    sizes = BLOCKS[kernel, max(32, width)] if fits else SMALL_BLOCKS
     blocks = triton.cdiv(max_length, sizes.own)
     programs = (len(offsets) - 1) * n_heads * blocks
     if programs == 0:
@@ -402,3 +404,9 @@ def _launch(
         num_warps=sizes.warps,
         num_stages=sizes.stages,
     )
+
+
+def _has_much_shared_memory(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= 160 << 10
