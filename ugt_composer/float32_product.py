@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 # Since PyTorch 2.9 the setting has two names, `allow_tf32` and `fp32_precision`. Writing the first sets both; reading
 # it raises if the second was written last.
@@ -64,3 +65,9 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
 
 
 _matmul_without_tf32.register_autograd(_gradients, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.ugt.matmul_without_tf32)
+def _operations(a_shape: torch.Size, b_shape: torch.Size, *_: Any, **__: Any) -> int:
+    """For PyTorch's FlopCounterMode."""
+    return 2 * a_shape.numel() * b_shape[1]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from composer.utils import dist
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, mm_flop
+from torch.utils.flop_counter import FlopCounterMode
 
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.config.load import load_config
@@ -272,34 +272,9 @@ def runs_within_memory(run: Callable[[], object]) -> bool:
     return fits
 
 
-def _product_flops(q_shape: torch.Size, k_shape: torch.Size, *_: object, **__: object) -> int:
-    """Operations of φ(Q Kᵀ) V, a single operator for the counter: two products of q (N, S, d) and k (N, T, d)."""
-    return 4 * q_shape.numel() * k_shape[1]
-
-
-def _attention_flops(
-    qkv_shape: torch.Size,
-    offsets_shape: object,
-    mask_shape: object,
-    seed_shape: object,
-    length: int,
-    *_: Any,
-    **__: Any,
-) -> int:
-    """The same for the kernel: qkv (N, 3·D) of rows padded to a length."""
-    return 4 * qkv_shape.numel() // 3 * length
-
-
 def forward_flops(run: Callable[[], object]) -> int:
     """Operations of matrix products and attention, counted by PyTorch's FlopCounterMode."""
-    from ugt_composer.kernels import pointwise_attention  # noqa: F401 - registers the operator
-
-    custom_ops = {
-        torch.ops.ugt.pointwise_product: _product_flops,
-        torch.ops.ugt.pointwise_attention: _attention_flops,
-        torch.ops.ugt.matmul_without_tf32: mm_flop,
-    }
-    with FlopCounterMode(display=False, custom_mapping=custom_ops) as counter:
+    with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
 

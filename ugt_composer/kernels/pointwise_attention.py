@@ -19,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from ugt_composer.float32_product import tf32_is_allowed
 
@@ -358,6 +359,19 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _attention.register_autograd(_backward, setup_context=_save)
 
 
+@register_flop_formula(torch.ops.ugt.pointwise_attention)
+def _operations(qkv_shape: torch.Size, offsets: Any, mask: Any, seed: Any, max_length: int, *_: Any, **__: Any) -> int:
+    """Two products over rows of max_length, for PyTorch's FlopCounterMode; skipped tokens count as others do."""
+    return 2 * 2 * qkv_shape.numel() // 3 * max_length
+
+
+@register_flop_formula(torch.ops.ugt.pointwise_attention_backward)
+def _backward_operations(grad_shape: torch.Size, *inputs: Any, **_: Any) -> int:
+    """Seven products: the scores and the gradients of weights in both kernels, and those of q, k and v."""
+    max_length = inputs[4]
+    return 7 * 2 * grad_shape.numel() * max_length
+
+
 def _launch(
     kernel: Any,
     inputs: tuple[Tensor, ...],
@@ -409,4 +423,5 @@ def _launch(
 def _has_much_shared_memory(device: torch.device) -> bool:
     if device.type != "cuda":
         return True
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= 160 << 10
+    properties = torch.cuda.get_device_properties(device)
+    return properties.shared_memory_per_block_optin >= 160 << 10  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 IS_AVAILABLE = torch.__version__ >= "2.11"  # a TorchVersion, which compares by number; 2.8 to 2.10 are not tested
 if IS_AVAILABLE:
@@ -101,6 +102,17 @@ def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _grouped_linear.register_autograd(_gradients, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.ugt.grouped_linear)
+def _operations(x_shape: torch.Size, weight_shape: torch.Size, *_: Any, **__: Any) -> int:
+    """One matrix per row, for PyTorch's FlopCounterMode."""
+    return 2 * x_shape.numel() * weight_shape[2]
+
+
+@register_flop_formula(torch.ops.ugt.grouped_linear_gradients)
+def _backward_operations(gradient: Any, x_shape: torch.Size, weight_shape: torch.Size, *_: Any, **__: Any) -> int:
+    return 2 * 2 * x_shape.numel() * weight_shape[2]
 
 
 def _aligned(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from ugt_composer.model.autocast import product_dtype
 
@@ -91,3 +92,15 @@ def _pieces(q: Tensor, k: Tensor) -> Iterator[slice]:
     bytes_per_head = q.shape[1] * k.shape[1] * q.element_size()
     size = max(1, PIECE_BYTES.get(q.device.type, PIECE_BYTES["cuda"]) // max(1, bytes_per_head))
     return (slice(start, start + size) for start in range(0, len(q), size))
+
+
+@register_flop_formula(torch.ops.ugt.pointwise_product)
+def _operations(q_shape: torch.Size, k_shape: torch.Size, *_: Any, **__: Any) -> int:
+    """Two products, of q (N, S, d) and k (N, T, d), for PyTorch's FlopCounterMode."""
+    return 2 * 2 * q_shape.numel() * k_shape[1]
+
+
+@register_flop_formula(torch.ops.ugt.pointwise_product_backward)
+def _backward_operations(grad_shape: torch.Size, q_shape: torch.Size, k_shape: torch.Size, *_: Any, **__: Any) -> int:
+    """Five products: the scores again, and the gradients of weights, q, k and v."""
+    return 5 * 2 * q_shape.numel() * k_shape[1]
