@@ -56,7 +56,7 @@ PARTS = (
     Part("stages", "eager", 150),
     Part("waits", "", 80),
     Part("kernels", "", 60),
-    Part("attention", "by length", 60),
+    Part("attention", "by length", 80),
     Part("recommend", "", 75),
     Part("t5", "", 110),
     Part("strategies", "ddp", 40),
