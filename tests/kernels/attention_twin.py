@@ -5,8 +5,6 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ugt_composer.kernels.pointwise_attention import pointwise_attention
-
 PHI = {"silu": F.silu, "relu": F.relu}
 
 
@@ -49,6 +47,8 @@ def run(attention, projected):
 
 def both(lengths, n_heads, head, activation="silu", holes=False, dtype=torch.float32, max_length=None, device="cpu"):
     """(outputs, gradient) of the kernels, and in float64 of the loops."""
+    from ugt_composer.kernels.pointwise_attention import pointwise_attention
+
     projected, offsets, mask = example(lengths, n_heads, head, holes, dtype)
     longest = max_length or max(lengths)
     given, places = (mask.to(device) if holes else None), offsets.to(device)
