@@ -21,6 +21,7 @@ pytestmark = interpreted
 @pytest.mark.parametrize(
     ("lengths", "n_heads", "head"),
     [
+        ((600,), 1, 16),
         ((3, 0, 70, 1), 2, 32),
         ((200,), 1, 16),
         ((0,), 2, 8),
@@ -111,6 +112,43 @@ def test_dropout_on_weights_has_its_rate_and_the_same_gradients_as_loops():
     wanted = run(lambda qkv: loops(qkv, lengths, mask, n_heads, "silu", factors.double()), exact)
     for ours, twin in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours.double(), twin, rtol=1e-5, atol=1e-6)
+
+
+def test_each_weight_of_a_long_row_draws_its_own_number():
+    length = 600
+    qkv = torch.cat((torch.full((length, 32), 16**-0.25), torch.zeros(length, 16)), dim=1)
+    qkv[0, 32], qkv[512, 33] = 1, 1  # the outputs are the weights of keys 0 and 512
+    offsets = torch.tensor([0, length])
+    weights = module._attention(qkv, offsets, None, torch.tensor([7]), length, 1, "relu", 0.5)[:, :2]
+    kept = weights > 0
+    assert 0.4 < kept.double().mean() < 0.6
+    assert not torch.equal(kept[:-1, 1], kept[1:, 0])
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_float16_keeps_small_gradients_as_well_as_the_plain_form_does(scale):
+    length, head = 512, 32
+    qkv = torch.randn(length, 3 * head, generator=torch.Generator().manual_seed(0)).half()
+    grad = scale * torch.randn(length, head, generator=torch.Generator().manual_seed(1))
+    offsets = torch.tensor([0, length])
+    forms = {
+        "kernels": lambda x: pointwise_attention(x, offsets, None, length, 1, "silu"),
+        "plain": lambda x: plain(x, length),
+        "exact": lambda x: plain(x, length),
+    }
+    found = {}
+    for name, form in forms.items():
+        dtype = torch.float64 if name == "exact" else torch.float16
+        x = qkv.to(dtype, copy=True).requires_grad_()
+        form(x).backward(grad.half().to(dtype))
+        found[name] = x.grad.double().chunk(3, dim=1)
+    for ours, usual, exact in zip(found["kernels"], found["plain"], found["exact"], strict=True):
+        assert (ours - exact).norm() < 1.2 * (usual - exact).norm() + 5e-4 * exact.norm()
+
+
+def plain(qkv, length):
+    q, k, v = qkv.chunk(3, dim=1)
+    return F.silu(q / math.sqrt(q.shape[1]) @ k.T) @ (v / length)
 
 
 def test_dropout_draws_from_pytorchs_generator():

@@ -16,9 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MAX_WIDTH = 4096
-MAX_TYPES = 8
+from ugt_composer.kernels import DTYPES, MAX_TYPES, MAX_WIDTH
+
 TILE = 1024  # elements of x that a program reads at once, unless a row is longer
 PROGRAMS_PER_PROCESSOR = 4  # of the backward pass; what fits at 128 threads of up to 128 registers
 FEWEST_TILES = 4  # of a program of the backward pass, so that few rows do not write many partial sums
@@ -218,25 +217,26 @@ def _normed(
     gate = None if gate is None else _with_dense_rows(gate)
     tile = tile_of(width)
     if count > 0:
-        _norm_outputs[(triton.cdiv(count, tile.rows),)](
-            x.contiguous(),
-            None if types is None else types.contiguous(),
-            weight.contiguous(),
-            bias.contiguous(),
-            gate,
-            out,
-            mean,
-            rstd,
-            count,
-            0 if gate is None else gate.stride(0),
-            eps,
-            D=width,
-            K=weight.numel() // width,
-            BLOCK=triton.next_power_of_2(width),
-            ROWS=tile.rows,
-            ACTIVATION=activation,
-            num_warps=tile.warps,
-        )
+        with torch.cuda.device_of(x):
+            _norm_outputs[(triton.cdiv(count, tile.rows),)](
+                x.contiguous(),
+                None if types is None else types.contiguous(),
+                weight.contiguous(),
+                bias.contiguous(),
+                gate,
+                out,
+                mean,
+                rstd,
+                count,
+                0 if gate is None else gate.stride(0),
+                eps,
+                D=width,
+                K=weight.numel() // width,
+                BLOCK=triton.next_power_of_2(width),
+                ROWS=tile.rows,
+                ACTIVATION=activation,
+                num_warps=tile.warps,
+            )
     return out, mean, rstd
 
 
@@ -261,29 +261,30 @@ def _gradients(
     programs = min(_programs(x.device), triton.cdiv(count, FEWEST_TILES * tile.rows))
     sums = x.new_empty((2, programs, *weight.shape), dtype=torch.float32)
     if count > 0:
-        _norm_gradients[(programs,)](
-            grad.contiguous(),
-            x.contiguous(),
-            None if types is None else types.contiguous(),
-            weight.contiguous(),
-            bias.contiguous(),
-            gate,
-            mean,
-            rstd,
-            grad_x,
-            None if gate is None else grad_gate,
-            sums[0],
-            sums[1],
-            count,
-            0 if gate is None else gate.stride(0),
-            D=width,
-            K=types_count,
-            KINDS=triton.next_power_of_2(types_count),
-            BLOCK=triton.next_power_of_2(width),
-            ROWS=tile.rows,
-            ACTIVATION=activation,
-            num_warps=tile.warps,
-        )
+        with torch.cuda.device_of(x):
+            _norm_gradients[(programs,)](
+                grad.contiguous(),
+                x.contiguous(),
+                None if types is None else types.contiguous(),
+                weight.contiguous(),
+                bias.contiguous(),
+                gate,
+                mean,
+                rstd,
+                grad_x,
+                None if gate is None else grad_gate,
+                sums[0],
+                sums[1],
+                count,
+                0 if gate is None else gate.stride(0),
+                D=width,
+                K=types_count,
+                KINDS=triton.next_power_of_2(types_count),
+                BLOCK=triton.next_power_of_2(width),
+                ROWS=tile.rows,
+                ACTIVATION=activation,
+                num_warps=tile.warps,
+            )
     grad_weight, grad_bias = (total.sum(0).to(weight.dtype) for total in sums)
     return grad_x, grad_weight, grad_bias, grad_gate
 

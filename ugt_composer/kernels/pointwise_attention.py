@@ -188,7 +188,7 @@ def _attention_key_gradients(
     kept = _is_key(mask, first, keys, extent, HAS_MASK)
     k = _load(of_head + width, keys, stride, kept, HEAD, WIDTH)
     v = _load(of_head + 2 * width, keys, stride, kept, HEAD, WIDTH)
-    v = (v * inverse).to(v.dtype)  # here and not in the sums, so that float16 does not overflow in between
+    v = (v * inverse).to(v.dtype)  # here and not in the sums, so that the slopes do not overflow in float16
     grad_k, grad_v = tl.zeros((OWN, WIDTH), tl.float32), tl.zeros((OWN, WIDTH), tl.float32)
     if tl.program_id(0) % blocks * OWN < extent:
         for start in range(0, extent, READ):
@@ -242,7 +242,6 @@ def _attention_query_gradients(
     of_head = qkv + first * stride + head % heads * HEAD
     q = _load(of_head, queries, stride, queries < extent, HEAD, WIDTH)
     g = _load(grad + first * width + head % heads * HEAD, queries, width, queries < extent, HEAD, WIDTH)
-    g = (g * inverse).to(g.dtype)
     grad_q = tl.zeros((OWN, WIDTH), tl.float32)
     if tl.program_id(0) % blocks * OWN < extent:
         for start in range(0, extent, READ):
@@ -252,15 +251,17 @@ def _attention_query_gradients(
             v = _load(of_head + 2 * width, keys, stride, kept, HEAD, WIDTH)
             half = tl.dot(q, tl.trans(k), input_precision=PRECISION) * half_scale
             _, slopes = _weights_and_slopes(half, SILU, FAST)
-            slopes *= tl.dot(g, tl.trans(v), input_precision=PRECISION)
+            # 1 / n here, in float32: in float16 g / n would underflow, and the product without it overflow.
+            slopes *= tl.dot(g, tl.trans(v), input_precision=PRECISION) * inverse
             if DROPOUT > 0:
                 slopes *= _kept(tl.load(seed), head, queries[:, None], keys[None, :], length, DROPOUT)
             grad_q = tl.dot(slopes.to(k.dtype), k, grad_q, input_precision=PRECISION)
     _store(out + first * 3 * width + head % heads * HEAD, queries, 3 * width, size, grad_q * half_scale, HEAD, WIDTH)
 
 
-# The fastest by `benchmarks/gpu.py --only attention` on an H200, by kernel and width of a head (narrower ones as 32).
-# They are fixed, and not tuned at run time, because other sizes add in another order.
+# By kernel and width of a head (narrower ones as 32): the fastest in `benchmarks/gpu.py --only attention` on an H200.
+# The gradients of queries were only measured for 32; the others are by analogy with those of keys. The sizes are fixed,
+# and not tuned at run time, because other sizes add in another order.
 BLOCKS = {
     (_attention_outputs, 32): Blocks(own=128, read=64, warps=4, stages=3),
     (_attention_outputs, 64): Blocks(own=128, read=64, warps=4, stages=3),
@@ -292,7 +293,7 @@ def pointwise_attention(
             is 1.
         offsets: (B + 1,) int64 or int32, first token of each row, and N.
         mask: (N,) bool, True on valid tokens; None: all are.
-        max_length: at least the longest row.
+        max_length: at least the longest row; tokens beyond it would not be written.
         activation: silu or relu.
         dropout: probability of dropping a weight.
 
@@ -395,29 +396,31 @@ def _launch(
     programs = (len(offsets) - 1) * n_heads * blocks
     if programs == 0:
         return
-    kernel[(programs,)](
-        *inputs,
-        offsets,
-        mask if mask is not None else offsets,  # not read
-        seed if seed is not None else offsets,
-        out,
-        qkv.stride(0),
-        0.5 / math.sqrt(head),
-        max_length,
-        blocks,
-        n_heads,
-        HEAD=head,
-        WIDTH=width,
-        OWN=sizes.own,
-        READ=sizes.read,
-        SILU=activation == "silu",
-        FAST=half and qkv.is_cuda,
-        HAS_MASK=mask is not None,
-        DROPOUT=dropout,
-        PRECISION="tf32" if half or tf32_is_allowed() else "ieee",
-        num_warps=sizes.warps,
-        num_stages=sizes.stages,
-    )
+    offsets = offsets.contiguous()
+    with torch.cuda.device_of(qkv):  # Triton launches on the current device
+        kernel[(programs,)](
+            *inputs,
+            offsets,
+            offsets if mask is None else mask.contiguous(),  # without a mask or a seed, not read
+            offsets if seed is None else seed,
+            out,
+            qkv.stride(0),
+            0.5 / math.sqrt(head),
+            max_length,
+            blocks,
+            n_heads,
+            HEAD=head,
+            WIDTH=width,
+            OWN=sizes.own,
+            READ=sizes.read,
+            SILU=activation == "silu",
+            FAST=half and qkv.is_cuda,
+            HAS_MASK=mask is not None,
+            DROPOUT=dropout,
+            PRECISION="tf32" if half or tf32_is_allowed() else "ieee",
+            num_warps=sizes.warps,
+            num_stages=sizes.stages,
+        )
 
 
 def _has_much_shared_memory(device: torch.device) -> bool:
