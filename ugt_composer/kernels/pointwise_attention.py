@@ -204,12 +204,10 @@ def _attention_key_gradients(
                 slopes *= factors
             grad_v = tl.dot(weights.to(g.dtype), g, grad_v, input_precision=PRECISION)
             grad_k = tl.dot(slopes.to(q.dtype), q, grad_k, input_precision=PRECISION)
-    # A key that is not valid was read as zero, but its gradient is not.
-    grad_k = tl.where(kept[:, None], grad_k * half_scale, 0.0)
-    grad_v = tl.where(kept[:, None], grad_v * inverse, 0.0)
+    # Key and value of a token that is not valid were read as zero: its weights are zero, and so are their gradients.
     of_head = out + first * 3 * width + head % heads * HEAD
-    _store(of_head + width, keys, 3 * width, size, grad_k, HEAD, WIDTH)
-    _store(of_head + 2 * width, keys, 3 * width, size, grad_v, HEAD, WIDTH)
+    _store(of_head + width, keys, 3 * width, size, grad_k * half_scale, HEAD, WIDTH)
+    _store(of_head + 2 * width, keys, 3 * width, size, grad_v * inverse, HEAD, WIDTH)
 
 
 @triton.jit
