@@ -23,6 +23,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ugt_composer.float32_product import tf32_is_allowed
 
+VARYING = ("length", "blocks")  # differ from batch to batch; specialised, they would compile up to six variants
+
 
 class Blocks(NamedTuple):
     """Sizes of a kernel's blocks: tokens that a program owns, tokens that it reads at once, warps, stages."""
@@ -115,7 +117,7 @@ def _store(base, tokens, stride, size, values, HEAD: tl.constexpr, WIDTH: tl.con
     tl.store(place, values.to(base.dtype.element_ty), mask=kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _attention_outputs(
     qkv,
     offsets,
@@ -157,7 +159,7 @@ def _attention_outputs(
     _store(out + first * width + head % heads * HEAD, queries, width, size, sums * inverse, HEAD, WIDTH)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _attention_key_gradients(
     grad,
     qkv,
@@ -210,7 +212,7 @@ def _attention_key_gradients(
     _store(of_head + 2 * width, keys, 3 * width, size, grad_v * inverse, HEAD, WIDTH)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _attention_query_gradients(
     grad,
     qkv,
