@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ugt_composer.cli.options import add_item_score_weight
+from ugt_composer.cli.options import add_item_score_weight, add_model
 
 EPILOG = """examples:
   ugt evaluate --checkpoint checkpoints/stage3/best --data mds/test
@@ -19,12 +19,7 @@ Exit status: 0 done, 2 bad input."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="DIR",
-        help="a model (best/ or latest/ of a run, or s3://…), not a training checkpoint",
-    )
+    add_model(parser)
     parser.add_argument(
         "--data", required=True, action="append", metavar="DIR", help="a folder of shards; may be given several times"
     )

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ugt_composer.cli.options import add_item_score_weight
+from ugt_composer.cli.options import add_item_score_weight, add_model
 
 if TYPE_CHECKING:
     from ugt_composer.cli.histories import History
@@ -24,12 +24,7 @@ most recent items are used, but no item of it is recommended again. Exit status:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="DIR",
-        help="a model (best/ or latest/ of a run, or s3://…), not a training checkpoint",
-    )
+    add_model(parser)
     parser.add_argument("--history", required=True, metavar="FILE", help="JSON or JSON Lines; - reads standard input")
     parser.add_argument("-k", type=int, default=10, help="recommendations per user (default 10)")
     parser.add_argument(
