@@ -29,9 +29,18 @@ def are_usable(x: Tensor) -> bool:
     Not in an exported program, which has to run without this package."""
     if not x.is_cuda or not _ARE_ENABLED or x.dtype not in DTYPES:
         return False
+    return not is_exporting() and _gpu_is_new_enough(x.device.index)
+
+
+def attention_fits(d_model: int, n_heads: int) -> bool:
+    """Whether there are kernels of pointwise attention, with its norm, for these sizes."""
+    return d_model <= MAX_WIDTH and d_model // n_heads <= MAX_HEAD
+
+
+def is_exporting() -> bool:
+    """Whether a program is being exported that has to run without this package, and so without its operators."""
     # Under `compile`, Dynamo also takes is_exporting() as true (pytorch/pytorch#176347). Our exports do not use Dynamo.
-    is_exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
-    return not is_exporting and _gpu_is_new_enough(x.device.index)
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
 
 
 def are_expected() -> bool:

@@ -78,6 +78,13 @@ def _kept(seed, head, queries, keys, length, DROPOUT):
 
 
 @triton.jit
+def _block(blocks, OWN: tl.constexpr):
+    """The program's head, counted over all rows, and its tokens: the first one, and all."""
+    begin = tl.program_id(0) % blocks * OWN
+    return tl.program_id(0) // blocks, begin, begin + tl.arange(0, OWN)
+
+
+@triton.jit
 def _row(offsets, mask, row, HAS_MASK: tl.constexpr):
     """First token of a row, tokens up to the last valid one, 1 / number of valid tokens."""
     first = tl.load(offsets + row).to(tl.int64)
@@ -94,19 +101,33 @@ def _row(offsets, mask, row, HAS_MASK: tl.constexpr):
 
 
 @triton.jit
-def _is_key(mask, first, tokens, extent, HAS_MASK: tl.constexpr):
-    kept = tokens < extent
-    if HAS_MASK:
-        kept = kept & (tl.load(mask + first + tokens, mask=kept, other=0) != 0)
-    return kept
-
-
-@triton.jit
 def _load(base, tokens, stride, kept, HEAD: tl.constexpr, WIDTH: tl.constexpr):
     """Rows (tokens, WIDTH) of a head; zero where not kept and beyond HEAD."""
     dims = tl.arange(0, WIDTH)
     kept = kept[:, None] & (dims < HEAD)[None, :] if HEAD < WIDTH else kept[:, None]
     return tl.load(base + tokens.to(tl.int64)[:, None] * stride + dims[None, :], mask=kept, other=0.0)
+
+
+@triton.jit
+def _load_keys(
+    of_head,
+    width,
+    mask,
+    first,
+    tokens,
+    extent,
+    stride,
+    HEAD: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+):
+    """Keys and values of a head; zero where the token is not valid."""
+    kept = tokens < extent
+    if HAS_MASK:
+        kept = kept & (tl.load(mask + first + tokens, mask=kept, other=0) != 0)
+    k = _load(of_head + width, tokens, stride, kept, HEAD, WIDTH)
+    v = _load(of_head + 2 * width, tokens, stride, kept, HEAD, WIDTH)
+    return k, v
 
 
 @triton.jit
@@ -139,19 +160,16 @@ def _attention_outputs(
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    head = tl.program_id(0) // blocks
+    head, begin, queries = _block(blocks, OWN)
     first, size, extent, inverse = _row(offsets, mask, head // heads, HAS_MASK)
-    queries = tl.program_id(0) % blocks * OWN + tl.arange(0, OWN)
     width = heads * HEAD
     of_head = qkv + first * stride + head % heads * HEAD
     q = _load(of_head, queries, stride, queries < extent, HEAD, WIDTH)
     sums = tl.zeros((OWN, WIDTH), tl.float32)
-    if tl.program_id(0) % blocks * OWN < extent:
+    if begin < extent:
         for start in range(0, extent, READ):
             keys = start + tl.arange(0, READ)
-            kept = _is_key(mask, first, keys, extent, HAS_MASK)
-            k = _load(of_head + width, keys, stride, kept, HEAD, WIDTH)
-            v = _load(of_head + 2 * width, keys, stride, kept, HEAD, WIDTH)
+            k, v = _load_keys(of_head, width, mask, first, keys, extent, stride, HEAD, WIDTH, HAS_MASK)
             weights = _weights(tl.dot(q, tl.trans(k), input_precision=PRECISION) * half_scale, SILU, FAST)
             if DROPOUT > 0:
                 weights *= _kept(tl.load(seed), head, queries[:, None], keys[None, :], length, DROPOUT)
@@ -182,17 +200,14 @@ def _attention_key_gradients(
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    head = tl.program_id(0) // blocks
+    head, begin, keys = _block(blocks, OWN)
     first, size, extent, inverse = _row(offsets, mask, head // heads, HAS_MASK)
-    keys = tl.program_id(0) % blocks * OWN + tl.arange(0, OWN)
     width = heads * HEAD
     of_head = qkv + first * stride + head % heads * HEAD
-    kept = _is_key(mask, first, keys, extent, HAS_MASK)
-    k = _load(of_head + width, keys, stride, kept, HEAD, WIDTH)
-    v = _load(of_head + 2 * width, keys, stride, kept, HEAD, WIDTH)
+    k, v = _load_keys(of_head, width, mask, first, keys, extent, stride, HEAD, WIDTH, HAS_MASK)
     v = (v * inverse).to(v.dtype)  # here and not in the sums, so that the slopes do not overflow in float16
     grad_k, grad_v = tl.zeros((OWN, WIDTH), tl.float32), tl.zeros((OWN, WIDTH), tl.float32)
-    if tl.program_id(0) % blocks * OWN < extent:
+    if begin < extent:
         for start in range(0, extent, READ):
             queries = start + tl.arange(0, READ)
             q = _load(of_head, queries, stride, queries < extent, HEAD, WIDTH)
@@ -235,20 +250,17 @@ def _attention_query_gradients(
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    head = tl.program_id(0) // blocks
+    head, begin, queries = _block(blocks, OWN)
     first, size, extent, inverse = _row(offsets, mask, head // heads, HAS_MASK)
-    queries = tl.program_id(0) % blocks * OWN + tl.arange(0, OWN)
     width = heads * HEAD
     of_head = qkv + first * stride + head % heads * HEAD
     q = _load(of_head, queries, stride, queries < extent, HEAD, WIDTH)
     g = _load(grad + first * width + head % heads * HEAD, queries, width, queries < extent, HEAD, WIDTH)
     grad_q = tl.zeros((OWN, WIDTH), tl.float32)
-    if tl.program_id(0) % blocks * OWN < extent:
+    if begin < extent:
         for start in range(0, extent, READ):
             keys = start + tl.arange(0, READ)
-            kept = _is_key(mask, first, keys, extent, HAS_MASK)
-            k = _load(of_head + width, keys, stride, kept, HEAD, WIDTH)
-            v = _load(of_head + 2 * width, keys, stride, kept, HEAD, WIDTH)
+            k, v = _load_keys(of_head, width, mask, first, keys, extent, stride, HEAD, WIDTH, HAS_MASK)
             half = tl.dot(q, tl.trans(k), input_precision=PRECISION) * half_scale
             _, slopes = _weights_and_slopes(half, SILU, FAST)
             # 1 / n here, in float32: in float16 g / n would underflow, and the product without it overflow.

@@ -64,9 +64,7 @@ class PointwiseAttention(nn.Module):
     def _has_kernels(self, qkv: Tensor) -> bool:
         # In float32 without TF32, Triton's products are slower than cuBLAS'.
         is_half = qkv.dtype in (torch.bfloat16, torch.float16)
-        d_model = qkv.shape[-1] // 3
-        fits = d_model <= kernels.MAX_WIDTH and d_model // self.n_heads <= kernels.MAX_HEAD
-        return is_half and fits and kernels.are_usable(qkv)
+        return is_half and kernels.attention_fits(qkv.shape[-1] // 3, self.n_heads) and kernels.are_usable(qkv)
 
     def _gated_by_kernels(self, qkv: Tensor, gate: Tensor, mask: Tensor) -> Tensor:
         """norm(A V) ⊙ φ(U) given qkv (B, S, 3·D), gate (B, S, D) and mask (B, S) → (B, S, D)."""

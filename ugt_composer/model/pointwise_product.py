@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ugt_composer.kernels import is_exporting
 from ugt_composer.model.autocast import product_dtype
 
 PIECE_BYTES = {
@@ -26,10 +27,9 @@ ACTIVATIONS = {"silu": F.silu, "relu": F.relu}
 
 def pointwise_product(q: Tensor, k: Tensor, v: Tensor, activation: str) -> Tensor:
     """q, k, v (…, S, d) → φ(q kᵀ) v, (…, S, d); φ is silu or relu. Under autocast the result has its dtype."""
-    # Under `compile`, Dynamo also takes is_exporting() as true (pytorch/pytorch#176347). Our exports do not use Dynamo.
-    if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
-        # An exported program has to run without this package. Rows and heads stay separate dimensions: since PyTorch
-        # 2.11, merging them limits the lengths that the program accepts.
+    if is_exporting():
+        # Rows and heads stay separate dimensions: since PyTorch 2.11, merging them limits the lengths that the program
+        # accepts.
         return ACTIVATIONS[activation](q @ k.transpose(-1, -2)) @ v
     heads = v.shape[:-2]
     q, k, v = (x.to(product_dtype(x)).flatten(0, -3) for x in (q, k, v))

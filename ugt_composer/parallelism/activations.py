@@ -229,8 +229,7 @@ def decoder_layer(model: ModelConfig, dtypes: Dtypes, shape: Shape) -> Part:
 
 def _has_kernels(model: ModelConfig, dtypes: Dtypes) -> bool:
     """Whether the encoder's attention and norms are computed by kernels, see `PointwiseAttention`."""
-    fits = model.d_model // model.n_heads <= kernels.MAX_HEAD and model.d_model <= kernels.MAX_WIDTH
-    fits = fits and model.num_token_types <= kernels.MAX_TYPES
+    fits = kernels.attention_fits(model.d_model, model.n_heads) and model.num_token_types <= kernels.MAX_TYPES
     return dtypes.product == HALF and fits and kernels.are_expected()
 
 
