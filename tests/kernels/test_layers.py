@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.kernels.interpreted import interpreted
+from tests.saved_memory import dropout_as_on_a_gpu, saved_bytes  # noqa: F401 - a fixture
 from ugt_composer import kernels
 from ugt_composer.config.schema import ModelConfig
 from ugt_composer.model.attention import PointwiseAttention
@@ -79,24 +80,13 @@ def test_a_compiled_layer_keeps_the_kernels_as_they_are(switch):
         assert (ours - wanted).norm() < 1e-3 * wanted.norm()  # float16 is rounded in other places
 
 
+@pytest.mark.usefixtures("dropout_as_on_a_gpu")
 @pytest.mark.parametrize(("dropout", "attention_dropout"), [(0.0, 0.0), (0.1, 0.0), (0.1, 0.1)])
-def test_a_layer_keeps_the_memory_that_the_dry_run_counts(switch, dropout, attention_dropout, monkeypatch):
-    from ugt_composer.model import dropout as module
-
-    monkeypatch.setattr(module.Dropout, "forward", lambda m, x: torch.native_dropout(x, m.p, True)[0] if m.p else x)
+def test_a_layer_keeps_the_memory_that_the_dry_run_counts(switch, dropout, attention_dropout):
     switch(True)
     layer, *inputs = make(dropout, attention_dropout)
-    known = {t.untyped_storage().data_ptr() for t in (*inputs, *layer.parameters())}
-    storages, kept = {}, []
-
-    def pack(tensor):
-        kept.append(tensor)
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autocast("cpu", torch.float16), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        pack(layer(*inputs))
+    with torch.autocast("cpu", torch.float16):
+        found = saved_bytes(layer, *inputs)
     casts = 2 * sum(parameter.numel() for name, parameter in layer.named_parameters() if "norm" not in name)
-    found = sum(size for address, size in storages.items() if address not in known) - casts
     model = ModelConfig(d_model=D, n_heads=HEADS, d_ff=F, dropout=dropout, attention_dropout=attention_dropout)
-    assert encoder_layer(model, AUTOCAST, Shape(ROWS, LENGTH, 1, 0)).kept == pytest.approx(found, rel=0.03)
+    assert encoder_layer(model, AUTOCAST, Shape(ROWS, LENGTH, 1, 0)).kept == pytest.approx(found - casts, rel=0.03)

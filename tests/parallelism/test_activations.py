@@ -4,48 +4,21 @@ import dataclasses
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tests.saved_memory import dropout_as_on_a_gpu, saved_bytes  # noqa: F401 - a fixture
 from ugt_composer.config.schema import LossConfig, ModelConfig
 from ugt_composer.model.decoder import DecoderLayer
 from ugt_composer.model.encoder import EncoderLayer
 from ugt_composer.parallelism.activations import FLOAT32, Activations, Shape, decoder_layer, encoder_layer
 
 MODEL = ModelConfig(d_model=64, n_heads=4, d_ff=160, num_experts=4, top_k_experts=2, dropout=0.0)
+pytestmark = pytest.mark.usefixtures("dropout_as_on_a_gpu")
 SHAPE = Shape(rows=8, history=48, target=32, rejected=0)
-
-
-def saved_bytes(layer: nn.Module, *inputs: Tensor) -> int:
-    """Bytes of the storages that autograd keeps for layer(*inputs), and of its result, without inputs and weights."""
-    known = {t.untyped_storage().data_ptr() for t in (*inputs, *layer.parameters())}
-    storages: dict[int, int] = {}
-    kept = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept.append(tensor)  # so that no address is used twice
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = layer(*inputs)
-    result = out[0] if isinstance(out, tuple) else out
-    pack(result)
-    return sum(size for address, size in storages.items() if address not in known)
 
 
 def numbers(*shape: int) -> Tensor:
     return torch.randn(*shape, requires_grad=True)
-
-
-@pytest.fixture(autouse=True)
-def as_on_a_gpu(monkeypatch):
-    """Makes dropout keep one byte per element, as PyTorch's does on a GPU."""
-    from ugt_composer.model import dropout
-
-    def forward(self, x):
-        return torch.ops.aten.native_dropout(x, self.p, True)[0] if self.p else x
-
-    monkeypatch.setattr(dropout.Dropout, "forward", forward)
 
 
 @pytest.mark.parametrize(("p", "attention_p"), [(0.0, 0.0), (0.1, 0.0), (0.1, 0.1)])
