@@ -6,6 +6,7 @@ A checkpoint is a file, `ba00001000.pt`, or with `checkpoint.sharded` a folder, 
 import datetime
 import io
 import logging
+import pickle
 import re
 import shutil
 import zipfile
@@ -219,7 +220,8 @@ def unreadable(value: Any) -> str | None:
         torch.save(value, file)
         file.seek(0)
         _load(file)
-    except Exception as error:  # pickle and PyTorch raise errors of many kinds
+    # Not RuntimeError: PyTorch raises one wherever the process is when a data worker dies.
+    except (pickle.PickleError, TypeError, AttributeError, ValueError, NotImplementedError) as error:
         unsupported = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
         return f"it holds a {unsupported.group(1)}" if unsupported else _first_line(error)
     return None
