@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from tests.conftest import TINY, make_batch
+from tests.live_tensors import live_storages
 from ugt_composer.errors import UserError
 from ugt_composer.model.build import build_model
 from ugt_composer.model.moe import balance_loss
@@ -251,9 +252,7 @@ def live_bytes() -> int:
     for pause in (0.0, 0.02, 0.2):
         time.sleep(pause)
         gc.collect()
-        tensors = [thing for thing in gc.get_objects() if isinstance(thing, Tensor)]
-        storages = [getattr(tensor, "_local_tensor", tensor).untyped_storage() for tensor in tensors]
-        found.append(sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()))
+        found.append(sum(live_storages().values()))
     return min(found)
 
 

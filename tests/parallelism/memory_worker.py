@@ -12,20 +12,10 @@ from composer.utils import dist
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from tests.live_tensors import live_storages  # noqa: E402
 from ugt_composer.config.load import load_config  # noqa: E402
 from ugt_composer.parallelism.memory import SMALL  # noqa: E402
 from ugt_composer.training.build import build_trainer  # noqa: E402
-
-
-def live_bytes() -> dict[int, int]:
-    """{address: bytes} of the storages of all live tensors in Python."""
-    storages = {}
-    for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor):
-            tensor = getattr(thing, "_local_tensor", thing)
-            storage = tensor.untyped_storage()
-            storages[storage.data_ptr()] = max(storage.nbytes(), storages.get(storage.data_ptr(), 0))
-    return storages
 
 
 class Count(Callback):
@@ -37,7 +27,7 @@ class Count(Callback):
         if state.timestamp.batch.value == 1:
             gradients = [p.grad for p in self.model.parameters()]  # accessing a gradient creates its Python object
             gc.collect()
-            self.bytes = sum(live_bytes().values())
+            self.bytes = sum(live_storages().values())
             del gradients
 
 
@@ -47,7 +37,7 @@ def main() -> None:
     found = {}
     for job in json.loads(jobs.read_text()):
         gc.collect()
-        idle = sum(live_bytes().values())
+        idle = sum(live_storages().values())
         trainer = build_trainer(load_config(job["yaml"], overrides=job["overrides"]))
         network = trainer.strategy.model.model
         count = Count(trainer.strategy.model)
