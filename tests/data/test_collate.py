@@ -42,6 +42,22 @@ def test_a_row_survives_encoding_and_decoding(row, width):
         np.testing.assert_array_equal(getattr(back, name), getattr(row, name))
 
 
+@pytest.mark.parametrize("width", [2, 4])
+@pytest.mark.parametrize("value", [-100, -1, "ignored", "ignored + 1"])
+@pytest.mark.parametrize(("part", "column"), [("encoder", 0), ("decoder", 3), ("rejected", 2), ("decoder", 5)])
+def test_a_value_that_would_read_back_as_another_is_refused(width, value, part, column):
+    ignored = 2 ** (8 * width) - 1
+    value = {"ignored": ignored, "ignored + 1": ignored + 1}.get(value, value)
+    tables = {"encoder": np.full((2, 5), 7), "decoder": np.full((2, 8), 7), "rejected": np.full((2, 3), 7)}
+    tables[part][1, column] = value
+    row = Row("ann", **tables)
+    if (value, column) == (-100, 5):
+        assert decode_row(encode_row(row, width)).decoder[1, 5] == -100
+    else:
+        with pytest.raises(ValueError, match=rf"outside 0\.\.{ignored - 1}"):
+            encode_row(row, width)
+
+
 @given(rows(), st.sampled_from([2, 4]))
 def test_log_probabilities_are_put_into_a_packed_row_and_replaced(row, width):
     logps = np.linspace(-1, -9, 1 + len(row.rejected), dtype=np.float32)

@@ -16,14 +16,15 @@ Layout, version 1, little-endian:
     bytes   user_id in UTF-8, padded with zero bytes to a multiple of `width`
     float32 reference (1 + N): log p of the chosen item and of each rejected one; only if the flag is set
 
-An ignored label (-100) is stored as the largest integer of the width. Rows hold what the model sees: masked-out
-positions are removed and the decoder starts with BOS. A preference row has a decoder of length one, BOS with the
-chosen item as its label, and N > 0 rejected items.
+An ignored label (-100) is stored as the largest integer of the width, which nothing else may be. Rows hold what the
+model sees: masked-out positions are removed and the decoder starts with BOS. A preference row has a decoder of length
+one, BOS with the chosen item as its label, and N > 0 rejected items.
 """
 
 import struct
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -32,12 +33,11 @@ from ugt_composer.vocabulary import IGNORE_INDEX
 VERSION = 1
 HEADER = struct.Struct("<BBHHHHHf")
 HAS_REFERENCE = 1  # bit of the flags
-FLAGS_AT = 10  # offset of the flags in the header, in bytes
 HEADER_FIELDS = np.dtype(  # the layout of HEADER, to read or write many rows at once
     [
         ("version", "u1"),
         ("width", "u1"),
-        ("users", "<u2"),
+        ("user_bytes", "<u2"),
         ("encoder", "<u2"),
         ("decoder", "<u2"),
         ("rejected", "<u2"),
@@ -45,6 +45,7 @@ HEADER_FIELDS = np.dtype(  # the layout of HEADER, to read or write many rows at
         ("score", "<f4"),
     ]
 )
+FLAGS_AT = HEADER_FIELDS.fields["flags"][1]  # type: ignore[index]  # in bytes
 SIZED_HEADER = np.dtype([("size", "<u4"), *HEADER_FIELDS.descr])  # preceded by the size of the row in bytes
 ENCODER_COLUMNS = 5
 DECODER_COLUMNS = 8
@@ -87,10 +88,13 @@ def encode_row(row: Row, width: int) -> bytes:
     user = row.user_id.encode("utf-8")
     if len(user) > 0xFFFF:
         raise ValueError(f"user_id takes {len(user)} bytes, at most 65535 fit")
-    decoder = np.where(row.decoder == IGNORE_INDEX, ignored, row.decoder)
-    payload = np.concatenate([row.encoder.reshape(-1), decoder.reshape(-1), row.rejected.reshape(-1)])
-    if payload.size and (payload.min() < 0 or payload.max() > ignored):
-        raise ValueError(f"an integer of the row is outside 0..{ignored}")
+    payload = np.concatenate([row.encoder.reshape(-1), row.decoder.reshape(-1), row.rejected.reshape(-1)])
+    labels = payload[row.encoder.size :][: row.decoder.size].reshape(-1, DECODER_COLUMNS)[:, LABELS]
+    is_ignored = labels == IGNORE_INDEX
+    labels[is_ignored] = 0
+    if payload.size and (payload.min() < 0 or payload.max() >= ignored):
+        raise ValueError(f"an integer of the row is outside 0..{ignored - 1}")
+    labels[is_ignored] = ignored
     header = HEADER.pack(
         VERSION, width, len(user), len(row.encoder), len(row.decoder), len(row.rejected), 0, row.preference_score
     )
@@ -106,13 +110,14 @@ def with_reference(data: bytes, logps: np.ndarray) -> bytes:
     _, width, user_length, s, t, n, flags, _ = HEADER.unpack_from(data)
     if logps.shape != (1 + n,):
         raise ValueError(f"{len(logps)} log-probabilities for a row with {n} rejected items; expected {1 + n}")
-    end = _end(width, user_length, s, t, n)
+    end = size_without_reference(width, user_length, s, t, n)
     flags = struct.pack("<H", flags | HAS_REFERENCE)
     return b"".join((data[:FLAGS_AT], flags, data[FLAGS_AT + 2 : end], logps.astype("<f4").tobytes()))
 
 
-def _end(width: int, user_length: int, s: int, t: int, n: int) -> int:
-    """Size of a row in bytes without reference log-probabilities, which follow at this offset."""
+def size_without_reference(width: int, user_length: Any, s: Any, t: Any, n: Any) -> Any:
+    """Size of a row in bytes without reference log-probabilities, which follow at this offset. Integers, or int64
+    arrays (R,) of the lengths of R rows."""
     numbers = s * ENCODER_COLUMNS + t * DECODER_COLUMNS + n * REJECTED_COLUMNS
     return HEADER.size + numbers * width + user_length + -user_length % width
 
@@ -156,12 +161,13 @@ def encode_rows(batch: RowBatch) -> tuple[bytes, np.ndarray]:
     ]
     if len(batch.rejected):
         parts.append(_row_parts(batch.rejected, batch.rejected_lengths))
-    tokens = ENCODER_COLUMNS * batch.encoder_lengths + DECODER_COLUMNS * batch.decoder_lengths
-    numbers = tokens + REJECTED_COLUMNS * batch.rejected_lengths
-    sizes = HEADER.size + width * numbers + np.fromiter(map(len, users), np.int64, len(users))
+    user_bytes = np.fromiter(map(len, batch.users), np.int64, len(users))
+    sizes = size_without_reference(
+        width, user_bytes, batch.encoder_lengths, batch.decoder_lengths, batch.rejected_lengths
+    )
     headers = np.zeros(len(users), SIZED_HEADER)
     headers["size"], headers["version"], headers["width"] = sizes, VERSION, width
-    headers["users"] = [len(user) for user in batch.users]
+    headers["user_bytes"] = user_bytes
     headers["encoder"], headers["decoder"] = batch.encoder_lengths, batch.decoder_lengths
     headers["rejected"], headers["score"] = batch.rejected_lengths, batch.scores
     header_parts = _row_parts(headers[:, None], np.ones(len(users), np.int64))
@@ -185,13 +191,14 @@ def decode_row(data: bytes) -> Row:
     dtype = DTYPES[width]
     sizes = (s * ENCODER_COLUMNS, t * DECODER_COLUMNS, n * REJECTED_COLUMNS)
     user_start = HEADER.size + sum(sizes) * width
-    reference_start = _end(width, user_length, s, t, n)
+    reference_start = size_without_reference(width, user_length, s, t, n)
     if len(data) != reference_start + (4 * (1 + n) if flags & HAS_REFERENCE else 0):
         raise ValueError(f"a row has {len(data)} bytes, but its header implies another length")
     payload = np.frombuffer(data, dtype, sum(sizes), HEADER.size).astype(np.int64)
     encoder, decoder, rejected = np.split(payload, np.cumsum(sizes)[:2])
     decoder = decoder.reshape(t, DECODER_COLUMNS)
-    decoder[decoder == np.iinfo(dtype).max] = IGNORE_INDEX
+    labels = decoder[:, LABELS]
+    labels[labels == np.iinfo(dtype).max] = IGNORE_INDEX
     return Row(
         user_id=data[user_start : user_start + user_length].decode("utf-8"),
         encoder=encoder.reshape(s, ENCODER_COLUMNS),

@@ -98,13 +98,8 @@ def _headers(joined: np.ndarray, sizes: np.ndarray) -> np.ndarray:
             f"rows of codec versions {versions} and integer widths {widths} in one batch; "
             f"expected version {codec.VERSION} and one width"
         )
-    numbers = (
-        codec.ENCODER_COLUMNS * headers["encoder"].astype(np.int64)
-        + codec.DECODER_COLUMNS * headers["decoder"].astype(np.int64)
-        + codec.REJECTED_COLUMNS * headers["rejected"].astype(np.int64)
-    )
-    users = headers["users"].astype(np.int64)
-    expected = codec.HEADER.size + widths[0] * numbers + users + -users % widths[0] + _reference_bytes(headers)
+    lengths = (headers[name].astype(np.int64) for name in ("user_bytes", "encoder", "decoder", "rejected"))
+    expected = codec.size_without_reference(widths[0], *lengths) + _reference_bytes(headers)
     if (wrong := expected != sizes).any():
         raise ValueError(f"a row has {sizes[wrong][0]} bytes, but its header implies {expected[wrong][0]}")
     return headers
