@@ -142,6 +142,19 @@ def test_a_broken_file_is_named(tmp_path, text, words):
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
+@pytest.mark.parametrize("override", ["optimizer.lr=-1", "optimizer.lr=x", "data.train.streams={local: a}"])
+def test_an_override_is_blamed_for_its_value_and_the_file_for_its_own(tmp_path, override):
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text("seed: 7")
+    bad.write_text("optimizer: {lr: -1}")
+    with pytest.raises(UserError) as error:
+        load_config(good, overrides=["seed=3", override])
+    assert str(error.value).startswith(f"override {override}: ")
+    with pytest.raises(UserError) as error:
+        load_config(good, bad, overrides=["seed=3"])
+    assert str(error.value).startswith(f"{good} + {bad}: optimizer.lr is -1")
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.yaml: no such file"):
         load_config(tmp_path / "nowhere.yaml")

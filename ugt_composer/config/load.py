@@ -26,7 +26,7 @@ def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Merges YAML files and `key=value` overrides into the defaults; later ones override earlier ones.
 
     Raises:
-        UserError: with the file or override, the key, its value and what was expected.
+        UserError: names the file or override, the key, its value and what was expected.
     """
     merged = OmegaConf.structured(Config)
     for source, tree in (*map(_read_yaml, paths), *map(_read_override, overrides)):
@@ -39,9 +39,9 @@ def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise _from_omegaconf(_names(paths), error) from None
+        raise _from_omegaconf(_source(str(error.full_key), paths, overrides), error) from None
     except ValueError as error:
-        raise UserError(f"{_names(paths)}: {error}") from None
+        raise UserError(f"{_source(str(error), paths, overrides)}: {error}") from None
     assert isinstance(config, Config)
     return config
 
@@ -58,8 +58,10 @@ def version_in(path: Path) -> str | None:
     return first.removeprefix(WRITTEN_BY) if first.startswith(WRITTEN_BY) else None
 
 
-def _names(paths: Sequence[str | Path]) -> str:
-    return " + ".join(map(str, paths)) or "config"
+def _source(problem: str, paths: Sequence[str | Path], overrides: Sequence[str]) -> str:
+    """The overrides whose keys a problem names; the files if it names none of them."""
+    blamed = [text for text in overrides if re.search(rf"\b{re.escape(text.partition('=')[0])}\b", problem)]
+    return "override " + " ".join(blamed) if blamed else " + ".join(map(str, paths)) or "config"
 
 
 def _read_yaml(path: str | Path) -> tuple[str, dict]:
@@ -70,7 +72,7 @@ def _read_yaml(path: str | Path) -> tuple[str, dict]:
         return str(path), OmegaConf.to_container(tree)  # type: ignore[return-value]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected a YAML file such as yamls/stage1.yaml") from None
-    except (IsADirectoryError, UnicodeDecodeError, OSError) as error:
+    except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: cannot be read as YAML ({error})") from None
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -94,7 +96,7 @@ def _from_omegaconf(source: str, error: OmegaConfBaseException) -> UserError:
 
 
 def _unknown_strategy(tree: dict) -> Iterator[str]:
-    """Yields what to write for a strategy's name that other programs use."""
+    """Yields a message if the strategy has a name from another library, with our key for it."""
     section = tree.get("parallelism")
     strategy = section.get("strategy") if isinstance(section, dict) else None
     if strategy in OTHER_NAMES:
