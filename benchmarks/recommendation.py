@@ -37,7 +37,7 @@ RIVAL_USERS = 16  # the rival is slow
 
 
 def make_items(count: int, seed: int = 0) -> np.ndarray:
-    """`count` distinct semantic ids, (count, 3)."""
+    """`count` distinct semantic IDs, (count, 3)."""
     random = np.random.default_rng(seed)
     low, high = np.full(3, 5), np.array(SIZES)
     items = np.unique(random.integers(low, high, (2 * count, 3)), axis=0)

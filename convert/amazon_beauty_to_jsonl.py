@@ -112,7 +112,7 @@ def item_number(text: str, path: Path, line: int) -> int:
 
 
 def semantic_ids(items: dict[int, Item]) -> dict[int, SemanticId]:
-    """Semantic ids of the items, by the rule in this file's docstring."""
+    """Semantic IDs of the items, by the rule in this file's docstring."""
     department = {number: " > ".join(item.categories[:2]) for number, item in items.items()}
     by_maker = {number: f"{department[number]} by {item.maker}" for number, item in items.items()}
     shared = Counter(by_maker.values())

@@ -1,4 +1,4 @@
-"""Converts a table of interactions to JSON Lines: histories, preferences, a catalogue and its semantic ids.
+"""Converts a table of interactions to JSON Lines: histories, preferences, a catalogue and its semantic IDs.
 
 INTERACTIONS is a CSV, TSV or Parquet file with one row per interaction (user, item, timestamp, and optionally a rating
 or an action), or a text file with one line per user: `user item item …`, oldest first. Text may be compressed (.gz,
@@ -6,12 +6,12 @@ or an action), or a text file with one line per user: `user item item …`, olde
 
     train.jsonl, validation.jsonl, test.jsonl            recommend rows
     train_preference.jsonl, validation_preference.jsonl  preference rows, if there are ratings or actions
-    catalogue.jsonl                                      the items and their semantic ids, for data.catalogue
+    catalogue.jsonl                                      the items and their semantic IDs, for data.catalogue
     semantic_ids.json                                    the same ids as a versioned bundle, for --codes
     item_vectors.npy                                     one row per line of the catalogue, for init_item_vectors
     report.json                                          counts, quality of the ids, scores of popularity
 
-Validation and test items are not used for training rows, training preferences or semantic ids. A user's interactions
+Validation and test items are not used for training rows, training preferences or semantic IDs. A user's interactions
 with the same timestamp keep the order of the file.
 """
 

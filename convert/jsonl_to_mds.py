@@ -95,8 +95,8 @@ def _parser() -> argparse.ArgumentParser:
         help=f"ids of a level are 0..size-1 (default {' '.join(map(str, defaults.codebook_sizes))})",
     )
     for option, value, text in (
-        ("--max-history", defaults.max_history, "maximum tokens of a history; of longer ones the most recent are kept"),
-        ("--max-target", defaults.max_target, "maximum tokens of a target; of longer ones the first are kept"),
+        ("--max-history", defaults.max_history, "maximum number of tokens in a history; the most recent are kept"),
+        ("--max-target", defaults.max_target, "maximum number of tokens in a target; the first are kept"),
         ("--max-positions", defaults.max_positions, "positions are 0..N-1"),
         ("--max-line-bytes", defaults.max_line_bytes, "a longer line is a bad row"),
     ):

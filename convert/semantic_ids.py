@@ -1,7 +1,7 @@
-"""Makes semantic ids of items, or reports their quality.
+"""Assigns semantic IDs to items, or reports their quality.
 
 Ids are made from --codes, else from --vectors, else from the texts of --items and the training part of INTERACTIONS:
-residual k-means gives L1 and L2, and L3 distinguishes the items that share both. Interactions are split like in
+residual k-means gives L1 and L2, and L3 distinguishes the items that share both. Interactions are split as in
 convert/interactions_to_jsonl.py, and their validation and test parts are not used.
 
     semantic_ids.json   the ids as a versioned bundle; give it to interactions_to_jsonl.py as --codes
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(summary(report["quality"]))
     print(f"codebook sizes {' '.join(map(str, report['codebook_sizes']))}, fingerprint {report['fingerprint']}")
     if not args.report:
-        print(f"All in {args.out}")
+        print(f"The files are in {args.out}")
     return 0
 
 

@@ -151,7 +151,7 @@ def build_stage(config: Config) -> Stage:
 
 
 def random_items(config: Config, count: int) -> np.ndarray:
-    """Distinct semantic ids, (count, 3) int64, sorted."""
+    """Distinct semantic IDs, (count, 3) int64, sorted."""
     sizes = np.array(config.model.codebook_sizes) - NUM_SPECIAL_IDS
     drawn = np.unique(np.random.default_rng(0).integers(sizes.prod(), size=count + count // 8))
     codes = np.sort(np.random.default_rng(1).permutation(drawn)[:count])

@@ -55,7 +55,7 @@ def rows(path: Path) -> list[dict]:
 
 
 class Decoder:
-    """Semantic ids back to item ids."""
+    """Semantic IDs back to item ids."""
 
     def __init__(self, out: Path):
         self.item_of = {item.triple: item.item_id for item in Catalogue.load(out / "catalogue.jsonl").items}

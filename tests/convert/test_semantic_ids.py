@@ -22,7 +22,7 @@ def source(tmp_path):
 def test_ids_are_those_that_an_import_builds(source, capsys):
     items = ["--items", str(source.with_name("items.tsv"))]
     assert main([str(source), *items, "--out", str(source.with_name("ids"))]) == 0
-    assert "semantic ids of 33 items: no two items share one" in capsys.readouterr().out
+    assert "semantic IDs of 33 items: no two items share one" in capsys.readouterr().out
     assert import_interactions([str(source), *items, "--out", str(source.with_name("rows"))]) == 0
     for name in ("semantic_ids.json", "catalogue.jsonl"):
         assert (
@@ -57,7 +57,7 @@ def test_the_report_judges_codes_and_writes_nothing(source, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--out", "out"], "no items to make semantic ids for"),
+        (["--out", "out"], "no items to make semantic IDs for"),
         ([], "--out DIR is missing"),
         (["--report"], "--report needs --codes FILE"),
     ],

@@ -12,7 +12,7 @@ from tests.data.conftest import flip_byte
 from ugt_composer.data.integrity import FileFacts, corruption, index_corruption, read_index, size_mismatch
 from ugt_composer.data.manifest import read_manifest
 from ugt_composer.errors import UserError
-from ugt_composer.storage.hashed_file import fastest, file_hash
+from ugt_composer.storage.hashed_file import file_hash, preferred
 
 ALGORITHMS = ["xxh64", "xxh3_64", "xxh3_128", "xxh32", "sha1", "sha256", "md5"]
 on_files = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -60,9 +60,9 @@ def test_hashes_are_those_of_streaming(tmp_path):
 
 
 def test_the_fastest_known_hash_is_checked_and_unknown_ones_ignored():
-    assert fastest({"sha1": "", "xxh64": "", "md5": ""}) == "xxh64"
-    assert fastest({"whirl": "", "sha1": ""}) == "sha1"
-    assert fastest({"whirl": ""}) is None
+    assert preferred({"sha1": "", "xxh64": "", "md5": ""}) == "xxh64"
+    assert preferred({"whirl": "", "sha1": ""}) == "sha1"
+    assert preferred({"whirl": ""}) is None
 
 
 @on_files

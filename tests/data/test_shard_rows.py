@@ -34,7 +34,7 @@ def test_a_truncated_file_is_named(folder):
     opened.rows(path, FIRST)
     with path.open("r+b") as file:
         file.truncate(600)
-    with pytest.raises(UserError, match=f"{path.name}: was cut short"):
+    with pytest.raises(UserError, match=f"{path.name}: is truncated"):
         opened.rows(path, np.arange(20))
 
 

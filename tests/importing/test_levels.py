@@ -51,7 +51,7 @@ def test_codes_too_large_for_a_codebook_are_renumbered_in_their_order():
 
 
 def test_different_lengths_below_three_are_refused():
-    with pytest.raises(UserError, match="some items have 2, others 3"):
+    with pytest.raises(UserError, match="some items have 2 codes, others 3"):
         triples_of_codes([(1, 2), (1, 2, 3)], SIZES)
 
 

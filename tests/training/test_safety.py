@@ -99,7 +99,7 @@ def test_items_that_share_a_semantic_id_are_reported(shop, stage_config, tmp_pat
     twin = {"item_id": "twin", "l1_id": 5, "l2_id": 6, "l3_id": 9}
     (tmp_path / "catalogue.jsonl").write_text((shop / "catalogue.jsonl").read_text() + json.dumps(twin) + "\n")
     build_trainer(stage_config(tmp_path / "run", 1, None, f"data.catalogue={tmp_path / 'catalogue.jsonl'}")).close()
-    assert "2 items share 1 semantic ids" in caplog.text
+    assert "2 items share 1 semantic IDs" in caplog.text
     assert "twin" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""The catalogue: which items exist, their semantic ids and their names.
+"""The catalogue: which items exist, their semantic IDs and their names.
 
 JSON Lines, one item per line; other keys are ignored, and the file may be compressed (.gz, .zst):
 
@@ -75,7 +75,7 @@ class Collisions:
 
     def __str__(self) -> str:
         examples = "; ".join(f"{triple} is {', '.join(map(shown, ids))}" for triple, ids in self.examples)
-        return f"{self.items} items share {self.count} semantic ids" + (f": {examples}" if examples else "")
+        return f"{self.items} items share {self.count} semantic IDs" + (f": {examples}" if examples else "")
 
 
 class Catalogue:
@@ -88,7 +88,7 @@ class Catalogue:
 
     Attributes:
         items: the items, in file order.
-        triples: int64 (n, 3) semantic ids, in the order of items.
+        triples: int64 (n, 3) semantic IDs, in the order of items.
     """
 
     def __init__(self, items: Sequence[Item], source: str = "catalogue", lines: Sequence[int] | None = None):

@@ -1,4 +1,4 @@
-"""All semantic ids that the codebooks allow: what generation may produce without a catalogue.
+"""All semantic IDs that the codebooks allow: what generation may produce without a catalogue.
 
 It has the interface of `ItemTrie`, so that beam search works with either. A node of level l is numbered by its code,
 the mixed-radix number (..(l1 * V_2) + l2 ..); ids below 5 are special and never generated.

@@ -1,4 +1,4 @@
-"""The catalogue as a trie of semantic ids, stored in tensors: what generation may produce.
+"""The catalogue as a trie of semantic IDs, stored in tensors: what generation may produce.
 
 Shapes: n items, n_l nodes at level l (n_2 = n), B batch, W beams, R slots, X excluded items.
 

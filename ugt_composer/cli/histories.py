@@ -68,7 +68,7 @@ def history_settings(codebook_sizes: tuple[int, ...], max_seq_len: int) -> Setti
 
 
 def _look_up(items: Any, place: str, catalogue: Catalogue | None) -> tuple[list[SemanticId], list[str]]:
-    """The semantic ids of the items in the catalogue, and the item ids of the others."""
+    """The semantic IDs of the items in the catalogue, and the item ids of the others."""
     if catalogue is None:
         raise UserError(
             f"{place}: `items` can be looked up only in a catalogue; expected --catalogue, or encoder_* lists instead"

@@ -10,10 +10,12 @@ from ugt_composer.cli.options import add_model, add_output_folder
 
 EPILOG = """examples:
   ugt reference --checkpoint checkpoints/stage2/best --data mds/preference --out mds/preference-scored
-  composer train.py yamls/stage3.yaml loss.reference_log_probs=data …
+  # then replace mds/preference by mds/preference-scored under data.train.streams in the YAML, and:
+  composer train.py yamls/stage3.yaml loss.reference_log_probs=data
 
-DIR is a copy of the folder --data with 4 bytes more per item. Evaluation data with preference pairs needs it as well.
-Exit status: 0 done, 2 bad input."""
+The --out folder is a copy of the --data folder with 4 bytes more for each chosen and rejected item. Evaluation data
+with preference pairs needs it as well.
+Exit status: 0 done, 1 error, 2 bad input."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

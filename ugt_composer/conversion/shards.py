@@ -2,7 +2,8 @@
 
 MDSWriter itself is not used for two reasons: importing `streaming` imports torch, which costs each worker five
 seconds and 700 MB before its first row; and its `__exit__` writes an index even after a crash, so that partial data
-looks complete. Here only `close()` completes a set of shards. A test compares the bytes with MDSWriter's.
+looks complete. Here a set of shards is complete only after `write_index`, which the caller runs after `close`. A test
+compares the bytes with MDSWriter's.
 """
 
 import json
@@ -49,6 +50,7 @@ class ShardWriter:
         self._size = self._empty_size
 
     def add_row(self, row: bytes) -> None:
+        """Adds one packed row."""
         self.add_rows(ROW_HEAD.pack(len(row)) + row, np.array([len(row)]))
 
     def add_rows(self, rows: bytes, sizes: np.ndarray) -> None:
@@ -70,6 +72,7 @@ class ShardWriter:
                 self._write_shard()
 
     def close(self) -> None:
+        """Writes the rows that are left as the last shard."""
         if self._sizes:
             self._write_shard()
 
@@ -92,6 +95,7 @@ class ShardWriter:
 
 
 def write_index(folder: Path, shards: list[dict[str, Any]]) -> None:
+    """Writes index.json, which makes the folder readable as MDS."""
     text = json.dumps({"version": INDEX_VERSION, "shards": shards}, sort_keys=True)
     (folder / INDEX_NAME).write_text(text, "utf-8")
 

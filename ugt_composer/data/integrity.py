@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ugt_composer.errors import UserError
-from ugt_composer.storage.hashed_file import fastest, file_hash
+from ugt_composer.storage.hashed_file import file_hash, preferred
 
 INDEX_NAME = "index.json"
 MANIFEST_NAME = "manifest.json"
@@ -73,7 +73,7 @@ def corruption(path: Path, facts: FileFacts) -> str | None:
     """What is wrong with a file, such as "has 12 bytes, index.json records 20"; None if nothing. Reads all of it."""
     if (problem := size_mismatch(path, facts)) is not None:
         return problem
-    algorithm = fastest(facts.hashes)
+    algorithm = preferred(facts.hashes)
     if algorithm is None:
         return None
     try:
@@ -101,7 +101,7 @@ def size_mismatch(path: Path, facts: FileFacts) -> str | None:
 def index_corruption(path: Path, recorded: str) -> str | None:
     """What is wrong with an index whose hash the manifest records as `recorded` ("xxh3_128:3f…"); None if nothing."""
     algorithm, _, expected = recorded.partition(":")
-    if fastest({algorithm: expected}) is None:
+    if preferred({algorithm: expected}) is None:
         return f"cannot be checked: {MANIFEST_NAME} records its hash as {recorded!r}"
     try:
         digest = file_hash(algorithm, path)

@@ -11,7 +11,7 @@ from ugt_composer.storage.file_lock import locked
 
 
 def fetch_descriptions(stream: StreamConfig) -> None:
-    """Downloads both if they are missing here or do not match each other. Does nothing without a remote.
+    """Downloads a stream's manifest and index if they are missing in its folder or do not match each other.
 
     Raises:
         UserError: the store does not have them or does not answer, or they do not match each other there.
@@ -20,23 +20,25 @@ def fetch_descriptions(stream: StreamConfig) -> None:
         return
     folder = Path(str(stream.local))
     manifest, index = folder / MANIFEST_NAME, folder / INDEX_NAME
-    if _index_flaw(manifest, index) is None:
+    if _index_problem(manifest, index) is None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / f"{MANIFEST_NAME}.lock"):
-            if _index_flaw(manifest, index) is None:  # another process has downloaded them meanwhile
+            if _index_problem(manifest, index) is None:  # another process has downloaded them meanwhile
                 return
             for path in (manifest, index):
                 fetch(stream.remote, path, path.name, lambda part: None)
-            problem = _index_flaw(manifest, index)
+            problem = _index_problem(manifest, index)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}); expected a folder to fetch into") from None
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}); local of a stream with a remote must be a writable folder"
+        ) from None
     if problem is not None:
         raise UserError(f"{stream.remote.rstrip('/')}/{INDEX_NAME}: {problem}; upload the data again")
 
 
-def _index_flaw(manifest: Path, index: Path) -> str | None:
+def _index_problem(manifest: Path, index: Path) -> str | None:
     try:
         recorded = str(json.loads(manifest.read_text("utf-8"))["index_hash"])
     except FileNotFoundError:

@@ -58,7 +58,7 @@ class ShardRows:
         return data
 
     def _cut_short(self) -> UserError:
-        return UserError(f"{self._path}: was cut short while it was read; {ADVICE}")
+        return UserError(f"{self._path}: is truncated; {ADVICE}")
 
 
 class OpenShards:

@@ -45,6 +45,7 @@ class ItemScores:
 
     @cached_property
     def _centred_items(self) -> Tensor:
-        """(n, D). Subtracting one vector from all items does not change the softmax, and makes the products exact."""
+        """(n, D). Subtracting the mean does not change the softmax; without it, a large component that all items share
+        would take up the digits in which their scores differ."""
         items = comparable(self.items, self.similarity)
         return items - items.mean(dim=0)

@@ -1,4 +1,4 @@
-"""Assigns semantic ids to items: from codes if given, else from vectors, else from texts and interactions."""
+"""Assigns semantic IDs to items: from codes if given, else from vectors, else from texts and interactions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from ugt_composer.importing.clustering import check_clusters, default_clusters, 
 from ugt_composer.importing.codes import parse_codes, read_json
 from ugt_composer.importing.item_vectors import cooccurrence_vectors, joined_vectors, text_vectors
 from ugt_composer.importing.items import Items, numbers_of
-from ugt_composer.importing.levels import compact_sizes, instance_codes, rooms, triples_of_codes
+from ugt_composer.importing.levels import capacities, compact_sizes, instance_codes, triples_of_codes
 from ugt_composer.importing.settings import IdSettings
 from ugt_composer.importing.vectors import read_vectors
 from ugt_composer.vocabulary import NUM_SPECIAL_IDS
@@ -25,7 +25,7 @@ class Given:
 
     Attributes:
         items: text (n,), the ids of the items that the file covers.
-        ids: int64 (n, 3) semantic ids; None if they are to be made from `vectors`.
+        ids: int64 (n, 3) semantic IDs; None if they are to be made from `vectors`.
         vectors: float32 (n, d), or None.
         made: how the ids are made; stored in the bundle.
     """
@@ -38,7 +38,7 @@ class Given:
 
 @dataclass(frozen=True)
 class Assigned:
-    """The semantic ids of all I items, and the vectors that their quality is measured with.
+    """The semantic IDs of all I items, and the vectors that their quality is measured with.
 
     Attributes:
         views: name of the source, such as "texts" → vectors (I, d).
@@ -69,7 +69,7 @@ def read_given(settings: IdSettings, known: Items | None) -> Given | None:
 
 
 def assign_ids(items: Items, given: Given | None, user: np.ndarray, item: np.ndarray, settings: IdSettings) -> Assigned:
-    """Assigns semantic ids to all items.
+    """Assigns semantic IDs to all items.
 
     Args:
         user, item: int (P,) training interactions, grouped by user, oldest first; no other interactions are used.
@@ -96,8 +96,8 @@ def assign_ids(items: Items, given: Given | None, user: np.ndarray, item: np.nda
         clusters = settings.clusters or default_clusters(len(items), settings.codebook_sizes)
         check_clusters(clusters, len(items), settings.codebook_sizes)
         codes = residual_codes(vectors, clusters, settings.seed)
-    room = rooms(settings.codebook_sizes)
-    l3 = instance_codes(codes[:, 0] * room[1] + codes[:, 1], room[2])
+    _, at_l2, at_l3 = capacities(settings.codebook_sizes)
+    l3 = instance_codes(codes[:, 0] * at_l2 + codes[:, 1], at_l3)
     ids = np.concatenate([codes, l3[:, None]], axis=1) + NUM_SPECIAL_IDS
     made = {**made, "clusters": list(clusters), "seed": settings.seed}
     return Assigned(Bundle(items.ids, ids, compact_sizes(ids, settings.codebook_sizes), made), views, vectors)
@@ -105,7 +105,7 @@ def assign_ids(items: Items, given: Given | None, user: np.ndarray, item: np.nda
 
 def _build_vectors(views: dict[str, np.ndarray], settings: IdSettings) -> tuple[np.ndarray, dict[str, Any]]:
     if not views:
-        raise UserError("no source for semantic ids; expected --codes, --vectors, --items with texts, or interactions")
+        raise UserError("no source for semantic IDs; expected --codes, --vectors, --items with texts, or interactions")
     weights = {"texts": settings.text_weight, "co-occurrence": 1 - settings.text_weight}
     vectors = joined_vectors(list(views.values()), [weights[name] for name in views], settings.seed)
     made = {"method": "built", "from": list(views), "dimensions": settings.dimensions, "window": settings.window}

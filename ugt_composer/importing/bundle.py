@@ -1,4 +1,4 @@
-"""The versioned file of semantic ids: the ids of each item, how they were made, and the catalogue's fingerprint."""
+"""The versioned file of semantic IDs: the ids of each item, how they were made, and the catalogue's fingerprint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from ugt_composer.catalogue.catalogue import LEVEL_KEYS, Catalogue, Item
 from ugt_composer.errors import UserError
 from ugt_composer.vocabulary import LEVELS, NUM_SPECIAL_IDS
 
-FORMAT, VERSION = "ugt semantic ids", 1
+FORMAT, VERSION = "ugt semantic IDs", 1
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """Semantic ids of n items.
+    """Semantic IDs of n items.
 
     Attributes:
         items: item ids, text (n,).

@@ -9,7 +9,7 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 
 from ugt_composer.errors import UserError
-from ugt_composer.importing.levels import rooms
+from ugt_composer.importing.levels import capacities
 from ugt_composer.vocabulary import NUM_SPECIAL_IDS
 
 FULL_KMEANS = 50_000  # items up to which each k-means step uses all of them; above, minibatches
@@ -20,20 +20,20 @@ MINIBATCH = 16_384
 def default_clusters(items: int, codebook_sizes: Sequence[int]) -> tuple[int, int]:
     """A power of two near √items / 2, and four times that: 64 and 256 for 12,000 items."""
     first = 2 ** max(round(math.log2(math.sqrt(items) / 2)), 1)
-    room = rooms(codebook_sizes)
-    return min(first, room[0]), min(4 * first, room[1])
+    most = capacities(codebook_sizes)
+    return min(first, most[0]), min(4 * first, most[1])
 
 
 def check_clusters(clusters: Sequence[int], items: int, codebook_sizes: Sequence[int]) -> None:
     """Raises UserError if the clusters do not fit into the codebooks, or the items not into the clusters."""
-    room = rooms(codebook_sizes)
-    for level, (count, most) in enumerate(zip(clusters, room, strict=False), start=1):
+    *_, instances = level_capacities = capacities(codebook_sizes)
+    for level, (count, most) in enumerate(zip(clusters, level_capacities, strict=False), start=1):
         if not 1 <= count <= most:
             raise UserError(
                 f"--clusters: level {level}: found {count}, expected 1 to {most}, because --codebook-sizes gives the "
                 f"level {most + NUM_SPECIAL_IDS} ids and {NUM_SPECIAL_IDS} of them are special"
             )
-    capacity = math.prod(clusters) * room[-1]
+    capacity = math.prod(clusters) * instances
     if items > capacity:
         raise UserError(
             f"--clusters {' '.join(map(str, clusters))}: room for {capacity:,} items, but there are {items:,}"

@@ -1,4 +1,4 @@
-"""Reads, joins and splits interactions and items; rows, pairs and semantic ids are made from the result."""
+"""Reads, joins and splits interactions and items; rows, pairs and semantic IDs are made from the result."""
 
 from dataclasses import dataclass, replace
 from typing import Any

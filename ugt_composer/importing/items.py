@@ -86,7 +86,7 @@ def all_items(seen: pl.Series, known: Items | None, covered: pl.Series | None, o
     Args:
         seen: ids (n,) of the interactions' items.
         known: the table of items.
-        covered: ids of the items that a file has semantic ids or vectors for; None if these are to be built.
+        covered: ids of the items that a file has semantic IDs or vectors for; None if these are to be built.
         only_seen: leave out items without interactions.
     """
     ids = seen

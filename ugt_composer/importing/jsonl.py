@@ -1,6 +1,6 @@
 """Writes rows of the JSON Lines contract in bulk, by the rule of ugt_composer/data/history.py over many rows at once.
 
-I items, R rows. `ids` is int (I, 3), the semantic ids by item number.
+I items, R rows. `ids` is int (I, 3), the semantic IDs by item number.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Command-line options shared by the import and by the making of semantic ids, and their conversion to settings."""
+"""Command-line options shared by interactions_to_jsonl.py and semantic_ids.py, and their conversion to settings."""
 
 import argparse
 from dataclasses import fields
@@ -41,8 +41,13 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         help="fail: stop at the first row with an invalid value. skip: leave such rows out and count them "
         "(default %(default)s)",
     )
-    table("--min-rating", type=float, metavar="R", help="histories hold items rated R or more (default: all)")
-    table("--positive-actions", nargs="+", metavar="ACTION", help="histories hold these actions (default: all)")
+    table("--min-rating", type=float, metavar="R", help="only items rated R or more enter the histories (default: all)")
+    table(
+        "--positive-actions",
+        nargs="+",
+        metavar="ACTION",
+        help="only interactions with these actions enter the histories (default: all)",
+    )
     items = parser.add_argument_group("the table of items (CSV, TSV or Parquet)").add_argument
     items("--items", type=Path, metavar="FILE", help="items with titles or other texts; all of them can be recommended")
     items("--items-column", metavar="NAME", help="the column of the item ids")
@@ -92,9 +97,15 @@ def add_split_options(parser: argparse.ArgumentParser) -> None:
 def add_id_options(parser: argparse.ArgumentParser) -> None:
     default = IdSettings()
     ids = parser.add_argument_group(
-        "semantic ids", "from codes, else from vectors, else built from item texts and training interactions"
+        "semantic IDs", "from codes, else from vectors, else built from item texts and training interactions"
     ).add_argument
-    ids("--codes", type=Path, metavar="JSON", help='item → codes, as 12 or "<a_12>"; or a semantic_ids.json')
+    ids(
+        "--codes",
+        type=Path,
+        metavar="JSON",
+        help='JSON file that maps item ids to lists of codes (numbers, or tokens such as "<a_12>"), or an earlier '
+        "semantic_ids.json",
+    )
     ids("--vectors", type=Path, metavar="NPY", help="one row per item, in the order of --vector-items, else of --items")
     ids("--vector-items", type=Path, metavar="FILE", help="the item ids of the vectors: one per line, or a JSON list")
     ids(
@@ -144,11 +155,17 @@ def add_row_options(parser: argparse.ArgumentParser) -> None:
         type=_number_or_all,
         default=default.cuts_per_user,
         metavar="N",
-        help="maximum number of training rows per user, spread over the history; or all (default %(default)s)",
+        help="maximum number of training rows per user, cut at places spread over the history; or all "
+        "(default %(default)s)",
     )
     for option, value, text in (
         ("--max-targets", default.max_targets, "maximum number of items to predict in a training row"),
-        ("--max-history", default.max_history, "maximum number of items in a history; the most recent are kept"),
+        (
+            "--max-history",
+            default.max_history,
+            "maximum number of items in a history, of which the most recent are kept; the converter's --max-history "
+            "counts the user token too",
+        ),
     ):
         rows(option, type=int, default=value, metavar="N", help=f"{text} (default %(default)s)")
     rows(
@@ -164,8 +181,18 @@ def add_preference_options(parser: argparse.ArgumentParser) -> None:
         "preferences", "made if there are ratings, or if the actions are named"
     ).add_argument
     pairs("--no-preferences", action="store_true", help="make no preference rows")
-    pairs("--chosen-min", type=float, metavar="R", help="items rated R or more are chosen (default: 4 of 5)")
-    pairs("--rejected-max", type=float, metavar="R", help="items rated R or less are rejected (default: 2 of 5)")
+    pairs(
+        "--chosen-min",
+        type=float,
+        metavar="R",
+        help="items rated R or more are chosen (default: 0.8 of the largest rating)",
+    )
+    pairs(
+        "--rejected-max",
+        type=float,
+        metavar="R",
+        help="items rated R or less are rejected (default: 0.4 of the largest rating)",
+    )
     pairs(
         "--chosen-actions",
         nargs="+",
@@ -200,30 +227,30 @@ def add_preference_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def source_settings(given: argparse.Namespace) -> SourceSettings:
-    columns = Columns(**{role.name: vars(given)[f"{role.name}_column"] for role in fields(Columns)})
-    return _settings(SourceSettings, given, columns=columns, names=given.columns, skip_bad=given.on_error == "skip")
+def source_settings(args: argparse.Namespace) -> SourceSettings:
+    columns = Columns(**{role.name: vars(args)[f"{role.name}_column"] for role in fields(Columns)})
+    return _settings(SourceSettings, args, columns=columns, names=args.columns, skip_bad=args.on_error == "skip")
 
 
-def split_settings(given: argparse.Namespace) -> SplitSettings:
-    return _settings(SplitSettings, given)
+def split_settings(args: argparse.Namespace) -> SplitSettings:
+    return _settings(SplitSettings, args)
 
 
-def id_settings(given: argparse.Namespace) -> IdSettings:
-    return _settings(IdSettings, given)
+def id_settings(args: argparse.Namespace) -> IdSettings:
+    return _settings(IdSettings, args)
 
 
-def row_settings(given: argparse.Namespace) -> RowSettings:
-    return _settings(RowSettings, given)
+def row_settings(args: argparse.Namespace) -> RowSettings:
+    return _settings(RowSettings, args)
 
 
-def preference_settings(given: argparse.Namespace) -> PreferenceSettings:
-    return _settings(PreferenceSettings, given, off=given.no_preferences, window=given.preference_window)
+def preference_settings(args: argparse.Namespace) -> PreferenceSettings:
+    return _settings(PreferenceSettings, args, off=args.no_preferences, window=args.preference_window)
 
 
-def _settings(kind: type[T], given: argparse.Namespace, **renamed: Any) -> T:
+def _settings(kind: type[T], args: argparse.Namespace, **renamed: Any) -> T:
     """Makes settings from options of the same names, except for those in `renamed`. Lists become tuples."""
-    values = vars(given) | renamed
+    values = vars(args) | renamed
     field_values = {field.name: values[field.name] for field in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in field_values.items()})
 

@@ -31,7 +31,7 @@ def preference_rows(
     """Returns file name → rows, for training and validation if there are any, and facts for the report.
 
     Args:
-        ids: int (I, 3) semantic ids; items that share one never form a pair.
+        ids: int (I, 3) semantic IDs; items that share one never form a pair.
     """
     if settings.off:
         return {}, {"why_none": "--no-preferences"}

@@ -1,4 +1,4 @@
-"""Quality of semantic ids: collisions, codebook usage, and whether similar items share a prefix.
+"""Quality of semantic IDs: collisions, codebook usage, and whether similar items share a prefix.
 
 n items with ids int (n, 3).
 """
@@ -47,7 +47,7 @@ def summary(figures: Mapping[str, Any]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
     neighbours = [_sentence(name, near) for name, near in figures["neighbours"].items() if near is not None]
-    return "\n".join([f"semantic ids of {figures['items']:,} items: {sharing}", *table, *neighbours])
+    return "\n".join([f"semantic IDs of {figures['items']:,} items: {sharing}", *table, *neighbours])
 
 
 def _sentence(name: str, near: Mapping[str, Any]) -> str:

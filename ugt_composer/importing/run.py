@@ -1,4 +1,4 @@
-"""An import from beginning to end: tables in, JSON Lines, semantic ids and a report out."""
+"""An import from beginning to end: tables in, JSON Lines, semantic IDs and a report out."""
 
 import json
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def import_interactions(settings: Settings, folder: Path, say: Say) -> dict[str,
     covered = None if given is None else given.items
     corpus = make_corpus(log, known, covered, settings.source, settings.split, settings.ids.drop_items_without)
     del log  # the corpus keeps its own copy
-    say(f"semantic ids of {len(corpus.items):,} items")
+    say(f"semantic IDs of {len(corpus.items):,} items")
     assigned = assign_ids(corpus.items, given, corpus.user[corpus.trained], corpus.item[corpus.trained], settings.ids)
     report = {**corpus.facts, "columns": corpus.log.columns, **write_ids(assigned, corpus.items, folder)}
     report |= _write_rows(corpus, assigned.bundle, settings, folder)
@@ -77,8 +77,8 @@ def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, fold
     elif given is not None:
         items = all_items(given.items, known, given.items, only_seen=False)
     if items is None:
-        raise UserError("no items to make semantic ids for; give interactions, --items, --codes or --vectors")
-    say(f"semantic ids of {len(items):,} items")
+        raise UserError("no items to make semantic IDs for; give interactions, --items, --codes or --vectors")
+    say(f"semantic IDs of {len(items):,} items")
     report = write_ids(assign_ids(items, given, user, item, ids), items, folder)
     write_report(report, folder)
     return report

@@ -47,7 +47,7 @@ class SplitSettings:
 
 @dataclass(frozen=True)
 class IdSettings:
-    """Where semantic ids come from: a file of codes, else a file of vectors, else texts and training interactions."""
+    """Where semantic IDs come from: a file of codes, else a file of vectors, else texts and training interactions."""
 
     codes: Path | None = None
     vectors: Path | None = None

@@ -1,5 +1,4 @@
-"""Fused kernels in Triton for NVIDIA GPUs. Each has a plain form in `model/`, which runs on CPUs and is what tests
-compare it with.
+"""Fused kernels in Triton for NVIDIA GPUs. Each has a form in `model/` in PyTorch's operations, for other devices.
 
 Kernel modules import Triton, so they are imported where they are used: a machine without a GPU does not need it.
 """
@@ -44,7 +43,8 @@ def is_exporting() -> bool:
 
 
 def are_expected() -> bool:
-    """Whether a run uses the kernels: on the GPUs of this machine, or without any on those of another one."""
+    """Whether a run uses the kernels: if this machine has GPUs, whether they support them; if it has none (a dry run
+    for another machine), whether they are switched on."""
     return _IS_ON and (not torch.cuda.is_available() or (_ARE_ENABLED and _gpu_is_new_enough(None)))
 
 

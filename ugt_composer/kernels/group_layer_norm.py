@@ -3,7 +3,8 @@
 y = x̂ γ_t + β_t, times φ(gate) if there is a gate; x̂ is x with mean 0 and variance 1 over D, t the row's type and φ =
 SiLU or ReLU. With one type it is the layer norm of PyTorch. All arithmetic is in float32.
 
-N rows of width D, K types. Saved for the backward pass are the inputs, and a mean and a deviation per row.
+N rows of width D, K types. Saved for the backward pass are the inputs, and per row the mean and the reciprocal of the
+standard deviation.
 
 The gradients of γ and β are summed in a fixed order: each of P programs sums a run of consecutive rows in registers,
 and PyTorch sums over P. The same inputs on the same GPU give the same bits.
@@ -19,8 +20,8 @@ from torch import Tensor
 from ugt_composer.kernels import DTYPES, MAX_TYPES, MAX_WIDTH
 
 TILE = 1024  # elements of x that a program reads at once, unless a row is longer
-PROGRAMS_PER_PROCESSOR = 4  # of the backward pass; what fits at 128 threads of up to 128 registers
-FEWEST_TILES = 4  # of a program of the backward pass, so that few rows do not write many partial sums
+PROGRAMS_PER_PROCESSOR = 4  # of the backward pass: 128 threads of 128 registers fill a multiprocessor's 64 K
+FEWEST_TILES = 4  # per program of the backward pass; more programs would cost more in partial sums than they save
 
 
 class Tile(NamedTuple):
@@ -134,24 +135,24 @@ def _norm_gradients(
         is_row = rows < count
         kept = is_row & is_dim
         places = rows * D + dims
-        grad_normed = _read(grad, places, kept, 0.0)
-        deviation = _read(rstd, rows, is_row, 0.0)
-        normed = (_read(x, places, kept, 0.0) - _read(mean, rows, is_row, 0.0)) * deviation
+        grad_affine = _read(grad, places, kept, 0.0)
+        inverse_deviation = _read(rstd, rows, is_row, 0.0)
+        normed = (_read(x, places, kept, 0.0) - _read(mean, rows, is_row, 0.0)) * inverse_deviation
         kind, entries, known = _entries(types, rows, count, dims, kept, D, K)
         scale = _read(weight, entries, known, 0.0)
         if gate is not None:
             value, slope = _activation(_read(gate, rows * gate_stride + dims, kept, 0.0), ACTIVATION)
             affine = normed * scale + _read(bias, entries, known, 0.0)
-            of_gate = grad_normed * affine * slope
+            of_gate = grad_affine * affine * slope
             tl.store(grad_gate + places, of_gate.to(grad_gate.dtype.element_ty), mask=kept)
-            grad_normed *= value
-        of_weight = grad_normed * normed
+            grad_affine *= value
+        of_weight = grad_affine * normed
         weight_sum += tl.where(kind == kinds, of_weight, 0.0)
-        bias_sum += tl.where(kind == kinds, grad_normed, 0.0)
+        bias_sum += tl.where(kind == kinds, grad_affine, 0.0)
         # Outside of D, grad and so all of these products are 0.
-        average = tl.sum(grad_normed * scale, axis=2, keep_dims=True) / D
+        average = tl.sum(grad_affine * scale, axis=2, keep_dims=True) / D
         slant = tl.sum(of_weight * scale, axis=2, keep_dims=True) / D
-        of_x = (grad_normed * scale - average - normed * slant) * deviation
+        of_x = (grad_affine * scale - average - normed * slant) * inverse_deviation
         tl.store(grad_x + places, of_x.to(grad_x.dtype.element_ty), mask=kept)
     entries = (tl.program_id(0) * K + kinds) * D + dims
     tl.store(grad_weight + entries, tl.sum(weight_sum, axis=1, keep_dims=True), mask=(kinds < K) & is_dim)
@@ -329,7 +330,8 @@ _normed.register_autograd(_backward_of, setup_context=_save)
 
 
 def tile_of(width: int, sums: int = 1) -> Tile:
-    """8 elements per thread, 16 bytes of a half; 4 where each has more than 4 sums to keep of γ, and of β."""
+    """The tile for rows of `width`. A thread gets 8 elements (16 bytes in half precision), or 4 if the gradients of γ
+    and β of more than 4 types (`sums`) have to stay in its registers."""
     block = triton.next_power_of_2(width)
     rows = max(1, TILE // block)
     per_thread = 8 if sums <= 4 else 4

@@ -8,8 +8,8 @@ offsets[b] to offsets[b + 1]: rows may be packed without padding, or padded to e
 where the mask is False, and φ(0) = 0, so neither the weights nor the sums need it. Tokens after the last valid one of a
 row are skipped; their outputs and gradients are zero.
 
-The backward pass computes the weights twice, once per direction, so that each gradient is summed by one program, in a
-fixed order: the same inputs give the same bits.
+The backward pass computes the weights twice, once for the gradients of keys and values and once for those of queries,
+so that each gradient is summed by one program, in a fixed order: the same inputs give the same bits.
 """
 
 import math
@@ -86,7 +86,7 @@ def _block(blocks, OWN: tl.constexpr):
 
 @triton.jit
 def _row(offsets, mask, row, HAS_MASK: tl.constexpr):
-    """First token of a row, tokens up to the last valid one, 1 / number of valid tokens."""
+    """A row's first token, its number of tokens, those up to its last valid one, 1 / number of valid tokens."""
     first = tl.load(offsets + row).to(tl.int64)
     size = (tl.load(offsets + row + 1).to(tl.int64) - first).to(tl.int32)
     extent, count = size, size
@@ -102,7 +102,7 @@ def _row(offsets, mask, row, HAS_MASK: tl.constexpr):
 
 @triton.jit
 def _load(base, tokens, stride, kept, HEAD: tl.constexpr, WIDTH: tl.constexpr):
-    """Rows (tokens, WIDTH) of a head; zero where not kept and beyond HEAD."""
+    """A head's vectors (tokens, WIDTH); zero where not kept and beyond HEAD."""
     dims = tl.arange(0, WIDTH)
     kept = kept[:, None] & (dims < HEAD)[None, :] if HEAD < WIDTH else kept[:, None]
     return tl.load(base + tokens.to(tl.int64)[:, None] * stride + dims[None, :], mask=kept, other=0.0)
@@ -285,7 +285,8 @@ BLOCKS = {
     (_attention_query_gradients, 64): Blocks(own=64, read=64, warps=4, stages=3),
     (_attention_query_gradients, 128): Blocks(own=128, read=64, warps=8, stages=3),
 }
-# In float32, and for wide heads on cards with less shared memory (an L40S or RTX 4090 has 99 KiB, an A100 163).
+# In float32, and for heads wider than 64 on GPUs with less than 160 KiB of shared memory per block: an L40S or RTX 4090
+# has 99. An A100 has 163 and uses those above.
 SMALL_BLOCKS = Blocks(own=64, read=32, warps=4, stages=2)
 
 
@@ -305,7 +306,8 @@ def pointwise_attention(
             is 1.
         offsets: (B + 1,) int64 or int32, first token of each row, and N.
         mask: (N,) bool, True on valid tokens; None: all are.
-        max_length: at least the longest row; tokens beyond it would not be written.
+        max_length: not less than the length of the longest row; outputs beyond it are left uninitialised.
+        n_heads: H; a head's width D / H is at most MAX_HEAD.
         activation: silu or relu.
         dropout: probability of dropping a weight.
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ugt_composer.vocabulary import IGNORE_INDEX
 
-# Columns of the counts (6,). The first three are the labels counted at each level; targets are rows with an item to
+# Indices into the counts (6,). The first three are the labels counted at each level; targets are rows with an item to
 # predict.
 LABELS_L1, LABELS_L2, LABELS_L3, PREFERENCE_WEIGHT, ROWS, TARGETS = range(6)
 
@@ -45,7 +45,7 @@ def batch_mean(total: Tensor, count: Tensor, rows: int, batch_totals: Tensor | N
     count: scalar, the number (or the total weight) of what is averaged in the microbatch
     rows: rows of the microbatch
     batch_totals: (6,) counts of the global batch, or None
-    column: the column of `batch_totals` with the same count over the global batch
+    column: the index in `batch_totals` of the same count over the global batch
     """
     if batch_totals is None:
         return total / _one_if_zero(count)

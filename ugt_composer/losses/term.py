@@ -16,7 +16,7 @@ class Mean(NamedTuple):
     Attributes:
         name: of the value, in the term's loss and metrics; evaluations log it as `metrics/eval/{name}`.
         counted_by: what it is a mean over: a column of `losses.normalization.batch_counts` other than ROWS, which
-            counts padding rows too.
+            counts filler rows too.
         higher_is_better: for `save_best_on`.
     """
 

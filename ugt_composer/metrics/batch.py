@@ -2,7 +2,7 @@
 
 Shapes: B rows, K recommendations, T targets, N rejected items, 3 levels, M averaged losses. The definitions of the
 ranking metrics are in metrics/ranking.py. All operations work on a GPU under `torch.use_deterministic_algorithms` (a
-cumsum of floats would not), and autocast computes none in half precision.
+cumsum of floats would not), and none is one that autocast runs in half precision.
 """
 
 from dataclasses import dataclass, field
@@ -23,9 +23,9 @@ class RankedBatch(NamedTuple):
     """The ranking metrics of one batch; column k - 1 of a (B, K) tensor is the value at cut-off k.
 
     Attributes:
-        counted: bool (B,) rows that count: not padding, and with at least one target.
+        counted: bool (B,) rows that count: not filler rows, and with at least one target.
         item_index: int64 (B, K) recommended items, 0 in empty places.
-        shown: int32 (B, K) 1 where a counted row shows an item, else 0.
+        shown: int32 (B, K), 1 where a counted row shows an item, else 0.
         row_values: metric → float32 (B, K) for each of ROW_METRICS, then (B, 1) for mrr, which has no cut-off.
         rows: int64 () number of rows that count.
         sums: float64 (6 K + 1,) sums of `row_values` over these rows, in the order of its columns.
@@ -48,7 +48,7 @@ class EvaluationBatch:
         loss_sums: (M,) sums over the batch.
         loss_counts: (M,) the counts that the sums are divided by.
         pairs: float64 (2,), as returned by `compare_pairs`.
-        number: identifies the batch, so that a batch passed on by several metrics is added only once.
+        number: unique id: all metrics of an evaluation pass on the same batch, and `EvaluationSums` adds it once.
     """
 
     ranked: RankedBatch

@@ -1,4 +1,4 @@
-"""Ranking metrics over lists of semantic ids, as plain functions.
+"""Ranking metrics over lists of semantic IDs, as plain functions.
 
 `predictions` holds one list of (l1, l2, l3) per row, best first; `ground_truth` one (l1, l2, l3) per row, or a list of
 them. They may be tuples or lists. A repeated item of a list counts once, at its first place; a list may be shorter than

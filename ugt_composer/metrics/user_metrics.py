@@ -6,7 +6,7 @@ recommendations, T targets and 3 levels:
     recommended  int64 (B, K, 3)  semantic IDs, the best first; 0, 0, 0 where there are fewer
     targets      int64 (B, T, 3)  the items that followed
     target_mask  bool  (B, T)     False where there is no target
-    row_mask     bool  (B,)       False for rows that do not count: padding, and pairs of a preference
+    row_mask     bool  (B,)       False for rows that do not count: fillers, and pairs of a preference
 
 Rows that do not count are masked and not left out, so that nothing waits for the device. Its state is reduced over
 ranks as `add_state` says. It is logged as `metrics/eval/{name of the class}`, and `save_best_on` may name it where the

@@ -1,4 +1,5 @@
-"""Products of rows with the matrix of each row's group, where the host need not know how many rows a group has.
+"""Grouped matrix products (`grouped_mm`): each row is multiplied by its group's matrix, and the sizes of the groups
+stay on the GPU.
 
 R rows sorted by group, E groups, K input width, F output width. Rows after the last group belong to none. PyTorch
 leaves their products undefined (not even finite), in the gradient of x too, and ignores them when it sums over rows.
@@ -16,7 +17,7 @@ if IS_AVAILABLE:
 
 HOPPER = 9  # major compute capability of H100 and H200
 ALIGNMENT = 16  # bytes, of addresses and strides
-MOST_GROUPS = 1023
+MOST_GROUPS = 1023  # `grouped_mm` refuses more
 MOST_ELEMENTS = 2**31 - 1  # of an operand with rows; larger ones are read at wrong addresses (pytorch/torchtitan#1932)
 
 
@@ -25,6 +26,11 @@ def runs_without_waiting(device: torch.device, dtype: torch.dtype, rows: int, gr
 
     PyTorch 2.11 does so for bfloat16 from compute capability 9.0 on; otherwise it copies them in each product. On
     Blackwell (10.0) it gives matrices of empty groups a gradient that is not zero (pytorch/pytorch#172439).
+
+    Args:
+        dtype: of the products.
+        rows, groups: R and E.
+        widths: K and F of all products.
     """
     return (
         IS_AVAILABLE
@@ -61,8 +67,8 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, group: Tensor, ends:
     return _grouped_linear(x, weight.to(x.dtype), bias.to(x.dtype), group, ends)
 
 
-# Custom ops, which a compiler leaves unchanged. A product that sums over rows needs its first operand column by column:
-# otherwise an empty group ends the process. The compiler stores a transposed operand row by row where it computes it.
+# Custom ops, which a compiler leaves unchanged. In `x.t() @ gradient` the first operand has to be column-major: if it
+# is row-major, an empty group crashes the process. A compiler would store the transposed tensor row-major.
 @torch.library.custom_op("ugt::grouped_linear", mutates_args=())
 def _grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, group: Tensor, ends: Tensor) -> Tensor:
     product = grouped_mm(_aligned(x), _aligned(weight), offs=ends)
@@ -116,7 +122,7 @@ def _backward_operations(gradient: Any, x_shape: torch.Size, weight_shape: torch
 
 
 def _aligned(x: Tensor) -> Tensor:
-    """x row by row, at an address for a product: DeepSpeed's bfloat16 weights are views of one tensor and may begin
+    """x, row-major and at a multiple of 16 bytes: DeepSpeed's bfloat16 weights are views of one tensor and may begin
     anywhere."""
     # Flattened, because a single row may have any stride and still be contiguous.
     x = x.contiguous().flatten().view(x.shape)

@@ -19,7 +19,7 @@ def start_from_vectors(embedding: ItemEmbedding, ids: np.ndarray, vectors: np.nd
     equal the vectors. Ids that no item has keep their random initialisation.
 
     Args:
-        ids: int (n, 3) semantic ids.
+        ids: int (n, 3) semantic IDs.
         vectors: (n, d), not all the same.
         seed: seed of the rotation that spreads the vectors over the width.
     """

@@ -21,12 +21,13 @@ from ugt_composer.model.autocast import product_dtype
 PIECE_BYTES = {
     "cpu": 2 << 20,
     "cuda": 256 << 20,
-}  # bound on the weights in memory at once; on a CPU, what a core's cache holds
+}  # of one piece of weights, of which the backward pass holds two; on a CPU, what a core's cache holds
 ACTIVATIONS = {"silu": F.silu, "relu": F.relu}
 
 
 def pointwise_product(q: Tensor, k: Tensor, v: Tensor, activation: str) -> Tensor:
-    """q, k, v (…, S, d) → φ(q kᵀ) v, (…, S, d); φ is silu or relu. Under autocast the result has its dtype."""
+    """q, k, v (…, S, d) → φ(q kᵀ) v, (…, S, d); φ is silu or relu. Under autocast the result has autocast's
+    dtype."""
     if is_exporting():
         # Rows and heads stay separate dimensions: since PyTorch 2.11, merging them limits the lengths that the program
         # accepts.

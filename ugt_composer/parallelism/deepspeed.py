@@ -22,6 +22,7 @@ from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.deepspeed_config import PREFIX, engine_config, select
 from ugt_composer.parallelism.deepspeed_patches import (
     PATCHES,
+    VERSION,
     forget_autocast,
     import_deepspeed,
     is_flat,
@@ -45,7 +46,8 @@ GATHERED_AT_ONCE = 10**9  # parameters that ZeRO-3 gathers at once by default; s
 
 
 class DeepSpeedStrategy(Strategy):
-    """
+    """DeepSpeed's engine at ZeRO stage 0 to 3.
+
     Args:
         model: the whole model, on the CPU.
         make_optimizer: called with the model.
@@ -110,7 +112,8 @@ class DeepSpeedStrategy(Strategy):
     def check(cls, config: Config, precision: str, world_size: int) -> None:
         if importlib.util.find_spec("deepspeed") is None:
             raise UserError(
-                "parallelism.strategy is deepspeed, which is not installed; pip install deepspeed, or use fsdp"
+                "parallelism.strategy is deepspeed, which is not installed; "
+                f"pip install deepspeed=={VERSION}, or set parallelism.strategy=fsdp"
             )
         accelerator, available = os.environ.get("DS_ACCELERATOR"), "cuda" if torch.cuda.is_available() else "cpu"
         if accelerator not in (None, available):
@@ -192,9 +195,8 @@ class DeepSpeedStrategy(Strategy):
     def place_reference(self, reference: nn.Module) -> nn.Module:
         dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16}
         dtype = next((dtype for key, dtype in dtypes.items() if self._settings[key]["enabled"]), torch.float32)
-        return reference.to(
-            self.device, dtype
-        )  # the policy's dtype; otherwise the DPO log-ratios start at a rounding error
+        # In the policy's dtype: otherwise the DPO log-ratios would not start at exactly 0.
+        return reference.to(self.device, dtype)
 
     def read_weight(self, parameter: nn.Parameter) -> Tensor:
         import deepspeed
@@ -270,14 +272,17 @@ class DeepSpeedStrategy(Strategy):
         groups = self._base.param_groups
         with quiet():
             path, _ = self.engine.load_checkpoint(str(folder), tag=ENGINE_TAG, load_lr_scheduler_states=False)
+        if path is None:
+            raise UserError(
+                f"{folder}: DeepSpeed finds no checkpoint in it; copy the checkpoint again with all its files, or "
+                "start from its run's latest/ with init_from"
+            )
         self._linked = False
         # Loading has created new groups and a new state, but schedules change the old groups.
         for old, new in zip(groups, self._base.param_groups, strict=True):
             old.update(new)
         self._base.param_groups = groups
         self.optimizer.state = self._base.state
-        if path is None:
-            raise UserError(f"{folder}: DeepSpeed finds no checkpoint for this number of ranks in it")
 
 
 class EngineModule(nn.Module):

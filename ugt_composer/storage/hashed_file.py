@@ -9,8 +9,9 @@ import xxhash
 BLOCK = 1 << 16  # bytes read at a time: small enough for the cache of a core
 
 
-def fastest(hashes: dict[str, str]) -> str | None:
-    """The fastest recorded algorithm: one of xxhash's if possible. None if no recorded algorithm is available."""
+def preferred(hashes: dict[str, str]) -> str | None:
+    """The algorithm to verify with: one of xxhash's if recorded, because those are much faster; the first by name among
+    equals. None if no recorded algorithm is available."""
     known = [name for name in hashes if name in available_hashes()]
     return min(known, key=lambda name: (not name.startswith("xxh"), name), default=None)
 

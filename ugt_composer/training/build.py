@@ -67,11 +67,13 @@ PATCHES_BY_LIBRARY = {
 
 
 def build_trainer(config: Config) -> UGTTrainer:
-    """The trainer of a stage, with everything that it needs; resumed if `save_folder` holds a checkpoint.
+    """The trainer of a stage, with everything that it needs. With `autoresume` it is resumed from the newest valid
+    checkpoint in `save_folder`; without it, files of an earlier run are moved to `earlier-N/`.
 
     Raises:
-        UserError: data, catalogue, checkpoint or config cannot be used, or another run uses the save folder. Nothing
-            has been written in that case.
+        UserError: data, catalogue, checkpoint or config cannot be used, or another run uses the save folder. No valid
+            checkpoint is changed in that case.
+        RunError: an object store does not answer.
     """
     check_run(config)
     for library, patches in PATCHES_BY_LIBRARY.items():
@@ -86,7 +88,7 @@ def build_trainer(config: Config) -> UGTTrainer:
         composer_model = build_composer_model(config, model, inputs.catalogue, own_device(), half_on_cpu)
         if inputs.eval_loader is not None:
             check_best_metric(config, composer_model)
-        own_callbacks = _build_own_callbacks(config, composer_model)
+        configured = _build_configured_callbacks(config, composer_model)
         strategy = _place(config, composer_model, model, precision)
         _open_save_folder(config, until_closed)
         losses = TrainingLosses(config.log_interval, scales_loss=precision == "amp_fp16")
@@ -119,7 +121,7 @@ def build_trainer(config: Config) -> UGTTrainer:
             callbacks=[
                 TrainingMetrics(composer_model, strategy, config.log_interval),
                 EpochLength(),
-                *own_callbacks,
+                *configured,
             ],
             loggers=build_loggers(config),
             spin_dataloaders=False,  # the data set moves to its position itself
@@ -259,14 +261,16 @@ def check_best_metric(config: Config, model: ComposerUGT) -> None:
     if name not in metrics:
         raise UserError(f"save_best_on is {name!r}; {nearest(name, list(metrics))}")
     if metrics[name].higher_is_better is None:
-        raise UserError(f"save_best_on is {name!r}, whose class does not set higher_is_better; expected true or false")
+        raise UserError(
+            f"save_best_on is {name!r}, whose class does not set higher_is_better; set it to True or False there"
+        )
 
 
-def _build_own_callbacks(config: Config, model: ComposerUGT) -> list[Callback]:
-    """The callbacks of `callbacks`.
+def _build_configured_callbacks(config: Config, model: ComposerUGT) -> list[Callback]:
+    """The callbacks that the config's `callbacks` section names.
 
     Raises:
-        UserError: an unknown name or argument; or one such as early_stopper monitors a metric that does not exist.
+        UserError: an unknown name or argument; or a callback's `monitor` or `dataloader_label` does not exist.
     """
     names, callbacks = list(model.get_metrics(is_train=False)), configured_callbacks(config.callbacks)
     for callback in callbacks:
@@ -301,7 +305,9 @@ def _open_save_folder(config: Config, until_closed: ExitStack) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"save_folder {folder} cannot be written: {error.strerror}") from None
+        raise UserError(
+            f"save_folder {folder} cannot be written: {error.strerror}; set another one, or change its permissions"
+        ) from None
     # The ranks of a launcher that was killed may still be saving.
     patience = min(config.preemption.grace + 10, config.dist_timeout / 2)
     until_closed.enter_context(folder_lock(folder, patience))

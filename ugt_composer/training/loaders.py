@@ -26,7 +26,7 @@ from ugt_composer.data.shard_files import is_only_copy
 from ugt_composer.data.streaming_patches import RowDataset, training_streams
 from ugt_composer.errors import EXIT_ERROR, UserError
 from ugt_composer.job.signals import leave_signals_to_parent
-from ugt_composer.storage.hashed_file import fastest
+from ugt_composer.storage.hashed_file import preferred
 from ugt_composer.torch_patches import WatchedWorkers
 from ugt_composer.training.microbatch import rows_in_batch, split_batch
 
@@ -201,7 +201,7 @@ def check_folders(config: Config, key: str, streams: Sequence[StreamConfig]) -> 
     manifests = _on_all_ranks(check)
     for manifest in manifests:
         shards = read_index(Path(manifest.folder))
-        if dist.get_global_rank() == 0 and any(fastest(shard.stored.hashes) is None for shard in shards):
+        if dist.get_global_rank() == 0 and any(preferred(shard.stored.hashes) is None for shard in shards):
             log.warning(
                 "%s has no hashes of its shards: corruption that keeps their size is not noticed; convert the data "
                 "with --hashes xxh64",

@@ -34,7 +34,7 @@ class GlobalCounts:
     device. All ranks have to create it together.
 
     Attributes:
-        rows: rows of the batch last added up, over all ranks.
+        rows: rows over all ranks of the batch last passed to `add`.
     """
 
     def __init__(self, timeout: Callable[[], float]):
@@ -70,7 +70,7 @@ def rows_in_batch(batch: Batch) -> int:
 def split_batch(batch: Batch, microbatch_size: int | float) -> list[Batch]:
     """Cuts a device's batch into microbatches: views of it, each with the counts of the global batch.
 
-    If the batch has the rows' lengths on the CPU, padding that none of a microbatch's rows needs is cut off.
+    If the batch has `encoder_lengths` and `decoder_lengths`, padding that no row of a microbatch needs is cut off.
     """
     rows, size = rows_in_batch(batch), max(1, int(microbatch_size))
     starts = range(0, math.ceil(rows / size) * size, size)

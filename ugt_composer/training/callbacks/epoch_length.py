@@ -4,14 +4,14 @@ from composer import Callback, Logger, State
 
 
 class EpochLength(Callback):
-    """Raises an error if an epoch had fewer batches than the data: Streaming ends an epoch silently when a background
-    thread fails on a shard."""
+    """Raises an error if an epoch had fewer batches than the data. It checks this package's own iteration over the
+    rows, which raises every error itself."""
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         assert state.previous_timestamp is not None
         expected, seen = state.dataloader_len, state.previous_timestamp.batch_in_epoch.value
         if expected is not None and seen < expected.value:
             raise RuntimeError(
-                f"epoch {state.previous_timestamp.epoch.value} ended after {seen} of {expected.value} batches: a "
-                "shard of data.train is missing or cannot be read; the log above names it"
+                f"epoch {state.previous_timestamp.epoch.value} ended after {seen} of {expected.value} batches, "
+                "although reading them raised no error: a bug in the data loader; please report it with this log"
             )
