@@ -92,10 +92,7 @@ PATCHES = [
         "a killed data worker is noticed after dist_timeout (ten minutes) instead of five seconds",
         VERSION,
         "a DataLoader that checks for dead workers while it waits with a timeout",
-        (
-            "96f8044a3422",
-            "a903b1897e06",
-        ),
+        ("96f8044a3422", "a903b1897e06"),
     ),
     Patch(
         "torch.utils.data.dataloader:DataLoader._get_iterator",
@@ -103,10 +100,7 @@ PATCHES = [
         "as for _try_get_data",
         VERSION,
         "as for _try_get_data",
-        (
-            "bb835a9b3755",
-            "32007420e015",
-        ),
+        ("bb835a9b3755", "32007420e015"),
     ),
     Patch(
         "torch.nn.modules.module:Module._apply",
@@ -114,10 +108,7 @@ PATCHES = [
         "torchmetrics copies an element from the device for each metric and waits for it",
         VERSION,
         "a torchmetrics.Metric that can keep its state elsewhere",
-        (
-            "a5683790d11d",
-            "e50d01ca9c5c",
-        ),
+        ("a5683790d11d", "e50d01ca9c5c"),
     ),
     Patch(
         "torch.utils.data._utils:MP_STATUS_CHECK_INTERVAL",
@@ -132,10 +123,7 @@ PATCHES = [
         "groups created by libraries wait half an hour for a rank that has died",
         VERSION,
         "a public function that sets the timeout of a group",
-        (
-            "fbf2989e6617",
-            "9562741d2772",
-        ),
+        ("fbf2989e6617", "9562741d2772"),
     ),
     Patch(
         C10D + "_world",
@@ -150,10 +138,7 @@ PATCHES = [
         "as for _set_pg_timeout",
         VERSION,
         "a public list of process groups",
-        (
-            "2423032a2275",
-            "3cfdc31aefe4",
-        ),
+        ("2423032a2275", "3cfdc31aefe4"),
     ),
     Patch(
         "torch.distributed:ProcessGroup._get_backend",
@@ -168,10 +153,7 @@ PATCHES = [
         "a run in bf16 on a CPU without instructions for it takes seven times as long, without a warning",
         VERSION,
         "a public function that checks for these instructions",
-        (
-            "414260b63c76",
-            "28fa7aa70329",
-        ),
+        ("414260b63c76", "28fa7aa70329"),
     ),
     Patch(
         "torch.cpu:_is_amx_tile_supported",
@@ -179,10 +161,7 @@ PATCHES = [
         "as for _is_avx512_bf16_supported",
         VERSION,
         "a public function that checks for these instructions",
-        (
-            "116c255fa77e",
-            "cd8eeae518a7",
-        ),
+        ("116c255fa77e", "cd8eeae518a7"),
     ),
     Patch(
         "torch.amp.grad_scaler:GradScaler.step",
@@ -190,10 +169,7 @@ PATCHES = [
         "gradients would be clipped before they are unscaled",
         VERSION,
         "a DeepSpeed that reports the norm of the gradients at stage 0 too",
-        (
-            "2b6ba725b22f",
-            "eb10566a0646",
-        ),
+        ("2b6ba725b22f", "eb10566a0646"),
     ),
     Patch(
         "torch.optim.lr_scheduler:LRScheduler.get_last_lr",
@@ -201,10 +177,7 @@ PATCHES = [
         "the log would show the old learning rate for one batch",
         VERSION,
         "a public way to set a scheduler to a given step",
-        (
-            "4bb84b610365",
-            "904212d93868",
-        ),
+        ("4bb84b610365", "904212d93868"),
     ),
     Patch(
         "torch:_foreach_mul_",
