@@ -84,7 +84,7 @@ def test_a_changed_source_is_a_warning_with_its_name(caplog):
 
 
 def test_a_missing_target_is_an_error_with_the_version_to_install():
-    patch = Patch("composer.trainer.trainer:Trainer._gone", "called", "", "0.32.1", "")
+    patch = Patch("composer.trainer.trainer:Trainer._gone", "called", "", "")
     with pytest.raises(UserError, match=r"has no composer\.trainer\.trainer:Trainer\._gone.*mosaicml==0\.32\.1"):
         check_patches("mosaicml", [patch])
 

@@ -18,6 +18,9 @@ from ugt_composer.errors import UserError
 
 log = logging.getLogger(__name__)
 
+# Versions that the patches were written for.
+WRITTEN_FOR = {"mosaicml": "0.32.1", "mosaicml-streaming": "0.13.0", "deepspeed": "0.19.8", "torch": "2.7.0"}
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -26,7 +29,6 @@ class Patch:
         target: "module:qualified.name" in the library.
         what: whether the target is overridden, replaced, called or read, and to what effect.
         why: what goes wrong without the patch, or what that costs.
-        since: version of the library that the patch was written for.
         until: what would make the patch unnecessary.
         sources: hashes of the target's source in all versions that the patch is known to work with; () if there is no
             source.
@@ -35,7 +37,6 @@ class Patch:
     target: str
     what: str
     why: str
-    since: str
     until: str
     sources: tuple[str, ...] = ()
 
@@ -69,8 +70,8 @@ def find(library: str, patch: Patch) -> Any:
             target = inspect.getattr_static(target, name)
     except (ImportError, AttributeError):
         raise UserError(
-            f"the installed {library} {version(library)} has no {patch.target}, unlike {patch.since}; expected "
-            f"{library}=={patch.since}"
+            f"the installed {library} {version(library)} has no {patch.target}, unlike {WRITTEN_FOR[library]}; "
+            f"expected {library}=={WRITTEN_FOR[library]}"
         ) from None
     return target
 

@@ -204,14 +204,12 @@ def training_streams(streams: Sequence[StreamConfig]) -> list[Stream]:
     return [CheckedStream(str(s.local), s.remote, s.proportion) for s in streams]
 
 
-VERSION = "0.13.0"
 DATASET = "streaming.base.dataset:"
 PATCHES = [
     Patch(
         DATASET + "get_shm_prefix",
         "replaced while a data set is created: `shared_number` chooses the number in the names of its shared memory",
         "two runs that start together on a machine take the same number; a killed run's memory is never removed",
-        VERSION,
         "random names with a lease in Streaming itself",
         ("df1d1d0a0cbb",),
     ),
@@ -220,7 +218,6 @@ PATCHES = [
         "its attributes _shard_states, _shard_access_times, _cache_filelock_path, _unique_rank_world and "
         "_parallel_rank_world are read and set",
         "the cache's bookkeeping would be wrong, because rows are read here and not by Streaming",
-        VERSION,
         "an iteration in Streaming that raises the errors of its threads",
         ("34032a553e3c",),
     ),
@@ -228,7 +225,6 @@ PATCHES = [
         DATASET + "StreamingDataset.__iter__",
         "replaced: many rows are read at once, and every error is raised",
         "if a background thread fails, the epoch ends as if all rows had been read",
-        VERSION,
         "an iteration in Streaming that raises the errors of its threads",
         ("6457c4cfbae0",),
     ),
@@ -236,7 +232,6 @@ PATCHES = [
         DATASET + "StreamingDataset._resume_incr_epoch",
         "called by the iteration",
         "Streaming determines the epoch and the position in it",
-        VERSION,
         "as for __iter__",
         ("401d17537fb8",),
     ),
@@ -244,7 +239,6 @@ PATCHES = [
         DATASET + "StreamingDataset._get_work",
         "extended: no rows if a run resumes at the end of an epoch",
         "the rows that only pad the canonical nodes would be trained on twice",
-        VERSION,
         "a fix in Streaming",
         ("b44aef7d7bfd",),
     ),
@@ -253,7 +247,6 @@ PATCHES = [
         "extended: the shard is verified; no file lock is taken for a verified one; a failure releases the "
         "waiting threads",
         "Streaming checks hashes only when it downloads, and takes a file lock for every row",
-        VERSION,
         "validation of local shards in Streaming",
         ("0aebbfc3c71c",),
     ),
@@ -261,7 +254,6 @@ PATCHES = [
         DATASET + "StreamingDataset._evict_shard",
         "extended and called: an evicted shard is closed and has to be verified again",
         "rows would be read from a deleted file; a corrupted shard would stay in the cache",
-        VERSION,
         "validation of local shards in Streaming",
         ("82a72e29eb97",),
     ),
@@ -269,7 +261,6 @@ PATCHES = [
         DATASET + "_ShardState",
         "read",
         "says whether a shard is local",
-        VERSION,
         "as for prepare_shard",
         ("9560e375bf6c",),
     ),
@@ -277,7 +268,6 @@ PATCHES = [
         "streaming.base.stream:Stream.prepare_shard",
         "replaced: `ShardFiles` downloads, unpacks and verifies",
         "several processes of a machine would download the same shard at the same time and read a part of it",
-        VERSION,
         "atomic downloads in Streaming",
         ("702a0c19a63e",),
     ),
@@ -285,7 +275,6 @@ PATCHES = [
         "streaming.base.constant:SHM_TO_CLEAN",
         "read: the names of the shared memory, which is removed when the last process of a run has ended",
         "a killed run's shared memory is never removed",
-        VERSION,
         "as for get_shm_prefix",
     ),
 ]

@@ -22,7 +22,6 @@ from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.deepspeed_config import PREFIX, engine_config, select
 from ugt_composer.parallelism.deepspeed_patches import (
     PATCHES,
-    VERSION,
     forget_autocast,
     import_deepspeed,
     is_flat,
@@ -37,7 +36,7 @@ from ugt_composer.parallelism.deepspeed_patches import (
 from ugt_composer.parallelism.device import own_device
 from ugt_composer.parallelism.memory import DEVICE, FLOAT, HALF, HOST, MemoryItem, ModelSizes, per_rank
 from ugt_composer.parallelism.strategy import MakeOptimizer, Moments, Strategy, placed
-from ugt_composer.patches import check_patches
+from ugt_composer.patches import WRITTEN_FOR, check_patches
 from ugt_composer.torch_patches import keep_scaling_out_of_step
 
 ENGINE_TAG = "engine"
@@ -113,7 +112,7 @@ class DeepSpeedStrategy(Strategy):
         if importlib.util.find_spec("deepspeed") is None:
             raise UserError(
                 "parallelism.strategy is deepspeed, which is not installed; "
-                f"pip install deepspeed=={VERSION}, or set parallelism.strategy=fsdp"
+                f"pip install deepspeed=={WRITTEN_FOR['deepspeed']}, or set parallelism.strategy=fsdp"
             )
         accelerator, available = os.environ.get("DS_ACCELERATOR"), "cuda" if torch.cuda.is_available() else "cpu"
         if accelerator not in (None, available):

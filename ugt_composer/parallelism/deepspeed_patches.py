@@ -111,7 +111,6 @@ def load_loss_scale_state(engine: Any, state: dict[str, Any]) -> None:
     scaler.last_overflow_iter = scaler.cur_iter - 1 - state["_growth_tracker"]
 
 
-VERSION = "0.19.8"
 ANY_STRATEGY = "weights and moments could not be exchanged between DeepSpeed and the other strategies"
 UNIVERSAL = "a public way to read and write the complete state of one parameter at every stage"
 PATCHES = [
@@ -119,7 +118,6 @@ PATCHES = [
         "deepspeed.ops:__getattr__",
         "__compatible_ops__ is set to disable the all-reduce through shared memory on CPUs",
         "it is compiled at the first start, under a lock that a killed run leaves behind and every later run waits for",
-        VERSION,
         "a lock that is released when its process ends",
         ("b6327fe22a4b",),
     ),
@@ -127,14 +125,12 @@ PATCHES = [
         "deepspeed.runtime.torch_autocast:TORCH_AUTOCAST_INITIALIZED",
         "set to false before an engine is created",
         "once a process has created an engine of stage 0, all its later engines scale the loss",
-        VERSION,
         "a flag of the engine",
     ),
     Patch(
         "deepspeed.utils.mixed_precision_linkage:lazy_init_hp_params_optimizer_state",
         "called before the first step",
         ANY_STRATEGY,
-        VERSION,
         UNIVERSAL,
         ("eec90c577eac",),
     ),
@@ -142,7 +138,6 @@ PATCHES = [
         "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer.__init__",
         "its bit16_groups, single_partition_of_fp32_groups and _hp_optimizer_states_linked are read and set",
         ANY_STRATEGY,
-        VERSION,
         UNIVERSAL,
         ("faa9fe03f220",),
     ),
@@ -150,7 +145,6 @@ PATCHES = [
         "deepspeed.runtime.bf16_optimizer:BF16_Optimizer.__init__",
         "its bf16_groups and fp32_groups_flat_partition are read",
         ANY_STRATEGY,
-        VERSION,
         UNIVERSAL,
         ("2e9a015b9bc3",),
     ),
@@ -158,7 +152,6 @@ PATCHES = [
         "deepspeed.runtime.zero.stage3:DeepSpeedZeroOptimizer_Stage3.__init__",
         "its fp16_groups and fp32_partitioned_groups_flat are read",
         ANY_STRATEGY,
-        VERSION,
         UNIVERSAL,
         ("2ebc271180aa",),
     ),
@@ -166,7 +159,6 @@ PATCHES = [
         "deepspeed.runtime.zero.partition_parameters:Init._partition_param",
         "the parameters' ds_tensor is read and written",
         ANY_STRATEGY,
-        VERSION,
         UNIVERSAL,
         ("0a3cc348590e",),
     ),
@@ -174,7 +166,6 @@ PATCHES = [
         "deepspeed.runtime.fp16.loss_scaler:DynamicLossScaler.update_scale",
         "cur_scale, cur_iter and last_overflow_iter are read and set",
         "a resumed run would search for its loss scale again and skip steps",
-        VERSION,
         "a state_dict of the loss scaler",
         ("0aa6d6d66570",),
     ),
@@ -182,7 +173,6 @@ PATCHES = [
         "deepspeed.runtime.engine:DeepSpeedEngine.backward",
         "torch_autocast_z0_gradscaler of the engine is read",
         "as for update_scale, at stage 0",
-        VERSION,
         "a state_dict of the loss scaler",
         ("b8c4368bee04",),
     ),
@@ -190,7 +180,6 @@ PATCHES = [
         "deepspeed.runtime.zero.config:get_zero_config",
         "called by a dry run",
         "an invalid zero_optimization would be reported only when the job starts",
-        VERSION,
         "a public check of a configuration",
         ("06fd634637f2",),
     ),

@@ -118,7 +118,6 @@ class StrategyTrainer(Trainer):
         return rows, num_tokens, batch_time
 
 
-VERSION = "0.32.1"
 TRAINER = "composer.trainer.trainer:Trainer."
 PATCHES = [
     Patch(
@@ -126,7 +125,6 @@ PATCHES = [
         "replaced: the strategy's module is the model",
         "Composer would wrap the model in its own FSDP, which cannot save weights in a form that every strategy "
         "can load",
-        VERSION,
         "a public way to give Composer an already distributed model",
         ("dc2164ce81ec",),
     ),
@@ -134,7 +132,6 @@ PATCHES = [
         TRAINER + "_use_closures",
         "replaced: no closures",
         "with a closure, Composer calls .item() on the loss in every step",
-        VERSION,
         "a public option of the Trainer",
         ("f8e8d08988ae",),
     ),
@@ -142,7 +139,6 @@ PATCHES = [
         TRAINER + "_use_grad_scaling",
         "extended: also true if the strategy has its own loss scaler",
         "DeepSpeed's engine scales the loss and has to run the backward pass itself",
-        VERSION,
         "a public option of the Trainer",
         ("3aa7430c5f45",),
     ),
@@ -150,7 +146,6 @@ PATCHES = [
         TRAINER + "_iter_dataloader",
         "replaced: no all-reduce on the device and no read of its result before each batch",
         "two waits for the device per batch, to find out that no rank has run out of batches",
-        VERSION,
         "an option of Composer for loaders of equal length",
         ("970ae649c7dc",),
     ),
@@ -158,7 +153,6 @@ PATCHES = [
         TRAINER + "_train_batch",
         "extended: adds the counts over all ranks to the batch, and does not return the losses",
         "Composer reads every loss back from the device in every step to log it",
-        VERSION,
         "losses that Composer's loggers read when a log line is due",
         ("787aff3a7f53",),
     ),
@@ -167,7 +161,6 @@ PATCHES = [
         "replaced: the number of rows over all ranks is known, and the strategy is told which microbatch is the last",
         "one more all-reduce and one more wait for the device per batch; FSDP would reduce gradients in every "
         "microbatch",
-        VERSION,
         "as for _train_batch, and an event before each microbatch that says whether it is the last",
         ("3ee43a3fb726",),
     ),
@@ -175,7 +168,6 @@ PATCHES = [
         TRAINER + "_train_microbatch",
         "called by _train_microbatches",
         "forward and backward pass of a microbatch are Composer's own",
-        VERSION,
         "as for _train_microbatches",
         ("4b840744cb17",),
     ),
@@ -183,7 +175,6 @@ PATCHES = [
         TRAINER + "_accumulate_time_across_ranks",
         "replaced: rows are counted on the CPU",
         "two collectives on the device and three reads from it per batch",
-        VERSION,
         "counts that Composer sums on the CPU",
         ("a7a8ddb3e21b",),
     ),
@@ -191,7 +182,6 @@ PATCHES = [
         TRAINER + "_run_evaluators",
         "called: an evaluation that a preemption interrupted is run when the run resumes",
         "that evaluation would be missing from the resumed run",
-        VERSION,
         "a public way to run the evaluators that are due at an event",
         ("e1a5002e8dfa",),
     ),
