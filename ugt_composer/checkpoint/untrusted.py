@@ -45,10 +45,7 @@ HARMLESS = {
     "deepspeed.utils.tensor_fragment": {"fragment_address"},
 }
 STORAGES_AND_DTYPES = re.compile(r"[A-Z][A-Za-z0-9]*Storage|(b?float|complex|u?int)\d+|bool")  # in module torch
-ZIP, LEGACY_MAGIC = (
-    b"PK\x03\x04",
-    0x1950A86A20F9469CFC6C,
-)  # start of torch.save's files: zip and legacy format
+ZIP, LEGACY_MAGIC = b"PK\x03\x04", 0x1950A86A20F9469CFC6C  # start of torch.save's files: zip and legacy format
 
 
 def forbidden(shards: Path) -> str | None:

@@ -119,9 +119,8 @@ def _decoder(row: CheckedRow, settings: Settings, new_counts: Counts) -> list[To
         labels = [first] + [token.labels for token in tokens]
     new_counts.forms[form] += 1
     new_counts.truncated_targets = int(len(labels) > settings.max_target)
-    pairs = list(zip(inputs, labels, strict=False))[
-        : settings.max_target
-    ]  # the last token of an aligned row is no input
+    # The last token of an aligned row is no input.
+    pairs = list(zip(inputs, labels, strict=False))[: settings.max_target]
     new_counts.largest_decoder_position = _check_positions(
         [values for values, _ in pairs], DECODER_KEYS[POSITIONS], settings, "counted from BOS at 0, "
     )

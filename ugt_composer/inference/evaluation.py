@@ -85,9 +85,8 @@ def evaluate(
     assert loader is not None  # evaluation_config sets data.eval
     data = [read_manifest(str(stream.local)) for stream in config.data.eval.streams]
     if all(manifest.kind != PREFERENCE for manifest in data):
-        config = replace(
-            config, loss=replace(config.loss, dpo_reference_free=True)
-        )  # without pairs no reference is needed
+        # Without pairs no reference is needed.
+        config = replace(config, loss=replace(config.loss, dpo_reference_free=True))
     reference = config.loss.reference_from or config.init_from
     if config.loss.needs_reference and reference and not is_url(reference) and not Path(reference).is_dir():
         raise UserError(

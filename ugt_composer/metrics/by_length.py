@@ -27,9 +27,8 @@ class ByLength(Metric):
         super().__init__()
         self.k = k
         zeros = torch.zeros(len(LONGEST) + 1, 1 + len(NAMES), dtype=torch.float64)
-        self.add_state(
-            "sums", zeros, dist_reduce_fx="sum"
-        )  # number of rows that count, and the sums of NAMES over them
+        # The number of rows that count, and the sums of NAMES over them.
+        self.add_state("sums", zeros, dist_reduce_fx="sum")
 
     @property
     def update_called(self) -> bool:

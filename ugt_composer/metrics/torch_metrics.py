@@ -151,9 +151,7 @@ def coverage_and_gini(counts: Tensor, most: int) -> Tensor:
     """
     # Items that are shown equally often have adjacent ranks j, so their factors 2 j - n - 1 have a closed-form sum.
     n = counts.shape[1]
-    items_by_count = torch.zeros(
-        len(counts), most + 1, dtype=torch.int64, device=counts.device
-    )  # number of items by count
+    items_by_count = torch.zeros(len(counts), most + 1, dtype=torch.int64, device=counts.device)
     one = torch.ones((), dtype=torch.int64, device=counts.device)
     for items, shown in zip(items_by_count, counts, strict=True):
         items.index_add_(0, shown, one.expand(n))
@@ -174,9 +172,8 @@ class EvaluationMetric(Metric):
     full_state_update = False
 
     def __init__(self, sums: EvaluationSums, name: str):
-        super().__init__(
-            sync_on_compute=False, compute_with_cache=False
-        )  # EvaluationSums does both, once for all metrics
+        # EvaluationSums synchronises and caches, once for all metrics.
+        super().__init__(sync_on_compute=False, compute_with_cache=False)
         self.sums = sums
         self.name = name
 

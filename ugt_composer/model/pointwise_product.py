@@ -18,10 +18,8 @@ from torch.utils.flop_counter import register_flop_formula
 from ugt_composer.kernels import is_exporting
 from ugt_composer.model.autocast import product_dtype
 
-PIECE_BYTES = {
-    "cpu": 2 << 20,
-    "cuda": 256 << 20,
-}  # of one piece of weights, of which the backward pass holds two; on a CPU, what a core's cache holds
+# Of one piece of weights, of which the backward pass holds two; on a CPU, what a core's cache holds.
+PIECE_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
 ACTIVATIONS = {"silu": F.silu, "relu": F.relu}
 
 

@@ -125,9 +125,8 @@ class UGT(nn.Module):
                     parameter.data.div_(math.sqrt(branches))
         for level, head in enumerate(self.heads.heads):
             if level > 0:
-                nn.init.normal_(
-                    head.prefix_proj.weight, std=1.0
-                )  # its inputs, id vectors, have std EMBEDDING_STD at first
+                # The inputs of prefix_proj, id vectors, have std EMBEDDING_STD at first.
+                nn.init.normal_(head.prefix_proj.weight, std=1.0)
                 nn.init.normal_(head.hidden_proj.weight, std=1 / math.sqrt(head.hidden_proj.in_features))
                 nn.init.normal_(head.out_proj.weight, std=EMBEDDING_STD)
         for table in self.item_embedding.levels:

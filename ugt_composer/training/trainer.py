@@ -130,9 +130,8 @@ class UGTTrainer(StrategyTrainer):
             self.state.max_duration = self.config.max_duration
             self.fit()
             return
-        self.metrics_file.continue_from(
-            self.state.timestamp.batch.value
-        )  # its line is missing if the run was killed after the last checkpoint
+        # The batch's line is missing if the run was killed after the last checkpoint.
+        self.metrics_file.continue_from(self.state.timestamp.batch.value)
 
     def train_epoch(self) -> None:
         """Trains one more epoch, on the learning-rate curve of the whole run."""

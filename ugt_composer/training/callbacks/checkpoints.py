@@ -73,9 +73,8 @@ class Checkpoints(Callback):
         self._config_text = config_yaml(config)
         self._memory = HostMemory()  # reused for the copies that the writer writes
         self.before_save: Callable[[], None] = lambda: None  # raises an error if nothing may be saved
-        self.after_save: Callable[[], None] = lambda: (
-            None
-        )  # called in the writer's thread when the checkpoint is written
+        # Called in the writer's thread when the checkpoint is written.
+        self.after_save: Callable[[], None] = lambda: None
         self.save_seconds = 0.0  # duration of the last save
 
     def state_dict(self) -> dict[str, Any]:

@@ -48,9 +48,8 @@ class Preemption(Callback):
         self.is_leaving = False
         self.saved_batch: int | None = None
         self.evaluation_left = False  # the saved batch still has to be evaluated
-        self._random_state_before_evaluation: list[dict[str, Any]] | None = (
-            None  # None outside one, or if it must not be interrupted
-        )
+        # None outside an evaluation, or in one that must not be interrupted.
+        self._random_state_before_evaluation: list[dict[str, Any]] | None = None
         self._batch_seconds = self._batch_started = 0.0
         self._listens = False
 
