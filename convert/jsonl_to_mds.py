@@ -118,10 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     shards = parser.add_argument_group("form of the shards").add_argument
     shards(
-        "--compression",
-        default="none",
-        metavar="NAME[:LEVEL]",
-        help="none, zstd, gz, br, bz2 or snappy (default none)",
+        "--compression", default="none", metavar="NAME[:LEVEL]", help="none, zstd, gz, br, bz2 or snappy (default none)"
     )
     shards(
         "--hashes",

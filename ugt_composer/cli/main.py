@@ -7,13 +7,7 @@ from ugt_composer import __version__
 from ugt_composer.cli import evaluate, export, inspect, recommend, reference
 from ugt_composer.errors import exit_on_user_error
 
-COMMANDS = {
-    "recommend": recommend,
-    "evaluate": evaluate,
-    "inspect": inspect,
-    "export": export,
-    "reference": reference,
-}
+COMMANDS = {"recommend": recommend, "evaluate": evaluate, "inspect": inspect, "export": export, "reference": reference}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -136,10 +136,7 @@ def _check_catalogue(config: "Config") -> None:
     for reason, needs_it in (
         ("model.level_softmax is catalogue", config.model.level_softmax == "catalogue"),
         ("loss.contrastive_negatives is catalogue", config.loss.contrastive_negatives == "catalogue"),
-        (
-            f"evaluation.item_score_weight is {config.evaluation.item_score_weight}",
-            config.evaluation.item_score_weight,
-        ),
+        (f"evaluation.item_score_weight is {config.evaluation.item_score_weight}", config.evaluation.item_score_weight),
         ("init_item_vectors is set", config.init_item_vectors is not None),
     ):
         if needs_it and config.data.catalogue is None:

@@ -55,10 +55,7 @@ def write_manifest(folder: Path, settings: Settings, counts: Counts, inputs: Inp
             "decoder": _histogram(counts.decoder_lengths),
             "rejected": _histogram(counts.rejected_lengths),
         },
-        "largest_position": {
-            "encoder": counts.largest_encoder_position,
-            "decoder": counts.largest_decoder_position,
-        },
+        "largest_position": {"encoder": counts.largest_encoder_position, "decoder": counts.largest_decoder_position},
         "input": {
             "files": len(inputs.sources),
             "lines": sum(inputs.lines.values()),

@@ -29,11 +29,7 @@ def part_folder(work: Path, number: int) -> Path:
 
 
 def run_partitions(
-    partitions: Sequence[Partition],
-    work: Path,
-    settings: Settings,
-    workers: int,
-    on_progress: Callable[[int], None],
+    partitions: Sequence[Partition], work: Path, settings: Settings, workers: int, on_progress: Callable[[int], None]
 ) -> Generator[PartitionResult, None, None]:
     """Yields the result of each partition in order; its files are in `part_folder(work, number)`.
 

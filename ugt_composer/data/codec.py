@@ -155,10 +155,7 @@ def encode_rows(batch: RowBatch) -> tuple[bytes, np.ndarray]:
     """
     width = batch.encoder.itemsize
     users = [user + PADDING[-len(user) % width] for user in batch.users]
-    parts = [
-        _row_parts(batch.encoder, batch.encoder_lengths),
-        _row_parts(batch.decoder, batch.decoder_lengths),
-    ]
+    parts = [_row_parts(batch.encoder, batch.encoder_lengths), _row_parts(batch.decoder, batch.decoder_lengths)]
     if len(batch.rejected):
         parts.append(_row_parts(batch.rejected, batch.rejected_lengths))
     user_bytes = np.fromiter(map(len, batch.users), np.int64, len(users))

@@ -6,13 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ugt_composer.importing.interactions import Columns
-from ugt_composer.importing.settings import (
-    IdSettings,
-    PreferenceSettings,
-    RowSettings,
-    SourceSettings,
-    SplitSettings,
-)
+from ugt_composer.importing.settings import IdSettings, PreferenceSettings, RowSettings, SourceSettings, SplitSettings
 from ugt_composer.importing.splits import LEAVE_ONE_OUT, TIME
 from ugt_composer.importing.table import FORMATS
 

@@ -18,13 +18,7 @@ from ugt_composer.importing.jsonl import write_preferences, write_recommend
 from ugt_composer.importing.popularity import popularity
 from ugt_composer.importing.preferences import preference_rows
 from ugt_composer.importing.quality import quality
-from ugt_composer.importing.settings import (
-    IdSettings,
-    PreferenceSettings,
-    RowSettings,
-    SourceSettings,
-    SplitSettings,
-)
+from ugt_composer.importing.settings import IdSettings, PreferenceSettings, RowSettings, SourceSettings, SplitSettings
 from ugt_composer.importing.splits import TEST, VALIDATION, Rows, held_out_rows, training_rows
 
 BUNDLE, CATALOGUE, VECTORS, REPORT = "semantic_ids.json", "catalogue.jsonl", "item_vectors.npy", "report.json"

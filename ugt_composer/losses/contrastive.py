@@ -62,12 +62,7 @@ class ContrastiveLoss(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def forward(
-        self,
-        user_repr: Tensor,
-        item_repr: Tensor,
-        item_ids: Tensor,
-        row_ids: Tensor,
-        valid: Tensor | None = None,
+        self, user_repr: Tensor, item_repr: Tensor, item_ids: Tensor, row_ids: Tensor, valid: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """
         user_repr, item_repr: (B, D) vectors of each row's user and of its target item

@@ -118,11 +118,7 @@ def build_trainer(config: Config) -> UGTTrainer:
             run_name=config.run_name,
             dist_timeout=watchdog.timeout(),
             algorithms=[GradientNormClipping(strategy, config.max_grad_norm)],
-            callbacks=[
-                TrainingMetrics(composer_model, strategy, config.log_interval),
-                EpochLength(),
-                *configured,
-            ],
+            callbacks=[TrainingMetrics(composer_model, strategy, config.log_interval), EpochLength(), *configured],
             loggers=build_loggers(config),
             spin_dataloaders=False,  # the data set moves to its position itself
             progress_bar=config.loggers.progress_bar,

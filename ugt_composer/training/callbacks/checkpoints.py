@@ -19,11 +19,7 @@ from ugt_composer.checkpoint.rank0_errors import save_on_rank_0, saving_into
 from ugt_composer.checkpoint.run_checkpoints import VERSION, checkpoint_path, rotate, unreadable, write_checkpoint
 from ugt_composer.checkpoint.sharded import state_beside_shards, write_sharded
 from ugt_composer.checkpoint.uploads import Uploads
-from ugt_composer.checkpoint.whole_state import (
-    HostMemory,
-    gather_optimizer,
-    gather_weights,
-)
+from ugt_composer.checkpoint.whole_state import HostMemory, gather_optimizer, gather_weights
 from ugt_composer.config.load import config_yaml
 from ugt_composer.config.schema import Config
 from ugt_composer.errors import UserError
