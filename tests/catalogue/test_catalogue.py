@@ -36,7 +36,7 @@ def catalogue(tmp_path):
 
 def test_items_keep_their_order_names_and_ids(catalogue):
     assert [item.item_id for item in catalogue.items] == ["b", "a", "c", "d"]
-    assert [item.label for item in catalogue.items] == ["Nail lacquer", "a", "c", "Brush"]
+    assert [item.name for item in catalogue.items] == ["Nail lacquer", None, None, "Brush"]
     assert catalogue.triples.tolist() == [[5, 6, 7], [5, 6, 8], [5, 6, 7], [9, 5, 5]]
     assert catalogue.triples.dtype == np.int64
     assert len(catalogue) == 4

@@ -51,11 +51,6 @@ class Item(msgspec.Struct, frozen=True, gc=False):
     def triple(self) -> SemanticId:
         return self.l1_id, self.l2_id, self.l3_id
 
-    @property
-    def label(self) -> str:
-        """What to display: the name, or the item id if there is no name."""
-        return self.name or self.item_id
-
 
 @dataclass(frozen=True)
 class Collisions:

@@ -99,10 +99,6 @@ class ItemTrie:
     def __len__(self) -> int:
         return len(self.items)
 
-    @property
-    def device(self) -> torch.device:
-        return self.items.device
-
     def slots(self, level: int, width: int) -> int:
         """The number of slots needed for the children, at `level`, of any `width` different nodes above."""
         widest = self.levels[level].widest

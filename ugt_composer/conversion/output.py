@@ -23,8 +23,8 @@ OUTPUT_NAMES = re.compile(rf"shard\.\d+\.mds(\.\w+)?|{re.escape(INDEX_NAME)}|{MA
 class OutputFolder:
     """The work folder of a conversion, which `publish` makes its output."""
 
-    def __init__(self, out: Path, work: Path, lock: int):
-        self.out, self.work, self._lock = out, work, lock
+    def __init__(self, out: Path, work: Path):
+        self.out, self.work = out, work
 
     def publish(self) -> None:
         """Renames the work folder to `out`; an earlier `out` is removed only after that."""
@@ -70,7 +70,7 @@ def output_folder(out: Path, overwrite: bool) -> Iterator[OutputFolder]:
     if lock is None:
         raise UserError(f"{work} cannot be locked; --out must lie on a file system with locks")
     try:
-        yield OutputFolder(out, work, lock)
+        yield OutputFolder(out, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         os.close(lock)

@@ -143,10 +143,6 @@ class Inputs:
     catalogue: Catalogue | None
     length: RunLength
 
-    @property
-    def fingerprint(self) -> dict[str, str]:
-        return fingerprint_facts(self.catalogue)
-
 
 def _start_ranks(config: Config, device: Device, until_closed: ExitStack) -> Watchdog:
     """Device, watchdog and the first process group."""
@@ -313,7 +309,7 @@ def _open_save_folder(config: Config, until_closed: ExitStack) -> None:
 def _build_checkpoints(config: Config, strategy: Strategy, inputs: Inputs) -> Checkpoints:
     best = config.save_best_on if inputs.eval_loader is not None else None
     data = [manifest.index_hash for manifest in inputs.train_manifests]
-    return Checkpoints(strategy, config, inputs.fingerprint, best, data, open_store(config))
+    return Checkpoints(strategy, config, fingerprint_facts(inputs.catalogue), best, data, open_store(config))
 
 
 def _resume_or_start_afresh(config: Config, trainer: UGTTrainer) -> None:
