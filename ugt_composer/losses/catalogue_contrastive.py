@@ -35,7 +35,10 @@ class CatalogueContrastiveLoss(nn.Module):
     """
 
     name = "contrastive_loss"
-    means = (Mean("contrastive_loss", TARGETS), Mean("contrastive_u2i_acc", TARGETS, higher_is_better=True))
+    means = (
+        Mean("contrastive_loss", TARGETS, weight=1.0),
+        Mean("contrastive_u2i_acc", TARGETS, higher_is_better=True),
+    )
 
     def __init__(
         self,
@@ -89,9 +92,6 @@ class CatalogueContrastiveLoss(nn.Module):
         """See `LossTerm`."""
         vectors = outputs["user_repr"], outputs["item_repr"], outputs["catalogue_repr"]
         return self(*vectors, outputs["item_rows"], has_target(labels), batch.get("batch_totals"))
-
-    def evaluation_weights(self) -> dict[str, float]:
-        return {self.name: 1.0}
 
 
 def _over_catalogue(

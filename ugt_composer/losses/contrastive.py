@@ -102,9 +102,6 @@ class ContrastiveLoss(nn.Module):
         vectors = outputs["user_repr"], outputs["item_repr"]
         return self(*vectors, labels[:, 0, :], batch["row_ids"], has_target(labels))
 
-    def evaluation_weights(self) -> dict[str, float]:
-        return {}
-
     def _candidates(self, pool: "_Pool") -> Tensor:
         """Indices (C,) into the pool, in the order in which rows take them as negatives; the invalid come last."""
         rows = len(pool.row_ids)

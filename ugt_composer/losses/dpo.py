@@ -33,7 +33,7 @@ class DPOLoss(nn.Module):
 
     name = "dpo_loss"
     means = (
-        Mean("dpo_loss", PREFERENCE_WEIGHT),
+        Mean("dpo_loss", PREFERENCE_WEIGHT, weight=1.0),
         Mean("dpo_accuracy", PREFERENCE_WEIGHT, higher_is_better=True),
         Mean("dpo_reward_margin", PREFERENCE_WEIGHT, higher_is_better=True),
     )
@@ -145,9 +145,6 @@ class DPOLoss(nn.Module):
             batch["preference_score"],
             batch.get("batch_totals"),
         )
-
-    def evaluation_weights(self) -> dict[str, float]:
-        return {self.name: 1.0}
 
 
 def _mean_over_rejected(values: Tensor, rejected_mask: Tensor) -> Tensor:

@@ -30,6 +30,3 @@ class MoEBalanceLoss(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `LossTerm`."""
         return self(outputs["router_counts"], outputs["router_prob_sums"])
-
-    def evaluation_weights(self) -> dict[str, float]:
-        return {}

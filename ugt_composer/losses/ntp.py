@@ -21,7 +21,6 @@ class NextTokenPredictionLoss(nn.Module):
     """l1_weight * CE(level 1) + l2_weight * CE(level 2) + l3_weight * CE(level 3), each a mean over its own labels."""
 
     name = "ntp_loss"
-    means = (Mean("ntp_l1_loss", LABELS_L1), Mean("ntp_l2_loss", LABELS_L2), Mean("ntp_l3_loss", LABELS_L3))
 
     def __init__(
         self,
@@ -31,16 +30,18 @@ class NextTokenPredictionLoss(nn.Module):
         label_smoothing: float = LossConfig.label_smoothing,
     ) -> None:
         super().__init__()
-        self.weights = (l1_weight, l2_weight, l3_weight)
-        self.label_smoothing = label_smoothing
-        if min(self.weights) < 0 or not abs(sum(self.weights) - 1) <= _SUM_TOLERANCE:
-            summands = " + ".join(f"{weight:g}" for weight in self.weights)
-            raise ValueError(
-                "l1_weight, l2_weight and l3_weight must be at least 0 and sum to 1, "
-                f"found {summands} = {sum(self.weights):g}"
-            )
+        weights = (l1_weight, l2_weight, l3_weight)
+        if min(weights) < 0 or not abs(sum(weights) - 1) <= _SUM_TOLERANCE:
+            found = f"{' + '.join(f'{weight:g}' for weight in weights)} = {sum(weights):g}"
+            raise ValueError(f"l1_weight, l2_weight and l3_weight must be at least 0 and sum to 1, found {found}")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), found {label_smoothing}")
+        self.label_smoothing = label_smoothing
+        self.means = (
+            Mean("ntp_l1_loss", LABELS_L1, weight=l1_weight),
+            Mean("ntp_l2_loss", LABELS_L2, weight=l2_weight),
+            Mean("ntp_l3_loss", LABELS_L3, weight=l3_weight),
+        )
 
     def forward(
         self,
@@ -59,13 +60,12 @@ class NextTokenPredictionLoss(nn.Module):
         rows = labels.shape[0]
         loss = l1_logits.new_zeros((), dtype=torch.float32)
         metrics = {}
-        columns = (LABELS_L1, LABELS_L2, LABELS_L3)
-        for level, (logits, column) in enumerate(zip((l1_logits, l2_logits, l3_logits), columns, strict=True)):
+        for level, (logits, mean) in enumerate(zip((l1_logits, l2_logits, l3_logits), self.means, strict=True)):
             total, correct, count = self._sums(logits, labels[..., level])
-            level_loss = batch_mean(total, count, rows, batch_totals, column)
-            loss = loss + self.weights[level] * level_loss
-            metrics[f"ntp_l{level + 1}_loss"] = level_loss.detach()
-            metrics[f"ntp_l{level + 1}_acc"] = batch_mean(correct, count, rows, batch_totals, column)
+            level_loss = batch_mean(total, count, rows, batch_totals, mean.counted_by)
+            loss = loss + mean.weight * level_loss
+            metrics[mean.name] = level_loss.detach()
+            metrics[f"ntp_l{level + 1}_acc"] = batch_mean(correct, count, rows, batch_totals, mean.counted_by)
         return loss, metrics
 
     def of_batch(
@@ -78,9 +78,6 @@ class NextTokenPredictionLoss(nn.Module):
             slots = outputs["label_slots"]
             classes = torch.where((labels != IGNORE_INDEX) & (slots >= 0), slots, IGNORE_INDEX)
         return self(*logits, classes, batch.get("batch_totals"))
-
-    def evaluation_weights(self) -> dict[str, float]:
-        return {mean.name: weight for mean, weight in zip(self.means, self.weights, strict=True)}
 
     def _sums(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of logits (B, T, V_l) and labels (B, T): summed cross-entropy, correct labels, counted labels; each ()."""

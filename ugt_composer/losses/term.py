@@ -18,11 +18,13 @@ class Mean(NamedTuple):
         counted_by: what it is a mean over: a column of `losses.normalization.batch_counts` other than ROWS, which
             counts filler rows too.
         higher_is_better: for `save_best_on`.
+        weight: of the value in the term's loss in evaluations, which is a weighted sum of its means.
     """
 
     name: str
     counted_by: int
     higher_is_better: bool = False
+    weight: float = 0.0
 
 
 class LossTerm(Protocol):
@@ -30,7 +32,7 @@ class LossTerm(Protocol):
 
     Attributes:
         name: under which its value is logged, such as "dpo_loss".
-        means: the values that evaluations average.
+        means: the values that evaluations average; none has a weight if the term is not part of their loss.
     """
 
     name: str
@@ -45,9 +47,6 @@ class LossTerm(Protocol):
             outputs, batch: as in `UnifiedLoss.forward`.
             labels: int64 (B, T, L); -100 is ignored, which all labels of filler rows are.
         """
-
-    def evaluation_weights(self) -> dict[str, float]:
-        """Its loss in evaluations as a weighted sum of its `means`, {name: weight}; empty if it is not evaluated."""
 
 
 class WeightedTerm(NamedTuple):

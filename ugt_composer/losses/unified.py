@@ -18,8 +18,6 @@ from ugt_composer.losses.normalization import counted_labels
 from ugt_composer.losses.ntp import NextTokenPredictionLoss
 from ugt_composer.losses.term import Mean, WeightedTerm
 
-Losses = dict[str, Any]
-
 
 class UnifiedLoss(nn.Module):
     """L_ntp + lambda_contrastive * L_contrastive + lambda_preference * L_dpo + lambda_moe_balance * L_moe.
@@ -68,18 +66,13 @@ class UnifiedLoss(nn.Module):
         `loss` is the sum of the terms that an evaluation can measure. These exclude the contrastive term with in-batch
         negatives, which depends on the rows that are evaluated together, and the balance of the experts.
         """
-        total = {
-            name: weight * mean_weight
-            for weight, term in self.terms
-            for name, mean_weight in term.evaluation_weights().items()
-        }
         return {
-            "loss": total,
-            "ntp_loss": self.ntp.evaluation_weights(),
+            "loss": {mean.name: w * mean.weight for w, term in self.terms for mean in term.means if mean.weight},
+            "ntp_loss": {mean.name: mean.weight for mean in self.ntp.means},
             **{mean.name: {mean.name: 1.0} for mean in self.means},
         }
 
-    def forward(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Losses:
+    def forward(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """
         outputs: l1_logits, l2_logits, l3_logits (B, T, V_l), or logits of only the ids that the catalogue has below
             each prefix, and then label_slots (B, T, L), the labels' indices into them or -1; user_repr, item_repr
