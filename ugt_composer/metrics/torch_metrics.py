@@ -8,10 +8,10 @@ row has counted.
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 
+from ugt_composer.losses.ranks import sum_over_ranks
 from ugt_composer.losses.term import Mean
 from ugt_composer.metrics.batch import ROW_METRICS, EvaluationBatch
 from ugt_composer.metrics.loss_mean import loss_mean
@@ -122,12 +122,12 @@ class EvaluationSums:
 
     def _compute(self) -> dict[str, Tensor]:
         sums, shown = self._tensors()
-        sums = _sum_over_ranks(sums)
+        sums = sum_over_ranks(sums)
         values: dict[str, Tensor] = {}
         if shown is None:
             sums_on_cpu = sums.cpu()
         else:
-            counts = _sum_over_ranks(shown).cumsum(0, dtype=torch.int32)
+            counts = sum_over_ranks(shown).cumsum(0, dtype=torch.int32)
             sums_on_cpu, most = torch.cat([sums, counts[-1].max().unsqueeze(0)]).cpu().split([len(sums), 1])
             coverage, gini = coverage_and_gini(counts, int(most)).cpu()
             values |= {f"coverage@{k}": coverage[cut] for cut, k in enumerate(self.cuts)}
@@ -215,11 +215,3 @@ def evaluation_metrics(
     """The metrics by name, each to be updated with every EvaluationBatch; arguments as of `EvaluationSums`."""
     sums = EvaluationSums(means, losses, k_values, catalogue_size)
     return {name: EvaluationMetric(sums, name) for name in sums.names}
-
-
-def _sum_over_ranks(tensor: Tensor) -> Tensor:
-    if not (dist.is_available() and dist.is_initialized()):
-        return tensor
-    total = tensor.clone()  # a copy, because this rank may add further batches to its own sums
-    dist.all_reduce(total)
-    return total
