@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ugt_composer.data.integrity import INDEX_NAME
-from ugt_composer.storage.hashed_file import new_hasher
+from ugt_composer.storage.hashed_file import hash_of
 
 COLUMN = "row"
 INDEX_VERSION = 2
@@ -91,19 +91,14 @@ class ShardWriter:
         self.shards.append({"samples": len(sizes), "raw_data": raw, "zip_data": zipped, **self._config})
 
     def _file_facts(self, name: str, data: bytes) -> dict[str, Any]:
-        return {"basename": name, "bytes": len(data), "hashes": {algo: _hash(algo, data) for algo in self.hashes}}
+        hashes = {algorithm: hash_of(algorithm, data).hexdigest() for algorithm in self.hashes}
+        return {"basename": name, "bytes": len(data), "hashes": hashes}
 
 
 def write_index(folder: Path, shards: list[dict[str, Any]]) -> None:
     """Writes index.json, which makes the folder readable as MDS."""
     text = json.dumps({"version": INDEX_VERSION, "shards": shards}, sort_keys=True)
     (folder / INDEX_NAME).write_text(text, "utf-8")
-
-
-def _hash(algorithm: str, data: bytes) -> str:
-    hasher = new_hasher(algorithm)
-    hasher.update(data)
-    return hasher.hexdigest()
 
 
 def compress(compression: str, data: bytes) -> bytes:

@@ -1,12 +1,11 @@
 """Hashes of files, with the algorithms that the MDS format supports."""
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import xxhash
-
-BLOCK = 1 << 16  # bytes read at a time: small enough for the cache of a core
 
 
 def preferred(hashes: dict[str, str]) -> str | None:
@@ -18,17 +17,14 @@ def preferred(hashes: dict[str, str]) -> str | None:
 
 def file_hash(algorithm: str, path: Path) -> str:
     """The hash of a file in hexadecimal digits, as the index of MDS shards records it."""
-    hasher = new_hasher(algorithm)
-    block = memoryview(bytearray(BLOCK))
     with path.open("rb", buffering=0) as file:
-        while count := file.readinto(block):
-            hasher.update(block[:count])
-    return hasher.hexdigest()
+        return hashlib.file_digest(file, partial(hash_of, algorithm)).hexdigest()
 
 
-def new_hasher(algorithm: str) -> Any:
+def hash_of(algorithm: str, data: bytes = b"") -> Any:
     """An object with update() and hexdigest(), as hashlib's, for one of `available_hashes`."""
-    return xxhash.__dict__[algorithm]() if algorithm in xxhash.algorithms_available else hashlib.new(algorithm)
+    known = xxhash.algorithms_available
+    return xxhash.__dict__[algorithm](data) if algorithm in known else hashlib.new(algorithm, data)
 
 
 def available_hashes() -> set[str]:
