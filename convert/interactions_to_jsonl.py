@@ -24,6 +24,7 @@ from ugt_composer.errors import exit_on_user_error
 from ugt_composer.importing import options
 from ugt_composer.importing.quality import summary
 from ugt_composer.importing.run import CATALOGUE, FILES, Settings, import_interactions
+from ugt_composer.importing.settings import IdSettings, RowSettings, SplitSettings
 from ugt_composer.storage.output_folder import new_folder
 
 EXAMPLES = """
@@ -57,9 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     settings = Settings(
         options.source_settings(args),
-        options.split_settings(args),
-        options.id_settings(args),
-        options.row_settings(args),
+        options.settings_of(SplitSettings, args),
+        options.settings_of(IdSettings, args),
+        options.settings_of(RowSettings, args),
         options.preference_settings(args),
     )
     with new_folder(args.out, FILES, args.overwrite) as folder:

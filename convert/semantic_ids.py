@@ -19,6 +19,7 @@ from ugt_composer.errors import UserError, exit_on_user_error
 from ugt_composer.importing import options
 from ugt_composer.importing.quality import summary
 from ugt_composer.importing.run import ID_FILES, make_ids
+from ugt_composer.importing.settings import IdSettings, SplitSettings
 from ugt_composer.storage.output_folder import new_folder
 
 EXAMPLES = """
@@ -52,7 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(
             "--out DIR is missing, the folder to write; or use --report to print the quality of --codes FILE"
         )
-    settings = options.source_settings(args), options.split_settings(args), options.id_settings(args)
+    split, ids = options.settings_of(SplitSettings, args), options.settings_of(IdSettings, args)
+    settings = options.source_settings(args), split, ids
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -223,26 +223,14 @@ def add_preference_options(parser: argparse.ArgumentParser) -> None:
 
 def source_settings(args: argparse.Namespace) -> SourceSettings:
     columns = Columns(**{role.name: vars(args)[f"{role.name}_column"] for role in fields(Columns)})
-    return _settings(SourceSettings, args, columns=columns, names=args.columns, skip_bad=args.on_error == "skip")
-
-
-def split_settings(args: argparse.Namespace) -> SplitSettings:
-    return _settings(SplitSettings, args)
-
-
-def id_settings(args: argparse.Namespace) -> IdSettings:
-    return _settings(IdSettings, args)
-
-
-def row_settings(args: argparse.Namespace) -> RowSettings:
-    return _settings(RowSettings, args)
+    return settings_of(SourceSettings, args, columns=columns, names=args.columns, skip_bad=args.on_error == "skip")
 
 
 def preference_settings(args: argparse.Namespace) -> PreferenceSettings:
-    return _settings(PreferenceSettings, args, off=args.no_preferences, window=args.preference_window)
+    return settings_of(PreferenceSettings, args, off=args.no_preferences, window=args.preference_window)
 
 
-def _settings(kind: type[T], args: argparse.Namespace, **renamed: Any) -> T:
+def settings_of(kind: type[T], args: argparse.Namespace, **renamed: Any) -> T:
     """Makes settings from options of the same names, except for those in `renamed`. Lists become tuples."""
     values = vars(args) | renamed
     field_values = {field.name: values[field.name] for field in fields(kind)}  # type: ignore[arg-type]
