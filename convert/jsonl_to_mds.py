@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 from tqdm import tqdm
@@ -38,20 +39,12 @@ then name the folder in the YAML: data.train.local=mds/train
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status. Raises UserError for what the user has to fix."""
     args = _parser().parse_args(argv)
-    settings = Settings(
-        kind=args.kind,
-        codebook_sizes=tuple(args.codebook_sizes),
-        max_history=args.max_history,
-        max_target=args.max_target,
-        max_positions=args.max_positions,
-        on_error=args.on_error,
-        max_error_rate=args.max_error_rate,
-        max_line_bytes=args.max_line_bytes,
-        compression=None if args.compression == "none" else args.compression,
-        hashes=tuple(sorted(name for text in args.hashes for name in text.split(",") if name != "none")),
-        size_limit=args.size_limit,
-        range_bytes=args.range_bytes,
-    )
+    given = vars(args) | {
+        "codebook_sizes": tuple(args.codebook_sizes),
+        "compression": None if args.compression == "none" else args.compression,
+        "hashes": tuple(sorted(name for text in args.hashes for name in text.split(",") if name != "none")),
+    }
+    settings = Settings(**{field.name: given[field.name] for field in fields(Settings)})
     try:
         with _termination_as_interrupt(), _progress_bar() as progress:
             conversion = convert(args.inputs, Path(args.out), settings, args.workers, args.overwrite, progress)
