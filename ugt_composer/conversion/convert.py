@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ugt_composer.conversion.counts import Counts
 from ugt_composer.conversion.manifest import InputFacts, write_manifest
@@ -51,7 +51,7 @@ def convert(
     if workers < 1:
         raise UserError(f"--workers {workers} is less than 1")
     sources = find_sources(inputs, out)
-    on_progress = progress(sum(source.size for source in sources)) if progress else _no_progress
+    on_progress = progress(sum(source.size for source in sources)) if progress else lambda new: None
     with output_folder(out, overwrite) as output:
         parts = partitions(sources, settings.range_bytes)
         merged = _Merger(output.work, sources)
@@ -60,10 +60,6 @@ def convert(
             for number, result in enumerate(results):
                 merged.add(part_folder(output.work, number), result)
         return _finish(merged, output, settings)
-
-
-def _no_progress(new: int) -> None:
-    pass
 
 
 class _Merger:
@@ -105,12 +101,9 @@ class _Merger:
         first_lines = {source.path: self.inputs.lines[at] for at, source in enumerate(self.sources)}
         with open(file, encoding="ascii") as part, open(self.work / QUARANTINE_NAME, "a", encoding="ascii") as merged:
             for text in part:
-                _write_entry(merged, json.loads(text), first_lines)
-
-
-def _write_entry(file: IO[str], entry: dict[str, Any], first_lines: dict[str, int]) -> None:
-    entry["line"] += first_lines[entry["file"]]
-    file.write(json.dumps(entry) + "\n")
+                entry = json.loads(text)
+                entry["line"] += first_lines[entry["file"]]
+                merged.write(json.dumps(entry) + "\n")
 
 
 def _finish(merged: _Merger, output: OutputFolder, settings: Settings) -> Conversion:
