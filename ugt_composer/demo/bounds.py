@@ -4,6 +4,7 @@ Legend: N rows (one target each), V items, Z user types, K recommendations, M co
 """
 
 import numpy as np
+from scipy.special import softmax
 
 from ugt_composer.demo.process import DemoProcess, Offers
 
@@ -44,8 +45,7 @@ def _ranking_facts(gains: np.ndarray) -> dict[str, float]:
 def choice_probabilities(process: DemoProcess, posterior: np.ndarray, offers: Offers) -> np.ndarray:
     """P(item is the chosen one | history of the customer): posterior (N, Z) -> (N, M), 0 where no item is shown."""
     utility = np.where(offers.shown, process.utility[:, offers.items], -np.inf)  # (Z, N, M)
-    weight = np.exp(utility - utility.max(axis=2, keepdims=True))
-    return np.einsum("nz,znm->nm", posterior, weight / weight.sum(axis=2, keepdims=True))
+    return np.einsum("nz,znm->nm", posterior, softmax(utility, axis=2))
 
 
 def pair_accuracy(scores: np.ndarray, offers: Offers) -> float:

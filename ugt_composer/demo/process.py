@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.special import softmax
 
 from ugt_composer.demo.taxonomy import STYLES, Taxonomy
 
@@ -145,7 +146,7 @@ class DemoProcess:
                 running = np.flatnonzero(lengths > t)
                 step = self.next_probability(histories[running, t - 1], histories[running, t])
                 log_weight[running] += np.log(step)
-        return _normalised_exp(log_weight)
+        return softmax(log_weight, axis=1)
 
     def predictive(self, posterior: np.ndarray, last: np.ndarray) -> np.ndarray:
         """P(next item | history), the best possible prediction: posterior (N, Z), last int (N,) -> (N, V)."""
@@ -216,8 +217,3 @@ def _draw_moves(rng: np.random.Generator, category: np.ndarray, knobs: Knobs) ->
         moves[a, neighbours] = knobs.neighbours / 2
         moves[a, complements] = (1 - knobs.stay_on_shelf - knobs.neighbours) / 2
     return moves
-
-
-def _normalised_exp(log_weight: np.ndarray) -> np.ndarray:
-    weight = np.exp(log_weight - log_weight.max(axis=1, keepdims=True))
-    return weight / weight.sum(axis=1, keepdims=True)
