@@ -30,6 +30,7 @@ from ugt_composer.demo import bounds
 from ugt_composer.demo.process import DemoProcess, Knobs, Offers, make_process
 from ugt_composer.demo.taxonomy import CODEBOOK_SIZES, shop
 from ugt_composer.errors import UserError, exit_on_user_error
+from ugt_composer.importing.popularity import popularity
 from ugt_composer.storage.output_folder import new_folder
 
 SHORTEST, LONGEST = 4, 30  # items in a history
@@ -142,11 +143,10 @@ def facts(process: DemoProcess, training: Customers, held_out: Customers) -> dic
     probabilities = process.predictive(posterior, last)
     best = bounds.top_items(probabilities)
     trained_on = training.sequences[np.arange(LONGEST + 1) <= training.lengths[:, None]]
-    popular = bounds.popularity_recommendations(trained_on, probabilities.shape[1], len(probabilities))
     after_offer = process.posterior_after_offer(posterior, last, offers)
     choice = bounds.choice_probabilities(process, after_offer, offers)
     return {
-        "popularity": bounds.realised(popular, targets),
+        "popularity": popularity(trained_on, targets, probabilities.shape[1]),
         "ceiling": bounds.expected(best, probabilities),
         "ceiling_realised": bounds.realised(best, targets),
         "preference_ceiling": bounds.best_pair_accuracy(choice, offers),

@@ -1,4 +1,4 @@
-"""Bounds for the demo: the best possible prediction of the items, and the popularity baseline.
+"""Bounds for the demo: the best possible prediction of the items and of the preferences.
 
 Legend: N rows (one target each), V items, Z user types, K recommendations, M columns of `Offers`.
 """
@@ -11,15 +11,9 @@ from ugt_composer.demo.process import DemoProcess, Offers
 K = 10
 
 
-def top_items(scores: np.ndarray, k: int = K) -> np.ndarray:
-    """The k items with the highest scores, best first, ties to the lower item number: (N, V) -> (N, K)."""
-    return np.argsort(-scores, axis=1, kind="stable")[:, :k]
-
-
-def popularity_recommendations(seen: np.ndarray, items: int, rows: int, k: int = K) -> np.ndarray:
-    """The k items that occur most often in `seen` (any shape), the same for every row: (N, K)."""
-    counts = np.bincount(seen.reshape(-1), minlength=items)
-    return np.tile(top_items(counts[None], k), (rows, 1))
+def top_items(scores: np.ndarray) -> np.ndarray:
+    """The K items with the highest scores, best first, ties to the lower item number: (N, V) -> (N, K)."""
+    return np.argsort(-scores, axis=1, kind="stable")[:, :K]
 
 
 def realised(recommended: np.ndarray, targets: np.ndarray) -> dict[str, float]:
