@@ -25,6 +25,7 @@ from ugt_composer.errors import UserError
 from ugt_composer.jsonl.bad_row import BadRow, shown
 from ugt_composer.jsonl.json_text import parse_object
 from ugt_composer.jsonl.lines import TruncatedStream, read_blocks
+from ugt_composer.jsonl.schema import ITEM_KEYS
 from ugt_composer.jsonl.sources import Piece
 from ugt_composer.vocabulary import LEVELS, NUM_SPECIAL_IDS
 
@@ -35,7 +36,6 @@ HINT_CANDIDATES = 20_000  # item ids compared to find a hint; comparing a millio
 UTF8_BOM = b"\xef\xbb\xbf"
 
 LevelId = Annotated[int, msgspec.Meta(ge=NUM_SPECIAL_IDS, le=LARGEST_ID)]
-LEVEL_KEYS = tuple(f"l{level + 1}_id" for level in range(LEVELS))
 
 
 class Item(msgspec.Struct, frozen=True, gc=False):
@@ -144,7 +144,7 @@ class Catalogue:
         if outside.any():
             row, level = np.argwhere(outside)[0]
             raise UserError(
-                f"{self._place(row)}: {LEVEL_KEYS[level]}: found {self.triples[row, level]}, expected at most "
+                f"{self._place(row)}: {ITEM_KEYS[level]}: found {self.triples[row, level]}, expected at most "
                 f"{codebook_sizes[level] - 1}, because model.codebook_sizes is {list(codebook_sizes)}"
             )
 
@@ -237,13 +237,13 @@ def _explain(line: bytes, error: Exception) -> str:
         row = parse_object(line)
     except BadRow as bad:
         return str(bad)
-    for key in ("item_id", *LEVEL_KEYS):
+    for key in ("item_id", *ITEM_KEYS):
         if key not in row:
             near = get_close_matches(key, [other for other in row if other not in Item.__struct_fields__], n=1)
             return f"{key}: found no such key{f' but {shown(near[0])}' if near else ''}, expected it in every line"
     if not isinstance(row["item_id"], str) or not row["item_id"]:
         return f"item_id: found {shown(row['item_id'])}, expected text that is not empty"
-    for key in LEVEL_KEYS:
+    for key in ITEM_KEYS:
         value = row[key]
         if type(value) is not int or not NUM_SPECIAL_IDS <= value <= LARGEST_ID:
             return f"{key}: found {shown(value)}, expected an integer of {NUM_SPECIAL_IDS} to {LARGEST_ID}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ugt_composer.jsonl.schema import DECODER_KEYS, ENCODER_KEYS, LABEL_KEYS
 from ugt_composer.vocabulary import CLS, ITEM, LEVELS, USER
 
 SemanticId = tuple[int, int, int]
@@ -9,7 +10,7 @@ SemanticId = tuple[int, int, int]
 
 def encoder_lists(items: Sequence[SemanticId]) -> dict[str, list[int]]:
     """The six `encoder_*` lists of a history: one user token (cls at every level), then the items, oldest first."""
-    return _lists("encoder", [(CLS, CLS, CLS), *items], [USER] + [ITEM] * len(items))
+    return _lists(ENCODER_KEYS, [(CLS, CLS, CLS), *items], [USER] + [ITEM] * len(items))
 
 
 def decoder_lists(items: Sequence[SemanticId]) -> dict[str, list[int]]:
@@ -17,15 +18,12 @@ def decoder_lists(items: Sequence[SemanticId]) -> dict[str, list[int]]:
 
     Inputs and labels are both the targets themselves; the conversion to shards puts BOS in front of the inputs.
     """
-    labels = {f"labels_l{level + 1}": [item[level] for item in items] for level in range(LEVELS)}
-    return {**_lists("decoder", items, [ITEM] * len(items)), **labels}
+    return _lists(DECODER_KEYS, items, [ITEM] * len(items)) | dict(zip(LABEL_KEYS, _levels(items), strict=True))
 
 
-def _lists(side: str, ids: Sequence[SemanticId], token_types: list[int]) -> dict[str, list[int]]:
-    levels = {f"{side}_l{level + 1}_ids": [triple[level] for triple in ids] for level in range(LEVELS)}
-    return {
-        **levels,
-        f"{side}_positions": list(range(len(ids))),
-        f"{side}_token_types": token_types,
-        f"{side}_mask": [1] * len(ids),
-    }
+def _lists(keys: Sequence[str], ids: Sequence[SemanticId], token_types: list[int]) -> dict[str, list[int]]:
+    return dict(zip(keys, [*_levels(ids), list(range(len(ids))), token_types, [1] * len(ids)], strict=True))
+
+
+def _levels(ids: Sequence[SemanticId]) -> list[list[int]]:
+    return [[triple[level] for triple in ids] for level in range(LEVELS)]

@@ -10,8 +10,9 @@ import msgspec
 import numpy as np
 import polars as pl
 
-from ugt_composer.catalogue.catalogue import LEVEL_KEYS, Catalogue, Item
+from ugt_composer.catalogue.catalogue import Catalogue, Item
 from ugt_composer.errors import UserError
+from ugt_composer.jsonl.schema import ITEM_KEYS
 from ugt_composer.vocabulary import LEVELS, NUM_SPECIAL_IDS
 
 FORMAT, VERSION = "ugt semantic IDs", 1
@@ -55,7 +56,7 @@ class Bundle:
 
     def write_catalogue(self, path: Path, names: pl.Series | None) -> None:
         """Writes JSON Lines for `data.catalogue`; `names` is text (n,), null where an item has no name."""
-        columns = {"item_id": self.items, **{key: self.ids[:, level] for level, key in enumerate(LEVEL_KEYS)}}
+        columns = {"item_id": self.items, **{key: self.ids[:, level] for level, key in enumerate(ITEM_KEYS)}}
         if names is not None:
             columns["name"] = names
         with path.open("wb") as file:

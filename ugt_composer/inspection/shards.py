@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 from streaming.base.compression import decompress
 
-from ugt_composer.catalogue.catalogue import LEVEL_KEYS, Catalogue, Item
+from ugt_composer.catalogue.catalogue import Catalogue, Item
 from ugt_composer.data.codec import HEADER, HEADER_FIELDS, IDS, LABELS, TOKEN_TYPE, decode_row
 from ugt_composer.data.history import SemanticId
 from ugt_composer.data.integrity import ADVICE, ShardFacts, corruption, read_index
 from ugt_composer.data.manifest import read_manifest
 from ugt_composer.data.shard_rows import ShardRows
 from ugt_composer.errors import UserError
+from ugt_composer.jsonl.schema import ITEM_KEYS
 from ugt_composer.vocabulary import IGNORE_INDEX, ITEM
 
 LENGTHS = {"history tokens": "encoder", "target tokens": "decoder", "rejected items": "rejected"}
@@ -112,7 +113,7 @@ def catalogue_facts(catalogue: Catalogue, rows: int) -> dict[str, Any]:
         "fingerprint": catalogue.fingerprint,
         "levels": [
             {"level": key, "used ids": len(np.unique(column)), "largest id": int(column.max())}
-            for key, column in zip(LEVEL_KEYS, catalogue.triples.T, strict=True)
+            for key, column in zip(ITEM_KEYS, catalogue.triples.T, strict=True)
         ],
         "first rows": [_item_facts(item) for item in catalogue.items[:rows]],
     }
