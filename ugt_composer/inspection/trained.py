@@ -1,7 +1,6 @@
 """Facts about models, training checkpoints and the save folders that hold them."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,18 +100,13 @@ def run_facts(folder: Path) -> dict[str, Any]:
 
 
 def _model_line(folder: Path) -> dict[str, Any]:
-    facts: dict[str, str] = {}
-    state = _problem(lambda: facts.update(read_facts(folder))) or "valid"
+    facts, state = {}, "valid"
+    try:
+        facts = read_facts(folder)
+    except UserError as error:
+        state = str(error)
     chosen = ", ".join(f"{name} {value}" for name, value in facts.items() if name.startswith("best "))
     return {"name": folder.name, "batch": facts.get("batch"), "chosen by": chosen, "state": state}
-
-
-def _problem(check: Callable[[], None]) -> str | None:
-    try:
-        check()
-    except UserError as error:
-        return str(error)
-    return None
 
 
 def _last_step(path: Path) -> dict[str, Any]:
