@@ -3,11 +3,11 @@
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import xxhash
 
@@ -120,7 +120,7 @@ class Uploads:
             content = record.read_bytes()
             # Opened now, because training may replace these files during the upload.
             files = [(f, open_files.enter_context((self.folder / name / f).open("rb"))) for f in parse_record(content)]
-            opened = {f"{name}/{f}": partial(_same, file) for f, file in files}
+            opened: dict[str, Callable[[], Any]] = {f"{name}/{f}": partial(nullcontext, file) for f, file in files}
             parts.append(Part(name, f"{name}/{RECORD}", content, opened))
         for path in reversed(list_checkpoints(self.folder)):
             record = self.folder / record_name(path.name)
@@ -207,7 +207,3 @@ class Uploads:
             return False
         above = "" if name.endswith(".pt") else f"{name}/"
         return all(listing.get(f"{above}{n}") in [f.size for f in facts] for n, facts in record.items())
-
-
-def _same(file: BinaryIO) -> BinaryIO:
-    return file
