@@ -17,8 +17,8 @@ from ugt_composer.checkpoint.written import write_hashed
 from ugt_composer.config.schema import ParallelismConfig
 from ugt_composer.errors import UserError
 from ugt_composer.parallelism.strategy import Strategy
-from ugt_composer.storage.record import RECORD, Facts, facts_of, write_record
-from ugt_composer.storage.sync import forget_cached, sync_file, sync_folder
+from ugt_composer.storage.record import RECORD, Facts, read_back, write_record
+from ugt_composer.storage.sync import sync_file, sync_folder
 
 
 def write_sharded(path: Path, light: dict[str, Any], strategy: Strategy) -> None:
@@ -101,8 +101,7 @@ def _facts_by_all_ranks(temporary: Path, folder: Path) -> dict[str, Facts]:
 
 def _flush_and_hash(path: Path) -> Facts:
     sync_file(path)
-    forget_cached(path)
-    return facts_of(path)
+    return read_back(path)
 
 
 def state_beside_shards(
