@@ -66,7 +66,8 @@ def _config_differences(
     A key that the checkpoint lacks, because an older version wrote it, counts as having its default.
     """
     free = tuple(name for name, rule in on_resume.items() if rule is FREE)
-    before, now, default = _flat(content["config"]), _flat(config_yaml(config)), _flat(config_yaml(Config()))
+    texts = content["config"], config_yaml(config), config_yaml(Config())
+    before, now, default = (_flat(OmegaConf.to_container(OmegaConf.create(text))) for text in texts)
     before = {name: value for name, value in default.items() if name not in before} | before
     names = [name for name in dict.fromkeys([*before, *now]) if name != CATALOGUE and not is_within(name, free)]
     return {name: (before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)}
@@ -78,19 +79,11 @@ def _can_change(on_resume: OnResume, before: Any, now: Any) -> bool:
     return on_resume is not FIXED
 
 
-def _flat(config: str) -> dict[str, Any]:
-    """A YAML config as {"model.d_model": 512, …}."""
-    flat: dict[str, Any] = {}
-
-    def add(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                add(f"{prefix}.{key}" if prefix else str(key), inner)
-        else:
-            flat[prefix] = value
-
-    add("", OmegaConf.to_container(OmegaConf.create(config)))
-    return flat
+def _flat(tree: Any, name: str = "") -> dict[str, Any]:
+    """A config as {"model.d_model": 512, …}."""
+    if not isinstance(tree, dict):
+        return {name.removeprefix("."): tree}
+    return {key: leaf for part, inner in tree.items() for key, leaf in _flat(inner, f"{name}.{part}").items()}
 
 
 def _hashes(data: list[str]) -> str:
