@@ -86,14 +86,10 @@ def _line_start(file: BinaryIO, offset: int, file_size: int) -> int:
     """Where the first line starting at or after `offset` starts; `file_size` if there is none."""
     if offset in (0, file_size):
         return offset
-    offset -= 1
-    file.seek(offset)
-    while offset < file_size and (data := file.read(1 << 16)):
-        line_end = data.find(b"\n") + 1
-        if line_end:
-            return min(offset + line_end, file_size)
-        offset += len(data)
-    return file_size
+    file.seek(offset - 1)
+    while (part := file.readline(1 << 16)) and not part.endswith(b"\n"):
+        pass
+    return min(file.tell(), file_size) if part else file_size
 
 
 def _packed_blocks(path: str) -> Iterator[bytes]:
