@@ -25,6 +25,11 @@ def nearest(name: str, valid: list[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"valid here: {', '.join(sorted(valid))}"
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its kind if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def exit_on_user_error(main: Callable[[], int | None]) -> NoReturn:
     """Runs `main` as a program. A UserError becomes one sentence on stderr and exit status 2; a RunError, 1."""
     try:

@@ -10,7 +10,7 @@ from streaming.base.compression import decompress
 from streaming.base.storage import CloudDownloader
 
 from ugt_composer.data.integrity import ADVICE, FileFacts, ShardFacts, corruption, read_index
-from ugt_composer.errors import UserError
+from ugt_composer.errors import UserError, first_line
 from ugt_composer.storage.file_lock import locked
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def _unpack(stored: Path, path: Path, shard: ShardFacts) -> None:
     except OSError:
         raise
     except Exception as error:  # each format raises its own error types
-        raise UserError(f"{stored}: cannot be unpacked ({_first_line(error)}); {ADVICE}") from None
+        raise UserError(f"{stored}: cannot be unpacked ({first_line(error)}); {ADVICE}") from None
     if (problem := corruption(part, shard.raw)) is not None:
         part.unlink()
         raise UserError(f"{stored}: the file unpacked from it {problem}; {ADVICE}")
@@ -141,13 +141,9 @@ def _download(source: str, target: Path) -> None:
             return
         except Exception as error:  # each store raises its own error types
             if pause is None or isinstance(error, FileNotFoundError | ValueError | ImportError):
-                raise UserError(f"{source}: cannot be fetched ({_first_line(error)})") from None
-            log.warning("%s: %s; retrying in %g s", source, _first_line(error), pause)
+                raise UserError(f"{source}: cannot be fetched ({first_line(error)})") from None
+            log.warning("%s: %s; retrying in %g s", source, first_line(error), pause)
             time.sleep(pause)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _join(remote: str, name: str) -> str:

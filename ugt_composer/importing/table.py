@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ugt_composer.errors import UserError, nearest
+from ugt_composer.errors import UserError, first_line, nearest
 
 CSV, TSV, PARQUET, SEQUENCES = "csv", "tsv", "parquet", "sequences"
 FORMATS = (CSV, TSV, PARQUET, SEQUENCES)
@@ -66,8 +66,7 @@ def scan_table(path: Path, file_format: str, names: Sequence[str] | None) -> pl.
             row_index_offset=1 if names is not None else 2,
             glob=False,
         )
-        columns = [name for name in table.collect_schema().names() if name != ROW]
-        return table.filter(~pl.all_horizontal(pl.col(columns).is_null()))  # blank lines
+        return table.filter(~pl.all_horizontal(pl.col(columns_of(table)).is_null()))  # blank lines
 
 
 def columns_of(table: pl.LazyFrame) -> list[str]:
@@ -108,5 +107,4 @@ def named_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (pl.exceptions.PolarsError, OSError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{path}: cannot be read: {lines[0]}; expected a complete table in UTF-8") from None
+        raise UserError(f"{path}: cannot be read: {first_line(error)}; expected a complete table in UTF-8") from None

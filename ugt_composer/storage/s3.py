@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from ugt_composer.errors import RunError
+from ugt_composer.errors import RunError, first_line
 from ugt_composer.storage.s3_url import split_url
 
 ATTEMPTS = 5  # for one request, with growing pauses
@@ -112,11 +112,11 @@ class Store:
                 raise MissingError(f"{place}: there is no bucket {self.bucket}") from None
             if code in MISSING:
                 raise MissingError(f"{place}: there is no such object") from None
-            raise StoreError(f"{place}: the store refuses ({_first_line(error)})") from None
+            raise StoreError(f"{place}: the store refuses ({first_line(error)})") from None
         except RetriesExceededError as error:
-            raise StoreError(f"{place}: the store does not answer ({_first_line(error.last_exception)})") from None
+            raise StoreError(f"{place}: the store does not answer ({first_line(error.last_exception)})") from None
         except (BotoCoreError, Boto3Error, HTTPError, ConnectionError, TimeoutError) as error:
-            raise StoreError(f"{place}: the store does not answer ({_first_line(error)})") from None
+            raise StoreError(f"{place}: the store does not answer ({first_line(error)})") from None
 
 
 def _in_this_thread() -> Any:
@@ -124,7 +124,3 @@ def _in_this_thread() -> Any:
     from boto3.s3.transfer import TransferConfig
 
     return TransferConfig(use_threads=False)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
