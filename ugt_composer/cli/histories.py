@@ -13,10 +13,10 @@ from ugt_composer.conversion.rows import check_row
 from ugt_composer.conversion.settings import Settings
 from ugt_composer.data.codec import Row
 from ugt_composer.data.history import SemanticId, decoder_lists, encoder_lists
-from ugt_composer.data.manifest import RECOMMEND
 from ugt_composer.errors import UserError
 from ugt_composer.jsonl.bad_row import BadRow
 from ugt_composer.jsonl.json_text import parse_object
+from ugt_composer.jsonl.schema import RECOMMEND
 from ugt_composer.vocabulary import NUM_SPECIAL_IDS
 
 NOTHING_TO_PREDICT = decoder_lists([(NUM_SPECIAL_IDS,) * 3])  # a row needs a target; recommending ignores it

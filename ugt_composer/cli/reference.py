@@ -43,9 +43,10 @@ def main(arguments: argparse.Namespace) -> int:
     from ugt_composer.checkpoint.remote import model_folder
     from ugt_composer.cli.loading import check_positive, load_trained
     from ugt_composer.config.schema import StreamConfig
-    from ugt_composer.data.manifest import PREFERENCE, check_data
+    from ugt_composer.data.manifest import check_data
     from ugt_composer.errors import UserError
     from ugt_composer.inference.reference_log_probs import write_reference_log_probs
+    from ugt_composer.jsonl.schema import PREFERENCE
     from ugt_composer.model.reference import Reference
     from ugt_composer.parallelism.device import prepare_device
     from ugt_composer.parallelism.precision import resolve_precision

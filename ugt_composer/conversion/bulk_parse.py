@@ -13,13 +13,13 @@ from typing import Any, Union
 import msgspec
 
 from ugt_composer.conversion.columns import IrregularRows, RawLists, count_byte
-from ugt_composer.conversion.settings import PREFERENCE
 from ugt_composer.jsonl.schema import (
     CHOSEN,
     DECODER_KEYS,
     ENCODER_KEYS,
     ITEM_KEYS,
     LABEL_KEYS,
+    PREFERENCE,
     RECOMMEND_KEYS,
     REJECTED,
     REJECTED_LIST,

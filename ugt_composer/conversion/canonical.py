@@ -16,10 +16,10 @@ import numpy as np
 
 from ugt_composer.conversion.counts import ALIGNED, SHIFTED, STARTS_WITH_BOS, Counts
 from ugt_composer.conversion.rows import CheckedRow
-from ugt_composer.conversion.settings import PREFERENCE, Settings
+from ugt_composer.conversion.settings import Settings
 from ugt_composer.data.codec import DECODER_COLUMNS, ENCODER_COLUMNS, REJECTED_COLUMNS, Row
 from ugt_composer.jsonl.bad_row import BadRow, shown
-from ugt_composer.jsonl.schema import DECODER_KEYS, ENCODER_KEYS, MASK, POSITIONS, SEQUENCE, TOKEN_TYPES
+from ugt_composer.jsonl.schema import DECODER_KEYS, ENCODER_KEYS, MASK, POSITIONS, PREFERENCE, SEQUENCE, TOKEN_TYPES
 from ugt_composer.vocabulary import BOS, IGNORE_INDEX, ITEM, LEVELS, NUM_SPECIAL_IDS, USER
 
 BOS_TOKEN = [BOS] * LEVELS + [0, ITEM]  # ids, position, token type

@@ -12,9 +12,10 @@ from typing import Any
 import xxhash
 
 from ugt_composer.conversion.counts import Counts
-from ugt_composer.conversion.settings import RECOMMEND, Settings
+from ugt_composer.conversion.settings import Settings
 from ugt_composer.data.codec import VERSION
 from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME
+from ugt_composer.jsonl.schema import RECOMMEND
 from ugt_composer.jsonl.sources import Source
 from ugt_composer.storage.hashed_file import file_hash
 

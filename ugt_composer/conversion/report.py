@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from ugt_composer.conversion.counts import SHIFTED, STARTS_WITH_BOS, Counts
-from ugt_composer.conversion.settings import RECOMMEND, Settings
+from ugt_composer.conversion.settings import Settings
+from ugt_composer.jsonl.schema import RECOMMEND
 
 FORM_NOTES = {
     SHIFTED: "rows with other labels than their ids and no cls: cls put in front",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ugt_composer.conversion.settings import LARGEST_COUNT, LARGEST_POSITION, PREFERENCE, RECOMMEND, Settings
+from ugt_composer.conversion.settings import LARGEST_COUNT, LARGEST_POSITION, Settings
 from ugt_composer.jsonl.bad_row import LINE, BadRow, HugeNumber, shown, shown_name
 from ugt_composer.jsonl.json_text import parse_object
 from ugt_composer.jsonl.schema import (
@@ -17,7 +17,9 @@ from ugt_composer.jsonl.schema import (
     LABEL_KEYS,
     MASK,
     POSITIONS,
+    PREFERENCE,
     PREFERENCE_KEYS,
+    RECOMMEND,
     RECOMMEND_KEYS,
     REJECTED,
     REJECTED_LIST,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ugt_composer.data.codec import width_for
 from ugt_composer.errors import UserError, nearest
+from ugt_composer.jsonl.schema import PREFERENCE, RECOMMEND
 from ugt_composer.storage.hashed_file import available_hashes
 from ugt_composer.vocabulary import (
     DEFAULT_CODEBOOK_SIZES,
@@ -15,7 +16,6 @@ from ugt_composer.vocabulary import (
     NUM_SPECIAL_IDS,
 )
 
-RECOMMEND, PREFERENCE = "recommend", "preference"
 KINDS = (RECOMMEND, PREFERENCE)
 FAIL, QUARANTINE = "fail", "quarantine"
 

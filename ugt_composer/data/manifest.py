@@ -17,8 +17,8 @@ from ugt_composer.data.integrity import (
     size_mismatch,
 )
 from ugt_composer.errors import UserError
+from ugt_composer.jsonl.schema import PREFERENCE
 
-RECOMMEND, PREFERENCE = "recommend", "preference"
 SIDES = ("encoder", "decoder", "rejected")
 
 

@@ -11,8 +11,9 @@ import torch
 from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.config.schema import Config, EvalDataConfig, StreamConfig
 from ugt_composer.data.batch import Batch
-from ugt_composer.data.manifest import PREFERENCE, Manifest, read_manifest
+from ugt_composer.data.manifest import Manifest, read_manifest
 from ugt_composer.errors import UserError
+from ugt_composer.jsonl.schema import PREFERENCE
 from ugt_composer.metrics.by_length import ByLength
 from ugt_composer.metrics.user_metrics import user_metrics
 from ugt_composer.model.ugt import UGT

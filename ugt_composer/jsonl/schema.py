@@ -10,6 +10,7 @@ DECODER_KEYS = tuple(f"decoder_{column}" for column in COLUMNS)
 LABEL_KEYS = tuple(f"labels_l{level + 1}" for level in range(LEVELS))
 ITEM_KEYS = tuple(f"l{level + 1}_id" for level in range(LEVELS))
 
+RECOMMEND, PREFERENCE = "recommend", "preference"  # kinds of rows
 USER, SEQUENCE, CHOSEN, SCORE = "user_id", "user_sequence", "chosen_item", "preference_score"
 REJECTED, REJECTED_LIST = "rejected_item", "rejected_items"
 

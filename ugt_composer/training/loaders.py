@@ -20,12 +20,13 @@ from ugt_composer.config.schema import Config, StreamConfig
 from ugt_composer.data.collate import collate
 from ugt_composer.data.evaluation_dataset import EvaluationDataset
 from ugt_composer.data.integrity import read_index
-from ugt_composer.data.manifest import PREFERENCE, Manifest, check_data, check_kinds, streams_of
+from ugt_composer.data.manifest import Manifest, check_data, check_kinds, streams_of
 from ugt_composer.data.remote_folder import fetch_descriptions
 from ugt_composer.data.shard_files import is_only_copy
 from ugt_composer.data.streaming_patches import RowDataset, training_streams
 from ugt_composer.errors import EXIT_ERROR, UserError
 from ugt_composer.job.signals import leave_signals_to_parent
+from ugt_composer.jsonl.schema import PREFERENCE
 from ugt_composer.storage.hashed_file import preferred
 from ugt_composer.torch_patches import WatchedWorkers
 from ugt_composer.training.microbatch import rows_in_batch, split_batch

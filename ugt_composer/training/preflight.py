@@ -10,8 +10,9 @@ import torch
 from ugt_composer.checkpoint.portable import CONFIG, weights_hash
 from ugt_composer.config.load import load_config
 from ugt_composer.config.schema import Config
-from ugt_composer.data.manifest import PREFERENCE, Manifest, read_manifest, streams_of
+from ugt_composer.data.manifest import Manifest, read_manifest, streams_of
 from ugt_composer.errors import UserError
+from ugt_composer.jsonl.schema import PREFERENCE
 from ugt_composer.parallelism.build import strategy_class
 from ugt_composer.parallelism.precision import resolve_precision
 
