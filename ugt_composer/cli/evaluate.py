@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ugt_composer.cli.options import add_item_score_weight, add_model
+from ugt_composer.cli.options import add_catalogue, add_item_score_weight, add_model
 
 EPILOG = """examples:
   ugt evaluate --checkpoint checkpoints/stage3/best --data mds/test
@@ -24,9 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", required=True, action="append", metavar="DIR", help="a folder of shards; may be given several times"
     )
     parser.add_argument("-k", type=int, nargs="+", metavar="K", help="cut-offs (default: those of the model's config)")
-    parser.add_argument(
-        "--catalogue", metavar="FILE", help="default: the data.catalogue that the model was trained with"
-    )
+    add_catalogue(parser)
     parser.add_argument(
         "--reference",
         metavar="DIR",

@@ -12,6 +12,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_catalogue(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--catalogue", metavar="FILE", help="default: the data.catalogue that the model was trained with"
+    )
+
+
 def add_output_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="the folder to write; it appears only when it is complete"

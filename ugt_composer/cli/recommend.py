@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ugt_composer.cli.options import add_item_score_weight, add_model
+from ugt_composer.cli.options import add_catalogue, add_item_score_weight, add_model
 
 if TYPE_CHECKING:
     from ugt_composer.cli.histories import History
@@ -27,9 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--history", required=True, metavar="FILE", help="JSON or JSON Lines; - reads standard input")
     parser.add_argument("-k", type=int, default=10, help="recommendations per user (default 10)")
-    parser.add_argument(
-        "--catalogue", metavar="FILE", help="default: the data.catalogue that the model was trained with"
-    )
+    add_catalogue(parser)
     parser.add_argument("--include-seen", action="store_true", help="items of the history may be recommended again")
     parser.add_argument(
         "--beam-width", type=int, default=50, help="prefixes kept at each level (default 50, at least k)"

@@ -6,7 +6,7 @@ weights.
 
 import argparse
 
-from ugt_composer.cli.options import add_model, add_output_folder
+from ugt_composer.cli.options import add_catalogue, add_model, add_output_folder
 
 EPILOG = """examples:
   ugt reference --checkpoint checkpoints/stage2/best --data mds/preference --out mds/preference-scored
@@ -22,9 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--data", required=True, metavar="DIR", help="MDS shards made with --kind preference")
     add_output_folder(parser)
-    parser.add_argument(
-        "--catalogue", metavar="FILE", help="default: the data.catalogue that the model was trained with"
-    )
+    add_catalogue(parser)
     parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="rows per batch (default 256)")
     parser.add_argument(
         "--precision",
