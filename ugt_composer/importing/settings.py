@@ -1,5 +1,6 @@
 """Settings of an import, named like the command-line options."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,7 +87,7 @@ class RowSettings:
 
     def __post_init__(self) -> None:
         numbers = {"--max-targets": self.max_targets, "--max-history": self.max_history}
-        _check_positive(numbers if self.cuts_per_user is None else {**numbers, "--cuts-per-user": self.cuts_per_user})
+        _check_positive({**numbers, "--cuts-per-user": self.cuts_per_user})
 
 
 @dataclass(frozen=True)
@@ -105,14 +106,12 @@ class PreferenceSettings:
 
     def __post_init__(self) -> None:
         numbers = {"--preference-window": self.window, "--rejected-per-chosen": self.rejected_per_chosen}
-        _check_positive(
-            numbers if self.pairs_per_user is None else {**numbers, "--pairs-per-user": self.pairs_per_user}
-        )
+        _check_positive({**numbers, "--pairs-per-user": self.pairs_per_user})
         if (self.chosen_actions is None) != (self.rejected_actions is None):
             raise UserError("--chosen-actions and --rejected-actions: expected both of them")
 
 
-def _check_positive(numbers: dict[str, int]) -> None:
+def _check_positive(numbers: Mapping[str, int | None]) -> None:
     for option, number in numbers.items():
-        if number < 1:
+        if number is not None and number < 1:
             raise UserError(f"{option} {number}: expected at least 1")
