@@ -43,10 +43,8 @@ def check_run(config: Config) -> None:
                 f"loggers.{extra} is set, but {extra} is not installed; pip install 'ugt-composer[{extra}]'"
             )
     for folder in (Path(config.save_folder), *Path(config.save_folder).parents):
-        if folder.exists():
-            if not folder.is_dir():
-                raise UserError(f"save_folder {config.save_folder}: {folder} is a file; expected a folder")
-            break
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"save_folder {config.save_folder}: {folder} is a file; expected a folder")
 
 
 def check_machine(config: Config) -> None:
