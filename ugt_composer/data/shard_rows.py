@@ -49,13 +49,10 @@ class ShardRows:
         return rows
 
     def _numbers(self, count: int, begin: int) -> np.ndarray:
-        return np.frombuffer(self._read(count * SIZE.itemsize, begin), SIZE)
-
-    def _read(self, size: int, begin: int) -> bytes:
-        data = self._read_at(size, begin)
-        if len(data) != size:
+        data = self._read_at(count * SIZE.itemsize, begin)
+        if len(data) != count * SIZE.itemsize:
             raise self._cut_short()
-        return data
+        return np.frombuffer(data, SIZE)
 
     def _cut_short(self) -> UserError:
         return UserError(f"{self._path}: is truncated; {ADVICE}")
