@@ -5,7 +5,6 @@ I items, R rows. `ids` is int (I, 3), the semantic IDs by item number.
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import polars as pl
@@ -41,7 +40,7 @@ def write_recommend(
             encoder = dict(zip(ENCODER_KEYS, _lists(table, *histories), strict=True))
             decoder = dict(zip(DECODER_KEYS, _lists(table, *targets), strict=True))
             labels = {LABEL_KEYS[level]: decoder[DECODER_KEYS[level]] for level in range(LEVELS)}
-            _append(file, {USER: users[rows.user[block]], **encoder, **decoder, **labels})
+            pl.DataFrame({USER: users[rows.user[block]], **encoder, **decoder, **labels}).write_ndjson(file)
             progress(len(rows.user[block]))
 
 
@@ -74,7 +73,7 @@ def write_preferences(
                 CHOSEN: _items(ids[chosen[block]]),
                 REJECTED_LIST: _grouped(_items(ids[others[others >= 0]]).to_frame("item"), counts)["item"],
             }
-            _append(file, columns)
+            pl.DataFrame(columns).write_ndjson(file)
             progress(len(counts))
 
 
@@ -107,7 +106,7 @@ def _tokens(
     return numbers, lengths
 
 
-def _lists(table: np.ndarray, numbers: np.ndarray, lengths: np.ndarray) -> Iterator[pl.Series]:
+def _lists(table: np.ndarray, numbers: np.ndarray, lengths: np.ndarray) -> list[pl.Series]:
     """The list columns COLUMNS, from item numbers and row lengths as `_tokens` returns them."""
     first = np.cumsum(lengths) - lengths
     columns = {
@@ -117,7 +116,7 @@ def _lists(table: np.ndarray, numbers: np.ndarray, lengths: np.ndarray) -> Itera
         "mask": np.ones(len(numbers), np.int32),
     }
     grouped = _grouped(pl.DataFrame(columns), lengths)
-    return iter([grouped[name] for name in COLUMNS])
+    return [grouped[name] for name in COLUMNS]
 
 
 def _grouped(flat: pl.DataFrame, lengths: np.ndarray) -> pl.DataFrame:
@@ -128,7 +127,3 @@ def _grouped(flat: pl.DataFrame, lengths: np.ndarray) -> pl.DataFrame:
 
 def _items(ids: np.ndarray) -> pl.Series:
     return pl.DataFrame({key: ids[:, level] for level, key in enumerate(ITEM_KEYS)}).to_struct("item")
-
-
-def _append(file: BinaryIO, columns: dict[str, pl.Series]) -> None:
-    pl.DataFrame(columns).write_ndjson(file)
