@@ -151,7 +151,7 @@ def test_an_override_is_blamed_for_its_value_and_the_file_for_its_own(tmp_path, 
         load_config(good, overrides=["seed=3", override])
     assert str(error.value).startswith(f"override {override}: ")
     with pytest.raises(UserError) as error:
-        load_config(good, bad, overrides=["seed=3"])
+        load_config(good, bad, overrides=["seed=3", "run_name=lr"])
     assert str(error.value).startswith(f"{good} + {bad}: optimizer.lr is -1")
 
 
