@@ -23,6 +23,29 @@ def bundles(draw) -> Bundle:
     return Bundle(pl.Series("item", items), np.array(ids), list(SIZES), {"method": "test", "seed": 1})
 
 
+VERSION_1 = """{
+"format": "ugt semantic ids",
+"version": 1,
+"fingerprint": "ed4f5781d61b8bce4248b7a33b31145e51e7ca364bcd2dd9537570847af12912",
+"codebook_sizes": [32,64,128],
+"made": {"method":"built"},
+"items": {
+"a": [5,6,7],
+"b": [5,6,8]
+}
+}
+"""
+
+
+def test_a_bundle_of_version_1_is_read_and_written_as_before(tmp_path):
+    content = json.loads(VERSION_1)
+    assert is_bundle(content)
+    bundle = parse_bundle(tmp_path / "semantic_ids.json", content)
+    assert dict(zip(bundle.items, bundle.ids.tolist(), strict=True)) == content["items"]
+    bundle.save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_text("utf-8") == VERSION_1
+
+
 @settings(max_examples=60, deadline=None)
 @given(bundles())
 def test_a_bundle_survives_saving_and_loading(tmp_path_factory, bundle):

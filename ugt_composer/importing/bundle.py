@@ -15,7 +15,7 @@ from ugt_composer.errors import UserError
 from ugt_composer.jsonl.schema import ITEM_KEYS
 from ugt_composer.vocabulary import LEVELS, NUM_SPECIAL_IDS
 
-FORMAT, VERSION = "ugt semantic IDs", 1
+FORMAT, VERSION = "ugt semantic ids", 1
 
 
 @dataclass(frozen=True)
