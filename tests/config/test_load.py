@@ -155,6 +155,12 @@ def test_an_override_is_blamed_for_its_value_and_the_file_for_its_own(tmp_path, 
     assert str(error.value).startswith(f"{good} + {bad}: optimizer.lr is -1")
 
 
+def test_an_override_is_not_blamed_for_being_named_as_valid(tmp_path):
+    (tmp_path / "x.yaml").write_text("resume_despite: [nowhere]")
+    with pytest.raises(UserError, match=r"x\.yaml: resume_despite names 'nowhere'; valid here: .*init_from"):
+        load_config(tmp_path / "x.yaml", overrides=["init_from=best"])
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.yaml: no such file"):
         load_config(tmp_path / "nowhere.yaml")

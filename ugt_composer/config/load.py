@@ -60,6 +60,7 @@ def version_in(path: Path) -> str | None:
 
 def _source(problem: str, paths: Sequence[str | Path], overrides: Sequence[str]) -> str:
     """The overrides whose keys a problem names; the files if it names none of them."""
+    problem = problem.partition("valid here:")[0]  # what follows names other keys
     blamed = [text for text in overrides if re.search(rf"(?<![\w.]){re.escape(text.partition('=')[0])}\b", problem)]
     return "override " + " ".join(blamed) if blamed else " + ".join(map(str, paths)) or "config"
 
