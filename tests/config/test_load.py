@@ -155,10 +155,25 @@ def test_an_override_is_blamed_for_its_value_and_the_file_for_its_own(tmp_path, 
     assert str(error.value).startswith(f"{good} + {bad}: optimizer.lr is -1")
 
 
-def test_an_override_is_not_blamed_for_being_named_as_valid(tmp_path):
-    (tmp_path / "x.yaml").write_text("resume_despite: [nowhere]")
-    with pytest.raises(UserError, match=r"x\.yaml: resume_despite names 'nowhere'; valid here: .*init_from"):
-        load_config(tmp_path / "x.yaml", overrides=["init_from=best"])
+@pytest.mark.parametrize(
+    ("text", "overrides", "source"),
+    [
+        ("resume_despite: [nowhere]", ["init_from=best"], "{}"),
+        ("model: {d_model: 96, n_heads: 5}", ["model={d_ff: 100}", "model.d_model=96"], "{}"),
+        ("parallelism: {shard_reference: true}", ["model={d_ff: 100}"], "{}"),
+        ("save_interval: seed", ["seed=3"], "{}"),
+        ("model: {d_model: 96}", ["model.n_heads=5", "seed=3"], "override model.n_heads=5"),
+        ("seed: 1", ["optimizer.lr=1", "optimizer.lr=-1"], "override optimizer.lr=-1"),
+        ("optimizer: {lr: -1}", ["seed=3", "model.n_heads=4"], "{}"),
+        ("model: {d_model: 96, n_heads: 5}", ["model.n_heads=7"], "{} + model.n_heads=7"),
+    ],
+)
+def test_an_override_is_blamed_only_for_a_problem_that_it_causes(tmp_path, text, overrides, source):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_config(path, overrides=overrides)
+    assert str(error.value).startswith(source.format(path) + ": "), str(error.value)
 
 
 def test_a_missing_file_is_named(tmp_path):

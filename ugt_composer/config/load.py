@@ -35,13 +35,12 @@ def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
         try:
             merged = OmegaConf.unsafe_merge(merged, OmegaConf.create(tree))  # into `merged`, which is not copied
         except OmegaConfBaseException as error:
-            raise _from_omegaconf(source, error) from None
+            raise UserError(f"{source}: {_first_line(error)}") from None
     try:
         config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise _from_omegaconf(_source(str(error.full_key), paths, overrides), error) from None
-    except ValueError as error:
-        raise UserError(f"{_source(str(error), paths, overrides)}: {error}") from None
+    except (OmegaConfBaseException, ValueError) as error:
+        problem = _first_line(error) if isinstance(error, OmegaConfBaseException) else str(error)
+        raise UserError(f"{_source(problem, paths, overrides)}: {problem}") from None
     assert isinstance(config, Config)
     return config
 
@@ -59,10 +58,17 @@ def version_in(path: Path) -> str | None:
 
 
 def _source(problem: str, paths: Sequence[str | Path], overrides: Sequence[str]) -> str:
-    """The overrides whose keys a problem names; the files if it names none of them."""
-    problem = problem.partition("valid here:")[0]  # what follows names other keys
-    blamed = [text for text in overrides if re.search(rf"(?<![\w.]){re.escape(text.partition('=')[0])}\b", problem)]
-    return "override " + " ".join(blamed) if blamed else " + ".join(map(str, paths)) or "config"
+    """What causes a problem: the override without which there is none, or the files if it is theirs alone."""
+    files = " + ".join(map(str, paths)) or "config"
+    if not overrides:
+        return files
+    try:
+        load_config(*paths, overrides=overrides[:-1])
+    except UserError as error:
+        if str(error).endswith(f": {problem}"):  # the last override does not matter
+            return str(error).removesuffix(f": {problem}")
+        return " + ".join((files, *overrides))
+    return f"override {overrides[-1]}"
 
 
 def _read_yaml(path: str | Path) -> tuple[str, dict]:
@@ -91,9 +97,9 @@ def _read_override(text: str) -> tuple[str, dict]:
         raise UserError(f"override {text}: {str(error).splitlines()[0]}") from None
 
 
-def _from_omegaconf(source: str, error: OmegaConfBaseException) -> UserError:
+def _first_line(error: OmegaConfBaseException) -> str:
     key = f"{error.full_key}: " if error.full_key else ""
-    return UserError(f"{source}: {key}{str(error.msg or error).splitlines()[0]}")
+    return f"{key}{str(error.msg or error).splitlines()[0]}"
 
 
 def _unknown_strategy(tree: dict) -> Iterator[str]:
