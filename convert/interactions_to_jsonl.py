@@ -66,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     with new_folder(args.out, FILES, args.overwrite) as folder:
         report = import_interactions(settings, folder, lambda text: print(text, file=sys.stderr, flush=True))
     print_report(report)
+    options.print_warnings(report)
     print_next(report, args.out)
     return 0
 

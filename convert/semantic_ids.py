@@ -66,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         with new_folder(args.out, ID_FILES, args.overwrite) as folder:
             report = make_ids(*settings, folder, say)
     print(summary(report["quality"]))
+    options.print_warnings(report)
     print(f"codebook sizes {' '.join(map(str, report['codebook_sizes']))}, fingerprint {report['fingerprint']}")
     if not args.report:
         print(f"The files are in {args.out}")

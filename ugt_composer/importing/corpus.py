@@ -26,6 +26,7 @@ class Corpus:
         part: int8 (P,) TRAIN, VALIDATION or TEST.
         held_out_user: bool (U,): users whose interactions are not used for training.
         facts: values for the report.
+        warnings: sentences about interactions and items, for the user and the report.
     """
 
     log: Interactions
@@ -37,6 +38,7 @@ class Corpus:
     part: np.ndarray
     held_out_user: np.ndarray
     facts: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
     @property
     def trained(self) -> np.ndarray:
@@ -100,7 +102,8 @@ def make_corpus(
     held_out[np.random.default_rng(split.seed).permutation(len(held_out))[:count]] = True
     facts["users"], facts["held_out_users"] = len(log.users), count
     facts["parts"] = {name: int(n) for name, n in zip(PARTS, np.bincount(part, minlength=len(PARTS)), strict=True)}
-    return Corpus(log, items, positive, user, item, offsets, part, held_out, facts)
+    warnings = (*(() if known is None else known.warnings), *log.warnings)
+    return Corpus(log, items, positive, user, item, offsets, part, held_out, facts, warnings)
 
 
 def _positive(log: Interactions, source: SourceSettings) -> np.ndarray:

@@ -58,6 +58,7 @@ class Interactions:
         time_form: the format of the file's times.
         columns: role → the file's column.
         skipped, first_skipped: how many rows were left out as invalid, and what is wrong with the first one.
+        warnings: sentences about the file, for the user and the report.
     """
 
     users: pl.Series
@@ -71,6 +72,7 @@ class Interactions:
     columns: dict[str, str]
     skipped: int = 0
     first_skipped: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.user)

@@ -35,11 +35,13 @@ class Items:
     Attributes:
         ids: text (I,), distinct.
         names, texts: text (I,), null or empty where an item has none; None if no item has one.
+        warnings: sentences about the file, for the user and the report.
     """
 
     ids: pl.Series
     names: pl.Series | None = None
     texts: pl.Series | None = None
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -100,7 +102,8 @@ def all_items(seen: pl.Series, known: Items | None, covered: pl.Series | None, o
     facts = {"name": known.names, "text": known.texts}
     table = pl.DataFrame({"item": known.ids, **{name: values for name, values in facts.items() if values is not None}})
     joined = distinct.join(table, on="item", how="left", maintain_order="left")
-    return Items(distinct["item"], *(joined[name] if name in joined.columns else None for name in facts))
+    name, text = (joined[fact] if fact in joined.columns else None for fact in facts)
+    return Items(distinct["item"], name, text)
 
 
 def numbers_of(ids: pl.Series, items: Items) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Command-line options shared by interactions_to_jsonl.py and semantic_ids.py, and their conversion to settings."""
 
 import argparse
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -235,6 +236,13 @@ def settings_of(kind: type[T], args: argparse.Namespace, **renamed: Any) -> T:
     values = vars(args) | renamed
     field_values = {field.name: values[field.name] for field in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in field_values.items()})
+
+
+def print_warnings(report: dict[str, Any]) -> None:
+    """Prints the report's warnings, which concern the user's data, to stderr."""
+    sys.stdout.flush()
+    for text in report["warnings"]:
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def _comma_separated(text: str) -> tuple[str, ...]:

@@ -54,6 +54,7 @@ def import_interactions(settings: Settings, folder: Path, say: Say) -> dict[str,
     assigned = assign_ids(corpus.items, given, corpus.user[corpus.trained], corpus.item[corpus.trained], settings.ids)
     report = {**corpus.facts, "columns": corpus.log.columns, **write_ids(assigned, corpus.items, folder)}
     report |= _write_rows(corpus, assigned.bundle, settings, folder)
+    report["warnings"] = list(corpus.warnings)
     write_report(report, folder)
     return report
 
@@ -63,17 +64,20 @@ def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, fold
     known = read_known_items(source)
     given = read_given(ids, known)
     items, user, item = known, np.zeros(0, np.int32), np.zeros(0, np.int32)
+    warnings = () if known is None else known.warnings
     covered = None if given is None else given.items
     if source.interactions is not None:
         say("reading the interactions")
         corpus = make_corpus(read_log(source), known, covered, source, split, ids.drop_items_without)
         items, user, item = corpus.items, corpus.user[corpus.trained], corpus.item[corpus.trained]
+        warnings = corpus.warnings
     elif given is not None:
         items = all_items(given.items, known, given.items, only_seen=False)
     if items is None:
         raise UserError("no items to make semantic IDs for; give interactions, --items, --codes or --vectors")
     say(f"semantic IDs of {len(items):,} items")
     report = write_ids(assign_ids(items, given, user, item, ids), items, folder)
+    report["warnings"] = list(warnings)
     write_report(report, folder)
     return report
 
