@@ -122,8 +122,8 @@ def test_actions_are_kept(tmp_path):
         (
             "r.csv",
             HEADER + "\n1,2,3,4\n",
-            {"columns": Columns(item="movieID")},
-            "no column 'movieID' (--item-column); did you mean movieId?",
+            {"columns": Columns(item="movidID")},
+            "no column 'movidID' (--item-column); did you mean movieId?",
         ),
         ("r.csv", HEADER + "\n1,2,3,4\n", {"columns": Columns(user="movieId")}, "found one column used twice"),
         (

@@ -7,17 +7,16 @@ import numpy as np
 import polars as pl
 
 from ugt_composer.errors import UserError
+from ugt_composer.importing.column_names import find_column, need_column
 from ugt_composer.importing.sequences import read_sequences
 from ugt_composer.importing.table import (
     PARQUET,
     ROW,
     SEQUENCES,
     columns_of,
-    find_column,
     format_of,
     id_text,
     named_errors,
-    need_column,
     scan_table,
 )
 from ugt_composer.importing.timestamps import TimeForm, time_form

@@ -7,7 +7,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ugt_composer.errors import UserError, nearest
+from ugt_composer.errors import UserError
+from ugt_composer.importing.column_names import (
+    ITEM_TABLE_NAMES,
+    NAME_COLUMNS,
+    TEXT_COLUMNS,
+    named_column,
+    need_column,
+    usual_columns,
+)
 from ugt_composer.importing.table import (
     FORMATS,
     SEQUENCES,
@@ -15,16 +23,9 @@ from ugt_composer.importing.table import (
     format_of,
     id_text,
     named_errors,
-    need_column,
     scan_table,
 )
 
-NAME_COLUMNS = ("title", "name", "itemname", "producttitle", "productname", "headline")
-TEXT_COLUMNS = (
-    *NAME_COLUMNS,
-    *("text", "description", "abstract", "attributes", "genres", "genre", "categories", "category", "subcategory"),
-    *("brand", "features", "tags", "keywords", "author", "authors", "artist", "publisher", "developer"),
-)
 ENTITIES = {"&amp;": "&", "&quot;": '"', "&#39;": "'", "&#x27;": "'", "&lt;": "<", "&gt;": ">", "&nbsp;": " "}
 
 
@@ -63,7 +64,7 @@ def read_items(
     with named_errors(path):
         columns = columns_of(table)
         schema = table.collect_schema()
-    id_column = need_column("item", id_column, columns, path, "--items-column")
+    id_column = need_column("item", id_column, columns, path, "--items-column", ITEM_TABLE_NAMES)
     others = [name for name in columns if name != id_column]
     texts = _select_columns(path, text_columns, TEXT_COLUMNS, others, "--text-columns")
     names = _select_columns(
@@ -118,12 +119,8 @@ def _select_columns(
 ) -> list[str]:
     """The columns called `names`; if None, those with `usual` names."""
     if names is None:
-        plain = {name.lower().partition(":")[0].replace("_", ""): name for name in reversed(columns)}
-        return [plain[name] for name in usual if name in plain]
-    for name in names:
-        if name not in columns:
-            raise UserError(f"{path}: has no column {name!r} ({option}); {nearest(name, list(columns))}")
-    return list(names)
+        return usual_columns(usual, columns)
+    return [named_column(name, columns, path, option) for name in names]
 
 
 def _text(column: str, dtype: pl.DataType) -> pl.Expr:

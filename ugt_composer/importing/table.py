@@ -1,6 +1,5 @@
 """Lazy reading of tables in CSV, TSV (plain, .gz, .zst) and Parquet files, with errors that name the file."""
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,15 +13,6 @@ FORMATS = (CSV, TSV, PARQUET, SEQUENCES)
 FORMAT_OF = {".csv": CSV, ".tsv": TSV, ".parquet": PARQUET, ".pq": PARQUET, ".txt": SEQUENCES}
 PACKINGS = (".gz", ".zst")
 ROW = "row of the file"  # the column that numbers lines (CSV, TSV) or rows (Parquet) from 1; no file has such a name
-
-# Usual names of a column, in order of preference; compared ignoring case, punctuation and a ":type" suffix.
-USUAL_NAMES = {
-    "user": ("user", "userid", "uid", "reviewerid", "customerid", "visitorid", "memberid"),
-    "item": ("item", "itemid", "iid", "movieid", "asin", "productid", "bookid", "gameid", "trackid", "articleid"),
-    "timestamp": ("timestamp", "ts", "time", "datetime", "date", "unixreviewtime", "unixtime"),
-    "rating": ("rating", "ratings", "overall", "stars", "score"),
-    "action": ("action", "event", "eventtype", "behavior", "behaviour", "behaviortype"),
-}
 
 
 def format_of(path: Path, given: str | None) -> str:
@@ -71,25 +61,6 @@ def scan_table(path: Path, file_format: str, names: Sequence[str] | None) -> pl.
 
 def columns_of(table: pl.LazyFrame) -> list[str]:
     return [name for name in table.collect_schema().names() if name != ROW]
-
-
-def find_column(role: str, given: str | None, columns: Sequence[str], path: Path, option: str) -> str | None:
-    """The column of a role (user, item, …): the one `given`, else one with a usual name, else None."""
-    if given is not None:
-        if given not in columns:
-            raise UserError(f"{path}: has no column {given!r} ({option}); {nearest(given, list(columns))}")
-        return given
-    plain = {re.sub(r"[^a-z0-9]", "", name.lower().partition(":")[0]): name for name in reversed(columns)}
-    return next((plain[name] for name in USUAL_NAMES[role] if name in plain), None)
-
-
-def need_column(role: str, given: str | None, columns: Sequence[str], path: Path, option: str) -> str:
-    """Like find_column, but raises UserError if there is no such column."""
-    column = find_column(role, given, columns, path, option)
-    if column is None:
-        names = ", ".join(columns)
-        raise UserError(f"{path}: none of its columns ({names}) looks like the {role}; name it with {option}")
-    return column
 
 
 def id_text(column: str, dtype: pl.DataType) -> pl.Expr:

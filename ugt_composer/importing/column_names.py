@@ -1,0 +1,135 @@
+"""Which column of a table is the user, the item, a text, …: by the name that the user gave, else by usual names.
+
+Names are compared in a plain form: without case, blanks, punctuation and RecBole's types, so that `Movie Title`,
+`movie-title` and `movie_title:token_seq` are the same name.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ugt_composer.errors import UserError, nearest
+
+# What tables call their items, the more specific thing first: a table of songs also has albums and artists.
+THINGS = (
+    *("movie", "film", "book", "news", "article", "video", "song", "track", "episode", "show", "series", "anime"),
+    *("manga", "game", "app", "recipe", "business", "restaurant", "hotel", "course", "job", "paper", "story", "post"),
+    *("podcast", "beer", "wine", "venue", "poi", "place", "location", "listing", "document", "doc", "content", "goods"),
+    *("ad", "album", "artist", "store", "shop"),
+)
+ID_ENDINGS = ("id", "code", "no", "number", "key", "idx", "index")
+
+# Usual names of a column in plain form, in order of preference.
+USUAL_NAMES = {
+    "user": (
+        *("user", "userid", "uid", "reviewerid", "customerid", "visitorid", "memberid", "username", "customer"),
+        *("userno", "usernumber", "userkey", "usercode", "useridx", "userindex", "usersid", "usersha1", "clientid"),
+        *("accountid", "profileid", "buyerid", "readerid", "viewerid", "listenerid", "subscriberid", "playerid"),
+        *("personid", "reviewer", "reviewername", "msno", "sessionid", "session", "deviceid"),
+    ),
+    "item": (
+        *("item", "itemid", "iid", "movieid", "parentasin", "asin", "productid", "isbn", "gmapid"),
+        *(f"{ending}{key}" for ending in ("item", "product") for key in ID_ENDINGS[1:]),
+        *(f"{thing}{key}" for key in ID_ENDINGS for thing in THINGS),
+        *("sku", "isbn13", "isbn10", "product", *THINGS[:8], "anime", "game", "hotel", "album", "artist"),
+    ),
+    "timestamp": (
+        *("timestamp", "ts", "time", "datetime", "date", "unixreviewtime", "unixtime", "unixtimestamp", "timestampms"),
+        *("timems", "timestamps", "eventtime", "eventtimestamp", "interactiontime", "clicktime", "playedat"),
+        *("listenedat", "ratedat", "createdat", "createdtime", "creationdate", "created", "reviewtime", "reviewdate"),
+        *("dateadded", "updatedat", "dateupdated", "visitdate", "purchasedate", "orderdate", "transactiondate"),
+        *("checkintime", "utctime", "tdat", "epoch"),
+    ),
+    "rating": (
+        *("rating", "ratings", "overall", "stars", "score", "ratingvalue", "starrating", "userrating", "bookrating"),
+        *("movierating", "reviewrating", "reviewoverall", "reviewscore", "ratingscore", "rate"),
+    ),
+    "action": (
+        *("action", "event", "eventtype", "behavior", "behaviour", "behaviortype", "behaviourtype", "actiontype"),
+        *("eventname", "interaction", "interactiontype", "activitytype"),
+    ),
+}
+# In a table of items "id" is the item; in a table of interactions it numbers the rows.
+ITEM_TABLE_NAMES = (*USUAL_NAMES["item"], "id")
+NAMED = ("item", "product", "prod", *THINGS)
+NAME_COLUMNS = (
+    *("title", "name", "itemname", "producttitle", "productname", "headline"),
+    *(f"{thing}{ending}" for thing in NAMED for ending in ("title", "name") if thing not in ("album", "artist")),
+    *("originaltitle", "albumname", "albumtitle", "artistname", "caption"),
+)
+TEXT_COLUMNS = (
+    *NAME_COLUMNS,
+    *("text", "description", "abstract", "attributes", "genres", "genre", "categories", "category", "subcategory"),
+    *("brand", "features", "tags", "keywords", "author", "authors", "artist", "publisher", "developer"),
+    *("subtitle", "overview", "summary", "synopsis", "plot", "body", "content", "detaildesc", "productdescription"),
+    *("itemdescription", "moviegenres", "moviegenre", "class", "maincategory", "subcategories", "productcategory"),
+    *(
+        "categoryname",
+        "categorynames",
+        "producttype",
+        "producttypename",
+        "bookauthor",
+        "bookpublisher",
+        "bookdescription",
+    ),
+    *("director", "directors", "actors", "cast", "studio", "studios", "topic", "topics", "feature", "cuisine"),
+    *("ingredients", "specs"),
+)
+
+
+def plain(name: str) -> str:
+    """A column's name without case, blanks, punctuation and ":type"."""
+    return re.sub(r"[\W_]+", "", name.partition(":")[0].casefold() or name.casefold())
+
+
+def named_column(name: str, columns: Sequence[str], path: Path, option: str) -> str:
+    """The column that the user named: the one of exactly this name, else the only one of this name in plain form."""
+    if name in columns:
+        return name
+    alike = [column for column in columns if plain(column) == plain(name)]
+    if len(alike) == 1:
+        return alike[0]
+    if alike:
+        listed = " and ".join(map(repr, alike))
+        raise UserError(f"{path}: {option} {name!r} can mean {listed}; give one of them as it is written there")
+    raise UserError(f"{path}: has no column {name!r} ({option}); {nearest(name, list(columns))}")
+
+
+def usual_columns(usual: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """The columns that have one of the `usual` names, in the order of these names; of two alike, the first."""
+    by_name = {plain(column): column for column in reversed(columns)}
+    return [by_name[name] for name in dict.fromkeys(usual) if name in by_name]
+
+
+def find_column(
+    role: str,
+    given: str | None,
+    columns: Sequence[str],
+    path: Path,
+    option: str,
+    usual: Sequence[str] | None = None,
+) -> str | None:
+    """The column of a role (user, item, …): the one `given`, else one with a usual name, else None.
+
+    Args:
+        usual: its usual names, in order of preference; None: USUAL_NAMES of the role.
+    """
+    if given is not None:
+        return named_column(given, columns, path, option)
+    return next(iter(usual_columns(USUAL_NAMES[role] if usual is None else usual, columns)), None)
+
+
+def need_column(
+    role: str,
+    given: str | None,
+    columns: Sequence[str],
+    path: Path,
+    option: str,
+    usual: Sequence[str] | None = None,
+) -> str:
+    """Like find_column, but raises UserError if there is no such column."""
+    column = find_column(role, given, columns, path, option, usual)
+    if column is None:
+        names = ", ".join(columns)
+        raise UserError(f"{path}: none of its columns ({names}) looks like the {role}; name it with {option}")
+    return column
