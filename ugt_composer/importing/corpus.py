@@ -55,6 +55,7 @@ def read_log(source: SourceSettings) -> Interactions:
         None if source.names is None else list(source.names),
         source.file_order,
         source.skip_bad,
+        source.missing_as_ids,
     )
 
 

@@ -8,6 +8,7 @@ import polars as pl
 
 from ugt_composer.errors import UserError
 from ugt_composer.importing.column_names import find_column, need_column
+from ugt_composer.importing.ids import dominant_warning, id_text, no_id_message, one_form
 from ugt_composer.importing.sequences import read_sequences
 from ugt_composer.importing.table import (
     PARQUET,
@@ -15,7 +16,6 @@ from ugt_composer.importing.table import (
     SEQUENCES,
     columns_of,
     format_of,
-    id_text,
     named_errors,
     scan_table,
 )
@@ -95,6 +95,7 @@ def read_interactions(
     names: list[str] | None = None,
     file_order: bool = False,
     skip_bad: bool = False,
+    missing_as_ids: bool = False,
 ) -> Interactions:
     """Reads a file.
 
@@ -104,6 +105,7 @@ def read_interactions(
         names: column names of a file without a header.
         file_order: rows are already oldest first; timestamps are not needed and are ignored.
         skip_bad: leave out rows with an invalid value; otherwise the first such row is an error.
+        missing_as_ids: values such as "nan" and "NULL" are ids; otherwise they are invalid.
 
     Raises:
         UserError: names the file, the row or column, what was found and what was expected.
@@ -117,20 +119,67 @@ def read_interactions(
                 f"{path}: {option} is for tables, but this file is read as lines of `user item item …`; "
                 "give --format if it is a table"
             )
-        return _as_arrays(path, read_sequences(path), None, {})
+        written = read_sequences(path)
+        frame, _, remarks = _with_ids(path, written, {}, {}, missing_as_ids)
+        bad = _first_bad_line(path, written, frame)
+        return _checked(path, frame, None, {}, bad, skip_bad, remarks)
     table = scan_table(path, kind, names)
     column_of = _find_columns(path, table, columns, file_order)
     values, form = _value_expressions(path, table, column_of)
     with named_errors(path):
         frame = table.select(**values).collect()
+    frame, values, remarks = _with_ids(path, frame, column_of, values, missing_as_ids)
     bad = _first_bad_row(path, table, frame, column_of, values, "row" if kind == PARQUET else "line")
-    if bad is None:
-        return _as_arrays(path, frame, form, column_of)
-    good = frame.drop_nulls([role for role in EXPECTED if role in frame.columns])
+    return _checked(path, frame, form, column_of, bad, skip_bad, remarks)
+
+
+def _with_ids(
+    path: Path, frame: pl.DataFrame, column_of: dict[str, str], values: dict[str, pl.Expr], missing_as_ids: bool
+) -> tuple[pl.DataFrame, dict[str, pl.Expr], tuple[str, ...]]:
+    """The frame with ids in one form, null where a value is none; the expressions with this form; and warnings."""
+    warnings: tuple[str, ...] = ()
+    for role in IDS:
+        place = f"{path}: column {column_of[role]!r}" if role in column_of else f"{path}: {role}s"
+        ids, form, remarks = one_form(frame[role], place, missing_as_ids)
+        warnings += remarks
+        frame = frame.with_columns(
+            ids.alias(role), **({} if role in column_of else {f"{role} as written": frame[role]})
+        )
+        values = values | ({role: form.parse(values[role])} if role in values else {})
+    return frame, values, warnings
+
+
+def _first_bad_line(path: Path, written: pl.DataFrame, frame: pl.DataFrame) -> str | None:
+    """Describes the values of sequences as they are `written` that are no ids in `frame`; None if there are none."""
+    for role in IDS:
+        bad = written.filter(frame[role].is_null())
+        if len(bad):
+            return no_id_message(path, "line", None, bad[ROW], bad[role], is_float=False)
+    return None
+
+
+def _checked(
+    path: Path,
+    frame: pl.DataFrame,
+    form: TimeForm | None,
+    column_of: dict[str, str],
+    bad: str | None,
+    skip_bad: bool,
+    warnings: tuple[str, ...],
+) -> Interactions:
+    """The interactions of a frame without its invalid rows, of which `bad` describes the first ones.
+
+    Raises:
+        UserError: there are invalid rows, and `skip_bad` is false.
+    """
+    good = frame if bad is None else frame.drop_nulls([role for role in EXPECTED if role in frame.columns])
     count = len(frame) - len(good)
-    if not skip_bad:
+    if count and not skip_bad:
         raise UserError(f"{bad}; fix it, or skip such rows with --on-error skip ({count:,} of {len(frame):,})")
-    return replace(_as_arrays(path, good, form, column_of), skipped=count, first_skipped=bad)
+    log = _as_arrays(path, good, form, column_of)
+    for role, names, number in (("user", log.users, log.user), ("item", log.items, log.item)):
+        warnings += dominant_warning(names, number, str(path), role)
+    return replace(log, skipped=count, first_skipped=bad, warnings=warnings)
 
 
 def _find_columns(path: Path, table: pl.LazyFrame, columns: Columns, file_order: bool) -> dict[str, str]:
@@ -191,9 +240,14 @@ def _first_bad_row(
     for role, expected in EXPECTED.items():
         if role not in frame.columns or not frame[role].null_count():
             continue
-        row = table.select(ROW, value=pl.col(column_of[role]).cast(pl.String), parsed=values[role])
+        rows = table.select(ROW, value=pl.col(column_of[role]).cast(pl.String), parsed=values[role])
         with named_errors(path):
-            number, value, _ = row.filter(pl.col("parsed").is_null()).head(1).collect().row(0)
+            rows = rows.filter(pl.col("parsed").is_null())
+            bad = (rows if role in IDS else rows.head(1)).collect()
+        if role in IDS:
+            is_float = table.collect_schema()[column_of[role]].is_float()
+            return no_id_message(path, unit, column_of[role], bad[ROW], bad["value"], is_float)
+        number, value, _ = bad.row(0)
         value_text = repr(value) if value else "nothing"
         return f"{path}, {unit} {number}: column {column_of[role]!r}: found {value_text}, expected {expected}"
     return None

@@ -16,12 +16,12 @@ from ugt_composer.importing.column_names import (
     need_column,
     usual_columns,
 )
+from ugt_composer.importing.ids import id_text
 from ugt_composer.importing.table import (
     FORMATS,
     SEQUENCES,
     columns_of,
     format_of,
-    id_text,
     named_errors,
     scan_table,
 )

@@ -36,6 +36,11 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         help="fail: stop at the first row with an invalid value. skip: leave such rows out and count them "
         "(default %(default)s)",
     )
+    table(
+        "--missing-as-ids",
+        action="store_true",
+        help="values such as nan, NULL, NA and - are ids of users and items; otherwise such rows are invalid",
+    )
     table("--min-rating", type=float, metavar="R", help="only items rated R or more enter the histories (default: all)")
     table(
         "--positive-actions",

@@ -5,11 +5,11 @@ from pathlib import Path
 import polars as pl
 
 from ugt_composer.errors import UserError
-from ugt_composer.importing.table import named_errors
+from ugt_composer.importing.table import ROW, named_errors
 
 
 def read_sequences(path: Path) -> pl.DataFrame:
-    """One row per interaction, in the order of the file: user and item, both text."""
+    """One row per interaction, in the order of the file: ROW, the number of its line; user and item, both text."""
     if not path.is_file():
         raise UserError(f"{path}: found no such file, expected lines of `user item item …`")
     with named_errors(path):
@@ -29,4 +29,4 @@ def read_sequences(path: Path) -> pl.DataFrame:
         raise UserError(
             f"{path}, line {number}: user {user!r} again, first in line {first}; expected one line per user"
         )
-    return users.select("user", item=pl.col("items")).explode("item")
+    return users.select(pl.col("number").alias(ROW), "user", item=pl.col("items")).explode("item")

@@ -28,6 +28,7 @@ class SourceSettings:
     text_columns: tuple[str, ...] | None = None
     name_column: str | None = None
     only_seen_items: bool = False
+    missing_as_ids: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class IdSettings:
     codes: Path | None = None
     vectors: Path | None = None
     vector_items: Path | None = None
+    missing_as_ids: bool = False
     drop_items_without: bool = False
     clusters: tuple[int, ...] | None = None
     dimensions: int = 64

@@ -63,15 +63,6 @@ def columns_of(table: pl.LazyFrame) -> list[str]:
     return [name for name in table.collect_schema().names() if name != ROW]
 
 
-def id_text(column: str, dtype: pl.DataType) -> pl.Expr:
-    """An id as text, without ".0" in a float column, which integers with missing values become."""
-    if dtype.is_float():
-        whole = pl.col(column).cast(pl.Int64, strict=False)
-        return pl.when(whole.cast(dtype) == pl.col(column)).then(whole.cast(pl.String))
-    text = pl.col(column).cast(pl.String)
-    return pl.when(text.str.len_bytes() > 0).then(text)
-
-
 @contextmanager
 def named_errors(path: Path) -> Iterator[None]:
     """Turns polars and OS errors into a UserError with the file's name and the first line of the message."""

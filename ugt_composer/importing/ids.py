@@ -1,0 +1,197 @@
+"""Ids of users and items as text: one form for the same id, and the values that stand for a missing one.
+
+An id stays as it is written, except that blanks around it are removed and that `1.0` becomes `1` where all ids of the
+column are whole numbers: integers with missing values are often stored as floating-point numbers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+# What programs write for a missing value. Names that people have, such as Nan and Na, are not among them.
+MISSING = (
+    *("nan", "NaN", "NAN", "-nan", "-NaN", "null", "Null", "NULL", "<null>", "(null)", "[null]", "<NULL>", "(NULL)"),
+    *(
+        "none",
+        "None",
+        "NONE",
+        "<none>",
+        "(none)",
+        "<None>",
+        "na",
+        "NA",
+        "n/a",
+        "N/A",
+        "#n/a",
+        "#N/A",
+        "#NA",
+        "#N/A N/A",
+    ),
+    *("<na>", "<NA>", "NaT", "nat", "nil", "NIL", "undefined", "UNDEFINED", "missing", "MISSING", "\\N", "#NULL!"),
+    *("1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN", "-", "--", "?", "."),
+)
+BLANKS = r"^[\s\u200b\u2060\ufeff]+|[\s\u200b\u2060\ufeff]+$"
+NUMBER = r"^[+-]?\d+(\.\d+)?([eE][+-]?\d+)?$"
+WHOLE = r"^[+-]?\d+(\.0+)?$"
+POINT_ZERO = r"\.0+$"
+ROUNDED = r"^[+-]?\d(\.\d+[eE][+-]?|[eE]\+)\d+$"  # 1.23457E+11: a spreadsheet's or a float's rounded number
+PLACEHOLDERS = ("0", "-1", "unknown", "anonymous", "guest", "other", "default", "none", "null", "nan", "na")
+DOMINANT, DOMINANT_ROWS, DOMINANT_TIMES = 0.1, 100, 10  # a fraction of all rows, rows, multiple of the median
+FIRST = 3  # values and lines that a message lists
+
+
+@dataclass(frozen=True)
+class IdForm:
+    """How a column's text becomes ids.
+
+    Attributes:
+        numbers: all values are numbers.
+        whole: all values are whole numbers, some of them with ".0", which is removed.
+        keep_missing: values of MISSING are ids.
+    """
+
+    numbers: bool = False
+    whole: bool = False
+    keep_missing: bool = False
+
+    def parse(self, text: pl.Expr) -> pl.Expr:
+        """The ids as text; null where a value is missing, or a number that was rounded when it was written."""
+        text = text.str.replace_all(BLANKS, "")
+        valid = text.str.len_bytes() > 0
+        if not self.keep_missing:
+            valid &= ~text.is_in(MISSING)
+        if self.numbers:
+            valid &= ~text.str.contains(ROUNDED)
+        if not self.whole:
+            return pl.when(valid).then(text)
+        digits = text.str.replace(POINT_ZERO, "")
+        exact = (digits.cast(pl.Int64, strict=False).abs() < exact_below(pl.Float64())).fill_null(False)
+        return pl.when(valid & (exact | (digits == text) | text.is_in(MISSING))).then(digits)
+
+
+def exact_below(dtype: pl.DataType) -> int:
+    """From this number on, a floating-point type cannot tell a whole number from its neighbours."""
+    return 2**24 if dtype == pl.Float32 else 2**53
+
+
+def id_text(column: str, dtype: pl.DataType) -> pl.Expr:
+    """A column's values as text, null where there is none; of floating-point numbers only the exact whole ones."""
+    if dtype.is_float():
+        whole = pl.col(column).cast(pl.Int64, strict=False)
+        exact = (whole.cast(dtype) == pl.col(column)) & (whole.abs() < exact_below(dtype))
+        return pl.when(exact).then(whole.cast(pl.String))
+    text = pl.col(column).cast(pl.String)
+    return pl.when(text.str.len_bytes() > 0).then(text)
+
+
+def id_form(distinct: pl.Series, keep_missing: bool) -> IdForm:
+    """The form of the ids of a column with these distinct values."""
+    text = distinct.drop_nulls().str.replace_all(BLANKS, "")
+    text = text.filter((text.str.len_bytes() > 0) & ~text.is_in(MISSING))
+    numbers = bool(len(text)) and bool(text.str.contains(NUMBER).all())
+    whole = numbers and bool(text.str.contains(WHOLE).all()) and bool(text.str.contains(POINT_ZERO).any())
+    return IdForm(numbers, whole, keep_missing)
+
+
+def one_form(values: pl.Series, place: str, keep_missing: bool) -> tuple[pl.Series, IdForm, tuple[str, ...]]:
+    """The ids of a column's values, null where a value is none; their form; and warnings that begin with `place`.
+
+    Args:
+        values: text (n,), with repeated ones.
+    """
+    distinct = values.drop_nulls().unique(maintain_order=True).alias("id")
+    form = id_form(distinct, keep_missing)
+    ids = _parsed(distinct, form)
+    warnings = tuple(f"{place}: {text}" for text in _remarks(distinct, ids, form))
+    unchanged = not ids.null_count() and bool((ids == distinct).all())
+    return values if unchanged else _parsed(values, form), form, warnings
+
+
+def no_id_message(
+    path: Path, unit: str, column: str | None, numbers: pl.Series, values: pl.Series, is_float: bool
+) -> str:
+    """What a file has in the place of ids: where, how often, and what it probably is.
+
+    Args:
+        unit: "line" or "row", what `numbers` (n,) count.
+        values: text (n,), null where there is nothing.
+    """
+    counts = values.fill_null("").str.replace_all(BLANKS, "").alias("id").value_counts(sort=True)
+    shown = [repr(value) if value else "nothing" for value in counts["id"].head(FIRST)]
+    if len(numbers) > 1:
+        shown = [f"{text} ({count:,} times)" for text, count in zip(shown, counts["count"], strict=False)]
+    if len(counts) > FIRST:
+        shown.append(f"{len(counts) - FIRST:,} other values")
+    place = (
+        f"{unit} {numbers[0]:,}" if numbers.n_unique() == 1 else f"{unit}s {listed(numbers.unique().sort().to_list())}"
+    )
+    where = f"{path}, {place}" if column is None else f"{path}, {place}: column {column!r}"
+    reasons = []
+    if counts["id"].is_in(MISSING).any():
+        reasons.append("; that usually stands for a missing id (if it is a real one, keep it with --missing-as-ids)")
+    rounded = counts.filter((pl.col("id").str.len_bytes() > 0) & ~pl.col("id").is_in(MISSING))["id"]
+    if is_float and len(rounded):
+        reasons.append("; floating-point numbers hold ids exactly only if they are whole and not too large")
+    elif len(rounded):
+        reasons.append(f"; {rounded[0]!r} was rounded when it was written, so store the ids as text or as integers")
+    return f"{where}: found {' and '.join(shown)}, expected an id{''.join(reasons)}"
+
+
+def dominant_warning(names: pl.Series, number: np.ndarray, place: str, role: str) -> tuple[str, ...]:
+    """A warning if one of the ids `names` has far more of the rows than others have, as a placeholder would.
+
+    Args:
+        number: int (N,), the number of each row's id in `names`.
+    """
+    counts = np.bincount(number, minlength=len(names))
+    top = int(counts.argmax())
+    absurd = counts[top] > max(DOMINANT_ROWS, DOMINANT * len(number), DOMINANT_TIMES * float(np.median(counts)))
+    # A popular item is nothing unusual.
+    if not absurd or (role == "item" and names[top].lower() not in PLACEHOLDERS):
+        return ()
+    return (
+        f"{place}: {role} {names[top]!r} has {counts[top]:,} of {len(number):,} rows "
+        f"({counts[top] / len(number):.0%}; half of the {role}s have {np.median(counts):g} or fewer); if it stands for "
+        f"an unknown {role}, remove these rows",
+    )
+
+
+def listed(values: Sequence[object]) -> str:
+    """The first values, and how many more there are."""
+    shown = ", ".join(f"{value:,}" if isinstance(value, int) else repr(value) for value in values[:FIRST])
+    return f"{shown} and {len(values) - FIRST:,} more" if len(values) > FIRST else shown
+
+
+def _parsed(values: pl.Series, form: IdForm) -> pl.Series:
+    return values.to_frame("id").select(form.parse(pl.col("id"))).to_series().alias(values.name)
+
+
+def _remarks(distinct: pl.Series, ids: pl.Series, form: IdForm) -> list[str]:
+    """Sentences about ids that were changed or merged, or that differ in case alone.
+
+    Args:
+        distinct, ids: text (n,), values and the ids they became.
+    """
+    table = pl.DataFrame({"value": distinct, "id": ids}).drop_nulls()
+    remarks = []
+    blank = table.filter(pl.col("value").str.contains(BLANKS))
+    if len(blank):
+        remarks.append(f"blanks around {len(blank):,} ids, such as {blank['value'][0]!r}, were removed")
+    number = table.filter(pl.col("value").str.contains(r"\.0+\s*$")) if form.whole else table.clear()
+    if len(number):
+        value, id_ = number.row(0)
+        remarks.append(f"all ids are whole numbers, so {value!r} and the like ({len(number):,} ids) mean {id_!r}")
+    if merged := len(table) - table["id"].n_unique():
+        remarks.append(f"{merged:,} of these ids are the same as others and were taken as one with them")
+    known = table["id"].unique(maintain_order=True)
+    variants = known.filter(known.str.to_lowercase().is_duplicated())
+    if len(variants):
+        alike = variants.filter(variants.str.to_lowercase() == variants[0].lower())
+        remarks.append(
+            f"{len(variants):,} ids differ from another only in upper and lower case, such as "
+            f"{' and '.join(map(repr, alike[:2]))}; they are kept apart"
+        )
+    return remarks
