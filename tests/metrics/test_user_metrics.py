@@ -76,7 +76,7 @@ def test_a_users_metric_is_logged_and_selects_the_best_model(shop, stage_config,
     # A row of the shop's evaluation has two targets; at most one of them is the first.
     assert all(line["metrics/eval/FirstIsRight"] <= line["metrics/eval/hit_rate@5"] for line in lines)
     assert by_hand["metrics/eval/FirstIsRight"] == values[-1]
-    assert trainer.checkpoints.best_value == max(values)
+    assert trainer.checkpoints.best.value == max(values)
 
     report = tmp_path / "report.json"
     options = ["--checkpoint", str(tmp_path / "run/latest"), "--data", str(shop / "eval"), "--json", str(report)]

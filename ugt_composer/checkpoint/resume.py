@@ -8,6 +8,7 @@ from typing import Any
 
 from composer import Logger, State
 from composer.utils import dist
+from omegaconf import OmegaConf
 
 from ugt_composer.checkpoint.resumable import check_resumable
 from ugt_composer.checkpoint.sharded import restore_sharded
@@ -33,10 +34,12 @@ class Restored:
     Attributes:
         dataset_position: the training data set's position, as Streaming keeps it.
         random_state: of every rank, as Composer keeps it.
+        save_best_on: of the run that wrote the checkpoint.
     """
 
     dataset_position: dict[str, Any]
     random_state: list[dict[str, Any]]
+    save_best_on: str | None
 
 
 def find_on_rank_0(find: Callable[[], tuple[Path, dict[str, Any]] | None]) -> tuple[Path, dict[str, Any]] | None:
@@ -98,7 +101,7 @@ def restore(
     if changed and dist.get_global_rank() == 0:
         log.warning("resume_despite: %s", "; ".join(f"{k} was {a}, is {b}" for k, (a, b) in changed.items()))
     log.info("resumed from %s, batch %d", path, state.timestamp.batch.value)
-    return Restored(dataset_position, content["rng"])
+    return Restored(dataset_position, content["rng"], OmegaConf.create(content["config"]).get("save_best_on"))
 
 
 def _set_optimizer_settings(strategy: Strategy, state: State, groups: list[dict[str, Any]]) -> None:

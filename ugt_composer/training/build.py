@@ -25,7 +25,7 @@ from ugt_composer.checkpoint.run_checkpoints import clean, set_aside
 from ugt_composer.config.load import config_yaml
 from ugt_composer.config.schema import Config
 from ugt_composer.data import streaming_patches
-from ugt_composer.data.manifest import Manifest
+from ugt_composer.data.manifest import Manifest, read_manifest, streams_of
 from ugt_composer.errors import UserError, nearest
 from ugt_composer.job.group_timeouts import limit_groups, report_nccl_errors
 from ugt_composer.job.watchdog import Watchdog
@@ -42,6 +42,7 @@ from ugt_composer.parallelism.precision import about_precision, resolve_precisio
 from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.patches import check_patches
 from ugt_composer.training import composer_patches
+from ugt_composer.training.best_model import criterion_of
 from ugt_composer.training.callbacks.checkpoints import EVAL_LABEL, Checkpoints
 from ugt_composer.training.callbacks.configured import configured_callbacks
 from ugt_composer.training.callbacks.epoch_length import EpochLength
@@ -96,7 +97,7 @@ def build_trainer(config: Config) -> UGTTrainer:
             config,
             inputs.length,
             strategy,
-            _build_checkpoints(config, strategy, inputs),
+            _build_checkpoints(config, strategy, inputs, composer_model),
             losses,
             watchdog,
             model=composer_model,
@@ -306,10 +307,14 @@ def _open_save_folder(config: Config, until_closed: ExitStack) -> None:
     save_on_rank_0(folder, lambda: clean(folder))
 
 
-def _build_checkpoints(config: Config, strategy: Strategy, inputs: Inputs) -> Checkpoints:
-    best = config.save_best_on if inputs.eval_loader is not None else None
+def _build_checkpoints(config: Config, strategy: Strategy, inputs: Inputs, model: ComposerUGT) -> Checkpoints:
+    facts, criterion = fingerprint_facts(inputs.catalogue), None
+    if inputs.eval_loader is not None and config.save_best_on is not None:
+        metric = model.get_metrics(is_train=False)[config.save_best_on]
+        rows = [read_manifest(str(s.local)).index_hash for s in streams_of("data.eval", config.data.eval)]
+        criterion = criterion_of(config, metric, rows, facts.get(FINGERPRINT))
     data = [manifest.index_hash for manifest in inputs.train_manifests]
-    return Checkpoints(strategy, config, fingerprint_facts(inputs.catalogue), best, data, open_store(config))
+    return Checkpoints(strategy, config, facts, criterion, data, open_store(config))
 
 
 def _resume_or_start_afresh(config: Config, trainer: UGTTrainer) -> None:

@@ -181,5 +181,6 @@ class UGTTrainer(StrategyTrainer):
         restored = restore(
             path, content, self.config, self.strategy, self.state, self.logger, self.checkpoints.data, catalogue
         )
+        self.checkpoints.continue_selection(restored.save_best_on, self.is_finished)
         self.dataset_position = restored.dataset_position
         self.random_state.pending = restored.random_state

@@ -1,10 +1,11 @@
 """Checkpoints while training: rotated ones to resume from, and the portable `best/` and `latest/`."""
 
 import copy
-import math
+import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from ugt_composer.config.load import config_yaml
 from ugt_composer.config.schema import Config
 from ugt_composer.errors import UserError
 from ugt_composer.parallelism.strategy import Strategy
+from ugt_composer.training.best_model import Best, Criterion, is_better
 from ugt_composer.training.intervals import Every
 
+log = logging.getLogger(__name__)
 EVAL_LABEL = "eval"
 NETWORK = "model."  # prefix of UGT's weights in the names of ComposerUGT's
 
@@ -38,7 +41,7 @@ class Checkpoints(Callback):
         strategy: has the weights and the optimizer state.
         config: of the run; saved in each file.
         facts: strings for the portable models' header, such as the catalogue's fingerprint.
-        save_best_on: evaluation metric that selects `best/`, by its `higher_is_better`; None: `best/` equals `latest/`.
+        criterion: what selects `best/`; None: `best/` equals `latest/`.
         data: hashes that identify the training data; a run resumes only with the same data.
         uploads: copies the save folder to a store; on rank 0 only, None without `checkpoint.remote`.
     """
@@ -48,7 +51,7 @@ class Checkpoints(Callback):
         strategy: Strategy,
         config: Config,
         facts: dict[str, str],
-        save_best_on: str | None,
+        criterion: Criterion | None,
         data: list[str],
         uploads: Uploads | None = None,
     ):
@@ -59,11 +62,11 @@ class Checkpoints(Callback):
         self.strategy = strategy
         self.config = config
         self.facts = facts
-        self.save_best_on = save_best_on
+        self.criterion = criterion
         self.folder = Path(config.save_folder)
         self.every = Every(config.save_interval)
         self.good: set[Path] = set()  # training checkpoints that this process wrote or verified
-        self.best_value: float | None = None
+        self.best: Best | None = None  # None: `best/` does not exist or equals `latest/`
         self.by_hand = False
         self.writer = Writer(self.folder)
         self._config_text = config_yaml(config)
@@ -74,10 +77,47 @@ class Checkpoints(Callback):
         self.save_seconds = 0.0  # duration of the last save
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_value": self.best_value}
+        return {"best": None if self.best is None else self.best.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best_value = state["best_value"]
+        if "best" in state:
+            self.best = None if state["best"] is None else Best.from_state(state["best"])
+        elif state["best_value"] is not None:  # of version 0.1.0; `continue_selection` adds the name
+            self.best = Best(state["best_value"], Criterion("", None, {}))
+
+    def continue_selection(self, metric_before: str | None, is_finished: bool) -> None:
+        """Logs whether `best/`, which this run's earlier start selected, is still what the configuration asks for.
+
+        If it is not, the next evaluation selects it afresh, or without a metric the next save replaces it.
+
+        Args:
+            metric_before: `save_best_on` of the checkpoint that the run resumed from.
+            is_finished: no evaluation or save will follow.
+        """
+        if self.best is None:
+            return
+        if not self.best.criterion.metric:
+            self.best = Best(self.best.value, replace(self.best.criterion, metric=metric_before or "unknown"))
+        before = self.best.criterion
+        if self.criterion is None:
+            reason = "data.eval is empty" if self.config.save_best_on else "save_best_on is null"
+            change: str | None = f"save_best_on was {before.metric}, now {reason}"
+            outcome = "each save replaces it by the latest model"
+        else:
+            change = self.criterion.change_from(before)
+            outcome = f"the next evaluation selects it afresh, by {self.criterion.metric} alone"
+        if change is None or dist.get_global_rank() != 0:
+            return
+        if is_finished:
+            outcome = "it stays as it is, because the run is finished: raise max_duration to select another model"
+        log.warning(
+            "%s was selected by %s (%.6g), which cannot be compared any more (%s); %s",
+            self.folder / "best",
+            before.metric,
+            self.best.value,
+            change,
+            outcome,
+        )
 
     def eval_standalone_start(self, state: State, logger: Logger) -> None:
         self.by_hand = True  # an evaluation outside training does not select `best/`
@@ -86,18 +126,24 @@ class Checkpoints(Callback):
         self.by_hand = False
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        if self.save_best_on is None or self.by_hand:
+        if self.criterion is None or self.by_hand:
             return
-        metric = state.eval_metrics[EVAL_LABEL][self.save_best_on]
-        value = float(metric.compute())
-        if is_better(value, self.best_value, bool(metric.higher_is_better)):
-            self.best_value = value
+        name = self.criterion.metric
+        value = float(state.eval_metrics[EVAL_LABEL][name].compute())
+        if is_better(value, self._comparable_value(), bool(self.criterion.higher_is_better)):
+            self.best = Best(value, self.criterion)
             self.writer.finish()
-            weights, facts = gather_weights(self.strategy), {f"best {self.save_best_on}": f"{value:.6g}"}
+            weights, facts = gather_weights(self.strategy), {f"best {name}": f"{value:.6g}", **self.criterion.facts}
             save_on_rank_0(
                 self.folder, lambda: self._write_portable("best", state.timestamp.batch.value, weights, facts)
             )
             self.is_unsent = True
+
+    def _comparable_value(self) -> float | None:
+        """The value of `best/`; None if there is none, or another criterion selected it."""
+        if self.best is None or self.criterion is None or self.criterion.change_from(self.best.criterion):
+            return None
+        return self.best.value
 
     def batch_end(self, state: State, logger: Logger) -> None:
         self.writer.check()
@@ -146,6 +192,8 @@ class Checkpoints(Callback):
         """
         self.writer.finish()
         self.before_save()
+        if self.criterion is None:
+            self.best = None
         started = time.monotonic()
         weights = gather_weights(self.strategy, self._memory)
         path = checkpoint_path(self.folder, state.timestamp.batch.value, self.config.checkpoint.sharded)
@@ -155,7 +203,7 @@ class Checkpoints(Callback):
             content = None
         else:
             content = self._whole_state(state, weights, self._memory)
-        names = ("latest",) if self.best_value is not None else ("latest", "best")
+        names = ("latest",) if self.best is not None else ("latest", "best")
         batch = state.timestamp.batch.value
 
         def write() -> None:
@@ -212,12 +260,3 @@ class Checkpoints(Callback):
         facts = {**self.facts, "batch": str(batch), **(facts or {})}
         network = {key.removeprefix(NETWORK): value for key, value in weights.items() if key.startswith(NETWORK)}
         save_portable(self.folder / name, network, self.config, facts)
-
-
-def is_better(value: float, best: float | None, higher_is_better: bool) -> bool:
-    """Whether a value is better than the best one so far; NaN never is."""
-    if math.isnan(value):
-        return False
-    if best is None:
-        return True
-    return value > best if higher_is_better else value < best

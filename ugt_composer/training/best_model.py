@@ -1,0 +1,109 @@
+"""What selects `best/`, and whether the value of an earlier start of the run can be compared with a new one."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torchmetrics import Metric
+
+from ugt_composer.config.schema import Config
+from ugt_composer.metrics.torch_metrics import EvaluationMetric
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """
+    Attributes:
+        metric: `save_best_on`.
+        higher_is_better: of the metric; None: the version that selected the model did not record it.
+        settings: by key, whatever else the metric's value depends on; what a record lacks counts as unchanged.
+    """
+
+    metric: str
+    higher_is_better: bool | None
+    settings: dict[str, str]
+
+    def change_from(self, before: "Criterion") -> str | None:
+        """What makes values of this criterion and of an earlier one incomparable; None if they can be compared."""
+        if self.metric != before.metric:
+            return f"save_best_on was {before.metric}, now it is {self.metric}"
+        if before.higher_is_better not in (None, self.higher_is_better):
+            better = {True: "higher", False: "lower"}
+            return (
+                f"{self.metric} was better when {better[bool(before.higher_is_better)]}, now it is better when "
+                f"{better[bool(self.higher_is_better)]}"
+            )
+        changes = [
+            f"{key} was {before.settings[key]}, now it is {value}"
+            for key, value in self.settings.items()
+            if before.settings.get(key, value) != value
+        ]
+        return "; ".join(changes) or None
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The form that a model's header has."""
+        return {"save_best_on": self.metric, "higher_is_better": str(self.higher_is_better).lower()}
+
+
+@dataclass(frozen=True)
+class Best:
+    """The value by which `best/` was selected."""
+
+    value: float
+    criterion: Criterion
+
+    def state_dict(self) -> dict[str, Any]:
+        criterion = self.criterion
+        return {
+            "value": self.value,
+            "metric": criterion.metric,
+            "higher_is_better": criterion.higher_is_better,
+            "settings": dict(criterion.settings),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Best":
+        return cls(state["value"], Criterion(state["metric"], state["higher_is_better"], state["settings"]))
+
+
+def is_better(value: float, best: float | None, higher_is_better: bool) -> bool:
+    """Whether a value is better than the best one so far; NaN never is."""
+    if math.isnan(value):
+        return False
+    if best is None:
+        return True
+    return value > best if higher_is_better else value < best
+
+
+def criterion_of(config: Config, metric: Metric, data: list[str], catalogue: str | None) -> Criterion:
+    """The criterion of `save_best_on`.
+
+    Args:
+        metric: the one that `save_best_on` names.
+        data: hashes that identify the rows of `data.eval`.
+        catalogue: fingerprint of `data.catalogue`; None without one.
+    """
+    name, evaluation = str(config.save_best_on), config.evaluation
+    settings: dict[str, Any] = {
+        "data.eval": ", ".join(sorted(rows.removeprefix("xxh3_128:")[:12] for rows in data)),
+        "data.catalogue": "none" if catalogue is None else catalogue[:12],
+    }
+    if isinstance(metric, EvaluationMetric) and name in metric.sums.losses:
+        settings |= {f"loss.{key}": value for key, value in config.loss.arguments.items()}
+        settings["loss.reference_from"] = config.loss.reference_from
+    elif name != "preference_accuracy":
+        settings |= {
+            f"evaluation.{key}": getattr(evaluation, key) for key in ("beam_width", "exclude_seen", "item_score_weight")
+        }
+        if "@" not in name:  # computed from all recommendations, and not from those before a cut-off
+            settings["the largest of evaluation.k_values"] = max(evaluation.k_values)
+    if not isinstance(metric, EvaluationMetric):
+        settings |= {
+            f"evaluation.metrics.{path}": arguments or {}
+            for path, arguments in evaluation.metrics.items()
+            if path.rpartition(".")[2] == name
+        }
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+    return Criterion(name, bool(metric.higher_is_better), texts)
