@@ -30,8 +30,15 @@ def test_named_columns_and_lists_in_parquet(tmp_path):
 @pytest.mark.parametrize(
     ("text", "options", "said"),
     [
-        ("movieId,title\n1,a\n1,b\n", {}, "item '1' occurs twice"),
-        ("movieId,title\n1,a\n,b\n", {}, "item 2 has no id"),
+        ("movieId,title\n1,a\n1,b\n", {}, "items.csv, lines 2, 3: item '1' occurs 2 times with different names"),
+        ("movieId,title\n1,a\n1.0,b\n", {}, "items.csv, lines 2, 3: item '1' occurs 2 times"),
+        ("movieId,title\n1,a\n,b\n", {}, "items.csv, line 3: column 'movieId': found nothing, expected an id"),
+        ("movieId,title\n1,a\nnull,b\n", {}, "items.csv, line 3: column 'movieId': found 'null', expected an id"),
+        (
+            "movieId,cost,colour\n1,2,red\n",
+            {},
+            "'movieId' is the item, but none of its other columns (cost, colour) looks like a name or a text",
+        ),
         ("movieId,title\n", {}, "found no item"),
         ("name,title\n1,a\n", {}, "looks like the item; name it with --items-column"),
         (
@@ -61,3 +68,51 @@ def test_the_catalogue_is_the_union_within_what_is_covered():
 
 def test_numbers_of_unknown_items_are_minus_one():
     assert numbers_of(pl.Series(["b", "?", "a"]), Items(pl.Series(["a", "b"]))).tolist() == [1, -1, 0]
+
+
+def test_a_table_of_ids_alone_is_right_and_so_is_one_whose_texts_are_not_wanted(tmp_path):
+    assert read_items(written(tmp_path, "ids.csv", "item_id\n1\n2\n")).texts is None
+    items = read_items(written(tmp_path, "items.csv", "item_id,cost\n1,2\n"), text_columns=())
+    assert (items.texts, items.names, items.warnings) == (None, None, ())
+
+
+def test_the_columns_and_their_use_are_kept_for_the_report(tmp_path):
+    header = "item_id:token,movie_title:token_seq,release_year:token,class:token_seq"
+    items = read_items(written(tmp_path, "ml.csv", f"{header}\n1,Heat,1995,Crime Drama\n2,,1996,\n"))
+    assert items.table.columns == {
+        "item": "item_id:token",
+        "name": "movie_title:token_seq",
+        "text": ["movie_title:token_seq", "class:token_seq"],
+        "unused": ["release_year:token"],
+    }
+    assert items.texts.to_list() == ["Heat | Crime Drama", None]
+    assert items.table.facts["items_without_text"] == 1
+
+
+def test_rows_that_repeat_an_item_are_left_out_and_counted(tmp_path):
+    items = read_items(written(tmp_path, "items.csv", "item_id,title\n1,a\n2,b\n1,a\n1.0,a\n"))
+    assert items.ids.to_list() == ["1", "2"]
+    assert items.table.facts["repeated_rows"] == 2
+    assert "2 rows repeat an item with the same name and text" in items.warnings[-1]
+
+
+def test_rows_that_contradict_each_other_or_have_no_id_can_be_skipped(tmp_path):
+    path = written(tmp_path, "items.csv", "item_id,title\n1,a\nnan,x\n1,b\n2,c\n")
+    items = read_items(path, skip_bad=True)
+    assert items.ids.to_list() == ["1", "2"]
+    assert items.texts.to_list() == ["a", "c"]
+    assert "lines 2, 4: item '1' occurs 2 times" in items.warnings[-1]
+    assert (items.table.facts["skipped_rows"], items.table.facts["contradicting_rows"]) == (1, 1)
+    with pytest.raises(UserError, match="no row has an item id"):
+        read_items(written(tmp_path, "none.csv", "item_id,title\nnan,x\n"), skip_bad=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("1,nan\n2,NULL", "column 'title' is used as name or text of the items, but is empty"),
+        ("1,1\n2,2", "holds their ids"),
+    ],
+)
+def test_a_column_of_texts_that_says_nothing_is_remarked(tmp_path, rows, said):
+    assert said in read_items(written(tmp_path, "items.csv", f"item_id,title\n{rows}\n")).warnings[0]

@@ -19,6 +19,15 @@ THINGS = (
 )
 ID_ENDINGS = ("id", "code", "no", "number", "key", "idx", "index")
 
+ITEM_IDS = (
+    *("itemid", "iid", "movieid", "parentasin", "asin", "productid"),
+    *(f"{thing}{key}" for thing in ("item", "product") for key in ID_ENDINGS),
+    *(f"{thing}{key}" for key in ID_ENDINGS for thing in THINGS),
+    *("gmapid", "isbn", "isbn13", "isbn10", "sku"),
+)
+# The item where there is no other column for it, else its name.
+ITEM_WORDS = (*("product", "movie", "film", "book", "article", "song", "track", "game", "anime", "hotel"), "artist")
+
 # Usual names of a column in plain form, in order of preference.
 USUAL_NAMES = {
     "user": (
@@ -27,12 +36,7 @@ USUAL_NAMES = {
         *("accountid", "profileid", "buyerid", "readerid", "viewerid", "listenerid", "subscriberid", "playerid"),
         *("personid", "reviewer", "reviewername", "msno", "sessionid", "session", "deviceid"),
     ),
-    "item": (
-        *("item", "itemid", "iid", "movieid", "parentasin", "asin", "productid", "isbn", "gmapid"),
-        *(f"{ending}{key}" for ending in ("item", "product") for key in ID_ENDINGS[1:]),
-        *(f"{thing}{key}" for key in ID_ENDINGS for thing in THINGS),
-        *("sku", "isbn13", "isbn10", "product", *THINGS[:8], "anime", "game", "hotel", "album", "artist"),
-    ),
+    "item": ("item", *ITEM_IDS, *ITEM_WORDS),
     "timestamp": (
         *("timestamp", "ts", "time", "datetime", "date", "unixreviewtime", "unixtime", "unixtimestamp", "timestampms"),
         *("timems", "timestamps", "eventtime", "eventtimestamp", "interactiontime", "clicktime", "playedat"),
@@ -50,12 +54,12 @@ USUAL_NAMES = {
     ),
 }
 # In a table of items "id" is the item; in a table of interactions it numbers the rows.
-ITEM_TABLE_NAMES = (*USUAL_NAMES["item"], "id")
+ITEM_TABLE_NAMES = ("item", *ITEM_IDS, "id", *ITEM_WORDS)
 NAMED = ("item", "product", "prod", *THINGS)
 NAME_COLUMNS = (
     *("title", "name", "itemname", "producttitle", "productname", "headline"),
     *(f"{thing}{ending}" for thing in NAMED for ending in ("title", "name") if thing not in ("album", "artist")),
-    *("originaltitle", "albumname", "albumtitle", "artistname", "caption"),
+    *("originaltitle", "albumname", "albumtitle", "artistname", "caption", *ITEM_WORDS),
 )
 TEXT_COLUMNS = (
     *NAME_COLUMNS,

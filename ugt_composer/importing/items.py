@@ -17,8 +17,11 @@ from ugt_composer.importing.column_names import (
     usual_columns,
 )
 from ugt_composer.importing.ids import id_text
+from ugt_composer.importing.item_rows import ItemTable, about_texts, check_used, distinct_items
 from ugt_composer.importing.table import (
     FORMATS,
+    PARQUET,
+    ROW,
     SEQUENCES,
     columns_of,
     format_of,
@@ -26,6 +29,7 @@ from ugt_composer.importing.table import (
     scan_table,
 )
 
+MISSING_TEXTS = ("nan", "NaN", "null", "NULL", "None", "<NA>", "N/A", "#N/A", "NaT", "\\N")
 ENTITIES = {"&amp;": "&", "&quot;": '"', "&#39;": "'", "&#x27;": "'", "&lt;": "<", "&gt;": ">", "&nbsp;": " "}
 
 
@@ -37,12 +41,14 @@ class Items:
         ids: text (I,), distinct.
         names, texts: text (I,), null or empty where an item has none; None if no item has one.
         warnings: sentences about the file, for the user and the report.
+        table: how the file was read; None if the items come from no table.
     """
 
     ids: pl.Series
     names: pl.Series | None = None
     texts: pl.Series | None = None
     warnings: tuple[str, ...] = ()
+    table: ItemTable | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -54,8 +60,19 @@ def read_items(
     text_columns: Sequence[str] | None = None,
     name_column: str | None = None,
     file_format: str | None = None,
+    skip_bad: bool = False,
+    missing_as_ids: bool = False,
 ) -> Items:
-    """Reads a table of items and keeps its order. Columns that are not named are detected by their usual names."""
+    """Reads a table of items and keeps its order. Columns that are not named are detected by their usual names.
+
+    Args:
+        text_columns: columns that describe an item; empty: none, only the ids are wanted.
+        skip_bad: leave out rows without an id, and of rows that contradict each other all but the first.
+        missing_as_ids: values such as "nan" and "NULL" are ids; otherwise they are invalid.
+
+    Raises:
+        UserError: names the file, the lines or columns, what was found and what was expected.
+    """
     kind = format_of(path, file_format)
     if kind == SEQUENCES:
         tables = ", ".join(name for name in FORMATS if name != SEQUENCES)
@@ -70,17 +87,31 @@ def read_items(
     names = _select_columns(
         path, None if name_column is None else [name_column], NAME_COLUMNS, others, "--name-column"
     )[:1]
+    used = list(dict.fromkeys([*texts, *names]))
+    unit = "row" if kind == PARQUET else "line"
+    unused = [name for name in others if name not in used]
+    about = ItemTable(path, unit, id_column, names[0] if names else None, texts, unused)
+    if text_columns is None:
+        check_used(about)
     with named_errors(path):
-        frame = table.select(
+        cells = table.select(
+            ROW,
             item=id_text(id_column, schema[id_column]),
-            # A list, such as the categories in a Parquet file, becomes its members joined by commas.
-            text=pl.concat_str([_text(name, schema[name]) for name in texts], separator=" | ", ignore_nulls=True)
-            if texts
-            else pl.lit(None, pl.String),
-            name=_text(names[0], schema[names[0]]) if names else pl.lit(None, pl.String),
+            written=pl.col(id_column).cast(pl.String),
+            cells=pl.struct(_text(name, schema[name]).alias(name) for name in used) if used else pl.lit(None),
         ).collect()
-    _check_ids(path, frame["item"])
-    return Items(frame["item"], frame["name"] if names else None, frame["text"] if texts else None)
+    values = cells["cells"].struct.unnest() if used else pl.DataFrame()
+    frame = cells.select(ROW, "item", "written").with_columns(
+        name=values[names[0]] if names else pl.lit(None, pl.String),
+        text=values.select(pl.concat_str(texts, separator=" | ", ignore_nulls=True)).to_series()
+        if texts
+        else pl.lit(None, pl.String),
+    )
+    frame = frame.with_columns(text=pl.when(pl.col("text").str.len_bytes() > 0).then("text"))
+    warnings = about_texts(values, cells["item"], about)
+    frame, more = distinct_items(frame, about, schema[id_column].is_float(), skip_bad, missing_as_ids)
+    warnings += more
+    return Items(frame["item"], frame["name"] if names else None, frame["text"] if texts else None, warnings, about)
 
 
 def all_items(seen: pl.Series, known: Items | None, covered: pl.Series | None, only_seen: bool) -> Items:
@@ -128,15 +159,4 @@ def _text(column: str, dtype: pl.DataType) -> pl.Expr:
     if isinstance(dtype, pl.List):
         text = text.cast(pl.List(pl.String)).list.join(", ", ignore_nulls=True)
     cleaned = text.cast(pl.String).str.replace_many(list(ENTITIES), list(ENTITIES.values())).str.strip_chars()
-    return pl.when(cleaned.str.len_bytes() > 0).then(cleaned)
-
-
-def _check_ids(path: Path, ids: pl.Series) -> None:
-    if not len(ids):
-        raise UserError(f"{path}: found no item, expected at least one row")
-    if ids.null_count():
-        row = int(np.argmax(ids.is_null().to_numpy())) + 1
-        raise UserError(f"{path}: item {row} has no id; expected one in every row")
-    again = ids.filter(~ids.is_first_distinct())
-    if len(again):
-        raise UserError(f"{path}: item {again[0]!r} occurs twice; expected one row per item")
+    return pl.when((cleaned.str.len_bytes() > 0) & ~cleaned.is_in(MISSING_TEXTS)).then(cleaned)

@@ -51,7 +51,12 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     items = parser.add_argument_group("the table of items (CSV, TSV or Parquet)").add_argument
     items("--items", type=Path, metavar="FILE", help="items with titles or other texts; all of them can be recommended")
     items("--items-column", metavar="NAME", help="the column of the item ids")
-    items("--text-columns", nargs="+", metavar="NAME", help="the columns that describe an item")
+    items(
+        "--text-columns",
+        nargs="*",
+        metavar="NAME",
+        help="the columns that describe an item; without a name: none, only the ids are wanted",
+    )
     items("--name-column", metavar="NAME", help="the column of the items' names")
     items("--items-format", choices=FORMATS[:-1], help="format of that file (default: by its extension)")
     items("--only-seen-items", action="store_true", help="leave out items that no interaction has")

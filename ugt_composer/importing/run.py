@@ -86,7 +86,7 @@ def read_known_items(source: SourceSettings) -> Items | None:
     if source.items is None:
         return None
     columns = source.items_column, source.text_columns, source.name_column
-    return read_items(source.items, *columns, source.items_format)
+    return read_items(source.items, *columns, source.items_format, source.skip_bad, source.missing_as_ids)
 
 
 def write_ids(assigned: Assigned, items: Items, folder: Path) -> dict[str, Any]:

@@ -1,0 +1,128 @@
+"""Checks of a table of items: ids, rows of the same item, and columns that say nothing about the items."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ugt_composer.errors import UserError
+from ugt_composer.importing.ids import listed, no_id_message, one_form
+from ugt_composer.importing.table import ROW
+
+
+@dataclass(frozen=True)
+class ItemTable:
+    """How a table of items was read.
+
+    Attributes:
+        path: the file.
+        unit: "line" or "row", what ROW counts.
+        id_column, name_column, text_columns: the columns used; None or empty where there are none.
+        unused: its other columns.
+        facts: counts for the report.
+    """
+
+    path: Path
+    unit: str
+    id_column: str
+    name_column: str | None
+    text_columns: Sequence[str]
+    unused: Sequence[str]
+    facts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What each column was used for, for the report."""
+        named = {"item": self.id_column, "name": self.name_column}
+        return {**named, "text": list(self.text_columns), "unused": list(self.unused)}
+
+
+def check_used(table: ItemTable) -> None:
+    """Raises UserError if a table of items has further columns, but none of them is used."""
+    if table.unused and table.name_column is None and not table.text_columns:
+        raise UserError(
+            f"{table.path}: {table.id_column!r} is the item, but none of its other columns ({', '.join(table.unused)}) "
+            "looks like a name or a text of the item; name them with --text-columns and --name-column, or give "
+            "--text-columns without a name if only the ids are wanted"
+        )
+
+
+def distinct_items(
+    frame: pl.DataFrame, table: ItemTable, is_float: bool, skip_bad: bool, missing_as_ids: bool
+) -> tuple[pl.DataFrame, tuple[str, ...]]:
+    """One row per item with its id in one form, and warnings. Adds counts to the facts of `table`.
+
+    Args:
+        frame: ROW, item (id as text), written (id as in the file), name, text.
+        skip_bad: leave out rows without an id, and of rows that contradict each other all but the first.
+
+    Raises:
+        UserError: there are such rows, and `skip_bad` is false; or no rows.
+    """
+    if not len(frame):
+        raise UserError(f"{table.path}: found no item, expected at least one row")
+    ids, _, warnings = one_form(frame["item"], f"{table.path}: column {table.id_column!r}", missing_as_ids)
+    frame = frame.with_columns(ids.alias("item"))
+    bad = frame.filter(pl.col("item").is_null())
+    if len(bad):
+        found = no_id_message(table.path, table.unit, table.id_column, bad[ROW], bad["written"], is_float)
+        if not skip_bad:
+            raise UserError(f"{found}; fix it, or skip such rows with --on-error skip ({len(bad):,} of {len(frame):,})")
+        warnings += (f"{found}; {len(bad):,} such rows were skipped",)
+        frame = frame.drop_nulls("item")
+        if not len(frame):
+            raise UserError(f"{table.path}: no row has an item id; expected one in column {table.id_column!r}")
+    rows = len(frame)
+    frame = frame.unique(["item", "name", "text"], keep="first", maintain_order=True)
+    same = rows - len(frame)
+    if same:
+        warnings += (f"{table.path}: {same:,} rows repeat an item with the same name and text and were left out",)
+    frame, contradicting = _first_of_contradicting(frame, table, skip_bad)
+    table.facts.update(
+        rows=rows + len(bad),
+        items=len(frame),
+        skipped_rows=len(bad),
+        repeated_rows=same,
+        contradicting_rows=rows - same - len(frame),
+        items_without_text=int(frame["text"].null_count()),
+    )
+    return frame, (*warnings, *contradicting)
+
+
+def _first_of_contradicting(
+    frame: pl.DataFrame, table: ItemTable, skip_bad: bool
+) -> tuple[pl.DataFrame, tuple[str, ...]]:
+    again = frame.filter(pl.col("item").is_duplicated())
+    if not len(again):
+        return frame, ()
+    item = again["item"][0]
+    lines = again.filter(pl.col("item") == item)[ROW].to_list()
+    found = (
+        f"{table.path}, {table.unit}s {listed(lines)}: item {item!r} occurs {len(lines)} times with different names or "
+        f"texts (found {again['item'].n_unique():,} such items in {len(again):,} rows)"
+    )
+    if not skip_bad:
+        raise UserError(f"{found}; expected one row per item; fix it, or keep the first of them with --on-error skip")
+    return frame.unique("item", keep="first", maintain_order=True), (f"{found}; the first row of each was kept",)
+
+
+def about_texts(cells: pl.DataFrame, ids: pl.Series, table: ItemTable) -> tuple[str, ...]:
+    """Warnings about columns of names and texts that are empty, or that hold the ids.
+
+    Args:
+        cells: each column of names and texts, under its own name; text, null where there is none.
+        ids: text (n,), the items' ids.
+    """
+    warnings = []
+    for column in cells.columns:
+        values = cells[column]
+        if values.null_count() == len(values):
+            warnings.append(f"{table.path}: column {column!r} is used as name or text of the items, but is empty")
+        elif (values == ids).all():
+            warnings.append(
+                f"{table.path}: column {column!r} is used as name or text of the items, but holds their ids; name "
+                "another column with --text-columns and --name-column"
+            )
+    return tuple(warnings)
