@@ -80,6 +80,14 @@ def print_report(report: dict[str, Any]) -> None:
             print(f"{text}: {number:,}")
     if report["first_skipped"]:
         print(f"the first of them: {report['first_skipped']}")
+    if "item_matches" in report:
+        matches, table = report["item_matches"], report["item_table"]
+        print(
+            f"{table['items']:,} items in the table of items, {table['items_without_text']:,} without text, "
+            f"{matches['table_without_interactions']:,} without interactions; "
+            f"{matches['not_in_table']:,} of the {matches['items_of_interactions']:,} items of the interactions are not "
+            "in it"
+        )
     parts = ", ".join(f"{count:,} {part}" for part, count in report["parts"].items())
     print(f"{report['interactions']:,} interactions of {report['users']:,} users")
     print(f"{report['positive']:,} of them in histories: {parts}")

@@ -223,6 +223,25 @@ def test_ids_from_codes_from_a_bundle_and_from_vectors(source):
     assert (made["method"], made["clusters"]) == ("vectors", [4, 8])
 
 
+def test_items_written_as_floats_are_those_of_the_table(source, capsys):
+    items = "--items", source.with_name("items.csv")
+    expected = run(source, "whole", *items)
+    table = pl.read_csv(source).with_columns(pl.col("item_id").cast(pl.Float64))
+    table.write_csv(source)
+    table.write_parquet(source.with_suffix(".parquet"))
+    for path, name in ((source, "floats"), (source.with_suffix(".parquet"), "parquet")):
+        out = run(path, name, *items)
+        assert (out / "catalogue.jsonl").read_bytes() == (expected / "catalogue.jsonl").read_bytes()
+        assert (out / "train.jsonl").read_bytes() == (expected / "train.jsonl").read_bytes()
+    report = json.loads((source.with_name("floats") / "report.json").read_text())
+    assert report["item_matches"]["not_in_table"] == 0
+    assert report["item_columns"] == {"item": "item_id", "name": "title", "text": ["title"], "unused": []}
+    assert "column 'item_id': all ids are whole numbers" in report["warnings"][0]
+    printed = capsys.readouterr()
+    assert "columns of " in printed.err
+    assert "2 without interactions; 0 of the 40 items of the interactions are not in it" in printed.out
+
+
 def test_items_without_a_code_are_refused_or_left_out(source):
     index = source.with_name("index.json")
     index.write_text(json.dumps({str(n): [1, 2, n] for n in range(1, ITEMS)}))
@@ -252,6 +271,7 @@ def test_items_without_a_code_are_refused_or_left_out(source):
         (["--split", "time", "--test-from", "soon"], "--test-from soon: expected a fraction"),
         (["--split", "time", "--file-order"], "--split time: expected timestamps"),
         (["--items", "items.xyz"], "items.xyz: the file extension '.xyz' is unknown"),
+        (["--max-unmatched", "2"], "--max-unmatched 2: expected a fraction from 0 to 1"),
         (["--held-out-users", "1"], "--held-out-users 1.0: expected a fraction"),
     ],
 )

@@ -5,7 +5,7 @@ Names are compared in a plain form: without case, blanks, punctuation and RecBol
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ugt_composer.errors import UserError, nearest
@@ -17,6 +17,7 @@ THINGS = (
     *("podcast", "beer", "wine", "venue", "poi", "place", "location", "listing", "document", "doc", "content", "goods"),
     *("ad", "album", "artist", "store", "shop"),
 )
+MOST_LISTED = 12
 ID_ENDINGS = ("id", "code", "no", "number", "key", "idx", "index")
 
 ITEM_IDS = (
@@ -137,3 +138,21 @@ def need_column(
         names = ", ".join(columns)
         raise UserError(f"{path}: none of its columns ({names}) looks like the {role}; name it with {option}")
     return column
+
+
+def about_columns(path: Path, used: Mapping[str, str | Sequence[str] | None], unused: Sequence[str]) -> str:
+    """A sentence: which column was used for what, which others look like it, and which were not used.
+
+    Args:
+        used: role → column or columns.
+    """
+    parts = []
+    for role, columns in used.items():
+        names = [columns] if isinstance(columns, str) else list(columns or ())
+        others = usual_columns(USUAL_NAMES.get(role, ()), unused)
+        also = f" (not {', '.join(map(repr, others))})" if others else ""
+        if names:
+            parts.append(f"{role} = {', '.join(map(repr, names))}{also}")
+    more = f" and {len(unused) - MOST_LISTED:,} more" if len(unused) > MOST_LISTED else ""
+    rest = f"; not used: {', '.join(map(repr, unused[:MOST_LISTED]))}{more}" if unused else ""
+    return f"columns of {path}: {', '.join(parts)}{rest}"

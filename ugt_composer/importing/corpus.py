@@ -7,8 +7,10 @@ import numpy as np
 import polars as pl
 
 from ugt_composer.errors import UserError, nearest
+from ugt_composer.importing.ids import listed
 from ugt_composer.importing.interactions import Interactions, read_interactions
 from ugt_composer.importing.items import Items, all_items, numbers_of
+from ugt_composer.importing.matching import form_hint, match_items
 from ugt_composer.importing.settings import SourceSettings, SplitSettings
 from ugt_composer.importing.splits import PARTS, TIME, TRAIN, by_time, leave_one_out, user_offsets
 
@@ -75,16 +77,24 @@ def make_corpus(
             error, or is left out with `drop_items_without`.
     """
     facts: dict[str, Any] = {"interactions": len(log), "skipped_rows": log.skipped, "first_skipped": log.first_skipped}
+    matches = match_items(log, known, source.max_unmatched)
+    warnings = (*(() if known is None else known.warnings), *log.warnings, *matches.warnings)
+    if known is not None:
+        facts["item_matches"] = matches.facts
     items = all_items(log.items, known, covered, source.only_seen_items)
     numbers = numbers_of(log.items, items)
     item = numbers[log.item].astype(np.int32)
     if (numbers < 0).any():
         without = log.items.filter(pl.Series(numbers < 0))
+        assert covered is not None
+        hint = form_hint(without, covered, "the file of codes or vectors")
+        lacking = (
+            f"item {without[0]!r} of the interactions has no code or vector ({len(without):,} of {len(log.items):,} "
+            f"items have none: {listed(without.to_list())}){hint}"
+        )
         if not drop_items_without:
-            raise UserError(
-                f"item {without[0]!r} of the interactions has no code or vector ({len(without):,} of "
-                f"{len(log.items):,} items have none); give each one, or leave them out with --drop-items-without"
-            )
+            raise UserError(f"{lacking}; give each one, or leave them out with --drop-items-without")
+        warnings += (f"{lacking}; they were left out",)
         log, item = log.only(item >= 0), item[item >= 0]
     facts["interactions_without_id"] = facts["interactions"] - len(log)
     log = replace(log, items=items.ids, item=item)
@@ -103,7 +113,6 @@ def make_corpus(
     held_out[np.random.default_rng(split.seed).permutation(len(held_out))[:count]] = True
     facts["users"], facts["held_out_users"] = len(log.users), count
     facts["parts"] = {name: int(n) for name, n in zip(PARTS, np.bincount(part, minlength=len(PARTS)), strict=True)}
-    warnings = (*(() if known is None else known.warnings), *log.warnings)
     return Corpus(log, items, positive, user, item, offsets, part, held_out, facts, warnings)
 
 

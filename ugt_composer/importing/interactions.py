@@ -56,6 +56,7 @@ class Interactions:
         action: text (N,); None without such a column.
         time_form: the format of the file's times.
         columns: role → the file's column.
+        unused: the file's other columns.
         skipped, first_skipped: how many rows were left out as invalid, and what is wrong with the first one.
         warnings: sentences about the file, for the user and the report.
     """
@@ -69,6 +70,7 @@ class Interactions:
     action: pl.Series | None
     time_form: TimeForm | None
     columns: dict[str, str]
+    unused: tuple[str, ...] = ()
     skipped: int = 0
     first_skipped: str | None = None
     warnings: tuple[str, ...] = ()
@@ -130,7 +132,8 @@ def read_interactions(
         frame = table.select(**values).collect()
     frame, values, remarks = _with_ids(path, frame, column_of, values, missing_as_ids)
     bad = _first_bad_row(path, table, frame, column_of, values, "row" if kind == PARQUET else "line")
-    return _checked(path, frame, form, column_of, bad, skip_bad, remarks)
+    unused = tuple(name for name in columns_of(table) if name not in column_of.values())
+    return replace(_checked(path, frame, form, column_of, bad, skip_bad, remarks), unused=unused)
 
 
 def _with_ids(

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from ugt_composer.errors import UserError
+from ugt_composer.importing.column_names import about_columns
 from ugt_composer.importing.ids import listed, no_id_message, one_form
 from ugt_composer.importing.table import ROW
 
@@ -35,8 +36,14 @@ class ItemTable:
     @property
     def columns(self) -> dict[str, Any]:
         """What each column was used for, for the report."""
-        named = {"item": self.id_column, "name": self.name_column}
-        return {**named, "text": list(self.text_columns), "unused": list(self.unused)}
+        return {**self._used, "unused": list(self.unused)}
+
+    def __str__(self) -> str:
+        return about_columns(self.path, self._used, self.unused)
+
+    @property
+    def _used(self) -> dict[str, Any]:
+        return {"item": self.id_column, "name": self.name_column, "text": list(self.text_columns)}
 
 
 def check_used(table: ItemTable) -> None:

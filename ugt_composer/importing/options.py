@@ -59,6 +59,13 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     )
     items("--name-column", metavar="NAME", help="the column of the items' names")
     items("--items-format", choices=FORMATS[:-1], help="format of that file (default: by its extension)")
+    items(
+        "--max-unmatched",
+        type=float,
+        default=SourceSettings.max_unmatched,
+        metavar="FRACTION",
+        help="stop if that file lacks more than this fraction of the items of the interactions (default %(default)s)",
+    )
     items("--only-seen-items", action="store_true", help="leave out items that no interaction has")
 
 

@@ -12,7 +12,9 @@ from tqdm import tqdm
 from ugt_composer.errors import UserError
 from ugt_composer.importing.assign import Assigned, assign_ids, read_given
 from ugt_composer.importing.bundle import Bundle
+from ugt_composer.importing.column_names import about_columns
 from ugt_composer.importing.corpus import Corpus, make_corpus, read_log
+from ugt_composer.importing.interactions import Interactions
 from ugt_composer.importing.items import Items, all_items, read_items
 from ugt_composer.importing.jsonl import write_preferences, write_recommend
 from ugt_composer.importing.popularity import popularity
@@ -43,16 +45,21 @@ class Settings:
 
 def import_interactions(settings: Settings, folder: Path, say: Say) -> dict[str, Any]:
     """Writes FILES into `folder`, except for preference files that would have no pairs. Returns the report."""
-    known = read_known_items(settings.source)
+    known = read_known_items(settings.source, say)
     given = read_given(settings.ids, known)
-    say("reading the interactions")
-    log = read_log(settings.source)
+    log = read_interactions_of(settings.source, say)
     covered = None if given is None else given.items
     corpus = make_corpus(log, known, covered, settings.source, settings.split, settings.ids.drop_items_without)
     del log  # the corpus keeps its own copy
     say(f"semantic IDs of {len(corpus.items):,} items")
     assigned = assign_ids(corpus.items, given, corpus.user[corpus.trained], corpus.item[corpus.trained], settings.ids)
-    report = {**corpus.facts, "columns": corpus.log.columns, **write_ids(assigned, corpus.items, folder)}
+    report = {
+        **corpus.facts,
+        "columns": corpus.log.columns,
+        "unused_columns": list(corpus.log.unused),
+        **item_facts(known),
+    }
+    report |= write_ids(assigned, corpus.items, folder)
     report |= _write_rows(corpus, assigned.bundle, settings, folder)
     report["warnings"] = list(corpus.warnings)
     write_report(report, folder)
@@ -61,14 +68,13 @@ def import_interactions(settings: Settings, folder: Path, say: Say) -> dict[str,
 
 def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, folder: Path, say: Say) -> dict[str, Any]:
     """Writes ID_FILES into `folder`. Only the training part of the interactions, if there are any, is used."""
-    known = read_known_items(source)
+    known = read_known_items(source, say)
     given = read_given(ids, known)
     items, user, item = known, np.zeros(0, np.int32), np.zeros(0, np.int32)
     warnings = () if known is None else known.warnings
     covered = None if given is None else given.items
     if source.interactions is not None:
-        say("reading the interactions")
-        corpus = make_corpus(read_log(source), known, covered, source, split, ids.drop_items_without)
+        corpus = make_corpus(read_interactions_of(source, say), known, covered, source, split, ids.drop_items_without)
         items, user, item = corpus.items, corpus.user[corpus.trained], corpus.item[corpus.trained]
         warnings = corpus.warnings
     elif given is not None:
@@ -77,16 +83,34 @@ def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, fold
         raise UserError("no items to make semantic IDs for; give interactions, --items, --codes or --vectors")
     say(f"semantic IDs of {len(items):,} items")
     report = write_ids(assign_ids(items, given, user, item, ids), items, folder)
+    report |= item_facts(known)
     report["warnings"] = list(warnings)
     write_report(report, folder)
     return report
 
 
-def read_known_items(source: SourceSettings) -> Items | None:
+def read_known_items(source: SourceSettings, say: Say) -> Items | None:
     if source.items is None:
         return None
     columns = source.items_column, source.text_columns, source.name_column
-    return read_items(source.items, *columns, source.items_format, source.skip_bad, source.missing_as_ids)
+    known = read_items(source.items, *columns, source.items_format, source.skip_bad, source.missing_as_ids)
+    say(str(known.table))
+    return known
+
+
+def read_interactions_of(source: SourceSettings, say: Say) -> Interactions:
+    say("reading the interactions")
+    log = read_log(source)
+    if log.columns:
+        say(about_columns(Path(str(source.interactions)), log.columns, log.unused))
+    return log
+
+
+def item_facts(known: Items | None) -> dict[str, Any]:
+    """For the report: which columns of the table of items were used for what, and counts of its rows."""
+    if known is None or known.table is None:
+        return {}
+    return {"item_columns": known.table.columns, "item_table": known.table.facts}
 
 
 def write_ids(assigned: Assigned, items: Items, folder: Path) -> dict[str, Any]:

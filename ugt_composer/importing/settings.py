@@ -28,7 +28,12 @@ class SourceSettings:
     text_columns: tuple[str, ...] | None = None
     name_column: str | None = None
     only_seen_items: bool = False
+    max_unmatched: float = 0.5
     missing_as_ids: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_unmatched <= 1:
+            raise UserError(f"--max-unmatched {self.max_unmatched:g}: expected a fraction from 0 to 1")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,102 @@
+"""Whether two files have the same items: which ids one of them lacks, and if those are only written differently."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ugt_composer.errors import UserError
+from ugt_composer.importing.ids import listed
+from ugt_composer.importing.interactions import Interactions
+from ugt_composer.importing.items import Items
+
+Form = Callable[[pl.Expr], pl.Expr]
+
+
+def _without_zeros(ids: pl.Expr) -> pl.Expr:
+    return ids.str.replace(r"^0+([0-9])", "$1")
+
+
+def _without_point(ids: pl.Expr) -> pl.Expr:
+    return ids.str.replace(r"\.0+$", "")
+
+
+def _without_signs(ids: pl.Expr) -> pl.Expr:
+    return ids.str.replace_all(r"[\W_]+", "")
+
+
+# How the ids of two files may differ; the first form that makes most of them the same is named.
+FORMS: dict[str, Form] = {
+    "upper and lower case": lambda ids: ids.str.to_lowercase(),
+    "leading zeros": _without_zeros,
+    "a '.0' at the end": _without_point,
+    "blanks and punctuation": _without_signs,
+    "case, zeros and punctuation": lambda ids: _without_zeros(_without_signs(_without_point(ids.str.to_lowercase()))),
+    "the letters before the number": lambda ids: _without_zeros(ids.str.extract(r"^\D*(\d+)$")),
+}
+
+
+@dataclass(frozen=True)
+class Matches:
+    """How the items of the interactions match a table of items: counts for the report, and warnings."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def match_items(log: Interactions, known: Items | None, max_unmatched: float) -> Matches:
+    """Counts the items that only the interactions have, and those that only the table has.
+
+    Raises:
+        UserError: the table lacks more than the fraction `max_unmatched` of the items of the interactions.
+    """
+    if known is None or known.table is None:
+        return Matches()
+    lacking = log.items.filter(~log.items.is_in(known.ids.implode()))
+    unseen = known.ids.filter(~known.ids.is_in(log.items.implode()))
+    rows = int(np.isin(log.item, np.flatnonzero(log.items.is_in(lacking.implode()).to_numpy())).sum())
+    facts = {
+        "items_of_interactions": len(log.items),
+        "not_in_table": len(lacking),
+        "interactions_not_in_table": rows,
+        "first_not_in_table": lacking.head(10).to_list(),
+        "table_without_interactions": len(unseen),
+        "first_without_interactions": unseen.head(10).to_list(),
+    }
+    if not len(lacking):
+        return Matches(facts)
+    found = (
+        f"{known.table.path}: lacks {len(lacking):,} of the {len(log.items):,} items of the interactions "
+        f"({len(lacking) / len(log.items):.0%}; {rows:,} of {len(log):,} interactions): {listed(lacking.to_list())}"
+        f"{form_hint(lacking, unseen, 'the table')}"
+    )
+    if len(lacking) > max_unmatched * len(log.items):
+        raise UserError(
+            f"{found}; expected at most a fraction of {max_unmatched:g}. Column {known.table.id_column!r} holds the "
+            f"table's ids, such as {listed(known.ids.to_list())}: name another one with --items-column, or import "
+            "these items without name and text with --max-unmatched 1"
+        )
+    return Matches(facts, (f"{found}; these items have no name and no text",))
+
+
+def form_hint(lacking: pl.Series, others: pl.Series, place: str) -> str:
+    """Part of a sentence: how the ids that are missing in a `place` are written there; empty if they are not there.
+
+    Args:
+        lacking: ids (n,) of the interactions.
+        others: ids (m,) of the place.
+    """
+    best, hint = 0, ""
+    for name, form in FORMS.items():
+        ours = pl.DataFrame({"ours": lacking}).with_columns(form(pl.col("ours")).alias("form")).drop_nulls()
+        theirs = pl.DataFrame({"theirs": others}).with_columns(form(pl.col("theirs")).alias("form")).drop_nulls()
+        joined = ours.join(theirs.unique("form", keep="first", maintain_order=True), on="form", maintain_order="left")
+        if len(joined) > best:
+            best, (one, other) = len(joined), joined.select("ours", "theirs").row(0)
+            hint = (
+                f"; {best:,} of them match without regard to {name}: the interactions have {one!r} where {place} has "
+                f"{other!r}, so write ids the same way in both files"
+            )
+    return hint
