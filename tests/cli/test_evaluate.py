@@ -5,7 +5,9 @@ import math
 
 import pytest
 
+from tests.shop import SIZES, shop_item
 from ugt_composer.cli.main import main
+from ugt_composer.data.history import decoder_lists, encoder_lists
 from ugt_composer.errors import UserError
 from ugt_composer.training.build import build_trainer
 
@@ -59,6 +61,70 @@ def test_options_change_cut_offs_and_what_may_be_recommended(evaluate, shop, tmp
     assert "hit_rate_l1_l2" in shown
     assert f"{found['metrics']['recall@3']:.4f}" in shown
     assert "6-10" in shown
+
+
+@pytest.fixture
+def converted(shop, tmp_path):
+    """converted(rows, *options) → a folder of recommend rows, as (history, targets) of item numbers of the shop."""
+    from convert.jsonl_to_mds import main as convert
+
+    def run(rows, *options, **keys) -> str:
+        name = f"rows{len(list(tmp_path.glob('rows*.jsonl')))}"
+        lines = [
+            {
+                "user_id": f"u{user}",
+                **encoder_lists(list(map(shop_item, history))),
+                **decoder_lists(list(map(shop_item, targets))),
+                **{key: values[user] for key, values in keys.items()},
+            }
+            for user, (history, targets) in enumerate(rows)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        sizes = ["--codebook-sizes", *map(str, SIZES), "--max-positions", "32", *options]
+        words = [str(tmp_path / f"{name}.jsonl"), "--kind", "recommend", "--out", str(tmp_path / name), *sizes]
+        assert convert(words) == 0
+        return str(tmp_path / name)
+
+    return run
+
+
+LONG = [([(3 * user + step) % 60 for step in range(4 + user)], [(4 * user + 4) % 60]) for user in range(20)]
+
+
+def test_of_long_histories_the_most_recent_items_are_read_and_all_are_excluded(evaluate, converted, capsys):
+    long = evaluate(1, "-k", "5", "50", data=[converted(LONG)])
+    assert (long["max_history"], long["longer_histories"]) == (7, 16)
+    assert (
+        "16 of 20 rows have histories of more than 7 items; the model reads the most recent 7"
+        in capsys.readouterr().err
+    )
+    short = evaluate(1, "-k", "5", "50", data=[converted([(history[-7:], targets) for history, targets in LONG])])
+    assert long["metrics"] == short["metrics"]
+    assert short["longer_histories"] == 0
+    assert short["warnings"] == []
+    assert evaluate(1, "-k", "5", "50", "--max-history", "31", data=[converted(LONG)])["metrics"] != short["metrics"]
+    # Items that are not read are excluded too: of 60 items 30 remain, and all of them are recommended.
+    rows = [(list(range(30)), [59])]
+    found = evaluate(1, "-k", "30", "--exclude-seen", data=[converted(rows)])
+    assert found["metrics"]["recall@30"] == 1
+
+
+def test_targets_that_exclusion_removes_are_counted(evaluate, converted, capsys):
+    rows = [([1, 2, 3], [2]), ([1, 2, 3], [4]), ([5, 5], [5])]
+    folder = converted(rows)
+    found = evaluate(1, "--exclude-seen", data=[folder])
+    assert found["unreachable_rows"] == 2
+    assert "2 of 3 ranked rows have a target that is also in their history" in found["warnings"][0]
+    assert found["warnings"][0] in capsys.readouterr().err
+    assert found["metrics"]["recall@50"] < 0.34
+    assert evaluate(1, "--include-seen", data=[folder])["warnings"] == []
+
+
+def test_histories_that_the_conversion_truncated_are_counted(evaluate, converted, capsys):
+    folder = converted(LONG, "--max-history", "6")
+    found = evaluate(1, "--exclude-seen", data=[folder])
+    assert found["incomplete_histories"] == 18
+    assert "18 of 20 rows lack the earliest items of their histories" in capsys.readouterr().err
 
 
 def test_a_model_of_stage_3_needs_no_reference_for_rows_without_pairs(evaluate, tmp_path):

@@ -16,6 +16,7 @@ from tests.shop import ROOT, stage_arguments
 from ugt_composer import __version__
 from ugt_composer.cli.main import main as ugt_main
 from ugt_composer.config.load import load_config
+from ugt_composer.data.history import encoder_lists
 from ugt_composer.errors import UserError
 from ugt_composer.training.dry_run import describe
 
@@ -142,10 +143,8 @@ def test_recommend_reads_item_ids_and_names_unknown_ones(stages, tmp_path):
     assert "not in the catalogue, left out: nothing" in result.stderr
 
 
-def test_of_a_long_history_the_most_recent_count_and_none_is_recommended_again(recommend, stages, shop):
-    from ugt_composer.checkpoint.portable import load_portable
-
-    reads = load_portable(stages / "stage1" / "best")[1].model.max_seq_len - 1
+def test_of_a_long_history_the_most_recent_count_and_none_is_recommended_again(recommend, shop):
+    reads = 7  # the longest history of the training rows
     names = [json.loads(line)["item_id"] for line in (shop / "catalogue.jsonl").read_text().splitlines()]
     once = [name for name in names if name != names[3]]
     long = once + once[-1:] * reads  # the model sees one item, again and again
@@ -158,7 +157,57 @@ def test_of_a_long_history_the_most_recent_count_and_none_is_recommended_again(r
     same = next(entry for entry in short if entry["item_id"] == names[3])
     assert cut[0]["log_prob"] == pytest.approx(same["log_prob"], abs=1e-5)
     assert unknown == empty
-    assert f"the model reads the {reads} most recent of {len(long)} items" in result.stderr
+    assert f"the model reads the {reads} most recent of {len(long)} items; the 59 earlier ones are" in result.stderr
+
+
+def as_lists(items: list[str], shop: Path) -> dict:
+    lines = map(json.loads, (shop / "catalogue.jsonl").read_text().splitlines())
+    triples = {item["item_id"]: (item["l1_id"], item["l2_id"], item["l3_id"]) for item in lines}
+    return encoder_lists([triples[item] for item in items])
+
+
+@pytest.mark.parametrize("length", [7, 8, 45, 59])
+def test_both_forms_of_a_history_exclude_every_item_and_report_true_numbers(recommend, shop, length):
+    items = [f"item-{number}" for number in range(length)]
+    padded = {key: [0, *values] for key, values in as_lists(items, shop).items()}  # a masked position in front
+    users = [{"items": items}, as_lists(items, shop), padded, {"items": items[-1:]}]
+    result = recommend("--history", "-", "-k", "60", "--json", stdin="\n".join(map(json.dumps, users)))
+    assert result.returncode == 0, result.stderr
+    named, lists, masked, _ = (json.loads(line)["recommendations"] for line in result.stdout.splitlines())
+    assert named == lists == masked
+    assert {entry["item_id"] for entry in named} == {f"item-{number}" for number in range(length, 60)}
+    remarks = [line for line in result.stderr.splitlines() if "most recent" in line]
+    assert len(remarks) == (0 if length == 7 else 3)
+    for remark in remarks:
+        assert f"reads the 7 most recent of {length} items; the " in remark
+        assert (f"{length - 7} earlier ones" if length > 8 else "the earlier one is") in remark
+        assert "not recommended either" in remark
+
+
+def test_the_length_of_a_history_is_that_of_training_unless_an_option_changes_it(recommend, shop):
+    items = [f"item-{number}" for number in range(0, 40, 2)]
+
+    def ask(read, *options):
+        line = json.dumps({"user_id": "u", "items": items[-read:]})
+        return json.loads(recommend("--history", "-", "--json", "--include-seen", *options, stdin=line).stdout)
+
+    assert ask(20) == ask(7) != ask(5)
+    assert ask(20, "--max-history", "5") == ask(5)
+    assert ask(20, "--max-history", "31") != ask(7)
+    result = recommend("--history", "-", "--max-history", "32", stdin='{"items": []}')
+    assert result.returncode == 2
+    assert "--max-history is 32; expected at most 31" in result.stderr
+
+
+def test_a_model_that_does_not_know_the_length_of_its_training_rows_reads_all_that_it_can(recommend, stages, tmp_path):
+    from ugt_composer.checkpoint.portable import FINGERPRINT, load_portable, save_portable
+
+    model, config, facts = load_portable(stages / "stage1" / "best")
+    assert facts["longest_history"] == "7"
+    save_portable(tmp_path / "model", model.state_dict(), config, {FINGERPRINT: facts[FINGERPRINT]})
+    line = json.dumps({"items": ["item-3"] * 40})
+    result = recommend("--history", "-", checkpoint=tmp_path / "model", stdin=line)
+    assert "the model reads the 31 most recent of 40 items" in result.stderr
 
 
 def test_recommend_reads_rows_of_the_training_format(recommend, shop):
@@ -186,6 +235,9 @@ def test_recommendations_of_a_batch_are_those_of_each_user_alone(recommend, shop
         ("nonsense", ["-:1", "JSON"]),
         ('{"items": []}\n{"user_id": 5, "items": []}', ["-:2", "user_id"]),
         ('{"encoder_l1_ids": [5]}', ["-:1", "encoder_l2_ids"]),
+        ('{"user_id": "u", "item": ["item-3"]}', ["-:1: no history: found user_id, item; expected `items`"]),
+        ("{}", ["-:1: no history: found no key"]),
+        ('{"items": [], "encoder_l1_ids": [5]}', ["-:1: found both `items` and encoder_l1_ids"]),
     ],
 )
 def test_a_bad_history_is_named(recommend, history, words):

@@ -30,6 +30,7 @@ from ugt_composer.storage.sync import forget_cached, sync_file
 
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
 FINGERPRINT = "catalogue_fingerprint"
+LONGEST_HISTORY = "longest_history"  # items of the longest history that the model was trained on
 
 
 def save_portable(folder: str | Path, weights: dict[str, Tensor], config: Config, facts: dict[str, str]) -> None:

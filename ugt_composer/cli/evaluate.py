@@ -3,10 +3,12 @@
 import argparse
 import json
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ugt_composer.cli.options import add_catalogue, add_item_score_weight, add_model
+from ugt_composer.cli.options import add_catalogue, add_item_score_weight, add_max_history, add_model
 
 EPILOG = """examples:
   ugt evaluate --checkpoint checkpoints/stage3/best --data mds/test
@@ -50,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="prefixes kept at each level (default: that of the model's config, at least k)",
     )
     add_item_score_weight(parser)
+    add_max_history(parser)
     parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="rows per batch (default 256)")
     parser.add_argument("--json", metavar="FILE", help="write all results, unrounded")
     parser.add_argument("--plot", metavar="FILE.png", help="plot recall and ndcg by k and by history length")
@@ -61,10 +64,12 @@ def main(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ugt_composer.cli.loading import check_positive, load_trained, with_item_scores
-    from ugt_composer.data.manifest import read_manifest
+    from ugt_composer.data.manifest import read_manifest, rows_longer_than
     from ugt_composer.inference.evaluation import evaluate, evaluation_config
+    from ugt_composer.inference.history_length import history_length
+    from ugt_composer.jsonl.schema import RECOMMEND
 
-    check_positive(arguments, "k", "beam_width", "batch_size")
+    check_positive(arguments, "k", "beam_width", "batch_size", "max_history")
     for option, path in (("--json", arguments.json), ("--plot", arguments.plot)):
         _check_writable(option, path)
     model, config, facts, catalogue = load_trained(arguments.checkpoint, arguments.catalogue)
@@ -79,10 +84,11 @@ def main(arguments: argparse.Namespace) -> int:
     )
     if arguments.reference is not None:
         config = replace(config, loss=replace(config.loss, reference_from=arguments.reference))
+    max_history = history_length(config, facts, arguments.max_history)
     rows = sum(read_manifest(folder).rows for folder in arguments.data)
     with tqdm(total=rows, unit=" rows", desc="evaluating", disable=None, leave=False) as bar:
-        evaluation = evaluate(model, config, catalogue, bar.update)
-    report = {
+        evaluation = evaluate(model, config, catalogue, bar.update, max_history)
+    report: dict[str, Any] = {
         "model": {"path": arguments.checkpoint, "parameters": sum(p.numel() for p in model.parameters()), **facts},
         "data": [
             {"folder": m.folder, "kind": m.kind, "rows": m.rows, "index_hash": m.index_hash} for m in evaluation.data
@@ -91,12 +97,17 @@ def main(arguments: argparse.Namespace) -> int:
         "k_values": list(config.evaluation.k_values),
         "beam_width": config.evaluation.beam_width,
         "exclude_seen": config.evaluation.exclude_seen,
+        "max_history": max_history,
         "item_score_weight": config.evaluation.item_score_weight,
         "rows": rows,
         "ranked_rows": evaluation.ranked_rows,
+        "unreachable_rows": evaluation.unreachable_rows,
+        "longer_histories": 0 if max_history is None else rows_longer_than(max_history, evaluation.data),
+        "incomplete_histories": sum(m.truncated_histories for m in evaluation.data if m.kind == RECOMMEND),
         "metrics": evaluation.metrics,
         "by_history_length": evaluation.by_length,
     }
+    report["warnings"] = list(_warnings(report))
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
     if arguments.plot:
@@ -104,7 +115,31 @@ def main(arguments: argparse.Namespace) -> int:
 
         draw(report, Path(arguments.plot))
     _print(report)
+    for warning in report["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
     return 0
+
+
+def _warnings(report: dict[str, Any]) -> Iterator[str]:
+    """What a reader of the metrics has to know about histories."""
+    rows, items = f"of {report['rows']:,} rows", report["max_history"]
+    if longer := report["longer_histories"]:
+        yield (
+            f"{longer:,} {rows} have histories of more than {items:,} items; the model reads the most recent {items:,} "
+            "of each, as many as in the longest history that it was trained on, or --max-history"
+        )
+    if not report["exclude_seen"]:
+        return
+    if incomplete := report["incomplete_histories"]:
+        yield (
+            f"{incomplete:,} {rows} lack the earliest items of their histories, which were truncated when the rows "
+            "were made; these items are not excluded and can be recommended again"
+        )
+    if unreachable := report["unreachable_rows"]:
+        yield (
+            f"{unreachable:,} of {report['ranked_rows']:,} ranked rows have a target that is also in their history, "
+            "so with seen items excluded it cannot be recommended; --include-seen ranks all items"
+        )
 
 
 def _check_writable(option: str, path: str | None) -> None:

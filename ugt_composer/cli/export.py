@@ -2,7 +2,7 @@
 
 import argparse
 
-from ugt_composer.cli.options import add_model, add_output_folder
+from ugt_composer.cli.options import add_max_history, add_model, add_output_folder
 
 FILES = ("encoder.pt2", "scorer.pt2", "usage.py", "model.safetensors", "config.yaml", "record.json")
 EPILOG = """examples:
@@ -12,7 +12,8 @@ EPILOG = """examples:
 DIR holds, in float32:
   encoder.pt2        histories → user state (for the scorer) and user vector; any number of rows and tokens
   scorer.pt2         user states, semantic IDs → log p(l1) + log p(l2|l1) + log p(l3|l1,l2); any number of both
-  usage.py           loads both with torch and numpy and scores an example; no other code is needed
+  usage.py           loads both with torch and numpy and scores an example; no other code is needed. It reads as many of
+                     the most recent items as the model was trained on, or --max-history
   model.safetensors, config.yaml, record.json
                      the model itself; every --checkpoint option accepts DIR
 Exit status: 0 done, 2 bad input."""
@@ -21,6 +22,7 @@ Exit status: 0 done, 2 bad input."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_output_folder(parser)
+    add_max_history(parser)
     parser.add_argument(
         "--catalogue",
         metavar="FILE",
@@ -29,7 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    import shutil
     from pathlib import Path
 
     import torch
@@ -38,15 +39,18 @@ def main(arguments: argparse.Namespace) -> int:
     from ugt_composer.catalogue.trie import ItemTrie
     from ugt_composer.checkpoint.portable import load_portable, save_portable
     from ugt_composer.checkpoint.remote import model_folder
-    from ugt_composer.cli.loading import load_catalogue_of
+    from ugt_composer.cli.loading import check_positive, load_catalogue_of
     from ugt_composer.errors import UserError
     from ugt_composer.inference.export_programs import export_programs
+    from ugt_composer.inference.history_length import history_length
     from ugt_composer.storage.output_folder import new_folder
 
+    check_positive(arguments, "max_history")
     out = Path(arguments.out)
     with new_folder(out, FILES, arguments.overwrite) as folder:
         trie = None
         model, config, facts = load_portable(model_folder(arguments.checkpoint))
+        max_history = history_length(config, facts, arguments.max_history) or config.model.max_seq_len - 1
         if arguments.catalogue is not None and not model.is_over_catalogue:
             raise UserError(
                 "--catalogue: the scores of this model do not use one (model.level_softmax is codebook); leave it out"
@@ -58,6 +62,8 @@ def main(arguments: argparse.Namespace) -> int:
         save_portable(folder, model.float().state_dict(), config, facts)
         for name, program in zip(FILES, export_programs(model, trie), strict=False):
             torch.export.save(program, folder / name)
-        shutil.copy(Path(inference.__path__[0]) / "export_usage.py", folder / "usage.py")
-    print(f"{out}: {', '.join(FILES)}")
+        usage = (Path(inference.__path__[0]) / "export_usage.py").read_text("utf-8")
+        usage = usage.replace("MAX_HISTORY = None", f"MAX_HISTORY = {max_history}", 1)
+        (folder / "usage.py").write_text(usage, "utf-8")
+    print(f"{out}: {', '.join(FILES)}; usage.py reads the {max_history:,} most recent items of a history")
     return 0

@@ -9,16 +9,18 @@ from typing import Any, NamedTuple
 from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.conversion.canonical import canonical_row
 from ugt_composer.conversion.counts import Counts
-from ugt_composer.conversion.rows import check_row
+from ugt_composer.conversion.rows import CheckedRow, check_row
 from ugt_composer.conversion.settings import Settings
-from ugt_composer.data.codec import Row
+from ugt_composer.data.codec import TOKEN_TYPE, Row
 from ugt_composer.data.history import SemanticId, decoder_lists, encoder_lists
 from ugt_composer.errors import UserError
-from ugt_composer.jsonl.bad_row import BadRow
+from ugt_composer.jsonl.bad_row import BadRow, shown_name
 from ugt_composer.jsonl.json_text import parse_object
-from ugt_composer.jsonl.schema import RECOMMEND
-from ugt_composer.vocabulary import NUM_SPECIAL_IDS
+from ugt_composer.jsonl.schema import ENCODER_KEYS, MASK, RECOMMEND, TOKEN_TYPES
+from ugt_composer.vocabulary import ITEM, LEVELS, MAX_HISTORY, NUM_SPECIAL_IDS, USER
 
+ITEMS = "items"  # key of a history's item ids
+LARGEST_LINE = 1 << 30  # bytes
 NOTHING_TO_PREDICT = decoder_lists([(NUM_SPECIAL_IDS,) * 3])  # a row needs a target; recommending ignores it
 
 
@@ -27,12 +29,19 @@ class History(NamedTuple):
     Attributes:
         row: the input of the model.
         unknown: item ids that are not in the catalogue and were left out.
-        earlier: older items, left out of the row because the model reads only the most recent ones.
+        earlier: ids of the older tokens, which are left out of the row because the model reads only the most recent.
+        earlier_items: how many of these tokens are items.
     """
 
     row: Row
     unknown: Sequence[str]
     earlier: Sequence[SemanticId]
+    earlier_items: int
+
+    @property
+    def items(self) -> int:
+        """Number of items in the row."""
+        return int((self.row.encoder[:, TOKEN_TYPE] == ITEM).sum())
 
 
 def read_histories(path: str, settings: Settings, catalogue: Catalogue | None) -> Iterator[History]:
@@ -48,23 +57,50 @@ def read_histories(path: str, settings: Settings, catalogue: Catalogue | None) -
         place = f"{path}:{number}"
         try:
             user = parse_object(line)
-            known: list[SemanticId] = []
             unknown: list[str] = []
-            cut = 0
-            if "items" in user:
-                known, unknown = _look_up(user.pop("items"), place, catalogue)
-                cut = max(0, len(known) - settings.max_positions + 1)  # the first position is the user's token
-                user |= encoder_lists(known[cut:])
+            _check_keys(user, place)
+            if ITEMS in user:
+                known, unknown = _look_up(user.pop(ITEMS), place, catalogue)
+                user |= encoder_lists(known)
             row = {"user_id": f"line-{number}", **NOTHING_TO_PREDICT, **user}
             checked = check_row(json.dumps(row).encode(), settings)
-            yield History(canonical_row(checked, settings, Counts()), unknown, known[:cut])
+            canonical = canonical_row(checked, settings, Counts())
         except BadRow as error:
             raise UserError(f"{place}: {error}") from None
+        yield History(canonical, unknown, *_earlier(checked, canonical))
 
 
-def history_settings(codebook_sizes: tuple[int, ...], max_seq_len: int) -> Settings:
-    """The limits that the model's sizes set for a history."""
-    return Settings(kind=RECOMMEND, codebook_sizes=codebook_sizes, max_positions=max_seq_len)
+def history_settings(codebook_sizes: tuple[int, ...], max_seq_len: int, max_history: int | None) -> Settings:
+    """The limits of a history.
+
+    Args:
+        max_history: the model reads so many items, the most recent ones, besides the user's token; None: the
+            conversion's default, as far as the model has positions.
+    """
+    tokens = min(MAX_HISTORY, max_seq_len) if max_history is None else max_history + 1
+    # Here a line is one user, so the conversion's limit, which protects it from broken files, does not apply.
+    return Settings(RECOMMEND, codebook_sizes, tokens, max_positions=max_seq_len, max_line_bytes=LARGEST_LINE)
+
+
+def _check_keys(user: dict[str, Any], place: str) -> None:
+    """UserError unless a history is given, in one of its two forms."""
+    lists = [key for key in ENCODER_KEYS if key in user]
+    if ITEMS in user and lists:
+        raise UserError(f"{place}: found both `{ITEMS}` and {lists[0]}; expected one of them")
+    if ITEMS not in user and not lists:
+        keys = ", ".join(map(shown_name, user)) or "no key"
+        raise UserError(
+            f"{place}: no history: found {keys}; expected `{ITEMS}`, a list of item ids of the catalogue, oldest "
+            "first, or the six encoder_* lists of a recommend row"
+        )
+
+
+def _earlier(checked: CheckedRow, row: Row) -> tuple[list[SemanticId], int]:
+    """The ids of the tokens of a checked row that its canonical row lacks, and how many of them are items."""
+    tokens = [token for token in zip(*checked.encoder, strict=True) if token[MASK]]
+    front = int(tokens[0][TOKEN_TYPES] == USER)
+    cut = tokens[front : front + len(tokens) - len(row.encoder)]
+    return [token[:LEVELS] for token in cut], sum(token[TOKEN_TYPES] == ITEM for token in cut)
 
 
 def _look_up(items: Any, place: str, catalogue: Catalogue | None) -> tuple[list[SemanticId], list[str]]:

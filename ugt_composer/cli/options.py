@@ -32,3 +32,13 @@ def add_item_score_weight(parser: argparse.ArgumentParser) -> None:
         metavar="W",
         help="weight of the user-item score that is added to the log-probability (default: that of the model's config)",
     )
+
+
+def add_max_history(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-history",
+        type=int,
+        metavar="N",
+        help="items of a history that the model reads, the most recent ones (default: evaluation.max_history of the "
+        "model's config, or as many as the longest history that it was trained on)",
+    )

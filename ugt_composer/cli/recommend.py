@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ugt_composer.cli.options import add_catalogue, add_item_score_weight, add_model
+from ugt_composer.cli.options import add_catalogue, add_item_score_weight, add_max_history, add_model
 
 if TYPE_CHECKING:
     from ugt_composer.cli.histories import History
@@ -19,8 +19,9 @@ EPILOG = """examples:
 user.json holds one JSON object, users.jsonl one per line, with either the history's item ids of the catalogue, oldest
 first, or the encoder_* lists of a recommend row:
   {"user_id": "u1", "items": ["B004756YJA", "B0020YLEYK"]}
-Items that are not in the catalogue are reported and left out. If the history is longer than the model reads, only the
-most recent items are used, but no item of it is recommended again. Exit status: 0 done, 2 bad input."""
+Items that are not in the catalogue are reported and left out. If the history is longer than those that the model was
+trained on, only the most recent items are read, but no item of it is recommended again. Exit status: 0 done, 2 bad
+input."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--beam-width", type=int, default=50, help="prefixes kept at each level (default 50, at least k)"
     )
     add_item_score_weight(parser)
+    add_max_history(parser)
     parser.add_argument("--batch-size", type=int, default=256, help="users per batch (default 256)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per user instead of a table")
 
@@ -42,36 +44,40 @@ def main(arguments: argparse.Namespace) -> int:
     from ugt_composer.catalogue.trie import ItemTrie
     from ugt_composer.cli.histories import history_settings, read_histories
     from ugt_composer.cli.loading import check_positive, load_trained, with_item_scores
+    from ugt_composer.inference.history_length import history_length
     from ugt_composer.inference.recommender import Recommender, batched
     from ugt_composer.parallelism.device import prepare_device
 
-    check_positive(arguments, "k", "beam_width", "batch_size")
-    model, config, _, catalogue = load_trained(arguments.checkpoint, arguments.catalogue)
+    check_positive(arguments, "k", "beam_width", "batch_size", "max_history")
+    model, config, facts, catalogue = load_trained(arguments.checkpoint, arguments.catalogue)
     config = with_item_scores(config, catalogue, arguments.item_score_weight)
     trie = None if catalogue is None else ItemTrie.from_triples(catalogue.triples)
     weight, loss = config.evaluation.item_score_weight, config.loss
     scoring = (weight, loss.contrastive_temperature, loss.contrastive_similarity)
     recommender = Recommender(model.to(prepare_device(config)), trie, *scoring)
-    settings = history_settings(config.model.codebook_sizes, config.model.max_seq_len)
+    max_history = history_length(config, facts, arguments.max_history)
+    settings = history_settings(config.model.codebook_sizes, config.model.max_seq_len, max_history)
     show = _print_json if arguments.json else _print_table
     for users in batched(read_histories(arguments.history, settings, catalogue), arguments.batch_size):
         rows, earlier = [user.row for user in users], [user.earlier for user in users]
         best = recommender.recommend(rows, arguments.k, arguments.beam_width, not arguments.include_seen, earlier)
         lists = zip(users, *(values.tolist() for values in (best.ids, best.log_probs, best.scores)), strict=True)
         for user, ids, log_probs, scores in lists:
-            for remark in _remarks(user):
+            for remark in _remarks(user, arguments.include_seen):
                 print(f"{user.row.user_id}: {remark}", file=sys.stderr)
             show(user.row.user_id, list(_entries(ids, log_probs, scores, arguments.k, catalogue)))
     return 0
 
 
-def _remarks(user: "History") -> Iterator[str]:
+def _remarks(user: "History", include_seen: bool) -> Iterator[str]:
     if unknown := user.unknown:
         item_ids = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
         yield f"not in the catalogue, left out: {item_ids}"
-    if cut := len(user.earlier):
-        read = len(user.row.encoder) - 1  # without the user's token
-        yield f"the model reads the {read} most recent of {read + cut} items"
+    if cut := user.earlier_items:
+        seen = "" if include_seen else ", but are not recommended either"
+        earlier = f"the {cut:,} earlier ones are not read" if cut > 1 else "the earlier one is not read"
+        seen = seen if cut > 1 else seen.replace("are", "is")
+        yield f"the model reads the {user.items:,} most recent of {user.items + cut:,} items; {earlier}{seen}"
 
 
 def _entries(

@@ -56,6 +56,7 @@ def check_whole_config(config: "Config") -> None:
     _check_places(config)
     _check_catalogue(config)
     _check_item_scores(config)
+    _check_max_history(config)
     _check_starting_point(config)
 
 
@@ -148,6 +149,15 @@ def _check_item_scores(config: "Config") -> None:
         raise ValueError(
             f"evaluation.item_score_weight is {config.evaluation.item_score_weight} with loss.lambda_contrastive 0: "
             "nothing trains the user-item score; expected lambda_contrastive above 0, or item_score_weight 0"
+        )
+
+
+def _check_max_history(config: "Config") -> None:
+    most, wanted = config.model.max_seq_len - 1, config.evaluation.max_history
+    if wanted is not None and wanted > most:
+        raise ValueError(
+            f"evaluation.max_history is {wanted}; expected at most {most}, because model.max_seq_len is "
+            f"{config.model.max_seq_len} and the first position is the user's token"
         )
 
 

@@ -239,10 +239,12 @@ class EvaluationConfig:
     k_values: tuple[int, ...] = (5, 10, 20, 50)
     beam_width: int = 50
     exclude_seen: bool = False
+    max_history: int | None = None
     item_score_weight: float = 0.0
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
+        check_positive(self, "evaluation.", "max_history")
         if not self.k_values or min(self.k_values) <= 0:
             raise ValueError(f"evaluation.k_values is {list(self.k_values)}; expected numbers above 0")
         if not 0 <= self.item_score_weight < math.inf:

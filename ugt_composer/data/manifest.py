@@ -1,8 +1,8 @@
 """The manifest of a folder of shards, checked against the model before training starts."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ugt_composer.config.schema import Config, StreamConfig
@@ -17,7 +17,7 @@ from ugt_composer.data.integrity import (
     size_mismatch,
 )
 from ugt_composer.errors import UserError
-from ugt_composer.jsonl.schema import PREFERENCE
+from ugt_composer.jsonl.schema import PREFERENCE, RECOMMEND
 
 SIDES = ("encoder", "decoder", "rejected")
 
@@ -36,6 +36,8 @@ class Manifest:
         integer_width: bytes per integer in a row.
         index_hash: the hash of index.json, which in turn records the hash of every shard.
         reference: hash of the weights of the reference model whose log-probabilities the rows store; None if none.
+        history_lengths: rows by number of tokens of the history.
+        truncated_histories: rows whose history the conversion truncated.
     """
 
     folder: str
@@ -47,6 +49,8 @@ class Manifest:
     integer_width: int
     index_hash: str
     reference: str | None
+    history_lengths: Mapping[int, int] = field(default_factory=dict)
+    truncated_histories: int = 0
 
 
 def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
@@ -75,6 +79,8 @@ def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
             integer_width=facts["integer_width"],
             index_hash=facts["index_hash"],
             reference=facts.get("reference"),
+            history_lengths={int(tokens): rows for tokens, rows in facts["lengths"][SIDES[0]].items()},
+            truncated_histories=facts["counts"]["truncated_histories"],
         )
     except FileNotFoundError:
         raise UserError(f"{path}: missing; expected a folder made by convert/jsonl_to_mds.py") from None
@@ -85,6 +91,17 @@ def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
         if complete:
             _check_sizes(Path(folder), shards)
     return manifest
+
+
+def longest_history(manifests: Iterable[Manifest]) -> int:
+    """Items of the longest history of the folders' rows, not counting the user's token; at least 1."""
+    return max(1, max(manifest.longest[0] for manifest in manifests) - 1)
+
+
+def rows_longer_than(max_history: int, manifests: Iterable[Manifest]) -> int:
+    """Recommend rows of the folders whose histories have more items: tokens besides the user's."""
+    lengths = [m.history_lengths for m in manifests if m.kind == RECOMMEND]
+    return sum(rows for each in lengths for tokens, rows in each.items() if tokens > max_history + 1)
 
 
 def _check_index(folder: Path, manifest: Manifest) -> list[ShardFacts]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.config.schema import Config, EvalDataConfig, StreamConfig
@@ -36,13 +37,17 @@ class Evaluation:
         metrics: by the name that training logs after `metrics/eval/`; without those that no row counts for.
         by_length: one row per bucket of history lengths, see `metrics.by_length`.
         ranked_rows: number of rows that the ranking metrics are means over.
+        unreachable_rows: ranked rows with a target among the items of their history, which were excluded.
         data: the folders' manifests.
+        max_history: items of a history that were read, the most recent ones; None: all.
     """
 
     metrics: dict[str, float]
     by_length: list[dict[str, Any]]
     ranked_rows: int
+    unreachable_rows: int
     data: list[Manifest]
+    max_history: int | None
 
 
 def evaluation_config(config: Config, folders: Sequence[str], batch_size: int, **evaluation: Any) -> Config:
@@ -72,12 +77,17 @@ def evaluation_config(config: Config, folders: Sequence[str], batch_size: int, *
 
 
 def evaluate(
-    model: UGT, config: Config, catalogue: Catalogue | None, progress: Callable[[int], Any] = lambda rows: None
+    model: UGT,
+    config: Config,
+    catalogue: Catalogue | None,
+    progress: Callable[[int], Any] = lambda rows: None,
+    max_history: int | None = None,
 ) -> Evaluation:
     """Evaluates a model on `data.eval` of a config, on this machine's GPU if it has one.
 
     Args:
         progress: called after each batch with its number of rows.
+        max_history: items of a history that the model reads; None: all.
 
     Raises:
         UserError: the data, or the reference of a preference loss, is missing, corrupted or does not match the model.
@@ -95,17 +105,20 @@ def evaluate(
         )
     config = _without_missing_metrics(config)
     device = prepare_device(config)
-    composer_model = build_composer_model(config, model, catalogue, device).to(device).eval()
+    composer_model = build_composer_model(config, model, catalogue, device, max_history=max_history).to(device).eval()
     if composer_model.reference is not None:
         composer_model.set_reference(composer_model.reference.to(device))
     metrics = {name: metric.to(device) for name, metric in composer_model.get_metrics(is_train=False).items()}
     by_length = ByLength(min(LENGTH_K, max(config.evaluation.k_values))).to(device)
+    unreachable = torch.zeros((), dtype=torch.int64, device=device)
     precision = resolve_precision(config.precision) if device.type == "cuda" else "fp32"
     with torch.no_grad(), precision_context(precision):
         for batch in loader.dataloader:
             batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
             outputs = composer_model.eval_forward(batch)  # type: ignore[arg-type]
             _update(composer_model, batch, outputs, metrics, by_length)  # type: ignore[arg-type]
+            if config.evaluation.exclude_seen:
+                unreachable += (outputs["evaluation"].ranked.counted & _has_seen_target(batch)).sum()  # type: ignore[arg-type]
             progress(len(batch["row_ids"]))
     values = {name: float(metric.compute()) for name, metric in metrics.items()}
     rows_by_length = by_length.compute()
@@ -113,7 +126,9 @@ def evaluate(
         metrics={name: value for name, value in values.items() if value == value},
         by_length=rows_by_length,
         ranked_rows=sum(row["users"] for row in rows_by_length),
+        unreachable_rows=int(unreachable),
         data=data,
+        max_history=max_history,
     )
 
 
@@ -135,3 +150,9 @@ def _update(
         model.update_metric(batch, outputs, metric)
     is_item = batch["encoder_mask"] & (batch["encoder_token_types"] == ITEM)
     by_length.update(outputs["evaluation"].ranked, is_item.sum(1))
+
+
+def _has_seen_target(batch: Batch) -> Tensor:
+    """Whether an item of the targets is also one of the history: bool (B,)."""
+    same = batch["labels"].unsqueeze(2) == batch["encoder_ids"].unsqueeze(1)  # (B, T, S, 3)
+    return (same.all(3) & batch["encoder_mask"].unsqueeze(1)).flatten(1).any(1)

@@ -5,12 +5,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+MAX_HISTORY = None  # items of a history that the model reads, the most recent ones; None: all
 FOLDER = Path(__file__).resolve().parent
 encoder, scorer = (torch.export.load(FOLDER / f"{name}.pt2").module() for name in ("encoder", "scorer"))
 
 
 def score(histories, candidates):
     """Histories of (l1, l2, l3), oldest first, and N candidates per history → log-probabilities (users, N)."""
+    if MAX_HISTORY is not None:
+        histories = [history[-MAX_HISTORY:] for history in histories]
     length = 1 + max(map(len, histories))
     ids = np.zeros((len(histories), length, 3), np.int64)
     ids[:, 0] = 1  # every history begins with the user's token

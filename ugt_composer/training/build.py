@@ -19,13 +19,19 @@ from ugt_composer.catalogue.load import about_catalogue, load_catalogue, load_it
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.checkpoint.fetch_at_start import on_this_machine, open_store
 from ugt_composer.checkpoint.folder_lock import folder_lock
-from ugt_composer.checkpoint.portable import FINGERPRINT, check_fingerprint, load_portable, load_weights
+from ugt_composer.checkpoint.portable import (
+    FINGERPRINT,
+    LONGEST_HISTORY,
+    check_fingerprint,
+    load_portable,
+    load_weights,
+)
 from ugt_composer.checkpoint.rank0_errors import save_on_rank_0, saving_into
 from ugt_composer.checkpoint.run_checkpoints import clean, set_aside
 from ugt_composer.config.load import config_yaml
 from ugt_composer.config.schema import Config
 from ugt_composer.data import streaming_patches
-from ugt_composer.data.manifest import Manifest, read_manifest, streams_of
+from ugt_composer.data.manifest import Manifest, longest_history, read_manifest, rows_longer_than, streams_of
 from ugt_composer.errors import UserError, nearest
 from ugt_composer.job.group_timeouts import limit_groups, report_nccl_errors
 from ugt_composer.job.watchdog import Watchdog
@@ -86,7 +92,10 @@ def build_trainer(config: Config) -> UGTTrainer:
         model = _build_network(config, inputs.catalogue)
         precision = resolve_precision(config.precision)
         half_on_cpu = device.name == "cpu" and precision != "fp32"
-        composer_model = build_composer_model(config, model, inputs.catalogue, own_device(), half_on_cpu)
+        max_history = config.evaluation.max_history or longest_history(inputs.train_manifests)
+        if inputs.eval_loader is not None and dist.get_global_rank() == 0:
+            _warn_of_long_histories(config, max_history)
+        composer_model = build_composer_model(config, model, inputs.catalogue, own_device(), half_on_cpu, max_history)
         if inputs.eval_loader is not None:
             check_best_metric(config, composer_model)
         configured = _build_configured_callbacks(config, composer_model)
@@ -170,6 +179,21 @@ def _load_inputs(config: Config) -> Inputs:
     return Inputs(train_loader, train_manifests, eval_loader, catalogue, length)
 
 
+def _warn_of_long_histories(config: Config, max_history: int) -> None:
+    manifests = [read_manifest(str(stream.local), False) for stream in streams_of("data.eval", config.data.eval)]
+    if longer := rows_longer_than(max_history, manifests):
+        source = "evaluation.max_history" if config.evaluation.max_history else "the longest history of data.train"
+        log.warning(
+            "data.eval: %s of %s rows have histories of more than %s items (%s); evaluation reads the most recent %s "
+            "of each",
+            f"{longer:,}",
+            f"{sum(manifest.rows for manifest in manifests):,}",
+            f"{max_history:,}",
+            source,
+            f"{max_history:,}",
+        )
+
+
 def _build_network(config: Config, catalogue: Catalogue | None) -> UGT:
     """The model on the CPU, initialised from random numbers, item vectors or the previous stage."""
     model = build_model(config.model, config.seed)
@@ -185,11 +209,17 @@ def _build_network(config: Config, catalogue: Catalogue | None) -> UGT:
 
 
 def build_composer_model(
-    config: Config, model: UGT, catalogue: Catalogue | None, device: torch.device, half_on_cpu: bool = False
+    config: Config,
+    model: UGT,
+    catalogue: Catalogue | None,
+    device: torch.device,
+    half_on_cpu: bool = False,
+    max_history: int | None = None,
 ) -> ComposerUGT:
     """Model, loss and evaluation of a stage. Parameters that the stage does not train are frozen.
 
     Args:
+        max_history: items of a history that the model reads in evaluation; None: all.
         device: of the catalogue. The models stay on the CPU until a strategy places them.
     """
     loss = UnifiedLoss(**config.loss.arguments, repr_dim=config.model.d_model, seed=config.seed)
@@ -211,6 +241,7 @@ def build_composer_model(
         item_score_weight=evaluation.item_score_weight,
         user_metrics=build_user_metrics(evaluation.metrics, max(evaluation.k_values), taken),
         half_on_cpu=half_on_cpu,
+        max_history=max_history,
     )
 
 
@@ -314,6 +345,7 @@ def _build_checkpoints(config: Config, strategy: Strategy, inputs: Inputs, model
         rows = [read_manifest(str(s.local)).index_hash for s in streams_of("data.eval", config.data.eval)]
         criterion = criterion_of(config, metric, rows, facts.get(FINGERPRINT))
     data = [manifest.index_hash for manifest in inputs.train_manifests]
+    facts |= {LONGEST_HISTORY: str(longest_history(inputs.train_manifests))}
     return Checkpoints(strategy, config, facts, criterion, data, open_store(config))
 
 

@@ -10,6 +10,7 @@ from torchmetrics import Metric
 
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.data.batch import Batch
+from ugt_composer.data.recent_history import with_recent_history
 from ugt_composer.generation.beam_search import Recommendations, beam_search
 from ugt_composer.generation.item_scores import ItemScores
 from ugt_composer.losses.normalization import ROWS, batch_counts
@@ -33,6 +34,7 @@ class ComposerUGT(ComposerModel):
         k_values: cut-offs of the ranking metrics.
         beam_width: beams per row, at least the largest cut-off.
         exclude_seen: in evaluation, items of the history are not recommended.
+        max_history: in evaluation, items of a history that the model reads, besides the user's token; None: all.
         item_score_weight: weight of the user-item score (`ItemScores`) in the ranking; above 0 it needs a trie.
         user_metrics: the user's own metrics of the evaluation, by name; see `metrics/user_metrics.py`.
         half_on_cpu: compute model and loss under bfloat16 autocast on a CPU. On a GPU, Trainer and strategy do that.
@@ -50,6 +52,7 @@ class ComposerUGT(ComposerModel):
         item_score_weight: float = 0.0,
         user_metrics: Mapping[str, Metric] | None = None,
         half_on_cpu: bool = False,
+        max_history: int | None = None,
     ):
         super().__init__()
         self.half_on_cpu = half_on_cpu
@@ -60,6 +63,7 @@ class ComposerUGT(ComposerModel):
         self.k_values = tuple(k_values)
         self.beam_width = beam_width
         self.exclude_seen = exclude_seen
+        self.max_history = max_history
         self.item_score_weight = item_score_weight
         self._user_metrics = dict(user_metrics or {})
         # Sums over the rows of the current step; `TrainingMetrics` reads and clears them.
@@ -74,7 +78,7 @@ class ComposerUGT(ComposerModel):
         self._reference = (reference,)
 
     def forward(self, batch: Batch, recommend: bool = False) -> dict[str, Any]:
-        """UGT's outputs; with `recommend` also the ranked `recommended` items of each row.
+        """UGT's outputs; with `recommend`, of histories cut to `max_history`, also the ranked `recommended` items.
 
         Everything that needs weights is done in here, where a strategy that shards them has gathered them.
         """
@@ -82,6 +86,9 @@ class ComposerUGT(ComposerModel):
             return self._forward(batch, recommend)
 
     def _forward(self, batch: Batch, recommend: bool) -> dict[str, Any]:
+        seen = batch["encoder_ids"] if recommend and self.exclude_seen else None
+        if recommend and self.max_history is not None:
+            batch = with_recent_history(batch, 1 + self.max_history)
         with_item_vectors = self.unified_loss.has_catalogue_negatives or (recommend and self.item_score_weight > 0)
         outputs: dict[str, Any] = self.model(batch, self.trie, with_item_vectors)
         if self.unified_loss.has_catalogue_negatives:
@@ -91,7 +98,7 @@ class ComposerUGT(ComposerModel):
             logps = self._reference_logps(batch)
             outputs |= {"reference_chosen_logps": logps[:, 0], "reference_rejected_logps": logps[:, 1:]}
         if recommend:
-            outputs["recommended"] = self._recommend(batch, outputs)
+            outputs["recommended"] = self._recommend(seen, outputs)
         return outputs
 
     def _reference_logps(self, batch: Batch) -> Tensor:
@@ -101,8 +108,7 @@ class ComposerUGT(ComposerModel):
             self.reference.train(self.training)  # experts have a capacity in training only
         return self.reference(batch, self.trie)
 
-    def _recommend(self, batch: Batch, outputs: dict[str, Tensor]) -> Recommendations:
-        seen = batch["encoder_ids"] if self.exclude_seen else None
+    def _recommend(self, seen: Tensor | None, outputs: dict[str, Tensor]) -> Recommendations:
         scores = None
         if self.item_score_weight > 0:
             loss, weight = self.unified_loss.contrastive, self.item_score_weight
