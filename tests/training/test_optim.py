@@ -63,19 +63,26 @@ def test_schedules_warm_up_then_fall_to_the_floor(name, middle):
     assert rate(scheduler, 110) == pytest.approx(1.0 if name == "constant" else 0.1)
 
 
+@pytest.mark.parametrize("name", ["linear", "cosine", "polynomial", "constant"])
+def test_a_schedule_stays_at_its_floor_in_a_longer_run(name):
+    scheduler = create_scheduler(name, t_warmup="1ba", t_max="4ba", min_lr_ratio=0.1)
+    assert rate(scheduler, 6) == rate(scheduler, 4) == pytest.approx(1.0 if name == "constant" else 0.1)
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["max_duration=3ep"], (11, 33, 3)),  # 10000ba, at most 10 % of 33
-        (["max_duration=30ba", "scheduler.t_warmup=2ba"], (11, 30, 2)),
-        (["max_duration=30ba", "scheduler.t_warmup=50%"], (11, 30, 15)),
-        (["max_duration=4ep", "scheduler.t_warmup=1ep", "scheduler.max_warmup_ratio=1"], (11, 44, 11)),
+        (["max_duration=3ep"], (11, 33, 3, 33)),  # 10000ba, at most 10 % of 33
+        (["max_duration=30ba", "scheduler.t_warmup=2ba"], (11, 30, 2, 30)),
+        (["max_duration=30ba", "scheduler.t_warmup=50%"], (11, 30, 15, 30)),
+        (["max_duration=4ep", "scheduler.t_warmup=1ep", "scheduler.max_warmup_ratio=1"], (11, 44, 11, 44)),
+        (["max_duration=30ba", "scheduler.t_warmup=50%", "scheduler.t_max=1ep"], (11, 30, 6, 11)),
     ],
 )
 def test_run_length_in_batches(overrides, expected):
     config = load_config(overrides=["global_train_batch_size=10", *overrides])
     length = run_length(config, rows_per_epoch=101)
-    assert (length.batches_per_epoch, length.total, length.warmup) == expected
+    assert (length.batches_per_epoch, length.total, length.warmup, length.schedule) == expected
 
 
 def test_times_in_batches():

@@ -17,6 +17,7 @@ from ugt_composer.config.schema import Config
 from ugt_composer.errors import UserError
 
 CATALOGUE = "data.catalogue"  # compared by its content, wherever the file is
+SCHEDULE_END = "scheduler.t_max"  # compared by the learning rate, see `training/schedule.py`
 INSTEAD = "or train into another save_folder with init_from"
 
 
@@ -69,7 +70,8 @@ def _config_differences(
     texts = content["config"], config_yaml(config), config_yaml(Config())
     before, now, default = (_flat(OmegaConf.to_container(OmegaConf.create(text))) for text in texts)
     before = {name: value for name, value in default.items() if name not in before} | before
-    names = [name for name in dict.fromkeys([*before, *now]) if name != CATALOGUE and not is_within(name, free)]
+    elsewhere = (CATALOGUE, SCHEDULE_END)
+    names = [name for name in dict.fromkeys([*before, *now]) if name not in elsewhere and not is_within(name, free)]
     return {name: (before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)}
 
 

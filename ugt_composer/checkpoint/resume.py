@@ -1,7 +1,7 @@
 """Puts a checkpoint back into a run: weights, optimizer, timestamp, scaler and position in the data."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from composer import Logger, State
 from composer.utils import dist
 from omegaconf import OmegaConf
 
-from ugt_composer.checkpoint.resumable import check_resumable
 from ugt_composer.checkpoint.sharded import restore_sharded
 from ugt_composer.checkpoint.whole_state import (
     from_rank_0,
@@ -73,19 +72,19 @@ def restore(
     strategy: Strategy,
     state: State,
     logger: Logger,
-    data: list[str],
-    catalogue: str | None,
+    changed: Mapping[str, tuple[Any, Any]],
+    is_schedule_changed: bool,
 ) -> Restored:
     """Puts a checkpoint into the strategy and Composer's state. A collective.
 
     Args:
         path, content: of the checkpoint, as `find_on_rank_0` returns them.
-        data, catalogue: what the run trains on, see `check_resumable`.
+        changed: keys that differ from the checkpoint's and may, as `check_resumable` returns them.
+        is_schedule_changed: the learning rate is put on the config's schedule although no key of it has changed.
 
     Raises:
-        UserError: as of `check_resumable`; or it holds shards of another strategy or number of ranks.
+        UserError: it holds shards of another strategy or number of ranks.
     """
-    changed = check_resumable(path, content, config, data, catalogue)
     configured_groups = group_settings(strategy)
     if "sharded" in content:
         restore_sharded(path, content["sharded"], config.parallelism, strategy)
@@ -96,7 +95,7 @@ def restore(
     state.load_state_dict(content["state"], logger, strict=True)
     if state.scaler is not None and state.scaler.is_enabled() and content["scaler"]:
         state.scaler.load_state_dict(content["scaler"])
-    if any(key.startswith(("optimizer.", "scheduler.")) for key in changed):
+    if is_schedule_changed or any(key.startswith(("optimizer.", "scheduler.")) for key in changed):
         _set_optimizer_settings(strategy, state, configured_groups)
     if changed and dist.get_global_rank() == 0:
         log.warning("resume_despite: %s", "; ".join(f"{k} was {a}, is {b}" for k, (a, b) in changed.items()))

@@ -140,11 +140,14 @@ class OptimizerConfig:
 class SchedulerConfig:
     name: Literal["linear", "cosine", "polynomial", "constant"] = "cosine"
     t_warmup: str = "10000ba"
+    t_max: str | None = None
     max_warmup_ratio: float = 0.1
     min_lr_ratio: float = 0.1
 
     def __post_init__(self):
         check_time("scheduler.", "t_warmup", self.t_warmup, percent=True)
+        if self.t_max is not None:
+            check_time("scheduler.", "t_max", self.t_max, percent=False)
         check_fraction(self, "scheduler.", "min_lr_ratio", "max_warmup_ratio")
 
 

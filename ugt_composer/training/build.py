@@ -59,9 +59,10 @@ from ugt_composer.training.gradient_clipping import GradientNormClipping
 from ugt_composer.training.intervals import Every
 from ugt_composer.training.loaders import build_eval_loader, build_train_loader
 from ugt_composer.training.loggers import build_loggers
-from ugt_composer.training.optim import create_optimizer, create_scheduler
+from ugt_composer.training.optim import create_optimizer
 from ugt_composer.training.preflight import check_reference_log_probs, check_run
 from ugt_composer.training.run_length import RunLength, run_length
+from ugt_composer.training.schedule import schedule_of
 from ugt_composer.training.trainer import UGTTrainer
 
 log = logging.getLogger(__name__)
@@ -111,12 +112,7 @@ def build_trainer(config: Config) -> UGTTrainer:
             watchdog,
             model=composer_model,
             optimizers=strategy.optimizer,
-            schedulers=create_scheduler(
-                config.scheduler.name,
-                f"{inputs.length.warmup}ba",
-                f"{inputs.length.total}ba",
-                config.scheduler.min_lr_ratio,
-            ),
+            schedulers=schedule_of(config.scheduler, inputs.length),
             train_dataloader=inputs.train_loader,
             eval_dataloader=inputs.eval_loader,
             eval_interval=Every(config.eval_interval) if inputs.eval_loader is not None else 1,

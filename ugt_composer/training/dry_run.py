@@ -96,6 +96,7 @@ def _step_lines(config: Config, train: list[Manifest], world_size: int) -> list[
         f"an epoch         {length.batches_per_epoch:,} batches",
         f"the run          {length.total:,} batches ({config.max_duration})",
         f"warm-up          {length.warmup:,} batches",
+        f"learning rate    {config.scheduler.name}, until batch {length.schedule:,}",
     ]
 
 

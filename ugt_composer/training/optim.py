@@ -1,8 +1,10 @@
 """Parameter groups, optimizers and learning-rate schedules."""
 
-from typing import Literal
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import torch
+from composer import Time, Timestamp
 from composer.optim import (
     ComposerScheduler,
     ConstantWithWarmupScheduler,
@@ -54,7 +56,7 @@ def create_optimizer(
 def create_scheduler(
     name: Literal["linear", "cosine", "polynomial", "constant"], t_warmup: str, t_max: str, min_lr_ratio: float
 ) -> ComposerScheduler:
-    """A Composer schedule: linear warm-up over `t_warmup`, then decay to `min_lr_ratio` of the peak at `t_max`.
+    """A Composer schedule: linear warm-up over `t_warmup`, decay to `min_lr_ratio` of the peak at `t_max`.
 
     Args:
         name: shape of the decay; "constant" stays at the peak, "polynomial" is quadratic.
@@ -63,13 +65,32 @@ def create_scheduler(
         min_lr_ratio: final learning rate, as a fraction of the peak.
     """
     if name == "constant":
-        return ConstantWithWarmupScheduler(t_warmup=t_warmup, t_max=t_max)
+        return HeldAfterEnd(ConstantWithWarmupScheduler(t_warmup=t_warmup, t_max=t_max))
     if name == "linear":
-        return LinearWithWarmupScheduler(t_warmup=t_warmup, t_max=t_max, alpha_f=min_lr_ratio)
+        return HeldAfterEnd(LinearWithWarmupScheduler(t_warmup=t_warmup, t_max=t_max, alpha_f=min_lr_ratio))
     if name == "cosine":
-        return CosineAnnealingWithWarmupScheduler(t_warmup=t_warmup, t_max=t_max, alpha_f=min_lr_ratio)
+        return HeldAfterEnd(CosineAnnealingWithWarmupScheduler(t_warmup=t_warmup, t_max=t_max, alpha_f=min_lr_ratio))
     if name == "polynomial":
-        return PolynomialWithWarmupScheduler(
-            t_warmup=t_warmup, power=POLYNOMIAL_POWER, t_max=t_max, alpha_f=min_lr_ratio
+        return HeldAfterEnd(
+            PolynomialWithWarmupScheduler(t_warmup=t_warmup, power=POLYNOMIAL_POWER, t_max=t_max, alpha_f=min_lr_ratio)
         )
     raise ValueError(f"scheduler {name!r} is unknown; expected linear, cosine, polynomial or constant")
+
+
+class HeldAfterEnd(ComposerScheduler):
+    """A schedule that stays at its last value after `t_max`. Composer's own raise an error if a run is longer."""
+
+    def __init__(self, scheduler: Any):
+        self.scheduler = scheduler
+        self.t_max = Time.from_timestring(scheduler.t_max)
+
+    def __call__(self, state: Any, ssr: float = 1.0) -> float:
+        shortened = SimpleNamespace(
+            timestamp=state.timestamp, max_duration=self.t_max, dataloader_len=state.dataloader_len
+        )
+        return self.scheduler(shortened, ssr)
+
+
+def lr_factor(scheduler: ComposerScheduler, batch: int) -> float:
+    """The learning rate as a fraction of its peak after a number of batches, of a schedule whose times are batches."""
+    return scheduler(SimpleNamespace(timestamp=Timestamp(batch=batch), dataloader_len=None))  # type: ignore[arg-type]

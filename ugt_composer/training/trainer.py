@@ -10,6 +10,7 @@ from composer.utils import dist
 
 from ugt_composer.checkpoint.portable import FINGERPRINT
 from ugt_composer.checkpoint.rank0_errors import save_on_rank_0
+from ugt_composer.checkpoint.resumable import check_resumable
 from ugt_composer.checkpoint.resume import find_on_rank_0, restore
 from ugt_composer.checkpoint.run_checkpoints import newest_checkpoint, read_checkpoint
 from ugt_composer.config.schema import Config
@@ -25,6 +26,7 @@ from ugt_composer.training.callbacks.training_losses import TrainingLosses
 from ugt_composer.training.composer_patches import StrategyTrainer
 from ugt_composer.training.microbatch import GlobalCounts
 from ugt_composer.training.run_length import RunLength
+from ugt_composer.training.schedule import is_schedule_changed
 
 log = logging.getLogger(__name__)
 
@@ -178,9 +180,9 @@ class UGTTrainer(StrategyTrainer):
 
     def _restore(self, path: Path, content: dict[str, Any]) -> None:
         catalogue = self.checkpoints.facts.get(FINGERPRINT)
-        restored = restore(
-            path, content, self.config, self.strategy, self.state, self.logger, self.checkpoints.data, catalogue
-        )
+        changed = check_resumable(path, content, self.config, self.checkpoints.data, catalogue)
+        schedule = is_schedule_changed(path, content, self.config, self.length)
+        restored = restore(path, content, self.config, self.strategy, self.state, self.logger, changed, schedule)
         self.checkpoints.continue_selection(restored.save_best_on, self.is_finished)
         self.dataset_position = restored.dataset_position
         self.random_state.pending = restored.random_state
