@@ -85,8 +85,8 @@ def print_report(report: dict[str, Any]) -> None:
         print(
             f"{table['items']:,} items in the table of items, {table['items_without_text']:,} without text, "
             f"{matches['table_without_interactions']:,} without interactions; "
-            f"{matches['not_in_table']:,} of the {matches['items_of_interactions']:,} items of the interactions are not "
-            "in it"
+            f"{matches['not_in_table']:,} of the {matches['items_of_interactions']:,} items of the interactions are "
+            "not in it"
         )
     parts = ", ".join(f"{count:,} {part}" for part, count in report["parts"].items())
     print(f"{report['interactions']:,} interactions of {report['users']:,} users")

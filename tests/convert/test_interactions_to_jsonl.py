@@ -217,6 +217,13 @@ def test_ids_from_codes_from_a_bundle_and_from_vectors(source):
     by_bundle = run(source, "bundle", "--codes", by_codes / "semantic_ids.json")
     assert (by_bundle / "train.jsonl").read_bytes() == (by_codes / "train.jsonl").read_bytes()
     assert (by_bundle / "catalogue.jsonl").read_bytes() == (by_codes / "catalogue.jsonl").read_bytes()
+    np.save(source.with_name("codes.npy"), [[n % 4, n % 5, n, 0] for n in range(ITEMS + 3)])
+    source.with_name("order.txt").write_text("\n".join(codes))
+    by_array = run(
+        source, "array", "--codes", source.with_name("codes.npy"), "--code-items", source.with_name("order.txt")
+    )
+    for path in by_codes.iterdir():
+        assert (by_array / path.name).read_bytes() == path.read_bytes(), path.name
     np.save(source.with_name("v.npy"), np.random.default_rng(0).standard_normal((ITEMS + 2, 6)))
     vectors = "--items", source.with_name("items.csv"), "--vectors", source.with_name("v.npy"), "--clusters", "4", "8"
     made = json.loads((run(source, "vectors", *vectors) / "report.json").read_text())["made"]

@@ -40,3 +40,6 @@ def test_unreadable_files_are_named(tmp_path):
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(UserError, match=r"bad\.json: is not JSON"):
         read_json(tmp_path / "bad.json")
+    (tmp_path / "twice.json").write_text('{"1": [1], "2": [2], "1": [3]}')
+    with pytest.raises(UserError, match=r"twice\.json: '1' occurs twice"):
+        read_json(tmp_path / "twice.json")

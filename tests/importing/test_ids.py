@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ugt_composer.errors import UserError
-from ugt_composer.importing.ids import MISSING, dominant_warning, one_form
+from ugt_composer.importing.ids import MISSING, distinct_ids, dominant_warning, one_form
 from ugt_composer.importing.interactions import Interactions, read_interactions
 
 
@@ -68,6 +68,19 @@ def test_changed_and_merged_ids_are_remarked():
     assert remarks_on("A12", "a12", "b") == (
         "t.csv: 2 ids differ from another only in upper and lower case, such as 'A12' and 'a12'; they are kept apart",
     )
+
+
+def test_a_list_of_ids_has_each_of_them_once():
+    ids, warnings = distinct_ids(pl.Series(["2.0", "1.0"]), "codes.json", False)
+    assert ids.to_list() == ["2", "1"]
+    assert "codes.json: all ids are whole numbers" in warnings[0]
+    with pytest.raises(
+        UserError, match=r"codes\.json: item '1' occurs twice as '1' and '1\.0'; expected each item once"
+    ):
+        distinct_ids(pl.Series(["1", "2", "1.0"]), "codes.json", False)
+    with pytest.raises(UserError, match=r"codes\.json: item 2 is 'null' \(found 1 such items\).*--missing-as-ids"):
+        distinct_ids(pl.Series(["a", "null"]), "codes.json", False)
+    assert distinct_ids(pl.Series(["a", "null"]), "codes.json", True)[0].to_list() == ["a", "null"]
 
 
 def test_an_id_with_most_rows_is_remarked():

@@ -33,7 +33,6 @@ def test_rows_are_in_the_order_of_the_table_of_items(matrix):
     [
         (VECTORS, None, "the item of each row is not known"),
         (VECTORS, ["a"], "found 2 vectors, but the table of items has 1 items"),
-        (VECTORS, ["a", "a"], "item 'a' occurs twice"),
         (np.array([1.0, 2.0]), ["a", "b"], "expected numbers of shape (items, dimensions)"),
         (np.array([["x"], ["y"]]), ["a", "b"], "expected numbers of shape"),
         (np.array([[1.0], [np.nan]]), ["a", "b"], "row 1 (item 'b') holds a number that is not finite"),

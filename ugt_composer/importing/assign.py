@@ -1,6 +1,7 @@
 """Assigns semantic IDs to items: from codes if given, else from vectors, else from texts and interactions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from threadpoolctl import threadpool_limits
 from ugt_composer.errors import UserError
 from ugt_composer.importing.bundle import Bundle, is_bundle, parse_bundle
 from ugt_composer.importing.clustering import check_clusters, default_clusters, residual_codes
+from ugt_composer.importing.code_array import is_array_file, read_code_array
 from ugt_composer.importing.codes import parse_codes, read_json
+from ugt_composer.importing.ids import distinct_ids
 from ugt_composer.importing.item_vectors import cooccurrence_vectors, joined_vectors, text_vectors
 from ugt_composer.importing.items import Items, numbers_of
 from ugt_composer.importing.levels import capacities, compact_sizes, instance_codes, triples_of_codes
@@ -28,12 +31,14 @@ class Given:
         ids: int64 (n, 3) semantic IDs; None if they are to be made from `vectors`.
         vectors: float32 (n, d), or None.
         made: how the ids are made; stored in the bundle.
+        warnings: sentences about the file, for the user and the report.
     """
 
     items: pl.Series
     ids: np.ndarray | None
     vectors: np.ndarray | None
     made: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,20 +57,32 @@ class Assigned:
 
 def read_given(settings: IdSettings, known: Items | None) -> Given | None:
     """Reads the file of codes or vectors that the settings name; None if the ids are to be built."""
+    order = None if known is None else known.ids
     if settings.codes is not None:
-        content = read_json(settings.codes)
+        given, place = _read_codes(settings.codes, settings, order), settings.code_items or settings.codes
+    elif settings.vectors is not None:
+        items, vectors = read_vectors(settings.vectors, settings.vector_items, order)
+        made = {"method": "vectors", "dimensions": vectors.shape[1]}
+        given, place = Given(items, None, vectors, made), settings.vector_items or settings.vectors
+    else:
+        return None
+    ids, warnings = distinct_ids(given.items, str(place), settings.missing_as_ids)
+    return replace(given, items=ids, warnings=warnings)
+
+
+def _read_codes(path: Path, settings: IdSettings, order: pl.Series | None) -> Given:
+    """Item ids are as written in the file."""
+    if is_array_file(path):
+        items, codes = read_code_array(path, settings.code_items, order)
+    else:
+        content = read_json(path)
         if is_bundle(content):
-            bundle = parse_bundle(settings.codes, content)
+            bundle = parse_bundle(path, content)
             _check_sizes(bundle, settings)
             return Given(bundle.items, bundle.ids, None, bundle.made)
-        items, codes = parse_codes(settings.codes, content)
-        lengths = sorted({len(code) for code in codes})
-        made = {"method": "codes", "levels_given": lengths}
-        return Given(items, triples_of_codes(codes, settings.codebook_sizes), None, made)
-    if settings.vectors is not None:
-        items, vectors = read_vectors(settings.vectors, settings.vector_items, None if known is None else known.ids)
-        return Given(items, None, vectors, {"method": "vectors", "dimensions": vectors.shape[1]})
-    return None
+        items, codes = parse_codes(path, content)
+    made = {"method": "codes", "levels_given": sorted({len(code) for code in codes})}
+    return Given(items, triples_of_codes(codes, settings.codebook_sizes), None, made)
 
 
 def assign_ids(items: Items, given: Given | None, user: np.ndarray, item: np.ndarray, settings: IdSettings) -> Assigned:

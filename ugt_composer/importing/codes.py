@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,21 @@ LARGEST_CODE = 2**31 - 1
 
 def read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), object_pairs_hook=lambda pairs: _object(path, pairs))
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected a JSON file of codes") from None
     except ValueError as error:
         raise UserError(f"{path}: is not JSON: {error}") from None
+
+
+def _object(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        again = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise UserError(f"{path}: {again!r} occurs twice; expected each item once")
+    return value
 
 
 def parse_codes(path: Path, given: Any) -> tuple[pl.Series, list[tuple[int, ...]]]:

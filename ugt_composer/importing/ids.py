@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from ugt_composer.errors import UserError
+
 # What programs write for a missing value. Names that people have, such as Nan and Na, are not among them.
 MISSING = (
     *("nan", "NaN", "NAN", "-nan", "-NaN", "null", "Null", "NULL", "<null>", "(null)", "[null]", "<NULL>", "(NULL)"),
@@ -138,6 +140,30 @@ def no_id_message(
     elif len(rounded):
         reasons.append(f"; {rounded[0]!r} was rounded when it was written, so store the ids as text or as integers")
     return f"{where}: found {' and '.join(shown)}, expected an id{''.join(reasons)}"
+
+
+def distinct_ids(ids: pl.Series, place: str, keep_missing: bool) -> tuple[pl.Series, tuple[str, ...]]:
+    """The ids of a list, each in one form, and warnings that begin with `place`.
+
+    Args:
+        ids: text (n,).
+
+    Raises:
+        UserError: a value is no id, or occurs again.
+    """
+    known, _, warnings = one_form(ids, place, keep_missing)
+    if known.null_count():
+        number = int(known.is_null().arg_max() or 0)
+        raise UserError(
+            f"{place}: item {number + 1} is {ids[number]!r} (found {known.null_count():,} such items), expected an id; "
+            "fix it, or keep such ids with --missing-as-ids"
+        )
+    again = known.filter(~known.is_first_distinct())
+    if len(again):
+        written = ids.filter(known == again[0]).unique(maintain_order=True).to_list()
+        forms = f" as {' and '.join(map(repr, written))}" if len(written) > 1 else ""
+        raise UserError(f"{place}: item {again[0]!r} occurs twice{forms}; expected each item once")
+    return known, warnings
 
 
 def dominant_warning(names: pl.Series, number: np.ndarray, place: str, role: str) -> tuple[str, ...]:

@@ -114,10 +114,12 @@ def add_id_options(parser: argparse.ArgumentParser) -> None:
     ids(
         "--codes",
         type=Path,
-        metavar="JSON",
+        metavar="FILE",
         help='JSON file that maps item ids to lists of codes (numbers, or tokens such as "<a_12>"), or an earlier '
-        "semantic_ids.json",
+        "semantic_ids.json; or an array of items × levels or levels × items (.npy, .pt), in the order of --code-items, "
+        "else of --items",
     )
+    ids("--code-items", type=Path, metavar="FILE", help="the item ids of that array: one per line, or a JSON list")
     ids("--vectors", type=Path, metavar="NPY", help="one row per item, in the order of --vector-items, else of --items")
     ids("--vector-items", type=Path, metavar="FILE", help="the item ids of the vectors: one per line, or a JSON list")
     ids(

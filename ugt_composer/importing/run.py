@@ -61,7 +61,7 @@ def import_interactions(settings: Settings, folder: Path, say: Say) -> dict[str,
     }
     report |= write_ids(assigned, corpus.items, folder)
     report |= _write_rows(corpus, assigned.bundle, settings, folder)
-    report["warnings"] = list(corpus.warnings)
+    report["warnings"] = [*(() if given is None else given.warnings), *corpus.warnings]
     write_report(report, folder)
     return report
 
@@ -84,7 +84,7 @@ def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, fold
     say(f"semantic IDs of {len(items):,} items")
     report = write_ids(assign_ids(items, given, user, item, ids), items, folder)
     report |= item_facts(known)
-    report["warnings"] = list(warnings)
+    report["warnings"] = [*(() if given is None else given.warnings), *warnings]
     write_report(report, folder)
     return report
 

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ugt_composer.catalogue.tensor_file import SUFFIXES
 from ugt_composer.errors import UserError
+from ugt_composer.importing.code_array import is_array_file
 from ugt_composer.importing.interactions import Columns
 from ugt_composer.importing.splits import LEAVE_ONE_OUT
 from ugt_composer.vocabulary import DEFAULT_CODEBOOK_SIZES, LEVELS, MAX_HISTORY, NUM_SPECIAL_IDS
@@ -57,6 +59,7 @@ class IdSettings:
     """Where semantic IDs come from: a file of codes, else a file of vectors, else texts and training interactions."""
 
     codes: Path | None = None
+    code_items: Path | None = None
     vectors: Path | None = None
     vector_items: Path | None = None
     missing_as_ids: bool = False
@@ -71,6 +74,11 @@ class IdSettings:
     def __post_init__(self) -> None:
         if self.codes is not None and self.vectors is not None:
             raise UserError("--codes and --vectors: expected only one of them")
+        if self.code_items is not None and (self.codes is None or not is_array_file(self.codes)):
+            raise UserError(
+                f"--code-items {self.code_items}: expected --codes with an array ({', '.join(SUFFIXES)}) too; the file "
+                "names the items of its rows"
+            )
         if self.vector_items is not None and self.vectors is None:
             raise UserError(
                 f"--vector-items {self.vector_items}: expected --vectors too; the file names the items of its rows"

@@ -21,24 +21,32 @@ def read_vectors(path: Path, items_file: Path | None, items: pl.Series | None) -
         UserError: names what does not match.
     """
     vectors = read_matrix(path)
-    if items_file is not None:
-        place, ids = str(items_file), _read_order(items_file)
-    elif items is not None:
-        place, ids = "the table of items", items
-    else:
-        raise UserError(
-            f"{path}: the item of each row is not known; give a file of item ids with --vector-items, or give --items"
-        )
+    place, ids = items_of_rows(path, items_file, items, "--vector-items", "item of each row")
     if len(ids) != len(vectors):
         raise UserError(
             f"{path}: found {len(vectors):,} vectors, but {place} has {len(ids):,} items; expected one vector per item"
         )
-    again = ids.filter(~ids.is_first_distinct())
-    if len(again):
-        raise UserError(f"{place}: item {again[0]!r} occurs twice; expected each item once")
     if (bad := first_not_finite(vectors)) is not None:
         raise UserError(f"{path}: row {bad} (item {ids[bad]!r}) holds a number that is not finite")
     return ids, vectors
+
+
+def items_of_rows(
+    path: Path, items_file: Path | None, items: pl.Series | None, option: str, what: str
+) -> tuple[str, pl.Series]:
+    """Where the items of a file's rows are listed, and their ids, text (n,), as written there.
+
+    Args:
+        items_file: one item id per line, or a JSON list of them.
+        items: ids of the table of items, used without an `items_file`.
+        option: the option that gives such a file.
+        what: what is not known without it.
+    """
+    if items_file is not None:
+        return str(items_file), _read_order(items_file)
+    if items is not None:
+        return "the table of items", items
+    raise UserError(f"{path}: the {what} is not known; give a file of item ids with {option}, or give --items")
 
 
 def _read_order(path: Path) -> pl.Series:

@@ -1,0 +1,62 @@
+"""Reads item codes in the form that residual quantisers write them: an array of items × levels, or levels × items."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ugt_composer.catalogue.tensor_file import SUFFIXES, read_array
+from ugt_composer.errors import UserError
+from ugt_composer.importing.codes import LARGEST_CODE
+from ugt_composer.importing.vectors import items_of_rows
+
+
+def is_array_file(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
+
+
+def read_code_array(
+    path: Path, items_file: Path | None, items: pl.Series | None
+) -> tuple[pl.Series, list[tuple[int, ...]]]:
+    """Returns the item ids, and the codes of each item, like `parse_codes`.
+
+    Args:
+        items_file: one item id per line, or a JSON list of them, in the order of the codes.
+        items: ids of the table of items, which are in the order of the codes if there is no `items_file`.
+
+    Raises:
+        UserError: names what does not match.
+    """
+    array = read_array(path)
+    if array.dtype.kind not in "iuf" or array.ndim != 2 or not array.size:
+        raise UserError(
+            f"{path}: found {array.dtype} of shape {array.shape}, expected whole numbers of shape (items, levels) or "
+            "(levels, items)"
+        )
+    place, ids = items_of_rows(path, items_file, items, "--code-items", "item of each code")
+    codes = _items_by_levels(path, array, place, len(ids))
+    invalid = ~((codes >= 0) & (codes <= LARGEST_CODE) & (codes == np.floor(codes)))
+    if invalid.any():
+        row = int(np.flatnonzero(invalid.any(axis=1))[0])
+        raise UserError(
+            f"{path}: item {ids[row]!r} (number {row + 1}): found {codes[row].tolist()}, expected a code from 0 to "
+            f"{LARGEST_CODE} at each level ({int(invalid.any(axis=1).sum()):,} of {len(ids):,} items have something "
+            "else); vectors are for --vectors"
+        )
+    return ids, list(map(tuple, codes.astype(np.int64).tolist()))
+
+
+def _items_by_levels(path: Path, array: np.ndarray, place: str, items: int) -> np.ndarray:
+    """The array with one row per item."""
+    rows, columns = array.shape
+    if rows == columns == items:
+        raise UserError(
+            f"{path}: with the shape {array.shape} and {items:,} items, a row can be an item or a level; save "
+            "the codes as JSON, item → list of codes"
+        )
+    if items not in (rows, columns):
+        raise UserError(
+            f"{path}: found the shape {array.shape}, but {place} has {items:,} items; expected ({items}, levels) or "
+            f"(levels, {items})"
+        )
+    return array if rows == items else array.T
