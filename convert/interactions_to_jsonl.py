@@ -45,7 +45,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("interactions", type=Path, metavar="INTERACTIONS", help="the file to import")
+    parser.add_argument(
+        "interactions",
+        type=Path,
+        nargs="+",
+        metavar="INTERACTIONS",
+        help="files, folders or patterns such as 'parts/*.csv'; several are read as one table",
+    )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="output folder; appears only when complete"
     )

@@ -39,7 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("interactions", type=Path, nargs="?", metavar="INTERACTIONS", help="the table of interactions")
+    parser.add_argument(
+        "interactions",
+        type=Path,
+        nargs="*",
+        metavar="INTERACTIONS",
+        help="files, folders or patterns of a table of interactions",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="output folder; appears only when complete")
     parser.add_argument("--report", action="store_true", help="write nothing: print the report of --codes")
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier run in --out")

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from ugt_composer.errors import UserError
+from ugt_composer.importing.file_format import FileFormat
 from ugt_composer.importing.interactions import Columns, Interactions, read_interactions
 
 HEADER = "userId,movieId,rating,timestamp"
@@ -86,7 +87,7 @@ def test_forms_of_time(tmp_path, times, expected):
 
 def test_a_file_without_a_header(tmp_path):
     path = written(tmp_path, "r.csv", "u1,i1,5.0,7\nu1,i0,3.0,6\n")
-    log = read_interactions(path, names=["user", "item", "rating", "timestamp"])
+    log = read_interactions(path, file_format=FileFormat(names=("user", "item", "rating", "timestamp")))
     assert listed(log) == [("u1", "i0", 6, 3.0), ("u1", "i1", 7, 5.0)]
 
 
@@ -104,8 +105,9 @@ def test_actions_are_kept(tmp_path):
     ("name", "text", "options", "said"),
     [
         ("r.csv", None, {}, "r.csv: found no such file"),
-        ("r.xls", "", {}, "r.xls: the file extension '.xls' is unknown"),
-        ("r.csv", "", {}, "r.csv: cannot be read: empty CSV"),
+        ("r.xls", "", {}, "r.xls: the file extension '.xls' is a spreadsheet's"),
+        ("r.dat", "", {}, "r.dat: the file extension '.dat' is unknown"),
+        ("r.csv", "", {}, "r.csv: is empty"),
         ("r.csv", HEADER + "\n", {}, "r.csv: found no interaction"),
         (
             "r.csv",
@@ -140,10 +142,11 @@ def test_actions_are_kept(tmp_path):
             "r.csv, line 4: column 'timestamp': found '4 oops'",
         ),
         ("r.csv", HEADER + "\n1,2,3,soon\n", {}, "column 'timestamp': found 'soon', expected times"),
-        ("r.csv", HEADER + "\n1,2,3,4,5\n", {}, "found more fields than defined"),
+        ("r.csv", HEADER + "\n1,2,3,4,5\n", {}, "r.csv, line 2: found 5 fields, expected 4; fix it, or skip"),
         ("s.txt", "1 2 3\n2\n", {}, "s.txt, line 2: found '2' alone"),
-        ("s.txt", "1 2 3\n\n1 4\n", {}, "s.txt, line 3: user '1' again, first in line 1"),
-        ("s.txt", "", {}, "s.txt: found no interaction"),
+        ("s.txt", "1 2 3\n\n1 4\n", {}, "s.txt, line 3: found user '1' again, first in line 1"),
+        ("s.txt", "", {}, "s.txt: is empty"),
+        ("s.txt", "\n", {}, "s.txt: found no interaction"),
         ("s.txt", "1 2 3\n", {"columns": Columns(user="u")}, "--user-column is for tables"),
     ],
 )
@@ -158,7 +161,7 @@ def test_mistakes_are_named(tmp_path, name, text, options, said):
 def test_a_truncated_gzip_is_refused(tmp_path):
     whole = written(tmp_path, "r.csv.gz", "\n".join([HEADER, *ROWS * 100]))
     whole.write_bytes(whole.read_bytes()[:-12])
-    with pytest.raises(UserError, match=r"r\.csv\.gz: cannot be read"):
+    with pytest.raises(UserError, match=r"r\.csv\.gz: cannot be read to its end \(a gzip stream that is cut short\)"):
         read_interactions(whole)
 
 

@@ -140,7 +140,7 @@ def need_column(
     return column
 
 
-def about_columns(path: Path, used: Mapping[str, str | Sequence[str] | None], unused: Sequence[str]) -> str:
+def about_columns(path: Path | str, used: Mapping[str, str | Sequence[str] | None], unused: Sequence[str]) -> str:
     """A sentence: which column was used for what, which others look like it, and which were not used.
 
     Args:

@@ -8,6 +8,7 @@ import polars as pl
 
 from ugt_composer.errors import UserError, nearest
 from ugt_composer.importing.ids import listed
+from ugt_composer.importing.inputs import shown
 from ugt_composer.importing.interactions import Interactions, read_interactions
 from ugt_composer.importing.items import Items, all_items, numbers_of
 from ugt_composer.importing.matching import form_hint, match_items
@@ -49,12 +50,10 @@ class Corpus:
 
 
 def read_log(source: SourceSettings) -> Interactions:
-    assert source.interactions is not None
     return read_interactions(
         source.interactions,
         source.columns,
-        source.format,
-        None if source.names is None else list(source.names),
+        source.written,
         source.file_order,
         source.skip_bad,
         source.missing_as_ids,
@@ -104,7 +103,7 @@ def make_corpus(
     user, item = (log.user, log.item) if all_positive else (log.user[positive], log.item[positive])
     if not len(user):
         raise UserError(
-            f"{source.interactions}: no positive interaction is left; see --min-rating and --positive-actions"
+            f"{shown(source.interactions)}: no positive interaction is left; see --min-rating and --positive-actions"
         )
     offsets = user_offsets(user, len(log.users))
     part = _parts(log, positive, user, offsets, split, facts)
@@ -120,7 +119,7 @@ def _positive(log: Interactions, source: SourceSettings) -> np.ndarray:
     positive = np.ones(len(log), bool)
     if source.min_rating is not None:
         if log.rating is None:
-            raise UserError(f"--min-rating {source.min_rating}: {source.interactions} has no column of ratings")
+            raise UserError(f"--min-rating {source.min_rating}: {shown(source.interactions)} has no column of ratings")
         positive &= log.rating >= source.min_rating
     if source.positive_actions is not None:
         positive &= with_actions(log, source.positive_actions, "--positive-actions")

@@ -1,5 +1,6 @@
-"""Reads the interactions of a file into flat arrays, grouped by user, oldest first."""
+"""Reads the interactions of one or more files into flat arrays, grouped by user, oldest first."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -8,17 +9,11 @@ import polars as pl
 
 from ugt_composer.errors import UserError
 from ugt_composer.importing.column_names import find_column, need_column
+from ugt_composer.importing.file_format import BY_EXTENSION, SEQUENCES, FileFormat
 from ugt_composer.importing.ids import dominant_warning, id_text, no_id_message, one_form
+from ugt_composer.importing.inputs import Part, find_parts
 from ugt_composer.importing.sequences import read_sequences
-from ugt_composer.importing.table import (
-    PARQUET,
-    ROW,
-    SEQUENCES,
-    columns_of,
-    format_of,
-    named_errors,
-    scan_table,
-)
+from ugt_composer.importing.table import PART, ROW, Damage, Table, named_errors, open_table
 from ugt_composer.importing.timestamps import TimeForm, time_form
 
 IDS = ("user", "item")
@@ -91,20 +86,19 @@ class Interactions:
 
 
 def read_interactions(
-    path: Path,
+    inputs: Path | Sequence[Path],
     columns: Columns = Columns(),
-    file_format: str | None = None,
-    names: list[str] | None = None,
+    file_format: FileFormat = BY_EXTENSION,
     file_order: bool = False,
     skip_bad: bool = False,
     missing_as_ids: bool = False,
 ) -> Interactions:
-    """Reads a file.
+    """Reads files.
 
     Args:
+        inputs: files, folders or patterns such as `parts/*.csv`.
         columns: names of the columns.
-        file_format: one of FORMATS; None: by the file's extension.
-        names: column names of a file without a header.
+        file_format: how the files are written.
         file_order: rows are already oldest first; timestamps are not needed and are ignored.
         skip_bad: leave out rows with an invalid value; otherwise the first such row is an error.
         missing_as_ids: values such as "nan" and "NULL" are ids; otherwise they are invalid.
@@ -112,28 +106,37 @@ def read_interactions(
     Raises:
         UserError: names the file, the row or column, what was found and what was expected.
     """
-    kind = format_of(path, file_format)
-    if kind == SEQUENCES:
-        named_roles = [field.name for field in fields(columns) if getattr(columns, field.name) is not None]
-        if named_roles or names is not None:
-            option = f"--{named_roles[0]}-column" if named_roles else "--columns"
-            raise UserError(
-                f"{path}: {option} is for tables, but this file is read as lines of `user item item …`; "
-                "give --format if it is a table"
-            )
-        written = read_sequences(path)
+    parts = find_parts([inputs] if isinstance(inputs, Path) else inputs, file_format)
+    path = parts[0].path
+    if parts[0].kind == SEQUENCES:
+        _check_no_columns(path, columns, file_format)
+        written, damage = read_sequences(parts)
+        damage.refuse(skip_bad, len(written))
         frame, _, remarks = _with_ids(path, written, {}, {}, missing_as_ids)
-        bad = _first_bad_line(path, written, frame)
-        return _checked(path, frame, None, {}, bad, skip_bad, remarks)
-    table = scan_table(path, kind, names)
-    column_of = _find_columns(path, table, columns, file_order)
-    values, form = _value_expressions(path, table, column_of)
+        bad = _first_bad_line(parts, written, frame)
+        return _checked(path, frame, None, {}, bad, damage, skip_bad, remarks)
+    table = open_table(parts)
+    column_of = _find_columns(table, columns, file_order)
+    rows = table.read(list(column_of.values()))
+    values, form = _value_expressions(path, rows, column_of)
     with named_errors(path):
-        frame = table.select(**values).collect()
+        frame = rows.select(**values).collect()
+    table.damage.refuse(skip_bad, len(frame))
     frame, values, remarks = _with_ids(path, frame, column_of, values, missing_as_ids)
-    bad = _first_bad_row(path, table, frame, column_of, values, "row" if kind == PARQUET else "line")
-    unused = tuple(name for name in columns_of(table) if name not in column_of.values())
-    return replace(_checked(path, frame, form, column_of, bad, skip_bad, remarks), unused=unused)
+    bad = _first_bad_row(table, rows, frame, column_of, values)
+    unused = tuple(name for name in table.names if name not in column_of.values())
+    log = _checked(path, frame, form, column_of, bad, table.damage, skip_bad, remarks)
+    return replace(log, unused=unused)
+
+
+def _check_no_columns(path: Path, columns: Columns, file_format: FileFormat) -> None:
+    named_roles = [field.name for field in fields(columns) if getattr(columns, field.name) is not None]
+    if named_roles or file_format.names is not None:
+        option = f"--{named_roles[0]}-column" if named_roles else "--columns"
+        raise UserError(
+            f"{path}: {option} is for tables, but this file is read as lines of `user item item …`; "
+            "give --format or --separator if it is a table"
+        )
 
 
 def _with_ids(
@@ -152,11 +155,13 @@ def _with_ids(
     return frame, values, warnings
 
 
-def _first_bad_line(path: Path, written: pl.DataFrame, frame: pl.DataFrame) -> str | None:
+def _first_bad_line(parts: tuple[Part, ...], written: pl.DataFrame, frame: pl.DataFrame) -> str | None:
     """Describes the values of sequences as they are `written` that are no ids in `frame`; None if there are none."""
     for role in IDS:
         bad = written.filter(frame[role].is_null())
         if len(bad):
+            bad = bad.filter(pl.col(PART) == pl.col(PART).first())
+            path = parts[bad[PART][0]].path
             return no_id_message(path, "line", None, bad[ROW], bad[role], is_float=False)
     return None
 
@@ -167,10 +172,14 @@ def _checked(
     form: TimeForm | None,
     column_of: dict[str, str],
     bad: str | None,
+    damage: Damage,
     skip_bad: bool,
     warnings: tuple[str, ...],
 ) -> Interactions:
     """The interactions of a frame without its invalid rows, of which `bad` describes the first ones.
+
+    Args:
+        damage: rows that are not in the frame.
 
     Raises:
         UserError: there are invalid rows, and `skip_bad` is false.
@@ -182,12 +191,11 @@ def _checked(
     log = _as_arrays(path, good, form, column_of)
     for role, names, number in (("user", log.users, log.user), ("item", log.items, log.item)):
         warnings += dominant_warning(names, number, str(path), role)
-    return replace(log, skipped=count, first_skipped=bad, warnings=warnings)
+    return replace(log, skipped=damage.count + count, first_skipped=damage.first or bad, warnings=warnings)
 
 
-def _find_columns(path: Path, table: pl.LazyFrame, columns: Columns, file_order: bool) -> dict[str, str]:
-    with named_errors(path):
-        names = columns_of(table)
+def _find_columns(table: Table, columns: Columns, file_order: bool) -> dict[str, str]:
+    path, names = table.path, table.names
     column_of = {role: need_column(role, getattr(columns, role), names, path, f"--{role}-column") for role in IDS}
     for role in ("timestamp", "rating", "action"):
         name = find_column(role, getattr(columns, role), names, path, f"--{role}-column")
@@ -206,17 +214,17 @@ def _find_columns(path: Path, table: pl.LazyFrame, columns: Columns, file_order:
 
 
 def _value_expressions(
-    path: Path, table: pl.LazyFrame, column_of: dict[str, str]
+    path: Path, rows: pl.LazyFrame, column_of: dict[str, str]
 ) -> tuple[dict[str, pl.Expr], TimeForm | None]:
     """role → expression of its values: ids as text, times and ratings as numbers, null where a value is invalid."""
     with named_errors(path):
-        schema = table.collect_schema()
+        schema = rows.collect_schema()
     values = {role: id_text(column_of[role], schema[column_of[role]]) for role in IDS}
     form = None
     if "timestamp" in column_of:
         name = column_of["timestamp"]
         with named_errors(path):
-            sample = table.select(name).drop_nulls().head(TIME_SAMPLE).collect()[name]
+            sample = rows.select(name).drop_nulls().head(TIME_SAMPLE).collect()[name]
         form = time_form(sample, f"{path}: column {name!r}")
         values["timestamp"] = form.parse(pl.col(name))
     if "rating" in column_of:
@@ -228,31 +236,29 @@ def _value_expressions(
 
 
 def _first_bad_row(
-    path: Path,
-    table: pl.LazyFrame,
+    table: Table,
+    rows: pl.LazyFrame,
     frame: pl.DataFrame,
     column_of: dict[str, str],
     values: dict[str, pl.Expr],
-    unit: str,
 ) -> str | None:
-    """Describes the first row with an invalid value, column by column; None if all values are valid.
-
-    Args:
-        unit: "line" or "row", what the file's numbers count.
-    """
+    """Describes the first row with an invalid value, column by column; None if all values are valid."""
     for role, expected in EXPECTED.items():
         if role not in frame.columns or not frame[role].null_count():
             continue
-        rows = table.select(ROW, value=pl.col(column_of[role]).cast(pl.String), parsed=values[role])
-        with named_errors(path):
-            rows = rows.filter(pl.col("parsed").is_null())
-            bad = (rows if role in IDS else rows.head(1)).collect()
+        column = column_of[role]
+        selected = rows.select(PART, ROW, value=pl.col(column).cast(pl.String), parsed=values[role])
+        with named_errors(table.path):
+            invalid = selected.filter(pl.col("parsed").is_null())
+            bad = (invalid if role in IDS else invalid.head(1)).collect()
+        part, number, value, _ = bad.row(0)
+        path, unit = table.parts[part].path, table.parts[part].unit
         if role in IDS:
-            is_float = table.collect_schema()[column_of[role]].is_float()
-            return no_id_message(path, unit, column_of[role], bad[ROW], bad["value"], is_float)
-        number, value, _ = bad.row(0)
+            bad = bad.filter(pl.col(PART) == part)
+            is_float = rows.collect_schema()[column].is_float()
+            return no_id_message(path, unit, column, bad[ROW], bad["value"], is_float)
         value_text = repr(value) if value else "nothing"
-        return f"{path}, {unit} {number}: column {column_of[role]!r}: found {value_text}, expected {expected}"
+        return f"{path}, {unit} {number}: column {column!r}: found {value_text}, expected {expected}"
     return None
 
 

@@ -10,7 +10,8 @@ import polars as pl
 from ugt_composer.errors import UserError
 from ugt_composer.importing.column_names import about_columns
 from ugt_composer.importing.ids import listed, no_id_message, one_form
-from ugt_composer.importing.table import ROW
+from ugt_composer.importing.inputs import Part
+from ugt_composer.importing.table import PART, ROW
 
 
 @dataclass(frozen=True)
@@ -18,20 +19,23 @@ class ItemTable:
     """How a table of items was read.
 
     Attributes:
-        path: the file.
-        unit: "line" or "row", what ROW counts.
+        parts: the files.
         id_column, name_column, text_columns: the columns used; None or empty where there are none.
         unused: its other columns.
         facts: counts for the report.
     """
 
-    path: Path
-    unit: str
+    parts: tuple[Part, ...]
     id_column: str
     name_column: str | None
     text_columns: Sequence[str]
     unused: Sequence[str]
     facts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        """The file that is named if a message is about all of them."""
+        return self.parts[0].path
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -62,7 +66,7 @@ def distinct_items(
     """One row per item with its id in one form, and warnings. Adds counts to the facts of `table`.
 
     Args:
-        frame: ROW, item (id as text), written (id as in the file), name, text.
+        frame: PART, ROW, item (id as text), written (id as in the file), name, text.
         skip_bad: leave out rows without an id, and of rows that contradict each other all but the first.
 
     Raises:
@@ -74,7 +78,9 @@ def distinct_items(
     frame = frame.with_columns(ids.alias("item"))
     bad = frame.filter(pl.col("item").is_null())
     if len(bad):
-        found = no_id_message(table.path, table.unit, table.id_column, bad[ROW], bad["written"], is_float)
+        part = table.parts[bad[PART][0]]
+        here = bad.filter(pl.col(PART) == bad[PART][0])
+        found = no_id_message(part.path, part.unit, table.id_column, here[ROW], here["written"], is_float)
         if not skip_bad:
             raise UserError(f"{found}; fix it, or skip such rows with --on-error skip ({len(bad):,} of {len(frame):,})")
         warnings += (f"{found}; {len(bad):,} such rows were skipped",)
@@ -105,9 +111,15 @@ def _first_of_contradicting(
     if not len(again):
         return frame, ()
     item = again["item"][0]
-    lines = again.filter(pl.col("item") == item)[ROW].to_list()
+    rows = again.filter(pl.col("item") == item)
+    part, lines = table.parts[rows[PART][0]], rows[ROW].to_list()
+    place = f"{part.path}, {part.unit}s {listed(lines)}"
+    if rows[PART].n_unique() > 1:
+        other = next(n for n in rows[PART] if n != rows[PART][0])
+        other_line = rows.filter(pl.col(PART) == other)[ROW][0]
+        place = f"{part.path}, {part.unit} {lines[0]:,}, and {table.parts[other].path}, {part.unit} {other_line:,}"
     found = (
-        f"{table.path}, {table.unit}s {listed(lines)}: item {item!r} occurs {len(lines)} times with different names or "
+        f"{place}: item {item!r} occurs {len(lines)} times with different names or "
         f"texts (found {again['item'].n_unique():,} such items in {len(again):,} rows)"
     )
     if not skip_bad:

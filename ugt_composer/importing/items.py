@@ -16,18 +16,11 @@ from ugt_composer.importing.column_names import (
     need_column,
     usual_columns,
 )
+from ugt_composer.importing.file_format import FORMATS, ITEMS_BY_EXTENSION, SEQUENCES, FileFormat
 from ugt_composer.importing.ids import id_text
+from ugt_composer.importing.inputs import find_parts
 from ugt_composer.importing.item_rows import ItemTable, about_texts, check_used, distinct_items
-from ugt_composer.importing.table import (
-    FORMATS,
-    PARQUET,
-    ROW,
-    SEQUENCES,
-    columns_of,
-    format_of,
-    named_errors,
-    scan_table,
-)
+from ugt_composer.importing.table import PART, ROW, named_errors, open_table
 
 MISSING_TEXTS = ("nan", "NaN", "null", "NULL", "None", "<NA>", "N/A", "#N/A", "NaT", "\\N")
 ENTITIES = {"&amp;": "&", "&quot;": '"', "&#39;": "'", "&#x27;": "'", "&lt;": "<", "&gt;": ">", "&nbsp;": " "}
@@ -59,28 +52,30 @@ def read_items(
     id_column: str | None = None,
     text_columns: Sequence[str] | None = None,
     name_column: str | None = None,
-    file_format: str | None = None,
+    file_format: FileFormat = ITEMS_BY_EXTENSION,
     skip_bad: bool = False,
     missing_as_ids: bool = False,
 ) -> Items:
     """Reads a table of items and keeps its order. Columns that are not named are detected by their usual names.
 
     Args:
+        path: a file, folder or pattern.
         text_columns: columns that describe an item; empty: none, only the ids are wanted.
-        skip_bad: leave out rows without an id, and of rows that contradict each other all but the first.
+        skip_bad: leave out damaged rows, those without an id, and of rows that contradict each other all but the first.
         missing_as_ids: values such as "nan" and "NULL" are ids; otherwise they are invalid.
 
     Raises:
         UserError: names the file, the lines or columns, what was found and what was expected.
     """
-    kind = format_of(path, file_format)
-    if kind == SEQUENCES:
+    parts = find_parts([path], file_format)
+    path = parts[0].path
+    if parts[0].kind == SEQUENCES:
         tables = ", ".join(name for name in FORMATS if name != SEQUENCES)
-        raise UserError(f"{path}: expected a table of items; give its format with --items-format ({tables})")
-    table = scan_table(path, kind, None)
-    with named_errors(path):
-        columns = columns_of(table)
-        schema = table.collect_schema()
+        raise UserError(
+            f"{path}: expected a table of items; give its format with --items-format ({tables}) or --items-separator"
+        )
+    table = open_table(parts)
+    columns = table.names
     id_column = need_column("item", id_column, columns, path, "--items-column", ITEM_TABLE_NAMES)
     others = [name for name in columns if name != id_column]
     texts = _select_columns(path, text_columns, TEXT_COLUMNS, others, "--text-columns")
@@ -88,28 +83,32 @@ def read_items(
         path, None if name_column is None else [name_column], NAME_COLUMNS, others, "--name-column"
     )[:1]
     used = list(dict.fromkeys([*texts, *names]))
-    unit = "row" if kind == PARQUET else "line"
     unused = [name for name in others if name not in used]
-    about = ItemTable(path, unit, id_column, names[0] if names else None, texts, unused)
+    about = ItemTable(parts, id_column, names[0] if names else None, texts, unused)
     if text_columns is None:
         check_used(about)
+    rows = table.read([id_column, *used])
     with named_errors(path):
-        cells = table.select(
+        schema = rows.collect_schema()
+        cells = rows.select(
+            PART,
             ROW,
             item=id_text(id_column, schema[id_column]),
             written=pl.col(id_column).cast(pl.String),
             cells=pl.struct(_text(name, schema[name]).alias(name) for name in used) if used else pl.lit(None),
         ).collect()
+    table.damage.refuse(skip_bad, len(cells))
     values = cells["cells"].struct.unnest() if used else pl.DataFrame()
-    frame = cells.select(ROW, "item", "written").with_columns(
+    frame = cells.select(PART, ROW, "item", "written").with_columns(
         name=values[names[0]] if names else pl.lit(None, pl.String),
         text=values.select(pl.concat_str(texts, separator=" | ", ignore_nulls=True)).to_series()
         if texts
         else pl.lit(None, pl.String),
     )
     frame = frame.with_columns(text=pl.when(pl.col("text").str.len_bytes() > 0).then("text"))
-    warnings = about_texts(values, cells["item"], about)
+    warnings = (*table.damage.warnings, *about_texts(values, cells["item"], about))
     frame, more = distinct_items(frame, about, schema[id_column].is_float(), skip_bad, missing_as_ids)
+    about.facts["skipped_rows"] += table.damage.count
     warnings += more
     return Items(frame["item"], frame["name"] if names else None, frame["text"] if texts else None, warnings, about)
 
@@ -156,7 +155,13 @@ def _select_columns(
 
 def _text(column: str, dtype: pl.DataType) -> pl.Expr:
     text = pl.col(column)
-    if isinstance(dtype, pl.List):
+    while isinstance(dtype, pl.List) and isinstance(dtype.inner, pl.List):
+        text, dtype = text.list.eval(pl.element().explode()), dtype.inner
+    if isinstance(dtype, pl.Struct):
+        text = text.struct.json_encode()
+    elif isinstance(dtype, pl.List) and isinstance(dtype.inner, pl.Struct):
+        text = text.list.eval(pl.element().struct.json_encode()).list.join(", ", ignore_nulls=True)
+    elif isinstance(dtype, pl.List):
         text = text.cast(pl.List(pl.String)).list.join(", ", ignore_nulls=True)
     cleaned = text.cast(pl.String).str.replace_many(list(ENTITIES), list(ENTITIES.values())).str.strip_chars()
     return pl.when((cleaned.str.len_bytes() > 0) & ~cleaned.is_in(MISSING_TEXTS)).then(cleaned)

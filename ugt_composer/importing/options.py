@@ -6,10 +6,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ugt_composer.importing.file_format import FORMATS
 from ugt_composer.importing.interactions import Columns
 from ugt_composer.importing.settings import IdSettings, PreferenceSettings, RowSettings, SourceSettings, SplitSettings
 from ugt_composer.importing.splits import LEAVE_ONE_OUT, TIME
-from ugt_composer.importing.table import FORMATS
 
 SEED = 42
 T = TypeVar("T")
@@ -25,9 +25,13 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "--columns",
         metavar="NAME,NAME,…",
         type=_comma_separated,
-        help="names of the columns of a file without a header",
+        help="names of the first columns of a file without a header",
     )
-    table("--format", choices=FORMATS, help="format of the file (default: by its extension; .txt is sequences)")
+    table("--format", choices=FORMATS, help="format of the files (default: by their extension; .txt is sequences)")
+    table(
+        "--separator", metavar="TEXT", help="what separates the columns, such as ';', '::' or tab (default: by format)"
+    )
+    table("--encoding", metavar="NAME", help="encoding of text, such as latin-1 or utf-16 (default: UTF-8)")
     table("--file-order", action="store_true", help="rows are already oldest first; no timestamps are needed")
     table(
         "--on-error",
@@ -48,8 +52,14 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         metavar="ACTION",
         help="only interactions with these actions enter the histories (default: all)",
     )
-    items = parser.add_argument_group("the table of items (CSV, TSV or Parquet)").add_argument
+    items = parser.add_argument_group("the table of items").add_argument
     items("--items", type=Path, metavar="FILE", help="items with titles or other texts; all of them can be recommended")
+    items(
+        "--items-columns",
+        metavar="NAME,NAME,…",
+        type=_comma_separated,
+        help="names of the first columns of a file without a header",
+    )
     items("--items-column", metavar="NAME", help="the column of the item ids")
     items(
         "--text-columns",
@@ -58,7 +68,17 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         help="the columns that describe an item; without a name: none, only the ids are wanted",
     )
     items("--name-column", metavar="NAME", help="the column of the items' names")
-    items("--items-format", choices=FORMATS[:-1], help="format of that file (default: by its extension)")
+    for option, value, text in (
+        ("format", None, "format"),
+        ("separator", "TEXT", "separator of the columns"),
+        ("encoding", "NAME", "encoding"),
+    ):
+        items(
+            f"--items-{option}",
+            choices=FORMATS[:-1] if value is None else None,
+            metavar=value,
+            help=f"{text} of that file (default: by its extension; if it is that of the interactions, --{option})",
+        )
     items(
         "--max-unmatched",
         type=float,
@@ -243,7 +263,14 @@ def add_preference_options(parser: argparse.ArgumentParser) -> None:
 
 def source_settings(args: argparse.Namespace) -> SourceSettings:
     columns = Columns(**{role.name: vars(args)[f"{role.name}_column"] for role in fields(Columns)})
-    return settings_of(SourceSettings, args, columns=columns, names=args.columns, skip_bad=args.on_error == "skip")
+    return settings_of(
+        SourceSettings,
+        args,
+        columns=columns,
+        names=args.columns,
+        items_names=args.items_columns,
+        skip_bad=args.on_error == "skip",
+    )
 
 
 def preference_settings(args: argparse.Namespace) -> PreferenceSettings:

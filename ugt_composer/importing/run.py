@@ -14,6 +14,7 @@ from ugt_composer.importing.assign import Assigned, assign_ids, read_given
 from ugt_composer.importing.bundle import Bundle
 from ugt_composer.importing.column_names import about_columns
 from ugt_composer.importing.corpus import Corpus, make_corpus, read_log
+from ugt_composer.importing.inputs import find_parts, shown
 from ugt_composer.importing.interactions import Interactions
 from ugt_composer.importing.items import Items, all_items, read_items
 from ugt_composer.importing.jsonl import write_preferences, write_recommend
@@ -45,6 +46,7 @@ class Settings:
 
 def import_interactions(settings: Settings, folder: Path, say: Say) -> dict[str, Any]:
     """Writes FILES into `folder`, except for preference files that would have no pairs. Returns the report."""
+    find_parts(settings.source.interactions, settings.source.written)  # a missing file is said before all else
     known = read_known_items(settings.source, say)
     given = read_given(settings.ids, known)
     log = read_interactions_of(settings.source, say)
@@ -68,12 +70,14 @@ def import_interactions(settings: Settings, folder: Path, say: Say) -> dict[str,
 
 def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, folder: Path, say: Say) -> dict[str, Any]:
     """Writes ID_FILES into `folder`. Only the training part of the interactions, if there are any, is used."""
+    if source.interactions:
+        find_parts(source.interactions, source.written)
     known = read_known_items(source, say)
     given = read_given(ids, known)
     items, user, item = known, np.zeros(0, np.int32), np.zeros(0, np.int32)
     warnings = () if known is None else known.warnings
     covered = None if given is None else given.items
-    if source.interactions is not None:
+    if source.interactions:
         corpus = make_corpus(read_interactions_of(source, say), known, covered, source, split, ids.drop_items_without)
         items, user, item = corpus.items, corpus.user[corpus.trained], corpus.item[corpus.trained]
         warnings = corpus.warnings
@@ -93,7 +97,7 @@ def read_known_items(source: SourceSettings, say: Say) -> Items | None:
     if source.items is None:
         return None
     columns = source.items_column, source.text_columns, source.name_column
-    known = read_items(source.items, *columns, source.items_format, source.skip_bad, source.missing_as_ids)
+    known = read_items(source.items, *columns, source.items_written, source.skip_bad, source.missing_as_ids)
     say(str(known.table))
     return known
 
@@ -102,7 +106,7 @@ def read_interactions_of(source: SourceSettings, say: Say) -> Interactions:
     say("reading the interactions")
     log = read_log(source)
     if log.columns:
-        say(about_columns(Path(str(source.interactions)), log.columns, log.unused))
+        say(about_columns(shown(source.interactions), log.columns, log.unused))
     return log
 
 

@@ -1,32 +1,52 @@
 """The text format `user item item …`: one line per user, items oldest first, separated by white space."""
 
-from pathlib import Path
-
 import polars as pl
 
-from ugt_composer.errors import UserError
-from ugt_composer.importing.table import ROW, named_errors
+from ugt_composer.importing.inputs import Part
+from ugt_composer.importing.table import PART, ROW, Damage
+from ugt_composer.importing.text_lines import encoding_problem, text_lines, undecoded
+
+EXPECTED = "expected lines of a user and then items, oldest first (if it is a table, give --format or --separator)"
 
 
-def read_sequences(path: Path) -> pl.DataFrame:
-    """One row per interaction, in the order of the file: ROW, the number of its line; user and item, both text."""
-    if not path.is_file():
-        raise UserError(f"{path}: found no such file, expected lines of `user item item …`")
-    with named_errors(path):
-        lines = pl.scan_lines(path, name="line", row_index_name="number", row_index_offset=1).collect()
-        words = lines.select("number", words=pl.col("line").str.extract_all(r"\S+")).filter(
-            pl.col("words").list.len() > 0
-        )
-        users = words.select("number", user=pl.col("words").list.first(), items=pl.col("words").list.slice(1))
-    alone = users.filter(pl.col("items").list.len() == 0)
-    if len(alone):
-        number, user = alone.row(0)[:2]
-        raise UserError(f"{path}, line {number}: found {user!r} alone, expected a user and then items, oldest first")
-    again = users.filter(~pl.col("user").is_first_distinct())
+def read_sequences(parts: tuple[Part, ...]) -> tuple[pl.DataFrame, Damage]:
+    """One row per interaction, in the order of the files, and the lines that are none.
+
+    The columns are PART and ROW, the numbers of the file and line; user and item, both text.
+    """
+    damage = Damage()
+    words = pl.concat([_words(number, part, damage) for number, part in enumerate(parts)])
+    users = words.select(PART, ROW, user=pl.col("words").list.first(), item=pl.col("words").list.slice(1))
+    alone = users.filter(pl.col("item").list.len() == 0)
+    for part, line, user, _ in alone.iter_rows():
+        damage.add(parts[part], line, f"found {user!r} alone, {EXPECTED}")
+    users = users.filter(pl.col("item").list.len() > 0)
+    is_first = pl.col("user").is_first_distinct()
+    again = users.filter(~is_first)
+    users = users.filter(is_first)
     if len(again):
-        number, user = again.row(0)[:2]
-        first = users.filter(pl.col("user") == user).row(0)[0]
-        raise UserError(
-            f"{path}, line {number}: user {user!r} again, first in line {first}; expected one line per user"
-        )
-    return users.select(pl.col("number").alias(ROW), "user", item=pl.col("items")).explode("item")
+        first = again.head(1).join(users.select("user", first_part=PART, first=ROW), on="user").row(0, named=True)
+        place = f"line {first['first']}"
+        if first["first_part"] != first[PART]:
+            place += f" of {parts[first['first_part']].path}"
+        problem = f"found user {first['user']!r} again, first in {place}; expected one line per user"
+        for part, line in again.select(PART, ROW).iter_rows():
+            damage.add(parts[part], line, f"{problem} (if it is a table, give --format or --separator)")
+    return users.explode("item"), damage
+
+
+def _words(number: int, part: Part, damage: Damage) -> pl.DataFrame:
+    """The words of each line that has some."""
+    texts: list[str] = []
+    lines: list[int] = []
+    for line, text in enumerate(text_lines(part), start=1):
+        if undecoded(text):
+            damage.add(part, line, encoding_problem(part))
+        else:
+            texts.append(text)
+            lines.append(line)
+    frame = pl.DataFrame(
+        {PART: pl.Series([number] * len(lines), dtype=pl.Int32), ROW: pl.Series(lines, dtype=pl.UInt32)}
+    )
+    words = pl.Series(texts, dtype=pl.String).str.extract_all(r"\S+")
+    return frame.with_columns(words.alias("words")).filter(pl.col("words").list.len() > 0)

@@ -1,12 +1,13 @@
 """Settings of an import, named like the command-line options."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ugt_composer.catalogue.tensor_file import SUFFIXES
 from ugt_composer.errors import UserError
 from ugt_composer.importing.code_array import is_array_file
+from ugt_composer.importing.file_format import ITEMS_BY_EXTENSION, FileFormat, extension
 from ugt_composer.importing.interactions import Columns
 from ugt_composer.importing.splits import LEAVE_ONE_OUT
 from ugt_composer.vocabulary import DEFAULT_CODEBOOK_SIZES, LEVELS, MAX_HISTORY, NUM_SPECIAL_IDS
@@ -16,9 +17,11 @@ from ugt_composer.vocabulary import DEFAULT_CODEBOOK_SIZES, LEVELS, MAX_HISTORY,
 class SourceSettings:
     """The input tables, and which interactions form the histories."""
 
-    interactions: Path | None
+    interactions: tuple[Path, ...]
     columns: Columns = field(default_factory=Columns)
     format: str | None = None
+    separator: str | None = None
+    encoding: str | None = None
     names: tuple[str, ...] | None = None
     file_order: bool = False
     skip_bad: bool = False
@@ -26,6 +29,9 @@ class SourceSettings:
     positive_actions: tuple[str, ...] | None = None
     items: Path | None = None
     items_format: str | None = None
+    items_separator: str | None = None
+    items_encoding: str | None = None
+    items_names: tuple[str, ...] | None = None
     items_column: str | None = None
     text_columns: tuple[str, ...] | None = None
     name_column: str | None = None
@@ -36,6 +42,24 @@ class SourceSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.max_unmatched <= 1:
             raise UserError(f"--max-unmatched {self.max_unmatched:g}: expected a fraction from 0 to 1")
+
+    @property
+    def written(self) -> FileFormat:
+        """How the interactions are written."""
+        return FileFormat(self.format, self.separator, self.encoding, self.names)
+
+    @property
+    def items_written(self) -> FileFormat:
+        """How the items are written: if not said, like interactions whose files have the same extension."""
+        items = replace(
+            ITEMS_BY_EXTENSION,
+            kind=self.items_format,
+            separator=self.items_separator,
+            encoding=self.items_encoding,
+            names=self.items_names,
+        )
+        alike = self.items and any(extension(path) == extension(self.items) for path in self.interactions)
+        return items.inherit(self.written) if alike else items
 
 
 @dataclass(frozen=True)

@@ -1,72 +1,268 @@
-"""Lazy reading of tables in CSV, TSV (plain, .gz, .zst) and Parquet files, with errors that name the file."""
+"""Tables of interactions or items in files of any format, read by column, with errors that name file and line.
 
+Parquet files, and files of text in which every line has the same form, are read by polars. Other files of text, such as
+those with line breaks in fields, damaged lines or other encodings, are read record by record.
+"""
+
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 
-from ugt_composer.errors import UserError, first_line, nearest
+from ugt_composer.errors import UserError
+from ugt_composer.importing.csv_records import QUOTE, has_quotes, header, is_regular, records
+from ugt_composer.importing.file_format import JSONL, PARQUET
+from ugt_composer.importing.inputs import Part
+from ugt_composer.importing.json_records import json_objects, json_text
 
-CSV, TSV, PARQUET, SEQUENCES = "csv", "tsv", "parquet", "sequences"
-FORMATS = (CSV, TSV, PARQUET, SEQUENCES)
-FORMAT_OF = {".csv": CSV, ".tsv": TSV, ".parquet": PARQUET, ".pq": PARQUET, ".txt": SEQUENCES}
-PACKINGS = (".gz", ".zst")
-ROW = "row of the file"  # the column that numbers lines (CSV, TSV) or rows (Parquet) from 1; no file has such a name
-
-
-def format_of(path: Path, given: str | None) -> str:
-    """The format `given`, else that of the file name's extension."""
-    if given is not None:
-        return given
-    name = path.name.lower()
-    for packing in PACKINGS:
-        name = name.removesuffix(packing)
-    ending = Path(name).suffix
-    if ending not in FORMAT_OF:
-        raise UserError(
-            f"{path}: the file extension {ending or path.name!r} is unknown; {nearest(ending, list(FORMAT_OF))}; "
-            f"or give the format with --format ({', '.join(FORMATS)})"
-        )
-    return FORMAT_OF[ending]
+ROW = "row of the file"  # the column that numbers lines (text) or rows (Parquet) from 1; no file has such a name
+PART = "part of the table"  # the column that numbers the files from 0
+CHUNK = 100_000  # records that become columns at once
+NAMED_LINES = 5
+SEPARATORS = re.compile(r"::|[;\t|,]")
 
 
-def scan_table(path: Path, file_format: str, names: Sequence[str] | None) -> pl.LazyFrame:
-    """A lazy table with the extra column ROW. Columns of CSV and TSV are read as text, so that ids stay unchanged.
+@dataclass
+class Damage:
+    """Rows that cannot be read: how many, the places of the first ones, and what is wrong with the first."""
 
-    Args:
-        names: column names of a CSV or TSV file without a header line.
+    count: int = 0
+    places: list[str] = field(default_factory=list)
+    first: str | None = None
+
+    def refuse(self, skip: bool, others: int) -> None:
+        """Raises UserError for damaged rows, unless they are to be skipped.
+
+        Args:
+            others: how many rows could be read.
+        """
+        if self.count and not skip:
+            lines = f": {', '.join(self.places)}{' …' if self.count > len(self.places) else ''}"
+            raise UserError(
+                f"{self.first}; fix it, or skip such rows with --on-error skip ({self.count:,} of "
+                f"{self.count + others:,} rows{lines if self.count > 1 else ''})"
+            )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """A sentence about the rows that were skipped, if there are any."""
+        rows = "1 damaged row was" if self.count == 1 else f"{self.count:,} damaged rows were"
+        return (f"{rows} skipped; the first: {self.first}",) if self.count else ()
+
+    def add(self, part: Part, number: int, problem: str) -> None:
+        self.count += 1
+        if self.first is None:
+            self.first = f"{part.path}, {part.unit} {number}: {problem}"
+        if len(self.places) < NAMED_LINES:
+            self.places.append(str(number))
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of all parts.
+
+    Attributes:
+        names: the columns of the files.
+        damage: rows that cannot be read; complete after `read`.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: found no such file, expected a table ({', '.join(FORMAT_OF)}; text also compressed)")
-    with named_errors(path):
-        if file_format == PARQUET:
-            if names is not None:
-                raise UserError(f"{path}: --columns is for files without a header; a Parquet file names its columns")
-            return pl.scan_parquet(path, row_index_name=ROW, glob=False).with_columns(pl.col(ROW) + 1)
-        table = pl.scan_csv(
-            path,
-            separator="\t" if file_format == TSV else ",",
-            # Quotes in tab-separated files are inch marks and the like.
-            quote_char=None if file_format == TSV else '"',
-            has_header=names is None,
-            new_columns=names,
-            infer_schema=False,
-            row_index_name=ROW,
-            row_index_offset=1 if names is not None else 2,
-            glob=False,
+
+    parts: tuple[Part, ...]
+    names: list[str]
+    damage: Damage = field(default_factory=Damage)
+
+    @property
+    def path(self) -> Path:
+        """The file that is named if a message is about all of them."""
+        return self.parts[0].path
+
+    def read(self, columns: Sequence[str]) -> pl.LazyFrame:
+        """These columns, with PART and ROW. Those of files of text are text, so that ids stay unchanged."""
+        if self.damage.count:
+            self.damage.count, self.damage.places, self.damage.first = 0, [], None
+        columns = list(dict.fromkeys(columns))
+        frames = [self._read(part, columns) for part in self.parts]
+        if self.parts[0].kind == PARQUET and len(frames) > 1:
+            frames = self._with_common_types(frames)
+        numbered = [frame.with_columns(pl.lit(n, pl.Int32).alias(PART)) for n, frame in enumerate(frames)]
+        return pl.concat(numbered)
+
+    def _read(self, part: Part, columns: list[str]) -> pl.LazyFrame:
+        if part.kind == PARQUET:
+            scanned = pl.scan_parquet(part.path, row_index_name=ROW, glob=False)
+            return scanned.select(*columns, pl.col(ROW) + 1)
+        if part.kind == JSONL:
+            return self._json_frame(part, columns)
+        if is_regular(part, len(self.names)):
+            return _scanned(part, self.names, columns)
+        return self._record_frame(part, columns)
+
+    def _record_frame(self, part: Part, columns: list[str]) -> pl.LazyFrame:
+        places = [self.names.index(name) for name in columns]
+        columns_of = _Columns(columns)
+        rows = records(part, len(self.names))
+        if part.written.names is None:
+            next(rows)
+        for record in rows:
+            if record.problem is None:
+                columns_of.add(record.line, [record.fields[place] or None for place in places])
+            else:
+                self.damage.add(part, record.line, record.problem)
+        return columns_of.frame()
+
+    def _json_frame(self, part: Part, columns: list[str]) -> pl.LazyFrame:
+        columns_of = _Columns(columns)
+        for item in json_objects(part):
+            if item.problem is None:
+                columns_of.add(item.line, [json_text(item.fields.get(name)) for name in columns])
+            else:
+                self.damage.add(part, item.line, item.problem)
+        return columns_of.frame()
+
+    def _with_common_types(self, frames: list[pl.LazyFrame]) -> list[pl.LazyFrame]:
+        """Casts numbers to one type each. Raises UserError if a column holds numbers here and something else there."""
+        schemas = [frame.collect_schema() for frame in frames]
+        casts = []
+        for name in schemas[0].names():
+            types = [schema[name] for schema in schemas]
+            if len(set(types)) == 1:
+                continue
+            other = next(n for n, dtype in enumerate(types) if dtype != types[0])
+            if not all(dtype.is_numeric() for dtype in types):
+                raise UserError(
+                    f"{self.parts[other].path}: column {name!r} holds {_shown_type(types[other])}, but "
+                    f"{_shown_type(types[0])} in {self.parts[0].path}; expected the same type in all files"
+                )
+            casts.append(pl.col(name).cast(pl.Float64 if any(dtype.is_float() for dtype in types) else pl.Int64))
+        return [frame.with_columns(casts) for frame in frames]
+
+
+class _Columns:
+    """Collects records as columns of text."""
+
+    def __init__(self, names: list[str]):
+        self.names = names
+        self.rows: list[list[str | None]] = []
+        self.lines: list[int] = []
+        self.frames: list[pl.DataFrame] = []
+
+    def add(self, line: int, values: list[str | None]) -> None:
+        self.rows.append(values)
+        self.lines.append(line)
+        if len(self.rows) == CHUNK:
+            self._flush()
+
+    def frame(self) -> pl.LazyFrame:
+        self._flush()
+        return pl.concat(self.frames).lazy()
+
+    def _flush(self) -> None:
+        schema = dict.fromkeys(self.names, pl.String)
+        values = pl.DataFrame(self.rows, schema, orient="row")
+        self.frames.append(values.with_columns(pl.Series(ROW, self.lines, pl.UInt32)))
+        self.rows, self.lines = [], []
+
+
+def open_table(parts: tuple[Part, ...]) -> Table:
+    """The table of these files. Raises UserError if they have no columns, or different ones."""
+    names = [_names(part) for part in parts]
+    if parts[0].kind == JSONL:
+        # Keys may be left out of an object, so a file may lack some.
+        return Table(parts, list(dict.fromkeys(name for some in names for name in some)))
+    for part, others in zip(parts, names, strict=True):
+        if set(others) != set(names[0]):
+            raise UserError(
+                f"{part.path} has the columns {', '.join(others)}, but {parts[0].path} has {', '.join(names[0])}; "
+                "expected the same columns in all files"
+            )
+        if others != names[0] and part.kind != PARQUET:
+            raise UserError(
+                f"{part.path} has its columns in another order than {parts[0].path}: {', '.join(others)}, not "
+                f"{', '.join(names[0])}; expected the same order in all files"
+            )
+    return Table(parts, names[0])
+
+
+def _names(part: Part) -> list[str]:
+    if part.kind == PARQUET:
+        with named_errors(part.path):
+            return pl.scan_parquet(part.path, glob=False).collect_schema().names()
+    if part.kind == JSONL:
+        names = dict.fromkeys(name for item in json_objects(part) for name in item.fields)
+        return list(names) or ["{}"]
+    return _names_of_text(part)
+
+
+def _names_of_text(part: Part) -> list[str]:
+    fields = header(part)
+    option, given = part.written.option, part.written.names
+    if fields is None:
+        raise UserError(f"{part.path}: has only blank lines, expected a table")
+    _check_separator(part, fields)
+    if given is None:
+        names = [name.strip() or f"column_{number}" for number, name in enumerate(fields, start=1)]
+        again = [name for name in names if names.count(name) > 1]
+        if again:
+            raise UserError(
+                f"{part.path}: its header line has {again[0]!r} twice; rename one, or if the file has no header line, "
+                f"name its columns with {option}columns"
+            )
+        return names
+    if len(given) > len(fields):
+        raise UserError(
+            f"{part.path}: {option}columns names {len(given)} columns, but line 1 has {len(fields)}; name them in the "
+            f"file's order, or give its {option}separator"
         )
-        return table.filter(~pl.all_horizontal(pl.col(columns_of(table)).is_null()))  # blank lines
+    for name, value in zip(given, fields, strict=False):
+        if name.casefold() == value.strip().casefold():
+            raise UserError(
+                f"{part.path}: line 1 has the column name {value!r}; {option}columns is for files without a header line"
+            )
+    return [*given, *(f"column_{number}" for number in range(len(given) + 1, len(fields) + 1))]
 
 
-def columns_of(table: pl.LazyFrame) -> list[str]:
-    return [name for name in table.collect_schema().names() if name != ROW]
+def _check_separator(part: Part, fields: list[str]) -> None:
+    """Raises UserError if the first line is a single field that another separator would divide."""
+    inner = SEPARATORS.search(fields[0]) if len(fields) == 1 else None
+    if inner is not None:
+        separator = "tab" if inner[0] == "\t" else f"'{inner[0]}'"
+        raise UserError(
+            f"{part.path}: found only one column, {fields[0][:80]!r}; its columns seem to be separated otherwise: give "
+            f"{part.written.option}separator {separator}"
+        )
+
+
+def _scanned(part: Part, names: list[str], columns: list[str]) -> pl.LazyFrame:
+    no_header = part.written.names is not None
+    table = pl.scan_csv(
+        part.path,
+        separator=part.written.separator or ",",
+        quote_char=QUOTE if has_quotes(part.written) else None,
+        has_header=not no_header,
+        schema=dict.fromkeys(names, pl.String),
+        row_index_name=ROW,
+        row_index_offset=1 if no_header else 2,
+        glob=False,
+    )
+    return table.select(*columns, ROW)
+
+
+def _shown_type(dtype: pl.DataType) -> str:
+    if dtype.is_integer() or dtype.is_float():
+        return "integers" if dtype.is_integer() else "floating-point numbers"
+    if dtype.is_temporal():
+        return "dates" if dtype == pl.Date else f"times ({dtype})"
+    return "text" if dtype == pl.String else str(dtype)
 
 
 @contextmanager
 def named_errors(path: Path) -> Iterator[None]:
-    """Turns polars and OS errors into a UserError with the file's name and the first line of the message."""
+    """Turns polars and OS errors into a UserError with the file's name."""
     try:
         yield
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"{path}: cannot be read: {first_line(error)}; expected a complete table in UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or 'the file is damaged'})") from None
+    except pl.exceptions.PolarsError:
+        raise UserError(f"{path}: cannot be read; expected a complete and undamaged table") from None

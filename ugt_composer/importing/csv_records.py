@@ -1,0 +1,165 @@
+"""Records of CSV and TSV files, one by one, with their line numbers; and a fast test that a file needs no such care.
+
+A quotation mark at the start of a field opens a quoted field, which may hold separators, line breaks and doubled
+quotation marks. Anywhere else it is an ordinary character, as in `7" tablet`. If a quoted field is not closed, or the
+record with it is malformed, only the line where the record starts is damaged: reading continues with the next line.
+"""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ugt_composer.importing.file_format import UTF_8, FileFormat, is_wide
+from ugt_composer.importing.inputs import Part
+from ugt_composer.importing.text_lines import byte_blocks, encoding_problem, text_lines, undecoded
+
+csv.field_size_limit(1 << 20)  # of a field of several lines; more than that is a quotation mark that is not closed
+QUOTE = '"'
+SHOWN_CHARACTERS = 60
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record that starts in a line of the file; `problem` says what is wrong with a damaged one."""
+
+    line: int
+    fields: list[str]
+    problem: str | None = None
+
+
+def has_quotes(written: FileFormat) -> bool:
+    """Whether quotation marks enclose fields; in tab-separated files they are inch marks and the like."""
+    assert written.separator is not None
+    return len(written.separator) == 1 and written.separator not in "\t "
+
+
+def header(part: Part) -> list[str] | None:
+    """The fields of the first record; None if the file has only blank lines."""
+    first = next(records(part), None)
+    return None if first is None else first.fields
+
+
+def records(part: Part, width: int | None = None) -> Iterator[Record]:
+    """All records but blank lines, the header line included.
+
+    Args:
+        width: how many fields a record should have; None: any number.
+    """
+    separator, quotes = part.written.separator, has_quotes(part.written)
+    assert separator is not None
+    lines = _Lines(text_lines(part))
+    for line in lines:
+        number = lines.number
+        if undecoded(line):
+            yield Record(number, [], encoding_problem(part))
+        elif quotes and QUOTE in line:
+            yield _quoted_record(lines, line, separator, width)
+        elif line.strip(" "):
+            yield _checked(Record(number, line.split(separator)), width)
+
+
+class _Lines:
+    """Lines with their number, which can be put back."""
+
+    def __init__(self, lines: Iterator[str]):
+        self._lines = lines
+        self._again: list[str] = []
+        self.number = 0
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.pop() if self._again else next(self._lines)
+        self.number += 1
+        return line
+
+    def put_back(self, lines: list[str]) -> None:
+        self._again += reversed(lines)
+        self.number -= len(lines)
+
+
+def _quoted_record(lines: _Lines, line: str, separator: str, width: int | None) -> Record:
+    number = lines.number
+    more: list[str] = []
+
+    def one_by_one() -> Iterator[str]:
+        yield line + "\n"
+        for following in lines:
+            more.append(following)
+            yield following + "\n"
+
+    try:
+        fields = next(csv.reader(one_by_one(), delimiter=separator, strict=True))
+        record = _checked(Record(number, fields), width)
+    except csv.Error:
+        record = Record(number, [], _quote_problem(line))
+    if more and record.problem is not None:
+        lines.put_back(more)
+        record = Record(number, [], _quote_problem(line))
+    return record
+
+
+def _quote_problem(line: str) -> str:
+    return (
+        f"found {line[:SHOWN_CHARACTERS]!r}, where a quoted field is not closed or text follows it, expected quotation "
+        'marks around a field and doubled in it, as in "7"" tablet"'
+    )
+
+
+def _checked(record: Record, width: int | None) -> Record:
+    found = len(record.fields)
+    if width is None or found == width:
+        return record
+    fields = f"{found} field" + "s" * (found != 1)
+    return Record(record.line, [], f"found {fields}, expected {width}")
+
+
+def is_regular(part: Part, width: int) -> bool:
+    """Whether every line is a record of `width` fields in UTF-8, and all quotation marks enclose whole fields.
+
+    Only then do polars and `records` read the same rows, and is a row's number that of its line.
+    """
+    separator = part.written.separator
+    assert separator is not None
+    if width == 1 or len(separator.encode()) != 1 or is_wide(part.encoding):
+        return False
+    return all(map(_Regular(part.encoding, separator.encode(), width, has_quotes(part.written)), byte_blocks(part)))
+
+
+class _Regular:
+    """Tests blocks of whole lines: all their separators, line feeds and quotation marks must form a regular pattern."""
+
+    def __init__(self, encoding: str, separator: bytes, width: int, quotes: bool):
+        self.utf_8 = encoding in (UTF_8, "utf-8-sig")
+        self.separator = separator
+        self.plain_line = separator * (width - 1) + b"\n"
+        kept = separator + b"\n" + (b'"' if quotes else b"")
+        self.dropped = bytes(set(range(256)) - set(kept))
+
+    def __call__(self, block: bytes) -> bool:
+        if not block.isascii() and not (self.utf_8 and _is_utf_8(block)):
+            return False
+        if not block.endswith(b"\n"):
+            block += b"\n"
+        pattern = block.translate(None, self.dropped)
+        if pattern == self.plain_line * (len(pattern) // len(self.plain_line)):
+            return True
+        return b'"' in pattern and self._encloses_fields(block, pattern)
+
+    def _encloses_fields(self, block: bytes, pattern: bytes) -> bool:
+        """Whether each field has no quotation mark, or exactly one at its start and one at its end."""
+        if b'""""' in pattern or pattern.replace(b'""', b"") != self.plain_line * pattern.count(b"\n"):
+            return False
+        block = block.replace(b"\r\n", b"\n")
+        starts = block.startswith(b'"') + block.count(b'\n"') + block.count(self.separator + b'"')
+        ends = block.count(b'"\n') + block.count(b'"' + self.separator)
+        return starts == ends == pattern.count(b'""')
+
+
+def _is_utf_8(block: bytes) -> bool:
+    try:
+        block.decode(UTF_8)
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,118 @@
+"""How a table is written: format, separator, encoding and column names, by options or by the name of the file."""
+
+import codecs
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ugt_composer.errors import UserError, nearest
+
+CSV, TSV, JSONL, PARQUET, SEQUENCES = "csv", "tsv", "jsonl", "parquet", "sequences"
+FORMATS = (CSV, TSV, JSONL, PARQUET, SEQUENCES)
+FORMAT_OF = {
+    **{".csv": CSV, ".tsv": TSV, ".parquet": PARQUET, ".pq": PARQUET, ".txt": SEQUENCES},
+    **{".jsonl": JSONL, ".ndjson": JSONL, ".json": JSONL},
+    **{".inter": TSV, ".item": TSV},  # RecBole
+}
+PACKINGS = (".gz", ".zst")
+ARCHIVES = (".zip", ".bz2", ".xz", ".7z", ".rar", ".tar", ".tgz", ".z")
+SPREADSHEETS = (".xls", ".xlsx", ".ods")
+SEPARATORS = {"tab": "\t", "\\t": "\t", "space": " ", "comma": ","}
+UTF_8 = "utf-8"
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """How a file is written. What is None follows from the file's extension.
+
+    Attributes:
+        kind: one of FORMATS.
+        separator: of a table of text; several characters, as in MovieLens-1M, are allowed.
+        encoding: of a file of text.
+        names: column names of a file without a header line; those of further columns may be left out.
+        option: what the names of the command-line options start with, for messages.
+    """
+
+    kind: str | None = None
+    separator: str | None = None
+    encoding: str | None = None
+    names: tuple[str, ...] | None = None
+    option: str = "--"
+
+    def of(self, path: Path) -> "FileFormat":
+        """The format of a file, with a kind, and if it is text, an encoding. Raises UserError if there is none."""
+        kind = self._kind(path)
+        separator = None
+        if kind in (CSV, TSV):
+            separator = _checked_separator(self.separator, self.option) or ("\t" if kind == TSV else ",")
+        elif self.separator is not None:
+            raise UserError(f"{path}: {self.option}separator is for tables of text, but this file is read as {kind}")
+        if kind in (PARQUET, JSONL) and self.names is not None:
+            raise UserError(f"{path}: {self.option}columns is for files without a header; {kind} names its columns")
+        if kind == PARQUET and self.encoding is not None:
+            raise UserError(f"{path}: {self.option}encoding is for files of text, but this file is read as {kind}")
+        return replace(self, kind=kind, separator=separator, encoding=_checked_encoding(self.encoding, self.option))
+
+    def inherit(self, other: "FileFormat") -> "FileFormat":
+        """This format, with what it does not say taken from the `other`."""
+        return replace(
+            self,
+            kind=self.kind or other.kind,
+            separator=self.separator or other.separator,
+            encoding=self.encoding or other.encoding,
+        )
+
+    def _kind(self, path: Path) -> str:
+        if self.kind is not None:
+            return self.kind
+        ending = extension(path)
+        if ending in ARCHIVES:
+            raise UserError(f"{path}: is an archive or compressed as {ending[1:]}; unpack it, or compress it as .gz")
+        if ending in SPREADSHEETS:
+            raise UserError(f"{path}: the file extension {ending!r} is a spreadsheet's; save the table as CSV first")
+        kind = FORMAT_OF.get(ending)
+        if self.separator is not None and kind in (None, SEQUENCES):
+            return CSV
+        if kind is None:
+            raise UserError(
+                f"{path}: the file extension {ending or path.name!r} is unknown; {nearest(ending, list(FORMAT_OF))}; "
+                f"or give {self.option}format ({', '.join(FORMATS)}), or {self.option}separator for a table of text, "
+                f"and {self.option}columns if it has no header line"
+            )
+        return kind
+
+
+BY_EXTENSION = FileFormat()
+ITEMS_BY_EXTENSION = FileFormat(option="--items-")
+
+
+def extension(path: Path) -> str:
+    """The extension of a file's name in lower case, without that of a compression."""
+    name = path.name.lower()
+    for packing in PACKINGS:
+        name = name.removesuffix(packing)
+    return Path(name).suffix
+
+
+def is_wide(encoding: str) -> bool:
+    """Whether ASCII characters are not the bytes of ASCII in this encoding, such as UTF-16."""
+    ascii_bytes = bytes(range(128))
+    return ascii_bytes.decode(encoding, "replace") != ascii_bytes.decode("ascii")
+
+
+def _checked_separator(given: str | None, option: str) -> str | None:
+    if given is None:
+        return None
+    separator = SEPARATORS.get(given.lower(), given)
+    if not separator or set(separator) & set('"\r\n'):
+        raise UserError(f"{option}separator {given!r}: expected one or more characters, such as ';', '::' or tab")
+    return separator
+
+
+def _checked_encoding(given: str | None, option: str) -> str:
+    try:
+        "".encode(given or UTF_8)
+        return codecs.lookup(given or UTF_8).name
+    except LookupError:
+        raise UserError(
+            f"{option}encoding {given}: is unknown; expected a name such as utf-8, latin-1, cp1252 or utf-16"
+        ) from None

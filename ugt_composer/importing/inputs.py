@@ -1,0 +1,94 @@
+"""The files of a table: a file, several, the files of a folder, or those that a pattern matches."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from glob import glob, has_magic
+from pathlib import Path
+
+from ugt_composer.errors import UserError
+from ugt_composer.importing.file_format import FORMAT_OF, PARQUET, FileFormat, extension
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of a table, and how it is written; `written.kind` is never None."""
+
+    path: Path
+    written: FileFormat
+
+    @property
+    def kind(self) -> str:
+        assert self.written.kind is not None
+        return self.written.kind
+
+    @property
+    def unit(self) -> str:
+        """What the numbers of its rows count."""
+        return "row" if self.kind == PARQUET else "line"
+
+    @property
+    def encoding(self) -> str:
+        assert self.written.encoding is not None
+        return self.written.encoding
+
+
+def find_parts(inputs: Sequence[Path], written: FileFormat) -> tuple[Part, ...]:
+    """The files of `inputs`, those of a folder or pattern sorted by name.
+
+    Raises:
+        UserError: an input is missing or given twice, or the files have different formats.
+    """
+    parts: list[Part] = []
+    seen: dict[str, Path] = {}
+    for path in [path for name in inputs for path in _expand(name, written)]:
+        real = os.path.realpath(path)
+        if real in seen:
+            raise UserError(f"{path}: given twice (first as {seen[real]}); its rows would be doubled")
+        seen[real] = path
+        if not os.access(path, os.R_OK):
+            raise UserError(f"{path}: no permission to read it")
+        parts.append(Part(path, written.of(path)))
+        if parts[-1].kind != parts[0].kind:
+            raise UserError(
+                f"{parts[0].path} is read as {parts[0].kind}, but {path} as {parts[-1].kind}; expected files of one "
+                f"format: name the files, or give a pattern such as '*.csv', or {written.option}format"
+            )
+    return tuple(parts)
+
+
+def shown(inputs: Sequence[Path]) -> str:
+    """The inputs as named in a message."""
+    return str(inputs[0]) if len(inputs) == 1 else f"{inputs[0]} and {len(inputs) - 1} more"
+
+
+def _expand(name: Path, written: FileFormat) -> list[Path]:
+    if name.is_file():
+        return [name]
+    if name.is_dir():
+        return _files_of_folder(name, written)
+    if name.exists():
+        raise UserError(f"{name}: is not a regular file; write its lines to a file first")
+    if not has_magic(str(name)):
+        raise UserError(f"{name}: found no such file or folder")
+    matches = sorted(Path(match) for match in glob(str(name), recursive=True))
+    files = [match for match in matches if match.is_file()]
+    if not files:
+        raise UserError(f"{name}: found no file that matches this pattern")
+    return files
+
+
+def _files_of_folder(folder: Path, written: FileFormat) -> list[Path]:
+    """Its files and those of its subfolders; of a known extension, unless the format was given."""
+    # Hidden and underscored names are markers and temporary files of other programs.
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    visible = sorted(name for name in names if not any(part[0] in "._" for part in name.parts))
+    any_name = written.kind is not None or written.separator is not None
+    files = [folder / name for name in visible if any_name or extension(name) in FORMAT_OF]
+    if not files:
+        found = f"only files such as {visible[0]}" if visible else "no file"
+        raise UserError(
+            f"{folder}: found {found} in this folder, expected a table ({', '.join(FORMAT_OF)}; text also .gz or "
+            f".zst); or give {written.option}format"
+        )
+    return files
