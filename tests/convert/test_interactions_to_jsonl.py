@@ -254,9 +254,14 @@ def test_items_without_a_code_are_refused_or_left_out(source):
     index.write_text(json.dumps({str(n): [1, 2, n] for n in range(1, ITEMS)}))
     with pytest.raises(UserError, match=r"item '0' of the interactions has no code or vector \(1 of 40 items"):
         run(source, "out", "--codes", index)
+    index.with_name("other.json").write_text(json.dumps({f"item-{n}": [1, 2, n] for n in range(ITEMS)}))
+    for options in ((), ("--drop-items-without",)):
+        with pytest.raises(UserError, match="40 of them match without regard to the letters before the number"):
+            run(source, "out", "--codes", index.with_name("other.json"), *options)
     for name, more in (("out", ()), ("seen", ("--only-seen-items",))):
         out = run(source, name, "--codes", index, "--drop-items-without", *more)
         report = json.loads((out / "report.json").read_text())
+        assert "item '0' of the interactions has no code or vector" in report["warnings"][0]
         left_out = sum(items.count("0") for items in sequences().values())
         assert report["interactions_without_id"] == left_out > 0
         assert "0" not in Catalogue.load(out / "catalogue.jsonl")

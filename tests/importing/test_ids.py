@@ -61,12 +61,13 @@ def test_values_that_mean_missing_are_no_ids_unless_kept(value):
 def test_changed_and_merged_ids_are_remarked():
     assert remarks_on("a", "b", "007") == ()
     assert remarks_on("A12 ", "A12", "b") == (
-        "t.csv: blanks around 1 ids, such as 'A12 ', were removed",
-        "t.csv: 1 of these ids are the same as others and were taken as one with them",
+        "t.csv: blanks around ids, such as 'A12 ', were removed (ids: 1)",
+        "t.csv: written like this, some ids are the same as others and were taken as one with them (1)",
     )
-    assert remarks_on("1.0", "2.0") == ("t.csv: all ids are whole numbers, so '1.0' and the like (2 ids) mean '1'",)
+    assert remarks_on("1.0", "2.0") == ("t.csv: all ids are whole numbers, so '1.0' means '1' (ids written so: 2)",)
     assert remarks_on("A12", "a12", "b") == (
-        "t.csv: 2 ids differ from another only in upper and lower case, such as 'A12' and 'a12'; they are kept apart",
+        "t.csv: some ids differ from another only in upper and lower case, such as 'A12' and 'a12'; they are kept apart "
+        "(ids: 2)",
     )
 
 
@@ -78,7 +79,7 @@ def test_a_list_of_ids_has_each_of_them_once():
         UserError, match=r"codes\.json: item '1' occurs twice as '1' and '1\.0'; expected each item once"
     ):
         distinct_ids(pl.Series(["1", "2", "1.0"]), "codes.json", False)
-    with pytest.raises(UserError, match=r"codes\.json: item 2 is 'null' \(found 1 such items\).*--missing-as-ids"):
+    with pytest.raises(UserError, match=r"codes\.json: item 2 is 'null' \(such items: 1\).*--missing-as-ids"):
         distinct_ids(pl.Series(["a", "null"]), "codes.json", False)
     assert distinct_ids(pl.Series(["a", "null"]), "codes.json", True)[0].to_list() == ["a", "null"]
 
@@ -114,10 +115,10 @@ def test_missing_ids_are_refused_with_their_lines_skipped_or_kept(tmp_path, role
     with pytest.raises(UserError) as error:
         read(tmp_path, frame, as_csv=True)
     assert str(error.value).startswith(
-        f"{tmp_path}/r.csv, lines 3, 5, 6 and 2 more: column '{role}': found 'nan' (3 times) and "
+        f"{tmp_path}/r.csv, lines 3, 5, 6 and 2 more: column '{role}': found 'nan' (3 times), "
     )
-    assert "'NULL' (1 times)" in str(error.value)
-    assert "nothing (1 times)" in str(error.value)
+    assert "'NULL' (once)" in str(error.value)
+    assert "nothing (once)" in str(error.value)
     assert "--missing-as-ids" in str(error.value)
     assert "--on-error skip (5 of 7)" in str(error.value)
     log = read(tmp_path, frame, as_csv=True, skip_bad=True)

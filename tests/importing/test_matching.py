@@ -8,7 +8,7 @@ import pytest
 from ugt_composer.errors import UserError
 from ugt_composer.importing.interactions import Interactions, read_interactions
 from ugt_composer.importing.items import Items, read_items
-from ugt_composer.importing.matching import form_hint, match_items
+from ugt_composer.importing.matching import form_hint, match_codes, match_items
 
 
 def read(folder: Path, interactions: list[str], table: list[str]) -> tuple[Interactions, Items]:
@@ -54,8 +54,12 @@ def test_a_table_with_many_more_items_is_right(tmp_path):
 @pytest.mark.parametrize(
     ("ours", "theirs", "what"),
     [
-        (["007", "010"], ["7", "10"], "2 of them match without regard to leading zeros: the interactions have '007'"),
-        (["a12", "b"], ["A12", "B"], "upper and lower case: the interactions have 'a12' where the table has 'A12'"),
+        (
+            ["007", "010"],
+            ["7", "10"],
+            "2 of them match without regard to leading zeros: '007' in the interactions is '7'",
+        ),
+        (["a12", "b"], ["A12", "B"], "upper and lower case: 'a12' in the interactions is 'A12' in the table"),
         (["1.0", "x.0"], ["1", "x"], "a '.0' at the end"),
         (["a-1", "a-2"], ["a1", "a2"], "blanks and punctuation"),
         (["item_1", "item_2"], ["1", "2"], "the letters before the number"),
@@ -76,3 +80,21 @@ def test_without_a_table_there_is_nothing_to_match(tmp_path):
     assert match_items(log, None, 0.5).facts == {}
     assert match_items(log, replace(known, table=None), 0.5).facts == {}
     assert np.array_equal(log.item, [0])
+
+
+def test_codes_match_a_table_or_are_named(tmp_path):
+    _, known = read(tmp_path, ["1"], ["a", "b", "c"])
+    assert match_codes(pl.Series(["a", "b"]), known, 0) == ()
+    assert (
+        "lacks 1 of the 2 items of the file of codes or vectors (50%): 'x'"
+        in match_codes(pl.Series(["a", "x"]), known, 0.5)[0]
+    )
+    with pytest.raises(UserError, match="'A' in the file of codes or vectors is 'a' in the table"):
+        match_codes(pl.Series(["A", "B"]), known, 0.5)
+
+
+def test_other_columns_of_ids_are_suggested(tmp_path):
+    log, _ = read(tmp_path, ["1", "2"], ["1"])
+    (tmp_path / "two.csv").write_text("item_id,book_id,title\n7,1,x\n8,2,y\n")
+    with pytest.raises(UserError, match=r"with --items-column \(there is also 'book_id'\)"):
+        match_items(log, read_items(tmp_path / "two.csv"), 0.5)

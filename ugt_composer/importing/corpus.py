@@ -94,6 +94,8 @@ def make_corpus(
         if not drop_items_without:
             raise UserError(f"{lacking}; give each one, or leave them out with --drop-items-without")
         warnings += (f"{lacking}; they were left out",)
+        if len(without) == len(log.items):
+            raise UserError(f"{lacking}; without these items no interaction is left")
         log, item = log.only(item >= 0), item[item >= 0]
     facts["interactions_without_id"] = facts["interactions"] - len(log)
     log = replace(log, items=items.ids, item=item)

@@ -124,7 +124,10 @@ def no_id_message(
     counts = values.fill_null("").str.replace_all(BLANKS, "").alias("id").value_counts(sort=True)
     shown = [repr(value) if value else "nothing" for value in counts["id"].head(FIRST)]
     if len(numbers) > 1:
-        shown = [f"{text} ({count:,} times)" for text, count in zip(shown, counts["count"], strict=False)]
+        shown = [
+            f"{text} ({count:,} times)" if count > 1 else f"{text} (once)"
+            for text, count in zip(shown, counts["count"], strict=False)
+        ]
     if len(counts) > FIRST:
         shown.append(f"{len(counts) - FIRST:,} other values")
     place = (
@@ -132,14 +135,15 @@ def no_id_message(
     )
     where = f"{path}, {place}" if column is None else f"{path}, {place}: column {column!r}"
     reasons = []
-    if counts["id"].is_in(MISSING).any():
+    if not is_float and counts["id"].is_in(MISSING).any():
         reasons.append("; that usually stands for a missing id (if it is a real one, keep it with --missing-as-ids)")
     rounded = counts.filter((pl.col("id").str.len_bytes() > 0) & ~pl.col("id").is_in(MISSING))["id"]
     if is_float and len(rounded):
         reasons.append("; floating-point numbers hold ids exactly only if they are whole and not too large")
     elif len(rounded):
         reasons.append(f"; {rounded[0]!r} was rounded when it was written, so store the ids as text or as integers")
-    return f"{where}: found {' and '.join(shown)}, expected an id{''.join(reasons)}"
+    found = " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+    return f"{where}: found {found}, expected an id{''.join(reasons)}"
 
 
 def distinct_ids(ids: pl.Series, place: str, keep_missing: bool) -> tuple[pl.Series, tuple[str, ...]]:
@@ -155,7 +159,7 @@ def distinct_ids(ids: pl.Series, place: str, keep_missing: bool) -> tuple[pl.Ser
     if known.null_count():
         number = int(known.is_null().arg_max() or 0)
         raise UserError(
-            f"{place}: item {number + 1} is {ids[number]!r} (found {known.null_count():,} such items), expected an id; "
+            f"{place}: item {number + 1} is {ids[number]!r} (such items: {known.null_count():,}), expected an id; "
             "fix it, or keep such ids with --missing-as-ids"
         )
     again = known.filter(~known.is_first_distinct())
@@ -205,19 +209,21 @@ def _remarks(distinct: pl.Series, ids: pl.Series, form: IdForm) -> list[str]:
     remarks = []
     blank = table.filter(pl.col("value").str.contains(BLANKS))
     if len(blank):
-        remarks.append(f"blanks around {len(blank):,} ids, such as {blank['value'][0]!r}, were removed")
+        remarks.append(f"blanks around ids, such as {blank['value'][0]!r}, were removed (ids: {len(blank):,})")
     number = table.filter(pl.col("value").str.contains(r"\.0+\s*$")) if form.whole else table.clear()
     if len(number):
         value, id_ = number.row(0)
-        remarks.append(f"all ids are whole numbers, so {value!r} and the like ({len(number):,} ids) mean {id_!r}")
+        remarks.append(f"all ids are whole numbers, so {value!r} means {id_!r} (ids written so: {len(number):,})")
     if merged := len(table) - table["id"].n_unique():
-        remarks.append(f"{merged:,} of these ids are the same as others and were taken as one with them")
+        remarks.append(
+            f"written like this, some ids are the same as others and were taken as one with them ({merged:,})"
+        )
     known = table["id"].unique(maintain_order=True)
     variants = known.filter(known.str.to_lowercase().is_duplicated())
     if len(variants):
         alike = variants.filter(variants.str.to_lowercase() == variants[0].lower())
         remarks.append(
-            f"{len(variants):,} ids differ from another only in upper and lower case, such as "
-            f"{' and '.join(map(repr, alike[:2]))}; they are kept apart"
+            f"some ids differ from another only in upper and lower case, such as {' and '.join(map(repr, alike[:2]))}; "
+            f"they are kept apart (ids: {len(variants):,})"
         )
     return remarks

@@ -23,6 +23,7 @@ EXPECTED = {
     "timestamp": "a time in the same format as the first ones",
     "rating": "a number",
 }
+MANY_ROWS = 20  # from which on values that are all alike, or all different, are remarkable
 TIME_SAMPLE = 1000  # times from which the format of the column is detected
 
 
@@ -191,7 +192,24 @@ def _checked(
     log = _as_arrays(path, good, form, column_of)
     for role, names, number in (("user", log.users, log.user), ("item", log.items, log.item)):
         warnings += dominant_warning(names, number, str(path), role)
+    warnings += _about_values(path, log)
     return replace(log, skipped=damage.count + count, first_skipped=damage.first or bad, warnings=warnings)
+
+
+def _about_values(path: Path, log: Interactions) -> tuple[str, ...]:
+    """Warnings about columns whose values show that they are something else."""
+    warnings = []
+    if len(log.items) == len(log) >= MANY_ROWS and "item" in log.columns:
+        warnings.append(
+            f"{path}: column {log.columns['item']!r} has another item in each of the {len(log):,} rows, as a number of "
+            "the row would; name the column of the items with --item-column"
+        )
+    if log.time is not None and len(log) >= MANY_ROWS and log.time.min() == log.time.max():
+        warnings.append(
+            f"{path}: column {log.columns['timestamp']!r} has the same time in all {len(log):,} rows, so each user's "
+            "interactions keep the order of the file; name another column with --timestamp-column"
+        )
+    return tuple(warnings)
 
 
 def _find_columns(table: Table, columns: Columns, file_order: bool) -> dict[str, str]:

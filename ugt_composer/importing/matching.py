@@ -8,8 +8,10 @@ import numpy as np
 import polars as pl
 
 from ugt_composer.errors import UserError
+from ugt_composer.importing.column_names import ITEM_TABLE_NAMES, usual_columns
 from ugt_composer.importing.ids import listed
 from ugt_composer.importing.interactions import Interactions
+from ugt_composer.importing.item_rows import ItemTable
 from ugt_composer.importing.items import Items
 
 Form = Callable[[pl.Expr], pl.Expr]
@@ -65,27 +67,50 @@ def match_items(log: Interactions, known: Items | None, max_unmatched: float) ->
         "table_without_interactions": len(unseen),
         "first_without_interactions": unseen.head(10).to_list(),
     }
+    share = f"{len(lacking) / len(log.items):.0%}; {rows:,} of {len(log):,} interactions"
+    return Matches(facts, _about_lacking(known.table, known.ids, log.items, "the interactions", share, max_unmatched))
+
+
+def match_codes(coded: pl.Series, known: Items | None, max_unmatched: float) -> tuple[str, ...]:
+    """Warnings about items with codes or vectors, `coded` (n,), that the table of items lacks.
+
+    Raises:
+        UserError: it lacks more than the fraction `max_unmatched` of them.
+    """
+    if known is None or known.table is None:
+        return ()
+    lacking = int((~coded.is_in(known.ids.implode())).sum())
+    share = f"{lacking / len(coded):.0%}"
+    return _about_lacking(known.table, known.ids, coded, "the file of codes or vectors", share, max_unmatched)
+
+
+def _about_lacking(
+    table: ItemTable, known: pl.Series, ids: pl.Series, whose: str, share: str, max_unmatched: float
+) -> tuple[str, ...]:
+    lacking = ids.filter(~ids.is_in(known.implode()))
     if not len(lacking):
-        return Matches(facts)
+        return ()
+    unseen = known.filter(~known.is_in(ids.implode()))
     found = (
-        f"{known.table.path}: lacks {len(lacking):,} of the {len(log.items):,} items of the interactions "
-        f"({len(lacking) / len(log.items):.0%}; {rows:,} of {len(log):,} interactions): {listed(lacking.to_list())}"
-        f"{form_hint(lacking, unseen, 'the table')}"
+        f"{table.path}: lacks {len(lacking):,} of the {len(ids):,} items of {whose} ({share}): "
+        f"{listed(lacking.to_list())}{form_hint(lacking, unseen, 'the table', whose)}"
     )
-    if len(lacking) > max_unmatched * len(log.items):
+    if len(lacking) > max_unmatched * len(ids):
+        others = usual_columns(ITEM_TABLE_NAMES, table.unused)
+        also = f" (there is also {', '.join(map(repr, others))})" if others else ""
         raise UserError(
-            f"{found}; expected at most a fraction of {max_unmatched:g}. Column {known.table.id_column!r} holds the "
-            f"table's ids, such as {listed(known.ids.to_list())}: name another one with --items-column, or import "
-            "these items without name and text with --max-unmatched 1"
+            f"{found}; expected at most a fraction of {max_unmatched:g}. The table's ids are in the column "
+            f"{table.id_column!r}, such as {listed(known.to_list())}: name another one with --items-column{also}, or "
+            "import these items without name and text with --max-unmatched 1"
         )
-    return Matches(facts, (f"{found}; these items have no name and no text",))
+    return (f"{found}; these items have no name and no text",)
 
 
-def form_hint(lacking: pl.Series, others: pl.Series, place: str) -> str:
+def form_hint(lacking: pl.Series, others: pl.Series, place: str, whose: str = "the interactions") -> str:
     """Part of a sentence: how the ids that are missing in a `place` are written there; empty if they are not there.
 
     Args:
-        lacking: ids (n,) of the interactions.
+        lacking: ids (n,) of `whose`.
         others: ids (m,) of the place.
     """
     best, hint = 0, ""
@@ -96,7 +121,7 @@ def form_hint(lacking: pl.Series, others: pl.Series, place: str) -> str:
         if len(joined) > best:
             best, (one, other) = len(joined), joined.select("ours", "theirs").row(0)
             hint = (
-                f"; {best:,} of them match without regard to {name}: the interactions have {one!r} where {place} has "
-                f"{other!r}, so write ids the same way in both files"
+                f"; {best:,} of them match without regard to {name}: {one!r} in {whose} is {other!r} in "
+                f"{place}, so write ids the same way in both files"
             )
     return hint

@@ -18,6 +18,7 @@ from ugt_composer.importing.inputs import find_parts, shown
 from ugt_composer.importing.interactions import Interactions
 from ugt_composer.importing.items import Items, all_items, read_items
 from ugt_composer.importing.jsonl import write_preferences, write_recommend
+from ugt_composer.importing.matching import match_codes
 from ugt_composer.importing.popularity import popularity
 from ugt_composer.importing.preferences import preference_rows
 from ugt_composer.importing.quality import quality
@@ -83,6 +84,7 @@ def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, fold
         warnings = corpus.warnings
     elif given is not None:
         items = all_items(given.items, known, given.items, only_seen=False)
+        warnings += match_codes(given.items, known, source.max_unmatched)
     if items is None:
         raise UserError("no items to make semantic IDs for; give interactions, --items, --codes or --vectors")
     say(f"semantic IDs of {len(items):,} items")
