@@ -1,13 +1,12 @@
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ugt_composer.errors import UserError
-from ugt_composer.importing.ids import MISSING, distinct_ids, dominant_warning, one_form
+from ugt_composer.importing.ids import MISSING, distinct_ids, one_form
 from ugt_composer.importing.interactions import Interactions, read_interactions
 
 
@@ -66,8 +65,8 @@ def test_changed_and_merged_ids_are_remarked():
     )
     assert remarks_on("1.0", "2.0") == ("t.csv: all ids are whole numbers, so '1.0' means '1' (ids written so: 2)",)
     assert remarks_on("A12", "a12", "b") == (
-        "t.csv: some ids differ from another only in upper and lower case, such as 'A12' and 'a12'; they are kept apart "
-        "(ids: 2)",
+        "t.csv: some ids differ from another only in upper and lower case, such as 'A12' and 'a12'; they are kept "
+        "apart (ids: 2)",
     )
 
 
@@ -82,17 +81,6 @@ def test_a_list_of_ids_has_each_of_them_once():
     with pytest.raises(UserError, match=r"codes\.json: item 2 is 'null' \(such items: 1\).*--missing-as-ids"):
         distinct_ids(pl.Series(["a", "null"]), "codes.json", False)
     assert distinct_ids(pl.Series(["a", "null"]), "codes.json", True)[0].to_list() == ["a", "null"]
-
-
-def test_an_id_with_most_rows_is_remarked():
-    names, number = pl.Series(["0", *map(str, range(1, 41))]), np.r_[np.zeros(200, int), np.repeat(np.arange(1, 41), 8)]
-    assert (
-        "user '0' has 200 of 520 rows (38%; half of the users have 8 or fewer)"
-        in dominant_warning(names, number, "t.csv", "user")[0]
-    )
-    assert dominant_warning(names, number[150:], "t.csv", "user") == ()
-    assert dominant_warning(names, number, "t.csv", "item") != ()
-    assert dominant_warning(pl.Series(["hit", *names[1:]]), number, "t.csv", "item") == ()
 
 
 def read(path: Path, frame: pl.DataFrame, **options) -> Interactions:

@@ -171,12 +171,3 @@ def test_bad_rows_can_be_skipped_and_are_counted(tmp_path):
     assert listed(log) == EXPECTED
     assert log.skipped == 2
     assert "line 7: column 'userId': found nothing" in log.first_skipped
-
-
-def test_columns_whose_values_show_that_they_are_something_else_are_remarked(tmp_path):
-    text = "user,item_id,sku,date\n" + "".join(f"{n % 3},{n},{n % 5},2020-01-01\n" for n in range(20))
-    log = read_interactions(written(tmp_path, "r.csv", text))
-    assert "column 'item_id' has another item in each of the 20 rows" in log.warnings[0]
-    assert "column 'date' has the same time in all 20 rows" in log.warnings[1]
-    assert log.unused == ("sku",)
-    assert read_interactions(tmp_path / "r.csv", columns=Columns(item="sku"), file_order=True).warnings == ()

@@ -12,6 +12,7 @@ from ugt_composer.importing.inputs import shown
 from ugt_composer.importing.interactions import Interactions, read_interactions
 from ugt_composer.importing.items import Items, all_items, numbers_of
 from ugt_composer.importing.matching import form_hint, match_items
+from ugt_composer.importing.plausibility import about_values
 from ugt_composer.importing.settings import SourceSettings, SplitSettings
 from ugt_composer.importing.splits import PARTS, TIME, TRAIN, by_time, leave_one_out, user_offsets
 
@@ -50,7 +51,7 @@ class Corpus:
 
 
 def read_log(source: SourceSettings) -> Interactions:
-    return read_interactions(
+    log = read_interactions(
         source.interactions,
         source.columns,
         source.written,
@@ -58,6 +59,7 @@ def read_log(source: SourceSettings) -> Interactions:
         source.skip_bad,
         source.missing_as_ids,
     )
+    return replace(log, warnings=(*log.warnings, *about_values(source.interactions[0], log)))
 
 
 def make_corpus(

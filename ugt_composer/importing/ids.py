@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from ugt_composer.errors import UserError
@@ -40,8 +39,6 @@ NUMBER = r"^[+-]?\d+(\.\d+)?([eE][+-]?\d+)?$"
 WHOLE = r"^[+-]?\d+(\.0+)?$"
 POINT_ZERO = r"\.0+$"
 ROUNDED = r"^[+-]?\d(\.\d+[eE][+-]?|[eE]\+)\d+$"  # 1.23457E+11: a spreadsheet's or a float's rounded number
-PLACEHOLDERS = ("0", "-1", "unknown", "anonymous", "guest", "other", "default", "none", "null", "nan", "na")
-DOMINANT, DOMINANT_ROWS, DOMINANT_TIMES = 0.1, 100, 10  # a fraction of all rows, rows, multiple of the median
 FIRST = 3  # values and lines that a message lists
 
 
@@ -168,25 +165,6 @@ def distinct_ids(ids: pl.Series, place: str, keep_missing: bool) -> tuple[pl.Ser
         forms = f" as {' and '.join(map(repr, written))}" if len(written) > 1 else ""
         raise UserError(f"{place}: item {again[0]!r} occurs twice{forms}; expected each item once")
     return known, warnings
-
-
-def dominant_warning(names: pl.Series, number: np.ndarray, place: str, role: str) -> tuple[str, ...]:
-    """A warning if one of the ids `names` has far more of the rows than others have, as a placeholder would.
-
-    Args:
-        number: int (N,), the number of each row's id in `names`.
-    """
-    counts = np.bincount(number, minlength=len(names))
-    top = int(counts.argmax())
-    absurd = counts[top] > max(DOMINANT_ROWS, DOMINANT * len(number), DOMINANT_TIMES * float(np.median(counts)))
-    # A popular item is nothing unusual.
-    if not absurd or (role == "item" and names[top].lower() not in PLACEHOLDERS):
-        return ()
-    return (
-        f"{place}: {role} {names[top]!r} has {counts[top]:,} of {len(number):,} rows "
-        f"({counts[top] / len(number):.0%}; half of the {role}s have {np.median(counts):g} or fewer); if it stands for "
-        f"an unknown {role}, remove these rows",
-    )
 
 
 def listed(values: Sequence[object]) -> str:

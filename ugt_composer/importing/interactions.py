@@ -10,7 +10,7 @@ import polars as pl
 from ugt_composer.errors import UserError
 from ugt_composer.importing.column_names import find_column, need_column
 from ugt_composer.importing.file_format import BY_EXTENSION, SEQUENCES, FileFormat
-from ugt_composer.importing.ids import dominant_warning, id_text, no_id_message, one_form
+from ugt_composer.importing.ids import id_text, no_id_message, one_form
 from ugt_composer.importing.inputs import Part, find_parts
 from ugt_composer.importing.sequences import read_sequences
 from ugt_composer.importing.table import PART, ROW, Damage, Table, named_errors, open_table
@@ -23,7 +23,6 @@ EXPECTED = {
     "timestamp": "a time in the same format as the first ones",
     "rating": "a number",
 }
-MANY_ROWS = 20  # from which on values that are all alike, or all different, are remarkable
 TIME_SAMPLE = 1000  # times from which the format of the column is detected
 
 
@@ -149,10 +148,9 @@ def _with_ids(
         place = f"{path}: column {column_of[role]!r}" if role in column_of else f"{path}: {role}s"
         ids, form, remarks = one_form(frame[role], place, missing_as_ids)
         warnings += remarks
-        frame = frame.with_columns(
-            ids.alias(role), **({} if role in column_of else {f"{role} as written": frame[role]})
-        )
-        values = values | ({role: form.parse(values[role])} if role in values else {})
+        frame = frame.with_columns(ids.alias(role))
+        if role in values:
+            values = {**values, role: form.parse(values[role])}
     return frame, values, warnings
 
 
@@ -190,26 +188,7 @@ def _checked(
     if count and not skip_bad:
         raise UserError(f"{bad}; fix it, or skip such rows with --on-error skip ({count:,} of {len(frame):,})")
     log = _as_arrays(path, good, form, column_of)
-    for role, names, number in (("user", log.users, log.user), ("item", log.items, log.item)):
-        warnings += dominant_warning(names, number, str(path), role)
-    warnings += _about_values(path, log)
     return replace(log, skipped=damage.count + count, first_skipped=damage.first or bad, warnings=warnings)
-
-
-def _about_values(path: Path, log: Interactions) -> tuple[str, ...]:
-    """Warnings about columns whose values show that they are something else."""
-    warnings = []
-    if len(log.items) == len(log) >= MANY_ROWS and "item" in log.columns:
-        warnings.append(
-            f"{path}: column {log.columns['item']!r} has another item in each of the {len(log):,} rows, as a number of "
-            "the row would; name the column of the items with --item-column"
-        )
-    if log.time is not None and len(log) >= MANY_ROWS and log.time.min() == log.time.max():
-        warnings.append(
-            f"{path}: column {log.columns['timestamp']!r} has the same time in all {len(log):,} rows, so each user's "
-            "interactions keep the order of the file; name another column with --timestamp-column"
-        )
-    return tuple(warnings)
 
 
 def _find_columns(table: Table, columns: Columns, file_order: bool) -> dict[str, str]:

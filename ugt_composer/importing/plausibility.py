@@ -1,0 +1,52 @@
+"""Whether the values of interactions are plausible: ids that stand for unknown users, columns of something else."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ugt_composer.importing.interactions import Interactions
+
+MANY_ROWS = 20  # from which on values that are all alike, or all different, are remarkable
+PLACEHOLDERS = ("0", "-1", "unknown", "anonymous", "guest", "other", "default", "none", "null", "nan", "na")
+DOMINANT, DOMINANT_ROWS, DOMINANT_TIMES = 0.1, 100, 10  # a fraction of all rows, rows, multiple of the median
+
+
+def about_values(path: Path, log: Interactions) -> tuple[str, ...]:
+    """Warnings about columns whose values show that they are something else, and about ids that are placeholders."""
+    warnings = []
+    if len(log.items) == len(log) >= MANY_ROWS and "item" in log.columns:
+        warnings.append(
+            f"{path}: column {log.columns['item']!r} has another item in each of the {len(log):,} rows, as a number of "
+            "the row would; name the column of the items with --item-column"
+        )
+    if log.time is not None and len(log) >= MANY_ROWS and log.time.min() == log.time.max():
+        warnings.append(
+            f"{path}: column {log.columns['timestamp']!r} has the same time in all {len(log):,} rows, so each user's "
+            "interactions keep the order of the file; name another column with --timestamp-column"
+        )
+    dominant = [
+        text
+        for role, names, number in (("user", log.users, log.user), ("item", log.items, log.item))
+        for text in _dominant_warning(names, number, str(path), role)
+    ]
+    return (*warnings, *dominant)
+
+
+def _dominant_warning(names: pl.Series, number: np.ndarray, place: str, role: str) -> tuple[str, ...]:
+    """A warning if one of the ids `names` has far more of the rows than others have, as a placeholder would.
+
+    Args:
+        number: int (N,), the number of each row's id in `names`.
+    """
+    counts = np.bincount(number, minlength=len(names))
+    top = int(counts.argmax())
+    absurd = counts[top] > max(DOMINANT_ROWS, DOMINANT * len(number), DOMINANT_TIMES * float(np.median(counts)))
+    # A popular item is nothing unusual.
+    if not absurd or (role == "item" and names[top].lower() not in PLACEHOLDERS):
+        return ()
+    return (
+        f"{place}: {role} {names[top]!r} has {counts[top]:,} of {len(number):,} rows "
+        f"({counts[top] / len(number):.0%}; half of the {role}s have {np.median(counts):g} or fewer); if it stands for "
+        f"an unknown {role}, remove these rows",
+    )
