@@ -124,13 +124,13 @@ def print_preferences(report: dict[str, Any]) -> None:
 def print_next(report: dict[str, Any], out: Path) -> None:
     sizes = " ".join(map(str, report["codebook_sizes"]))
     print(f"\nAll in {out}; the catalogue is {out / CATALOGUE}, fingerprint {report['fingerprint'][:12]}. Next:")
+    catalogue = f"--catalogue {out / CATALOGUE}"
     for name, count in report["rows"].items():
         stem = name.partition(".")[0]
         kind = "preference" if "preference" in stem else "recommend"
         if count:
-            print(
-                f"  python convert/jsonl_to_mds.py {out / name} --kind {kind} --codebook-sizes {sizes} --out mds/{stem}"
-            )
+            command = f"python convert/jsonl_to_mds.py {out / name} --kind {kind}"
+            print(f"  {command} --codebook-sizes {sizes} {catalogue} --out mds/{stem}")
 
 
 if __name__ == "__main__":

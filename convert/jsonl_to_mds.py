@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ugt_composer.conversion.convert import Conversion, convert
+from ugt_composer.conversion.known_items import CATALOGUE_NAME, NO_CATALOGUE
 from ugt_composer.conversion.partition import QUARANTINE_NAME
 from ugt_composer.conversion.report import reasons, summary
 from ugt_composer.conversion.settings import FAIL, KINDS, QUARANTINE, Settings
@@ -28,6 +29,9 @@ rows (one JSON object per line):
 examples:
   # a file, checked row by row; stops at the first bad row and reports its error
   python convert/jsonl_to_mds.py data/train.jsonl --kind recommend --out mds/train
+
+  # the same, and checked against another catalogue than a catalogue.jsonl beside the file
+  python convert/jsonl_to_mds.py data/train.jsonl --kind recommend --catalogue ids/catalogue.jsonl --out mds/train
 
   # a folder of compressed files on four cores; bad rows are quarantined, at most 1 in 100
   python convert/jsonl_to_mds.py logs/ --kind recommend --out mds/train --workers 4 --on-error quarantine
@@ -94,6 +98,22 @@ def _parser() -> argparse.ArgumentParser:
         ("--max-line-bytes", defaults.max_line_bytes, "a longer line is a bad row"),
     ):
         limits(option, type=int, default=value, metavar="N", help=f"{text} (default {value})")
+    items = parser.add_argument_group("items").add_argument
+    items(
+        "--catalogue",
+        metavar="FILE",
+        help=f"the catalogue that the rows' semantic IDs come from: items that it lacks are counted, and the shards "
+        f"record its fingerprint, so that training refuses another one (default: {CATALOGUE_NAME} beside the input, if "
+        f"there is one; {NO_CATALOGUE}: no check)",
+    )
+    items(
+        "--max-fraction-outside-catalogue",
+        type=float,
+        default=defaults.max_fraction_outside_catalogue,
+        metavar="FRACTION",
+        help="fail if FILE lacks a larger fraction of the history items, targets, chosen or rejected items (default "
+        f"{defaults.max_fraction_outside_catalogue})",
+    )
     errors = parser.add_argument_group("bad rows").add_argument
     errors(
         "--on-error",
@@ -172,9 +192,11 @@ def _termination_as_interrupt() -> Iterator[None]:
 
 def _print_report(conversion: Conversion, settings: Settings, out: str) -> None:
     counts = conversion.counts
-    print(summary(counts, settings))
+    print(summary(counts, settings, conversion.catalogue))
     if counts.bad_rows:
         print(f"\nbad rows, in {Path(out) / QUARANTINE_NAME} with their reasons:\n{reasons(counts)}")
+    for warning in conversion.warnings:
+        print(f"warning: {warning}")
     shards = "1 shard" if conversion.shards == 1 else f"{conversion.shards:,} shards"
     print(f"\n{out}: {shards}, {conversion.shard_bytes / 1e6:,.1f} MB")
 

@@ -31,6 +31,7 @@ from ugt_composer.storage.sync import forget_cached, sync_file
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
 FINGERPRINT = "catalogue_fingerprint"
 LONGEST_HISTORY = "longest_history"  # items of the longest history that the model was trained on
+DATA_FINGERPRINT = "data_fingerprint"  # of a run without data.catalogue: the one that its shards record
 
 
 def save_portable(folder: str | Path, weights: dict[str, Tensor], config: Config, facts: dict[str, str]) -> None:
@@ -180,17 +181,20 @@ def _load_checked(model: UGT, config: ModelConfig, folder: str | Path) -> dict[s
     return facts
 
 
-def check_fingerprint(folder: str | Path, facts: dict[str, str], own: dict[str, str]) -> None:
-    """Raises UserError if a model was trained with another catalogue than the current one.
+def check_fingerprint(
+    folder: str | Path, facts: dict[str, str], own: dict[str, str], name: str = "the current one"
+) -> None:
+    """Raises UserError if a model was trained with another catalogue, or shards of another one, than the current one.
 
     Args:
         facts: of the model.
-        own: facts with the current catalogue's fingerprint.
+        own: facts with the fingerprint of the current catalogue or shards.
+        name: of these, for the message.
     """
-    trained, current = facts.get(FINGERPRINT), own.get(FINGERPRINT)
+    trained, current = (either.get(FINGERPRINT) or either.get(DATA_FINGERPRINT) for either in (facts, own))
     if trained and current and trained != current:
         raise UserError(
-            f"{folder} was trained with a catalogue of fingerprint {trained[:12]}, the current one has {current[:12]}: "
+            f"{folder} was trained with a catalogue of fingerprint {trained[:12]}, {name} has {current[:12]}: "
             "the same semantic ID would mean another item; use the catalogue that the model was trained with"
         )
 

@@ -63,7 +63,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from ugt_composer.cli.loading import check_positive, load_trained, with_item_scores
+    from ugt_composer.cli.loading import check_data_of, check_positive, load_trained, with_item_scores
     from ugt_composer.data.manifest import read_manifest, rows_longer_than
     from ugt_composer.inference.evaluation import evaluate, evaluation_config
     from ugt_composer.inference.history_length import history_length
@@ -85,7 +85,10 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.reference is not None:
         config = replace(config, loss=replace(config.loss, reference_from=arguments.reference))
     max_history = history_length(config, facts, arguments.max_history)
-    rows = sum(read_manifest(folder).rows for folder in arguments.data)
+    manifests = [read_manifest(folder) for folder in arguments.data]
+    if catalogue is None:
+        check_data_of(arguments.checkpoint, facts, manifests)
+    rows = sum(manifest.rows for manifest in manifests)
     with tqdm(total=rows, unit=" rows", desc="evaluating", disable=None, leave=False) as bar:
         evaluation = evaluate(model, config, catalogue, bar.update, max_history)
     report: dict[str, Any] = {
@@ -107,7 +110,7 @@ def main(arguments: argparse.Namespace) -> int:
         "metrics": evaluation.metrics,
         "by_history_length": evaluation.by_length,
     }
-    report["warnings"] = list(_warnings(report))
+    report["warnings"] = [*evaluation.warnings, *_warnings(report)]
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
     if arguments.plot:

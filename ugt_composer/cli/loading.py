@@ -1,6 +1,7 @@
 """Loads a trained model and its catalogue for the commands."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.checkpoint.portable import FINGERPRINT, check_fingerprint, load_portable
 from ugt_composer.checkpoint.remote import model_folder
 from ugt_composer.config.schema import Config
+from ugt_composer.data.manifest import Manifest
 from ugt_composer.errors import UserError
 from ugt_composer.model.ugt import UGT
 
@@ -29,6 +31,13 @@ def load_catalogue_of(checkpoint: str, config: Config, facts: dict[str, str], gi
     items.check(config.model.codebook_sizes)
     check_fingerprint(checkpoint, facts, {FINGERPRINT: items.fingerprint})
     return items
+
+
+def check_data_of(checkpoint: str, facts: dict[str, str], manifests: Sequence[Manifest]) -> None:
+    """For a model without a catalogue. Raises UserError if folders were converted with another one than its data."""
+    for manifest in manifests:
+        if manifest.catalogue is not None:
+            check_fingerprint(checkpoint, facts, {FINGERPRINT: manifest.catalogue}, f"that of {manifest.folder}")
 
 
 def with_item_scores(config: Config, catalogue: Catalogue | None, weight: float | None) -> Config:

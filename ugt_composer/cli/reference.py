@@ -5,6 +5,7 @@ weights.
 """
 
 import argparse
+import sys
 
 from ugt_composer.cli.options import add_catalogue, add_model, add_output_folder
 
@@ -37,9 +38,10 @@ def main(arguments: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
+    from ugt_composer.catalogue.shard_items import check_shards
     from ugt_composer.catalogue.trie import ItemTrie
     from ugt_composer.checkpoint.remote import model_folder
-    from ugt_composer.cli.loading import check_positive, load_trained
+    from ugt_composer.cli.loading import check_data_of, check_positive, load_trained
     from ugt_composer.config.schema import StreamConfig
     from ugt_composer.data.manifest import check_data
     from ugt_composer.errors import UserError
@@ -51,10 +53,14 @@ def main(arguments: argparse.Namespace) -> int:
 
     check_positive(arguments, "batch_size")
     precision = resolve_precision(arguments.precision)
-    model, config, _, catalogue = load_trained(arguments.checkpoint, arguments.catalogue)
+    model, config, facts, catalogue = load_trained(arguments.checkpoint, arguments.catalogue)
     (manifest,) = check_data(config, "--data", [StreamConfig(local=arguments.data)])
     if manifest.kind != PREFERENCE:
         raise UserError(f"--data {arguments.data} holds {manifest.kind} rows; expected rows of --kind preference")
+    for warning in check_shards({"--data": [manifest]}, catalogue, config.data.max_fraction_outside_catalogue):
+        print(f"warning: {warning}", file=sys.stderr)
+    if catalogue is None:
+        check_data_of(arguments.checkpoint, facts, [manifest])
     device = prepare_device(config)
     trie = None if catalogue is None else ItemTrie.from_triples(catalogue.triples).to(device)
     with tqdm(total=manifest.rows, unit=" rows", desc="scoring", disable=None, leave=False) as bar:

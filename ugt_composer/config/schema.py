@@ -223,8 +223,10 @@ class DataConfig:
     train: TrainDataConfig = key(factory=TrainDataConfig)
     eval: EvalDataConfig = key(on_resume=FREE, factory=EvalDataConfig)
     catalogue: str | None = key(None, ON_REQUEST)
+    max_fraction_outside_catalogue: float = key(0.05, FREE)
 
     def __post_init__(self):
+        check_fraction(self, "data.", "max_fraction_outside_catalogue")
         cached = [
             {
                 local

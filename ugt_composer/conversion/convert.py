@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ugt_composer.conversion.counts import Counts
+from ugt_composer.conversion.known_items import KnownItems, known_items
 from ugt_composer.conversion.manifest import InputFacts, write_manifest
 from ugt_composer.conversion.output import OutputFolder, output_folder
 from ugt_composer.conversion.partition import QUARANTINE_NAME, PartitionResult
@@ -23,11 +24,16 @@ from ugt_composer.jsonl.sources import Source, find_sources, partitions
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written: the counts, the number of shards and their size on disk in bytes."""
+    """What was written: the counts, the number of shards and their size on disk in bytes.
+
+    `catalogue` is what the items were checked against, None if they were not; `warnings` are sentences for the user.
+    """
 
     counts: Counts
     shards: int
     shard_bytes: int
+    catalogue: KnownItems | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def convert(
@@ -52,14 +58,16 @@ def convert(
         raise UserError(f"--workers {workers} is less than 1")
     sources = find_sources(inputs, out)
     on_progress = progress(sum(source.size for source in sources)) if progress else lambda new: None
+    known, warning = known_items(settings.catalogue, sources)
     with output_folder(out, overwrite) as output:
         parts = partitions(sources, settings.range_bytes)
         merged = _Merger(output.work, sources)
+        ids = None if known is None else known.ids
         # Closed here, so that no worker is still writing when a bad row removes the work folder.
-        with closing(run_partitions(parts, output.work, settings, workers, on_progress)) as results:
+        with closing(run_partitions(parts, output.work, settings, ids, workers, on_progress)) as results:
             for number, result in enumerate(results):
                 merged.add(part_folder(output.work, number), result)
-        return _finish(merged, output, settings)
+        return _finish(merged, output, settings, known, warning)
 
 
 class _Merger:
@@ -69,12 +77,17 @@ class _Merger:
         self.work, self.sources = work, sources
         self.counts, self.inputs = Counts(), InputFacts(sources)
         self.shards: list[dict[str, Any]] = []
+        self.first_outside: str | None = None
 
     def add(self, folder: Path, result: PartitionResult) -> None:
         if result.error:
             error = result.error
             line = self.inputs.lines[error.source] + error.line
             raise UserError(f"{self.sources[error.source].path}:{line}: {error.message}")
+        if result.outside and self.first_outside is None:
+            outside = result.outside
+            line = self.inputs.lines[outside.source] + outside.line
+            self.first_outside = f"{self.sources[outside.source].path}:{line} ({outside.item})"
         if result.counts.bad_rows:
             self._add_quarantine(folder / QUARANTINE_NAME)
         for shard in result.shards:
@@ -106,7 +119,9 @@ class _Merger:
                 merged.write(json.dumps(entry) + "\n")
 
 
-def _finish(merged: _Merger, output: OutputFolder, settings: Settings) -> Conversion:
+def _finish(
+    merged: _Merger, output: OutputFolder, settings: Settings, known: KnownItems | None, warning: str | None
+) -> Conversion:
     counts = merged.counts
     rows = counts.rows + counts.bad_rows
     if counts.bad_rows and (counts.bad_rows > settings.max_error_rate * rows or not counts.rows):
@@ -121,7 +136,9 @@ def _finish(merged: _Merger, output: OutputFolder, settings: Settings) -> Conver
     if sum(shard["samples"] for shard in merged.shards) != counts.rows:
         raise RuntimeError("the shards do not hold the rows that were counted")
     write_index(output.work, merged.shards)
-    write_manifest(output.work, settings, counts, merged.inputs)
+    outside = None if known is None else known.problem(counts.items, merged.first_outside, settings)
+    warnings = tuple(filter(None, (warning, outside)))
+    write_manifest(output.work, settings, counts, merged.inputs, known, warnings)
     output.publish()
     sizes = [(shard["zip_data"] or shard["raw_data"])["bytes"] for shard in merged.shards]
-    return Conversion(counts, len(sizes), sum(sizes))
+    return Conversion(counts, len(sizes), sum(sizes), known, warnings)

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from ugt_composer.catalogue.outside import ItemCounts
 from ugt_composer.jsonl.bad_row import shown_name
 
 ALIGNED, STARTS_WITH_BOS, SHIFTED = "aligned", "starts_with_bos", "shifted"
@@ -22,6 +23,7 @@ class Counts:
         largest_encoder_position, largest_decoder_position: as stored, -1 if there is no row.
         encoder_lengths, decoder_lengths, rejected_lengths: rows by number of tokens or items, as stored.
         ignored_keys: rows by unknown key.
+        items: items as stored, and those that the catalogue lacks; empty without a catalogue.
     """
 
     rows: int = 0
@@ -40,6 +42,7 @@ class Counts:
     rejected_lengths: Counter[int] = field(default_factory=Counter)
     ignored_keys: Counter[str] = field(default_factory=Counter)
     bad_reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
+    items: ItemCounts = field(default_factory=ItemCounts)
 
     def add(self, other: "Counts") -> None:
         for name, value in vars(other).items():
@@ -47,6 +50,8 @@ class Counts:
                 setattr(self, name, max(getattr(self, name), value))
             elif name == "ignored_keys":
                 self.add_ignored_keys(value)
+            elif isinstance(value, ItemCounts):
+                self.items.add(value)
             elif isinstance(value, Counter):
                 getattr(self, name).update(value)
             else:

@@ -11,7 +11,9 @@ from typing import Any
 
 import xxhash
 
+from ugt_composer.catalogue.outside import ItemCounts
 from ugt_composer.conversion.counts import Counts
+from ugt_composer.conversion.known_items import KnownItems
 from ugt_composer.conversion.settings import Settings
 from ugt_composer.data.codec import VERSION
 from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME
@@ -40,7 +42,14 @@ class InputFacts:
         return f"xxh3_128:{xxhash.xxh3_128(json.dumps(facts).encode()).hexdigest()}"
 
 
-def write_manifest(folder: Path, settings: Settings, counts: Counts, inputs: InputFacts) -> None:
+def write_manifest(
+    folder: Path,
+    settings: Settings,
+    counts: Counts,
+    inputs: InputFacts,
+    known: KnownItems | None = None,
+    warnings: Sequence[str] = (),
+) -> None:
     manifest: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "codec_version": VERSION,
@@ -62,6 +71,8 @@ def write_manifest(folder: Path, settings: Settings, counts: Counts, inputs: Inp
             "lines": sum(inputs.lines.values()),
             "fingerprint": inputs.fingerprint(),
         },
+        **({} if known is None else {"catalogue": _catalogue(known, counts.items)}),
+        "warnings": list(warnings),
         "index_hash": f"xxh3_128:{file_hash('xxh3_128', folder / INDEX_NAME)}",
     }
     (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
@@ -81,6 +92,15 @@ def _counts(settings: Settings, counts: Counts) -> dict[str, Any]:
         **forms,
         "ignored_keys": dict(sorted(counts.ignored_keys.items())),
         "bad_reasons": {f"{field}: {reason}": rows for (field, reason), rows in sorted(counts.bad_reasons.items())},
+    }
+
+
+def _catalogue(known: KnownItems, counts: ItemCounts) -> dict[str, Any]:
+    return {
+        "file": known.catalogue.source,
+        "fingerprint": known.fingerprint(counts),
+        "items": dict(counts.items),
+        "outside": dict(counts.outside),
     }
 
 

@@ -11,6 +11,8 @@ from typing import IO, Any
 
 import xxhash
 
+from ugt_composer.catalogue.id_set import SemanticIdSet
+from ugt_composer.catalogue.outside import outside_items
 from ugt_composer.conversion.bulk_parse import BulkParser
 from ugt_composer.conversion.bulk_rows import convert_rows
 from ugt_composer.conversion.canonical import canonical_row
@@ -19,7 +21,7 @@ from ugt_composer.conversion.counts import Counts
 from ugt_composer.conversion.rows import check_row, too_long
 from ugt_composer.conversion.settings import FAIL, Settings
 from ugt_composer.conversion.shards import ShardWriter
-from ugt_composer.data.codec import encode_row, encode_rows
+from ugt_composer.data.codec import RowBatch, batch_of, encode_row, encode_rows
 from ugt_composer.jsonl.bad_row import LINE, BadRow
 from ugt_composer.jsonl.lines import KEPT_BYTES, Block, TruncatedStream, read_blocks
 from ugt_composer.jsonl.sources import Partition, Piece
@@ -48,6 +50,15 @@ class FirstError:
 
 
 @dataclass
+class FirstOutside:
+    """The first item of a partition that the catalogue lacks, with its source and line like a `FirstError`."""
+
+    source: int
+    line: int
+    item: str
+
+
+@dataclass
 class PartitionResult:
     """`shards` are entries of the index, `pieces` are in order, `error` is the first bad row with --on-error fail."""
 
@@ -55,6 +66,7 @@ class PartitionResult:
     shards: list[dict[str, Any]] = field(default_factory=list)
     pieces: list[PieceFacts] = field(default_factory=list)
     error: FirstError | None = None
+    outside: FirstOutside | None = None
 
 
 class _Stop(Exception):
@@ -62,15 +74,20 @@ class _Stop(Exception):
 
 
 def convert_partition(
-    partition: Partition, folder: Path, settings: Settings, on_progress: Callable[[int], None]
+    partition: Partition,
+    folder: Path,
+    settings: Settings,
+    known: SemanticIdSet | None,
+    on_progress: Callable[[int], None],
 ) -> PartitionResult:
     """Writes the shards and quarantined rows of a partition to an existing empty folder.
 
     Args:
+        known: the semantic IDs of the catalogue; None if items are not checked.
         on_progress: called with the input bytes, as on disk, done since the last call.
     """
     with strict_numbers(), _without_gc(), open(folder / QUARANTINE_NAME, "w", encoding="ascii") as quarantine:
-        converter = _PartitionConverter(folder, settings, quarantine)
+        converter = _PartitionConverter(folder, settings, known, quarantine)
         try:
             for piece in partition:
                 converter.convert(piece, on_progress)
@@ -96,8 +113,8 @@ def _without_gc() -> Iterator[None]:
 
 
 class _PartitionConverter:
-    def __init__(self, folder: Path, settings: Settings, quarantine: IO[str]):
-        self.settings, self.quarantine = settings, quarantine
+    def __init__(self, folder: Path, settings: Settings, known: SemanticIdSet | None, quarantine: IO[str]):
+        self.settings, self.known, self.quarantine = settings, known, quarantine
         self.writer = ShardWriter(folder, settings.compression, settings.hashes, settings.size_limit)
         self.parser = BulkParser(settings.kind)
         self.result = PartitionResult()
@@ -154,18 +171,32 @@ class _PartitionConverter:
             self._convert_lines(lines[:half], numbers[:half], last_complete=True)
             self._convert_lines(lines[half:], numbers[half:], last_complete)
         else:
+            self._check_items(batch, numbers)
             self.writer.add_rows(*encode_rows(batch))
 
     def _convert_line(self, line: bytes, number: int, complete: bool) -> None:
         counts = self.result.counts
         try:
             row = check_row(line, self.settings)
-            packed = encode_row(canonical_row(row, self.settings, counts), self.settings.width)
+            canonical = canonical_row(row, self.settings, counts)
+            packed = encode_row(canonical, self.settings.width)
         except BadRow as error:
             self._bad_row(self._lines + number + 1, line, error, complete)
         else:
+            self._check_items(batch_of([canonical]), [number])
             self.writer.add_row(packed)
             self.parser.allow(row.ignored_keys)
+
+    def _check_items(self, batch: RowBatch, numbers: Sequence[int]) -> None:
+        """Counts the items, in rows whose lines in the block are `numbers`, that the catalogue lacks."""
+        if self.known is None:
+            return
+        counts, first = outside_items(batch, self.known)
+        self.result.counts.items.add(counts)
+        if first and self.result.outside is None:
+            item = min(first, key=lambda item: item.row)
+            line = self._lines + numbers[item.row] + 1
+            self.result.outside = FirstOutside(self._piece.source, line, str(item))
 
     def _bad_row(self, line: int, text: bytes, error: BadRow, complete: bool) -> None:
         message = str(error)

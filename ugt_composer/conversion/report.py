@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ugt_composer.conversion.counts import SHIFTED, STARTS_WITH_BOS, Counts
+from ugt_composer.conversion.known_items import KnownItems
 from ugt_composer.conversion.settings import Settings
 from ugt_composer.jsonl.schema import RECOMMEND
 
@@ -13,7 +14,7 @@ FORM_NOTES = {
 MOST_REASONS = 20
 
 
-def summary(counts: Counts, settings: Settings) -> str:
+def summary(counts: Counts, settings: Settings, known: KnownItems | None = None) -> str:
     """What was converted and what was changed; lines with a count of zero are omitted."""
     lines = [
         ("rows written", counts.rows),
@@ -28,6 +29,11 @@ def summary(counts: Counts, settings: Settings) -> str:
     if settings.kind == RECOMMEND:
         lines += [(note, counts.forms[form]) for form, note in FORM_NOTES.items()]
     lines += [(f"rows with the unknown key {key}, ignored", n) for key, n in counts.ignored_keys.items()]
+    if known is not None:
+        source = f"{known.catalogue.source}{' (found beside the input)' * known.found}"
+        for kind, number in counts.items.items.items():
+            outside = counts.items.outside[kind]
+            lines.append((f"{kind}, {f'{outside:,} of them not' if outside else 'all'} in {source}", number))
     return table([(f"{number:,}", name) for name, number in lines if number or name == "rows written"])
 
 

@@ -35,7 +35,10 @@ COMPRESSION_LEVELS = {"br": range(12), "bz2": range(1, 10), "gz": range(10), "sn
 
 @dataclass(frozen=True)
 class Settings:
-    """One conversion. The fields are named like the command-line options; only tests change `range_bytes`."""
+    """One conversion. The fields are named like the command-line options; only tests change `range_bytes`.
+
+    A `catalogue` of None is looked for beside the input; "none" means that items are not checked.
+    """
 
     kind: str
     codebook_sizes: tuple[int, ...] = DEFAULT_CODEBOOK_SIZES
@@ -44,6 +47,8 @@ class Settings:
     max_positions: int = MAX_POSITIONS
     on_error: str = FAIL
     max_error_rate: float = 0.01
+    catalogue: str | None = None
+    max_fraction_outside_catalogue: float = 0.05
     max_line_bytes: int = MAX_LINE_BYTES
     compression: str | None = None
     hashes: tuple[str, ...] = ("xxh64",)
@@ -64,6 +69,8 @@ class Settings:
         _check("--size-limit", self.size_limit, SMALLEST_SIZE_LIMIT, LARGEST_SIZE_LIMIT)
         if not math.isfinite(self.max_error_rate) or not 0 <= self.max_error_rate <= 1:
             raise UserError(f"--max-error-rate {self.max_error_rate} is outside 0..1")
+        if not 0 <= self.max_fraction_outside_catalogue <= 1:
+            raise UserError(f"--max-fraction-outside-catalogue {self.max_fraction_outside_catalogue} is outside 0..1")
         _check_compression(self.compression)
         _check_hashes(self.hashes)
 

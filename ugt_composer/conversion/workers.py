@@ -13,6 +13,7 @@ from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 from typing import Any
 
+from ugt_composer.catalogue.id_set import SemanticIdSet
 from ugt_composer.conversion.partition import PartitionResult, convert_partition
 from ugt_composer.conversion.settings import Settings
 from ugt_composer.jsonl.sources import Partition
@@ -29,30 +30,41 @@ def part_folder(work: Path, number: int) -> Path:
 
 
 def run_partitions(
-    partitions: Sequence[Partition], work: Path, settings: Settings, workers: int, on_progress: Callable[[int], None]
+    partitions: Sequence[Partition],
+    work: Path,
+    settings: Settings,
+    known: SemanticIdSet | None,
+    workers: int,
+    on_progress: Callable[[int], None],
 ) -> Generator[PartitionResult, None, None]:
     """Yields the result of each partition in order; its files are in `part_folder(work, number)`.
 
     Args:
         work: an existing folder.
+        known: the semantic IDs of the catalogue; None if items are not checked.
         on_progress: called with the input bytes done since the last call.
     """
     workers = min(workers, len(partitions))
     if workers > 1:
-        yield from _run_in_processes(partitions, work, settings, workers, on_progress)
+        yield from _run_in_processes(partitions, work, settings, known, workers, on_progress)
         return
     for number, partition in enumerate(partitions):
         part_folder(work, number).mkdir()
-        yield convert_partition(partition, part_folder(work, number), settings, on_progress)
+        yield convert_partition(partition, part_folder(work, number), settings, known, on_progress)
 
 
 def _run_in_processes(
-    partitions: Sequence[Partition], work: Path, settings: Settings, workers: int, on_progress: Callable[[int], None]
+    partitions: Sequence[Partition],
+    work: Path,
+    settings: Settings,
+    known: SemanticIdSet | None,
+    workers: int,
+    on_progress: Callable[[int], None],
 ) -> Generator[PartitionResult, None, None]:
     # Fresh processes rather than forks: the caller may have threads, and a worker imports little.
     context = multiprocessing.get_context("spawn")
     done, stop = context.Value("q", 0), context.Event()
-    executor = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(done, stop))
+    executor = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(done, stop, known))
     waiting = deque(enumerate(partitions))
     running: deque[Future[PartitionResult]] = deque()
     reported = 0
@@ -90,12 +102,13 @@ class _Stopped(Exception):
     """The caller does not need the result any more."""
 
 
-_shared: tuple[Any, Any]  # in a worker process: the counter of bytes done, and the event that stops its work
+# In a worker process: the counter of bytes done, the event that stops its work, the semantic IDs of the catalogue.
+_shared: tuple[Any, Any, SemanticIdSet | None]
 
 
-def _start_worker(done: Any, stop: Any) -> None:
+def _start_worker(done: Any, stop: Any, known: SemanticIdSet | None) -> None:
     global _shared
-    _shared = done, stop
+    _shared = done, stop, known
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
@@ -108,11 +121,11 @@ def _exit_with_parent() -> None:
 
 
 def _work(partition: Partition, folder: Path, settings: Settings) -> PartitionResult:
-    return convert_partition(partition, folder, settings, _count_bytes)
+    return convert_partition(partition, folder, settings, _shared[2], _count_bytes)
 
 
 def _count_bytes(new: int) -> None:
-    done, stop = _shared
+    done, stop, _ = _shared
     if stop.is_set():
         raise _Stopped
     with done.get_lock():

@@ -22,6 +22,7 @@ one, BOS with the chosen item as its label, and N > 0 rejected items.
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -126,7 +127,8 @@ def size_without_reference(width: int, user_length: Any, s: Any, t: Any, n: Any)
 class RowBatch:
     """R rows with their tokens concatenated, for `encode_rows`.
 
-    `encoder`, `decoder` and `rejected` have the stored dtype, with ignored labels as its largest value.
+    `encoder`, `decoder` and `rejected` have the stored dtype, with ignored labels as its largest value, or, from
+    `batch_of`, those of `Row`.
 
     Attributes:
         users: R user ids in UTF-8, each of at most 65,535 bytes.
@@ -145,6 +147,20 @@ class RowBatch:
     decoder_lengths: np.ndarray
     rejected_lengths: np.ndarray
     scores: np.ndarray
+
+
+def batch_of(rows: Sequence[Row]) -> RowBatch:
+    """Concatenates rows, at least one, as they are: int64, ignored labels -100."""
+    return RowBatch(
+        users=[row.user_id.encode("utf-8") for row in rows],
+        encoder=np.concatenate([row.encoder for row in rows]),
+        decoder=np.concatenate([row.decoder for row in rows]),
+        rejected=np.concatenate([row.rejected for row in rows]),
+        encoder_lengths=np.array([len(row.encoder) for row in rows]),
+        decoder_lengths=np.array([len(row.decoder) for row in rows]),
+        rejected_lengths=np.array([len(row.rejected) for row in rows]),
+        scores=np.array([row.preference_score for row in rows], np.float32),
+    )
 
 
 def encode_rows(batch: RowBatch) -> tuple[bytes, np.ndarray]:

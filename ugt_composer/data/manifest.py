@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ugt_composer.config.schema import Config, StreamConfig
 from ugt_composer.data.codec import VERSION
@@ -38,6 +39,9 @@ class Manifest:
         reference: hash of the weights of the reference model whose log-probabilities the rows store; None if none.
         history_lengths: rows by number of tokens of the history.
         truncated_histories: rows whose history the conversion truncated.
+        catalogue: the fingerprint of the catalogue that the rows' semantic IDs come from; None if not known.
+        catalogue_file: the file that it was read from, as the conversion's user named it.
+        items, outside: by kind, the items of the rows, and those that this catalogue lacks.
     """
 
     folder: str
@@ -51,6 +55,10 @@ class Manifest:
     reference: str | None
     history_lengths: Mapping[int, int] = field(default_factory=dict)
     truncated_histories: int = 0
+    catalogue: str | None = None
+    catalogue_file: str | None = None
+    items: Mapping[str, int] = field(default_factory=dict)
+    outside: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
@@ -81,6 +89,7 @@ def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
             reference=facts.get("reference"),
             history_lengths={int(tokens): rows for tokens, rows in facts["lengths"][SIDES[0]].items()},
             truncated_histories=facts["counts"]["truncated_histories"],
+            **_catalogue(facts.get("catalogue")),
         )
     except FileNotFoundError:
         raise UserError(f"{path}: missing; expected a folder made by convert/jsonl_to_mds.py") from None
@@ -102,6 +111,18 @@ def rows_longer_than(max_history: int, manifests: Iterable[Manifest]) -> int:
     """Recommend rows of the folders whose histories have more items: tokens besides the user's."""
     lengths = [m.history_lengths for m in manifests if m.kind == RECOMMEND]
     return sum(rows for each in lengths for tokens, rows in each.items() if tokens > max_history + 1)
+
+
+def _catalogue(facts: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The fields about the catalogue; none for a folder that was converted without one, or by an earlier version."""
+    if facts is None:
+        return {}
+    return {
+        "catalogue": facts["fingerprint"],
+        "catalogue_file": facts["file"],
+        "items": facts["items"],
+        "outside": facts["outside"],
+    }
 
 
 def _check_index(folder: Path, manifest: Manifest) -> list[ShardFacts]:

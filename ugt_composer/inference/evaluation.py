@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ugt_composer.catalogue.catalogue import Catalogue
+from ugt_composer.catalogue.shard_items import check_shards
 from ugt_composer.config.schema import Config, EvalDataConfig, StreamConfig
 from ugt_composer.data.batch import Batch
 from ugt_composer.data.manifest import Manifest, read_manifest
@@ -40,6 +41,7 @@ class Evaluation:
         unreachable_rows: ranked rows with a target among the items of their history, which were excluded.
         data: the folders' manifests.
         max_history: items of a history that were read, the most recent ones; None: all.
+        warnings: sentences about items that the catalogue lacks.
     """
 
     metrics: dict[str, float]
@@ -48,6 +50,7 @@ class Evaluation:
     unreachable_rows: int
     data: list[Manifest]
     max_history: int | None
+    warnings: list[str]
 
 
 def evaluation_config(config: Config, folders: Sequence[str], batch_size: int, **evaluation: Any) -> Config:
@@ -95,6 +98,7 @@ def evaluate(
     loader = build_eval_loader(config)
     assert loader is not None  # evaluation_config sets data.eval
     data = [read_manifest(str(stream.local)) for stream in config.data.eval.streams]
+    warnings = check_shards({"--data": data}, catalogue, config.data.max_fraction_outside_catalogue)
     if all(manifest.kind != PREFERENCE for manifest in data):
         # Without pairs no reference is needed.
         config = replace(config, loss=replace(config.loss, dpo_reference_free=True))
@@ -129,6 +133,7 @@ def evaluate(
         unreachable_rows=int(unreachable),
         data=data,
         max_history=max_history,
+        warnings=warnings,
     )
 
 

@@ -7,10 +7,11 @@ import numpy as np
 from streaming.base.compression import decompress
 
 from ugt_composer.catalogue.catalogue import Catalogue, Item
+from ugt_composer.catalogue.shard_items import check_shards
 from ugt_composer.data.codec import HEADER, HEADER_FIELDS, IDS, LABELS, TOKEN_TYPE, decode_row
 from ugt_composer.data.history import SemanticId
 from ugt_composer.data.integrity import ADVICE, ShardFacts, corruption, read_index
-from ugt_composer.data.manifest import read_manifest
+from ugt_composer.data.manifest import Manifest, read_manifest
 from ugt_composer.data.shard_rows import ShardRows
 from ugt_composer.errors import UserError
 from ugt_composer.jsonl.schema import ITEM_KEYS
@@ -26,6 +27,7 @@ def shard_facts(folder: Path, rows: int, catalogue: Catalogue | None) -> dict[st
         UserError: the folder is not a complete output of the conversion, or a shard is corrupted.
     """
     manifest = read_manifest(folder)
+    warnings = check_shards({"ugt inspect": [manifest]}, catalogue, max_fraction=1)
     shards = read_index(folder)
     headers: list[np.ndarray] = []
     first_rows: list[bytes] = []
@@ -46,9 +48,18 @@ def shard_facts(folder: Path, rows: int, catalogue: Catalogue | None) -> dict[st
         "integers": f"{manifest.integer_width} bytes",
         "index": manifest.index_hash,
         **({"log-probabilities of": manifest.reference} if manifest.reference else {}),
+        **_catalogue_facts(manifest),
+        **({"warning": warnings[0]} if warnings else {}),
         "lengths": [{"of": name, **_length_statistics(all_headers[column])} for name, column in LENGTHS.items()],
         "first rows": [_row_facts(sample, catalogue) for sample in first_rows],
     }
+
+
+def _catalogue_facts(manifest: Manifest) -> dict[str, Any]:
+    if manifest.catalogue_file is None:
+        return {}
+    lacks = {f"{kind} that it lacks": number for kind, number in manifest.outside.items() if number}
+    return {"catalogue": manifest.catalogue_file, "catalogue's fingerprint": manifest.catalogue, **lacks}
 
 
 def _read_shard(folder: Path, shard: ShardFacts, rows: int) -> tuple[np.ndarray, list[bytes]]:

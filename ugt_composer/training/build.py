@@ -20,6 +20,7 @@ from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.checkpoint.fetch_at_start import on_this_machine, open_store
 from ugt_composer.checkpoint.folder_lock import folder_lock
 from ugt_composer.checkpoint.portable import (
+    DATA_FINGERPRINT,
     FINGERPRINT,
     LONGEST_HISTORY,
     check_fingerprint,
@@ -57,10 +58,10 @@ from ugt_composer.training.callbacks.training_metrics import TrainingMetrics
 from ugt_composer.training.composer_model import ComposerUGT
 from ugt_composer.training.gradient_clipping import GradientNormClipping
 from ugt_composer.training.intervals import Every
-from ugt_composer.training.loaders import build_eval_loader, build_train_loader
+from ugt_composer.training.loaders import build_eval_loader, build_train_loader, on_all_ranks
 from ugt_composer.training.loggers import build_loggers
 from ugt_composer.training.optim import create_optimizer
-from ugt_composer.training.preflight import check_reference_log_probs, check_run
+from ugt_composer.training.preflight import check_items, check_reference_log_probs, check_run
 from ugt_composer.training.run_length import RunLength, run_length
 from ugt_composer.training.schedule import schedule_of
 from ugt_composer.training.trainer import UGTTrainer
@@ -90,7 +91,7 @@ def build_trainer(config: Config) -> UGTTrainer:
         device = composer_device(config, strategy_class(config).composer_places_model)
         watchdog = _start_ranks(config, device, until_closed)
         inputs = _load_inputs(config)
-        model = _build_network(config, inputs.catalogue)
+        model = _build_network(config, inputs)
         precision = resolve_precision(config.precision)
         half_on_cpu = device.name == "cpu" and precision != "fp32"
         max_history = config.evaluation.max_history or longest_history(inputs.train_manifests)
@@ -149,6 +150,14 @@ class Inputs:
     catalogue: Catalogue | None
     length: RunLength
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """Of the models that the run saves: the fingerprint of its catalogue, or else of the one of its shards."""
+        recorded = [manifest.catalogue for manifest in self.train_manifests if manifest.catalogue is not None]
+        if self.catalogue is None and recorded:
+            return {DATA_FINGERPRINT: recorded[0]}
+        return fingerprint_facts(self.catalogue)
+
 
 def _start_ranks(config: Config, device: Device, until_closed: ExitStack) -> Watchdog:
     """Device, watchdog and the first process group."""
@@ -168,7 +177,8 @@ def _load_inputs(config: Config) -> Inputs:
     train_loader, train_manifests = build_train_loader(config)
     eval_loader = build_eval_loader(config)
     catalogue = load_catalogue(config)
-    for warning in filter(None, (about_precision(config), about_catalogue(config, catalogue))):
+    items = on_all_ranks(lambda: check_items(config, catalogue) if dist.get_local_rank() == 0 else [])
+    for warning in filter(None, (about_precision(config), about_catalogue(config, catalogue), *items)):
         if dist.get_global_rank() == 0:
             log.warning(warning)
     length = run_length(config, train_loader.dataloader.dataset.epoch_size)  # type: ignore[union-attr]
@@ -190,15 +200,15 @@ def _warn_of_long_histories(config: Config, max_history: int) -> None:
         )
 
 
-def _build_network(config: Config, catalogue: Catalogue | None) -> UGT:
+def _build_network(config: Config, inputs: Inputs) -> UGT:
     """The model on the CPU, initialised from random numbers, item vectors or the previous stage."""
     model = build_model(config.model, config.seed)
-    vectors = load_item_vectors(config, catalogue)
-    if vectors is not None and catalogue is not None:
-        start_from_vectors(model.item_embedding, catalogue.triples, vectors, config.seed)
+    vectors = load_item_vectors(config, inputs.catalogue)
+    if vectors is not None and inputs.catalogue is not None:
+        start_from_vectors(model.item_embedding, inputs.catalogue.triples, vectors, config.seed)
     if config.init_from is not None:
         facts = load_weights(model, config.model, on_this_machine(config.init_from))
-        check_fingerprint(config.init_from, facts, fingerprint_facts(catalogue))
+        check_fingerprint(config.init_from, facts, inputs.facts)
     if config.loss.reference_log_probs == "data":
         check_reference_log_probs(config, on_this_machine(str(config.loss.reference_from or config.init_from)))
     return model
@@ -335,7 +345,7 @@ def _open_save_folder(config: Config, until_closed: ExitStack) -> None:
 
 
 def _build_checkpoints(config: Config, strategy: Strategy, inputs: Inputs, model: ComposerUGT) -> Checkpoints:
-    facts, criterion = fingerprint_facts(inputs.catalogue), None
+    facts, criterion = inputs.facts, None
     if inputs.eval_loader is not None and config.save_best_on is not None:
         metric = model.get_metrics(is_train=False)[config.save_best_on]
         rows = [read_manifest(str(s.local)).index_hash for s in streams_of("data.eval", config.data.eval)]

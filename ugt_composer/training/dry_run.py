@@ -1,4 +1,4 @@
-"""The report of a dry run: config, data, steps, parameters, memory. Builds no trainer and reads no shards."""
+"""The report of a dry run: config, data, steps, parameters, memory. Builds no trainer."""
 
 import os
 from dataclasses import asdict
@@ -19,7 +19,7 @@ from ugt_composer.parallelism.memory import HOST, MemoryItem
 from ugt_composer.parallelism.precision import about_precision
 from ugt_composer.storage.s3_url import is_url
 from ugt_composer.training.memory_estimate import GAPS, GIB, RESERVE, Estimate, estimate, longest_rows
-from ugt_composer.training.preflight import check_reference_log_probs, check_run
+from ugt_composer.training.preflight import check_items, check_reference_log_probs, check_run
 from ugt_composer.training.run_length import run_length
 
 MIB = 2**20
@@ -59,6 +59,7 @@ def describe(config: Config) -> str:
         *_data_lines("eval", evaluation),
         f"items  {len(catalogue):>12,} in {config.data.catalogue}" if catalogue else "",
         about_catalogue(config, catalogue) or "",
+        *check_items(config, catalogue),
         "",
         "# steps",
         *_step_lines(config, train, world_size),

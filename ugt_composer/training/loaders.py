@@ -199,7 +199,7 @@ def check_folders(config: Config, key: str, streams: Sequence[StreamConfig]) -> 
             fetch_descriptions(stream)
         return check_data(config, key, streams)
 
-    manifests = _on_all_ranks(check)
+    manifests = on_all_ranks(check)
     for manifest in manifests:
         shards = read_index(Path(manifest.folder))
         if dist.get_global_rank() == 0 and any(preferred(shard.stored.hashes) is None for shard in shards):
@@ -211,7 +211,7 @@ def check_folders(config: Config, key: str, streams: Sequence[StreamConfig]) -> 
     return manifests
 
 
-def _on_all_ranks(check: Callable[[], T]) -> T:
+def on_all_ranks(check: Callable[[], T]) -> T:
     """Runs a check and raises the error of one rank on all ranks, so that none waits for a rank that has ended."""
     results: list[T] = []
     message = None

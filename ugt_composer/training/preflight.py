@@ -3,13 +3,17 @@
 import importlib.util
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from ugt_composer.catalogue.catalogue import Catalogue
+from ugt_composer.catalogue.shard_items import check_shards
 from ugt_composer.checkpoint.portable import CONFIG, weights_hash
 from ugt_composer.config.load import load_config
-from ugt_composer.config.schema import Config
+from ugt_composer.config.schema import Config, StreamConfig
+from ugt_composer.data.integrity import MANIFEST_NAME
 from ugt_composer.data.manifest import Manifest, read_manifest, streams_of
 from ugt_composer.errors import UserError
 from ugt_composer.jsonl.schema import PREFERENCE
@@ -77,6 +81,23 @@ def check_machine(config: Config) -> None:
             f"train.py … global_train_batch_size={config.global_train_batch_size // world_size})"
         )
     strategy_class(config).check(config, precision, world_size)
+
+
+def check_items(config: Config, catalogue: Catalogue | None) -> list[str]:
+    """Checks that `data.train` and `data.eval` were converted with this catalogue; see `check_shards`.
+
+    Folders that have not been downloaded are left out. Returns warnings.
+    """
+    streams = {"data.train": streams_of("data.train", config.data.train)}
+    if config.data.eval.is_given:
+        streams["data.eval"] = streams_of("data.eval", config.data.eval)
+    manifests = {key: present_manifests(of_key) for key, of_key in streams.items()}
+    return check_shards(manifests, catalogue, config.data.max_fraction_outside_catalogue)
+
+
+def present_manifests(streams: Sequence[StreamConfig]) -> list[Manifest]:
+    folders = [str(stream.local) for stream in streams if (Path(str(stream.local)) / MANIFEST_NAME).exists()]
+    return [read_manifest(folder, complete=False) for folder in folders]
 
 
 def check_reference_log_probs(config: Config, model_folder: Path) -> None:
