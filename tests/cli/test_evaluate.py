@@ -37,7 +37,7 @@ def test_the_numbers_are_those_of_the_trainer(evaluate, stage_config, stages, tm
     found = evaluate(stage, "--batch-size", "7")
     assert found["metrics"] == pytest.approx(expected, abs=1e-6)
     assert "preference_accuracy" in expected
-    assert (expected["dpo_loss"] > 0) == (stage == 3)
+    assert ("dpo_loss" in expected) == ("dpo_accuracy" in expected) == (stage == 3)
     assert [folder["rows"] for folder in found["data"]] == [41, found["rows"] - 41]
 
 
@@ -149,3 +149,15 @@ def test_a_mistake_is_named(evaluate, options, words):
     with pytest.raises(UserError) as error:
         evaluate(1, *options)
     assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_model_without_a_preference_loss_has_no_metrics_of_it(evaluate, tmp_path, capsys, stage):
+    found = evaluate(stage, data=["preference_eval"])
+    assert not {"dpo_loss", "dpo_accuracy", "dpo_reward_margin", "recall@10", "mrr"} & found["metrics"].keys()
+    assert 0 <= found["metrics"]["preference_accuracy"] <= 1
+    shown = capsys.readouterr().out
+    assert "dpo" not in shown
+    assert "nan" not in shown
+    with pytest.raises(UserError, match="trained without a preference loss"):
+        evaluate(stage, "--reference", str(tmp_path), data=["preference_eval"])

@@ -6,7 +6,7 @@ from tests.losses.loss_toy import WIDTH, ToyModel, make_batch
 from ugt_composer.losses.normalization import batch_counts
 from ugt_composer.losses.unified import UnifiedLoss
 
-PARTS = tuple(term.name for _, term in UnifiedLoss().terms)
+PARTS = tuple(term.name for _, term, _ in UnifiedLoss().terms)
 KEYS = {"total_loss", *PARTS, "ntp_l1_loss", "ntp_l2_loss", "ntp_l3_loss", "metrics"}
 ACCURACIES = {"ntp_l1_acc", "ntp_l2_acc", "ntp_l3_acc"}
 ALL_ON = {"lambda_contrastive": 0.3, "lambda_preference": 0.2, "lambda_moe_balance": 0.1, "num_negatives": 20}

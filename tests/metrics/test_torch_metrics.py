@@ -21,7 +21,7 @@ from ugt_composer.metrics.torch_metrics import coverage_and_gini, evaluation_met
 
 CUTS = (3, 1, WIDTH)
 N = len(CATALOGUE)
-MEANS = UnifiedLoss().means
+MEANS = UnifiedLoss(lambda_contrastive=0.1, contrastive_negatives="catalogue", lambda_preference=0.1).means
 M = len(MEANS)
 LOSSES = {"loss": {"ntp_l1_loss": 0.5, "dpo_loss": 2.0}, "dpo_loss": {"dpo_loss": 1.0}}
 

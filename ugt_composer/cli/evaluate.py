@@ -65,6 +65,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     from ugt_composer.cli.loading import check_data_of, check_positive, load_trained, with_item_scores
     from ugt_composer.data.manifest import read_manifest, rows_longer_than
+    from ugt_composer.errors import UserError
     from ugt_composer.inference.evaluation import evaluate, evaluation_config
     from ugt_composer.inference.history_length import history_length
     from ugt_composer.jsonl.schema import RECOMMEND
@@ -83,6 +84,11 @@ def main(arguments: argparse.Namespace) -> int:
         exclude_seen=arguments.exclude_seen,
     )
     if arguments.reference is not None:
+        if not config.loss.lambda_preference:
+            raise UserError(
+                f"--reference {arguments.reference}: {arguments.checkpoint} was trained without a preference loss "
+                "(loss.lambda_preference is 0), so nothing is compared with a reference; leave it out"
+            )
         config = replace(config, loss=replace(config.loss, reference_from=arguments.reference))
     max_history = history_length(config, facts, arguments.max_history)
     manifests = [read_manifest(folder) for folder in arguments.data]

@@ -50,5 +50,8 @@ class LossTerm(Protocol):
 
 
 class WeightedTerm(NamedTuple):
+    """A term, its weight in the loss, and the key of `loss.*` that sets the weight; None: the weight is always 1."""
+
     weight: float
     term: Any  # a LossTerm
+    key: str | None = None

@@ -50,15 +50,26 @@ class UnifiedLoss(nn.Module):
             WeightedTerm(
                 config.lambda_contrastive,
                 self.catalogue_contrastive if self.has_catalogue_negatives else self.contrastive,
+                "lambda_contrastive",
             ),
-            WeightedTerm(config.lambda_preference, self.dpo),
-            WeightedTerm(config.lambda_moe_balance, self.moe_balance),
+            WeightedTerm(config.lambda_preference, self.dpo, "lambda_preference"),
+            WeightedTerm(config.lambda_moe_balance, self.moe_balance, "lambda_moe_balance"),
         )
 
     @property
     def means(self) -> tuple[Mean, ...]:
-        """All values that an evaluation averages."""
-        return tuple(mean for _, term in self.terms for mean in term.means)
+        """All values that an evaluation averages: those of the terms that are computed."""
+        return tuple(mean for weight, term, _ in self.terms if weight for mean in term.means)
+
+    @property
+    def not_computed(self) -> dict[str, str]:
+        """The key of `loss.*` that is 0, by each value that an evaluation would average if it were not.
+
+        In-batch negatives are no part of an evaluation, so the contrastive values are those of the whole catalogue.
+        """
+        terms = [(key, term) for weight, term, key in self.terms if not weight and key is not None]
+        terms += [(key, self.catalogue_contrastive) for key, term in terms if term is self.contrastive]
+        return {mean.name: key for key, term in terms for mean in term.means}
 
     def evaluation_losses(self) -> dict[str, dict[str, float]]:
         """The losses of an evaluation by name, each as a weighted sum of `means`: {loss: {mean: weight}}.
@@ -67,7 +78,7 @@ class UnifiedLoss(nn.Module):
         negatives, which depends on the rows that are evaluated together, and the balance of the experts.
         """
         return {
-            "loss": {mean.name: w * mean.weight for w, term in self.terms for mean in term.means if mean.weight},
+            "loss": {m.name: w * m.weight for w, term, _ in self.terms if w for m in term.means if m.weight},
             "ntp_loss": {mean.name: mean.weight for mean in self.ntp.means},
             **{mean.name: {mean.name: 1.0} for mean in self.means},
         }
@@ -89,7 +100,7 @@ class UnifiedLoss(nn.Module):
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         total: Any = 0.0
-        for weight, term in self.terms:
+        for weight, term, _ in self.terms:
             if weight == 0:
                 losses[term.name] = total.new_zeros(())
                 continue

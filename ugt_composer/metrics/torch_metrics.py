@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from ugt_composer.losses.normalization import PREFERENCE_WEIGHT
 from ugt_composer.losses.ranks import sum_over_ranks
 from ugt_composer.losses.term import Mean
 from ugt_composer.metrics.batch import ROW_METRICS, EvaluationBatch
@@ -60,6 +61,15 @@ class EvaluationSums:
         if name in self.losses:
             return any(mean.name == name and mean.higher_is_better for mean in self.means)
         return not name.startswith("gini@")
+
+    def is_of_ranking(self, name: str) -> bool:
+        """Whether one of `names` is computed from ranked rows, which are those without a rejected item."""
+        return name == "mrr" or "@" in name
+
+    def is_of_pairs(self, name: str) -> bool:
+        """Whether one of `names` is computed from rows with a rejected item."""
+        pairs = {mean.name for mean in self.means if mean.counted_by == PREFERENCE_WEIGHT}
+        return name == "preference_accuracy" or name in pairs
 
     def to(self, device: torch.device) -> None:
         self.device = device

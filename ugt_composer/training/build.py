@@ -33,7 +33,7 @@ from ugt_composer.config.load import config_yaml
 from ugt_composer.config.schema import Config
 from ugt_composer.data import streaming_patches
 from ugt_composer.data.manifest import Manifest, longest_history, read_manifest, rows_longer_than, streams_of
-from ugt_composer.errors import UserError, nearest
+from ugt_composer.errors import UserError
 from ugt_composer.job.group_timeouts import limit_groups, report_nccl_errors
 from ugt_composer.job.watchdog import Watchdog
 from ugt_composer.losses.unified import UnifiedLoss
@@ -49,6 +49,7 @@ from ugt_composer.parallelism.precision import about_precision, resolve_precisio
 from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.patches import check_patches
 from ugt_composer.training import composer_patches
+from ugt_composer.training.best_metric import check_best_metric, check_metric_name
 from ugt_composer.training.best_model import criterion_of
 from ugt_composer.training.callbacks.checkpoints import EVAL_LABEL, Checkpoints
 from ugt_composer.training.callbacks.configured import configured_callbacks
@@ -99,7 +100,8 @@ def build_trainer(config: Config) -> UGTTrainer:
             _warn_of_long_histories(config, max_history)
         composer_model = build_composer_model(config, model, inputs.catalogue, own_device(), half_on_cpu, max_history)
         if inputs.eval_loader is not None:
-            check_best_metric(config, composer_model)
+            rows = [manifest.kind for manifest in eval_manifests(config)]
+            check_best_metric(config.save_best_on, composer_model, rows)
         configured = _build_configured_callbacks(config, composer_model)
         strategy = _place(config, composer_model, model, precision)
         _open_save_folder(config, until_closed)
@@ -185,8 +187,13 @@ def _load_inputs(config: Config) -> Inputs:
     return Inputs(train_loader, train_manifests, eval_loader, catalogue, length)
 
 
+def eval_manifests(config: Config) -> list[Manifest]:
+    """Those of `data.eval`, which the loader has fetched and checked."""
+    return [read_manifest(str(stream.local), False) for stream in streams_of("data.eval", config.data.eval)]
+
+
 def _warn_of_long_histories(config: Config, max_history: int) -> None:
-    manifests = [read_manifest(str(stream.local), False) for stream in streams_of("data.eval", config.data.eval)]
+    manifests = eval_manifests(config)
     if longer := rows_longer_than(max_history, manifests):
         source = "evaluation.max_history" if config.evaluation.max_history else "the longest history of data.train"
         log.warning(
@@ -283,34 +290,20 @@ def fingerprint_facts(catalogue: Catalogue | None) -> dict[str, str]:
     return {} if catalogue is None else {FINGERPRINT: catalogue.fingerprint}
 
 
-def check_best_metric(config: Config, model: ComposerUGT) -> None:
-    """UserError if `save_best_on` is not a metric of the evaluation, or one that does not set `higher_is_better`."""
-    metrics, name = model.get_metrics(is_train=False), config.save_best_on
-    if name is None:
-        return
-    if name not in metrics:
-        raise UserError(f"save_best_on is {name!r}; {nearest(name, list(metrics))}")
-    if metrics[name].higher_is_better is None:
-        raise UserError(
-            f"save_best_on is {name!r}, whose class does not set higher_is_better; set it to True or False there"
-        )
-
-
 def _build_configured_callbacks(config: Config, model: ComposerUGT) -> list[Callback]:
     """The callbacks that the config's `callbacks` section names.
 
     Raises:
         UserError: an unknown name or argument; or a callback's `monitor` or `dataloader_label` does not exist.
     """
-    names, callbacks = list(model.get_metrics(is_train=False)), configured_callbacks(config.callbacks)
+    metrics, callbacks = model.get_metrics(is_train=False), configured_callbacks(config.callbacks)
     for callback in callbacks:
         label, monitor = callback.arguments.get("dataloader_label"), callback.arguments.get("monitor")
         if monitor is None or label == "train":
             continue
         if label != EVAL_LABEL:
             raise UserError(f"{callback.key}.dataloader_label is {label!r}; expected {EVAL_LABEL} or train")
-        if monitor not in names:
-            raise UserError(f"{callback.key}.monitor is {monitor!r}; {nearest(monitor, names)}")
+        check_metric_name(f"{callback.key}.monitor", monitor, metrics, model.unified_loss.not_computed)
     return [callback.make() for callback in callbacks]
 
 
@@ -348,7 +341,7 @@ def _build_checkpoints(config: Config, strategy: Strategy, inputs: Inputs, model
     facts, criterion = inputs.facts, None
     if inputs.eval_loader is not None and config.save_best_on is not None:
         metric = model.get_metrics(is_train=False)[config.save_best_on]
-        rows = [read_manifest(str(s.local)).index_hash for s in streams_of("data.eval", config.data.eval)]
+        rows = [manifest.index_hash for manifest in eval_manifests(config)]
         criterion = criterion_of(config, metric, rows, facts.get(FINGERPRINT))
     data = [manifest.index_hash for manifest in inputs.train_manifests]
     facts |= {LONGEST_HISTORY: str(longest_history(inputs.train_manifests))}

@@ -1,0 +1,56 @@
+"""Checks of the names of evaluation metrics in a config: `save_best_on`, and what callbacks monitor."""
+
+from collections.abc import Mapping, Sequence
+
+from torchmetrics import Metric
+
+from ugt_composer.errors import UserError, nearest
+from ugt_composer.jsonl.schema import PREFERENCE, RECOMMEND
+from ugt_composer.metrics.torch_metrics import EvaluationMetric
+from ugt_composer.training.composer_model import ComposerUGT
+
+PREFIX = "metrics/eval/"  # of the names in metrics.jsonl
+
+
+def check_metric_name(key: str, name: str, metrics: Mapping[str, Metric], not_computed: Mapping[str, str]) -> None:
+    """Raises UserError, with the reason or the nearest name, if `name` is not one of the metrics of the evaluation.
+
+    Args:
+        not_computed: the key of `loss.*` that is 0, by each metric that is absent because of it.
+    """
+    if name in metrics:
+        return
+    if (short := name.removeprefix(PREFIX)) in metrics:
+        raise UserError(f"{key} is {name!r}; expected {short}, without {PREFIX}")
+    if short in not_computed:
+        raise UserError(
+            f"{key} is {name!r}, which is not computed, because loss.{not_computed[short]} is 0; expected another "
+            f"metric, such as loss, or loss.{not_computed[short]} above 0"
+        )
+    raise UserError(f"{key} is {name!r}; {nearest(short, list(metrics))}")
+
+
+def check_best_metric(name: str | None, model: ComposerUGT, kinds: Sequence[str]) -> None:
+    """Raises UserError if `save_best_on` is not a metric of the evaluation, one that does not set `higher_is_better`,
+    or one that none of the rows count for.
+
+    Args:
+        kinds: of the rows of each folder of `data.eval`.
+    """
+    if name is None:
+        return
+    metrics = model.get_metrics(is_train=False)
+    check_metric_name("save_best_on", name, metrics, model.unified_loss.not_computed)
+    metric = metrics[name]
+    if metric.higher_is_better is None:
+        raise UserError(
+            f"save_best_on is {name!r}, whose class does not set higher_is_better; set it to True or False there"
+        )
+    if not isinstance(metric, EvaluationMetric):
+        return
+    for kind, needed in ((RECOMMEND, metric.sums.is_of_ranking(name)), (PREFERENCE, metric.sums.is_of_pairs(name))):
+        if needed and kind not in kinds:
+            raise UserError(
+                f"save_best_on is {name!r}, which is computed from {kind} rows, but data.eval has none; expected "
+                "another metric, such as loss, or a folder with such rows"
+            )
