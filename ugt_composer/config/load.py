@@ -5,20 +5,22 @@ immutable.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from ugt_composer import __version__
 from ugt_composer.config.schema import Config
-from ugt_composer.config.strategies import OTHER_NAMES
-from ugt_composer.errors import UserError, nearest
+from ugt_composer.config.values import ValueProblem, compose, convert, plain_text
+from ugt_composer.errors import UserError
 
+_KEY = re.compile(r"[\w-]+(\.[\w-]+|\[[^\[\]=]+\])*")
 WRITTEN_BY = "# ugt_composer "  # first line of a saved config, followed by the version
 
 
@@ -29,11 +31,13 @@ def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
         UserError: names the file or override, the key, its value and what was expected.
     """
     merged = OmegaConf.structured(Config)
-    for source, tree in (*map(_read_yaml, paths), *map(_read_override, overrides)):
-        for problem in (*_misplaced_keys(tree, Config), *_unknown_strategy(tree)):
-            raise UserError(f"{source}: {problem}")
+    for source, node in (*map(_read_yaml, paths), *map(_read_override, overrides)):
         try:
+            tree = convert(node, Config, Config)
             merged = OmegaConf.unsafe_merge(merged, OmegaConf.create(tree))  # into `merged`, which is not copied
+        except ValueProblem as error:
+            line = f":{error.line}" if error.line else ""
+            raise UserError(f"{source}{line}: {error}") from None
         except OmegaConfBaseException as error:
             raise UserError(f"{source}: {_first_line(error)}") from None
     try:
@@ -71,76 +75,82 @@ def _source(problem: str, paths: Sequence[str | Path], overrides: Sequence[str])
     return f"override {overrides[-1]}"
 
 
-def _read_yaml(path: str | Path) -> tuple[str, dict]:
+def _read_yaml(path: str | Path) -> tuple[str, yaml.Node]:
     try:
-        tree = OmegaConf.load(path)
-        if not OmegaConf.is_dict(tree):
-            raise UserError(f"{path}: found a list; expected keys and values")
-        return str(path), OmegaConf.to_container(tree)  # type: ignore[return-value]
+        node = compose(Path(path).read_text("utf-8-sig"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected a YAML file such as yamls/stage1.yaml") from None
+        raise UserError(
+            f"{path}: no such file (working directory: {Path.cwd()}); expected a YAML file such as yamls/stage1.yaml"
+        ) from None
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: cannot be read as YAML ({error})") from None
-    except YAMLError as error:
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+        raise UserError(f"{path}{line}: not valid YAML: {_yaml_problem(error)}") from None
+    if isinstance(node, yaml.SequenceNode):
+        raise UserError(f"{path}: found a list; expected keys and values")
+    return str(path), yaml.MappingNode("tag:yaml.org,2002:map", []) if node is None else node
 
 
-def _read_override(text: str) -> tuple[str, dict]:
-    key, separator, _ = text.partition("=")
-    if not separator or not re.fullmatch(r"[\w.\[\]]+", key):
-        raise UserError(f"{text}: expected key=value such as optimizer.lr=1e-4")
-    try:
-        return f"override {text}", OmegaConf.to_container(OmegaConf.from_dotlist([text]))  # type: ignore[return-value]
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"override {text}: {str(error).splitlines()[0]}") from None
+def _read_override(text: str) -> tuple[str, yaml.Node]:
+    key, separator, value = text.partition("=")
+    if not separator or not _KEY.fullmatch(key):
+        problem = f"{key!r} is not the name of a key; " if separator else ""
+        raise UserError(f"override {text}: {problem}expected key=value such as optimizer.lr=1e-4")
+    source, parts = f"override {text}", re.findall(r"[\w-]+|\[[^\[\]=]+\]", key)
+    names = [part.strip("[]") for part in parts]
+    hint = _hint_of(names, source)
+    if _is_text(hint) and not value.lstrip().startswith(("'", '"')):
+        node: yaml.Node = plain_text(value.strip())  # not YAML, in which some characters have a meaning
+    else:
+        try:
+            node = compose(value) or plain_text("")
+        except yaml.YAMLError as error:
+            raise UserError(f"{source}: {value} is not valid YAML: {_yaml_problem(error)}") from None
+        _forget_lines(node)
+    for name in reversed(names):
+        node = yaml.MappingNode("tag:yaml.org,2002:map", [(plain_text(name), node)])
+    return source, node
+
+
+def _hint_of(names: Sequence[str], source: str) -> Any:
+    """The type of a key; None if there is no such key, which `convert` reports. UserError for a part of a list."""
+    hint: Any = Config
+    for place, name in enumerate(names):
+        kind = next((one for one in (hint, *get_args(hint)) if is_dataclass(one)), None)
+        if get_origin(hint) in (list, tuple):
+            key = ".".join(names[:place])
+            raise UserError(f"{source}: {key} is a list, of which a part cannot be set; write all of it: {key}=[…]")
+        if get_origin(hint) is dict:
+            return Any
+        if kind is None or name not in (field.name for field in fields(kind)):
+            return None
+        hint = get_type_hints(kind)[name]
+    return hint
+
+
+def _is_text(hint: Any) -> bool:
+    return hint is str or get_origin(hint) is Literal or (get_origin(hint) is UnionType and str in get_args(hint))
+
+
+def _forget_lines(node: yaml.Node) -> None:
+    """An override has one line, which needs no number."""
+    node.start_mark = None
+    for inner in node.value if isinstance(node, yaml.CollectionNode) else ():
+        for one in inner if isinstance(inner, tuple) else (inner,):
+            _forget_lines(one)
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """In one sentence, what the parser found."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return str(error).splitlines()[0]
+    if "end" in str(error.problem) and "stream" in str(error.problem):
+        return "a bracket or quote is not closed"
+    return f"{error.problem}; put text that contains special characters in quotes"
 
 
 def _first_line(error: OmegaConfBaseException) -> str:
     key = f"{error.full_key}: " if error.full_key else ""
     return f"{key}{str(error.msg or error).splitlines()[0]}"
-
-
-def _unknown_strategy(tree: dict) -> Iterator[str]:
-    """Yields a message if the strategy has a name from another library, with our key for it."""
-    section = tree.get("parallelism")
-    strategy = section.get("strategy") if isinstance(section, dict) else None
-    if strategy in OTHER_NAMES:
-        yield f"parallelism.strategy is {strategy}; {OTHER_NAMES[strategy]}"
-
-
-def _misplaced_keys(tree: dict, schema: type, prefix: str = "") -> Iterator[str]:
-    """Yields a message for each entry of a plain tree that does not fit the dataclass `schema`."""
-    hints = get_type_hints(schema)
-    names = [f.name for f in fields(schema)]
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if key not in names:
-            yield f"{name} is unknown; {nearest(name, [prefix + n for n in names])}"
-            continue
-        section = next((t for t in (hints[key], *get_args(hints[key])) if is_dataclass(t)), None)
-        if section is None:
-            origin = get_origin(hints[key])
-            if isinstance(value, str) and "${" in value:
-                continue  # an interpolation, which may give either
-            if origin is dict and not isinstance(value, dict):
-                yield f"{name} is {value!r}; expected keys and values, or {{}}"
-            elif origin is tuple and not isinstance(value, list):
-                yield f"{name} is {value!r}; expected a list, in brackets"
-            continue
-        optional = type(None) in get_args(hints[key])
-        if get_origin(hints[key]) is list:
-            if not isinstance(value, list):
-                yield f"{name} is {value!r}; expected a list such as [{{local: mds/train}}]"
-                continue
-            for index, item in enumerate(value):
-                if not isinstance(item, dict):
-                    yield f"{name}[{index}] is {item!r}; expected the keys {', '.join(f.name for f in fields(section))}"
-                else:
-                    yield from _misplaced_keys(item, section, f"{name}[{index}].")  # type: ignore[arg-type]
-        elif isinstance(value, dict):
-            yield from _misplaced_keys(value, section, f"{name}.")  # type: ignore[arg-type]
-        elif not (optional and value is None):
-            valid = ", ".join(f"{name}.{f.name}" for f in fields(section))
-            yield f"{name} is {value!r}; expected a section with some of {valid}"

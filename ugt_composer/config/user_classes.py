@@ -6,7 +6,8 @@ import sys
 import traceback
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, NamedTuple, TypeVar
+from types import NoneType
+from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 from ugt_composer.errors import UserError, nearest
 
@@ -96,3 +97,20 @@ def _check_arguments(key: str, kind: type, base: type, arguments: Mapping[str, A
         is_variable = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if parameter.default is parameter.empty and not is_variable and parameter.name not in arguments:
             raise UserError(f"{key}.{parameter.name} is missing; {kind.__name__} has no default for it")
+    _check_types(key, kind, arguments)
+
+
+def _check_types(key: str, kind: type, arguments: Mapping[str, Any]) -> None:
+    """UserError for a number where the class declares text, which YAML has changed (1e5 → 100000.0), or the reverse."""
+    try:
+        hints = get_type_hints(kind.__init__)  # type: ignore[misc]
+    except (NameError, TypeError):
+        return  # a name that exists for type checkers only
+    for name, value in arguments.items():
+        declared = {*(get_args(hints.get(name)) or (hints.get(name),))} - {NoneType}
+        if declared == {str} and not isinstance(value, str | None):
+            raise UserError(
+                f"{key}.{name} is {value!r} to YAML, but {kind.__name__} expects text; put what you mean in quotes"
+            )
+        if declared and declared <= {int, float} and isinstance(value, str):
+            raise UserError(f"{key}.{name} is {value!r}; {kind.__name__} expects a number")

@@ -56,6 +56,21 @@ def test_every_callback_of_composer_has_a_name():
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("path: 1e5", "path is 100000.0 to YAML, but Recorder expects text; put what you mean in quotes"),
+        ("path: on", "path is True to YAML, but Recorder expects text"),
+        ("path: a, every: b", "every is 'b'; Recorder expects a number"),
+    ],
+)
+def test_an_argument_of_another_type_than_the_class_declares_is_refused(own_module, arguments, message):
+    config = load_config(overrides=[f"callbacks[{own_module}.Recorder]={{{arguments}}}"])
+    with pytest.raises(UserError) as error:
+        configured_callbacks(config.callbacks)
+    assert f"callbacks.{own_module}.Recorder.{message}" in str(error.value)
+
+
 def test_composers_callbacks_run_and_log(stage_config, tmp_path):
     callbacks = {
         "speed_monitor": {"window_size": 2},
