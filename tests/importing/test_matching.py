@@ -63,6 +63,8 @@ def test_a_table_with_many_more_items_is_right(tmp_path):
         (["1.0", "x.0"], ["1", "x"], "a '.0' at the end"),
         (["a-1", "a-2"], ["a1", "a2"], "blanks and punctuation"),
         (["item_1", "item_2"], ["1", "2"], "the letters before the number"),
+        (["caf\u00e9"], ["cafe\u0301"], "the form of letters and digits in Unicode"),
+        (["a:x1z", "a:y"], ["https://host/x1z", "y"], "what comes before the last ':' or '/'"),
         (["Ab-01"], ["ab1x", "ab01"], "case, zeros and punctuation"),
     ],
 )

@@ -27,6 +27,7 @@ def test_an_id_with_most_rows_is_remarked(tmp_path):
     for user in ("0", "-1", "guest", "some name"):
         (warning,) = placed(user, "", 200)
         assert f"user {user!r} has 200 of 520 rows (38%; half of the users have 8 or fewer)" in warning
-    assert placed("0", "", 50) == (), "a busy user"
+    assert "user 'anonymous' has 80 of 400 rows" in placed("anonymous", "", 80)[0]
+    assert placed("some name", "", 80) == placed("0", "", 20) == (), "busy users"
     assert "item 'unknown' has 200 of 520 rows" in placed("guest", "unknown", 200)[1]
     assert len(placed("guest", "hit", 200)) == 1, "a popular item"

@@ -103,10 +103,12 @@ def one_form(values: pl.Series, place: str, keep_missing: bool) -> tuple[pl.Seri
     """
     distinct = values.drop_nulls().unique(maintain_order=True).alias("id")
     form = id_form(distinct, keep_missing)
-    ids = _parsed(distinct, form)
+    ids = distinct.to_frame().select(form.parse(pl.col("id"))).to_series()
     warnings = tuple(f"{place}: {text}" for text in _remarks(distinct, ids, form))
     unchanged = not ids.null_count() and bool((ids == distinct).all())
-    return values if unchanged else _parsed(values, form), form, warnings
+    if unchanged:
+        return values, form, warnings
+    return ids.gather(values.cast(pl.Enum(distinct)).to_physical()).alias(values.name), form, warnings
 
 
 def no_id_message(
@@ -171,10 +173,6 @@ def listed(values: Sequence[object]) -> str:
     """The first values, and how many more there are."""
     shown = ", ".join(f"{value:,}" if isinstance(value, int) else repr(value) for value in values[:FIRST])
     return f"{shown} and {len(values) - FIRST:,} more" if len(values) > FIRST else shown
-
-
-def _parsed(values: pl.Series, form: IdForm) -> pl.Series:
-    return values.to_frame("id").select(form.parse(pl.col("id"))).to_series().alias(values.name)
 
 
 def _remarks(distinct: pl.Series, ids: pl.Series, form: IdForm) -> list[str]:

@@ -83,7 +83,7 @@ def distinct_items(
         found = no_id_message(part.path, part.unit, table.id_column, here[ROW], here["written"], is_float)
         if not skip_bad:
             raise UserError(f"{found}; fix it, or skip such rows with --on-error skip ({len(bad):,} of {len(frame):,})")
-        warnings += (f"{found}; {len(bad):,} such rows were skipped",)
+        warnings += (f"{found}; such rows were skipped ({len(bad):,})",)
         frame = frame.drop_nulls("item")
         if not len(frame):
             raise UserError(f"{table.path}: no row has an item id; expected one in column {table.id_column!r}")

@@ -35,6 +35,8 @@ FORMS: dict[str, Form] = {
     "leading zeros": _without_zeros,
     "a '.0' at the end": _without_point,
     "blanks and punctuation": _without_signs,
+    "the form of letters and digits in Unicode": lambda ids: ids.str.normalize("NFKC"),
+    "what comes before the last ':' or '/'": lambda ids: ids.str.extract(r"([^:/]+)/?$"),
     "case, zeros and punctuation": lambda ids: _without_zeros(_without_signs(_without_point(ids.str.to_lowercase()))),
     "the letters before the number": lambda ids: _without_zeros(ids.str.extract(r"^\D*(\d+)$")),
 }

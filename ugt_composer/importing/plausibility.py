@@ -9,7 +9,8 @@ from ugt_composer.importing.interactions import Interactions
 
 MANY_ROWS = 20  # from which on values that are all alike, or all different, are remarkable
 PLACEHOLDERS = ("0", "-1", "unknown", "anonymous", "guest", "other", "default", "none", "null", "nan", "na")
-DOMINANT, DOMINANT_ROWS, DOMINANT_TIMES = 0.1, 100, 10  # a fraction of all rows, rows, multiple of the median
+DOMINANT = 0.1  # fraction of all rows
+DOMINANT_ROWS, DOMINANT_TIMES, PLACEHOLDER_TIMES = 100, 10, 3  # rows; multiples of the median
 
 
 def about_values(path: Path, log: Interactions) -> tuple[str, ...]:
@@ -40,13 +41,14 @@ def _dominant_warning(names: pl.Series, number: np.ndarray, place: str, role: st
         number: int (N,), the number of each row's id in `names`.
     """
     counts = np.bincount(number, minlength=len(names))
-    top = int(counts.argmax())
-    absurd = counts[top] > max(DOMINANT_ROWS, DOMINANT * len(number), DOMINANT_TIMES * float(np.median(counts)))
+    top, median = int(counts.argmax()), float(np.median(counts))
+    is_placeholder = names[top].lower() in PLACEHOLDERS
+    least = PLACEHOLDER_TIMES * median if is_placeholder else max(DOMINANT_ROWS, DOMINANT_TIMES * median)
     # A popular item is nothing unusual.
-    if not absurd or (role == "item" and names[top].lower() not in PLACEHOLDERS):
+    if counts[top] <= max(DOMINANT * len(number), least) or (role == "item" and not is_placeholder):
         return ()
     return (
         f"{place}: {role} {names[top]!r} has {counts[top]:,} of {len(number):,} rows "
-        f"({counts[top] / len(number):.0%}; half of the {role}s have {np.median(counts):g} or fewer); if it stands for "
+        f"({counts[top] / len(number):.0%}; half of the {role}s have {median:g} or fewer); if it stands for "
         f"an unknown {role}, remove these rows",
     )
