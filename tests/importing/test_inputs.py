@@ -109,7 +109,7 @@ def test_numbers_of_different_types_in_parquet_are_one_column(tmp_path):
         (["empty"], "empty: found no file in this folder, expected a table (.csv"),
         (["odd"], "odd: found only files such as a.bin in this folder"),
         (["a.csv", "*.csv"], "a.csv: given twice"),
-        (["a.zip"], "a.zip: is an archive or compressed as zip; unpack it"),
+        (["a.zip"], "a.zip: is packed as zip; unpack it"),
     ],
 )
 def test_inputs_that_are_no_tables_are_refused(tmp_path, monkeypatch, inputs, said):

@@ -131,12 +131,21 @@ def need_column(
     path: Path,
     option: str,
     usual: Sequence[str] | None = None,
+    names_option: str | None = None,
 ) -> str:
-    """Like find_column, but raises UserError if there is no such column."""
+    """Like find_column, but raises UserError if there is no such column.
+
+    Args:
+        names_option: the option that names the columns of a file without a header line, if this can be one.
+    """
     column = find_column(role, given, columns, path, option, usual)
     if column is None:
         names = ", ".join(columns)
-        raise UserError(f"{path}: none of its columns ({names}) looks like the {role}; name it with {option}")
+        hint = ""
+        if names_option is not None:
+            example = "user,item,timestamp" if names_option == "--columns" else "item,title"
+            hint = f", or if the file has no header line, name its columns with {names_option}, as in {example}"
+        raise UserError(f"{path}: none of its columns ({names}) looks like the {role}; name it with {option}{hint}")
     return column
 
 

@@ -33,12 +33,6 @@ def has_quotes(written: FileFormat) -> bool:
     return len(written.separator) == 1 and written.separator not in "\t "
 
 
-def header(part: Part) -> list[str] | None:
-    """The fields of the first record; None if the file has only blank lines."""
-    first = next(records(part), None)
-    return None if first is None else first.fields
-
-
 def records(part: Part, width: int | None = None) -> Iterator[Record]:
     """All records but blank lines, the header line included.
 

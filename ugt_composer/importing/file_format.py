@@ -66,7 +66,9 @@ class FileFormat:
             return self.kind
         ending = extension(path)
         if ending in ARCHIVES:
-            raise UserError(f"{path}: is an archive or compressed as {ending[1:]}; unpack it, or compress it as .gz")
+            raise UserError(
+                f"{path}: is packed as {ending[1:]}; unpack it and give the files in it, as they are or .gz"
+            )
         if ending in SPREADSHEETS:
             raise UserError(f"{path}: the file extension {ending!r} is a spreadsheet's; save the table as CSV first")
         kind = FORMAT_OF.get(ending)

@@ -193,7 +193,12 @@ def _checked(
 
 def _find_columns(table: Table, columns: Columns, file_order: bool) -> dict[str, str]:
     path, names = table.path, table.names
-    column_of = {role: need_column(role, getattr(columns, role), names, path, f"--{role}-column") for role in IDS}
+    column_of = {
+        role: need_column(
+            role, getattr(columns, role), names, path, f"--{role}-column", names_option=table.names_option
+        )
+        for role in IDS
+    }
     for role in ("timestamp", "rating", "action"):
         name = find_column(role, getattr(columns, role), names, path, f"--{role}-column")
         if name is not None:

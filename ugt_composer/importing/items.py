@@ -76,7 +76,7 @@ def read_items(
         )
     table = open_table(parts)
     columns = table.names
-    id_column = need_column("item", id_column, columns, path, "--items-column", ITEM_TABLE_NAMES)
+    id_column = need_column("item", id_column, columns, path, "--items-column", ITEM_TABLE_NAMES, table.names_option)
     others = [name for name in columns if name != id_column]
     texts = _select_columns(path, text_columns, TEXT_COLUMNS, others, "--text-columns")
     names = _select_columns(

@@ -8,13 +8,14 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from os import SEEK_END
 from pathlib import Path
 
 import polars as pl
 
 from ugt_composer.errors import UserError
-from ugt_composer.importing.csv_records import QUOTE, has_quotes, header, is_regular, records
-from ugt_composer.importing.file_format import JSONL, PARQUET
+from ugt_composer.importing.csv_records import QUOTE, has_quotes, is_regular, records
+from ugt_composer.importing.file_format import CSV, JSONL, PARQUET, TSV
 from ugt_composer.importing.inputs import Part
 from ugt_composer.importing.json_records import json_objects, json_text
 
@@ -22,6 +23,7 @@ ROW = "row of the file"  # the column that numbers lines (text) or rows (Parquet
 PART = "part of the table"  # the column that numbers the files from 0
 CHUNK = 100_000  # records that become columns at once
 NAMED_LINES = 5
+PARQUET_MARK = b"PAR1"  # of the format's start and end
 SEPARATORS = re.compile(r"::|[;\t|,]")
 
 
@@ -34,11 +36,16 @@ class Damage:
     first: str | None = None
 
     def refuse(self, skip: bool, others: int) -> None:
-        """Raises UserError for damaged rows, unless they are to be skipped.
+        """Raises UserError for damaged rows, unless they are to be skipped and fewer than the others.
 
         Args:
             others: how many rows could be read.
         """
+        if self.count > others and skip:
+            raise UserError(
+                f"{self.first}; {self.count:,} of {self.count + others:,} rows are damaged, which are too many to "
+                "skip: the file seems to have another format"
+            )
         if self.count and not skip:
             lines = f": {', '.join(self.places)}{' …' if self.count > len(self.places) else ''}"
             raise UserError(
@@ -77,6 +84,12 @@ class Table:
     def path(self) -> Path:
         """The file that is named if a message is about all of them."""
         return self.parts[0].path
+
+    @property
+    def names_option(self) -> str | None:
+        """The option that would name the columns, if the first line is their header."""
+        part = self.parts[0]
+        return f"{part.written.option}columns" if part.kind in (CSV, TSV) and part.written.names is None else None
 
     def read(self, columns: Sequence[str]) -> pl.LazyFrame:
         """These columns, with PART and ROW. Those of files of text are text, so that ids stay unchanged."""
@@ -188,18 +201,36 @@ def open_table(parts: tuple[Part, ...]) -> Table:
 def _names(part: Part) -> list[str]:
     if part.kind == PARQUET:
         with named_errors(part.path):
+            _check_parquet(part.path)
             return pl.scan_parquet(part.path, glob=False).collect_schema().names()
     if part.kind == JSONL:
-        names = dict.fromkeys(name for item in json_objects(part) for name in item.fields)
-        return list(names) or ["{}"]
+        return _keys(part)
     return _names_of_text(part)
 
 
+def _keys(part: Part) -> list[str]:
+    """The keys of all objects, in the order in which they occur."""
+    names: dict[str, None] = {}
+    problem = "has only blank lines, expected one JSON object per line"
+    for item in json_objects(part):
+        names.update(dict.fromkeys(item.fields))
+        if item.problem is not None and not names:
+            problem = f"line {item.line}: {item.problem}"
+            if item.line == 1:
+                break
+    if not names:
+        raise UserError(f"{part.path}: {problem}")
+    return list(names)
+
+
 def _names_of_text(part: Part) -> list[str]:
-    fields = header(part)
+    first = next(records(part), None)
     option, given = part.written.option, part.written.names
-    if fields is None:
+    if first is None:
         raise UserError(f"{part.path}: has only blank lines, expected a table")
+    if first.problem is not None:
+        raise UserError(f"{part.path}, line {first.line}: {first.problem}")
+    fields = first.fields
     _check_separator(part, fields)
     if given is None:
         names = [name.strip() or f"column_{number}" for number, name in enumerate(fields, start=1)]
@@ -228,6 +259,13 @@ def _check_separator(part: Part, fields: list[str]) -> None:
     inner = SEPARATORS.search(fields[0]) if len(fields) == 1 else None
     if inner is not None:
         separator = "tab" if inner[0] == "\t" else f"'{inner[0]}'"
+    elif len(fields) > 2 and not any(fields[1::2]):
+        separator = f"'{2 * str(part.written.separator)}'"
+        raise UserError(
+            f"{part.path}: every second column of its first line is empty ({', '.join(fields)}); give "
+            f"{part.written.option}separator {separator}"
+        )
+    if inner is not None:
         raise UserError(
             f"{part.path}: found only one column, {fields[0][:80]!r}; its columns seem to be separated otherwise: give "
             f"{part.written.option}separator {separator}"
@@ -240,13 +278,25 @@ def _scanned(part: Part, names: list[str], columns: list[str]) -> pl.LazyFrame:
         part.path,
         separator=part.written.separator or ",",
         quote_char=QUOTE if has_quotes(part.written) else None,
-        has_header=not no_header,
+        has_header=False,  # names are those of the header as `records` reads it, or given
+        skip_lines=0 if no_header else 1,
         schema=dict.fromkeys(names, pl.String),
         row_index_name=ROW,
         row_index_offset=1 if no_header else 2,
         glob=False,
     )
     return table.select(*columns, ROW)
+
+
+def _check_parquet(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(len(PARQUET_MARK))
+        file.seek(-min(len(PARQUET_MARK), path.stat().st_size), SEEK_END)
+        end = file.read()
+    if start != PARQUET_MARK:
+        raise UserError(f"{path}: is {'empty' if not start else 'no Parquet file'}, expected a Parquet file")
+    if end != PARQUET_MARK:
+        raise UserError(f"{path}: is a Parquet file that is cut short; copy or download it again")
 
 
 def _shown_type(dtype: pl.DataType) -> str:
