@@ -1,8 +1,8 @@
 """Converts a table of interactions to JSON Lines: histories, preferences, a catalogue and its semantic IDs.
 
-INTERACTIONS is a CSV, TSV or Parquet file with one row per interaction (user, item, timestamp, and optionally a rating
-or an action), or a text file with one line per user: `user item item …`, oldest first. Text may be compressed (.gz,
-.zst).
+INTERACTIONS are CSV, TSV, JSON Lines or Parquet files with one row per interaction (user, item, timestamp, and
+optionally a rating or an action), or text files with one line per user: `user item item …`, oldest first. Text may be
+compressed (.gz, .zst). Several files, a folder or a pattern are read as one table.
 
     train.jsonl, validation.jsonl, test.jsonl            recommend rows
     train_preference.jsonl, validation_preference.jsonl  preference rows, if there are ratings or actions
@@ -38,6 +38,26 @@ examples:
   # clicks preferred to impressions, tested on the last tenth of the time, with published ids
   python convert/interactions_to_jsonl.py events.parquet --split time --positive-actions click \\
     --chosen-actions click --rejected-actions impression --codes index.json --out data/news
+
+  # MovieLens-1M
+  python convert/interactions_to_jsonl.py ml-1m/ratings.dat --separator :: --columns user,item,rating,timestamp \\
+    --items ml-1m/movies.dat --items-columns item,title,genres --encoding latin-1 --out data/ml-1m
+
+  # MovieLens-100k
+  python convert/interactions_to_jsonl.py ml-100k/u.data --separator tab --columns user,item,rating,timestamp \\
+    --items ml-100k/u.item --items-separator '|' --items-encoding latin-1 --items-columns item,title --out data/ml-100k
+
+  # Amazon reviews of 2018
+  python convert/interactions_to_jsonl.py All_Beauty_5.json.gz --items meta_All_Beauty.json.gz --out data/beauty
+
+  # Amazon reviews of 2023
+  python convert/interactions_to_jsonl.py All_Beauty.jsonl.gz --items meta_All_Beauty.jsonl.gz --out data/beauty
+
+  # RecBole
+  python convert/interactions_to_jsonl.py ml-100k/ml-100k.inter --items ml-100k/ml-100k.item --out data/ml-100k
+
+  # a folder of parts
+  python convert/interactions_to_jsonl.py events/ --out data/events
 """
 
 

@@ -57,8 +57,18 @@ def test_names_of_the_first_columns_are_enough(tmp_path):
         ("r.csv", "a::b\n", {}, "give --separator '::'"),
         ("r.tsv", "a,b\n", {}, "give --separator ','"),
         ("r.inter", "a|b\n", {}, "give --separator '|'"),
-        ("r.csv", "a::b::c\n", {"separator": ":"}, "every second column of its first line is empty (a, , b, , c); give "),
-        ("r.dat", "x", {}, "or give --format (csv, tsv, jsonl, parquet, sequences), or --separator for a table of text"),
+        (
+            "r.csv",
+            "a::b::c\n",
+            {"separator": ":"},
+            "every second column of its first line is empty (a, , b, , c); give ",
+        ),
+        (
+            "r.dat",
+            "x",
+            {},
+            "or give --format (csv, tsv, jsonl, parquet, sequences), or --separator for a table of text",
+        ),
         ("r.csv", "x", {"separator": ""}, "--separator '': expected one or more characters"),
         ("r.jsonl", "{}", {"separator": ";"}, "--separator is for tables of text, but this file is read as jsonl"),
         ("r.parquet", "x", {"encoding": "latin-1"}, "--encoding is for files of text"),
@@ -73,9 +83,19 @@ def test_names_of_the_first_columns_are_enough(tmp_path):
             "none of its columns (196, 242, 3, 881250949) looks like the user; name it with --user-column, or if the "
             "file has no header line, name its columns with --columns, as in user,item,timestamp",
         ),
-        ("r.csv", "u1,u1,1\n", {}, "its header line has 'u1' twice; rename one, or if the file has no header line, name"),
+        (
+            "r.csv",
+            "u1,u1,1\n",
+            {},
+            "its header line has 'u1' twice; rename one, or if the file has no header line, name",
+        ),
         ("r.csv", "u,i,1\n", {"names": tuple("abcd")}, "--columns names 4 columns, but line 1 has 3"),
-        ("r.csv", "user,item\nu,i\n", {"names": ("user", "item")}, "line 1 has the column name 'user'; --columns is for"),
+        (
+            "r.csv",
+            "user,item\nu,i\n",
+            {"names": ("user", "item")},
+            "line 1 has the column name 'user'; --columns is for",
+        ),
         ("r.csv", b"us\xffer,item\n", {}, "r.csv, line 1: found bytes that are not UTF-8"),
         ("r.jsonl", '[{"user": 1}]', {}, "r.jsonl: line 1: found a list, expected one JSON object per line"),
         ("r.json", '{\n"user": 1}', {}, "r.json: line 1: found '{', expected one JSON object per line"),
@@ -96,9 +116,17 @@ def test_what_is_no_table_of_this_format_is_said_without_words_of_the_engine(tmp
     [
         ("items.dat", "x", "or give --items-format"),
         ("items.csv", "item;title\n1;a\n", "give --items-separator ';'"),
-        ("items.csv", "7,Seven\n8,Eight\n", "name it with --items-column, or if the file has no header line, name its "),
+        (
+            "items.csv",
+            "7,Seven\n8,Eight\n",
+            "name it with --items-column, or if the file has no header line, name its ",
+        ),
         ("items.txt", "1 a\n", "expected a table of items; give its format with --items-format"),
-        ("items.csv", b"item,title\n1,\xe9\n", "line 2: found bytes that are not UTF-8, expected text in UTF-8; if the "),
+        (
+            "items.csv",
+            b"item,title\n1,\xe9\n",
+            "line 2: found bytes that are not UTF-8, expected text in UTF-8; if the ",
+        ),
     ],
 )
 def test_messages_about_items_name_the_options_of_items(tmp_path, name, text, said):
@@ -121,7 +149,9 @@ def test_json_values_become_text(tmp_path):
     assert log.rating.tolist()[1] == 5
 
 
-@pytest.mark.parametrize("line", ['{"user": 1', "{'user': 1}", "[1]", "7", '"a"', "null", "nonsense", '{"a": "\\ud800"}'])
+@pytest.mark.parametrize(
+    "line", ['{"user": 1', "{'user': 1}", "[1]", "7", '"a"', "null", "nonsense", '{"a": "\\ud800"}']
+)
 def test_a_line_that_is_no_json_object_is_named_and_can_be_skipped(tmp_path, line):
     good = '{"user": "u", "item": "i", "timestamp": 1}'
     path = written(tmp_path, "r.jsonl", f"{good}\n\n{line}\n{good}\n")
@@ -131,7 +161,9 @@ def test_a_line_that_is_no_json_object_is_named_and_can_be_skipped(tmp_path, lin
 
 
 def test_a_value_of_json_lines_is_named_by_its_line(tmp_path):
-    path = written(tmp_path, "r.ndjson", '\n{"user": "u", "item": "i", "timestamp": 1}\n{"user": "u", "timestamp": 2}\n')
+    path = written(
+        tmp_path, "r.ndjson", '\n{"user": "u", "item": "i", "timestamp": 1}\n{"user": "u", "timestamp": 2}\n'
+    )
     with pytest.raises(UserError, match=r"r\.ndjson, line 3: column 'item': found nothing"):
         read_interactions(path)
 
@@ -139,7 +171,9 @@ def test_a_value_of_json_lines_is_named_by_its_line(tmp_path):
 def test_nested_lists_of_items_become_text(tmp_path):
     nested = [["Beauty", "Hair"], ["Care"]]
     json_lines = written(
-        tmp_path, "a.jsonl", '{"asin": "1", "title": "T", "categories": [["Beauty", "Hair"], ["Care"]], "features": []}\n'
+        tmp_path,
+        "a.jsonl",
+        '{"asin": "1", "title": "T", "categories": [["Beauty", "Hair"], ["Care"]], "features": []}\n',
     )
     pl.DataFrame({"asin": ["1"], "title": ["T"], "categories": [nested]}).write_parquet(tmp_path / "a.parquet")
     for path in (json_lines, tmp_path / "a.parquet"):
