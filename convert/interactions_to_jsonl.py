@@ -116,6 +116,9 @@ def print_report(report: dict[str, Any]) -> None:
         )
     parts = ", ".join(f"{count:,} {part}" for part, count in report["parts"].items())
     print(f"{report['interactions']:,} interactions of {report['users']:,} users")
+    if "times" in report:
+        times = report["times"]
+        print(f"from {times['first']} to {times['last']} ({times['written_as']})")
     print(f"{report['positive']:,} of them in histories: {parts}")
     if "validation_from_date" in report:
         print(f"validation from {report['validation_from_date']}, test from {report['test_from_date']}")

@@ -58,6 +58,7 @@ def read_log(source: SourceSettings) -> Interactions:
         source.file_order,
         source.skip_bad,
         source.missing_as_ids,
+        source.time_format,
     )
     return replace(log, warnings=(*log.warnings, *about_values(source.interactions[0], log)))
 
@@ -78,6 +79,8 @@ def make_corpus(
             error, or is left out with `drop_items_without`.
     """
     facts: dict[str, Any] = {"interactions": len(log), "skipped_rows": log.skipped, "first_skipped": log.first_skipped}
+    if log.time is not None and log.time_form is not None:
+        facts["times"] = log.time_form.facts(log.time)
     matches = match_items(log, known, source.max_unmatched)
     warnings = (*(() if known is None else known.warnings), *log.warnings, *matches.warnings)
     if known is not None:

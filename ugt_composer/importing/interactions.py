@@ -14,16 +14,16 @@ from ugt_composer.importing.ids import id_text, no_id_message, one_form
 from ugt_composer.importing.inputs import Part, find_parts
 from ugt_composer.importing.sequences import read_sequences
 from ugt_composer.importing.table import PART, ROW, Damage, Table, named_errors, open_table
-from ugt_composer.importing.timestamps import TimeForm, time_form
+from ugt_composer.importing.time_column import TimeColumn, checked_times, time_form
+from ugt_composer.importing.timestamps import TimeForm
 
 IDS = ("user", "item")
 EXPECTED = {
     "user": "an id",
     "item": "an id",
-    "timestamp": "a time in the same format as the first ones",
+    "timestamp": "a time",
     "rating": "a number",
 }
-TIME_SAMPLE = 1000  # times from which the format of the column is detected
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ def read_interactions(
     file_order: bool = False,
     skip_bad: bool = False,
     missing_as_ids: bool = False,
+    time_format: tuple[str, ...] | None = None,
 ) -> Interactions:
     """Reads files.
 
@@ -102,6 +103,7 @@ def read_interactions(
         file_order: rows are already oldest first; timestamps are not needed and are ignored.
         skip_bad: leave out rows with an invalid value; otherwise the first such row is an error.
         missing_as_ids: values such as "nan" and "NULL" are ids; otherwise they are invalid.
+        time_format: the unit or the formats of the timestamps, as in --time-format; None: detected.
 
     Raises:
         UserError: names the file, the row or column, what was found and what was expected.
@@ -109,7 +111,7 @@ def read_interactions(
     parts = find_parts([inputs] if isinstance(inputs, Path) else inputs, file_format)
     path = parts[0].path
     if parts[0].kind == SEQUENCES:
-        _check_no_columns(path, columns, file_format)
+        _check_no_columns(path, columns, file_format, time_format)
         written, damage = read_sequences(parts)
         damage.refuse(skip_bad, len(written))
         frame, _, remarks = _with_ids(path, written, {}, {}, missing_as_ids)
@@ -118,23 +120,34 @@ def read_interactions(
     table = open_table(parts)
     column_of = _find_columns(table, columns, file_order)
     rows = table.read(list(column_of.values()))
-    values, form = _value_expressions(path, rows, column_of)
+    values, times, form = _value_expressions(path, rows, column_of), None, None
+    if "timestamp" in column_of:
+        times = TimeColumn(table, rows, column_of["timestamp"])
+        form = time_form(times, time_format)
+        values["timestamp"] = form.parse(times.value)
     with named_errors(path):
         frame = rows.select(**values).collect()
     table.damage.refuse(skip_bad, len(frame))
     frame, values, remarks = _with_ids(path, frame, column_of, values, missing_as_ids)
-    bad = _first_bad_row(table, rows, frame, column_of, values)
+    if times is not None and form is not None:
+        time, form, unusual = checked_times(times, form, frame["timestamp"], time_format is None, skip_bad)
+        frame, values["timestamp"] = frame.with_columns(time.alias("timestamp")), form.parse(times.value)
+        remarks += unusual
+    bad = _first_bad_row(table, rows, frame, column_of, values, form)
     unused = tuple(name for name in table.names if name not in column_of.values())
     log = _checked(path, frame, form, column_of, bad, table.damage, skip_bad, remarks)
     return replace(log, unused=unused)
 
 
-def _check_no_columns(path: Path, columns: Columns, file_format: FileFormat) -> None:
+def _check_no_columns(
+    path: Path, columns: Columns, file_format: FileFormat, time_format: tuple[str, ...] | None
+) -> None:
     named_roles = [field.name for field in fields(columns) if getattr(columns, field.name) is not None]
-    if named_roles or file_format.names is not None:
-        option = f"--{named_roles[0]}-column" if named_roles else "--columns"
+    given = {"--columns": file_format.names, "--time-format": time_format}
+    options = [*(f"--{role}-column" for role in named_roles), *(name for name, value in given.items() if value)]
+    if options:
         raise UserError(
-            f"{path}: {option} is for tables, but this file is read as lines of `user item item …`; "
+            f"{path}: {options[0]} is for tables, but this file is read as lines of `user item item …`; "
             "give --format or --separator if it is a table"
         )
 
@@ -215,26 +228,20 @@ def _find_columns(table: Table, columns: Columns, file_order: bool) -> dict[str,
     return column_of
 
 
-def _value_expressions(
-    path: Path, rows: pl.LazyFrame, column_of: dict[str, str]
-) -> tuple[dict[str, pl.Expr], TimeForm | None]:
-    """role → expression of its values: ids as text, times and ratings as numbers, null where a value is invalid."""
+def _value_expressions(path: Path, rows: pl.LazyFrame, column_of: dict[str, str]) -> dict[str, pl.Expr]:
+    """role → expression of its values, except for times: ids and actions as text, ratings as numbers.
+
+    They are null where a value is invalid.
+    """
     with named_errors(path):
         schema = rows.collect_schema()
     values = {role: id_text(column_of[role], schema[column_of[role]]) for role in IDS}
-    form = None
-    if "timestamp" in column_of:
-        name = column_of["timestamp"]
-        with named_errors(path):
-            sample = rows.select(name).drop_nulls().head(TIME_SAMPLE).collect()[name]
-        form = time_form(sample, f"{path}: column {name!r}")
-        values["timestamp"] = form.parse(pl.col(name))
     if "rating" in column_of:
         raw = pl.col(column_of["rating"])  # an empty cell is a missing rating, NaN
         values["rating"] = pl.when(raw.is_null()).then(float("nan")).otherwise(raw.cast(pl.Float32, strict=False))
     if "action" in column_of:
         values["action"] = pl.col(column_of["action"]).cast(pl.String)
-    return values, form
+    return values
 
 
 def _first_bad_row(
@@ -243,9 +250,10 @@ def _first_bad_row(
     frame: pl.DataFrame,
     column_of: dict[str, str],
     values: dict[str, pl.Expr],
+    form: TimeForm | None,
 ) -> str | None:
     """Describes the first row with an invalid value, column by column; None if all values are valid."""
-    for role, expected in EXPECTED.items():
+    for role, expected in (EXPECTED if form is None else {**EXPECTED, "timestamp": form.expected}).items():
         if role not in frame.columns or not frame[role].null_count():
             continue
         column = column_of[role]

@@ -34,6 +34,14 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     table("--encoding", metavar="NAME", help="encoding of text, such as latin-1 or utf-16 (default: UTF-8)")
     table("--file-order", action="store_true", help="rows are already oldest first; no timestamps are needed")
     table(
+        "--time-format",
+        nargs="+",
+        metavar="FORMAT",
+        help="how timestamps are written: s, ms, us or ns since 1970; unix for numbers of which each has the unit that "
+        "its size shows; number for others, of which only the order counts; or formats of dates such as "
+        "'%%d/%%m/%%Y %%H:%%M' (default: detected)",
+    )
+    table(
         "--on-error",
         choices=("fail", "skip"),
         default="fail",

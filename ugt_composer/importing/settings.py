@@ -7,6 +7,7 @@ from pathlib import Path
 from ugt_composer.catalogue.tensor_file import SUFFIXES
 from ugt_composer.errors import UserError
 from ugt_composer.importing.code_array import is_array_file
+from ugt_composer.importing.date_formats import check_formats
 from ugt_composer.importing.file_format import ITEMS_BY_EXTENSION, FileFormat, extension
 from ugt_composer.importing.interactions import Columns
 from ugt_composer.importing.splits import LEAVE_ONE_OUT
@@ -38,8 +39,13 @@ class SourceSettings:
     only_seen_items: bool = False
     max_unmatched: float = 0.5
     missing_as_ids: bool = False
+    time_format: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.time_format is not None:
+            check_formats(self.time_format)
+            if self.file_order:
+                raise UserError("--time-format and --file-order: expected only one; the latter ignores timestamps")
         if not 0 <= self.max_unmatched <= 1:
             raise UserError(f"--max-unmatched {self.max_unmatched:g}: expected a fraction from 0 to 1")
 
