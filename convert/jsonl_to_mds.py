@@ -152,11 +152,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _bytes(text: str) -> int:
-    """Parses a number of bytes: 500, 64kb, 64mb, 1gb. argparse turns the ValueError into a usage error."""
-    for power, unit in enumerate(("kb", "mb", "gb"), start=1):
+    """Parses a number of bytes: 500, 64kb, 64mb, 1gb."""
+    number, power = text, 0
+    for unit_power, unit in enumerate(("kb", "mb", "gb"), start=1):
         if text.lower().endswith(unit):
-            return int(text[: -len(unit)]) << 10 * power
-    return int(text)
+            number, power = text[: -len(unit)], unit_power
+    try:
+        return int(number) << 10 * power
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected bytes such as 1000000, 64kb, 64mb or 1gb") from None
 
 
 @contextmanager

@@ -277,6 +277,8 @@ def test_items_without_a_code_are_refused_or_left_out(source):
         (["--codes", "a", "--vectors", "b"], "expected only one of them"),
         (["--chosen-min", "2", "--rejected-max", "3"], "--rejected-max 3 is not below --chosen-min 2"),
         (["--positive-actions", "click"], "--positive-actions: no column of actions was found"),
+        (["--codebook-sizes", "5", "5", "5"], "--codebook-sizes 5 5 5: expected 3 sizes above 5"),
+        (["--codebook-sizes", "6", "6", "6"], "--codebook-sizes 6 6 6: room for 1 item, but there are 40"),
         (["--clusters", "2000", "9"], "--clusters: level 1: found 2000, expected 1 to 1019"),
         (["--cuts-per-user", "0"], "--cuts-per-user 0: expected at least 1"),
         (["--split", "time", "--test-from", "0.1"], "the first must be earlier"),
@@ -315,6 +317,15 @@ def test_the_program_has_help_and_one_line_errors(source):
     assert failed.returncode == 2
     assert failed.stderr.count("\n") == 1
     assert failed.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_numbers_that_cannot_be_parsed_are_named_as_typed(source, capsys):
+    with pytest.raises(SystemExit):
+        run(source, "out", "--cuts-per-user", "many")
+    assert "--cuts-per-user: found 'many', expected a whole number or all" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        to_shards([str(source), "--kind", "recommend", "--out", "out", "--size-limit", "64 MiB"])
+    assert "--size-limit: found '64 MiB', expected bytes such as 1000000, 64kb" in capsys.readouterr().err
 
 
 @needs_real

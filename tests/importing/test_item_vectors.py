@@ -88,15 +88,23 @@ def test_fewer_different_vectors_than_clusters():
 
 @pytest.mark.parametrize("items", [1, 2, 50, 12_101, 10**7])
 def test_default_clusters_fit(items):
-    check_clusters(default_clusters(items, (1024, 4096, 16384)), items, (1024, 4096, 16384))
+    check_clusters(default_clusters(items, (1024, 4096, 16384)), items, (1024, 4096, 16384), is_default=True)
     assert default_clusters(12_101, (1024, 4096, 16384)) == (64, 256)
 
 
 def test_clusters_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="level 2: found 60, expected 1 to 59"):
-        check_clusters((10, 60), 5, (64, 64, 64))
+        check_clusters((10, 60), 5, (64, 64, 64), is_default=False)
     with pytest.raises(UserError, match="room for 59 items, but there are 60"):
-        check_clusters((1, 1), 60, (64, 64, 64))
+        check_clusters((1, 1), 60, (64, 64, 64), is_default=False)
+    with pytest.raises(UserError, match=r"--codebook-sizes 6 6 6: room for 1 item, but there are 60"):
+        check_clusters((1, 1), 60, (6, 6, 6), is_default=True)
+
+
+def test_a_single_code_has_no_entropy_and_no_minus_sign():
+    figures = quality(np.array([[5, 5, 5], [5, 5, 6]]), (8, 8, 8), {}, seed=0)
+    assert "-0.00" not in summary(figures)
+    assert "0.00 bits" in summary(figures)
 
 
 def test_the_report_counts_collisions_use_and_neighbours():

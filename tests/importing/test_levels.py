@@ -51,6 +51,8 @@ def test_codes_too_large_for_a_codebook_are_renumbered_in_their_order():
 
 
 def test_different_lengths_below_three_are_refused():
+    with pytest.raises(UserError, match="some items have 1 code, others 3"):
+        triples_of_codes([(0,), (0, 1, 2)], SIZES)
     with pytest.raises(UserError, match="some items have 2 codes, others 3"):
         triples_of_codes([(1, 2), (1, 2, 3)], SIZES)
 

@@ -127,9 +127,10 @@ def _finish(
     if counts.bad_rows and (counts.bad_rows > settings.max_error_rate * rows or not counts.rows):
         quarantine = output.out.with_name(f"{output.out.name}.{QUARANTINE_NAME}")
         os.replace(output.work / QUARANTINE_NAME, quarantine)
+        are, they_are = ("is", "it is") if counts.bad_rows == 1 else ("are", "they are")
         raise UserError(
-            f"{counts.bad_rows:,} of {rows:,} rows are bad (--max-error-rate {settings.max_error_rate}); "
-            f"they are in {quarantine}, nothing else was written:\n{reasons(counts)}"
+            f"{counts.bad_rows:,} of {rows:,} rows {are} bad (--max-error-rate {settings.max_error_rate}); "
+            f"{they_are} in {quarantine}, nothing else was written:\n{reasons(counts)}"
         )
     if not counts.rows:
         raise UserError(f"{', '.join(source.path for source in merged.sources[:3])}: no rows in the input")

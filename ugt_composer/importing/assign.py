@@ -111,7 +111,7 @@ def assign_ids(items: Items, given: Given | None, user: np.ndarray, item: np.nda
         else:
             vectors, made = _build_vectors(views, settings)
         clusters = settings.clusters or default_clusters(len(items), settings.codebook_sizes)
-        check_clusters(clusters, len(items), settings.codebook_sizes)
+        check_clusters(clusters, len(items), settings.codebook_sizes, is_default=settings.clusters is None)
         codes = residual_codes(vectors, clusters, settings.seed)
     _, at_l2, at_l3 = capacities(settings.codebook_sizes)
     l3 = instance_codes(codes[:, 0] * at_l2 + codes[:, 1], at_l3)

@@ -24,8 +24,12 @@ def default_clusters(items: int, codebook_sizes: Sequence[int]) -> tuple[int, in
     return min(first, most[0]), min(4 * first, most[1])
 
 
-def check_clusters(clusters: Sequence[int], items: int, codebook_sizes: Sequence[int]) -> None:
-    """Raises UserError if the clusters do not fit into the codebooks, or the items not into the clusters."""
+def check_clusters(clusters: Sequence[int], items: int, codebook_sizes: Sequence[int], is_default: bool) -> None:
+    """Raises UserError if the clusters do not fit into the codebooks, or the items not into the clusters.
+
+    Args:
+        is_default: the clusters are those of `default_clusters`, not the user's.
+    """
     *_, instances = level_capacities = capacities(codebook_sizes)
     for level, (count, most) in enumerate(zip(clusters, level_capacities, strict=False), start=1):
         if not 1 <= count <= most:
@@ -35,8 +39,11 @@ def check_clusters(clusters: Sequence[int], items: int, codebook_sizes: Sequence
             )
     capacity = math.prod(clusters) * instances
     if items > capacity:
+        numbers = codebook_sizes if is_default else clusters
+        option = "--codebook-sizes" if is_default else "--clusters"
         raise UserError(
-            f"--clusters {' '.join(map(str, clusters))}: room for {capacity:,} items, but there are {items:,}"
+            f"{option} {' '.join(map(str, numbers))}: room for {capacity:,} item{'s' * (capacity != 1)}, but there are "
+            f"{items:,}; give larger numbers"
         )
 
 

@@ -71,9 +71,10 @@ def triples_of_codes(codes: Sequence[tuple[int, ...]], codebook_sizes: Sequence[
     capacity = capacities(codebook_sizes)
     shortest = min(map(len, codes))
     if shortest < LEVELS and shortest != max(map(len, codes)):
+        found = "1 code" if shortest == 1 else f"{shortest} codes"
         raise UserError(
-            f"--codes: some items have {shortest} codes, others {max(map(len, codes))}; expected the same number "
-            "for all items, or at least 3 for each"
+            f"--codes: some items have {found}, others {max(map(len, codes))}; expected the same number for all items, "
+            "or at least 3 for each"
         )
     l1 = fitted(np.array([code[0] for code in codes]), capacity[0], 1)
     if shortest == 1:

@@ -304,5 +304,7 @@ def _comma_separated(text: str) -> tuple[str, ...]:
 
 
 def _number_or_all(text: str) -> int | None:
-    """argparse turns the ValueError into a usage error."""
-    return None if text == "all" else int(text)
+    try:
+        return None if text == "all" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number or all") from None

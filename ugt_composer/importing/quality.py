@@ -71,7 +71,7 @@ def _collisions(ids: np.ndarray) -> dict[str, int]:
 def _level(codes: np.ndarray, size: int) -> dict[str, Any]:
     counts = np.unique(codes, return_counts=True)[1]
     frequency = counts / counts.sum()
-    entropy = float(-(frequency * np.log2(frequency)).sum())
+    entropy = float((frequency * -np.log2(frequency)).sum()) + 0.0  # not −0.0 for a single code
     return {
         "used": len(counts),
         "room": size - NUM_SPECIAL_IDS,

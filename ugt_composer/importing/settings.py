@@ -114,7 +114,10 @@ class IdSettings:
                 f"--vector-items {self.vector_items}: expected --vectors too; the file names the items of its rows"
             )
         if len(self.codebook_sizes) != LEVELS or min(self.codebook_sizes) <= NUM_SPECIAL_IDS:
-            raise UserError(f"--codebook-sizes {self.codebook_sizes}: expected {LEVELS} sizes above {NUM_SPECIAL_IDS}")
+            sizes = " ".join(map(str, self.codebook_sizes))
+            raise UserError(
+                f"--codebook-sizes {sizes}: expected {LEVELS} sizes above {NUM_SPECIAL_IDS}, the number of special ids"
+            )
         if not 0 <= self.text_weight <= 1:
             raise UserError(f"--text-weight {self.text_weight} is outside 0..1")
         _check_positive({"--dimensions": self.dimensions, "--window": self.window})
