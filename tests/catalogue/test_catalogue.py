@@ -169,3 +169,13 @@ def test_invalid_catalogues_are_refused(tmp_path):
 def test_reading_a_catalogue_does_not_import_torch():
     code = "import sys, ugt_composer.catalogue.catalogue; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("item_id", "alike"), [("1.0", "1"), ("0010", "10"), (" 10 ", "10"), ("B7", "b7"), ("2", None)]
+)
+def test_an_id_that_is_only_written_differently_is_found(item_id, alike):
+    catalogue = Catalogue([Item(name, 5, 5, 5 + n) for n, name in enumerate(("1", "10", "b7"))])
+    assert catalogue.alike(item_id) == alike
+    with pytest.raises(UserError, match="did you mean" if alike else "it has 3 others"):
+        catalogue.triple_of(item_id)

@@ -143,6 +143,11 @@ def test_recommend_reads_item_ids_and_names_unknown_ones(stages, tmp_path):
     assert "not in the catalogue, left out: nothing" in result.stderr
 
 
+def test_recommend_names_the_item_that_an_unknown_id_may_mean(recommend):
+    result = recommend("--history", "-", stdin='{"items": ["ITEM-3", "item-5"]}')
+    assert "left out: ITEM-3; ITEM-3 is perhaps item-3, so write item ids as in the catalogue" in result.stderr
+
+
 def test_of_a_long_history_the_most_recent_count_and_none_is_recommended_again(recommend, shop):
     reads = 7  # the longest history of the training rows
     names = [json.loads(line)["item_id"] for line in (shop / "catalogue.jsonl").read_text().splitlines()]

@@ -14,10 +14,11 @@ def test_numbers_tokens_and_texts_of_tokens_are_codes():
         "2": ["<a_12>", "<b_3>", "<c_201>", "<d_0>"],
         "3": "<a_1><b_2><c_3>",
         "4": ["a_1", "7", "2"],
+        "5": [1.0, 7.0, 2],
     }
     items, codes = parse_codes(PATH, given)
-    assert items.to_list() == ["1", "2", "3", "4"]
-    assert codes == [(12, 3, 200), (12, 3, 201, 0), (1, 2, 3), (1, 7, 2)]
+    assert items.to_list() == ["1", "2", "3", "4", "5"]
+    assert codes == [(12, 3, 200), (12, 3, 201, 0), (1, 2, 3), (1, 7, 2), (1, 7, 2)]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ Ids begin at 5 at every level, because 0 to 4 are the special ones; `name` is op
 """
 
 import hashlib
+import re
 from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -192,7 +193,16 @@ class Catalogue:
                 )
             first[item.item_id] = row
 
+    def alike(self, item_id: str) -> str | None:
+        """An item id that differs from an unknown one only in blanks, ".0", leading zeros or case, or None."""
+        stripped = item_id.strip()
+        whole = re.sub(r"\.0+$", "", stripped)
+        forms = (stripped, whole, whole.lstrip("0"), f"{whole}.0", whole.upper(), whole.lower())
+        return next((form for form in forms if form in self), None)
+
     def _hint(self, item_id: str) -> str:
+        if (alike := self.alike(item_id)) is not None:
+            return f"; did you mean {shown(alike)}?"
         candidates = list(self._row_of)
         if len(candidates) > HINT_CANDIDATES:
             candidates.sort()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ugt_composer.cli.options import add_catalogue, add_item_score_weight, add_max_history, add_model
 
 if TYPE_CHECKING:
+    from ugt_composer.catalogue.catalogue import Catalogue
     from ugt_composer.cli.histories import History
 
 EPILOG = """examples:
@@ -63,16 +64,18 @@ def main(arguments: argparse.Namespace) -> int:
         best = recommender.recommend(rows, arguments.k, arguments.beam_width, not arguments.include_seen, earlier)
         lists = zip(users, *(values.tolist() for values in (best.ids, best.log_probs, best.scores)), strict=True)
         for user, ids, log_probs, scores in lists:
-            for remark in _remarks(user, arguments.include_seen):
+            for remark in _remarks(user, arguments.include_seen, catalogue):
                 print(f"{user.row.user_id}: {remark}", file=sys.stderr)
             show(user.row.user_id, list(_entries(ids, log_probs, scores, arguments.k, catalogue)))
     return 0
 
 
-def _remarks(user: "History", include_seen: bool) -> Iterator[str]:
+def _remarks(user: "History", include_seen: bool, catalogue: "Catalogue | None") -> Iterator[str]:
     if unknown := user.unknown:
         item_ids = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-        yield f"not in the catalogue, left out: {item_ids}"
+        alike = None if catalogue is None else catalogue.alike(unknown[0])
+        hint = "" if alike is None else f"; {unknown[0]} is perhaps {alike}, so write item ids as in the catalogue"
+        yield f"not in the catalogue, left out: {item_ids}{hint}"
     if cut := user.earlier_items:
         seen = "" if include_seen else ", but are not recommended either"
         earlier = f"the {cut:,} earlier ones are not read" if cut > 1 else "the earlier one is not read"

@@ -64,4 +64,6 @@ def _code(part: Any) -> int | None:
         token = TOKEN.fullmatch(part.strip())
         text = token.group(1) if token else part.strip()
         part = int(text) if text.isdecimal() and len(text) <= 10 else None
+    if isinstance(part, float) and part.is_integer():
+        part = int(part)
     return part if type(part) is int and 0 <= part <= LARGEST_CODE else None
