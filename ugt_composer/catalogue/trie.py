@@ -69,14 +69,19 @@ class ItemTrie:
     Attributes:
         items: int64 (n, 3) distinct triples in lexicographic order; "item index" everywhere means a row of this.
         levels: the nodes of the three levels.
+        members: int64 (n,) how many items of the catalogue share each triple.
+        catalogue_size: how many items the catalogue has, which is the sum of `members`.
     """
 
     items: Tensor
     levels: tuple[TrieLevel, ...]
+    members: Tensor
+    catalogue_size: int
 
     @classmethod
     def from_triples(cls, triples: np.ndarray | Tensor) -> "ItemTrie":
-        """Builds the trie of int (n, 3) triples in any order; repeated triples become one item."""
+        """Builds the trie of int (n, 3) triples in any order; repeated triples become one item of several
+        `members`."""
         rows = np.asarray(triples, dtype=np.int64)
         if rows.ndim != 2 or rows.shape[1] != LEVELS or len(rows) == 0:
             raise ValueError(f"a trie is built from (n, {LEVELS}) ids of at least one item, found shape {rows.shape}")
@@ -91,13 +96,20 @@ class ItemTrie:
             at = starts[:, level]
             parents = nodes[at, level - 1] if level else np.zeros(at.sum(), dtype=np.int64)
             levels.append(_level(rows[at, level], parents))
-        return cls(torch.from_numpy(rows[starts[:, -1]]), tuple(levels))
+        members = np.diff(np.flatnonzero(starts[:, -1]), append=len(rows))
+        return cls(torch.from_numpy(rows[starts[:, -1]]), tuple(levels), torch.from_numpy(members), len(rows))
 
     def to(self, device: torch.device | str) -> "ItemTrie":
-        return ItemTrie(self.items.to(device), tuple(level.to(device) for level in self.levels))
+        levels = tuple(level.to(device) for level in self.levels)
+        return ItemTrie(self.items.to(device), levels, self.members.to(device), self.catalogue_size)
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def has_shared_ids(self) -> bool:
+        """Whether several items of the catalogue have the same triple."""
+        return self.catalogue_size > len(self)
 
     def slots(self, level: int, width: int) -> int:
         """The number of slots needed for the children, at `level`, of any `width` different nodes above."""

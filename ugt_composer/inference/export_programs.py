@@ -62,7 +62,7 @@ class ScorerProgram(nn.Module):
             replace(level, **{name: buffers[f"level{number}_{name}"] for name in TRIE_TENSORS})
             for number, level in enumerate(trie.levels)
         )
-        return ItemTrie(trie.items, tuple(levels))
+        return replace(trie, levels=tuple(levels))
 
 
 def export_programs(model: UGT, trie: ItemTrie | None) -> tuple[ExportedProgram, ExportedProgram]:

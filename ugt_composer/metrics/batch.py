@@ -14,9 +14,11 @@ from torch import Tensor
 
 from ugt_composer.generation.beam_search import Recommendations
 from ugt_composer.metrics.calculator import ROW_METRICS as DEFINITIONS
+from ugt_composer.metrics.shared_ids import ItemLists, item_lists
 from ugt_composer.vocabulary import LEVELS
 
 ROW_METRICS = tuple(DEFINITIONS)
+ID_METRICS = {name: f"id_{name}" for name in ("recall", "ndcg", "hit_rate", "mrr")}  # of semantic IDs, not of items
 
 
 class RankedBatch(NamedTuple):
@@ -26,9 +28,9 @@ class RankedBatch(NamedTuple):
         counted: bool (B,) rows that count: not filler rows, and with at least one target.
         item_index: int64 (B, K) recommended items, 0 in empty places.
         shown: int32 (B, K), 1 where a counted row shows an item, else 0.
-        row_values: metric → float32 (B, K) for each of ROW_METRICS, then (B, 1) for mrr, which has no cut-off.
+        row_values: metric → float32 (B, K) for each metric with a cut-off, then (B, 1) for those without one.
         rows: int64 () number of rows that count.
-        sums: float64 (6 K + 1,) sums of `row_values` over these rows, in the order of its columns.
+        sums: float64 (columns of all row_values,) sums of `row_values` over these rows, in the order of its columns.
     """
 
     counted: Tensor
@@ -58,40 +60,70 @@ class EvaluationBatch:
     number: int = field(default_factory=count().__next__, init=False)
 
 
-def rank_batch(recommendations: Recommendations, targets: Tensor, target_mask: Tensor, row_mask: Tensor) -> RankedBatch:
+def rank_batch(
+    recommendations: Recommendations,
+    targets: Tensor,
+    target_mask: Tensor,
+    row_mask: Tensor,
+    members: Tensor | None = None,
+) -> RankedBatch:
     """Compares recommendations with targets. The recommendations of a row are distinct.
+
+    Where several items share a semantic ID, the metrics are those of the lists of items (`item_lists`), and their
+    expected values if each of the items that share a target's ID is equally likely to be the target. The metrics of
+    the lists of IDs are added under `ID_METRICS`.
 
     Args:
         recommendations: of B rows, K each.
         targets: int64 (B, T, 3) relevant items; an item that a row repeats counts once.
         target_mask: bool (B, T), False where there is no target.
         row_mask: bool (B,), False for rows that do not count.
+        members: int64 (n,) how many items have each semantic ID of the catalogue; None: none is shared.
     """
-    ids, index = recommendations.ids, recommendations.item_index
     relevant = _distinct_targets(targets, target_mask)
-    is_item = index >= 0
+    lists = item_lists(recommendations, members)
+    values = _list_values(lists, targets, target_mask, relevant)
+    if members is not None:
+        of_ids = _list_values(item_lists(recommendations, None), targets, target_mask, relevant)
+        values |= {ID_METRICS[name]: of_ids[name] for name in ID_METRICS}
+    row_values = {name: value for at_cuts in (True, False) for name, value in values.items() if is_cut(name) == at_cuts}
+    counted = row_mask & (relevant > 0)
+    shown = (lists.is_item & counted.unsqueeze(1)).int()
+    all_values = torch.cat(list(row_values.values()), dim=1).masked_fill_(~counted.unsqueeze(1), 0)
+    sums = all_values.sum(0, dtype=torch.float64)
+    return RankedBatch(counted, lists.item_index, shown, row_values, counted.sum(), sums)
+
+
+def is_cut(metric: str) -> bool:
+    """Whether a metric of a row has a cut-off; only the reciprocal rank has none."""
+    return metric not in ("mrr", ID_METRICS["mrr"])
+
+
+def _list_values(lists: ItemLists, targets: Tensor, target_mask: Tensor, relevant: Tensor) -> dict[str, Tensor]:
+    """float32 (B, K) for each of ROW_METRICS, and (B, 1) for mrr. relevant: int64 (B,) distinct targets."""
+    ids, is_item = lists.ids, lists.is_item
     is_pair = is_item.unsqueeze(2) & target_mask.unsqueeze(1)  # (B, K, T)
     places = torch.arange(1, ids.shape[1] + 1, dtype=torch.int32, device=ids.device)
     hits = [(same & is_pair).any(2) for same in _same_prefix(ids, targets)]
-    hit_rates = [(_first_place(hit, places) <= places).float() for hit in hits]
-    hit = hits[-1]
+    prefix_hits = [(_first_place(hit, places) <= places).float() for hit in hits[:-1]]
+    gain = hits[-1] * lists.weight  # float64; for items that share an ID, the probability of a hit at this place
     discounts = 1 / torch.log2(places.double() + 1)
     up_to = (places.unsqueeze(1) <= places).double()  # (K, K): `values @ up_to` are the sums of the first 1 .. K values
+    gained = gain @ up_to
     ideal = (discounts @ up_to)[torch.minimum(relevant.unsqueeze(1), places).clamp(min=1) - 1]
+    # Of the IDs of a row's targets at most one is cut by a cut-off, and all others have been gained as a whole or not
+    # at all. So the probability that there is a hit is the sum of all, at most 1.
     values = {
-        "recall": hit.cumsum(1) / relevant.clamp(min=1).unsqueeze(1),
-        "ndcg": ((hit * discounts) @ up_to / ideal).float(),
-        "hit_rate": hit_rates[2],
-        "hit_rate_l1": hit_rates[0],
-        "hit_rate_l1_l2": hit_rates[1],
+        "recall": gained / relevant.clamp(min=1).unsqueeze(1),
+        "ndcg": (gain * discounts) @ up_to / ideal,
+        "hit_rate": gained.clamp(max=1),
+        "hit_rate_l1": prefix_hits[0],
+        "hit_rate_l1_l2": prefix_hits[1],
         "diversity": _is_new_l1(ids, is_item).cumsum(1) / is_item.cumsum(1).clamp(min=1),
     }
-    row_values = {name: values[name] for name in ROW_METRICS} | {"mrr": (hit / places).amax(1, keepdim=True)}
-    counted = row_mask & (relevant > 0)
-    shown = (is_item & counted.unsqueeze(1)).int()
-    all_values = torch.cat(list(row_values.values()), dim=1).masked_fill_(~counted.unsqueeze(1), 0)
-    sums = all_values.sum(0, dtype=torch.float64)
-    return RankedBatch(counted, index.clamp(min=0), shown, row_values, counted.sum(), sums)
+    first = torch.where(hits[-1], lists.group, ids.shape[1]).amin(1, keepdim=True)
+    reciprocal = (gain / places * (lists.group == first)).sum(1, keepdim=True)
+    return {name: values[name].float() for name in ROW_METRICS} | {"mrr": reciprocal.float()}
 
 
 def compare_pairs(chosen: Tensor, rejected: Tensor, mask: Tensor) -> Tensor:

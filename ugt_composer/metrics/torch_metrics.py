@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from ugt_composer.losses.normalization import PREFERENCE_WEIGHT
 from ugt_composer.losses.ranks import sum_over_ranks
 from ugt_composer.losses.term import Mean
-from ugt_composer.metrics.batch import ROW_METRICS, EvaluationBatch
+from ugt_composer.metrics.batch import ID_METRICS, ROW_METRICS, EvaluationBatch, is_cut
 from ugt_composer.metrics.loss_mean import loss_mean
 
 
@@ -27,6 +27,7 @@ class EvaluationSums:
         k_values: C cut-offs of the ranking metrics.
         catalogue_size: n distinct items, which `RankedBatch.item_index` refers to. None: no coverage and gini, because
             they are relative to a catalogue.
+        has_shared_ids: whether the batches also have the metrics of semantic IDs that several items share.
     """
 
     _sums: Tensor | None
@@ -40,7 +41,11 @@ class EvaluationSums:
         losses: Mapping[str, Mapping[str, float]],
         k_values: Sequence[int],
         catalogue_size: int | None,
+        has_shared_ids: bool = False,
     ):
+        names = [*ROW_METRICS, "mrr", *(ID_METRICS.values() if has_shared_ids else ())]
+        self.cut_metrics = [name for name in names if is_cut(name)]
+        self.whole_metrics = [name for name in names if not is_cut(name)]
         self.means = tuple(means)
         self.losses = {name: dict(weights) for name, weights in losses.items()}
         self.k_values = tuple(k_values)
@@ -52,9 +57,9 @@ class EvaluationSums:
     @property
     def names(self) -> list[str]:
         """Names of the metrics, in the order in which they are logged."""
-        per_cut = ROW_METRICS if self.catalogue_size is None else (*ROW_METRICS, "coverage", "gini")
+        per_cut = self.cut_metrics if self.catalogue_size is None else [*self.cut_metrics, "coverage", "gini"]
         ranking = [f"{name}@{k}" for k in self.k_values for name in per_cut]
-        return [*self.losses, "preference_accuracy", "mrr", *ranking]
+        return [*self.losses, "preference_accuracy", *self.whole_metrics, *ranking]
 
     def higher_is_better(self, name: str) -> bool:
         """Of one of `names`."""
@@ -64,7 +69,7 @@ class EvaluationSums:
 
     def is_of_ranking(self, name: str) -> bool:
         """Whether one of `names` is computed from ranked rows, which are those without a rejected item."""
-        return name == "mrr" or "@" in name
+        return name in self.whole_metrics or "@" in name
 
     def is_of_pairs(self, name: str) -> bool:
         """Whether one of `names` is computed from rows with a rejected item."""
@@ -107,7 +112,7 @@ class EvaluationSums:
         return self._values
 
     def _tensors(self) -> tuple[Tensor, Tensor | None]:
-        """Sums float64 (2 M + 4 + 6 max k,), and how often each item was shown.
+        """Sums float64 (2 M + 3 + metrics with a cut-off × max k + those without,), and how often each item was shown.
 
         The latter is int32 (C, n): row c counts only the places after cut-off c - 1 up to cut-off c, so that a shown
         item takes one addition for any number of cut-offs.
@@ -121,8 +126,8 @@ class EvaluationSums:
         return self._sums, self._shown
 
     def _sizes(self) -> list[int]:
-        """Of the parts of the sums: losses, their counts, pairs, rows, ROW_METRICS by place, mrr."""
-        return [len(self.means), len(self.means), 2, 1, len(ROW_METRICS) * self.cuts[-1], 1]
+        """Of the parts of the sums: losses, their counts, pairs, rows, metrics by place, metrics without a cut-off."""
+        return [len(self.means), len(self.means), 2, 1, len(self.cut_metrics) * self.cuts[-1], len(self.whole_metrics)]
 
     def _first_cell_of_places(self) -> Tensor:
         """For each place, the offset of its row in the flattened (C, n) counts: int64 (max k,)."""
@@ -142,13 +147,14 @@ class EvaluationSums:
             coverage, gini = coverage_and_gini(counts, int(most)).cpu()
             values |= {f"coverage@{k}": coverage[cut] for cut, k in enumerate(self.cuts)}
             values |= {f"gini@{k}": gini[cut] for cut, k in enumerate(self.cuts)}
-        loss_sums, loss_counts, pairs, rows, by_place, reciprocal_ranks = sums_on_cpu.split(self._sizes())
+        loss_sums, loss_counts, pairs, rows, by_place, whole = sums_on_cpu.split(self._sizes())
         names = [mean.name for mean in self.means]
         values |= {name: loss_mean(names, weights, loss_sums, loss_counts) for name, weights in self.losses.items()}
-        values |= {"preference_accuracy": pairs[0] / pairs[1], "mrr": (reciprocal_ranks / rows)[0]}
-        means = (by_place / rows).view(len(ROW_METRICS), -1)
+        values |= {"preference_accuracy": pairs[0] / pairs[1]}
+        values |= dict(zip(self.whole_metrics, whole / rows, strict=True))
+        means = (by_place / rows).view(len(self.cut_metrics), -1)
         for k in self.cuts:
-            values |= {f"{name}@{k}": means[metric, k - 1] for metric, name in enumerate(ROW_METRICS)}
+            values |= {f"{name}@{k}": means[metric, k - 1] for metric, name in enumerate(self.cut_metrics)}
         return {name: value.float() for name, value in values.items()}
 
 
@@ -221,7 +227,8 @@ def evaluation_metrics(
     losses: Mapping[str, Mapping[str, float]],
     k_values: Sequence[int],
     catalogue_size: int | None,
+    has_shared_ids: bool = False,
 ) -> dict[str, Metric]:
     """The metrics by name, each to be updated with every EvaluationBatch; arguments as of `EvaluationSums`."""
-    sums = EvaluationSums(means, losses, k_values, catalogue_size)
+    sums = EvaluationSums(means, losses, k_values, catalogue_size, has_shared_ids)
     return {name: EvaluationMetric(sums, name) for name in sums.names}

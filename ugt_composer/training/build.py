@@ -242,7 +242,9 @@ def build_composer_model(
     if config.compile:
         compile_layers(model)
     evaluation = config.evaluation
-    taken = evaluation_metrics(loss.means, loss.evaluation_losses(), evaluation.k_values, catalogue_size=None)
+    taken = evaluation_metrics(
+        loss.means, loss.evaluation_losses(), evaluation.k_values, catalogue_size=None, has_shared_ids=True
+    )
     return ComposerUGT(
         model=model,
         loss=loss,

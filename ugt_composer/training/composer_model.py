@@ -134,7 +134,8 @@ class ComposerUGT(ComposerModel):
     def eval_forward(self, batch: Batch, outputs: Any = None) -> dict[str, Any]:
         """The outputs, with what the batch adds to the metrics under `evaluation`."""
         outputs = self(batch, recommend=True)
-        ranked = rank_batch(outputs["recommended"], *_targets(batch))
+        members = self.trie.members if self.trie is not None and self.trie.has_shared_ids else None
+        ranked = rank_batch(outputs["recommended"], *_targets(batch), members)
         if "rejected_logps" in outputs:
             pairs = compare_pairs(outputs["chosen_logps"], outputs["rejected_logps"], batch["rejected_mask"])
         else:
@@ -154,8 +155,9 @@ class ComposerUGT(ComposerModel):
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         if is_train:
             return {}  # training metrics come with the losses
-        loss, items = self.unified_loss, None if self.trie is None else len(self.trie)
-        metrics = evaluation_metrics(loss.means, loss.evaluation_losses(), self.k_values, items)
+        loss, items = self.unified_loss, None if self.trie is None else self.trie.catalogue_size
+        shared = self.trie is not None and self.trie.has_shared_ids
+        metrics = evaluation_metrics(loss.means, loss.evaluation_losses(), self.k_values, items, shared)
         return metrics | self._user_metrics
 
     def update_metric(self, batch: Batch, outputs: dict[str, Any], metric: Metric) -> None:

@@ -1,0 +1,58 @@
+"""Lists of items from lists of semantic IDs that several items may share, as `ugt recommend` prints them.
+
+Shapes: B rows, K places, n distinct semantic IDs. A list of IDs, best first, becomes the list of their items: those of
+the first ID in the order of the catalogue, then those of the second, and so on.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ugt_composer.generation.beam_search import Recommendations
+
+
+class ItemLists(NamedTuple):
+    """The first K items of each list; where there are fewer, `is_item` is False.
+
+    Attributes:
+        ids: int64 (B, K, 3).
+        item_index: int64 (B, K) number of the item among all items, ordered by semantic ID; 0 in empty places.
+        is_item: bool (B, K).
+        group: int64 (B, K) place of the item's semantic ID in the list of IDs, from 0.
+        weight: float64 (B, K) 1 / number of items that share the ID: how likely it is that this item is the one that
+            is meant if only its ID is known.
+    """
+
+    ids: Tensor
+    item_index: Tensor
+    is_item: Tensor
+    group: Tensor
+    weight: Tensor
+
+
+def item_lists(recommendations: Recommendations, members: Tensor | None) -> ItemLists:
+    """
+    Args:
+        recommendations: of B rows, K semantic IDs each.
+        members: int64 (n,) how many items have each semantic ID; None: one each.
+    """
+    ids, index = recommendations.ids, recommendations.item_index
+    exists = index >= 0
+    places = torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1).contiguous()
+    if members is None:
+        return ItemLists(ids, index.clamp(min=0), exists, places, torch.ones_like(places, dtype=torch.float64))
+    index = index.clamp(min=0)
+    sizes = members[index] * exists
+    ends = sizes.cumsum(1)
+    group = torch.searchsorted(ends, places, right=True).clamp_(max=ids.shape[1] - 1)
+    is_item = places < ends[:, -1:]
+    first_item = members.cumsum(0) - members
+    member = places - (ends - sizes).gather(1, group)
+    return ItemLists(
+        ids.gather(1, group.unsqueeze(2).expand(-1, -1, ids.shape[2])).masked_fill(~is_item.unsqueeze(2), 0),
+        (first_item[index.gather(1, group)] + member).masked_fill(~is_item, 0),
+        is_item,
+        group,
+        1 / sizes.gather(1, group).clamp(min=1).double(),
+    )
