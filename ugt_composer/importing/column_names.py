@@ -14,17 +14,17 @@ from ugt_composer.errors import UserError, nearest
 THINGS = (
     *("movie", "film", "book", "news", "article", "video", "song", "track", "episode", "show", "series", "anime"),
     *("manga", "game", "app", "recipe", "business", "restaurant", "hotel", "course", "job", "paper", "story", "post"),
-    *("podcast", "beer", "wine", "venue", "poi", "place", "location", "listing", "document", "doc", "content", "goods"),
-    *("ad", "album", "artist", "store", "shop"),
+    *("podcast", "beer", "wine", "venue", "poi", "listing", "document", "doc", "content", "goods"),
+    *("ad", "album", "artist"),
 )
 MOST_LISTED = 12
 ID_ENDINGS = ("id", "code", "no", "number", "key", "idx", "index")
 
 ITEM_IDS = (
-    *("itemid", "iid", "movieid", "parentasin", "asin", "productid"),
-    *(f"{thing}{key}" for thing in ("item", "product") for key in ID_ENDINGS),
-    *(f"{thing}{key}" for key in ID_ENDINGS for thing in THINGS),
+    *("itemid", "iid", "movieid", "parentasin", "asin", "productid", *(f"{thing}id" for thing in THINGS)),
     *("gmapid", "isbn", "isbn13", "isbn10", "sku"),
+    *(f"{thing}{key}" for key in ID_ENDINGS[1:] for thing in ("item", "product", *THINGS)),
+    *(f"{place}id" for place in ("place", "location", "store", "shop")),
 )
 # The item where there is no other column for it, else its name.
 ITEM_WORDS = (*("product", "movie", "film", "book", "article", "song", "track", "game", "anime", "hotel"), "artist")
@@ -35,7 +35,19 @@ USUAL_NAMES = {
         *("user", "userid", "uid", "reviewerid", "customerid", "visitorid", "memberid", "username", "customer"),
         *("userno", "usernumber", "userkey", "usercode", "useridx", "userindex", "usersid", "usersha1", "clientid"),
         *("accountid", "profileid", "buyerid", "readerid", "viewerid", "listenerid", "subscriberid", "playerid"),
-        *("personid", "reviewer", "reviewername", "msno", "sessionid", "session", "deviceid"),
+        *(
+            "personid",
+            "reviewer",
+            "reviewername",
+            "msno",
+            "steamid",
+            "memberno",
+            "studentid",
+            "learnerid",
+            "sessionid",
+            "session",
+            "deviceid",
+        ),
     ),
     "item": ("item", *ITEM_IDS, *ITEM_WORDS),
     "timestamp": (
@@ -56,7 +68,7 @@ USUAL_NAMES = {
 }
 # In a table of items "id" is the item; in a table of interactions it numbers the rows.
 ITEM_TABLE_NAMES = ("item", *ITEM_IDS, "id", *ITEM_WORDS)
-NAMED = ("item", "product", "prod", *THINGS)
+NAMED = ("item", "product", "prod", *THINGS, "place", "location", "store", "shop")
 NAME_COLUMNS = (
     *("title", "name", "itemname", "producttitle", "productname", "headline"),
     *(f"{thing}{ending}" for thing in NAMED for ending in ("title", "name") if thing not in ("album", "artist")),

@@ -120,7 +120,7 @@ def _first_of_contradicting(
         place = f"{part.path}, {part.unit} {lines[0]:,}, and {table.parts[other].path}, {part.unit} {other_line:,}"
     found = (
         f"{place}: item {item!r} occurs {len(lines)} times with different names or "
-        f"texts (found {again['item'].n_unique():,} such items in {len(again):,} rows)"
+        f"texts (such items: {again['item'].n_unique():,}, in {len(again):,} rows)"
     )
     if not skip_bad:
         raise UserError(f"{found}; expected one row per item; fix it, or keep the first of them with --on-error skip")
