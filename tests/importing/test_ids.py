@@ -70,6 +70,11 @@ def test_changed_and_merged_ids_are_remarked():
     )
 
 
+def test_values_that_are_kept_as_ids_are_remarked():
+    values = pl.Series(["a", "nan", "NULL", "nan"])
+    assert one_form(values, "t.csv", True)[2] == ("t.csv: 'nan', 'NULL' are ids, by --missing-as-ids",)
+
+
 def test_a_list_of_ids_has_each_of_them_once():
     ids, warnings = distinct_ids(pl.Series(["2.0", "1.0"]), "codes.json", False)
     assert ids.to_list() == ["2", "1"]

@@ -95,8 +95,13 @@ def test_codes_match_a_table_or_are_named(tmp_path):
         match_codes(pl.Series(["A", "B"]), known, 0.5)
 
 
-def test_other_columns_of_ids_are_suggested(tmp_path):
+def test_the_column_that_has_the_ids_is_suggested(tmp_path):
     log, _ = read(tmp_path, ["1", "2"], ["1"])
-    (tmp_path / "two.csv").write_text("item_id,book_id,title\n7,1,x\n8,2,y\n")
-    with pytest.raises(UserError, match=r"with --items-column \(there is also 'book_id'\)"):
+    (tmp_path / "two.csv").write_text("item_id,number,title\n7,1.0,x\n8,2.0,y\n")
+    with pytest.raises(UserError, match=r"with --items-column \('number' has 2 of the 2 ids\), or import"):
         match_items(log, read_items(tmp_path / "two.csv"), 0.5)
+    (warning,) = match_items(log, read_items(tmp_path / "two.csv"), 1).warnings
+    assert warning.endswith("is another column the item ('number' has 2 of the 2 ids)? See --items-column")
+    (tmp_path / "none.csv").write_text("item_id,number,title\n7,5,x\n8,6,y\n")
+    with pytest.raises(UserError, match="with --items-column, or import"):
+        match_items(log, read_items(tmp_path / "none.csv"), 0.5)

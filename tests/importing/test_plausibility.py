@@ -13,6 +13,7 @@ def test_columns_whose_values_show_that_they_are_something_else_are_remarked(tmp
     text = "".join(f"{n % 3},{n},{n % 5},2020-01-01\n" for n in range(20))
     warnings = rows(tmp_path / "r.csv", text)
     assert "column 'item_id' has another item in each of the 20 rows" in warnings[0]
+    assert warnings[0].endswith("--item-column (there is also 'sku')")
     assert "column 'date' has the same time in all 20 rows" in warnings[1]
     assert rows(tmp_path / "r.csv", text, columns=Columns(item="sku"), file_order=True) == ()
 

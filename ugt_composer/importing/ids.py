@@ -195,6 +195,9 @@ def _remarks(distinct: pl.Series, ids: pl.Series, form: IdForm) -> list[str]:
             f"written like this, some ids are the same as others and were taken as one with them ({merged:,})"
         )
     known = table["id"].unique(maintain_order=True)
+    kept = known.filter(known.is_in(MISSING)).to_list()
+    if kept:
+        remarks.append(f"{listed(kept)} {'is an id' if len(kept) == 1 else 'are ids'}, by --missing-as-ids")
     variants = known.filter(known.str.to_lowercase().is_duplicated())
     if len(variants):
         alike = variants.filter(variants.str.to_lowercase() == variants[0].lower())

@@ -8,11 +8,11 @@ import numpy as np
 import polars as pl
 
 from ugt_composer.errors import UserError
-from ugt_composer.importing.column_names import ITEM_TABLE_NAMES, usual_columns
-from ugt_composer.importing.ids import listed
+from ugt_composer.importing.ids import id_text, listed, one_form
 from ugt_composer.importing.interactions import Interactions
 from ugt_composer.importing.item_rows import ItemTable
 from ugt_composer.importing.items import Items
+from ugt_composer.importing.table import named_errors, open_table
 
 Form = Callable[[pl.Expr], pl.Expr]
 
@@ -97,15 +97,35 @@ def _about_lacking(
         f"{table.path}: lacks {len(lacking):,} of the {len(ids):,} items of {whose} ({share}): "
         f"{listed(lacking.to_list())}{form_hint(lacking, unseen, 'the table', whose)}"
     )
+    better = _better_column(table, ids, len(ids) - len(lacking))
     if len(lacking) > max_unmatched * len(ids):
-        others = usual_columns(ITEM_TABLE_NAMES, table.unused)
-        also = f" (there is also {', '.join(map(repr, others))})" if others else ""
         raise UserError(
             f"{found}; expected at most a fraction of {max_unmatched:g}. The table's ids are in the column "
-            f"{table.id_column!r}, such as {listed(known.to_list())}: name another one with --items-column{also}, or "
+            f"{table.id_column!r}, such as {listed(known.to_list())}: name another one with --items-column{better}, or "
             "import these items without name and text with --max-unmatched 1"
         )
-    return (f"{found}; these items have no name and no text",)
+    column = f"; is another column the item{better}? See --items-column" if better else ""
+    return (f"{found}; these items have no name and no text{column}",)
+
+
+def _better_column(table: ItemTable, ids: pl.Series, matched: int) -> str:
+    """Part of a sentence: the column of a table that has the most of these ids, if it has more than `matched`."""
+    columns = [*table.unused, *table.text_columns]
+    if not columns:
+        return ""
+    rows = open_table(table.parts).read(columns)
+    with named_errors(table.path):
+        types = rows.collect_schema()
+        plain = [name for name in columns if not types[name].is_nested()]
+        values = rows.select(id_text(name, types[name]).alias(name) for name in plain).collect()
+    counts = {
+        name: int(ids.is_in(one_form(values[name].unique(), name, keep_missing=False)[0].drop_nulls().implode()).sum())
+        for name in plain
+    }
+    best = max(counts, key=counts.__getitem__, default=None)
+    if best is None or counts[best] <= matched:
+        return ""
+    return f" ({best!r} has {counts[best]:,} of the {len(ids):,} ids)"
 
 
 def form_hint(lacking: pl.Series, others: pl.Series, place: str, whose: str = "the interactions") -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from ugt_composer.importing.column_names import USUAL_NAMES, usual_columns
 from ugt_composer.importing.interactions import Interactions
 
 MANY_ROWS = 20  # from which on values that are all alike, or all different, are remarkable
@@ -19,12 +20,13 @@ def about_values(path: Path, log: Interactions) -> tuple[str, ...]:
     if len(log.items) == len(log) >= MANY_ROWS and "item" in log.columns:
         warnings.append(
             f"{path}: column {log.columns['item']!r} has another item in each of the {len(log):,} rows, as a number of "
-            "the row would; name the column of the items with --item-column"
+            f"the row would; name the column of the items with --item-column{_others('item', log)}"
         )
     if log.time is not None and len(log) >= MANY_ROWS and log.time.min() == log.time.max():
         warnings.append(
             f"{path}: column {log.columns['timestamp']!r} has the same time in all {len(log):,} rows, so each user's "
             "interactions keep the order of the file; name another column with --timestamp-column"
+            f"{_others('timestamp', log)}"
         )
     dominant = [
         text
@@ -32,6 +34,11 @@ def about_values(path: Path, log: Interactions) -> tuple[str, ...]:
         for text in _dominant_warning(names, number, str(path), role)
     ]
     return (*warnings, *dominant)
+
+
+def _others(role: str, log: Interactions) -> str:
+    others = usual_columns(USUAL_NAMES[role], log.unused)
+    return f" (there is also {', '.join(map(repr, others))})" if others else ""
 
 
 def _dominant_warning(names: pl.Series, number: np.ndarray, place: str, role: str) -> tuple[str, ...]:
