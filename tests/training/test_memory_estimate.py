@@ -10,6 +10,7 @@ from ugt_composer.data.manifest import Manifest
 from ugt_composer.errors import UserError
 from ugt_composer.training import memory_estimate
 from ugt_composer.training.memory_estimate import GIB, RESERVE, USUAL_CARD, estimate, longest_rows
+from ugt_composer.training.preflight import check_machine
 
 ROOT = Path(__file__).resolve().parents[2]
 STRATEGIES = [
@@ -83,15 +84,18 @@ def test_weights_have_the_bytes_that_they_compute_with():
     [
         ("{zero_optimization: {reduce_bucket_size: lots}}", ["DeepSpeed refuses", "reduce_bucket_size", "lots"]),
         ("{zero_optimization: {reduce_bucket_size: -5}}", ["DeepSpeed refuses", "reduce_bucket_size", "-5"]),
-        ("{zero_optimization: {reduce_buket_size: 5}}", ["DeepSpeed refuses", "reduce_buket_size"]),
+        (
+            "{zero_optimization: {reduce_buket_size: 5}}",
+            ["reduce_buket_size is unknown to DeepSpeed; did you mean reduce_bucket_size?"],
+        ),
         ("{zero_optimization: 5}", ["parallelism.deepspeed.config.zero_optimization is 5; expected keys"]),
-        ("{data_types: 5}", ["parallelism.deepspeed.config.data_types is 5; expected keys"]),
+        ("{data_types: 5}", ["parallelism.deepspeed.config.data_types is 5; DeepSpeed expects keys"]),
     ],
 )
 def test_configs_that_deepspeed_rejects_are_refused(own, words):
-    config = loaded(2, 8, "parallelism.strategy=deepspeed", f"parallelism.deepspeed.config={own}")
+    config = loaded(2, 8, "parallelism.strategy=deepspeed", "precision=fp32", f"parallelism.deepspeed.config={own}")
     with pytest.raises(UserError) as error:
-        estimate(config, 8, (64, 4, 1))
+        check_machine(config)
     assert all(word in str(error.value) for word in words), error.value
 
 

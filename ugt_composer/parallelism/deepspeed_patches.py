@@ -177,10 +177,17 @@ PATCHES = [
         ("b8c4368bee04",),
     ),
     Patch(
-        "deepspeed.runtime.zero.config:get_zero_config",
-        "called by a dry run",
-        "an invalid zero_optimization would be reported only when the job starts",
-        "a public check of a configuration",
-        ("06fd634637f2",),
+        "deepspeed.runtime.config:DeepSpeedConfig._initialize_params",
+        "called, with a dict that records which keys it reads",
+        "an unknown key would be ignored, and an invalid value reported only when the job starts",
+        "a public check of a configuration, with all keys",
+        ("ccf7da2da6a0",),
+    ),
+    Patch(
+        "deepspeed.runtime.config:DeepSpeedConfig._batch_assertion",
+        "overridden in that check",
+        "a dry run on one process could not check a configuration for several ranks",
+        "as for _initialize_params",
+        ("11798b874056",),
     ),
 ]
