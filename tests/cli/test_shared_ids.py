@@ -52,8 +52,9 @@ def test_recall_is_the_fraction_of_users_whose_next_item_is_in_their_list(shared
     lists = [[entry["item_id"] for entry in line["recommendations"]] for line in lines]
     run(shared, "evaluate", "--data", shared / "rows", "-k", *CUTS, "--json", shared / "found.json", "--include-seen")
     metrics = json.loads((shared / "found.json").read_text())["metrics"]
-    shown = capsys.readouterr().out
-    assert "id_recall" in shown
+    shown = capsys.readouterr()
+    assert "id_recall" in shown.out
+    assert "30 items share 3 semantic IDs: recall, ndcg, hit_rate and mrr are those of the lists of items" in shown.err
     for k in CUTS:
         # The rows name the next item by its semantic ID: each of the ten items that share it is equally likely.
         hits = [

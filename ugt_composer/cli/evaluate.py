@@ -6,9 +6,12 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ugt_composer.cli.options import add_catalogue, add_item_score_weight, add_max_history, add_model
+
+if TYPE_CHECKING:
+    from ugt_composer.catalogue.catalogue import Catalogue
 
 EPILOG = """examples:
   ugt evaluate --checkpoint checkpoints/stage3/best --data mds/test
@@ -116,7 +119,7 @@ def main(arguments: argparse.Namespace) -> int:
         "metrics": evaluation.metrics,
         "by_history_length": evaluation.by_length,
     }
-    report["warnings"] = [*evaluation.warnings, *_warnings(report)]
+    report["warnings"] = [*evaluation.warnings, *_warnings(report, catalogue)]
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
     if arguments.plot:
@@ -129,8 +132,15 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _warnings(report: dict[str, Any]) -> Iterator[str]:
-    """What a reader of the metrics has to know about histories."""
+def _warnings(report: dict[str, Any], catalogue: "Catalogue | None") -> Iterator[str]:
+    """What a reader of the metrics has to know about the rows and the catalogue."""
+    if report["ranked_rows"] and catalogue is not None and catalogue.collisions.count:
+        shared = catalogue.collisions
+        yield (
+            f"{shared.items:,} items share {shared.count:,} semantic IDs: recall, ndcg, hit_rate and mrr are those of "
+            "the lists of items that ugt recommend prints, with each item that shares the target's ID equally likely "
+            "to be it; id_recall and the like are those of the lists of IDs"
+        )
     rows, items = f"of {report['rows']:,} rows", report["max_history"]
     if longer := report["longer_histories"]:
         yield (
