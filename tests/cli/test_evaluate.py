@@ -137,7 +137,10 @@ def test_a_model_of_stage_3_needs_no_reference_for_rows_without_pairs(evaluate, 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["-k", "0"], ["--k is 0"]),
+        (["-k", "0"], ["-k is 0; expected at least 1"]),
+        (["-k", "-3"], ["-k is -3; expected at least 1"]),
+        (["-k", "1000000000"], ["evaluation.k_values is [1000000000]; expected at most 10,000"]),
+        (["--max-history", "0"], ["--max-history is 0; expected at least 1"]),
         (["-k", "20", "--beam-width", "10"], ["beam_width is 10", "20"]),
         (["--json", "nowhere/found.json"], ["nowhere/found.json cannot be written"]),
         (["--plot", "found.pdf"], ["found.pdf", ".png"]),

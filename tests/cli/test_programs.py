@@ -252,6 +252,43 @@ def test_a_bad_history_is_named(recommend, history, words):
     assert all(word in result.stderr for word in words), result.stderr
 
 
+def test_more_recommendations_than_items_are_all_items(recommend):
+    result = recommend("--history", "-", "-k", str(10**9), "--json", stdin='{"items": ["item-3"]}')
+    assert result.returncode == 0, result.stderr
+    assert len(json.loads(result.stdout)["recommendations"]) == 59
+    assert result.stderr.splitlines()[0] == "-k is 1,000,000,000, but the catalogue has only 60 items"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["-k", "0"], ["-k is 0; expected at least 1"]),
+        (["-k", "-1"], ["-k is -1; expected at least 1"]),
+        (["--max-history", "0"], ["--max-history is 0; expected at least 1"]),
+        (["--beam-width", "0"], ["--beam-width is 0; expected at least 1"]),
+    ],
+)
+def test_a_bad_number_is_named(recommend, options, words):
+    result = recommend("--history", "-", *options, stdin='{"items": []}')
+    assert result.returncode == 2
+    assert all(word in result.stderr for word in words), result.stderr
+
+
+def test_without_a_catalogue_too_many_recommendations_are_refused(recommend, stages, tmp_path):
+    from dataclasses import replace
+
+    from ugt_composer.checkpoint.portable import load_portable, save_portable
+
+    model, config, _ = load_portable(stages / "stage1" / "best")
+    config = replace(config, data=replace(config.data, catalogue=None))
+    save_portable(tmp_path / "model", model.state_dict(), config, {})
+    line = json.dumps(encoder_lists([(5, 5, 5)]))
+    result = recommend("--history", "-", "-k", str(10**9), checkpoint=tmp_path / "model", stdin=line)
+    assert result.returncode == 2
+    assert "-k 1,000,000,000 with --beam-width 1,000,000,000 takes about" in result.stderr
+    assert "--catalogue" in result.stderr
+
+
 def test_a_catalogue_of_other_meaning_is_refused(recommend, shop, tmp_path):
     lines = (shop / "catalogue.jsonl").read_text().replace("item-7", "other")
     (tmp_path / "catalogue.jsonl").write_text(lines)

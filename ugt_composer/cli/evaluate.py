@@ -66,7 +66,8 @@ def main(arguments: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from ugt_composer.cli.loading import check_data_of, check_positive, load_trained, with_item_scores
+    from ugt_composer.catalogue.trie import ItemTrie
+    from ugt_composer.cli.loading import check_data_of, check_positive, check_search, load_trained, with_item_scores
     from ugt_composer.data.manifest import read_manifest, rows_longer_than
     from ugt_composer.errors import UserError
     from ugt_composer.inference.evaluation import evaluate, evaluation_config
@@ -93,6 +94,8 @@ def main(arguments: argparse.Namespace) -> int:
                 "(loss.lambda_preference is 0), so nothing is compared with a reference; leave it out"
             )
         config = replace(config, loss=replace(config.loss, reference_from=arguments.reference))
+    trie = None if catalogue is None else ItemTrie.from_triples(catalogue.triples)
+    check_search(trie, config.model.codebook_sizes, max(config.evaluation.k_values), config.evaluation.beam_width)
     max_history = history_length(config, facts, arguments.max_history)
     manifests = [read_manifest(folder) for folder in arguments.data]
     if catalogue is None:
@@ -142,6 +145,8 @@ def _warnings(report: dict[str, Any], catalogue: "Catalogue | None") -> Iterator
             "to be it; id_recall and the like are those of the lists of IDs"
         )
     rows, items = f"of {report['rows']:,} rows", report["max_history"]
+    if not report["ranked_rows"] and any(folder["kind"] == "recommend" for folder in report["data"]):
+        yield "no recommend row has a target, so nothing was ranked"
     if longer := report["longer_histories"]:
         yield (
             f"{longer:,} {rows} have histories of more than {items:,} items; the model reads the most recent {items:,} "

@@ -6,12 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from ugt_composer.catalogue.catalogue import Catalogue
+from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.checkpoint.portable import FINGERPRINT, check_fingerprint, load_portable
 from ugt_composer.checkpoint.remote import model_folder
 from ugt_composer.config.schema import Config
 from ugt_composer.data.manifest import Manifest
 from ugt_composer.errors import UserError
+from ugt_composer.generation.beam_search import search_bytes
 from ugt_composer.model.ugt import UGT
+
+MOST_SEARCH_BYTES = 4 * 2**30  # for one user
 
 
 def load_trained(checkpoint: str, catalogue: str | None) -> tuple[UGT, Config, dict[str, str], Catalogue | None]:
@@ -57,4 +61,15 @@ def check_positive(arguments: argparse.Namespace, *names: str) -> None:
         value = vars(arguments)[name]
         for number in value if isinstance(value, list) else [value]:
             if number is not None and number < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {number}; expected at least 1")
+                option = f"--{name.replace('_', '-')}" if len(name) > 1 else f"-{name}"
+                raise UserError(f"{option} is {number}; expected at least 1")
+
+
+def check_search(trie: ItemTrie | None, codebook_sizes: tuple[int, ...], k: int, beam_width: int) -> None:
+    """Raises UserError if so many recommendations or prefixes would take too much memory for a single user."""
+    needed = search_bytes(trie, codebook_sizes, k, beam_width)
+    if needed > MOST_SEARCH_BYTES:
+        raise UserError(
+            f"-k {k:,} with --beam-width {beam_width:,} takes about {needed / 2**30:,.0f} GiB per user; expected at "
+            f"most {MOST_SEARCH_BYTES >> 30}: lower them" + ("" if trie is not None else ", or give a --catalogue")
+        )

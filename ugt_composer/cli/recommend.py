@@ -11,8 +11,10 @@ from ugt_composer.cli.options import add_catalogue, add_item_score_weight, add_m
 
 if TYPE_CHECKING:
     from ugt_composer.catalogue.catalogue import Catalogue
+    from ugt_composer.catalogue.trie import ItemTrie
     from ugt_composer.cli.histories import History
 
+MOST_PLACES = 1 << 24  # places in the lists of a batch, to bound the memory
 EPILOG = """examples:
   ugt recommend --checkpoint checkpoints/stage3/best --history user.json -k 10
   ugt recommend --checkpoint checkpoints/stage3/best --history users.jsonl --json > recommendations.jsonl
@@ -44,7 +46,7 @@ def main(arguments: argparse.Namespace) -> int:
     # Heavy imports only after the arguments are parsed, so that --help is fast.
     from ugt_composer.catalogue.trie import ItemTrie
     from ugt_composer.cli.histories import history_settings, read_histories
-    from ugt_composer.cli.loading import check_positive, load_trained, with_item_scores
+    from ugt_composer.cli.loading import check_positive, check_search, load_trained, with_item_scores
     from ugt_composer.inference.history_length import history_length
     from ugt_composer.inference.recommender import Recommender, batched
     from ugt_composer.parallelism.device import prepare_device
@@ -53,21 +55,33 @@ def main(arguments: argparse.Namespace) -> int:
     model, config, facts, catalogue = load_trained(arguments.checkpoint, arguments.catalogue)
     config = with_item_scores(config, catalogue, arguments.item_score_weight)
     trie = None if catalogue is None else ItemTrie.from_triples(catalogue.triples)
+    k, width = _list_size(arguments.k, arguments.beam_width, trie)
+    check_search(trie, config.model.codebook_sizes, k, width)
+    batch_size = max(1, min(arguments.batch_size, MOST_PLACES // k))
     weight, loss = config.evaluation.item_score_weight, config.loss
     scoring = (weight, loss.contrastive_temperature, loss.contrastive_similarity)
     recommender = Recommender(model.to(prepare_device(config)), trie, *scoring)
     max_history = history_length(config, facts, arguments.max_history)
     settings = history_settings(config.model.codebook_sizes, config.model.max_seq_len, max_history)
     show = _print_json if arguments.json else _print_table
-    for users in batched(read_histories(arguments.history, settings, catalogue), arguments.batch_size):
+    for users in batched(read_histories(arguments.history, settings, catalogue), batch_size):
         rows, earlier = [user.row for user in users], [user.earlier for user in users]
-        best = recommender.recommend(rows, arguments.k, arguments.beam_width, not arguments.include_seen, earlier)
+        best = recommender.recommend(rows, k, width, not arguments.include_seen, earlier)
         lists = zip(users, *(values.tolist() for values in (best.ids, best.log_probs, best.scores)), strict=True)
         for user, ids, log_probs, scores in lists:
             for remark in _remarks(user, arguments.include_seen, catalogue):
                 print(f"{user.row.user_id}: {remark}", file=sys.stderr)
             show(user.row.user_id, list(_entries(ids, log_probs, scores, arguments.k, catalogue)))
     return 0
+
+
+def _list_size(k: int, beam_width: int, trie: "ItemTrie | None") -> tuple[int, int]:
+    """k and beam width, at most the number of semantic IDs in the catalogue, with a remark if it has fewer items."""
+    if trie is None:
+        return k, max(k, beam_width)
+    if k > trie.catalogue_size:
+        print(f"-k is {k:,}, but the catalogue has only {trie.catalogue_size:,} items", file=sys.stderr)
+    return min(k, len(trie)), min(max(k, beam_width), len(trie))
 
 
 def _remarks(user: "History", include_seen: bool, catalogue: "Catalogue | None") -> Iterator[str]:

@@ -14,6 +14,8 @@ from ugt_composer.config.keys import FIXED, FREE, ON_REQUEST, ON_REQUEST_UNLESS_
 from ugt_composer.config.strategies import STRATEGIES, StrategyFacts
 from ugt_composer.vocabulary import DEFAULT_CODEBOOK_SIZES, MAX_POSITIONS, NUM_SPECIAL_IDS, NUM_TOKEN_TYPES
 
+LARGEST_K = 10_000  # the metrics keep a matrix of k × k numbers
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -252,6 +254,8 @@ class EvaluationConfig:
         check_positive(self, "evaluation.", "max_history")
         if not self.k_values or min(self.k_values) <= 0:
             raise ValueError(f"evaluation.k_values is {list(self.k_values)}; expected numbers above 0")
+        if max(self.k_values) > LARGEST_K:
+            raise ValueError(f"evaluation.k_values is {list(self.k_values)}; expected at most {LARGEST_K:,}")
         if not 0 <= self.item_score_weight < math.inf:
             raise ValueError(f"evaluation.item_score_weight is {self.item_score_weight}; expected 0 or more")
         if self.beam_width < max(self.k_values):

@@ -116,6 +116,12 @@ def beam_search(
     return Recommendations(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
+def search_bytes(trie: ItemTrie | None, sizes: tuple[int, ...], k: int, beam_width: int) -> int:
+    """Approximate bytes that the search for one user takes: for a check before it starts."""
+    space: ItemTrie | CodeSpace = CodeSpace(sizes) if trie is None else trie
+    return _bytes_per_user(space, sizes, beam_width) + k * SLOT_BYTES
+
+
 def _codebook_sizes(heads: LevelLogits, hidden: Tensor) -> tuple[int, ...]:
     no_prefix = torch.empty(0, LEVELS, dtype=torch.int64, device=hidden.device)
     return tuple(heads(level, hidden[:0], no_prefix[:, :level]).shape[-1] for level in range(LEVELS))
