@@ -61,6 +61,9 @@ examples:
 """
 
 
+MOST_ACTIONS = 12
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -119,7 +122,11 @@ def print_report(report: dict[str, Any]) -> None:
     if "times" in report:
         times = report["times"]
         print(f"from {times['first']} to {times['last']} ({times['written_as']})")
+    print_choices(report)
     print(f"{report['positive']:,} of them in histories: {parts}")
+    if report["training_after_median_test_time"] is not None:
+        fraction = report["training_after_median_test_time"]
+        print(f"{fraction:.1%} of the training interactions are later than the median test interaction")
     if "validation_from_date" in report:
         print(f"validation from {report['validation_from_date']}, test from {report['test_from_date']}")
     for name, count in report["rows"].items():
@@ -128,6 +135,29 @@ def print_report(report: dict[str, Any]) -> None:
     for part, scores in report["popularity"].items():
         print(f"popularity on {part}: " + ", ".join(f"{name} {score:.4f}" for name, score in scores.items()))
     print(summary(report["quality"]))
+
+
+def print_choices(report: dict[str, Any]) -> None:
+    """What the file's actions, ratings and repeats are, and what was left out of the histories."""
+    if "actions" in report:
+        counts = [f"{name or '(empty)'} {count:,}" for name, count in report["actions"].items()]
+        print("actions: " + ", ".join(counts[:MOST_ACTIONS]) + (" …" if len(counts) > MOST_ACTIONS else ""))
+    ratings, repeats = report["ratings"], report["repeats"]
+    if ratings is not None and "lowest" in ratings:
+        print(f"ratings from {ratings['lowest']:g} to {ratings['highest']:g}, {ratings['missing']:,} rows without one")
+    if report["duplicates"]:
+        print(f"duplicates of an earlier row: {report['duplicates']:,}")
+    if repeats["interactions"]:
+        print(
+            f"{repeats['interactions']:,} interactions of {repeats['users']:,} users repeat an item of the same user "
+            f"(--repeats {repeats['kept']})"
+        )
+    if "k_core" in report:
+        core = report["k_core"]
+        print(
+            f"{core['k']}-core: {core['users_removed']:,} users, {core['items_removed']:,} items and "
+            f"{core['interactions_removed']:,} interactions removed in {core['rounds']} rounds"
+        )
 
 
 def print_preferences(report: dict[str, Any]) -> None:

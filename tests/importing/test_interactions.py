@@ -171,3 +171,10 @@ def test_bad_rows_can_be_skipped_and_are_counted(tmp_path):
     assert listed(log) == EXPECTED
     assert log.skipped == 2
     assert "line 7: column 'userId': found nothing" in log.first_skipped
+
+
+def test_a_column_that_is_named_for_one_role_is_not_found_for_another(tmp_path):
+    path = written(tmp_path, "r.csv", "user,item,ts,label\n1,b,2,4\n1,a,1,5\n")
+    assert read_interactions(path).action.to_list() == ["5", "4"]
+    log = read_interactions(path, columns=Columns(rating="label"))
+    assert (log.rating.tolist(), log.action) == ([5, 4], None)

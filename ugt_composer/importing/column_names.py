@@ -63,7 +63,8 @@ USUAL_NAMES = {
     ),
     "action": (
         *("action", "event", "eventtype", "behavior", "behaviour", "behaviortype", "behaviourtype", "actiontype"),
-        *("eventname", "interaction", "interactiontype", "activitytype"),
+        *("eventname", "interaction", "interactiontype", "activitytype", "click", "clicked", "isclick", "isclicked"),
+        "label",
     ),
 }
 # In a table of items "id" is the item; in a table of interactions it numbers the rows.

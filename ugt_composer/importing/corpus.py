@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ugt_composer.errors import UserError, nearest
+from ugt_composer.errors import UserError
+from ugt_composer.importing.actions import with_one_spelling
+from ugt_composer.importing.histories import make_histories
 from ugt_composer.importing.ids import listed
 from ugt_composer.importing.inputs import shown
 from ugt_composer.importing.interactions import Interactions, read_interactions
@@ -60,7 +62,9 @@ def read_log(source: SourceSettings) -> Interactions:
         source.missing_as_ids,
         source.time_format,
     )
-    return replace(log, warnings=(*log.warnings, *about_values(source.interactions[0], log)))
+    log, about_actions = with_one_spelling(log)
+    about_actions = tuple(f"{shown(source.interactions)}: {text}" for text in about_actions)
+    return replace(log, warnings=(*log.warnings, *about_values(source.interactions[0], log), *about_actions))
 
 
 def make_corpus(
@@ -104,14 +108,14 @@ def make_corpus(
         log, item = log.only(item >= 0), item[item >= 0]
     facts["interactions_without_id"] = facts["interactions"] - len(log)
     log = replace(log, items=items.ids, item=item)
-    positive = _positive(log, source)
+    histories = make_histories(log, source)
+    log, positive, facts = histories.log, histories.positive, facts | histories.facts
+    warnings += histories.warnings
+    if source.k_core is not None:
+        log, items = _renumbered(log, items)
     facts["positive"] = int(positive.sum())
     all_positive = bool(positive.all())
     user, item = (log.user, log.item) if all_positive else (log.user[positive], log.item[positive])
-    if not len(user):
-        raise UserError(
-            f"{shown(source.interactions)}: no positive interaction is left; see --min-rating and --positive-actions"
-        )
     offsets = user_offsets(user, len(log.users))
     part = _parts(log, positive, user, offsets, split, facts)
     held_out = np.zeros(len(log.users), bool)
@@ -122,26 +126,15 @@ def make_corpus(
     return Corpus(log, items, positive, user, item, offsets, part, held_out, facts, warnings)
 
 
-def _positive(log: Interactions, source: SourceSettings) -> np.ndarray:
-    positive = np.ones(len(log), bool)
-    if source.min_rating is not None:
-        if log.rating is None:
-            raise UserError(f"--min-rating {source.min_rating}: {shown(source.interactions)} has no column of ratings")
-        positive &= log.rating >= source.min_rating
-    if source.positive_actions is not None:
-        positive &= with_actions(log, source.positive_actions, "--positive-actions")
-    return positive
-
-
-def with_actions(log: Interactions, actions: tuple[str, ...], option: str) -> np.ndarray:
-    """bool (N,): whether the action of an interaction is one of `actions`."""
-    if log.action is None:
-        raise UserError(f"{option}: no column of actions was found; name it with --action-column")
-    known_actions = log.action.unique().drop_nulls().to_list()
-    for action in actions:
-        if action not in known_actions:
-            raise UserError(f"{option} {action}: no interaction has this action; {nearest(action, known_actions)}")
-    return log.action.is_in(list(actions)).fill_null(False).to_numpy()
+def _renumbered(log: Interactions, items: Items) -> tuple[Interactions, Items]:
+    """The interactions with only the users and items that they have, which get new numbers."""
+    users, user = np.unique(log.user, return_inverse=True)
+    kept, item = np.unique(log.item, return_inverse=True)
+    names, texts = (None if values is None else values.gather(kept) for values in (items.names, items.texts))
+    items = replace(items, ids=items.ids.gather(kept), names=names, texts=texts)
+    users_left = log.users.gather(users)
+    log = replace(log, users=users_left, items=items.ids, user=user.astype(np.int32), item=item.astype(np.int32))
+    return log, items
 
 
 def _parts(

@@ -212,8 +212,11 @@ def _find_columns(table: Table, columns: Columns, file_order: bool) -> dict[str,
         )
         for role in IDS
     }
+    named = [getattr(columns, field.name) for field in fields(columns)]
+    free = [name for name in names if name not in named]
     for role in ("timestamp", "rating", "action"):
-        name = find_column(role, getattr(columns, role), names, path, f"--{role}-column")
+        given = getattr(columns, role)
+        name = find_column(role, given, free if given is None else names, path, f"--{role}-column")
         if name is not None:
             column_of[role] = name
     if file_order:

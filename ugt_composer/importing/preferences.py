@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from ugt_composer.errors import UserError
-from ugt_composer.importing.corpus import Corpus, with_actions
+from ugt_composer.importing.actions import with_actions
+from ugt_composer.importing.corpus import Corpus
 from ugt_composer.importing.pairs import Log, Pairs, make_pairs, parts_of_log
 from ugt_composer.importing.quality import prefix_numbers
 from ugt_composer.importing.settings import PreferenceSettings
@@ -14,6 +15,8 @@ from ugt_composer.importing.splits import Rows, by_time
 
 # Fractions of the largest rating: 4 and 2 of 5 stars, 8 and 4 of 10.
 CHOSEN_FRACTION, REJECTED_SHARE = 0.8, 0.4
+
+ACTIONS_INSTEAD = "; actions are paired with --chosen-actions and --rejected-actions"
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def _chosen_and_rejected(
     if log.rating is None or np.isnan(log.rating).all():
         if thresholds != (None, None):
             raise UserError("--chosen-min and --rejected-max: no column of ratings was found; see --rating-column")
-        return None, None, {"why_none": "no ratings"}
+        return None, None, {"why_none": "no ratings" + ("" if log.action is None else ACTIONS_INSTEAD)}
     largest = float(np.nanmax(log.rating))
     chosen_min = CHOSEN_FRACTION * largest if settings.chosen_min is None else settings.chosen_min
     rejected_max = REJECTED_SHARE * largest if settings.rejected_max is None else settings.rejected_max

@@ -23,6 +23,13 @@ from ugt_composer.importing.popularity import popularity
 from ugt_composer.importing.preferences import preference_rows
 from ugt_composer.importing.quality import quality
 from ugt_composer.importing.settings import IdSettings, PreferenceSettings, RowSettings, SourceSettings, SplitSettings
+from ugt_composer.importing.split_report import (
+    about_empty_parts,
+    about_unreachable,
+    training_after_test,
+    unreachable_targets,
+    why_no_training,
+)
 from ugt_composer.importing.splits import TEST, VALIDATION, Rows, held_out_rows, training_rows
 
 BUNDLE, CATALOGUE, VECTORS, REPORT = "semantic_ids.json", "catalogue.jsonl", "item_vectors.npy", "report.json"
@@ -54,6 +61,8 @@ def import_interactions(settings: Settings, folder: Path, say: Say) -> dict[str,
     covered = None if given is None else given.items
     corpus = make_corpus(log, known, covered, settings.source, settings.split, settings.ids.drop_items_without)
     del log  # the corpus keeps its own copy
+    if not corpus.trained.any():
+        raise UserError(f"the training part is empty: {why_no_training(corpus, settings.split)}")
     say(f"semantic IDs of {len(corpus.items):,} items")
     assigned = assign_ids(corpus.items, given, corpus.user[corpus.trained], corpus.item[corpus.trained], settings.ids)
     report = {
@@ -64,7 +73,7 @@ def import_interactions(settings: Settings, folder: Path, say: Say) -> dict[str,
     }
     report |= write_ids(assigned, corpus.items, folder)
     report |= _write_rows(corpus, assigned.bundle, settings, folder)
-    report["warnings"] = [*(() if given is None else given.warnings), *corpus.warnings]
+    report["warnings"] = [*(() if given is None else given.warnings), *corpus.warnings, *report["warnings"]]
     write_report(report, folder)
     return report
 
@@ -80,6 +89,8 @@ def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, fold
     covered = None if given is None else given.items
     if source.interactions:
         corpus = make_corpus(read_interactions_of(source, say), known, covered, source, split, ids.drop_items_without)
+        if not corpus.trained.any() and known is None and given is None:
+            raise UserError(f"the training part is empty: {why_no_training(corpus, split)}")
         items, user, item = corpus.items, corpus.user[corpus.trained], corpus.item[corpus.trained]
         warnings = corpus.warnings
     elif given is not None:
@@ -149,7 +160,7 @@ def _write_rows(corpus: Corpus, bundle: Bundle, settings: Settings, folder: Path
         np.random.default_rng(row_settings.seed),
     )
     if not len(train):
-        raise UserError("no user has two interactions to train on; see --min-interactions and --split")
+        raise UserError(f"the training part is empty: {why_no_training(corpus, settings.split)}")
     held_out = {
         name: held_out_rows(
             corpus.part, part, corpus.user, corpus.offsets, row_settings.max_history, not row_settings.every_target
@@ -172,4 +183,13 @@ def _write_rows(corpus: Corpus, bundle: Bundle, settings: Settings, folder: Path
         for name, rows in held_out.items()
         if len(rows)
     }
-    return {"rows": counts, "preferences": facts, "popularity": popular}
+    parts = {name.partition(".")[0]: rows for name, rows in held_out.items()}
+    unreachable = unreachable_targets(corpus, parts)
+    return {
+        "rows": counts,
+        "preferences": facts,
+        "popularity": popular,
+        "unreachable_targets": unreachable,
+        "training_after_median_test_time": training_after_test(corpus),
+        "warnings": [*about_empty_parts(corpus, settings.split, parts), *about_unreachable(unreachable, parts)],
+    }

@@ -10,6 +10,7 @@ from ugt_composer.importing.code_array import is_array_file
 from ugt_composer.importing.date_formats import check_formats
 from ugt_composer.importing.file_format import ITEMS_BY_EXTENSION, FileFormat, extension
 from ugt_composer.importing.interactions import Columns
+from ugt_composer.importing.repeats import KEEP
 from ugt_composer.importing.splits import LEAVE_ONE_OUT
 from ugt_composer.vocabulary import DEFAULT_CODEBOOK_SIZES, LEVELS, MAX_HISTORY, NUM_SPECIAL_IDS
 
@@ -27,7 +28,11 @@ class SourceSettings:
     file_order: bool = False
     skip_bad: bool = False
     min_rating: float | None = None
+    missing_ratings: tuple[float, ...] | None = None
     positive_actions: tuple[str, ...] | None = None
+    keep_duplicates: bool = False
+    repeats: str = KEEP
+    k_core: int | None = None
     items: Path | None = None
     items_format: str | None = None
     items_separator: str | None = None
@@ -46,6 +51,7 @@ class SourceSettings:
             check_formats(self.time_format)
             if self.file_order:
                 raise UserError("--time-format and --file-order: expected only one; the latter ignores timestamps")
+        _check_positive({"--k-core": self.k_core})
         if not 0 <= self.max_unmatched <= 1:
             raise UserError(f"--max-unmatched {self.max_unmatched:g}: expected a fraction from 0 to 1")
 

@@ -1,0 +1,132 @@
+"""What interactions are, such as clicks and impressions: spellings, counts, and the choice of those in histories."""
+
+import re
+import shlex
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+
+from ugt_composer.errors import UserError, nearest
+from ugt_composer.importing.ids import listed
+from ugt_composer.importing.interactions import Interactions
+
+ALL = "all"
+# Usual names, without case and punctuation. What was shown or disliked is no choice of the user.
+NEGATIVE = (
+    *("impression", "impressions", "impr", "imp", "expose", "exposed", "exposure", "exposures", "show"),
+    *("shows", "shown", "showed", "display", "displayed", "seen", "noclick", "nonclick", "notclick"),
+    *("notclicked", "unclicked", "nonclicked", "ignore", "ignored", "skip", "skips", "skipped", "dislike"),
+    *("dislikes", "disliked", "downvote", "downvoted", "thumbsdown", "thumbdown", "negative", "reject"),
+    *("rejected", "hide", "hidden", "bounce", "0", "minus1", "false", "no", "nointerest", "notinterested"),
+)
+REMOVAL = (
+    *("remove", "removed", "removefromcart", "removefromcarts", "removecart", "cartremove"),
+    *("deletefromcart", "delete", "deleted", "unlike", "unliked", "unfollow", "unfollowed", "unfavorite"),
+    *("unfavourite", "unfav", "uncollect", "unstar", "unsave", "unsubscribe", "cancel", "canceled"),
+    *("cancelled", "cancellation", "refund", "refunded", "return", "returned", "removefromwishlist"),
+    *("removefromlist", "removefavorite"),
+)
+VIEW = ("view", "views", "viewed", "pv", "pageview", "pageviews", "browse", "browsed")
+MOST_LISTED, MOST_ACTIONS = 12, 50
+
+
+def with_one_spelling(log: Interactions) -> tuple[Interactions, tuple[str, ...]]:
+    """Actions that differ only in case or in blanks around them become one, in the most frequent spelling."""
+    if log.action is None:
+        return log, ()
+    counts = log.action.alias("action").drop_nulls().value_counts().sort("count", "action", descending=[True, False])
+    spelling: dict[str, str] = {}
+    renamed: dict[str, str] = {}
+    for name in counts["action"]:
+        stripped = _without_point_zero(name.strip())
+        renamed[name] = spelling.setdefault(stripped.casefold(), stripped)
+    changed = {old: new for old, new in renamed.items() if old != new}
+    action = log.action.replace(changed) if changed else log.action
+    names = list(dict.fromkeys(name for name in renamed.values() if name))
+    action = action.cast(pl.Enum(names), strict=False)  # blank actions become null
+    warnings = tuple(
+        f"column {log.columns['action']!r}: {listed([old for old in changed if changed[old] == new])} "
+        f"{'is' if list(changed.values()).count(new) == 1 else 'are'} read as {new!r}; only case, blanks or .0 differ"
+        for new in dict.fromkeys(filter(None, changed.values()))
+    )
+    return replace(log, action=action), warnings
+
+
+def counts_of_actions(log: Interactions) -> dict[str, int]:
+    """Action → number of interactions, the most frequent first; "" for those without an action."""
+    if log.action is None:
+        return {}
+    counts = log.action.cast(pl.String).fill_null("").alias("action").value_counts()
+    return dict(counts.sort("count", "action", descending=[True, False]).iter_rows())
+
+
+def with_actions(log: Interactions, actions: tuple[str, ...], option: str) -> np.ndarray:
+    """bool (N,): whether the action of an interaction is one of `actions`."""
+    if log.action is None:
+        raise UserError(f"{option}: no column of actions was found; name it with --action-column")
+    known = log.action.cast(pl.String).unique().drop_nulls().to_list()
+    spelling = {name.casefold(): name for name in known}
+    for action in actions:
+        if action.strip().casefold() not in spelling:
+            raise UserError(f"{option} {action}: no interaction has this action; {nearest(action, known)}")
+    wanted = [spelling[action.strip().casefold()] for action in actions]
+    return log.action.cast(pl.String).is_in(wanted).fill_null(False).to_numpy()
+
+
+def in_histories(
+    log: Interactions, actions: tuple[str, ...] | None, place: str
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """bool (N,): whether an interaction enters the histories by its action, None if all do; and warnings.
+
+    Args:
+        actions: --positive-actions; None if the user gave none.
+        place: what a message begins with.
+
+    Raises:
+        UserError: there are several actions, and the user did not say which ones; or an action is unknown.
+    """
+    counts = counts_of_actions(log)
+    if actions is not None and not (actions == (ALL,) and log.action is not None and ALL not in counts):
+        return with_actions(log, actions, "--positive-actions"), ()
+    if actions is not None or len(counts) < 2:
+        only = next(iter(counts), "")
+        warning = (
+            f"{place}: column {log.columns['action']!r} has {only!r} in every row, and all of them enter the histories"
+            if actions is None and _plain(only) in NEGATIVE + REMOVAL
+            else ""
+        )
+        return None, (warning,) if warning else ()
+    raise UserError(_question(counts, f"{place}: column {log.columns['action']!r}"))
+
+
+def _question(counts: dict[str, int], place: str) -> str:
+    """Asks which actions form the histories."""
+    shown = ", ".join(f"{name or '(empty)'} ({count:,})" for name, count in list(counts.items())[:MOST_LISTED])
+    more = f" and {len(counts) - MOST_LISTED:,} others" if len(counts) > MOST_LISTED else ""
+    found = f"{place} holds {len(counts):,} different actions: {shown}{more}"
+    if len(counts) > 2 and all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in counts if name):
+        found += " (if these are ratings, name the column with --rating-column)"
+    every = f"--positive-actions {ALL} if every row is a choice of the user"
+    if len(counts) > MOST_ACTIONS:
+        return f"{found}; these do not look like actions: name another column with --action-column, or give {every}"
+    named = [name for name in counts if name]
+    negative = [name for name in named if _plain(name) in NEGATIVE]
+    others = [name for name in named if name not in negative and _plain(name) not in REMOVAL]
+    positive = [name for name in others if _plain(name) not in VIEW] or others
+    if not positive:
+        return f"{found}; name those that form the histories with --positive-actions, or give {every}"
+    chosen = " ".join(map(shlex.quote, positive))
+    text = f"{found}; say which of them form the histories: for example --positive-actions {chosen}"
+    if negative:
+        rejected = " ".join(map(shlex.quote, negative))
+        text += f" (and for preference rows --chosen-actions {chosen} --rejected-actions {rejected})"
+    return f"{text}, or {every}"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", re.sub(r"^-", "minus", name.casefold()))
+
+
+def _without_point_zero(name: str) -> str:
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", name)
