@@ -1,5 +1,6 @@
 """Log-probabilities of given items."""
 
+import pytest
 import torch
 
 from tests.conftest import make_batch, random_ids
@@ -15,6 +16,17 @@ def test_a_policy_and_an_equal_reference_agree_to_the_last_bit(tiny_model):
         assert ours.requires_grad
         assert not logps.requires_grad
         assert torch.equal(ours, logps), capacity
+
+
+@pytest.mark.parametrize("capacity", [0.1, 0.5, 1.25])
+def test_a_pairs_scores_depend_neither_on_other_rows_nor_on_the_capacity(tiny_model, capacity):
+    batch = make_batch(rows=24, history=30, target=6, rejected=3, seed=5)
+    outputs = tiny_model(seed=1, expert_capacity_factor=capacity).train()(batch)
+    alone = tiny_model(seed=1)
+    for row in range(0, 24, 5):
+        wanted = alone({name: values[row : row + 1] for name, values in batch.items()})
+        for name in ("chosen_logps", "rejected_logps"):
+            torch.testing.assert_close(outputs[name][row : row + 1], wanted[name])
 
 
 def test_scores_are_the_sums_of_the_three_conditional_log_probabilities(tiny_model):

@@ -56,6 +56,18 @@ def test_capacity_drops_the_tokens_over_it_and_only_in_training():
     torch.testing.assert_close(moe.eval()(x, mask)[0], masked_passes(moe, x, mask), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_the_first_tokens_are_kept_and_take_no_place_of_others(tokens):
+    moe = make_moe(capacity_factor=0.5).train()
+    x, mask = torch.randn(6, tokens, 8), torch.ones(6, tokens, dtype=torch.bool)
+    out, stats = moe(x, mask, keep_first=True)
+    torch.testing.assert_close(out[:, :1], masked_passes(moe, x[:, :1], mask[:, :1]), rtol=1e-4, atol=1e-5)
+    most = math.ceil(0.5 * 6 * (tokens - 1) * 2 / 4)
+    torch.testing.assert_close(out[:, 1:], masked_passes(moe, x[:, 1:], mask[:, 1:], most), rtol=1e-4, atol=1e-5)
+    for ours, wanted in zip(stats, moe(x, mask)[1], strict=True):
+        torch.testing.assert_close(ours, wanted)
+
+
 def test_ample_capacity_equals_dropless_and_so_do_the_gradients():
     x, mask = torch.randn(3, 5, 8), torch.rand(3, 5) < 0.7
     gradients = []

@@ -13,6 +13,8 @@ EPILOG = """examples:
   ugt reference --checkpoint checkpoints/stage2/best --data mds/preference --out mds/preference-scored
   # then replace mds/preference by mds/preference-scored under data.train.streams in the YAML, and:
   composer train.py yamls/stage3.yaml loss.reference_log_probs=data
+  # for a run in bf16 under fsdp
+  ugt reference … --precision amp_bf16 --strategy fsdp
 
 The --out folder is a copy of the --data folder with 4 bytes more for each chosen and rejected item. Evaluation data
 with preference pairs needs it as well.
@@ -29,7 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         default="auto",
         choices=("auto", "amp_bf16", "amp_fp16", "fp32"),
-        help="same as in the YAML of the training run (default auto: bf16 on a GPU, else fp32)",
+        help="that of the training run, which refuses another one (default auto: bf16 on a GPU, else fp32)",
+    )
+    parser.add_argument(
+        "--strategy",
+        default="ddp",
+        choices=("ddp", "fsdp", "deepspeed"),
+        help="in half precision: parallelism.strategy of the training run, whose weights fsdp and deepspeed from "
+        "zero_stage 1 on cast, so that results are rounded differently (default ddp)",
     )
 
 
@@ -72,8 +81,9 @@ def main(arguments: argparse.Namespace) -> int:
             Path(arguments.out),
             arguments.batch_size,
             precision,
+            arguments.strategy,
             arguments.overwrite,
             bar.update,
         )
-    print(f"{arguments.out}: {rows:,} rows with the log-probabilities of {arguments.checkpoint}")
+    print(f"{arguments.out}: {rows:,} rows with the log-probabilities of {arguments.checkpoint}, in {precision}")
     return 0

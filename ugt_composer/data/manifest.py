@@ -37,6 +37,8 @@ class Manifest:
         integer_width: bytes per integer in a row.
         index_hash: the hash of index.json, which in turn records the hash of every shard.
         reference: hash of the weights of the reference model whose log-probabilities the rows store; None if none.
+        reference_precision, reference_strategy: the precision and strategy in whose arithmetic they were computed; None
+            if none, or if they were written before these were recorded.
         history_lengths: rows by number of tokens of the history.
         truncated_histories: rows whose history the conversion truncated.
         catalogue: the fingerprint of the catalogue that the rows' semantic IDs come from; None if not known.
@@ -53,6 +55,8 @@ class Manifest:
     integer_width: int
     index_hash: str
     reference: str | None
+    reference_precision: str | None = None
+    reference_strategy: str | None = None
     history_lengths: Mapping[int, int] = field(default_factory=dict)
     truncated_histories: int = 0
     catalogue: str | None = None
@@ -87,6 +91,8 @@ def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
             integer_width=facts["integer_width"],
             index_hash=facts["index_hash"],
             reference=facts.get("reference"),
+            reference_precision=facts.get("reference_precision"),
+            reference_strategy=facts.get("reference_strategy"),
             history_lengths={int(tokens): rows for tokens, rows in facts["lengths"][SIDES[0]].items()},
             truncated_histories=facts["counts"]["truncated_histories"],
             **_catalogue(facts.get("catalogue")),

@@ -48,6 +48,7 @@ def shard_facts(folder: Path, rows: int, catalogue: Catalogue | None) -> dict[st
         "integers": f"{manifest.integer_width} bytes",
         "index": manifest.index_hash,
         **({"log-probabilities of": manifest.reference} if manifest.reference else {}),
+        **({"computed in": manifest.reference_precision} if manifest.reference_precision else {}),
         **_catalogue_facts(manifest),
         **({"warning": warnings[0]} if warnings else {}),
         "lengths": [{"of": name, **_length_statistics(all_headers[column])} for name, column in LENGTHS.items()],

@@ -78,7 +78,8 @@ class DPOLoss(nn.Module):
         weight: (B,) weight of the row, its preference score; None: 1
         batch_totals: (6,) counts of the global batch, see `normalization`
         returns: loss (), and the means, with the same weights, of `dpo_accuracy` (how often the chosen item's reward is
-            above a rejected one's) and `dpo_reward_margin` (beta m)
+            above a rejected one's; a tie counts 0, so a policy that equals the reference has 0) and
+            `dpo_reward_margin` (beta m)
         """
         if rejected_mask is None:
             rejected_mask = torch.ones_like(policy_rejected_logps, dtype=torch.bool)

@@ -30,11 +30,17 @@ class DecoderLayer(nn.Module):
         self.ff = MoEFeedForward(d_model, d_ff, num_experts, top_k, capacity_factor, dropout)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor) -> tuple[Tensor, RouterStats]:
-        """x (B, T, D), mask (B, T) bool, memory (B, S, D), memory_mask (B, S) bool → (B, T, D), router sums."""
+    def forward(
+        self, x: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor, keep_first: bool = False
+    ) -> tuple[Tensor, RouterStats]:
+        """x (B, T, D), mask (B, T) bool, memory (B, S, D), memory_mask (B, S) bool → (B, T, D), router sums.
+
+        Args:
+            keep_first: no expert drops the first token of a row, whatever its capacity.
+        """
         x = x + self.dropout(self.self_attention(self.self_norm(x)))
         x = x + self.dropout(self.cross_attention(self.cross_norm(x), memory, memory_mask))
-        mixed, stats = self.ff(self.ff_norm(x), mask)
+        mixed, stats = self.ff(self.ff_norm(x), mask, keep_first)
         return x + self.dropout(mixed), stats
 
 
@@ -45,10 +51,12 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(d_model=d_model, **layer_sizes) for _ in range(n_layers))
         self.norm = nn.LayerNorm(d_model)
 
-    def forward(self, x: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor) -> tuple[Tensor, RouterStats]:
+    def forward(
+        self, x: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor, keep_first: bool = False
+    ) -> tuple[Tensor, RouterStats]:
         """Arguments and result as for a layer, with stacked router sums: counts and prob_sums (layers, E)."""
         stats = []
         for layer in self.layers:
-            x, layer_stats = run_layer(layer, self.activation_checkpointing, x, mask, memory, memory_mask)
+            x, layer_stats = run_layer(layer, self.activation_checkpointing, x, mask, memory, memory_mask, keep_first)
             stats.append(layer_stats)
         return self.norm(x), RouterStats(*(torch.stack(values) for values in zip(*stats, strict=True)))

@@ -45,6 +45,7 @@ class MoEFeedForward(nn.Module):
     takes at most C = ⌈factor · N·k / E⌉ tokens in training, and the others pass through the residual only (Switch
     Transformer, Fedus et al., 2021): shapes are static, so no synchronisation with the device is needed. Without a
     `capacity_factor`, and always in evaluation, no token is dropped, so a row's output does not depend on other rows.
+    Nor is the first token of a row if `keep_first` is set, and it takes no other token's place.
 
     Experts are stacked parameters, (E, D, F) and (E, F, D), so each gets a gradient in every step, used or not. Their
     first two dimensions may be flattened into one.
@@ -65,8 +66,20 @@ class MoEFeedForward(nn.Module):
         self.dropout = Dropout(dropout)
         self.all_experts = False  # set for export, which needs shapes that do not depend on values
 
-    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, RouterStats]:
+    def forward(self, x: Tensor, mask: Tensor, keep_first: bool = False) -> tuple[Tensor, RouterStats]:
         """x (B, T, D), mask (B, T) bool → (B, T, D), zero on padding, and the router's sums over valid tokens."""
+        capacity = self.capacity_factor if self.training else None
+        if capacity is None or not keep_first:
+            return self._route(x, mask, capacity)
+        first, first_stats = self._route(x[:, :1], mask[:, :1], None)
+        if x.shape[1] == 1:
+            return first, first_stats
+        rest, rest_stats = self._route(x[:, 1:], mask[:, 1:], capacity)
+        stats = RouterStats(*(a + b for a, b in zip(first_stats, rest_stats, strict=True)))
+        return torch.cat((first, rest), dim=1), stats
+
+    def _route(self, x: Tensor, mask: Tensor, capacity_factor: float | None) -> tuple[Tensor, RouterStats]:
+        """`forward` with this capacity factor for all tokens."""
         tokens, valid = x.flatten(0, 1), mask.flatten().unsqueeze(-1)
         probs = self.router(tokens).softmax(-1) * valid
         gates, experts = probs.topk(self.top_k, dim=-1)
@@ -76,8 +89,8 @@ class MoEFeedForward(nn.Module):
         first = torch.searchsorted(sorted_experts, torch.arange(self.num_experts + 2, device=x.device))
         counts = first.diff()
 
-        if self.training and self.capacity_factor is not None:
-            outputs = self._with_capacity(tokens, order, sorted_experts, first)
+        if capacity_factor is not None:
+            outputs = self._with_capacity(tokens, order, sorted_experts, first, capacity_factor)
         elif self.all_experts:
             outputs = self._all_experts(tokens, experts)
         elif self._can_group(tokens):
@@ -99,7 +112,9 @@ class MoEFeedForward(nn.Module):
         """Whether computing all experts for these few tokens is faster than copying the counts to the CPU."""
         return tokens.device.type not in READABLE_WITHOUT_SYNC and len(tokens) <= FEW_TOKENS
 
-    def _with_capacity(self, tokens: Tensor, order: Tensor, sorted_experts: Tensor, first: Tensor) -> Tensor:
+    def _with_capacity(
+        self, tokens: Tensor, order: Tensor, sorted_experts: Tensor, first: Tensor, capacity_factor: float
+    ) -> Tensor:
         """Outputs (N·k, D) of all assignments; zero for those over an expert's capacity and on padding.
 
         Args:
@@ -107,8 +122,7 @@ class MoEFeedForward(nn.Module):
             order, sorted_experts: (N·k,) int64, the assignments sorted by expert, and their experts.
             first: (E + 2,) int64, where each expert's assignments begin in that order.
         """
-        assert self.capacity_factor is not None
-        capacity = math.ceil(self.capacity_factor * len(order) / self.num_experts)
+        capacity = math.ceil(capacity_factor * len(order) / self.num_experts)
         place = torch.arange(len(order), device=tokens.device) - first[sorted_experts]
         kept = (place < capacity) & (sorted_experts < self.num_experts)
         inverse = _inverse(order)

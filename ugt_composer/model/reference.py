@@ -12,9 +12,11 @@ class Reference(nn.Module):
     """Scores the chosen and rejected items of a batch. Weights are used only in `forward`, so that it can be sharded
     like any module.
 
-    It runs the same operations as the policy: over the complete target, with the policy's expert capacity in training,
-    and in the policy's gradient mode, because some operations use another kernel without gradients. So a policy and a
-    reference with equal weights give bitwise equal results, and the margins of a preference loss begin at exactly 0.
+    Scores depend neither on the other rows nor on the expert capacity (`UGT.decode`), except for rounding, so they can
+    be stored. Rounding depends on the operations, so these are the policy's too: over the complete target, with the
+    policy's expert capacity for the other tokens in training, and in the policy's gradient mode, because some
+    operations use another kernel without gradients. So a policy and a reference with equal weights give bitwise equal
+    results, and the margins of a preference loss begin at exactly 0.
 
     Args:
         model: without dropout, and with the policy's expert capacity.

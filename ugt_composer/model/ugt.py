@@ -178,10 +178,15 @@ class UGT(nn.Module):
         return self.encoder(x, types, mask)
 
     def decode(self, batch: Batch, memory: Tensor) -> tuple[Tensor, RouterStats]:
-        """The decoder's hidden states (B, T, D) over the encoded history, and the router's sums."""
+        """The decoder's hidden states (B, T, D) over the encoded history, and the router's sums.
+
+        Items are scored from the state at BOS. In a batch with rejected items no expert drops that token, so that an
+        item's score depends neither on the other rows nor on the capacity, as in evaluation and generation.
+        """
+        scores_items = batch["rejected_ids"].shape[1] > 0
         vectors = self.item_embedding(batch["decoder_ids"])
         x = self.decoder_input(vectors, batch["decoder_positions"], batch["decoder_token_types"])
-        return self.decoder(x, batch["decoder_mask"], memory, batch["encoder_mask"])
+        return self.decoder(x, batch["decoder_mask"], memory, batch["encoder_mask"], scores_items)
 
     def start(self, batch: Batch) -> Tensor:
         """The hidden state at BOS, (B, D): all that scoring or generating the next item needs."""

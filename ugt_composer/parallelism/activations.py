@@ -17,6 +17,7 @@ from ugt_composer import kernels
 from ugt_composer.config.schema import LossConfig, ModelConfig
 from ugt_composer.generation.beam_search import ITEM_BYTES, MEMORY_BOUND
 from ugt_composer.losses.catalogue_contrastive import LOGITS_BYTES
+from ugt_composer.model.moe import FEW_TOKENS
 from ugt_composer.model.pointwise_product import PIECE_BYTES
 from ugt_composer.parallelism.memory import FLOAT, HALF
 from ugt_composer.vocabulary import LEVELS
@@ -234,12 +235,17 @@ def _has_kernels(model: ModelConfig, dtypes: Dtypes) -> bool:
 
 
 def _slots(model: ModelConfig, shape: Shape) -> int:
-    """Numbers in the experts' slots, D per slot; without a capacity there is a slot per assignment."""
-    assignments = shape.rows * shape.target * model.top_k_experts
+    """Numbers in the experts' slots, D per slot; without a capacity there is a slot per assignment.
+
+    In a batch with rejected items the first token of each row is not dropped: all experts compute it, if it is cheap.
+    """
+    k, experts = model.top_k_experts, model.num_experts
     if model.expert_capacity_factor is None:
-        return assignments * model.d_model
-    slots = model.num_experts * math.ceil(model.expert_capacity_factor * assignments / model.num_experts)
-    return slots * model.d_model
+        return shape.rows * shape.target * k * model.d_model
+    kept = 0 if shape.rejected == 0 else shape.rows
+    assignments = (shape.rows * shape.target - kept) * k
+    slots = experts * math.ceil(model.expert_capacity_factor * assignments / experts)
+    return (slots + kept * (experts if kept <= FEW_TOKENS else k)) * model.d_model
 
 
 def _attention_weights(model: ModelConfig, dtypes: Dtypes, shape: Shape) -> int:

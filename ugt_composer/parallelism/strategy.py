@@ -77,6 +77,13 @@ class Strategy(ABC):
         return FLOAT
 
     @classmethod
+    def arithmetic(cls, config: Config, precision: str) -> str:
+        """The strategy whose rounding a run has, which is that of DDP unless weights are cast to half precision."""
+        if precision == "fp32" or cls.weight_bytes(config, precision) == FLOAT:
+            return "ddp"
+        return config.parallelism.strategy
+
+    @classmethod
     @abstractmethod
     def memory(cls, config: Config, sizes: ModelSizes, world_size: int, precision: str) -> list[MemoryItem]:
         """A rank's memory for weights, gradients, optimizer state and communication, without activations."""

@@ -1,6 +1,7 @@
 """Checks of a run before anything is built: the same for a dry run and a real one."""
 
 import importlib.util
+import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from ugt_composer.errors import UserError
 from ugt_composer.jsonl.schema import PREFERENCE
 from ugt_composer.parallelism.build import strategy_class
 from ugt_composer.parallelism.precision import resolve_precision
+
+log = logging.getLogger(__name__)
 
 # The system limits the path of a socket, and PyTorch's workers hang above the limit.
 LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
@@ -102,7 +105,7 @@ def present_manifests(streams: Sequence[StreamConfig]) -> list[Manifest]:
 
 def check_reference_log_probs(config: Config, model_folder: Path) -> None:
     """UserError if preference rows lack the log-probabilities of this reference, which `loss.reference_log_probs=data`
-    needs."""
+    needs, or hold those of another precision or strategy."""
     manifests_by_key: list[tuple[str, list[Manifest]]] = []
     for key, data in (("data.train", config.data.train), ("data.eval", config.data.eval)):
         if data.local or data.streams:
@@ -111,7 +114,10 @@ def check_reference_log_probs(config: Config, model_folder: Path) -> None:
     reference = weights_hash(model_folder)
     for key, manifests in manifests_by_key:
         for manifest in manifests:
-            if manifest.kind != PREFERENCE or manifest.reference == reference:
+            if manifest.kind != PREFERENCE:
+                continue
+            if manifest.reference == reference:
+                _check_arithmetic(config, key, manifest, model_folder)
                 continue
             stored = "no log-probabilities of a reference"
             if manifest.reference is not None:
@@ -128,3 +134,29 @@ def check_reference_log_probs(config: Config, model_folder: Path) -> None:
             f"{model_folder}, where it is {reference_softmax}; expected {reference_softmax}, or "
             "loss.reference_log_probs=model"
         )
+
+
+def _check_arithmetic(config: Config, key: str, manifest: Manifest, model_folder: Path) -> None:
+    """UserError if stored log-probabilities are rounded differently from the policy's: margins would not start at 0."""
+    precision = resolve_precision(config.precision)
+    strategy = strategy_class(config).arithmetic(config, precision)
+    stored = (manifest.reference_precision, manifest.reference_strategy)
+    if stored == (precision, strategy):
+        return
+    if manifest.reference_precision is None:
+        log.warning(
+            "%s (%s) does not say in which precision its log-probabilities were computed; if it was not %s, the "
+            "margins of the preference loss do not start at 0",
+            *(manifest.folder, key, precision),
+        )
+        return
+    if manifest.reference_precision != precision:
+        difference = f"precision {manifest.reference_precision}, but this run has precision {precision}"
+    else:
+        difference = f"the arithmetic of strategy {manifest.reference_strategy}, but this run has that of {strategy}"
+    options = f"--precision {precision}" + (f" --strategy {strategy}" if strategy != "ddp" else "")
+    raise UserError(
+        f"{manifest.folder} ({key}) holds log-probabilities computed in {difference}, so a policy that equals the "
+        f"reference would not start with a margin of 0; write them again with `ugt reference --checkpoint "
+        f"{model_folder} --data {manifest.folder} {options} --out DIR`, or set loss.reference_log_probs=model"
+    )
