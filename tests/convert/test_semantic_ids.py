@@ -23,6 +23,9 @@ def test_ids_are_those_that_an_import_builds(source, capsys):
     items = ["--items", str(source.with_name("items.tsv"))]
     assert main([str(source), *items, "--out", str(source.with_name("ids"))]) == 0
     assert "semantic IDs of 33 items: no two items share one" in capsys.readouterr().out
+    report = json.loads((source.with_name("ids") / "report.json").read_text())
+    assert report["item_columns"] == {"item": "item_id", "name": "title", "text": ["title"], "unused": []}
+    assert "columns" in report
     assert import_interactions([str(source), *items, "--out", str(source.with_name("rows"))]) == 0
     for name in ("semantic_ids.json", "catalogue.jsonl"):
         assert (

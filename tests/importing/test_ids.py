@@ -1,3 +1,4 @@
+from datetime import date
 from pathlib import Path
 
 import polars as pl
@@ -143,6 +144,12 @@ def test_typed_columns_hold_exact_ids_alone(tmp_path, dtype, values, said):
     assert said in str(error.value)
     log = read(tmp_path, frame, skip_bad=True)
     assert log.items.to_list() == (["a", "b"] if dtype == pl.Categorical else ["1", "3"])
+
+
+@pytest.mark.parametrize("values", [[[1], [2]], [{"id": 1}, {"id": 2}], [True, False], [date(2020, 1, 1)] * 2])
+def test_columns_of_lists_dates_and_truth_values_hold_no_ids(tmp_path, values):
+    with pytest.raises(UserError, match=r"column 'item' holds values of the type .*with --item-column"):
+        read(tmp_path, table(["u", "u"], values))
 
 
 def test_a_decimal_column_and_integers_beyond_a_floats_are_exact(tmp_path):

@@ -76,6 +76,12 @@ def test_a_table_of_ids_alone_is_right_and_so_is_one_whose_texts_are_not_wanted(
     assert (items.texts, items.names, items.warnings) == (None, None, ())
 
 
+def test_a_name_column_that_is_given_is_a_text_too(tmp_path):
+    path = written(tmp_path, "items.csv", "item_id,label,genres\n1,Heat,Crime\n")
+    assert read_items(path, name_column="Label").texts.to_list() == ["Heat | Crime"]
+    assert read_items(path, name_column="label", text_columns=["genres"]).texts.to_list() == ["Crime"]
+
+
 def test_the_columns_and_their_use_are_kept_for_the_report(tmp_path):
     header = "item_id:token,movie_title:token_seq,release_year:token,class:token_seq"
     items = read_items(written(tmp_path, "ml.csv", f"{header}\n1,Heat,1995,Crime Drama\n2,,1996,\n"))

@@ -10,7 +10,7 @@ import polars as pl
 from ugt_composer.errors import UserError
 from ugt_composer.importing.column_names import find_column, need_column
 from ugt_composer.importing.file_format import BY_EXTENSION, SEQUENCES, FileFormat
-from ugt_composer.importing.ids import id_text, no_id_message, one_form
+from ugt_composer.importing.ids import check_id_type, id_text, no_id_message, one_form
 from ugt_composer.importing.inputs import Part, find_parts
 from ugt_composer.importing.sequences import read_sequences
 from ugt_composer.importing.table import PART, ROW, Damage, Table, named_errors, open_table
@@ -238,6 +238,8 @@ def _value_expressions(path: Path, rows: pl.LazyFrame, column_of: dict[str, str]
     """
     with named_errors(path):
         schema = rows.collect_schema()
+    for role in IDS:
+        check_id_type(path, column_of[role], schema[column_of[role]], f"--{role}-column")
     values = {role: id_text(column_of[role], schema[column_of[role]]) for role in IDS}
     if "rating" in column_of:
         raw = pl.col(column_of["rating"])  # an empty cell is a missing rating, NaN

@@ -17,7 +17,7 @@ from ugt_composer.importing.column_names import (
     usual_columns,
 )
 from ugt_composer.importing.file_format import FORMATS, ITEMS_BY_EXTENSION, SEQUENCES, FileFormat
-from ugt_composer.importing.ids import id_text
+from ugt_composer.importing.ids import check_id_type, id_text
 from ugt_composer.importing.inputs import find_parts
 from ugt_composer.importing.item_rows import ItemTable, about_texts, check_used, distinct_items
 from ugt_composer.importing.table import PART, ROW, named_errors, open_table
@@ -60,7 +60,8 @@ def read_items(
 
     Args:
         path: a file, folder or pattern.
-        text_columns: columns that describe an item; empty: none, only the ids are wanted.
+        text_columns: columns that describe an item; empty: none, only the ids are wanted; None: those with usual
+            names, and the `name_column`.
         skip_bad: leave out damaged rows, those without an id, and of rows that contradict each other all but the first.
         missing_as_ids: values such as "nan" and "NULL" are ids; otherwise they are invalid.
 
@@ -82,6 +83,8 @@ def read_items(
     names = _select_columns(
         path, None if name_column is None else [name_column], NAME_COLUMNS, others, "--name-column"
     )[:1]
+    if text_columns is None:
+        texts = list(dict.fromkeys([*(names if name_column is not None else ()), *texts]))
     used = list(dict.fromkeys([*texts, *names]))
     unused = [name for name in others if name not in used]
     about = ItemTable(parts, id_column, names[0] if names else None, texts, unused)
@@ -90,6 +93,8 @@ def read_items(
     rows = table.read([id_column, *used])
     with named_errors(path):
         schema = rows.collect_schema()
+    check_id_type(path, id_column, schema[id_column], "--items-column")
+    with named_errors(path):
         cells = rows.select(
             PART,
             ROW,

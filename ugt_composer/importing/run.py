@@ -65,12 +65,7 @@ def import_interactions(settings: Settings, folder: Path, say: Say) -> dict[str,
         raise UserError(f"the training part is empty: {why_no_training(corpus, settings.split)}")
     say(f"semantic IDs of {len(corpus.items):,} items")
     assigned = assign_ids(corpus.items, given, corpus.user[corpus.trained], corpus.item[corpus.trained], settings.ids)
-    report = {
-        **corpus.facts,
-        "columns": corpus.log.columns,
-        "unused_columns": list(corpus.log.unused),
-        **item_facts(known),
-    }
+    report = {**corpus.facts, **table_facts(corpus.log, known)}
     report |= write_ids(assigned, corpus.items, folder)
     report |= _write_rows(corpus, assigned.bundle, settings, folder)
     report["warnings"] = [*(() if given is None else given.warnings), *corpus.warnings, *report["warnings"]]
@@ -86,13 +81,13 @@ def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, fold
     given = read_given(ids, known)
     items, user, item = known, np.zeros(0, np.int32), np.zeros(0, np.int32)
     warnings = () if known is None else known.warnings
-    covered = None if given is None else given.items
+    covered, log = None if given is None else given.items, None
     if source.interactions:
         corpus = make_corpus(read_interactions_of(source, say), known, covered, source, split, ids.drop_items_without)
         if not corpus.trained.any() and known is None and given is None:
             raise UserError(f"the training part is empty: {why_no_training(corpus, split)}")
         items, user, item = corpus.items, corpus.user[corpus.trained], corpus.item[corpus.trained]
-        warnings = corpus.warnings
+        warnings, log = corpus.warnings, corpus.log
     elif given is not None:
         items = all_items(given.items, known, given.items, only_seen=False)
         warnings += match_codes(given.items, known, source.max_unmatched)
@@ -100,7 +95,7 @@ def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, fold
         raise UserError("no items to make semantic IDs for; give interactions, --items, --codes or --vectors")
     say(f"semantic IDs of {len(items):,} items")
     report = write_ids(assign_ids(items, given, user, item, ids), items, folder)
-    report |= item_facts(known)
+    report |= table_facts(log, known)
     report["warnings"] = [*(() if given is None else given.warnings), *warnings]
     write_report(report, folder)
     return report
@@ -123,11 +118,14 @@ def read_interactions_of(source: SourceSettings, say: Say) -> Interactions:
     return log
 
 
-def item_facts(known: Items | None) -> dict[str, Any]:
-    """For the report: which columns of the table of items were used for what, and counts of its rows."""
-    if known is None or known.table is None:
-        return {}
-    return {"item_columns": known.table.columns, "item_table": known.table.facts}
+def table_facts(log: Interactions | None, known: Items | None) -> dict[str, Any]:
+    """For the report: which columns of the tables were used for what, and counts of the rows of items."""
+    facts: dict[str, Any] = {}
+    if log is not None:
+        facts |= {"columns": log.columns, "unused_columns": list(log.unused)}
+    if known is not None and known.table is not None:
+        facts |= {"item_columns": known.table.columns, "item_table": known.table.facts}
+    return facts
 
 
 def write_ids(assigned: Assigned, items: Items, folder: Path) -> dict[str, Any]:
