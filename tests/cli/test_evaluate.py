@@ -124,6 +124,9 @@ def test_histories_that_the_conversion_truncated_are_counted(evaluate, converted
     folder = converted(LONG, "--max-history", "6")
     found = evaluate(1, "--exclude-seen", data=[folder])
     assert found["incomplete_histories"] == 18
+    before = converted(LONG, earlier_items=[user % 4 for user in range(20)])
+    assert evaluate(1, "--exclude-seen", data=[before])["incomplete_histories"] == 15
+    assert evaluate(1, "--include-seen", data=[before])["warnings"] == evaluate(1, data=[converted(LONG)])["warnings"]
     assert "18 of 20 rows lack the earliest items of their histories" in capsys.readouterr().err
 
 

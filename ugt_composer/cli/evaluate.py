@@ -118,7 +118,7 @@ def main(arguments: argparse.Namespace) -> int:
         "ranked_rows": evaluation.ranked_rows,
         "unreachable_rows": evaluation.unreachable_rows,
         "longer_histories": 0 if max_history is None else rows_longer_than(max_history, evaluation.data),
-        "incomplete_histories": sum(m.truncated_histories for m in evaluation.data if m.kind == RECOMMEND),
+        "incomplete_histories": sum(m.incomplete_histories for m in evaluation.data if m.kind == RECOMMEND),
         "metrics": evaluation.metrics,
         "by_history_length": evaluation.by_length,
     }

@@ -31,12 +31,14 @@ class History(NamedTuple):
         unknown: item ids that are not in the catalogue and were left out.
         earlier: ids of the older tokens, which are left out of the row because the model reads only the most recent.
         earlier_items: how many of these tokens are items.
+        missing_items: how many earlier items the file's row lacks.
     """
 
     row: Row
     unknown: Sequence[str]
     earlier: Sequence[SemanticId]
     earlier_items: int
+    missing_items: int
 
     @property
     def items(self) -> int:
@@ -67,7 +69,7 @@ def read_histories(path: str, settings: Settings, catalogue: Catalogue | None) -
             canonical = canonical_row(checked, settings, Counts())
         except BadRow as error:
             raise UserError(f"{place}: {error}") from None
-        yield History(canonical, unknown, *_earlier(checked, canonical))
+        yield History(canonical, unknown, *_earlier(checked, canonical), checked.earlier_items)
 
 
 def history_settings(codebook_sizes: tuple[int, ...], max_seq_len: int, max_history: int | None) -> Settings:

@@ -90,6 +90,9 @@ def _remarks(user: "History", include_seen: bool, catalogue: "Catalogue | None")
         alike = None if catalogue is None else catalogue.alike(unknown[0])
         hint = "" if alike is None else f"; {unknown[0]} is perhaps {alike}, so write item ids as in the catalogue"
         yield f"not in the catalogue, left out: {item_ids}{hint}"
+    if (missing := user.missing_items) and not include_seen:
+        were = "item, which the row lacks, is" if missing == 1 else "items, which the row lacks, are"
+        yield f"the {missing:,} earliest {were} not excluded and can be recommended again"
     if cut := user.earlier_items:
         seen = "" if include_seen else ", but are not recommended either"
         earlier = f"the {cut:,} earlier ones are not read" if cut > 1 else "the earlier one is not read"

@@ -16,6 +16,7 @@ from ugt_composer.conversion.columns import IrregularRows, RawLists, count_byte
 from ugt_composer.jsonl.schema import (
     CHOSEN,
     DECODER_KEYS,
+    EARLIER,
     ENCODER_KEYS,
     ITEM_KEYS,
     LABEL_KEYS,
@@ -39,6 +40,7 @@ class ParsedRows:
 
     Attributes:
         encoder, decoder, labels: six, six and three columns; the last two are empty for preference rows.
+        earlier: of recommend rows, how many earlier items of the history each row lacks.
         chosen, rejected, scores: of preference rows.
         ignored_keys: number of rows by unknown key.
     """
@@ -47,6 +49,7 @@ class ParsedRows:
     encoder: Sequence[RawLists]
     decoder: Sequence[RawLists] = field(default_factory=list)
     labels: Sequence[RawLists] = field(default_factory=list)
+    earlier: list[int] = field(default_factory=list)
     chosen: list[Item] = field(default_factory=list)
     rejected: list[list[Item]] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
@@ -110,7 +113,7 @@ class BulkParser:
             }
         else:
             required = {USER: str, **dict.fromkeys(RECOMMEND_KEYS[1:], msgspec.Raw)}
-            optional = {}
+            optional = {EARLIER: int}
         return msgspec.json.Decoder(self._struct("", required, optional)).decode
 
     def _struct(self, holder: str, required: dict[str, Any], optional: dict[str, Any] | None = None) -> type:
@@ -125,7 +128,9 @@ class BulkParser:
         encoder, decoder = columns[: len(ENCODER_KEYS)], columns[len(ENCODER_KEYS) :]
         labels = decoder[len(DECODER_KEYS) :]
         parsed = ParsedRows(users, encoder, decoder[: len(DECODER_KEYS)], labels[: len(LABEL_KEYS)])
-        quotes = 2 * len(rows) * (len(RECOMMEND_KEYS) + 1)
+        earlier = _column(rows, EARLIER)
+        parsed.earlier = [0 if items is msgspec.UNSET else items for items in earlier]
+        quotes = 2 * (len(rows) * (len(RECOMMEND_KEYS) + 1) + sum(items is not msgspec.UNSET for items in earlier))
         return parsed, quotes + self._extras("", rows, parsed.ignored_keys)
 
     def _preference(self, rows: list[Any]) -> tuple[ParsedRows, int]:

@@ -13,6 +13,7 @@ from ugt_composer.conversion.bulk_parse import ParsedRows
 from ugt_composer.conversion.canonical import BOS_TOKEN
 from ugt_composer.conversion.columns import END, END_BYTE, IrregularRows, RawLists, read_digits, read_integers
 from ugt_composer.conversion.counts import FORMS, Counts
+from ugt_composer.conversion.rows import LARGEST_EARLIER
 from ugt_composer.conversion.settings import LARGEST_COUNT, LARGEST_POSITION, Settings
 from ugt_composer.data.codec import DECODER_COLUMNS, DTYPES, ENCODER_COLUMNS, REJECTED_COLUMNS, RowBatch
 from ugt_composer.jsonl.schema import MASK, POSITIONS, TOKEN_TYPES
@@ -25,7 +26,7 @@ def convert_rows(parsed: ParsedRows, settings: Settings, counts: Counts) -> RowB
     users = [user.encode("utf-8") for user in parsed.users]
     if max(map(len, users)) > LARGEST_COUNT:
         raise IrregularRows
-    encoder, encoder_lengths = _encoder(parsed.encoder, settings, new_counts)
+    encoder, encoder_lengths = _encoder(parsed.encoder, parsed.earlier, settings, new_counts)
     if parsed.decoder:
         decoder, decoder_lengths = _decoder(parsed, settings, new_counts)
     else:
@@ -111,14 +112,19 @@ def _read_side(lists: Sequence[RawLists], labels: Sequence[RawLists], settings: 
     return Side(numbers[:LEVELS], numbers[POSITIONS], digits[0], digits[1].astype(bool), ends, numbers[TOKEN_TYPES:])
 
 
-def _encoder(lists: Sequence[RawLists], settings: Settings, new_counts: Counts) -> tuple[np.ndarray, np.ndarray]:
+def _encoder(
+    lists: Sequence[RawLists], earlier: Sequence[int], settings: Settings, new_counts: Counts
+) -> tuple[np.ndarray, np.ndarray]:
     """(n, 5) as stored, and (R,) tokens per row."""
+    if earlier and not 0 <= min(earlier) <= max(earlier) <= LARGEST_EARLIER:
+        raise IrregularRows
     side = _read_side(lists, [], settings)
     lengths = side.lengths()
     new_counts.masked_encoder = side.masked_out()
     long_rows = np.flatnonzero(lengths > settings.max_history)
     for row in long_rows:  # a Python loop: cutting a row costs far less than parsing it
         _keep_most_recent(side, slice(side.starts[row], side.ends[row]), settings.max_history)
+    new_counts.incomplete_histories = len({*long_rows.tolist(), *np.flatnonzero(earlier).tolist()})
     if len(long_rows):
         new_counts.truncated_histories = len(long_rows)
         lengths = side.lengths()

@@ -43,6 +43,7 @@ def canonical_row(row: CheckedRow, settings: Settings, counts: Counts) -> Row:
     prefix = f"{SEQUENCE}." if settings.kind == PREFERENCE else ""
     new_counts = Counts(rows=1)
     encoder = _encoder(row.encoder, prefix + ENCODER_KEYS[POSITIONS], settings, new_counts)
+    new_counts.incomplete_histories = int(new_counts.truncated_histories or row.earlier_items > 0)
     if row.chosen is None:
         decoder = _decoder(row, settings, new_counts)
     else:

@@ -18,6 +18,8 @@ class Counts:
 
     Attributes:
         bad_reasons: bad rows by (field, reason).
+        truncated_histories, truncated_targets: rows by whether the conversion truncated them.
+        incomplete_histories: rows whose histories lack earlier items, truncated by the conversion or before it.
         masked_encoder, masked_decoder: positions dropped because their mask is 0.
         forms: rows by the form of the decoder's labels in the file, see `canonical.py`.
         largest_encoder_position, largest_decoder_position: as stored, -1 if there is no row.
@@ -30,6 +32,7 @@ class Counts:
     bad_rows: int = 0
     blank_lines: int = 0
     truncated_histories: int = 0
+    incomplete_histories: int = 0
     truncated_targets: int = 0
     masked_encoder: int = 0
     masked_decoder: int = 0

@@ -85,6 +85,7 @@ def _counts(settings: Settings, counts: Counts) -> dict[str, Any]:
         "bad_rows": counts.bad_rows,
         "blank_lines": counts.blank_lines,
         "truncated_histories": counts.truncated_histories,
+        "incomplete_histories": counts.incomplete_histories,
         "truncated_targets": counts.truncated_targets,
         "masked_encoder_positions": counts.masked_encoder,
         "masked_decoder_positions": counts.masked_decoder,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ugt_composer.conversion.counts import SHIFTED, STARTS_WITH_BOS, Counts
 from ugt_composer.conversion.known_items import KnownItems
 from ugt_composer.conversion.settings import Settings
-from ugt_composer.jsonl.schema import RECOMMEND
+from ugt_composer.jsonl.schema import EARLIER, RECOMMEND
 
 FORM_NOTES = {
     SHIFTED: "rows with other labels than their ids and no cls: cls put in front",
@@ -21,6 +21,10 @@ def summary(counts: Counts, settings: Settings, known: KnownItems | None = None)
         ("bad rows", counts.bad_rows),
         ("blank lines skipped", counts.blank_lines),
         (f"histories cut to their last {settings.max_history} tokens (--max-history)", counts.truncated_histories),
+        (
+            f"histories that lack earlier items ({EARLIER} or --max-history)",
+            counts.incomplete_histories * (counts.incomplete_histories > counts.truncated_histories),
+        ),
         (f"targets cut to their first {settings.max_target} tokens (--max-target)", counts.truncated_targets),
         ("masked-out history positions dropped", counts.masked_encoder),
         ("masked-out target positions dropped", counts.masked_decoder),

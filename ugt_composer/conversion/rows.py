@@ -12,6 +12,7 @@ from ugt_composer.jsonl.json_text import parse_object
 from ugt_composer.jsonl.schema import (
     CHOSEN,
     DECODER_KEYS,
+    EARLIER,
     ENCODER_KEYS,
     ITEM_KEYS,
     LABEL_KEYS,
@@ -30,6 +31,8 @@ from ugt_composer.jsonl.schema import (
 )
 from ugt_composer.vocabulary import IGNORE_INDEX, LEVELS, NUM_TOKEN_TYPES
 
+LARGEST_EARLIER = (1 << 31) - 1
+
 Item = tuple[int, ...]  # the ids of the three levels
 
 
@@ -42,6 +45,7 @@ class CheckedRow:
         decoder: the same with T integers; empty for a preference row.
         labels: three lists of T integers; empty for a preference row.
         chosen, rejected: the items of a preference row.
+        earlier_items: how many items of the history are older than those in the row.
         ignored_keys: unknown keys, prefixed with the key of the object that holds them.
     """
 
@@ -52,6 +56,7 @@ class CheckedRow:
     chosen: Item | None = None
     rejected: list[Item] = field(default_factory=list)
     preference_score: float = 1.0
+    earlier_items: int = 0
     ignored_keys: list[str] = field(default_factory=list)
 
 
@@ -70,14 +75,20 @@ def too_long(size: int, settings: Settings) -> BadRow:
 def _recommend_row(row: dict[str, Any], settings: Settings) -> CheckedRow:
     if SEQUENCE in row and ENCODER_KEYS[0] not in row:
         raise _other_kind(SEQUENCE, RECOMMEND, PREFERENCE)
-    ignored = _unknown_keys(row, "", RECOMMEND_KEYS)
+    ignored = _unknown_keys(row, "", RECOMMEND_KEYS, optional=(EARLIER,))
     user_id = _user_id(row[USER])
     encoder = _side(row, "", ENCODER_KEYS, settings)
     decoder = _side(row, "", DECODER_KEYS, settings)
     labels = [_labels(row, level, settings) for level in range(LEVELS)]
     for key, values in zip(LABEL_KEYS, labels, strict=True):
         _same_length(key, values, DECODER_KEYS[0], decoder[0])
-    return CheckedRow(user_id, encoder, decoder, labels, ignored_keys=ignored)
+    earlier = row.get(EARLIER, 0)
+    if type(earlier) is not int or not 0 <= earlier <= LARGEST_EARLIER:
+        reason = "out of range" if type(earlier) in (int, HugeNumber) else "wrong type"
+        raise BadRow(
+            EARLIER, reason, shown(earlier), f"the number of earlier items of the history, 0..{LARGEST_EARLIER}"
+        )
+    return CheckedRow(user_id, encoder, decoder, labels, earlier_items=earlier, ignored_keys=ignored)
 
 
 def _preference_row(row: dict[str, Any], settings: Settings) -> CheckedRow:

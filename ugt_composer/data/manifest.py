@@ -40,7 +40,7 @@ class Manifest:
         reference_precision, reference_strategy: the precision and strategy in whose arithmetic they were computed; None
             if none, or if they were written before these were recorded.
         history_lengths: rows by number of tokens of the history.
-        truncated_histories: rows whose history the conversion truncated.
+        incomplete_histories: rows whose history is known to lack earlier items.
         catalogue: the fingerprint of the catalogue that the rows' semantic IDs come from; None if not known.
         catalogue_file: the file that it was read from, as the conversion's user named it.
         items, outside: by kind, the items of the rows, and those that this catalogue lacks.
@@ -58,7 +58,7 @@ class Manifest:
     reference_precision: str | None = None
     reference_strategy: str | None = None
     history_lengths: Mapping[int, int] = field(default_factory=dict)
-    truncated_histories: int = 0
+    incomplete_histories: int = 0
     catalogue: str | None = None
     catalogue_file: str | None = None
     items: Mapping[str, int] = field(default_factory=dict)
@@ -81,6 +81,7 @@ def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
             raise UserError(
                 f"{path}: codec version {facts['codec_version']}, this package reads {VERSION}; convert the data again"
             )
+        counts = facts["counts"]
         manifest = Manifest(
             folder=str(folder),
             kind=facts["kind"],
@@ -94,7 +95,7 @@ def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
             reference_precision=facts.get("reference_precision"),
             reference_strategy=facts.get("reference_strategy"),
             history_lengths={int(tokens): rows for tokens, rows in facts["lengths"][SIDES[0]].items()},
-            truncated_histories=facts["counts"]["truncated_histories"],
+            incomplete_histories=counts.get("incomplete_histories", counts["truncated_histories"]),
             **_catalogue(facts.get("catalogue")),
         )
     except FileNotFoundError:

@@ -14,6 +14,7 @@ from ugt_composer.jsonl.schema import (
     CHOSEN,
     COLUMNS,
     DECODER_KEYS,
+    EARLIER,
     ENCODER_KEYS,
     ITEM_KEYS,
     LABEL_KEYS,
@@ -29,9 +30,19 @@ Progress = Callable[[int], object]  # called with the number of rows written sin
 
 
 def write_recommend(
-    path: Path, rows: Rows, items: np.ndarray, users: pl.Series, ids: np.ndarray, progress: Progress
+    path: Path,
+    rows: Rows,
+    items: np.ndarray,
+    users: pl.Series,
+    ids: np.ndarray,
+    offsets: np.ndarray,
+    progress: Progress,
 ) -> None:
-    """Writes a recommend row for each of `rows`, which are ranges of `items` int (P,), item numbers."""
+    """Writes a recommend row for each of `rows`, which are ranges of `items` int (P,), item numbers.
+
+    If a history lacks earlier items of its user, all rows have the number of these. offsets: see `user_offsets`.
+    """
+    earlier = rows.earlier(offsets)
     table = _with_user_token(ids)
     with path.open("wb") as file:
         for block in _blocks(rows.stop - rows.start):
@@ -40,7 +51,8 @@ def write_recommend(
             encoder = dict(zip(ENCODER_KEYS, _lists(table, *histories), strict=True))
             decoder = dict(zip(DECODER_KEYS, _lists(table, *targets), strict=True))
             labels = {LABEL_KEYS[level]: decoder[DECODER_KEYS[level]] for level in range(LEVELS)}
-            pl.DataFrame({USER: users[rows.user[block]], **encoder, **decoder, **labels}).write_ndjson(file)
+            more = {EARLIER: earlier[block]} if earlier.any() else {}
+            pl.DataFrame({USER: users[rows.user[block]], **encoder, **decoder, **labels, **more}).write_ndjson(file)
             progress(len(rows.user[block]))
 
 

@@ -32,6 +32,10 @@ class Rows:
     def __len__(self) -> int:
         return len(self.user)
 
+    def earlier(self, offsets: np.ndarray) -> np.ndarray:
+        """int64 (R,): interactions of the user that are older than the row's history. offsets: see `user_offsets`."""
+        return self.start - offsets[self.user]
+
 
 def user_offsets(user: np.ndarray, users: int) -> np.ndarray:
     """int64 (U + 1,): user u's interactions are offsets[u] to offsets[u + 1]."""
