@@ -65,10 +65,19 @@ def test_changed_and_merged_ids_are_remarked():
         "t.csv: written like this, some ids are the same as others and were taken as one with them (1)",
     )
     assert remarks_on("1.0", "2.0") == ("t.csv: all ids are whole numbers, so '1.0' means '1' (ids written so: 2)",)
-    assert remarks_on("A12", "a12", "b") == (
-        "t.csv: some ids differ from another only in upper and lower case, such as 'A12' and 'a12'; they are kept "
-        "apart (ids: 2)",
-    )
+
+
+@pytest.mark.parametrize(
+    ("ids", "what"),
+    [
+        (["A12", "a12", "b"], "upper and lower case, such as 'A12' and 'a12'"),
+        (["007", "x", "7"], "leading zeros, such as '007' and '7'"),
+        (["1", "1.0", "x"], "a '.0' at the end, such as '1' and '1.0'"),
+    ],
+)
+def test_ids_that_differ_little_are_kept_apart_and_remarked(ids, what):
+    assert ids_of(*ids) == ids
+    assert remarks_on(*ids) == (f"t.csv: some ids differ from another only in {what}; they are kept apart (ids: 2)",)
 
 
 def test_values_that_are_kept_as_ids_are_remarked():

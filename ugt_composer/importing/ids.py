@@ -4,7 +4,7 @@ An id stays as it is written, except that blanks around it are removed and that 
 column are whole numbers: integers with missing values are often stored as floating-point numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,22 @@ WHOLE = r"^[+-]?\d+(\.0+)?$"
 POINT_ZERO = r"\.0+$"
 ROUNDED = r"^[+-]?\d(\.\d+[eE][+-]?|[eE]\+)\d+$"  # 1.23457E+11: a spreadsheet's or a float's rounded number
 FIRST = 3  # values and lines that a message lists
+
+
+def without_zeros(ids: pl.Expr) -> pl.Expr:
+    return ids.str.replace(r"^0+([0-9])", "$1")
+
+
+def without_point(ids: pl.Expr) -> pl.Expr:
+    return ids.str.replace(POINT_ZERO, "")
+
+
+# In what the ids of the same item often differ.
+VARIANTS: dict[str, Callable[[pl.Expr], pl.Expr]] = {
+    "upper and lower case": lambda ids: ids.str.to_lowercase(),
+    "leading zeros": without_zeros,
+    "a '.0' at the end": without_point,
+}
 
 
 @dataclass(frozen=True)
@@ -207,11 +223,13 @@ def _remarks(distinct: pl.Series, ids: pl.Series, form: IdForm) -> list[str]:
     kept = known.filter(known.is_in(MISSING)).to_list()
     if kept:
         remarks.append(f"{listed(kept)} {'is an id' if len(kept) == 1 else 'are ids'}, by --missing-as-ids")
-    variants = known.filter(known.str.to_lowercase().is_duplicated())
-    if len(variants):
-        alike = variants.filter(variants.str.to_lowercase() == variants[0].lower())
-        remarks.append(
-            f"some ids differ from another only in upper and lower case, such as {' and '.join(map(repr, alike[:2]))}; "
-            f"they are kept apart (ids: {len(variants):,})"
-        )
+    for name, form_of in VARIANTS.items():
+        plain = known.to_frame("id").select(form_of(pl.col("id"))).to_series()
+        variants = known.filter(plain.is_duplicated())
+        if len(variants):
+            alike = known.filter(plain == plain.filter(plain.is_duplicated())[0])
+            remarks.append(
+                f"some ids differ from another only in {name}, such as {' and '.join(map(repr, alike[:2]))}; they are "
+                f"kept apart (ids: {len(variants):,})"
+            )
     return remarks

@@ -8,21 +8,11 @@ import numpy as np
 import polars as pl
 
 from ugt_composer.errors import UserError
-from ugt_composer.importing.ids import id_text, listed, one_form
+from ugt_composer.importing.ids import VARIANTS, id_text, listed, one_form, without_point, without_zeros
 from ugt_composer.importing.interactions import Interactions
 from ugt_composer.importing.item_rows import ItemTable
 from ugt_composer.importing.items import Items
 from ugt_composer.importing.table import named_errors, open_table
-
-Form = Callable[[pl.Expr], pl.Expr]
-
-
-def _without_zeros(ids: pl.Expr) -> pl.Expr:
-    return ids.str.replace(r"^0+([0-9])", "$1")
-
-
-def _without_point(ids: pl.Expr) -> pl.Expr:
-    return ids.str.replace(r"\.0+$", "")
 
 
 def _without_signs(ids: pl.Expr) -> pl.Expr:
@@ -30,15 +20,13 @@ def _without_signs(ids: pl.Expr) -> pl.Expr:
 
 
 # How the ids of two files may differ; the first form that makes most of them the same is named.
-FORMS: dict[str, Form] = {
-    "upper and lower case": lambda ids: ids.str.to_lowercase(),
-    "leading zeros": _without_zeros,
-    "a '.0' at the end": _without_point,
+FORMS: dict[str, Callable[[pl.Expr], pl.Expr]] = {
+    **VARIANTS,
     "blanks and punctuation": _without_signs,
     "the form of letters and digits in Unicode": lambda ids: ids.str.normalize("NFKC"),
     "what comes before the last ':' or '/'": lambda ids: ids.str.extract(r"([^:/]+)/?$"),
-    "case, zeros and punctuation": lambda ids: _without_zeros(_without_signs(_without_point(ids.str.to_lowercase()))),
-    "the letters before the number": lambda ids: _without_zeros(ids.str.extract(r"^\D*(\d+)$")),
+    "case, zeros and punctuation": lambda ids: without_zeros(_without_signs(without_point(ids.str.to_lowercase()))),
+    "the letters before the number": lambda ids: without_zeros(ids.str.extract(r"^\D*(\d+)$")),
 }
 
 
