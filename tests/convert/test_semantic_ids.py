@@ -57,6 +57,17 @@ def test_the_report_judges_codes_and_writes_nothing(source, capsys):
     assert sorted(source.parent.iterdir()) == before
 
 
+def test_rows_that_are_skipped_are_said(source, capsys):
+    source.write_text("\n".join([LINES[0], "alone", *LINES[1:]]))
+    with pytest.raises(UserError, match=r"sequences\.txt, line 2: found 'alone' alone"):
+        main([str(source), "--out", str(source.with_name("ids"))])
+    assert main([str(source), "--on-error", "skip", "--out", str(source.with_name("ids"))]) == 0
+    report = json.loads((source.with_name("ids") / "report.json").read_text())
+    (warning,) = [text for text in report["warnings"] if "skipped" in text]
+    assert warning.startswith("skipped rows of the interactions: 1; the first: ")
+    assert f"warning: {warning}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

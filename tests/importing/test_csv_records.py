@@ -82,7 +82,7 @@ def test_damaged_lines_of_items_are_named_and_can_be_skipped(tmp_path, line):
         read_items(path)
     items = read_items(path, skip_bad=True)
     assert items.names.to_list() == ['a, "b"', '7" tablet']
-    assert "1 damaged row was skipped; the first: " in items.warnings[0]
+    assert "skipped damaged rows: 1; the first: " in items.warnings[0]
     assert items.table.facts["skipped_rows"] == 1
 
 

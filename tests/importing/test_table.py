@@ -30,6 +30,13 @@ def test_columns_separated_by_any_text(tmp_path, separator, given, name):
     assert listed(read_interactions(path, file_format=FileFormat(separator=given))) == EXPECTED
 
 
+def test_blanks_around_values_do_not_matter(tmp_path):
+    path = written(tmp_path, "r.csv", "user, item, timestamp, rating\nu1, b, 2, 4.5\nu1, a , 1, \n")
+    log = read_interactions(path)
+    assert listed(log) == EXPECTED
+    assert log.rating[1] == 4.5
+
+
 def test_quoted_fields_of_other_separators_than_tabs(tmp_path):
     text = 'user;item;timestamp\nu1;"b;c";1\n"u1";"a""d";2\n'
     log = read_interactions(written(tmp_path, "r.csv", text), file_format=FileFormat(separator=";"))

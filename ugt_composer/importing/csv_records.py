@@ -145,7 +145,8 @@ class _Regular:
         """Whether each field has no quotation mark, or exactly one at its start and one at its end."""
         if b'""""' in pattern or pattern.replace(b'""', b"") != self.plain_line * pattern.count(b"\n"):
             return False
-        block = block.replace(b"\r\n", b"\n")
+        if b"\r" in block:
+            block = block.replace(b"\r\n", b"\n")
         starts = block.startswith(b'"') + block.count(b'\n"') + block.count(self.separator + b'"')
         ends = block.count(b'"\n') + block.count(b'"' + self.separator)
         return starts == ends == pattern.count(b'""')

@@ -243,7 +243,11 @@ def _value_expressions(path: Path, rows: pl.LazyFrame, column_of: dict[str, str]
     values = {role: id_text(column_of[role], schema[column_of[role]]) for role in IDS}
     if "rating" in column_of:
         raw = pl.col(column_of["rating"])  # an empty cell is a missing rating, NaN
-        values["rating"] = pl.when(raw.is_null()).then(float("nan")).otherwise(raw.cast(pl.Float32, strict=False))
+        missing, number = raw.is_null(), raw
+        if schema[column_of["rating"]] == pl.String:
+            number = raw.str.strip_chars()
+            missing |= number == ""
+        values["rating"] = pl.when(missing).then(float("nan")).otherwise(number.cast(pl.Float32, strict=False))
     if "action" in column_of:
         values["action"] = pl.col(column_of["action"]).cast(pl.String)
     return values

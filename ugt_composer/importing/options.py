@@ -46,8 +46,8 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "--on-error",
         choices=("fail", "skip"),
         default="fail",
-        help="fail: stop at the first row with an invalid value. skip: leave such rows out and count them "
-        "(default %(default)s)",
+        help="of interactions and items. fail: stop at the first row that is damaged or has an invalid value. skip: "
+        "leave such rows out and count them (default %(default)s)",
     )
     table(
         "--missing-as-ids",

@@ -88,6 +88,8 @@ def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, fold
             raise UserError(f"the training part is empty: {why_no_training(corpus, split)}")
         items, user, item = corpus.items, corpus.user[corpus.trained], corpus.item[corpus.trained]
         warnings, log = corpus.warnings, corpus.log
+        if log.skipped:
+            warnings += (f"skipped rows of the interactions: {log.skipped:,}; the first: {log.first_skipped}",)
     elif given is not None:
         items = all_items(given.items, known, given.items, only_seen=False)
         warnings += match_codes(given.items, known, source.max_unmatched)

@@ -56,8 +56,7 @@ class Damage:
     @property
     def warnings(self) -> tuple[str, ...]:
         """A sentence about the rows that were skipped, if there are any."""
-        rows = "1 damaged row was" if self.count == 1 else f"{self.count:,} damaged rows were"
-        return (f"{rows} skipped; the first: {self.first}",) if self.count else ()
+        return (f"skipped damaged rows: {self.count:,}; the first: {self.first}",) if self.count else ()
 
     def add(self, part: Part, number: int, problem: str) -> None:
         self.count += 1
