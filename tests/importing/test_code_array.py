@@ -6,7 +6,7 @@ from ugt_composer.errors import UserError
 from ugt_composer.importing.assign import read_given
 from ugt_composer.importing.code_array import read_code_array
 from ugt_composer.importing.codes import parse_codes
-from ugt_composer.importing.items import Items
+from ugt_composer.importing.items import Items, read_items
 from ugt_composer.importing.settings import IdSettings
 
 CODES = np.array([[0, 2, 3], [4, 5, 6], [0, 2, 9], [1, 1, 1]])
@@ -82,3 +82,10 @@ def test_a_list_of_ids_is_for_arrays_alone(tmp_path):
     for codes in (None, tmp_path / "codes.json"):
         with pytest.raises(UserError, match=r"--code-items .*expected --codes with an array \(\.npy"):
             IdSettings(codes=codes, code_items=tmp_path / "order.txt")
+
+
+def test_rows_of_the_table_that_were_left_out_are_named(tmp_path):
+    np.save(tmp_path / "codes.npy", CODES)
+    (tmp_path / "items.csv").write_text("item_id,title\na,x\nb,y\na,x\n")
+    with pytest.raises(UserError, match=r"items\.csv without the 1 rows that were left out has 2 items"):
+        read_given(IdSettings(codes=tmp_path / "codes.npy"), read_items(tmp_path / "items.csv"))

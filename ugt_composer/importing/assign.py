@@ -57,11 +57,10 @@ class Assigned:
 
 def read_given(settings: IdSettings, known: Items | None) -> Given | None:
     """Reads the file of codes or vectors that the settings name; None if the ids are to be built."""
-    order = None if known is None else known.ids
     if settings.codes is not None:
-        given, place = _read_codes(settings.codes, settings, order), settings.code_items or settings.codes
+        given, place = _read_codes(settings.codes, settings, known), settings.code_items or settings.codes
     elif settings.vectors is not None:
-        items, vectors = read_vectors(settings.vectors, settings.vector_items, order)
+        items, vectors = read_vectors(settings.vectors, settings.vector_items, *_order(known))
         made = {"method": "vectors", "dimensions": vectors.shape[1]}
         given, place = Given(items, None, vectors, made), settings.vector_items or settings.vectors
     else:
@@ -70,10 +69,19 @@ def read_given(settings: IdSettings, known: Items | None) -> Given | None:
     return replace(given, items=ids, warnings=warnings)
 
 
-def _read_codes(path: Path, settings: IdSettings, order: pl.Series | None) -> Given:
+def _order(known: Items | None) -> tuple[pl.Series | None, str]:
+    """The ids of the table of items, and what messages call it."""
+    if known is None or known.table is None:
+        return None if known is None else known.ids, "the table of items"
+    left_out = known.table.facts["rows"] - len(known)
+    without = f" without the {left_out:,} rows that were left out" if left_out else ""
+    return known.ids, f"{known.table.path}{without}"
+
+
+def _read_codes(path: Path, settings: IdSettings, known: Items | None) -> Given:
     """Item ids are as written in the file."""
     if is_array_file(path):
-        items, codes = read_code_array(path, settings.code_items, order)
+        items, codes = read_code_array(path, settings.code_items, *_order(known))
     else:
         content = read_json(path)
         if is_bundle(content):

@@ -16,13 +16,14 @@ def is_array_file(path: Path) -> bool:
 
 
 def read_code_array(
-    path: Path, items_file: Path | None, items: pl.Series | None
+    path: Path, items_file: Path | None, items: pl.Series | None, table: str = "the table of items"
 ) -> tuple[pl.Series, list[tuple[int, ...]]]:
     """Returns the item ids, and the codes of each item, like `parse_codes`.
 
     Args:
         items_file: one item id per line, or a JSON list of them, in the order of the codes.
         items: ids of the table of items, which are in the order of the codes if there is no `items_file`.
+        table: what messages call that table.
 
     Raises:
         UserError: names what does not match.
@@ -33,7 +34,7 @@ def read_code_array(
             f"{path}: found {array.dtype} of shape {array.shape}, expected whole numbers of shape (items, levels) or "
             "(levels, items)"
         )
-    place, ids = items_of_rows(path, items_file, items, "--code-items", "item of each code")
+    place, ids = items_of_rows(path, items_file, items, table, "--code-items", "item of each code")
     codes = _items_by_levels(path, array, place, len(ids))
     invalid = ~((codes >= 0) & (codes <= LARGEST_CODE) & (codes == np.floor(codes)))
     if invalid.any():

@@ -10,18 +10,21 @@ from ugt_composer.catalogue.item_matrix import first_not_finite, read_matrix
 from ugt_composer.errors import UserError
 
 
-def read_vectors(path: Path, items_file: Path | None, items: pl.Series | None) -> tuple[pl.Series, np.ndarray]:
+def read_vectors(
+    path: Path, items_file: Path | None, items: pl.Series | None, table: str = "the table of items"
+) -> tuple[pl.Series, np.ndarray]:
     """Item ids (n,) and float32 (n, d) vectors.
 
     Args:
         items_file: one item id per line, or a JSON list of them, in the order of the rows.
         items: ids of the table of items, which are in the order of the rows if there is no `items_file`.
+        table: what messages call that table.
 
     Raises:
         UserError: names what does not match.
     """
     vectors = read_matrix(path)
-    place, ids = items_of_rows(path, items_file, items, "--vector-items", "item of each row")
+    place, ids = items_of_rows(path, items_file, items, table, "--vector-items", "item of each row")
     if len(ids) != len(vectors):
         raise UserError(
             f"{path}: found {len(vectors):,} vectors, but {place} has {len(ids):,} items; expected one vector per item"
@@ -32,20 +35,21 @@ def read_vectors(path: Path, items_file: Path | None, items: pl.Series | None) -
 
 
 def items_of_rows(
-    path: Path, items_file: Path | None, items: pl.Series | None, option: str, what: str
+    path: Path, items_file: Path | None, items: pl.Series | None, table: str, option: str, what: str
 ) -> tuple[str, pl.Series]:
     """Where the items of a file's rows are listed, and their ids, text (n,), as written there.
 
     Args:
         items_file: one item id per line, or a JSON list of them.
         items: ids of the table of items, used without an `items_file`.
+        table: what messages call that table.
         option: the option that gives such a file.
         what: what is not known without it.
     """
     if items_file is not None:
         return str(items_file), _read_order(items_file)
     if items is not None:
-        return "the table of items", items
+        return table, items
     raise UserError(f"{path}: the {what} is not known; give a file of item ids with {option}, or give --items")
 
 
