@@ -3,6 +3,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
 from ugt_composer.errors import UserError
 from ugt_composer.importing import item_vectors
@@ -34,6 +35,29 @@ def test_items_chosen_together_are_near():
     assert (vectors[:6] @ vectors[:6].T).min() > 0.5
     assert abs(vectors[:6] @ vectors[6:12].T).max() < 0.2
     assert length(vectors)[12] == 0, "never seen"
+
+
+@pytest.mark.parametrize("groups", [1, 4, 30])
+def test_rounding_errors_do_not_change_vectors_even_where_singular_values_are_equal(groups):
+    """Groups of the same form have the same singular values, so that their singular vectors are arbitrary."""
+    random = np.random.default_rng(groups)
+    block = random.random((120 // groups, 120 // groups)) * (random.random((120 // groups, 120 // groups)) < 0.5)
+    matrix = sparse.block_diag([block + block.T] * groups).tocsr()
+    noisy = matrix.copy()
+    noisy.data *= 1 + random.standard_normal(len(noisy.data)) * 1e-15
+    vectors = item_vectors._reduced(matrix, 20, 0)
+    assert (vectors == item_vectors._reduced(noisy, 20, 0)).all()
+    assert len(np.unique(vectors, axis=0)) > 1
+
+
+def test_reduced_rows_are_as_similar_as_in_an_exact_decomposition():
+    random = np.random.default_rng(0)
+    matrix = random.random((60, 50)) * (random.random((60, 50)) < 0.3)
+    left, values, _ = np.linalg.svd(matrix)
+    wanted = left[:, :8] * np.sqrt(values[:8])
+    wanted /= length(wanted)[:, None]
+    vectors = item_vectors._reduced(sparse.csr_matrix(matrix), 8, 0)
+    assert vectors @ vectors.T == pytest.approx(wanted @ wanted.T, abs=0.05)
 
 
 def test_the_counts_are_those_of_a_loop(monkeypatch):

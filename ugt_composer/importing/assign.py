@@ -99,7 +99,7 @@ def assign_ids(items: Items, given: Given | None, user: np.ndarray, item: np.nda
     Args:
         user, item: int (P,) training interactions, grouped by user, oldest first; no other interactions are used.
     """
-    # The order of summation affects the codes. With one thread, a seed gives the same ids on any number of cores.
+    # Rounding errors depend on the number of threads. `exact.py` removes them; with one thread there are fewer of them.
     with threadpool_limits(1):
         views: dict[str, np.ndarray] = {}
         if items.texts is not None and items.texts.drop_nulls().len():

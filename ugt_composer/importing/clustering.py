@@ -1,20 +1,15 @@
 """Codes from item vectors: residual k-means (the residual quantisation of TIGER, without its autoencoder)."""
 
 import math
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.cluster import KMeans, MiniBatchKMeans
-from sklearn.exceptions import ConvergenceWarning
 
 from ugt_composer.errors import UserError
+from ugt_composer.importing.exact import integers_of
+from ugt_composer.importing.kmeans import kmeans
 from ugt_composer.importing.levels import capacities
 from ugt_composer.vocabulary import NUM_SPECIAL_IDS
-
-FULL_KMEANS = 50_000  # items up to which each k-means step uses all of them; above, minibatches
-RESTARTS = 4
-MINIBATCH = 16_384
 
 
 def default_clusters(items: int, codebook_sizes: Sequence[int]) -> tuple[int, int]:
@@ -49,22 +44,10 @@ def check_clusters(clusters: Sequence[int], items: int, codebook_sizes: Sequence
 
 def residual_codes(vectors: np.ndarray, clusters: Sequence[int], seed: int) -> np.ndarray:
     """int64 (n, levels) cluster numbers of (n, d) vectors: each level clusters the residuals of the level above."""
-    residual = vectors.astype(np.float32)
+    residual = integers_of(vectors)
     codes = []
     for level, count in enumerate(clusters):
-        labels, centres = _kmeans(residual, min(count, len(vectors)), seed + level)
+        labels, centres = kmeans(residual, min(count, len(vectors)), seed + level)
         residual = residual - centres[labels]
         codes.append(labels)
-    return np.stack(codes, axis=1).astype(np.int64)
-
-
-def _kmeans(vectors: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (n,) and centres (count, d)."""
-    if len(vectors) <= FULL_KMEANS:
-        model = KMeans(count, n_init=RESTARTS, random_state=seed)
-    else:
-        model = MiniBatchKMeans(count, batch_size=MINIBATCH, n_init=RESTARTS, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # raised for fewer distinct vectors than clusters
-        labels = model.fit_predict(vectors)
-    return labels, model.cluster_centers_
+    return np.stack(codes, axis=1)

@@ -8,30 +8,35 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 from scipy import sparse
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.preprocessing import normalize
+from sklearn.utils.extmath import randomized_svd
+
+from ugt_composer.importing.exact import normalized, rounded, unit_steps
 
 MAX_WORDS = 100_000  # size of the vocabulary; the most frequent words are kept
 MAX_PAIRS = 50_000_000  # of neighbouring interactions; the window is narrowed to stay below it
 NEIGHBOURS = 5  # similar items whose mean replaces the missing vector of an item
 BLOCK = 2048  # items compared with all others at a time
+OVERSAMPLED = 10  # singular values computed beyond those that are kept
+LEAST = 1e-6  # smaller singular values and lengths, relative to the largest, are rounding errors
+LEAST_GAP = 1e-4  # relative difference of singular values that are not regarded as equal
 
 
 def text_vectors(texts: pl.Series, dimensions: int, seed: int) -> np.ndarray:
     """float32 (I, d): TF-IDF of the words, reduced by a singular value decomposition (latent semantic analysis)."""
-    words = TfidfVectorizer(
-        sublinear_tf=True,
+    words = CountVectorizer(
         min_df=2 if len(texts) > 2 else 1,  # a word that occurs in one item only relates it to no other
-        max_features=MAX_WORDS,
         token_pattern=r"(?u)\b\w+\b",
-        dtype=np.float32,
     )
     try:
-        matrix = words.fit_transform(texts.fill_null("").to_list())
+        counts = words.fit_transform(texts.fill_null("").to_list())
     except ValueError:  # no word occurs in two items
         return np.zeros((len(texts), 1), np.float32)
-    return _reduced(matrix, dimensions, seed)
+    if counts.shape[1] > MAX_WORDS:  # of equally frequent words the first ones, everywhere
+        frequency = np.asarray(counts.sum(axis=0)).ravel()
+        counts = counts[:, np.sort(np.argsort(-frequency, kind="stable")[:MAX_WORDS])]
+    return _reduced(TfidfTransformer(sublinear_tf=True).fit_transform(counts), dimensions, seed)
 
 
 def cooccurrence_vectors(
@@ -57,10 +62,8 @@ def cooccurrence_vectors(
         return np.zeros((items, 1), np.float32)
     context = total**0.75 / (total**0.75).sum()
     mutual = np.log(counts.data / (total[counts.row] * context[counts.col]))
-    kept = (mutual > 0) & (counts.row != counts.col)
-    matrix = sparse.coo_matrix(
-        (mutual[kept].astype(np.float32), (counts.row[kept], counts.col[kept])), shape=counts.shape
-    ).tocsr()
+    kept = (mutual > LEAST) & (counts.row != counts.col)
+    matrix = sparse.coo_matrix((mutual[kept], (counts.row[kept], counts.col[kept])), shape=counts.shape).tocsr()
     return _reduced(matrix, dimensions, seed)
 
 
@@ -91,23 +94,51 @@ def joined_vectors(parts: Sequence[np.ndarray], weights: Sequence[float], seed: 
 
 def _mean_of_nearest(queries: np.ndarray, basis: np.ndarray, values: np.ndarray) -> np.ndarray:
     """(m, d) of length 1: for each of `queries` (m, e), the mean `values` (n, d) of its nearest `basis` (n, e)."""
-    result = np.empty((len(queries), values.shape[1]), np.float32)
+    queries, basis, values = unit_steps(queries), unit_steps(basis), unit_steps(values)
+    sums = np.empty((len(queries), values.shape[1]))
     count = min(NEIGHBOURS, len(basis))
     for start in range(0, len(queries), BLOCK):
-        similarity = queries[start : start + BLOCK] @ basis.T
-        nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
-        result[start : start + BLOCK] = values[nearest].mean(axis=1)
-    return normalize(result)
+        # Whole numbers, made different so that of equally similar vectors the first ones are chosen everywhere.
+        keys = (queries[start : start + BLOCK] @ basis.T) * len(basis) - np.arange(len(basis))
+        nearest = np.argpartition(-keys, count - 1, axis=1)[:, :count]
+        sums[start : start + BLOCK] = values[nearest].sum(axis=1)
+    return normalized(sums)
 
 
 def _reduced(matrix: sparse.csr_matrix, dimensions: int, seed: int) -> np.ndarray:
-    """Reduces rows to at most `dimensions` dimensions, scaled by the root of the singular values, then to length 1."""
+    """Reduces rows to at most `dimensions` dimensions, scaled by the root of the singular values, then to length 1.
+
+    Singular vectors have no certain sign, and those of equal singular values no certain direction. So the result is
+    rotated to where it is as near as possible to random vectors that depend on the seed alone; and it is rounded.
+    """
     size = min(dimensions, min(matrix.shape) - 1)
     if size < 1:
-        return normalize(matrix).toarray().astype(np.float32)
-    svd = TruncatedSVD(size, random_state=seed)
-    projected = svd.fit_transform(matrix)
-    scale = np.sqrt(np.maximum(svd.singular_values_, 1e-12))
-    vectors = (projected / scale).astype(np.float32)
-    vectors[np.diff(matrix.indptr) == 0] = 0
-    return normalize(vectors)
+        return rounded(normalize(matrix).toarray())
+    left, values, _ = randomized_svd(matrix, size + OVERSAMPLED, n_oversamples=0, n_iter=5, random_state=seed)
+    size = _separated(values, size)
+    left, values = left[:, :size], values[:size]
+    left[np.diff(matrix.indptr) == 0] = 0
+    vectors = (left * np.sqrt(values)) @ _rotation(left, seed)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    known = lengths > LEAST * lengths.max()  # other rows hold rounding errors only
+    return rounded(vectors / np.where(known, lengths, np.inf))
+
+
+def _separated(values: np.ndarray, most: int) -> int:
+    """How many singular values (v,) to keep: about `most`, and none that equals the first one left out."""
+    values = values[values > LEAST * values[0]]
+    most = min(most, len(values))
+    following = np.append(values[1:], 0)
+    apart = np.flatnonzero(values - following > LEAST_GAP * values) + 1
+    near = apart[apart > most - OVERSAMPLED]
+    return int(near[np.argmin(np.abs(near - most))]) if len(near) else len(values)
+
+
+def _rotation(left: np.ndarray, seed: int) -> np.ndarray:
+    """(c, c) orthogonal: what brings orthonormal columns (n, c) nearest to normally distributed ones (Procrustes)."""
+    rng, product = np.random.default_rng(seed), np.zeros((left.shape[1], left.shape[1]))
+    for start in range(0, len(left), BLOCK):
+        block = left[start : start + BLOCK]
+        product += block.T @ rng.standard_normal(block.shape)
+    first, _, second = np.linalg.svd(product)
+    return first @ second
