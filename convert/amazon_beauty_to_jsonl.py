@@ -30,8 +30,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ugt_composer import __version__
 from ugt_composer.data.history import SemanticId, decoder_lists, encoder_lists
 from ugt_composer.errors import UserError, exit_on_user_error
+from ugt_composer.job.cpus import share_cpus
 from ugt_composer.storage.output_folder import new_folder
 from ugt_composer.vocabulary import NUM_SPECIAL_IDS
 
@@ -205,6 +207,7 @@ def catalogue_row(number: int, item: Item, triple: SemanticId) -> dict[str, Any]
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"ugt_composer {__version__}")
     parser.add_argument("--data", type=Path, required=True, help="folder with sequences.txt and items.tsv")
     parser.add_argument("--out", type=Path, required=True, help="output folder; appears only when complete")
     parser.add_argument(
@@ -222,4 +225,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    share_cpus()
     exit_on_user_error(main)

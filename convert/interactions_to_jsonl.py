@@ -20,11 +20,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ugt_composer import __version__
 from ugt_composer.errors import exit_on_user_error
 from ugt_composer.importing import options
 from ugt_composer.importing.quality import summary
 from ugt_composer.importing.run import CATALOGUE, FILES, Settings, import_interactions
 from ugt_composer.importing.settings import IdSettings, RowSettings, SplitSettings
+from ugt_composer.job.cpus import share_cpus
 from ugt_composer.storage.output_folder import new_folder
 
 EXAMPLES = """
@@ -68,6 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--version", action="version", version=f"ugt_composer {__version__}")
     parser.add_argument(
         "interactions",
         type=Path,
@@ -187,4 +190,5 @@ def print_next(report: dict[str, Any], out: Path) -> None:
 
 
 if __name__ == "__main__":
+    share_cpus()
     exit_on_user_error(main)

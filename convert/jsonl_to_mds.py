@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ugt_composer import __version__
 from ugt_composer.conversion.convert import Conversion, convert
 from ugt_composer.conversion.known_items import CATALOGUE_NAME, NO_CATALOGUE
 from ugt_composer.conversion.partition import QUARANTINE_NAME
@@ -17,6 +18,7 @@ from ugt_composer.conversion.report import reasons, summary
 from ugt_composer.conversion.settings import FAIL, KINDS, QUARANTINE, Settings
 from ugt_composer.conversion.workers import WorkerDied
 from ugt_composer.errors import EXIT_ERROR, exit_on_user_error
+from ugt_composer.job.cpus import share_cpus
 
 EXAMPLES = """
 rows (one JSON object per line):
@@ -71,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"ugt_composer {__version__}")
     add = parser.add_argument
     add(
         "inputs",
@@ -206,4 +209,5 @@ def _print_report(conversion: Conversion, settings: Settings, out: str) -> None:
 
 
 if __name__ == "__main__":
+    share_cpus()
     exit_on_user_error(main)

@@ -25,12 +25,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ugt_composer import __version__
 from ugt_composer.data.history import SemanticId, decoder_lists, encoder_lists
 from ugt_composer.demo import bounds
 from ugt_composer.demo.process import DemoProcess, Knobs, Offers, make_process
 from ugt_composer.demo.taxonomy import CODEBOOK_SIZES, shop
 from ugt_composer.errors import UserError, exit_on_user_error
 from ugt_composer.importing.popularity import popularity
+from ugt_composer.job.cpus import share_cpus
 from ugt_composer.storage.output_folder import new_folder
 
 SHORTEST, LONGEST = 4, 30  # items in a history
@@ -194,6 +196,7 @@ def make_demo_data(out: Path, users: int, eval_users: int, cuts: int, seed: int)
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"ugt_composer {__version__}")
     parser.add_argument("--out", type=Path, required=True, help="output folder; appears only when complete")
     parser.add_argument("--users", type=int, default=8000, help="training customers (default %(default)s)")
     parser.add_argument("--eval-users", type=int, default=2000, help="held-out customers (default %(default)s)")
@@ -223,4 +226,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    share_cpus()
     exit_on_user_error(main)

@@ -15,11 +15,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ugt_composer import __version__
 from ugt_composer.errors import UserError, exit_on_user_error
 from ugt_composer.importing import options
 from ugt_composer.importing.quality import summary
 from ugt_composer.importing.run import ID_FILES, make_ids
 from ugt_composer.importing.settings import IdSettings, SplitSettings
+from ugt_composer.job.cpus import share_cpus
 from ugt_composer.storage.output_folder import new_folder
 
 EXAMPLES = """
@@ -39,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--version", action="version", version=f"ugt_composer {__version__}")
     parser.add_argument(
         "interactions",
         type=Path,
@@ -80,4 +83,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    share_cpus()
     exit_on_user_error(main)

@@ -41,6 +41,7 @@ from benchmarks.trained_models import (  # noqa: E402
     train_stage,
     write_results,
 )
+from ugt_composer.job.cpus import available_cpus  # noqa: E402
 
 WEIGHTS = (1.0, 4.0, 16.0)
 NAMES = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
@@ -59,7 +60,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("beauty-run"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rival-seeds", type=int, nargs="+", help="seeds of SASRec (default: those of --seeds)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="parallel trainings, on one core each")
+    parser.add_argument("--jobs", type=int, default=available_cpus(), help="parallel trainings, on one core each")
     arguments = parser.parse_args()
     if not (arguments.data / "sequences.txt").exists():
         print(

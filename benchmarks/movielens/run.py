@@ -11,7 +11,6 @@ whose results are already in --out are skipped.
 
 import argparse
 import json
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +34,7 @@ from benchmarks.trained_models import (  # noqa: E402
     train_stage,
     write_results,
 )
+from ugt_composer.job.cpus import available_cpus  # noqa: E402
 
 HELD_OUT = "0.15"
 LOSSES = {
@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data" / DATA)
     parser.add_argument("--out", type=Path, default=Path("movielens-run"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="parallel trainings, on one core each")
+    parser.add_argument("--jobs", type=int, default=available_cpus(), help="parallel trainings, on one core each")
     arguments = parser.parse_args()
     if not (arguments.data / "ratings.csv").exists():
         print(f"error: {arguments.data} has no ratings.csv; set --data to the folder that contains it", file=sys.stderr)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from ugt_composer import __version__
 from ugt_composer.cli import evaluate, export, inspect, recommend, reference
 from ugt_composer.errors import exit_on_user_error
+from ugt_composer.job.cpus import share_cpus
 
 COMMANDS = {"recommend": recommend, "evaluate": evaluate, "inspect": inspect, "export": export, "reference": reference}
 
@@ -29,4 +30,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run() -> None:
+    share_cpus()
     exit_on_user_error(main)

@@ -5,13 +5,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ugt_composer.job.cpus import share_cpus
 from ugt_composer.job.exit import end_with_launcher
 from ugt_composer.job.signals import warning
 
 
 def begin_rank() -> None:
-    """Takes the signals, and asks to be ended with the launcher. To be called before slow imports."""
+    """Takes the signals, shares the CPUs with other processes, and asks to be ended with the launcher. To be called
+    before slow imports."""
     warning.listen()
+    share_cpus()
     end_with_launcher()
 
 

@@ -34,6 +34,7 @@ from ugt_composer.config.schema import Config
 from ugt_composer.data import streaming_patches
 from ugt_composer.data.manifest import Manifest, longest_history, read_manifest, rows_longer_than, streams_of
 from ugt_composer.errors import UserError
+from ugt_composer.job.cpus import threads_per_rank
 from ugt_composer.job.group_timeouts import limit_groups, report_nccl_errors
 from ugt_composer.job.watchdog import Watchdog
 from ugt_composer.losses.unified import UnifiedLoss
@@ -170,8 +171,8 @@ def _start_ranks(config: Config, device: Device, until_closed: ExitStack) -> Wat
     watchdog.watch()
     dist.initialize_dist(device, timeout=watchdog.timeout())
     if device.name == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        # With more threads than cores, they compete for the cores and a step takes many times as long.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // dist.get_local_world_size()))
+        # Not set by `share_cpus`: the trainer is built by another program than train.py.
+        torch.set_num_threads(threads_per_rank(dist.get_local_world_size()))
     return watchdog
 
 
