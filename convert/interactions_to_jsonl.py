@@ -9,7 +9,7 @@ compressed (.gz, .zst). Several files, a folder or a pattern are read as one tab
     catalogue.jsonl                                      the items and their semantic IDs, for data.catalogue
     semantic_ids.json                                    the same ids as a versioned bundle, for --codes
     item_vectors.npy                                     one row per line of the catalogue, for init_item_vectors
-    report.json                                          counts, quality of the ids, scores of popularity
+    report.json                                          counts, warnings, quality of the ids, scores of popularity
 
 Validation and test items are not used for training rows, training preferences or semantic IDs. A user's interactions
 with the same timestamp keep the order of the file.
@@ -57,6 +57,10 @@ examples:
 
   # RecBole
   python convert/interactions_to_jsonl.py ml-100k/ml-100k.inter --items ml-100k/ml-100k.item --out data/ml-100k
+
+  # MIND: clicks are histories, and preferred to impressions of the same time
+  python convert/interactions_to_jsonl.py MIND/behaviors.tsv --format mind --items MIND/news.tsv \
+    --chosen-actions click --rejected-actions impression --out data/mind
 
   # a folder of parts
   python convert/interactions_to_jsonl.py events/ --out data/events

@@ -117,3 +117,26 @@ def test_a_public_data_set_is_imported_by_its_command(tmp_path, monkeypatch, cap
     assert names == [f'Café "{i}" (1995)' for i in range(ITEMS)]
     assert texts[0].texts[0] == 'Café "0" (1995)' + ("" if text is None else f" | {text}")
     assert report["preferences"]["chosen_min"] == 4, "ratings are read as numbers"
+
+
+def test_mind_is_imported_by_its_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    times = [f"11/{day}/2019 1:05:58 PM" for day in range(10, 15)]
+    lines = [
+        f"{number}\tU{user}\t{time}\tN{user % ITEMS}\tN{(user + 2) % ITEMS}-0 N{(user + step + 3) % ITEMS}-1\n"
+        for number, (user, (step, time)) in enumerate((u, pair) for u in range(USERS) for pair in enumerate(times))
+    ]
+    write("MIND/behaviors.tsv", "".join(lines))
+    write(
+        "MIND/news.tsv",
+        "".join(f'N{i}\tsports\tgolf\tCafé "{i}"\tA text.\thttps://x/{i}\t[]\t[]\n' for i in range(ITEMS)),
+    )
+    command = command_of("MIND: clicks are histories, and preferred to impressions of the same time")
+    assert main([*command, "--dimensions", "4", "--clusters", "2", "3"]) == 0
+    report = json.loads(Path("data/mind/report.json").read_text())
+    assert report["actions"] == {"click": 6 * USERS, "impression": 5 * USERS}
+    assert (report["positive"], report["interactions"], report["skipped_rows"]) == (6 * USERS, 11 * USERS, 0)
+    assert report["times"]["last"] == "2019-11-14 13:05:58"
+    assert report["rows"]["train_preference.jsonl"] > 0
+    names = [item.name for item in Catalogue.load("data/mind/catalogue.jsonl").items]
+    assert names == [f'Café "{i}"' for i in range(ITEMS)]

@@ -74,7 +74,7 @@ def test_names_of_the_first_columns_are_enough(tmp_path):
             "r.dat",
             "x",
             {},
-            "or give --format (csv, tsv, jsonl, parquet, sequences), or --separator for a table of text",
+            "or give --format (csv, tsv, jsonl, parquet, mind, sequences), or --separator for a table of text",
         ),
         ("r.csv", "x", {"separator": ""}, "--separator '': expected one or more characters"),
         ("r.jsonl", "{}", {"separator": ";"}, "--separator is for tables of text, but this file is read as jsonl"),

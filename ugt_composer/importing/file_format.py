@@ -6,8 +6,11 @@ from pathlib import Path
 
 from ugt_composer.errors import UserError, nearest
 
-CSV, TSV, JSONL, PARQUET, SEQUENCES = "csv", "tsv", "jsonl", "parquet", "sequences"
-FORMATS = (CSV, TSV, JSONL, PARQUET, SEQUENCES)
+CSV, TSV, JSONL, PARQUET, MIND, SEQUENCES = "csv", "tsv", "jsonl", "parquet", "mind", "sequences"
+FORMATS = (CSV, TSV, JSONL, PARQUET, MIND, SEQUENCES)
+# The columns of MIND's behaviors.tsv and news.tsv, which have no header line.
+BEHAVIORS = ("impression_id", "user", "time", "history", "impressions")
+NEWS = ("news_id", "category", "subcategory", "title", "abstract", "url", "title_entities", "abstract_entities")
 FORMAT_OF = {
     **{".csv": CSV, ".tsv": TSV, ".parquet": PARQUET, ".pq": PARQUET, ".txt": SEQUENCES},
     **{".jsonl": JSONL, ".ndjson": JSONL, ".json": JSONL},
@@ -18,6 +21,7 @@ ARCHIVES = (".zip", ".bz2", ".xz", ".7z", ".rar", ".tar", ".tgz", ".z")
 SPREADSHEETS = (".xls", ".xlsx", ".ods")
 SEPARATORS = {"tab": "\t", "\\t": "\t", "space": " ", "comma": ","}
 UTF_8 = "utf-8"
+ITEMS = "--items-"  # what the options of the table of items start with
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,10 @@ class FileFormat:
     def of(self, path: Path) -> "FileFormat":
         """The format of a file, with a kind, and if it is text, an encoding. Raises UserError if there is none."""
         kind = self._kind(path)
-        separator = None
-        if kind in (CSV, TSV):
+        separator, names = None, self.names
+        if kind == MIND and self.separator is None:
+            separator, names = "\t", names or (NEWS if self.option == ITEMS else BEHAVIORS)
+        elif kind in (CSV, TSV):
             separator = _checked_separator(self.separator, self.option) or ("\t" if kind == TSV else ",")
         elif self.separator is not None:
             raise UserError(f"{path}: {self.option}separator is for tables of text, but this file is read as {kind}")
@@ -50,7 +56,8 @@ class FileFormat:
             raise UserError(f"{path}: {self.option}columns is for files without a header; {kind} names its columns")
         if kind == PARQUET and self.encoding is not None:
             raise UserError(f"{path}: {self.option}encoding is for files of text, but this file is read as {kind}")
-        return replace(self, kind=kind, separator=separator, encoding=_checked_encoding(self.encoding, self.option))
+        encoding = _checked_encoding(self.encoding, self.option)
+        return replace(self, kind=kind, separator=separator, encoding=encoding, names=names)
 
     def inherit(self, other: "FileFormat") -> "FileFormat":
         """This format, with what it does not say taken from the `other`."""
@@ -84,7 +91,7 @@ class FileFormat:
 
 
 BY_EXTENSION = FileFormat()
-ITEMS_BY_EXTENSION = FileFormat(option="--items-")
+ITEMS_BY_EXTENSION = FileFormat(option=ITEMS)
 
 
 def extension(path: Path) -> str:

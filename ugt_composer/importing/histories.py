@@ -7,9 +7,11 @@ import numpy as np
 
 from ugt_composer.errors import UserError
 from ugt_composer.importing.actions import counts_of_actions, in_histories
+from ugt_composer.importing.file_format import MIND
 from ugt_composer.importing.inputs import shown
 from ugt_composer.importing.interactions import Interactions
 from ugt_composer.importing.k_core import k_core
+from ugt_composer.importing.mind import CLICK
 from ugt_composer.importing.repeats import (
     KEEP,
     about_untimed_duplicates,
@@ -48,7 +50,8 @@ def make_histories(log: Interactions, source: SourceSettings) -> Histories:
         facts["actions"] = counts_of_actions(log)
     log, facts["duplicates"], about_duplicates = _without_duplicates(log, source, place)
     log, facts["ratings"], about_ratings = _ratings(log, source, place)
-    positive, about_actions = in_histories(log, source.positive_actions, place)
+    actions = (CLICK,) if source.positive_actions is None and source.format == MIND else source.positive_actions
+    positive, about_actions = in_histories(log, actions, place)
     warnings = (*about_duplicates, *about_ratings, *about_actions)
     positive = np.ones(len(log), bool) if positive is None else positive
     if source.min_rating is not None:

@@ -9,15 +9,17 @@ import polars as pl
 
 from ugt_composer.errors import UserError
 from ugt_composer.importing.column_names import find_column, need_column
-from ugt_composer.importing.file_format import BY_EXTENSION, SEQUENCES, FileFormat
+from ugt_composer.importing.file_format import BY_EXTENSION, MIND, SEQUENCES, FileFormat
 from ugt_composer.importing.ids import check_id_type, id_text, no_id_message, one_form
 from ugt_composer.importing.inputs import Part, find_parts
+from ugt_composer.importing.mind import COLUMN_OF, is_behaviors, read_behaviors
 from ugt_composer.importing.sequences import read_sequences
 from ugt_composer.importing.table import PART, ROW, Damage, Table, named_errors, open_table
 from ugt_composer.importing.time_column import TimeColumn, checked_times, time_form
 from ugt_composer.importing.timestamps import TimeForm
 
 IDS = ("user", "item")
+LINES = {SEQUENCES: "lines of `user item item …`", MIND: "MIND's impressions (--format mind)"}
 EXPECTED = {
     "user": "an id",
     "item": "an id",
@@ -110,16 +112,20 @@ def read_interactions(
     """
     parts = find_parts([inputs] if isinstance(inputs, Path) else inputs, file_format)
     path = parts[0].path
+    if parts[0].kind in (SEQUENCES, MIND):
+        _check_no_columns(path, parts[0].kind, columns, file_format, time_format, file_order)
     if parts[0].kind == SEQUENCES:
-        _check_no_columns(path, columns, file_format, time_format)
         written, damage = read_sequences(parts)
         damage.refuse(skip_bad, len(written))
         frame, _, remarks = _with_ids(path, written, {}, {}, missing_as_ids)
         bad = _first_bad_line(parts, written, frame)
         return _checked(path, frame, None, {}, bad, damage, skip_bad, remarks)
     table = open_table(parts)
-    column_of = _find_columns(table, columns, file_order)
-    rows = table.read(list(column_of.values()))
+    if parts[0].kind == MIND:
+        column_of, rows = COLUMN_OF, read_behaviors(table)
+    else:
+        column_of = _find_columns(table, columns, file_order)
+        rows = table.read(list(column_of.values()))
     values, times, form = _value_expressions(path, rows, column_of), None, None
     if "timestamp" in column_of:
         times = TimeColumn(table, rows, column_of["timestamp"])
@@ -134,20 +140,29 @@ def read_interactions(
         frame, values["timestamp"] = frame.with_columns(time.alias("timestamp")), form.parse(times.value)
         remarks += unusual
     bad = _first_bad_row(table, rows, frame, column_of, values, form)
-    unused = tuple(name for name in table.names if name not in column_of.values())
+    unused = () if parts[0].kind == MIND else tuple(name for name in table.names if name not in column_of.values())
     log = _checked(path, frame, form, column_of, bad, table.damage, skip_bad, remarks)
     return replace(log, unused=unused)
 
 
 def _check_no_columns(
-    path: Path, columns: Columns, file_format: FileFormat, time_format: tuple[str, ...] | None
+    path: Path,
+    kind: str,
+    columns: Columns,
+    file_format: FileFormat,
+    time_format: tuple[str, ...] | None,
+    file_order: bool,
 ) -> None:
     named_roles = [field.name for field in fields(columns) if getattr(columns, field.name) is not None]
-    given = {"--columns": file_format.names, "--time-format": time_format}
-    options = [*(f"--{role}-column" for role in named_roles), *(name for name, value in given.items() if value)]
+    given = {
+        "--columns": file_format.names is not None,
+        "--time-format": time_format is not None,
+        "--file-order": file_order and kind == MIND,
+    }
+    options = [*(f"--{role}-column" for role in named_roles), *(name for name in given if given[name])]
     if options:
         raise UserError(
-            f"{path}: {options[0]} is for tables, but this file is read as lines of `user item item …`; "
+            f"{path}: {options[0]} is for tables, but this file is read as {LINES[kind]}; "
             "give --format or --separator if it is a table"
         )
 
@@ -206,6 +221,8 @@ def _checked(
 
 def _find_columns(table: Table, columns: Columns, file_order: bool) -> dict[str, str]:
     path, names = table.path, table.names
+    if is_behaviors(names):
+        raise UserError(f"{path}: has MIND's lists of impressions; give --format mind")
     column_of = {
         role: need_column(
             role, getattr(columns, role), names, path, f"--{role}-column", names_option=table.names_option

@@ -28,7 +28,12 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         type=_comma_separated,
         help="names of the first columns of a file without a header",
     )
-    table("--format", choices=FORMATS, help="format of the files (default: by their extension; .txt is sequences)")
+    table(
+        "--format",
+        choices=FORMATS,
+        help="format of the files (default: by their extension; .txt is sequences). mind: "
+        "behaviors.tsv, and news.tsv for --items; clicks form the histories",
+    )
     table(
         "--separator", metavar="TEXT", help="what separates the columns, such as ';', '::' or tab (default: by format)"
     )
