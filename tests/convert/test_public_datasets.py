@@ -123,7 +123,7 @@ def test_mind_is_imported_by_its_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     times = [f"11/{day}/2019 1:05:58 PM" for day in range(10, 15)]
     lines = [
-        f"{number}\tU{user}\t{time}\tN{user % ITEMS}\tN{(user + 2) % ITEMS}-0 N{(user + step + 3) % ITEMS}-1\n"
+        f"{number}\tU{user}\t{time}\tN{user % ITEMS}\tN{(user + step + 6) % ITEMS}-0 N{(user + step + 1) % ITEMS}-1\n"
         for number, (user, (step, time)) in enumerate((u, pair) for u in range(USERS) for pair in enumerate(times))
     ]
     write("MIND/behaviors.tsv", "".join(lines))
