@@ -94,6 +94,18 @@ def test_a_quote_that_is_not_closed_does_not_swallow_the_lines_that_follow(tmp_p
     assert log.skipped == 1
 
 
+def test_two_stray_quotes_in_columns_of_ids_do_not_make_one_record(tmp_path):
+    path = written(tmp_path, HEADER + 'u1,"b,2,7\nu2,c",3,4\nu3,"d\ne",3,4\n')
+    with pytest.raises(UserError, match=r"line 2: found 'u1,\"b,2,7', where a quoted field is not closed"):
+        read_interactions(path)
+    log = read_interactions(path, skip_bad=True)
+    assert log.items.to_list() == ['c"', "d\ne"]
+    items = written(tmp_path, 'item,title,text\n"1,a,b\n2",c,"d, e\nf, g"\n3,"a, b\nc, d",e\n', "items.csv")
+    found = read_items(items, skip_bad=True)
+    assert found.ids.to_list() == ['2"', "3"]
+    assert found.names.to_list() == ["c", "a, b\nc, d"], "texts may have lines"
+
+
 texts = st.text(st.sampled_from('ab",\n é;\t'), max_size=6)
 
 
@@ -118,7 +130,7 @@ def test_a_regular_file_is_read_alike_by_polars_and_record_by_record(tmp_path_fa
     if not is_regular(part, width):
         return
     names = list("xyz"[:width])
-    frame = open_table((part,)).read(names).select(names).collect()
+    frame = open_table((part,)).read(names, ()).select(names).collect()
     expected = [record.fields for record in list(records(part, width))[1:]]
     assert [[value or "" for value in row] for row in frame.rows()] == expected
 

@@ -3,10 +3,11 @@
 A quotation mark at the start of a field opens a quoted field, which may hold separators, line breaks and doubled
 quotation marks. Anywhere else it is an ordinary character, as in `7" tablet`. If a quoted field is not closed, or the
 record with it is malformed, only the line where the record starts is damaged: reading continues with the next line.
+Two lines with a stray quotation mark each can look like one record; in fields of one line, such as ids, it is noticed.
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from ugt_composer.importing.file_format import UTF_8, FileFormat, is_wide
@@ -33,11 +34,12 @@ def has_quotes(written: FileFormat) -> bool:
     return len(written.separator) == 1 and written.separator not in "\t "
 
 
-def records(part: Part, width: int | None = None) -> Iterator[Record]:
+def records(part: Part, width: int | None = None, one_line: Collection[int] = ()) -> Iterator[Record]:
     """All records but blank lines, the header line included.
 
     Args:
         width: how many fields a record should have; None: any number.
+        one_line: numbers of the fields that hold no line break together with a separator.
     """
     separator, quotes = part.written.separator, has_quotes(part.written)
     assert separator is not None
@@ -47,7 +49,7 @@ def records(part: Part, width: int | None = None) -> Iterator[Record]:
         if undecoded(line):
             yield Record(number, [], encoding_problem(part))
         elif quotes and QUOTE in line:
-            yield _quoted_record(lines, line, separator, width)
+            yield _quoted_record(lines, line, separator, width, one_line)
         elif line.strip(" "):
             yield _checked(Record(number, line.split(separator)), width)
 
@@ -73,7 +75,7 @@ class _Lines:
         self.number -= len(lines)
 
 
-def _quoted_record(lines: _Lines, line: str, separator: str, width: int | None) -> Record:
+def _quoted_record(lines: _Lines, line: str, separator: str, width: int | None, one_line: Collection[int]) -> Record:
     number = lines.number
     more: list[str] = []
 
@@ -88,10 +90,14 @@ def _quoted_record(lines: _Lines, line: str, separator: str, width: int | None) 
         record = _checked(Record(number, fields), width)
     except csv.Error:
         record = Record(number, [], _quote_problem(line))
-    if more and record.problem is not None:
+    if more and (record.problem is not None or any(_has_lines(record.fields[n], separator) for n in one_line)):
         lines.put_back(more)
         record = Record(number, [], _quote_problem(line))
     return record
+
+
+def _has_lines(field: str, separator: str) -> bool:
+    return "\n" in field and separator in field
 
 
 def _quote_problem(line: str) -> str:

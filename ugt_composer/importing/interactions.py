@@ -9,12 +9,13 @@ import polars as pl
 
 from ugt_composer.errors import UserError
 from ugt_composer.importing.column_names import find_column, need_column
+from ugt_composer.importing.damage import Damage
 from ugt_composer.importing.file_format import BY_EXTENSION, MIND, SEQUENCES, FileFormat
 from ugt_composer.importing.ids import check_id_type, id_text, no_id_message, one_form
 from ugt_composer.importing.inputs import Part, find_parts
 from ugt_composer.importing.mind import COLUMN_OF, is_behaviors, read_behaviors
 from ugt_composer.importing.sequences import read_sequences
-from ugt_composer.importing.table import PART, ROW, Damage, Table, named_errors, open_table
+from ugt_composer.importing.table import PART, ROW, Table, named_errors, open_table
 from ugt_composer.importing.time_column import TimeColumn, checked_times, time_form
 from ugt_composer.importing.timestamps import TimeForm
 
@@ -125,7 +126,7 @@ def read_interactions(
         column_of, rows = COLUMN_OF, read_behaviors(table)
     else:
         column_of = _find_columns(table, columns, file_order)
-        rows = table.read(list(column_of.values()))
+        rows = table.read(list(column_of.values()), one_line=list(column_of.values()))
     values, times, form = _value_expressions(path, rows, column_of), None, None
     if "timestamp" in column_of:
         times = TimeColumn(table, rows, column_of["timestamp"])

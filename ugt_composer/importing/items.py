@@ -90,7 +90,7 @@ def read_items(
     about = ItemTable(parts, id_column, names[0] if names else None, texts, unused)
     if text_columns is None:
         check_used(about)
-    rows = table.read([id_column, *used])
+    rows = table.read([id_column, *used], one_line=[id_column])
     with named_errors(path):
         schema = rows.collect_schema()
     check_id_type(path, id_column, schema[id_column], "--items-column")

@@ -2,8 +2,9 @@
 
 import polars as pl
 
+from ugt_composer.importing.damage import Damage
 from ugt_composer.importing.inputs import Part
-from ugt_composer.importing.table import PART, ROW, Damage
+from ugt_composer.importing.table import PART, ROW
 from ugt_composer.importing.text_lines import encoding_problem, text_lines, undecoded
 
 EXPECTED = "expected lines of a user and then items, oldest first (if it is a table, give --format or --separator)"

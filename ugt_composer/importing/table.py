@@ -15,6 +15,7 @@ import polars as pl
 
 from ugt_composer.errors import UserError
 from ugt_composer.importing.csv_records import QUOTE, has_quotes, is_regular, records
+from ugt_composer.importing.damage import Damage
 from ugt_composer.importing.file_format import CSV, JSONL, PARQUET, TSV
 from ugt_composer.importing.inputs import Part
 from ugt_composer.importing.json_records import json_objects, json_text
@@ -22,48 +23,8 @@ from ugt_composer.importing.json_records import json_objects, json_text
 ROW = "row of the file"  # the column that numbers lines (text) or rows (Parquet) from 1; no file has such a name
 PART = "part of the table"  # the column that numbers the files from 0
 CHUNK = 100_000  # records that become columns at once
-NAMED_LINES = 5
 PARQUET_MARK = b"PAR1"  # of the format's start and end
 SEPARATORS = re.compile(r"::|[;\t|,]")
-
-
-@dataclass
-class Damage:
-    """Rows that cannot be read: how many, the places of the first ones, and what is wrong with the first."""
-
-    count: int = 0
-    places: list[str] = field(default_factory=list)
-    first: str | None = None
-
-    def refuse(self, skip: bool, others: int) -> None:
-        """Raises UserError for damaged rows, unless they are to be skipped and fewer than the others.
-
-        Args:
-            others: how many rows could be read.
-        """
-        if self.count > others and skip:
-            raise UserError(
-                f"{self.first}; {self.count:,} of {self.count + others:,} rows are damaged, which are too many to "
-                "skip: the file seems to have another format"
-            )
-        if self.count and not skip:
-            lines = f": {', '.join(self.places)}{' …' if self.count > len(self.places) else ''}"
-            raise UserError(
-                f"{self.first}; fix it, or skip such rows with --on-error skip ({self.count:,} of "
-                f"{self.count + others:,} rows{lines if self.count > 1 else ''})"
-            )
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """A sentence about the rows that were skipped, if there are any."""
-        return (f"skipped damaged rows: {self.count:,}; the first: {self.first}",) if self.count else ()
-
-    def add(self, part: Part, number: int, problem: str) -> None:
-        self.count += 1
-        if self.first is None:
-            self.first = f"{part.path}, {part.unit} {number}: {problem}"
-        if len(self.places) < NAMED_LINES:
-            self.places.append(str(number))
 
 
 @dataclass(frozen=True)
@@ -90,18 +51,22 @@ class Table:
         part = self.parts[0]
         return f"{part.written.option}columns" if part.kind in (CSV, TSV) and part.written.names is None else None
 
-    def read(self, columns: Sequence[str]) -> pl.LazyFrame:
-        """These columns, with PART and ROW. Those of files of text are text, so that ids stay unchanged."""
+    def read(self, columns: Sequence[str], one_line: Sequence[str] = ()) -> pl.LazyFrame:
+        """These columns, with PART and ROW. Those of files of text are text, so that ids stay unchanged.
+
+        Args:
+            one_line: columns of short values, such as ids, in which a line is not to be swallowed by a stray quote.
+        """
         if self.damage.count:
             self.damage.count, self.damage.places, self.damage.first = 0, [], None
         columns = list(dict.fromkeys(columns))
-        frames = [self._read(part, columns) for part in self.parts]
+        frames = [self._read(part, columns, one_line) for part in self.parts]
         if self.parts[0].kind == PARQUET and len(frames) > 1:
             frames = self._with_common_types(frames)
         numbered = [frame.with_columns(pl.lit(n, pl.Int32).alias(PART)) for n, frame in enumerate(frames)]
         return pl.concat(numbered)
 
-    def _read(self, part: Part, columns: list[str]) -> pl.LazyFrame:
+    def _read(self, part: Part, columns: list[str], one_line: Sequence[str]) -> pl.LazyFrame:
         if part.kind == PARQUET:
             scanned = pl.scan_parquet(part.path, row_index_name=ROW, glob=False)
             return scanned.select(*columns, pl.col(ROW) + 1)
@@ -109,12 +74,12 @@ class Table:
             return self._json_frame(part, columns)
         if is_regular(part, len(self.names)):
             return _scanned(part, self.names, columns)
-        return self._record_frame(part, columns)
+        return self._record_frame(part, columns, one_line)
 
-    def _record_frame(self, part: Part, columns: list[str]) -> pl.LazyFrame:
+    def _record_frame(self, part: Part, columns: list[str], one_line: Sequence[str]) -> pl.LazyFrame:
         places = [self.names.index(name) for name in columns]
         columns_of = _Columns(columns)
-        rows = records(part, len(self.names))
+        rows = records(part, len(self.names), [self.names.index(name) for name in one_line])
         if part.written.names is None:
             next(rows)
         for record in rows:

@@ -1,0 +1,47 @@
+"""Rows that cannot be read: counted, described, and refused unless they are to be skipped."""
+
+from dataclasses import dataclass, field
+
+from ugt_composer.errors import UserError
+from ugt_composer.importing.inputs import Part
+
+NAMED_LINES = 5
+
+
+@dataclass
+class Damage:
+    """Rows that cannot be read: how many, the places of the first ones, and what is wrong with the first."""
+
+    count: int = 0
+    places: list[str] = field(default_factory=list)
+    first: str | None = None
+
+    def refuse(self, skip: bool, others: int) -> None:
+        """Raises UserError for damaged rows, unless they are to be skipped and fewer than the others.
+
+        Args:
+            others: how many rows could be read.
+        """
+        if self.count > others and skip:
+            raise UserError(
+                f"{self.first}; {self.count:,} of {self.count + others:,} rows are damaged, which are too many to "
+                "skip: the file seems to have another format"
+            )
+        if self.count and not skip:
+            lines = f": {', '.join(self.places)}{' …' if self.count > len(self.places) else ''}"
+            raise UserError(
+                f"{self.first}; fix it, or skip such rows with --on-error skip ({self.count:,} of "
+                f"{self.count + others:,} rows{lines if self.count > 1 else ''})"
+            )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """A sentence about the rows that were skipped, if there are any."""
+        return (f"skipped damaged rows: {self.count:,}; the first: {self.first}",) if self.count else ()
+
+    def add(self, part: Part, number: int, problem: str) -> None:
+        self.count += 1
+        if self.first is None:
+            self.first = f"{part.path}, {part.unit} {number}: {problem}"
+        if len(self.places) < NAMED_LINES:
+            self.places.append(str(number))
