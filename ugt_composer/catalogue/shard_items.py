@@ -16,7 +16,7 @@ from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.catalogue.id_set import SemanticIdSet
 from ugt_composer.catalogue.outside import ItemCounts, outside_items
 from ugt_composer.data.codec import batch_of, decode_row
-from ugt_composer.data.integrity import ShardFacts, read_index
+from ugt_composer.data.integrity import INDEX_NAME, ShardFacts, read_index
 from ugt_composer.data.manifest import Manifest
 from ugt_composer.data.shard_rows import ShardRows
 from ugt_composer.errors import UserError
@@ -55,7 +55,8 @@ def check_shards(
         if manifest.catalogue is None and counts.above(max_fraction):
             raise UserError(
                 f"{problem} in a sample of the rows, more than data.max_fraction_outside_catalogue {max_fraction:g}: "
-                f"the shards come from another import than the catalogue; {_fix(catalogue)}"
+                "the shards seem to come from another import than the catalogue; use the catalogue that was made with "
+                f"these rows, or {_fix(catalogue)}"
             )
         warnings.append(
             f"{problem}: they cannot be recommended, and where model.level_softmax is catalogue, their loss is constant"
@@ -70,7 +71,8 @@ def _check_fingerprints(folders: Sequence[tuple[str, Manifest]], catalogue: Cata
         if catalogue is not None and manifest.catalogue != catalogue.fingerprint:
             raise UserError(
                 f"{name} was converted with another catalogue ({source}) than {catalogue.source}, fingerprint "
-                f"{_short(catalogue.fingerprint)}: the same semantic ID would mean another item; {_fix(catalogue)}"
+                f"{_short(catalogue.fingerprint)}: the same semantic ID would mean another item; use "
+                f"{manifest.catalogue_file}, or {_fix(catalogue)}"
             )
         first_name, first = recorded[0]
         if manifest.catalogue != first.catalogue:
@@ -82,10 +84,7 @@ def _check_fingerprints(folders: Sequence[tuple[str, Manifest]], catalogue: Cata
 
 
 def _fix(catalogue: Catalogue) -> str:
-    return (
-        "use the catalogue that was made with these rows, or import the data again and convert its rows with "
-        f"convert/jsonl_to_mds.py … --catalogue {catalogue.source}"
-    )
+    return f"convert the rows that were made with {catalogue.source} (convert/jsonl_to_mds.py … --catalogue that file)"
 
 
 def _short(fingerprint: str | None) -> str:
@@ -98,6 +97,8 @@ def sample_items(manifest: Manifest, known: SemanticIdSet) -> ItemCounts:
     Shards that are not on this machine yet, or cannot be read, are left out: each is verified before training uses it.
     """
     folder, counts = Path(manifest.folder), ItemCounts()
+    if not (folder / INDEX_NAME).exists():
+        return counts
     shards = [shard for shard in read_index(folder) if (folder / shard.raw.name).exists()]
     most = MOST_SHARDS
     if not shards:

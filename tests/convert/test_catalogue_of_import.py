@@ -1,0 +1,39 @@
+"""The importer's own commands, from a table of interactions to shards that a training accepts or refuses."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from convert.interactions_to_jsonl import main as import_table
+from convert.jsonl_to_mds import main as convert
+from tests.convert.test_interactions_to_jsonl import ratings
+from ugt_composer.catalogue.catalogue import Catalogue
+from ugt_composer.catalogue.shard_items import check_shards
+from ugt_composer.data.manifest import read_manifest
+from ugt_composer.errors import UserError
+
+
+def imported(folder: Path, name: str, seed: int, *options: str) -> None:
+    """Imports ratings that the seed determines, into a subfolder."""
+    ratings(seed=seed).write_csv(folder / f"{name}.csv")
+    assert import_table([str(folder / f"{name}.csv"), "--out", str(folder / name), *options]) == 0
+
+
+def test_the_printed_commands_record_the_catalogue_and_a_reused_one_is_the_same(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    imported(tmp_path, "a", 0)
+    commands = re.findall(r"^  python convert/jsonl_to_mds.py (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert len(commands) == 5
+    for command in commands:
+        assert convert(shlex.split(command)) == 0
+    manifests = {"data.train": [read_manifest(folder) for folder in sorted((tmp_path / "mds").iterdir())]}
+    catalogue = Catalogue.load("a/catalogue.jsonl")
+    assert {manifest.catalogue for manifest in manifests["data.train"]} == {catalogue.fingerprint}
+    assert check_shards(manifests, catalogue, 0.0) == []
+    imported(tmp_path, "again", 1, "--codes", "a/semantic_ids.json")
+    assert check_shards(manifests, Catalogue.load("again/catalogue.jsonl"), 0.0) == []
+    imported(tmp_path, "other", 1)
+    with pytest.raises(UserError, match=r"was converted with another catalogue \(.*a/catalogue.jsonl, fingerprint"):
+        check_shards(manifests, Catalogue.load("other/catalogue.jsonl"), 1.0)
