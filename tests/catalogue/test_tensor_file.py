@@ -29,6 +29,7 @@ def saved(folder, name: str, content):
         ("a.pt", torch.nn.Parameter(torch.tensor(CODES).float())),
         ("a.pt", {"epoch": 3, "codes": torch.tensor(CODES)}),
         ("a.pt", CODES.tolist()),
+        ("a.pt", list(torch.tensor(CODES))),
     ],
 )
 def test_the_only_array_of_a_file_is_read(tmp_path, name, content):
@@ -41,8 +42,9 @@ def test_the_only_array_of_a_file_is_read(tmp_path, name, content):
         ("a.npz", {"a": CODES, "b": CODES}, r"found a \(2, 3\), b \(2, 3\); expected exactly one array"),
         ("a.pt", {"epoch": 3}, "found no array; expected exactly one array"),
         ("a.pt", "text", "found str, expected one array"),
-        ("a.npy", np.array([object()]), "cannot be read as a file of numbers"),
-        ("a.pt", CODES, "cannot be read as a file of numbers"),
+        ("a.pt", [[1, 2], [3]], "found list, expected one array"),
+        ("a.npy", np.array([object()]), "it holds Python objects, which could run code"),
+        ("a.pt", CODES, "it holds Python objects, which could run code"),
     ],
 )
 def test_other_content_is_named(tmp_path, name, content, said):

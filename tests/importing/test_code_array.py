@@ -43,14 +43,14 @@ def with_value(value: float) -> np.ndarray:
             IDS[:3],
             "with the shape (3, 3) and 3 items, a row can be an item or a level",
         ),
-        (CODES[:, 0], IDS, "found int64 of shape (4,), expected whole numbers of shape (items, levels)"),
-        (CODES[None], IDS, "found int64 of shape (1, 4, 3)"),
-        (CODES > 2, IDS, "found bool of shape (4, 3)"),
+        (CODES[:, 0], IDS, "found whole numbers of shape (4,), expected whole numbers of shape (items, levels)"),
+        (CODES[None], IDS, "found whole numbers of shape (1, 4, 3)"),
+        (CODES > 2, IDS, "found truth values of shape (4, 3)"),
         (CODES[:, :0], IDS, "of shape (4, 0)"),
-        (with_value(-1), IDS, "item 'c' (number 3): found [0.0, -1.0, 9.0], expected a code from 0 to 2147483647"),
-        (with_value(1.5), IDS, "item 'c' (number 3): found [0.0, 1.5, 9.0]"),
-        (with_value(np.nan), IDS, "item 'c' (number 3): found [0.0, nan, 9.0]"),
-        (with_value(2.0**31), IDS, "(1 of 4 items have something else)"),
+        (with_value(-1), IDS, "item 'c' (number 3 of the file): found -1 at level 2, expected a whole number from 0"),
+        (with_value(1.5), IDS, "found 1.5 at level 2"),
+        (with_value(np.nan), IDS, "found nan at level 2"),
+        (with_value(2.0**31), IDS, "(1 of 4 items have no such codes)"),
     ],
 )
 def test_mistakes_are_named(tmp_path, array, items, said):
@@ -87,5 +87,5 @@ def test_a_list_of_ids_is_for_arrays_alone(tmp_path):
 def test_rows_of_the_table_that_were_left_out_are_named(tmp_path):
     np.save(tmp_path / "codes.npy", CODES)
     (tmp_path / "items.csv").write_text("item_id,title\na,x\nb,y\na,x\n")
-    with pytest.raises(UserError, match=r"items\.csv without the 1 rows that were left out has 2 items"):
+    with pytest.raises(UserError, match=r"items\.csv without 1 of its rows, which were left out, has 2 items"):
         read_given(IdSettings(codes=tmp_path / "codes.npy"), read_items(tmp_path / "items.csv"))

@@ -1,11 +1,12 @@
 """Reads one array from a file of NumPy (.npy, .npz) or PyTorch (.pt, .pth)."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ugt_composer.errors import UserError, first_line
+from ugt_composer.errors import UserError
 
 NUMPY, TORCH = (".npy", ".npz"), (".pt", ".pth")
 SUFFIXES = (*NUMPY, *TORCH)
@@ -22,10 +23,12 @@ def read_array(path: Path) -> np.ndarray:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); expected one array") from None
     except Exception as error:
-        reason = first_line(error)
+        # What torch and numpy refuse to unpickle, torch with advice that is no user's business.
+        objects = isinstance(error, pickle.UnpicklingError) or "allow_pickle" in str(error)
+        reason = "it holds Python objects, which could run code" if objects else "it is damaged or of another format"
         raise UserError(
-            f"{path}: cannot be read as a file of numbers ({reason}); expected one array, as numpy.save writes it, or "
-            "one tensor, as torch.save does"
+            f"{path}: cannot be read ({reason}); expected one array of numbers, as numpy.save writes it, or one "
+            "tensor, as torch.save does"
         ) from None
     if isinstance(content, dict):
         arrays = {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
@@ -55,6 +58,7 @@ def _read_torch(path: Path) -> Any:
     content = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(content, dict):
         return {str(name): as_array(value) for name, value in content.items()}
-    if isinstance(content, list) and content and all(isinstance(value, list) for value in content):
-        return np.array(content)
+    if isinstance(content, (list, tuple)) and content:
+        rows = [as_array(value) for value in content]
+        return np.array(rows) if len({np.shape(row) for row in rows}) == 1 else content
     return as_array(content)

@@ -74,7 +74,7 @@ def _order(known: Items | None) -> tuple[pl.Series | None, str]:
     if known is None or known.table is None:
         return None if known is None else known.ids, "the table of items"
     left_out = known.table.facts["rows"] - len(known)
-    without = f" without the {left_out:,} rows that were left out" if left_out else ""
+    without = f" without {left_out:,} of its rows, which were left out," if left_out else ""
     return known.ids, f"{known.table.path}{without}"
 
 

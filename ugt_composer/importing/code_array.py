@@ -10,6 +10,8 @@ from ugt_composer.errors import UserError
 from ugt_composer.importing.codes import LARGEST_CODE
 from ugt_composer.importing.vectors import items_of_rows
 
+VECTOR_LEVELS = 16  # an array of so many columns holds vectors rather than codes
+
 
 def is_array_file(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
@@ -31,20 +33,26 @@ def read_code_array(
     array = read_array(path)
     if array.dtype.kind not in "iuf" or array.ndim != 2 or not array.size:
         raise UserError(
-            f"{path}: found {array.dtype} of shape {array.shape}, expected whole numbers of shape (items, levels) or "
-            "(levels, items)"
+            f"{path}: found {_content(array)} of shape {array.shape}, expected whole numbers of shape (items, levels) "
+            "or (levels, items)"
         )
     place, ids = items_of_rows(path, items_file, items, table, "--code-items", "item of each code")
     codes = _items_by_levels(path, array, place, len(ids))
     invalid = ~((codes >= 0) & (codes <= LARGEST_CODE) & (codes == np.floor(codes)))
     if invalid.any():
-        row = int(np.flatnonzero(invalid.any(axis=1))[0])
+        row, level = np.argwhere(invalid)[0].tolist()
+        vectors = "; vectors are for --vectors" if codes.shape[1] >= VECTOR_LEVELS else ""
         raise UserError(
-            f"{path}: item {ids[row]!r} (number {row + 1}): found {codes[row].tolist()}, expected a code from 0 to "
-            f"{LARGEST_CODE} at each level ({int(invalid.any(axis=1).sum()):,} of {len(ids):,} items have something "
-            "else); vectors are for --vectors"
+            f"{path}: item {ids[row]!r} (number {row + 1} of the file): found {codes[row, level]:g} at level "
+            f"{level + 1}, expected a whole number from 0 ({int(invalid.any(axis=1).sum()):,} of {len(ids):,} items have no such "
+            f"codes){vectors}"
         )
     return ids, list(map(tuple, codes.astype(np.int64).tolist()))
+
+
+def _content(array: np.ndarray) -> str:
+    kinds = {"i": "whole numbers", "u": "whole numbers", "f": "numbers", "b": "truth values", "U": "text", "S": "text"}
+    return kinds.get(array.dtype.kind, str(array.dtype))
 
 
 def _items_by_levels(path: Path, array: np.ndarray, place: str, items: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from ugt_composer.catalogue.tensor_file import SUFFIXES
 from ugt_composer.errors import UserError
 
 TOKEN = re.compile(r"<?[A-Za-z]+_(\d+)>?")
@@ -22,7 +23,10 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected a JSON file of codes") from None
     except ValueError as error:
-        raise UserError(f"{path}: is not JSON: {error}") from None
+        raise UserError(
+            f"{path}: is not JSON: {error}; expected codes as JSON, or as an array in a file that ends in "
+            f"{', '.join(SUFFIXES)}"
+        ) from None
 
 
 def _object(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
