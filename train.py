@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from ugt_composer import __version__
-from ugt_composer.config.load import load_config
+from ugt_composer.config.load import check_saved_config, load_config
 from ugt_composer.job.exit import exit_as_rank
 from ugt_composer.job.start import begin_rank, begin_to_close, slow_imports
 
@@ -38,6 +38,8 @@ def main() -> int:
     paths = [item for item in arguments.yaml if "=" not in item]
     overrides = [item for item in arguments.yaml if "=" in item]
     config = load_config(*paths, overrides=overrides)
+    for path in paths:
+        check_saved_config(path, config)
     if arguments.dry_run:
         from ugt_composer.training.dry_run import describe
 

@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import NoReturn
 
 EXIT_ERROR = 1
@@ -23,6 +24,11 @@ def nearest(name: str, valid: list[str]) -> str:
     """A hint for an unknown name: the nearest valid name if there is a similar one, else all valid names."""
     close = get_close_matches(name, valid, n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else f"valid here: {', '.join(sorted(valid))}"
+
+
+def where_searched(path: str | Path) -> str:
+    """For a message about a file that is missing: the working directory, which a relative path depends on."""
+    return "" if Path(path).is_absolute() else f" (working directory: {Path.cwd()})"
 
 
 def first_line(error: Exception) -> str:

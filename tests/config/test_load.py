@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ugt_composer import __version__
-from ugt_composer.config.load import config_yaml, load_config, version_in
+from ugt_composer.config.load import check_saved_config, config_yaml, load_config, version_in
 from ugt_composer.config.schema import Config, LossConfig, ModelConfig, OptimizerConfig
 from ugt_composer.errors import UserError
 
@@ -200,3 +200,68 @@ def test_defaults_are_those_of_stage_1():
     config, stage = Config(), load_config(ROOT / "yamls/stage1.yaml", overrides=keeps)
     for section in ("model", "loss", "optimizer", "scheduler", "evaluation", "parallelism", "loggers", "callbacks"):
         assert getattr(config, section) == getattr(stage, section), section
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "data.train.local=mds/a",
+            "data.train.local=mds/a and data.train.streams (mds/b, mds/c) are both given; for the single folder add "
+            "data.train.streams=[], for the streams data.train.local=null",
+        ),
+        ("data.train.remote=s3://b/a", "for the streams data.train.remote=null"),
+        ("data={train: {local: x, remote: y}}", "for the streams data.train.local=null data.train.remote=null"),
+    ],
+)
+def test_a_folder_over_streams_says_which_key_to_unset(tmp_path, override, message):
+    (tmp_path / "x.yaml").write_text("data: {train: {streams: [{local: mds/b}, {local: mds/c}]}}")
+    with pytest.raises(UserError) as error:
+        load_config(tmp_path / "x.yaml", overrides=[override])
+    assert message in str(error.value)
+
+
+@pytest.fixture
+def saved(tmp_path, monkeypatch) -> Path:
+    """The saved config of a run that was started in tmp_path, with a relative save_folder."""
+    folder = tmp_path / "started" / "runs" / "one"
+    (folder / "best").mkdir(parents=True)
+    (folder / ".lock").touch()
+    for path in (folder / "config.yaml", folder / "best" / "config.yaml"):
+        path.write_text(config_yaml(load_config(overrides=["save_folder=runs/one"])))
+    monkeypatch.chdir(tmp_path)
+    return folder / "config.yaml"
+
+
+def test_a_saved_config_resumes_its_run_or_says_where_to_start_it(saved, monkeypatch):
+    for path in (saved, saved.parent / "best" / "config.yaml"):
+        with pytest.raises(UserError) as error:
+            check_saved_config(path, load_config(path))
+        assert str(error.value).startswith(
+            f"{path}: its save_folder is runs/one, which is {Path.cwd() / 'runs/one'} from"
+        )
+        assert f"run the command in {saved.parents[2]}, where the run was started" in str(error.value)
+        assert f"add save_folder={saved.parent} to resume this run" in str(error.value)
+    for override in (f"save_folder={saved.parent}", "save_folder=another"):
+        check_saved_config(saved, load_config(saved, overrides=[override]))
+    monkeypatch.chdir(saved.parents[2])
+    check_saved_config(saved, load_config(saved))
+    check_saved_config("runs/one/config.yaml", load_config("runs/one/config.yaml"))
+
+
+def test_a_run_folder_that_was_moved_does_not_begin_another_run(saved, tmp_path):
+    moved = saved.parent.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"add save_folder=.*/moved to resume this run"):
+        check_saved_config(moved / "config.yaml", load_config(moved / "config.yaml"))
+
+
+def test_a_copy_of_a_saved_config_starts_what_it_says(saved, tmp_path):
+    (tmp_path / "copy.yaml").write_text(saved.read_text())
+    check_saved_config("copy.yaml", load_config("copy.yaml"))
+
+
+def test_a_missing_file_is_named_with_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        load_config("nowhere.yaml")
+    assert f"nowhere.yaml: no such file (working directory: {tmp_path})" in str(error.value)

@@ -6,7 +6,7 @@ import torch
 from ugt_composer.config.load import load_config
 from ugt_composer.errors import UserError
 from ugt_composer.parallelism import precision
-from ugt_composer.training.preflight import check_machine
+from ugt_composer.training.preflight import check_machine, check_run
 
 
 @pytest.fixture
@@ -31,3 +31,12 @@ def test_an_auto_microbatch_needs_a_single_process(gpus):
     gpus(ranks=4)
     with pytest.raises(UserError, match=r"auto with 4 ranks.*expected a number.*global_train_batch_size=512"):
         check_machine(config)
+
+
+@pytest.mark.parametrize("key", ["init_from", "loss.reference_from"])
+@pytest.mark.parametrize("folder", ["run", "run/best", "./run/latest", "other/../run/best"])
+def test_a_model_that_the_run_replaces_is_no_starting_point(tmp_path, monkeypatch, key, folder):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"{key} is {folder}, which this run replaces"):
+        check_run(load_config(overrides=["save_folder=run", f"{key}={folder}"]))
+    check_run(load_config(overrides=["save_folder=run", f"{key}=run/earlier-1/best"]))

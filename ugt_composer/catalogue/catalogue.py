@@ -22,7 +22,7 @@ import numpy as np
 import xxhash
 
 from ugt_composer.data.history import SemanticId
-from ugt_composer.errors import UserError
+from ugt_composer.errors import UserError, where_searched
 from ugt_composer.jsonl.bad_row import BadRow, shown
 from ugt_composer.jsonl.json_text import parse_object
 from ugt_composer.jsonl.lines import TruncatedStream, read_blocks
@@ -217,7 +217,7 @@ class Catalogue:
 def _read_lines(path: str) -> Iterator[bytes]:
     """The lines of a plain or compressed file, without their ends and without a byte order mark."""
     if not Path(path).is_file():
-        raise UserError(f"{path}: found no such file, expected a catalogue in JSON Lines")
+        raise UserError(f"{path}: found no such file{where_searched(path)}, expected a catalogue in JSON Lines")
     size = Path(path).stat().st_size
     start = UTF8_BOM
     try:

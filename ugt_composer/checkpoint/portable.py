@@ -13,7 +13,7 @@ from ugt_composer.checkpoint.written import or_removed, unlike_written, write_ha
 from ugt_composer.config.keys import DEFINES_WEIGHTS
 from ugt_composer.config.load import config_yaml, load_config
 from ugt_composer.config.schema import Config, ModelConfig
-from ugt_composer.errors import UserError
+from ugt_composer.errors import UserError, where_searched
 from ugt_composer.model.build import build_model
 from ugt_composer.model.ugt import UGT
 from ugt_composer.storage.hashed_file import file_hash
@@ -203,7 +203,8 @@ def _existing(folder: str | Path, name: str) -> Path:
     path = Path(folder) / name
     if not path.is_file():
         raise UserError(
-            f"{path}: no such file; expected a folder such as checkpoints/stage1/best with {WEIGHTS}, {CONFIG}"
+            f"{path}: no such file{where_searched(path)}; expected a folder such as checkpoints/stage1/best with "
+            f"{WEIGHTS}, {CONFIG}"
         )
     return path
 

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ugt_composer import __version__
 from ugt_composer.config.schema import Config
 from ugt_composer.config.values import ValueProblem, compose, convert, plain_text
-from ugt_composer.errors import UserError
+from ugt_composer.errors import UserError, where_searched
 
 _KEY = re.compile(r"[\w-]+(\.[\w-]+|\[[^\[\]=]+\])*")
 WRITTEN_BY = "# ugt_composer "  # first line of a saved config, followed by the version
@@ -61,6 +61,37 @@ def version_in(path: Path) -> str | None:
     return first.removeprefix(WRITTEN_BY) if first.startswith(WRITTEN_BY) else None
 
 
+def check_saved_config(path: str | Path, config: Config) -> None:
+    """Checks that the saved config of a run resumes that run, and does not start another one elsewhere.
+
+    Args:
+        path: of a YAML file that `config` was loaded from.
+
+    Raises:
+        UserError: `path` is `config.yaml` of a run, whose `save_folder` is another folder from this working directory.
+    """
+    path = Path(path)
+    folder, wanted = path.absolute().parent, Path(config.save_folder)
+    if folder.name in ("best", "latest"):
+        folder = folder.parent
+    is_of_run = path.name == "config.yaml" and any((folder / name).exists() for name in (".lock", "metrics.jsonl"))
+    if (
+        not is_of_run
+        or version_in(path) is None
+        or folder.resolve() == wanted.resolve()
+        or load_config(path).save_folder != config.save_folder
+    ):
+        return
+    away = f"which is {wanted.absolute()} from this working directory, " if not wanted.is_absolute() else ""
+    depth = len(wanted.parts)
+    started_in = folder.parents[depth - 1] if folder.parts[-depth:] == wanted.parts else None
+    way_out = f"run the command in {started_in}, where the run was started, or " if started_in else ""
+    raise UserError(
+        f"{path}: its save_folder is {wanted}, {away}and not the folder of this file, so that another run would begin "
+        f"there; {way_out}add save_folder={folder} to resume this run"
+    )
+
+
 def _source(problem: str, paths: Sequence[str | Path], overrides: Sequence[str]) -> str:
     """What causes a problem: the override without which there is none, or the files if it is theirs alone."""
     files = " + ".join(map(str, paths)) or "config"
@@ -80,7 +111,7 @@ def _read_yaml(path: str | Path) -> tuple[str, yaml.Node]:
         node = compose(Path(path).read_text("utf-8-sig"))
     except FileNotFoundError:
         raise UserError(
-            f"{path}: no such file (working directory: {Path.cwd()}); expected a YAML file such as yamls/stage1.yaml"
+            f"{path}: no such file{where_searched(path)}; expected a YAML file such as yamls/stage1.yaml"
         ) from None
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: cannot be read as YAML ({error})") from None

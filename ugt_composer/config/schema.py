@@ -207,7 +207,15 @@ def _check_workers(key: str, num_workers: int) -> None:
 
 def _check_sources(key: str, local: str | None, remote: str | None, streams: list[StreamConfig]) -> None:
     if streams and (local or remote):
-        raise ValueError(f"{key}.local and {key}.streams are both given; expected one of them")
+        single = " and ".join(
+            f"{key}.{name}={value}" for name, value in (("local", local), ("remote", remote)) if value
+        )
+        unset = " ".join(f"{key}.{name}=null" for name, value in (("local", local), ("remote", remote)) if value)
+        several = ", ".join(str(stream.local) for stream in streams)
+        raise ValueError(
+            f"{single} and {key}.streams ({several}) are both given; for the single folder add {key}.streams=[], for "
+            f"the streams {unset}"
+        )
     for index, stream in enumerate(streams):
         if not stream.local:
             raise ValueError(f"{key}.streams[{index}].local is missing; expected a folder of MDS shards (or its cache)")

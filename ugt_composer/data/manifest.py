@@ -17,7 +17,7 @@ from ugt_composer.data.integrity import (
     read_index,
     size_mismatch,
 )
-from ugt_composer.errors import UserError
+from ugt_composer.errors import UserError, where_searched
 from ugt_composer.jsonl.schema import PREFERENCE, RECOMMEND
 
 SIDES = ("encoder", "decoder", "rejected")
@@ -74,7 +74,9 @@ def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
     """
     path = Path(folder) / MANIFEST_NAME
     if not Path(folder).is_dir():
-        raise UserError(f"{folder}: no such folder; expected MDS shards made by convert/jsonl_to_mds.py")
+        raise UserError(
+            f"{folder}: no such folder{where_searched(folder)}; expected MDS shards made by convert/jsonl_to_mds.py"
+        )
     try:
         facts = json.loads(path.read_text("utf-8"))
         if facts["codec_version"] != VERSION:

@@ -12,7 +12,7 @@ from ugt_composer.config.checks import device_batch_size
 from ugt_composer.config.load import config_yaml
 from ugt_composer.config.schema import Config
 from ugt_composer.data.manifest import Manifest, check_data, check_kinds, streams_of
-from ugt_composer.errors import UserError
+from ugt_composer.errors import UserError, where_searched
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.build import strategy_class
 from ugt_composer.parallelism.memory import HOST, MemoryItem
@@ -39,7 +39,8 @@ def describe(config: Config) -> str:
     for key, folder in (("init_from", config.init_from), ("loss.reference_from", config.loss.reference_from)):
         for name in (WEIGHTS, CONFIG) if folder and not is_url(folder) else ():
             if not (Path(folder or "") / name).is_file():
-                raise UserError(f"{key}: {Path(folder or '') / name} does not exist; train the previous stage first")
+                path = Path(folder or "") / name
+                raise UserError(f"{key}: {path} does not exist{where_searched(path)}; train the previous stage first")
     reference = str(config.loss.reference_from or config.init_from)
     if config.loss.reference_log_probs == "data" and not is_url(reference):
         check_reference_log_probs(config, Path(reference))

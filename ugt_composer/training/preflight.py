@@ -20,6 +20,7 @@ from ugt_composer.errors import UserError
 from ugt_composer.jsonl.schema import PREFERENCE
 from ugt_composer.parallelism.build import strategy_class
 from ugt_composer.parallelism.precision import resolve_precision
+from ugt_composer.storage.s3_url import is_url
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +50,21 @@ def check_run(config: Config) -> None:
             raise UserError(
                 f"loggers.{extra} is set, but {extra} is not installed; pip install 'ugt-composer[{extra}]'"
             )
+    _check_starting_points(config)
     for folder in (Path(config.save_folder), *Path(config.save_folder).parents):
         if folder.exists() and not folder.is_dir():
             raise UserError(f"save_folder {config.save_folder}: {folder} is a file; expected a folder")
+
+
+def _check_starting_points(config: Config) -> None:
+    """UserError if the run would start from, or compare itself with, a model that it replaces itself."""
+    own = [Path(config.save_folder).resolve() / name for name in ("", "best", "latest")]
+    for key, folder in (("init_from", config.init_from), ("loss.reference_from", config.loss.reference_from)):
+        if folder is not None and not is_url(folder) and Path(folder).resolve() in own:
+            raise UserError(
+                f"{key} is {folder}, which this run replaces, as it is in save_folder {config.save_folder}; expected "
+                "the model of another run, or another save_folder"
+            )
 
 
 def check_machine(config: Config) -> None:
