@@ -73,7 +73,7 @@ def test_without_a_metric_best_becomes_the_latest(trained, caplog):
     trained(3, "save_best_on=loss")
     with caplog.at_level(logging.WARNING):
         folder = trained(2, "save_best_on=null")
-    assert "save_best_on was loss, now save_best_on is null" in caplog.text
+    assert "save_best_on was loss, now it is null" in caplog.text
     best, latest = (load_portable(folder / name)[0].state_dict() for name in ("best", "latest"))
     assert all(torch.equal(value, latest[name]) for name, value in best.items())
     assert not any(name.startswith("best ") for name in read_facts(folder / "best"))

@@ -4,6 +4,7 @@ A later source overrides an earlier one. An unknown key is an error that names t
 immutable.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
@@ -71,7 +72,7 @@ def check_saved_config(path: str | Path, config: Config) -> None:
         UserError: `path` is `config.yaml` of a run, whose `save_folder` is another folder from this working directory.
     """
     path = Path(path)
-    folder, wanted = path.absolute().parent, Path(config.save_folder)
+    folder, wanted = Path(os.path.abspath(path)).parent, Path(config.save_folder)
     if folder.name in ("best", "latest"):
         folder = folder.parent
     is_of_run = path.name == "config.yaml" and any((folder / name).exists() for name in (".lock", "metrics.jsonl"))

@@ -100,8 +100,9 @@ class Checkpoints(Callback):
             self.best = Best(self.best.value, replace(self.best.criterion, metric=metric_before or "unknown"))
         before = self.best.criterion
         if self.criterion is None:
-            reason = "data.eval is empty" if self.config.save_best_on else "save_best_on is null"
-            change: str | None = f"save_best_on was {before.metric}, now {reason}"
+            change: str | None = f"save_best_on was {before.metric}, now it is null"
+            if self.config.save_best_on is not None:
+                change = "data.eval is empty now"
             outcome = "each save replaces it by the latest model"
         else:
             change = self.criterion.change_from(before)
