@@ -112,7 +112,8 @@ def _read_yaml(path: str | Path) -> tuple[str, yaml.Node]:
         node = compose(Path(path).read_text("utf-8-sig"))
     except FileNotFoundError:
         raise UserError(
-            f"{path}: no such file{where_searched(path)}; expected a YAML file such as yamls/stage1.yaml"
+            f"{path}: no such file{where_searched(path)}; expected a YAML file such as yamls/stage1.yaml, or "
+            "key=value, in quotes if it contains blanks"
         ) from None
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: cannot be read as YAML ({error})") from None

@@ -1,13 +1,16 @@
 """Checks of the names of evaluation metrics in a config: `save_best_on`, and what callbacks monitor."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from torchmetrics import Metric
 
 from ugt_composer.errors import UserError, nearest
 from ugt_composer.jsonl.schema import PREFERENCE, RECOMMEND
 from ugt_composer.metrics.torch_metrics import EvaluationMetric
-from ugt_composer.training.composer_model import ComposerUGT
+
+if TYPE_CHECKING:
+    from ugt_composer.training.composer_model import ComposerUGT
 
 PREFIX = "metrics/eval/"  # of the names in metrics.jsonl
 
@@ -30,7 +33,7 @@ def check_metric_name(key: str, name: str, metrics: Mapping[str, Metric], not_co
     raise UserError(f"{key} is {name!r}; {nearest(short, list(metrics))}")
 
 
-def check_best_metric(name: str | None, model: ComposerUGT, kinds: Sequence[str]) -> None:
+def check_best_metric(name: str | None, model: "ComposerUGT", kinds: Sequence[str]) -> None:
     """Raises UserError if `save_best_on` is not a metric of the evaluation, one that does not set `higher_is_better`,
     or one that none of the rows count for.
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torchmetrics import Metric
@@ -95,7 +95,9 @@ def criterion_of(config: Config, metric: Metric, data: list[str], catalogue: str
         settings["loss.reference_from"] = config.loss.reference_from
     elif name != "preference_accuracy":
         settings |= {
-            f"evaluation.{key}": getattr(evaluation, key) for key in ("beam_width", "exclude_seen", "item_score_weight")
+            f"evaluation.{field.name}": getattr(evaluation, field.name)
+            for field in fields(evaluation)
+            if field.name not in ("k_values", "metrics")
         }
         if "@" not in name:  # computed from all recommendations, and not from those before a cut-off
             settings["the largest of evaluation.k_values"] = max(evaluation.k_values)

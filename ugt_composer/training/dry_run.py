@@ -13,11 +13,15 @@ from ugt_composer.config.load import config_yaml
 from ugt_composer.config.schema import Config
 from ugt_composer.data.manifest import Manifest, check_data, check_kinds, streams_of
 from ugt_composer.errors import UserError, where_searched
+from ugt_composer.losses.unified import UnifiedLoss
+from ugt_composer.metrics.torch_metrics import evaluation_metrics
+from ugt_composer.metrics.user_metrics import build_user_metrics
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.build import strategy_class
 from ugt_composer.parallelism.memory import HOST, MemoryItem
 from ugt_composer.parallelism.precision import about_precision
 from ugt_composer.storage.s3_url import is_url
+from ugt_composer.training.best_metric import check_metric_name
 from ugt_composer.training.memory_estimate import GAPS, GIB, RESERVE, Estimate, estimate, longest_rows
 from ugt_composer.training.preflight import check_items, check_reference_log_probs, check_run
 from ugt_composer.training.run_length import run_length
@@ -36,6 +40,7 @@ def describe(config: Config) -> str:
     evaluation = (
         check_data(config, "data.eval", streams_of("data.eval", config.data.eval)) if config.data.eval.is_given else []
     )
+    _check_evaluation(config)
     for key, folder in (("init_from", config.init_from), ("loss.reference_from", config.loss.reference_from)):
         for name in (WEIGHTS, CONFIG) if folder and not is_url(folder) else ():
             if not (Path(folder or "") / name).is_file():
@@ -74,6 +79,22 @@ def describe(config: Config) -> str:
         *_memory_lines(config, estimate(config, world_size, longest, len(catalogue or ()), model)),
     ]
     return "\n".join(lines)
+
+
+def _check_evaluation(config: Config) -> None:
+    """UserError if `save_best_on`, a metric of the user's or a callback would stop the run when it starts."""
+    loss, evaluation = UnifiedLoss(**config.loss.arguments), config.evaluation
+    items = None if config.data.catalogue is None else 1  # only whether there is a catalogue matters for the names
+    metrics = evaluation_metrics(loss.means, loss.evaluation_losses(), evaluation.k_values, items)
+    metrics |= build_user_metrics(evaluation.metrics, max(evaluation.k_values), list(metrics))
+    if config.data.eval.is_given and config.save_best_on is not None:
+        check_metric_name("save_best_on", config.save_best_on, metrics, loss.not_computed)
+    if config.callbacks:
+        # Not at the top: it imports Composer, which takes seconds.
+        from ugt_composer.training.callbacks.configured import configured_callbacks
+
+        for callback in configured_callbacks(config.callbacks):
+            callback.make()
 
 
 def _data_lines(key: str, manifests: list[Manifest]) -> list[str]:

@@ -12,6 +12,7 @@ from ugt_composer.config.load import load_config
 from ugt_composer.errors import UserError
 from ugt_composer.training.build import build_trainer
 from ugt_composer.training.callbacks.configured import REFUSED, composer_callbacks, configured_callbacks
+from ugt_composer.training.dry_run import describe
 from ugt_composer.training.preflight import check_run
 
 OWN = '''
@@ -160,7 +161,7 @@ def test_a_module_that_fails_is_a_mistake(module_in_cwd, text, reason):
         configured_callbacks({f"{name}.Broken": {}})
 
 
-def test_a_state_that_no_checkpoint_can_hold_is_a_mistake_at_the_save(stage_config, tmp_path, module_in_cwd):
+def test_a_state_that_no_checkpoint_can_hold_is_a_mistake_before_the_first_batch(stage_config, tmp_path, module_in_cwd):
     name = module_in_cwd(
         "stateful",
         "from composer import Callback\n\n\nclass Stateful(Callback):\n"
@@ -172,7 +173,7 @@ def test_a_state_that_no_checkpoint_can_hold_is_a_mistake_at_the_save(stage_conf
     with pytest.raises(UserError, match=rf"state_dict of Stateful cannot be part of .*holds a {name}\.Thing; expected"):
         trainer.train()
     trainer.close()
-    assert not list((tmp_path / "run").glob("ba*"))
+    assert trainer.state.timestamp.batch.value == 0
 
 
 @pytest.mark.parametrize(
@@ -189,6 +190,19 @@ def test_a_monitored_metric_has_to_exist(stage_config, tmp_path, stopper, messag
     config = stage_config(tmp_path / "run", 1, None, f"callbacks={json.dumps({'early_stopper': stopper})}")
     with pytest.raises(UserError, match=message):
         build_trainer(config)
+
+
+def test_a_dry_run_creates_the_callbacks_and_knows_the_metrics(stage_config, tmp_path, module_in_cwd):
+    name = module_in_cwd(
+        "failing",
+        "from composer import Callback\n\n\nclass Failing(Callback):\n"
+        "    def __init__(self):\n        raise OSError('no')\n",
+    )
+    with pytest.raises(UserError, match=r"Failing cannot be created: OSError: no"):
+        describe(stage_config(tmp_path / "run", 1, None, f"callbacks={json.dumps({f'{name}.Failing': {}})}"))
+    with pytest.raises(UserError, match=r"save_best_on is 'recal@10'; did you mean recall@10\?"):
+        describe(stage_config(tmp_path / "run", 1, None, "save_best_on=recal@10"))
+    assert "# config" in describe(stage_config(tmp_path / "run", 1, None, "save_best_on=coverage@10"))
 
 
 def test_what_is_refused_exists():

@@ -120,6 +120,9 @@ class Checkpoints(Callback):
             outcome,
         )
 
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self._check_states(state)  # now, and not only when the first checkpoint is due
+
     def eval_standalone_start(self, state: State, logger: Logger) -> None:
         self.by_hand = True  # an evaluation outside training does not select `best/`
 
@@ -236,14 +239,18 @@ class Checkpoints(Callback):
         light = copy.deepcopy(self._light_state(state))
         return light | {"model": weights, "optimizer": gather_optimizer(self.strategy, memory)}
 
-    def _light_state(self, state: State) -> dict[str, Any]:
-        """Everything that a resumed run needs besides weights and optimizer state, and what identifies its run."""
+    def _check_states(self, state: State) -> None:
+        """UserError if a checkpoint could not hold the state of one of the callbacks."""
         for callback in state.callbacks:
             if (reason := unreadable(callback.state_dict())) is not None:
                 raise UserError(
                     f"the state_dict of {type(callback).__name__} cannot be part of a checkpoint: {reason}; expected "
                     "numbers, text, tensors, and lists and dicts of them"
                 )
+
+    def _light_state(self, state: State) -> dict[str, Any]:
+        """Everything that a resumed run needs besides weights and optimizer state, and what identifies its run."""
+        self._check_states(state)
         rng = reproducibility.get_rng_state()
         return {
             VERSION: __version__,
