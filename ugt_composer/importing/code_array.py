@@ -42,10 +42,10 @@ def read_code_array(
     if invalid.any():
         row, level = np.argwhere(invalid)[0].tolist()
         vectors = "; vectors are for --vectors" if codes.shape[1] >= VECTOR_LEVELS else ""
+        without = int(invalid.any(axis=1).sum())
         raise UserError(
-            f"{path}: item {ids[row]!r} (number {row + 1} of the file): found {codes[row, level]:g} at level "
-            f"{level + 1}, expected a whole number from 0 ({int(invalid.any(axis=1).sum()):,} of {len(ids):,} items have no such "
-            f"codes){vectors}"
+            f"{path}: item {ids[row]!r} (number {row + 1} of the file): found {codes[row, level]:g} at "
+            f"level {level + 1}, expected a whole number from 0 ({without:,} of {len(ids):,} items have none){vectors}"
         )
     return ids, list(map(tuple, codes.astype(np.int64).tolist()))
 
