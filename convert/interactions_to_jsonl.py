@@ -24,6 +24,7 @@ from ugt_composer import __version__
 from ugt_composer.errors import exit_on_user_error
 from ugt_composer.importing import options
 from ugt_composer.importing.quality import summary
+from ugt_composer.importing.report_lines import lines_about_interactions
 from ugt_composer.importing.run import CATALOGUE, FILES, Settings, import_interactions
 from ugt_composer.importing.settings import IdSettings, RowSettings, SplitSettings
 from ugt_composer.job.cpus import share_cpus
@@ -65,9 +66,6 @@ examples:
   # a folder of parts
   python convert/interactions_to_jsonl.py events/ --out data/events
 """
-
-
-MOST_ACTIONS = 12
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -125,11 +123,10 @@ def print_report(report: dict[str, Any]) -> None:
             "not in it"
         )
     parts = ", ".join(f"{count:,} {part}" for part, count in report["parts"].items())
-    print(f"{report['interactions']:,} interactions of {report['users']:,} users")
-    if "times" in report:
-        times = report["times"]
-        print(f"from {times['first']} to {times['last']} ({times['written_as']})")
-    print_choices(report)
+    users = report["users"] + report.get("k_core", {"users_removed": 0})["users_removed"]
+    print(f"{report['interactions']:,} interactions of {users:,} users")
+    for line in lines_about_interactions(report):
+        print(line)
     print(f"{report['positive']:,} of them in histories: {parts}")
     if report["training_after_median_test_time"] is not None:
         fraction = report["training_after_median_test_time"]
@@ -142,29 +139,6 @@ def print_report(report: dict[str, Any]) -> None:
     for part, scores in report["popularity"].items():
         print(f"popularity on {part}: " + ", ".join(f"{name} {score:.4f}" for name, score in scores.items()))
     print(summary(report["quality"]))
-
-
-def print_choices(report: dict[str, Any]) -> None:
-    """What the file's actions, ratings and repeats are, and what was left out of the histories."""
-    if "actions" in report:
-        counts = [f"{name or '(empty)'} {count:,}" for name, count in report["actions"].items()]
-        print("actions: " + ", ".join(counts[:MOST_ACTIONS]) + (" …" if len(counts) > MOST_ACTIONS else ""))
-    ratings, repeats = report["ratings"], report["repeats"]
-    if ratings is not None and "lowest" in ratings:
-        print(f"ratings from {ratings['lowest']:g} to {ratings['highest']:g}, {ratings['missing']:,} rows without one")
-    if report["duplicates"]:
-        print(f"duplicates of an earlier row: {report['duplicates']:,}")
-    if repeats["interactions"]:
-        print(
-            f"{repeats['interactions']:,} interactions of {repeats['users']:,} users repeat an item of the same user "
-            f"(--repeats {repeats['kept']})"
-        )
-    if "k_core" in report:
-        core = report["k_core"]
-        print(
-            f"{core['k']}-core: {core['users_removed']:,} users, {core['items_removed']:,} items and "
-            f"{core['interactions_removed']:,} interactions removed in {core['rounds']} rounds"
-        )
 
 
 def print_preferences(report: dict[str, Any]) -> None:

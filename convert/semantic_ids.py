@@ -19,6 +19,7 @@ from ugt_composer import __version__
 from ugt_composer.errors import UserError, exit_on_user_error
 from ugt_composer.importing import options
 from ugt_composer.importing.quality import summary
+from ugt_composer.importing.report_lines import lines_about_interactions
 from ugt_composer.importing.run import ID_FILES, make_ids
 from ugt_composer.importing.settings import IdSettings, SplitSettings
 from ugt_composer.job.cpus import share_cpus
@@ -74,6 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         with new_folder(args.out, ID_FILES, args.overwrite) as folder:
             report = make_ids(*settings, folder, say)
+    if "repeats" in report:
+        for line in lines_about_interactions(report):
+            print(line)
     print(summary(report["quality"]))
     options.print_warnings(report)
     print(f"codebook sizes {' '.join(map(str, report['codebook_sizes']))}, fingerprint {report['fingerprint']}")

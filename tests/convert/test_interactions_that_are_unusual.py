@@ -96,6 +96,11 @@ def test_ratings_that_mean_not_rated_are_named(report):
     assert report(rows, "--missing-ratings", "-1", "--min-rating", "1")["positive"] == 90
 
 
+def test_ratings_that_are_all_zero_give_no_preference_rows(report):
+    made = report([(*row[:3], 0) for row in table()])
+    assert made["preferences"]["why_none"] == "the largest rating is 0; give --chosen-min and --rejected-max"
+
+
 def test_a_k_core_removes_users_and_items_everywhere(report, tmp_path):
     rare = [("rare user", "i0", START, 5), ("u0", "rare item", START, 5)]
     made = report(table() + rare, "--k-core", "3")

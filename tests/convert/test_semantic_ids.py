@@ -79,3 +79,13 @@ def test_rows_that_are_skipped_are_said(source, capsys):
 def test_mistakes_are_named(arguments, said):
     with pytest.raises(UserError, match=said):
         main(arguments)
+
+
+def test_what_the_interactions_are_is_printed_and_reported(tmp_path, capsys):
+    lines = [f"u{n // 5},i{n % 7},{1_500_000_000 + n},{'click' if n % 2 else 'impression'}" for n in range(40)]
+    (tmp_path / "r.csv").write_text("\n".join(["user,item,ts,event", *lines]) + "\n")
+    arguments = [str(tmp_path / "r.csv"), "--out", str(tmp_path / "ids"), "--dimensions", "4"]
+    assert main([*arguments, "--positive-actions", "click"]) == 0
+    assert "from 2017-07-14 02:40:00 to 2017-07-14 02:40:39 (seconds since 1970)" in capsys.readouterr().out
+    report = json.loads((tmp_path / "ids" / "report.json").read_text())
+    assert report["actions"] == {"click": 20, "impression": 20}

@@ -79,6 +79,8 @@ def _chosen_and_rejected(
             raise UserError("--chosen-min and --rejected-max: no column of ratings was found; see --rating-column")
         return None, None, {"why_none": "no ratings" + ("" if log.action is None else ACTIONS_INSTEAD)}
     largest = float(np.nanmax(log.rating))
+    if largest <= 0 and None in thresholds:
+        return None, None, {"why_none": f"the largest rating is {largest:g}; give --chosen-min and --rejected-max"}
     chosen_min = CHOSEN_FRACTION * largest if settings.chosen_min is None else settings.chosen_min
     rejected_max = REJECTED_SHARE * largest if settings.rejected_max is None else settings.rejected_max
     if rejected_max >= chosen_min:

@@ -82,12 +82,13 @@ def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, fold
     items, user, item = known, np.zeros(0, np.int32), np.zeros(0, np.int32)
     warnings = () if known is None else known.warnings
     covered, log = None if given is None else given.items, None
+    facts: dict[str, Any] = {}
     if source.interactions:
         corpus = make_corpus(read_interactions_of(source, say), known, covered, source, split, ids.drop_items_without)
         if not corpus.trained.any() and known is None and given is None:
             raise UserError(f"the training part is empty: {why_no_training(corpus, split)}")
         items, user, item = corpus.items, corpus.user[corpus.trained], corpus.item[corpus.trained]
-        warnings, log = corpus.warnings, corpus.log
+        warnings, log, facts = corpus.warnings, corpus.log, corpus.facts
         if log.skipped:
             warnings += (f"skipped rows of the interactions: {log.skipped:,}; the first: {log.first_skipped}",)
     elif given is not None:
@@ -96,7 +97,7 @@ def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, fold
     if items is None:
         raise UserError("no items to make semantic IDs for; give interactions, --items, --codes or --vectors")
     say(f"semantic IDs of {len(items):,} items")
-    report = write_ids(assign_ids(items, given, user, item, ids), items, folder)
+    report = facts | write_ids(assign_ids(items, given, user, item, ids), items, folder)
     report |= table_facts(log, known)
     report["warnings"] = [*(() if given is None else given.warnings), *warnings]
     write_report(report, folder)
