@@ -120,7 +120,7 @@ def test_what_pythons_csv_writes_is_read_back(tmp_path_factory, rows, quote_all)
     assert all(record.problem is None for record in read)
 
 
-lines = st.text(st.sampled_from('ab",\n '), max_size=40)
+lines = st.text(st.sampled_from('ab",\n\r '), max_size=40)
 
 
 @given(lines, st.sampled_from([2, 3]))

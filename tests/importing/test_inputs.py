@@ -61,6 +61,15 @@ def test_the_parts_own_line_is_named(tmp_path):
         assert f"{path}, line 3: {said}" in str(error.value)
 
 
+def test_damaged_lines_of_several_files_are_listed_with_their_files(tmp_path):
+    folder = parts(tmp_path)
+    for name in ("part-0.csv", "sub/part-2.csv"):
+        with (folder / name).open("a") as file:
+            file.write("u\n")
+    with pytest.raises(UserError, match=r"\(2 of 8 rows: part-0\.csv:4, part-2\.csv:4\)"):
+        read_interactions(folder)
+
+
 def test_items_of_several_files_are_read_and_their_own_lines_named(tmp_path):
     (tmp_path / "a.csv").write_text("item,title\n1,one\n2,two\n")
     (tmp_path / "b.csv").write_text("item,title\n3,three\n")

@@ -142,6 +142,8 @@ class _Regular:
             return False
         if not block.endswith(b"\n"):
             block += b"\n"
+        if b"\r" in block and block.count(b"\r") != block.count(b"\r\n"):
+            return False
         pattern = block.translate(None, self.dropped)
         if pattern == self.plain_line * (len(pattern) // len(self.plain_line)):
             return True

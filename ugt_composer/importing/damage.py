@@ -13,7 +13,7 @@ class Damage:
     """Rows that cannot be read: how many, the places of the first ones, and what is wrong with the first."""
 
     count: int = 0
-    places: list[str] = field(default_factory=list)
+    places: list[tuple[Part, int]] = field(default_factory=list)
     first: str | None = None
 
     def refuse(self, skip: bool, others: int) -> None:
@@ -28,7 +28,9 @@ class Damage:
                 "skip: the file seems to have another format"
             )
         if self.count and not skip:
-            lines = f": {', '.join(self.places)}{' …' if self.count > len(self.places) else ''}"
+            several = len({part.path for part, _ in self.places}) > 1
+            places = ", ".join(f"{part.path.name}:{number}" if several else str(number) for part, number in self.places)
+            lines = f": {places}{' …' if self.count > len(self.places) else ''}"
             raise UserError(
                 f"{self.first}; fix it, or skip such rows with --on-error skip ({self.count:,} of "
                 f"{self.count + others:,} rows{lines if self.count > 1 else ''})"
@@ -44,4 +46,4 @@ class Damage:
         if self.first is None:
             self.first = f"{part.path}, {part.unit} {number}: {problem}"
         if len(self.places) < NAMED_LINES:
-            self.places.append(str(number))
+            self.places.append((part, number))

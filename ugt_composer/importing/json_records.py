@@ -41,7 +41,8 @@ def json_objects(part: Part) -> Iterator[JsonObject]:
         elif isinstance(value, ValueError):
             yield JsonObject(number, {}, f"found {line[:SHOWN_CHARACTERS]!r}, expected one JSON object per line")
         else:
-            yield JsonObject(number, {}, f"found {KINDS[type(value)]}, expected one JSON object per line")
+            found = KINDS[type(value)]
+            yield JsonObject(number, {}, f"found {found}, expected one JSON object per line")
 
 
 def json_text(value: Any) -> str | None:
