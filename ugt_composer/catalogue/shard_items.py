@@ -56,7 +56,7 @@ def check_shards(
             raise UserError(
                 f"{problem} in a sample of the rows, more than data.max_fraction_outside_catalogue {max_fraction:g}: "
                 "the shards seem to come from another import than the catalogue; use the catalogue that was made with "
-                f"these rows, or {_fix(catalogue)}"
+                f"these rows, {_fix(catalogue)}, or raise that key"
             )
         warnings.append(
             f"{problem}: they cannot be recommended, and where model.level_softmax is catalogue, their loss is constant"
@@ -84,7 +84,10 @@ def _check_fingerprints(folders: Sequence[tuple[str, Manifest]], catalogue: Cata
 
 
 def _fix(catalogue: Catalogue) -> str:
-    return f"convert the rows that were made with {catalogue.source} (convert/jsonl_to_mds.py … --catalogue that file)"
+    return (
+        f"convert the rows that were made with {catalogue.source} (convert/jsonl_to_mds.py … --catalogue "
+        f"{catalogue.source})"
+    )
 
 
 def _short(fingerprint: str | None) -> str:
