@@ -1,7 +1,9 @@
 """Trains one stage: `composer train.py yamls/stage1.yaml optimizer.lr=3e-4`, or `python train.py …` for one process."""
 
 import argparse
+import os
 import sys
+from pathlib import Path
 
 from ugt_composer import __version__
 from ugt_composer.config.load import check_saved_config, load_config
@@ -50,8 +52,11 @@ def main() -> int:
         from ugt_composer.training.build import build_trainer
 
     trainer = build_trainer(config)
+    folder, batch = Path(config.save_folder).absolute(), trainer.state.timestamp.batch.value
     if trainer.is_finished:
         print(f"{config.save_folder}: already trained for {config.max_duration}; nothing to do", file=sys.stderr)
+    elif os.environ.get("RANK", "0") == "0":
+        print(f"{folder}: {f'resumes after batch {batch}' if batch else 'a new run begins'}", file=sys.stderr)
     trainer.train()
     begin_to_close()
     trainer.close()

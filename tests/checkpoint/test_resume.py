@@ -82,6 +82,7 @@ def test_a_preempted_run_saves_exits_with_75_and_resumes(shop, tmp_path, number)
     os.killpg(process.pid, number)  # as a terminal or a scheduler does it: to the data workers too
     output, _ = process.communicate(timeout=60)
     assert process.returncode == EXIT_PREEMPTED, output
+    assert f"{tmp_path / 'run'}: a new run begins" in output
     assert "run the same command again" in output
     batch = metrics_of(tmp_path / "run")[-1]["batch"]
     assert newest_checkpoint(tmp_path / "run")[0].name == f"ba{batch:08d}.pt"

@@ -60,6 +60,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(own, key, hint):
         ("flops_profiler.profile_step=abc", "flops_profiler.profile_step is 'abc'; DeepSpeed expects a whole number"),
         ("gradient_predivide_factor=abc", "gradient_predivide_factor is 'abc'; DeepSpeed expects a number"),
         ("steps_per_print=abc", "steps_per_print is 'abc'; DeepSpeed expects a whole number"),
+        ("data_types.grad_accum_dtype=half32", "data_types.grad_accum_dtype is 'half32'; DeepSpeed expects fp32, bf16"),
         ("checkpoint=abc", "checkpoint is 'abc'; DeepSpeed expects keys and values"),
         ("aio=3", "aio is 3; DeepSpeed expects keys and values"),
         ("communication_data_type=zz", "communication_data_type: DeepSpeed refuses the configuration: Invalid"),

@@ -33,6 +33,8 @@ def check_user_keys(settings: Mapping[str, Any], user: Mapping[str, Any]) -> Non
     for key in user:
         tree = {**ours, key: settings.get(key)}
         read, error = _read(tree)
+        for problem in _unknown_dtypes(user.get("data_types")):
+            raise UserError(problem)
         if isinstance(error, ValidationError):
             raise _refused_by_model(key, error, tree[key])
         for problem in _wrong_types(read, user):
@@ -155,7 +157,7 @@ def _unknown_keys(
     for key, value in user.items():
         inner, inner_on = read.section(key), switched_on.section(key)
         if key not in known:
-            yield f"{path}.{key}", known, "enabled" in known and user.get("enabled") is not True
+            yield f"{path}.{key}", [str(one) for one in known], "enabled" in known and user.get("enabled") is not True
         elif inner is not None and inner_on is not None and isinstance(value, Mapping):
             yield from _unknown_keys(inner, inner_on, value, f"{path}.{key}")
 
@@ -176,6 +178,18 @@ def _wrong_types(read: _RecordedSection, user: Mapping[str, Any], path: str = PR
             yield f"{path}.{key} is {value!r}; DeepSpeed expects text such as {default}"
         elif isinstance(default, dict) and not isinstance(value, Mapping):
             yield f"{path}.{key} is {value!r}; DeepSpeed expects keys and values"
+
+
+def _unknown_dtypes(data_types: Any) -> Iterator[str]:
+    """DeepSpeed looks at these when it first uses them."""
+    from deepspeed.runtime.config import DtypeEnum
+
+    for key, value in data_types.items() if isinstance(data_types, Mapping) else ():
+        if str(key).endswith("_dtype") and value not in (None, "auto"):
+            try:
+                DtypeEnum(value)
+            except ValueError:
+                yield f"{PREFIX}.data_types.{key} is {value!r}; DeepSpeed expects fp32, bf16 or fp16"
 
 
 def _is_number(value: Any, kind: type) -> bool:
