@@ -67,6 +67,7 @@ from ugt_composer.training.preflight import check_items, check_reference_log_pro
 from ugt_composer.training.run_length import RunLength, run_length
 from ugt_composer.training.schedule import schedule_of
 from ugt_composer.training.trainer import UGTTrainer
+from ugt_composer.training.worker_memory import check_shared_memory
 
 log = logging.getLogger(__name__)
 
@@ -179,6 +180,7 @@ def _start_ranks(config: Config, device: Device, until_closed: ExitStack) -> Wat
 def _load_inputs(config: Config) -> Inputs:
     train_loader, train_manifests = build_train_loader(config)
     eval_loader = build_eval_loader(config)
+    on_all_ranks(lambda: check_shared_memory(config, train_manifests, eval_manifests(config) if eval_loader else []))
     catalogue = load_catalogue(config)
     items = on_all_ranks(lambda: check_items(config, catalogue) if dist.get_local_rank() == 0 else [])
     for warning in filter(None, (about_precision(config), about_catalogue(config, catalogue), *items)):

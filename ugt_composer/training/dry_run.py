@@ -25,6 +25,7 @@ from ugt_composer.training.best_metric import check_metric_name
 from ugt_composer.training.memory_estimate import GAPS, GIB, RESERVE, Estimate, estimate, longest_rows
 from ugt_composer.training.preflight import check_items, check_reference_log_probs, check_run
 from ugt_composer.training.run_length import run_length
+from ugt_composer.training.worker_memory import check_shared_memory
 
 MIB = 2**20
 
@@ -41,6 +42,7 @@ def describe(config: Config) -> str:
         check_data(config, "data.eval", streams_of("data.eval", config.data.eval)) if config.data.eval.is_given else []
     )
     _check_evaluation(config)
+    check_shared_memory(config, train, evaluation)
     for key, folder in (("init_from", config.init_from), ("loss.reference_from", config.loss.reference_from)):
         for name in (WEIGHTS, CONFIG) if folder and not is_url(folder) else ():
             if not (Path(folder or "") / name).is_file():

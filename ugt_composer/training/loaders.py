@@ -24,14 +24,18 @@ from ugt_composer.data.manifest import Manifest, check_data, check_kinds, stream
 from ugt_composer.data.remote_folder import fetch_descriptions
 from ugt_composer.data.shard_files import is_only_copy
 from ugt_composer.data.streaming_patches import RowDataset, training_streams
-from ugt_composer.errors import EXIT_ERROR, UserError
+from ugt_composer.errors import EXIT_ERROR, RunError, UserError
 from ugt_composer.job.signals import leave_signals_to_parent
 from ugt_composer.jsonl.schema import PREFERENCE
 from ugt_composer.storage.hashed_file import preferred
 from ugt_composer.torch_patches import WatchedWorkers
 from ugt_composer.training.microbatch import rows_in_batch, split_batch
+from ugt_composer.training.worker_memory import FOLDER, about, remedy
 
 log = logging.getLogger(__name__)
+
+# In PyTorch's errors of a worker that could not write into shared memory, or that was killed.
+OUT_OF_SHARED_MEMORY = ("Bus error", "exited unexpectedly", "No space left on device", "shared memory")
 
 T = TypeVar("T")
 
@@ -80,7 +84,13 @@ class RowLoader(StreamingDataLoader):
             if "DataLoader" not in str(error):
                 raise
             cause = str(error.with_traceback(None)).splitlines()[0].rstrip(". ")
-            raise RuntimeError(
+            if FOLDER.is_dir() and any(sign in str(error) for sign in OUT_OF_SHARED_MEMORY):
+                raise RunError(
+                    f"{self.key}: {cause}; a worker ends like this if the shared memory for its batches is full: "
+                    f"{about()} now. If that is little, {remedy()}, or lower {self.key}.num_workers; else see the "
+                    "worker's own error above"
+                ) from None
+            raise RunError(
                 f"{self.key}: {cause}; a worker is killed when the memory of the machine or the container is full "
                 f"(then lower {self.key}.num_workers), and times out when the data's disk or store does not answer"
             ) from None
