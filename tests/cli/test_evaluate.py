@@ -114,7 +114,7 @@ def test_targets_that_exclusion_removes_are_counted(evaluate, converted, capsys)
     folder = converted(rows)
     found = evaluate(1, "--exclude-seen", data=[folder])
     assert found["unreachable_rows"] == 2
-    assert "2 of 3 ranked rows have a target that is also in their history" in found["warnings"][0]
+    assert "2 of 3 ranked rows have a target whose semantic ID is also in their history" in found["warnings"][0]
     assert found["warnings"][0] in capsys.readouterr().err
     assert found["metrics"]["recall@50"] < 0.34
     assert evaluate(1, "--include-seen", data=[folder])["warnings"] == []

@@ -69,6 +69,30 @@ def test_recall_is_the_fraction_of_users_whose_next_item_is_in_their_list(shared
     assert metrics["recall@30"] == pytest.approx(1)
 
 
+def test_recall_counts_the_very_items_if_the_rows_name_them(shared, capsys):
+    from convert.jsonl_to_mds import main as convert
+
+    order = sorted(range(30), key=lambda item: f"item-{item}")
+    member = {n: [o for o in order if ITEMS[o] == ITEMS[n]].index(n) for n in range(30)}
+    lines = [json.loads(line) for line in (shared / "rows.jsonl").read_text().splitlines()]
+    known = [line | {"target_members": [member[target]]} for line, target in zip(lines, NEXT, strict=True)]
+    (shared / "known.jsonl").write_text("".join(json.dumps(line) + "\n" for line in known))
+    sizes = ["--codebook-sizes", *map(str, SIZES), "--max-positions", "32", "--out", str(shared / "known")]
+    assert convert([str(shared / "known.jsonl"), "--kind", "recommend", *sizes]) == 0
+    capsys.readouterr()
+    run(shared, "recommend", "--history", shared / "known.jsonl", "-k", "30", "--json", "--include-seen")
+    lists = [json.loads(line)["recommendations"] for line in capsys.readouterr().out.splitlines()]
+    run(shared, "evaluate", "--data", shared / "known", "-k", *CUTS, "--json", shared / "found.json", "--include-seen")
+    metrics = json.loads((shared / "found.json").read_text())["metrics"]
+    ranks = [
+        [entry["item_id"] for entry in entries].index(f"item-{target}") + 1
+        for entries, target in zip(lists, NEXT, strict=True)
+    ]
+    for k in CUTS:
+        assert metrics[f"recall@{k}"] == pytest.approx(sum(rank <= k for rank in ranks) / 30, abs=1e-6)
+    assert metrics["mrr"] == pytest.approx(sum(1 / rank for rank in ranks) / 30, abs=1e-6)
+
+
 def test_a_catalogue_without_shared_ids_has_no_metrics_of_ids(shop, stages, tmp_path, capsys):
     words = ["--checkpoint", stages / "stage1" / "best", "--data", shop / "eval", "--json", tmp_path / "found.json"]
     assert main(["evaluate", *map(str, words)]) == 0

@@ -38,7 +38,7 @@ def test_rows_are_those_of_the_one_rule(tmp_path_factory, made, block):
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jsonl, "BLOCK_TOKENS", block)
-        jsonl.write_recommend(path, rows, items, USERS, IDS, np.zeros(4, int), lambda count: None)
+        jsonl.write_recommend(path, rows, items, USERS, IDS, np.zeros(4, int), None, lambda count: None)
     expected = [
         {"user_id": USERS[user], **encoder_lists(triples(items[start:stop])), **decoder_lists(triples(items[stop:end]))}
         for user, start, stop, end in zip(
@@ -80,6 +80,6 @@ def test_preference_rows(tmp_path):
 def test_no_rows_are_an_empty_file(tmp_path):
     nothing = np.zeros(0, int)
     jsonl.write_recommend(
-        tmp_path / "r.jsonl", Rows(*[nothing] * 4), nothing, USERS, IDS, np.zeros(4, int), lambda count: None
+        tmp_path / "r.jsonl", Rows(*[nothing] * 4), nothing, USERS, IDS, np.zeros(4, int), None, lambda count: None
     )
     assert (tmp_path / "r.jsonl").read_bytes() == b""

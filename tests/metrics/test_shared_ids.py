@@ -19,10 +19,11 @@ MEANS = UnifiedLoss().means
 SIZES = st.lists(st.integers(1, 4), min_size=len(CATALOGUE), max_size=len(CATALOGUE))
 
 
-def found(rows, sizes):
+def found(rows, sizes, target_members=None):
     trie = ItemTrie.from_triples(torch.tensor(CATALOGUE).repeat_interleave(torch.tensor(sizes), dim=0))
     assert trie.members.tolist() == sizes
-    ranked = rank_batch(*as_tensors(rows), row_mask=torch.ones(len(rows), dtype=torch.bool), members=trie.members)
+    counted = torch.ones(len(rows), dtype=torch.bool)
+    ranked = rank_batch(*as_tensors(rows), row_mask=counted, members=trie.members, target_members=target_members)
     metrics = evaluation_metrics(MEANS, {}, CUTS, trie.catalogue_size, has_shared_ids=True)
     batch = EvaluationBatch(ranked, torch.zeros(len(MEANS)), torch.zeros(len(MEANS)), torch.zeros(2))
     for metric in metrics.values():
@@ -77,3 +78,19 @@ def test_exposure_is_that_of_items_and_the_old_values_have_their_own_names(rows,
         for name in ("recall", "ndcg", "hit_rate"):
             assert values[f"{ID_METRICS[name]}@{k}"] == pytest.approx(ids[f"{name}@{k}"], abs=1e-6)
     assert values["id_mrr"] == pytest.approx(ids["mrr"], abs=1e-6)
+
+
+@given(DISTINCT_ROWS, SIZES, st.data())
+@settings(max_examples=40, deadline=None)
+def test_known_targets_are_ranked_where_the_list_of_items_has_them(rows, sizes, data):
+    rows[0] = (rows[0][0] or [CATALOGUE[0]], rows[0][1])
+    members, calculator = torch.full((len(rows), 6), -1), MetricsCalculator(sum(sizes))
+    for row, (predicted, relevant) in enumerate(rows):
+        chosen = [data.draw(st.sampled_from(items_of(triple, sizes))) for triple in relevant]
+        for place, (item, triple) in enumerate(zip(chosen, relevant, strict=True)):
+            members[row, place] = items_of(triple, sizes).index(item)
+        calculator.add_batch([[item for triple in predicted for item in items_of(triple, sizes)][:WIDTH]], [chosen])
+    wanted = calculator.compute(CUTS)
+    for name, value in found(rows, sizes, members).items():
+        if not name.startswith("id_"):
+            assert value == pytest.approx(wanted[name], abs=1e-6), name

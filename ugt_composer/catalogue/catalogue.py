@@ -125,12 +125,13 @@ class Catalogue:
         return item_id in self._row_of
 
     def items_of(self, triple: Sequence[int]) -> list[Item]:
-        """The items with this semantic id, in file order: none, one, or several that collide."""
+        """The items with this semantic id: none, one, or several that collide, in the order of their item ids, so that
+        it does not depend on the order of the file."""
         low, high = 0, len(self)
         for level, level_id in enumerate(triple):
             column = self._sorted[low:high, level]
             low, high = (low + int(np.searchsorted(column, level_id, side)) for side in ("left", "right"))
-        return [self.items[row] for row in self._order[low:high]]
+        return sorted((self.items[row] for row in self._order[low:high]), key=lambda item: item.item_id)
 
     def triple_of(self, item_id: str) -> SemanticId:
         """The semantic id of an item. Raises UserError, with the nearest item id, for an unknown one."""

@@ -141,8 +141,9 @@ def _warnings(report: dict[str, Any], catalogue: "Catalogue | None") -> Iterator
         shared = catalogue.collisions
         yield (
             f"{shared.items:,} items share {shared.count:,} semantic IDs: recall, ndcg, hit_rate and mrr are those of "
-            "the lists of items that ugt recommend prints, with each item that shares the target's ID equally likely "
-            "to be it; id_recall and the like are those of the lists of IDs"
+            "the lists of items that ugt recommend prints; in rows without target_members, which say what item is "
+            "meant, each item that shares the target's ID is equally likely to be it; id_recall and the like are those "
+            "of the lists of IDs"
         )
     rows, items = f"of {report['rows']:,} rows", report["max_history"]
     if not report["ranked_rows"] and any(folder["kind"] == "recommend" for folder in report["data"]):
@@ -161,8 +162,8 @@ def _warnings(report: dict[str, Any], catalogue: "Catalogue | None") -> Iterator
         )
     if unreachable := report["unreachable_rows"]:
         yield (
-            f"{unreachable:,} of {report['ranked_rows']:,} ranked rows have a target that is also in their history, "
-            "so with seen items excluded it cannot be recommended; --include-seen ranks all items"
+            f"{unreachable:,} of {report['ranked_rows']:,} ranked rows have a target whose semantic ID is also in "
+            "their history, so with seen items excluded it cannot be recommended; --include-seen ranks all items"
         )
 
 

@@ -20,6 +20,7 @@ from ugt_composer.jsonl.schema import (
     ENCODER_KEYS,
     ITEM_KEYS,
     LABEL_KEYS,
+    MEMBERS,
     PREFERENCE,
     RECOMMEND_KEYS,
     REJECTED,
@@ -41,6 +42,7 @@ class ParsedRows:
     Attributes:
         encoder, decoder, labels: six, six and three columns; the last two are empty for preference rows.
         earlier: of recommend rows, how many earlier items of the history each row lacks.
+        members: of recommend rows, a list per row, or UNSET in those without one; empty if no row has one.
         chosen, rejected, scores: of preference rows.
         ignored_keys: number of rows by unknown key.
     """
@@ -50,6 +52,7 @@ class ParsedRows:
     decoder: Sequence[RawLists] = field(default_factory=list)
     labels: Sequence[RawLists] = field(default_factory=list)
     earlier: list[int] = field(default_factory=list)
+    members: list[Any] = field(default_factory=list)
     chosen: list[Item] = field(default_factory=list)
     rejected: list[list[Item]] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
@@ -113,7 +116,7 @@ class BulkParser:
             }
         else:
             required = {USER: str, **dict.fromkeys(RECOMMEND_KEYS[1:], msgspec.Raw)}
-            optional = {EARLIER: int}
+            optional = {EARLIER: int, MEMBERS: list[int]}
         return msgspec.json.Decoder(self._struct("", required, optional)).decode
 
     def _struct(self, holder: str, required: dict[str, Any], optional: dict[str, Any] | None = None) -> type:
@@ -129,8 +132,10 @@ class BulkParser:
         labels = decoder[len(DECODER_KEYS) :]
         parsed = ParsedRows(users, encoder, decoder[: len(DECODER_KEYS)], labels[: len(LABEL_KEYS)])
         earlier = _column(rows, EARLIER)
+        parsed.members = [] if all(row.target_members is msgspec.UNSET for row in rows) else _column(rows, MEMBERS)
         parsed.earlier = [0 if items is msgspec.UNSET else items for items in earlier]
-        quotes = 2 * (len(rows) * (len(RECOMMEND_KEYS) + 1) + sum(items is not msgspec.UNSET for items in earlier))
+        optional = sum(value is not msgspec.UNSET for value in (*earlier, *parsed.members))
+        quotes = 2 * (len(rows) * (len(RECOMMEND_KEYS) + 1) + optional)
         return parsed, quotes + self._extras("", rows, parsed.ignored_keys)
 
     def _preference(self, rows: list[Any]) -> tuple[ParsedRows, int]:

@@ -7,15 +7,16 @@ Shapes: R rows, n history or target tokens of all rows together.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from ugt_composer.conversion.bulk_parse import ParsedRows
 from ugt_composer.conversion.canonical import BOS_TOKEN
 from ugt_composer.conversion.columns import END, END_BYTE, IrregularRows, RawLists, read_digits, read_integers
-from ugt_composer.conversion.counts import FORMS, Counts
+from ugt_composer.conversion.counts import ALIGNED, FORMS, Counts
 from ugt_composer.conversion.rows import LARGEST_EARLIER
 from ugt_composer.conversion.settings import LARGEST_COUNT, LARGEST_POSITION, Settings
-from ugt_composer.data.codec import DECODER_COLUMNS, DTYPES, ENCODER_COLUMNS, REJECTED_COLUMNS, RowBatch
+from ugt_composer.data.codec import DECODER_COLUMNS, DTYPES, ENCODER_COLUMNS, LARGEST_MEMBER, REJECTED_COLUMNS, RowBatch
 from ugt_composer.jsonl.schema import MASK, POSITIONS, TOKEN_TYPES
 from ugt_composer.vocabulary import BOS, IGNORE_INDEX, LEVELS, NUM_SPECIAL_IDS, NUM_TOKEN_TYPES, USER
 
@@ -31,6 +32,7 @@ def convert_rows(parsed: ParsedRows, settings: Settings, counts: Counts) -> RowB
         decoder, decoder_lengths = _decoder(parsed, settings, new_counts)
     else:
         decoder, decoder_lengths = _chosen(parsed, settings, new_counts)
+    members = _members(parsed, decoder_lengths, new_counts) if parsed.members else None
     rejected, rejected_lengths = _rejected(parsed, settings, new_counts)
     new_counts.encoder_lengths.update(_histogram(encoder_lengths))
     new_counts.decoder_lengths.update(_histogram(decoder_lengths))
@@ -45,7 +47,23 @@ def convert_rows(parsed: ParsedRows, settings: Settings, counts: Counts) -> RowB
         decoder_lengths,
         rejected_lengths,
         np.array(parsed.scores, np.float32) if parsed.scores else np.ones(len(users), np.float32),
+        members,
     )
+
+
+def _members(parsed: ParsedRows, decoder_lengths: np.ndarray, new_counts: Counts) -> np.ndarray:
+    """uint32 (n,) as stored, if all rows are aligned, complete, and have members."""
+    lists = parsed.members
+    if any(values is msgspec.UNSET for values in lists) or new_counts.masked_decoder or new_counts.truncated_targets:
+        raise IrregularRows
+    lengths = [len(values) for values in lists]
+    # Equal lengths also mean that no row has a leading BOS, which would not be stored.
+    if new_counts.forms[ALIGNED] < len(lists) or lengths != decoder_lengths.tolist():
+        raise IrregularRows
+    values = [value for row in lists for value in row]
+    if not 0 <= min(values) <= max(values) <= LARGEST_MEMBER:
+        raise IrregularRows
+    return np.array(values, "<u4")
 
 
 def _histogram(lengths: np.ndarray) -> dict[int, int]:

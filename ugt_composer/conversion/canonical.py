@@ -19,7 +19,16 @@ from ugt_composer.conversion.rows import CheckedRow
 from ugt_composer.conversion.settings import Settings
 from ugt_composer.data.codec import DECODER_COLUMNS, ENCODER_COLUMNS, REJECTED_COLUMNS, Row
 from ugt_composer.jsonl.bad_row import BadRow, shown
-from ugt_composer.jsonl.schema import DECODER_KEYS, ENCODER_KEYS, MASK, POSITIONS, PREFERENCE, SEQUENCE, TOKEN_TYPES
+from ugt_composer.jsonl.schema import (
+    DECODER_KEYS,
+    ENCODER_KEYS,
+    MASK,
+    MEMBERS,
+    POSITIONS,
+    PREFERENCE,
+    SEQUENCE,
+    TOKEN_TYPES,
+)
 from ugt_composer.vocabulary import BOS, IGNORE_INDEX, ITEM, LEVELS, NUM_SPECIAL_IDS, USER
 
 BOS_TOKEN = [BOS] * LEVELS + [0, ITEM]  # ids, position, token type
@@ -61,6 +70,7 @@ def canonical_row(row: CheckedRow, settings: Settings, counts: Counts) -> Row:
         decoder=np.array([token.values + token.labels for token in decoder], np.int64).reshape(-1, DECODER_COLUMNS),
         rejected=np.array(row.rejected, np.int64).reshape(-1, REJECTED_COLUMNS),
         preference_score=row.preference_score,
+        members=None if row.members is None else _members(row, settings, new_counts),
     )
 
 
@@ -126,6 +136,18 @@ def _decoder(row: CheckedRow, settings: Settings, new_counts: Counts) -> list[To
         [values for values, _ in pairs], DECODER_KEYS[POSITIONS], settings, "counted from BOS at 0, "
     )
     return [Token(values, labels) for values, labels in pairs]
+
+
+def _members(row: CheckedRow, settings: Settings, new_counts: Counts) -> np.ndarray:
+    """int64 (T,) as stored. They belong to the targets, so the row has to be of the aligned form."""
+    assert row.members is not None
+    if not new_counts.forms[ALIGNED]:
+        raise BadRow(MEMBERS, "labels are not the targets", "labels that differ from the decoder ids", "equal ones")
+    tokens = zip(*row.decoder, row.members, strict=True)
+    kept = [(token[:LEVELS], token[-1]) for token in tokens if token[MASK]]
+    if list(kept[0][0]) == BOS_TOKEN[:LEVELS]:
+        del kept[0]
+    return np.array([member for _, member in kept[: settings.max_target]], np.int64)
 
 
 def _is_aligned(tokens: list[Token]) -> bool:

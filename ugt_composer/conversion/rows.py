@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ugt_composer.conversion.settings import LARGEST_COUNT, LARGEST_POSITION, Settings
+from ugt_composer.data.codec import LARGEST_MEMBER
 from ugt_composer.jsonl.bad_row import LINE, BadRow, HugeNumber, shown, shown_name
 from ugt_composer.jsonl.json_text import parse_object
 from ugt_composer.jsonl.schema import (
@@ -17,6 +18,7 @@ from ugt_composer.jsonl.schema import (
     ITEM_KEYS,
     LABEL_KEYS,
     MASK,
+    MEMBERS,
     POSITIONS,
     PREFERENCE,
     PREFERENCE_KEYS,
@@ -44,6 +46,7 @@ class CheckedRow:
         encoder: the six lists of S integers, in the order of ENCODER_KEYS; mask 0 or 1.
         decoder: the same with T integers; empty for a preference row.
         labels: three lists of T integers; empty for a preference row.
+        members: T integers, or None if the row has none.
         chosen, rejected: the items of a preference row.
         earlier_items: how many items of the history are older than those in the row.
         ignored_keys: unknown keys, prefixed with the key of the object that holds them.
@@ -53,6 +56,7 @@ class CheckedRow:
     encoder: list[list[int]]
     decoder: list[list[int]] = field(default_factory=list)
     labels: list[list[int]] = field(default_factory=list)
+    members: list[int] | None = None
     chosen: Item | None = None
     rejected: list[Item] = field(default_factory=list)
     preference_score: float = 1.0
@@ -75,7 +79,7 @@ def too_long(size: int, settings: Settings) -> BadRow:
 def _recommend_row(row: dict[str, Any], settings: Settings) -> CheckedRow:
     if SEQUENCE in row and ENCODER_KEYS[0] not in row:
         raise _other_kind(SEQUENCE, RECOMMEND, PREFERENCE)
-    ignored = _unknown_keys(row, "", RECOMMEND_KEYS, optional=(EARLIER,))
+    ignored = _unknown_keys(row, "", RECOMMEND_KEYS, optional=(EARLIER, MEMBERS))
     user_id = _user_id(row[USER])
     encoder = _side(row, "", ENCODER_KEYS, settings)
     decoder = _side(row, "", DECODER_KEYS, settings)
@@ -88,7 +92,12 @@ def _recommend_row(row: dict[str, Any], settings: Settings) -> CheckedRow:
         raise BadRow(
             EARLIER, reason, shown(earlier), f"the number of earlier items of the history, 0..{LARGEST_EARLIER}"
         )
-    return CheckedRow(user_id, encoder, decoder, labels, earlier_items=earlier, ignored_keys=ignored)
+    members = None
+    if MEMBERS in row:
+        members = _list(row[MEMBERS], MEMBERS)
+        _check_range(members, MEMBERS, LARGEST_MEMBER + 1, "the number of an item among those that share its ids,")
+        _same_length(MEMBERS, members, DECODER_KEYS[0], decoder[0])
+    return CheckedRow(user_id, encoder, decoder, labels, members, earlier_items=earlier, ignored_keys=ignored)
 
 
 def _preference_row(row: dict[str, Any], settings: Settings) -> CheckedRow:

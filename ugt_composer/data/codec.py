@@ -8,13 +8,15 @@ Layout, version 1, little-endian:
     uint16  S  encoder tokens
     uint16  T  decoder tokens
     uint16  N  rejected items
-    uint16  flags: 1 if log-probabilities of a reference model are stored, else 0
+    uint16  flags: 1 if log-probabilities of a reference model are stored, plus 2 if members are
     float32 preference score (1.0 if the row has none)
     uint    encoder  (S, 5): l1, l2, l3, position, token type
     uint    decoder  (T, 8): l1, l2, l3, position, token type, label l1, label l2, label l3
     uint    rejected (N, 3): l1, l2, l3
     bytes   user_id in UTF-8, padded with zero bytes to a multiple of `width`
-    float32 reference (1 + N): log p of the chosen item and of each rejected one; only if the flag is set
+    float32 reference (1 + N): log p of the chosen item and of each rejected one; only if its flag is set
+    uint32  members (T): each label's number among the items that share its semantic ID; only if its flag is set, which
+            excludes the other one
 
 An ignored label (-100) is stored as the largest integer of the width, which nothing else may be. Rows hold what the
 model sees: masked-out positions are removed and the decoder starts with BOS. A preference row has a decoder of length
@@ -33,7 +35,8 @@ from ugt_composer.vocabulary import IGNORE_INDEX
 
 VERSION = 1
 HEADER = struct.Struct("<BBHHHHHf")
-HAS_REFERENCE = 1  # bit of the flags
+HAS_REFERENCE, HAS_MEMBERS = 1, 2  # bits of the flags
+LARGEST_MEMBER = (1 << 31) - 1
 HEADER_FIELDS = np.dtype(  # the layout of HEADER, to read or write many rows at once
     [
         ("version", "u1"),
@@ -67,6 +70,7 @@ class Row:
         rejected: int64 (N, 3).
         preference_score: in (0, 1]; 1.0 if the row has none.
         reference: float32 (1 + N), log-probabilities of a reference model, or None.
+        members: int64 (T,), the number of each label's item among those that share its semantic ID, or None.
     """
 
     user_id: str
@@ -75,6 +79,7 @@ class Row:
     rejected: np.ndarray
     preference_score: float = 1.0
     reference: np.ndarray | None = None
+    members: np.ndarray | None = None
 
 
 def width_for(largest_id: int) -> int:
@@ -96,10 +101,12 @@ def encode_row(row: Row, width: int) -> bytes:
     if payload.size and (payload.min() < 0 or payload.max() >= ignored):
         raise ValueError(f"an integer of the row is outside 0..{ignored - 1}")
     labels[is_ignored] = ignored
+    flags = 0 if row.members is None else HAS_MEMBERS
+    members = b"" if row.members is None else row.members.astype("<u4").tobytes()
     header = HEADER.pack(
-        VERSION, width, len(user), len(row.encoder), len(row.decoder), len(row.rejected), 0, row.preference_score
+        VERSION, width, len(user), len(row.encoder), len(row.decoder), len(row.rejected), flags, row.preference_score
     )
-    data = b"".join((header, payload.astype(dtype).tobytes(), user, b"\0" * (-len(user) % width)))
+    data = b"".join((header, payload.astype(dtype).tobytes(), user, b"\0" * (-len(user) % width), members))
     return data if row.reference is None else with_reference(data, row.reference)
 
 
@@ -114,6 +121,11 @@ def with_reference(data: bytes, logps: np.ndarray) -> bytes:
     end = size_without_reference(width, user_length, s, t, n)
     flags = struct.pack("<H", flags | HAS_REFERENCE)
     return b"".join((data[:FLAGS_AT], flags, data[FLAGS_AT + 2 : end], logps.astype("<f4").tobytes()))
+
+
+def extra_bytes(flags: Any, t: Any, n: Any) -> Any:
+    """Bytes after `size_without_reference`. Integers, or int64 arrays (R,) of the flags and lengths of R rows."""
+    return 4 * (((flags & HAS_REFERENCE) > 0) * (1 + n) + ((flags & HAS_MEMBERS) > 0) * t)
 
 
 def size_without_reference(width: int, user_length: Any, s: Any, t: Any, n: Any) -> Any:
@@ -137,6 +149,7 @@ class RowBatch:
         rejected: (ΣN, 3).
         encoder_lengths, decoder_lengths, rejected_lengths: (R,), each at most 65,535.
         scores: (R,) preference scores.
+        members: (ΣT,) uint32, or None if no row has them.
     """
 
     users: list[bytes]
@@ -147,6 +160,7 @@ class RowBatch:
     decoder_lengths: np.ndarray
     rejected_lengths: np.ndarray
     scores: np.ndarray
+    members: np.ndarray | None = None
 
 
 def batch_of(rows: Sequence[Row]) -> RowBatch:
@@ -178,13 +192,19 @@ def encode_rows(batch: RowBatch) -> tuple[bytes, np.ndarray]:
     sizes = size_without_reference(
         width, user_bytes, batch.encoder_lengths, batch.decoder_lengths, batch.rejected_lengths
     )
+    tails = [b""] * len(users)
+    flags = 0 if batch.members is None else HAS_MEMBERS
+    if batch.members is not None:
+        sizes = sizes + extra_bytes(flags, batch.decoder_lengths, 0)
+        tails = _row_parts(batch.members[:, None], batch.decoder_lengths)
     headers = np.zeros(len(users), SIZED_HEADER)
+    headers["flags"] = flags
     headers["size"], headers["version"], headers["width"] = sizes, VERSION, width
     headers["user_bytes"] = user_bytes
     headers["encoder"], headers["decoder"] = batch.encoder_lengths, batch.decoder_lengths
     headers["rejected"], headers["score"] = batch.rejected_lengths, batch.scores
     header_parts = _row_parts(headers[:, None], np.ones(len(users), np.int64))
-    return b"".join(chain.from_iterable(zip(header_parts, *parts, users, strict=True))), sizes
+    return b"".join(chain.from_iterable(zip(header_parts, *parts, users, tails, strict=True))), sizes
 
 
 def _row_parts(values: np.ndarray, lengths: np.ndarray) -> list[bytes]:
@@ -205,7 +225,7 @@ def decode_row(data: bytes) -> Row:
     sizes = (s * ENCODER_COLUMNS, t * DECODER_COLUMNS, n * REJECTED_COLUMNS)
     user_start = HEADER.size + sum(sizes) * width
     reference_start = size_without_reference(width, user_length, s, t, n)
-    if len(data) != reference_start + (4 * (1 + n) if flags & HAS_REFERENCE else 0):
+    if len(data) != reference_start + extra_bytes(flags, t, n):
         raise ValueError(f"a row has {len(data)} bytes, but its header implies another length")
     payload = np.frombuffer(data, dtype, sum(sizes), HEADER.size).astype(np.int64)
     encoder, decoder, rejected = np.split(payload, np.cumsum(sizes)[:2])
@@ -219,4 +239,5 @@ def decode_row(data: bytes) -> Row:
         rejected=rejected.reshape(n, REJECTED_COLUMNS),
         preference_score=score,
         reference=np.frombuffer(data, "<f4", 1 + n, reference_start).copy() if flags & HAS_REFERENCE else None,
+        members=np.frombuffer(data, "<u4", t, reference_start).astype(np.int64) if flags & HAS_MEMBERS else None,
     )

@@ -15,7 +15,7 @@ from ugt_composer.data import codec
 from ugt_composer.data.batch import Batch
 from ugt_composer.vocabulary import IGNORE_INDEX, ITEM, PAD
 
-FLOAT = 4  # bytes
+FLOAT = MEMBER = 4  # bytes
 
 
 class PackedRow(NamedTuple):
@@ -82,6 +82,8 @@ def collate(rows: Sequence[PackedRow], min_rejected: int = 0, longest_first: boo
     has_reference = (headers["flags"] & codec.HAS_REFERENCE) > 0
     if (has_reference | (headers["rejected"] == 0)).all() and has_reference.any():
         batch["reference_logps"] = _reference(joined, sizes, headers, order, rejected_mask.shape[1])
+    if (headers["flags"] & codec.HAS_MEMBERS).any():
+        batch["label_members"] = _members(joined, sizes, headers, order, decoder_mask.shape[1])
     lengths = {"encoder_lengths": s.tolist(), "decoder_lengths": t.tolist()} if longest_first else {}
     return cast(Batch, batch | lengths)
 
@@ -98,8 +100,9 @@ def _headers(joined: np.ndarray, sizes: np.ndarray) -> np.ndarray:
             f"rows of codec versions {versions} and integer widths {widths} in one batch; "
             f"expected version {codec.VERSION} and one width"
         )
-    lengths = (headers[name].astype(np.int64) for name in ("user_bytes", "encoder", "decoder", "rejected"))
-    expected = codec.size_without_reference(widths[0], *lengths) + _reference_bytes(headers)
+    lengths = [headers[name].astype(np.int64) for name in ("user_bytes", "encoder", "decoder", "rejected")]
+    extra = codec.extra_bytes(headers["flags"].astype(np.int64), *lengths[2:])
+    expected = codec.size_without_reference(widths[0], *lengths) + extra
     if (wrong := expected != sizes).any():
         raise ValueError(f"a row has {sizes[wrong][0]} bytes, but its header implies {expected[wrong][0]}")
     return headers
@@ -132,6 +135,15 @@ def _reference(joined: np.ndarray, sizes: np.ndarray, headers: np.ndarray, order
     starts, counts = (sizes.cumsum() - byte_counts)[order], (byte_counts // FLOAT)[order]
     values, _ = _pad(joined, starts, counts, FLOAT, min_length=1 + rejected)
     return _tensor(values.copy().view("<f4")[:, : 1 + rejected, 0])
+
+
+def _members(joined: np.ndarray, sizes: np.ndarray, headers: np.ndarray, order: np.ndarray, targets: int) -> Tensor:
+    """Numbers of the labels' items among those that share their semantic IDs, int64 (B, T); -1 where unknown."""
+    has_members = (headers["flags"] & codec.HAS_MEMBERS) > 0
+    byte_counts = np.where(has_members, MEMBER * headers["decoder"].astype(np.int64), 0)
+    starts, counts = (sizes.cumsum() - byte_counts)[order], (byte_counts // MEMBER)[order]
+    values, mask = _pad(joined, starts, counts, MEMBER, min_length=targets)
+    return _integers(np.where(mask, values.copy().view("<u4")[..., 0].astype(np.int64), -1))
 
 
 def _inputs(side: str, tokens: np.ndarray, mask: np.ndarray) -> dict[str, Tensor]:

@@ -40,6 +40,20 @@ class Bundle:
         triples = zip(self.items.to_list(), *self.ids.T.tolist(), strict=True)
         return Catalogue([Item(*item) for item in triples]).fingerprint
 
+    @cached_property
+    def members(self) -> np.ndarray | None:
+        """int64 (n,): each item's number, from 0, among those that share its ids, in the order of their item ids. None
+        if no two items share their ids."""
+        order = np.lexsort((np.argsort(np.argsort(self.items.to_numpy().astype(str))), *self.ids.T[::-1]))
+        ordered = self.ids[order]
+        starts = np.flatnonzero(np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(axis=1)]))
+        if len(starts) == len(order):
+            return None
+        sizes = np.diff(starts, append=len(order))
+        members = np.empty(len(order), np.int64)
+        members[order] = np.arange(len(order)) - np.repeat(starts, sizes)
+        return members
+
     def save(self, path: Path) -> None:
         """Writes JSON with one item per line, so that versions can be compared line by line."""
         head = {

@@ -5,6 +5,7 @@ I items, R rows. `ids` is int (I, 3), the semantic IDs by item number.
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -18,6 +19,7 @@ from ugt_composer.jsonl.schema import (
     ENCODER_KEYS,
     ITEM_KEYS,
     LABEL_KEYS,
+    MEMBERS,
     REJECTED_LIST,
     SEQUENCE,
     USER,
@@ -36,11 +38,16 @@ def write_recommend(
     users: pl.Series,
     ids: np.ndarray,
     offsets: np.ndarray,
+    members: np.ndarray | None,
     progress: Progress,
 ) -> None:
     """Writes a recommend row for each of `rows`, which are ranges of `items` int (P,), item numbers.
 
-    If a history lacks earlier items of its user, all rows have the number of these. offsets: see `user_offsets`.
+    If a history lacks earlier items of its user, all rows have the number of these.
+
+    Args:
+        offsets: see `user_offsets`.
+        members: int (I,) which of the items that share its ids each item is (`Bundle.members`); None: not written.
     """
     earlier = rows.earlier(offsets)
     table = _with_user_token(ids)
@@ -51,7 +58,10 @@ def write_recommend(
             encoder = dict(zip(ENCODER_KEYS, _lists(table, *histories), strict=True))
             decoder = dict(zip(DECODER_KEYS, _lists(table, *targets), strict=True))
             labels = {LABEL_KEYS[level]: decoder[DECODER_KEYS[level]] for level in range(LEVELS)}
-            more = {EARLIER: earlier[block]} if earlier.any() else {}
+            more: dict[str, Any] = {EARLIER: earlier[block]} if earlier.any() else {}
+            if members is not None:
+                numbers, lengths = targets
+                more[MEMBERS] = _grouped(pl.DataFrame({MEMBERS: members[numbers]}), lengths)[MEMBERS]
             pl.DataFrame({USER: users[rows.user[block]], **encoder, **decoder, **labels, **more}).write_ndjson(file)
             progress(len(rows.user[block]))
 

@@ -175,7 +175,8 @@ def _write_rows(corpus: Corpus, bundle: Bundle, settings: Settings, folder: Path
     users, ids = corpus.log.users, bundle.ids
     with tqdm(total=sum(counts.values()), unit=" rows", desc="writing", disable=None, leave=False) as bar:
         for name, rows in recommend.items():
-            write_recommend(folder / name, rows, corpus.item, users, ids, corpus.offsets, bar.update)
+            members = bundle.members if name in held_out else None  # for evaluation
+            write_recommend(folder / name, rows, corpus.item, users, ids, corpus.offsets, members, bar.update)
         for name, preference in preferences.items():
             chosen, rejected = preference.chosen, preference.rejected
             write_preferences(folder / name, preference.rows, chosen, rejected, corpus.item, users, ids, bar.update)

@@ -14,6 +14,7 @@ RECOMMEND, PREFERENCE = "recommend", "preference"  # kinds of rows
 USER, SEQUENCE, CHOSEN, SCORE = "user_id", "user_sequence", "chosen_item", "preference_score"
 REJECTED, REJECTED_LIST = "rejected_item", "rejected_items"
 EARLIER = "earlier_items"  # optional key of a recommend row: items of the history that are older than those in the row
+MEMBERS = "target_members"  # optional: each target's number, from 0, among the items that share its semantic ID
 
 RECOMMEND_KEYS = (USER, *ENCODER_KEYS, *DECODER_KEYS, *LABEL_KEYS)
 PREFERENCE_KEYS = (USER, SEQUENCE, CHOSEN)  # and one of REJECTED and REJECTED_LIST

@@ -66,12 +66,13 @@ def rank_batch(
     target_mask: Tensor,
     row_mask: Tensor,
     members: Tensor | None = None,
+    target_members: Tensor | None = None,
 ) -> RankedBatch:
     """Compares recommendations with targets. The recommendations of a row are distinct.
 
-    Where several items share a semantic ID, the metrics are those of the lists of items (`item_lists`), and their
-    expected values if each of the items that share a target's ID is equally likely to be the target. The metrics of
-    the lists of IDs are added under `ID_METRICS`.
+    Where several items share a semantic ID, the metrics are those of the lists of items (`item_lists`): of the targets
+    themselves if they are known, else the expected values if each of the items that share a target's ID is equally
+    likely to be the target. The metrics of the lists of IDs are added under `ID_METRICS`.
 
     Args:
         recommendations: of B rows, K each.
@@ -79,12 +80,15 @@ def rank_batch(
         target_mask: bool (B, T), False where there is no target.
         row_mask: bool (B,), False for rows that do not count.
         members: int64 (n,) how many items have each semantic ID of the catalogue; None: none is shared.
+        target_members: int64 (B, T) which of the items that share its ID each target is, -1 where unknown. Of a row all
+            or none are known. None: unknown.
     """
-    relevant = _distinct_targets(targets, target_mask)
+    relevant = _distinct_targets(targets, target_mask, None if members is None else target_members)
     lists = item_lists(recommendations, members)
-    values = _list_values(lists, targets, target_mask, relevant)
+    values = _list_values(lists, targets, target_mask, relevant, None if members is None else target_members)
     if members is not None:
-        of_ids = _list_values(item_lists(recommendations, None), targets, target_mask, relevant)
+        of_ids_relevant = _distinct_targets(targets, target_mask)
+        of_ids = _list_values(item_lists(recommendations, None), targets, target_mask, of_ids_relevant)
         values |= {ID_METRICS[name]: of_ids[name] for name in ID_METRICS}
     row_values = {name: value for at_cuts in (True, False) for name, value in values.items() if is_cut(name) == at_cuts}
     counted = row_mask & (relevant > 0)
@@ -99,14 +103,27 @@ def is_cut(metric: str) -> bool:
     return metric not in ("mrr", ID_METRICS["mrr"])
 
 
-def _list_values(lists: ItemLists, targets: Tensor, target_mask: Tensor, relevant: Tensor) -> dict[str, Tensor]:
+def _list_values(
+    lists: ItemLists,
+    targets: Tensor,
+    target_mask: Tensor,
+    relevant: Tensor,
+    target_members: Tensor | None = None,
+) -> dict[str, Tensor]:
     """float32 (B, K) for each of ROW_METRICS, and (B, 1) for mrr. relevant: int64 (B,) distinct targets."""
     ids, is_item = lists.ids, lists.is_item
     is_pair = is_item.unsqueeze(2) & target_mask.unsqueeze(1)  # (B, K, T)
     places = torch.arange(1, ids.shape[1] + 1, dtype=torch.int32, device=ids.device)
-    hits = [(same & is_pair).any(2) for same in _same_prefix(ids, targets)]
+    pairs = [same & is_pair for same in _same_prefix(ids, targets)]
+    group, weight = lists.group, lists.weight
+    if target_members is not None:
+        is_known = (target_members >= 0).any(1, keepdim=True)
+        pairs[-1] = pairs[-1] & ((lists.member.unsqueeze(2) == target_members.unsqueeze(1)) | ~is_known.unsqueeze(2))
+        group = torch.where(is_known, places - 1, group)  # each item is a group of its own
+        weight = weight.masked_fill(is_known, 1)
+    hits = [pair.any(2) for pair in pairs]
     prefix_hits = [(_first_place(hit, places) <= places).float() for hit in hits[:-1]]
-    gain = hits[-1] * lists.weight  # float64; for items that share an ID, the probability of a hit at this place
+    gain = hits[-1] * weight  # float64; for items that share an ID, the probability of a hit at this place
     discounts = 1 / torch.log2(places.double() + 1)
     up_to = (places.unsqueeze(1) <= places).double()  # (K, K): `values @ up_to` are the sums of the first 1 .. K values
     gained = gain @ up_to
@@ -121,8 +138,8 @@ def _list_values(lists: ItemLists, targets: Tensor, target_mask: Tensor, relevan
         "hit_rate_l1_l2": prefix_hits[1],
         "diversity": _is_new_l1(ids, is_item).cumsum(1) / is_item.cumsum(1).clamp(min=1),
     }
-    first = torch.where(hits[-1], lists.group, ids.shape[1]).amin(1, keepdim=True)
-    reciprocal = (gain / places * (lists.group == first)).sum(1, keepdim=True)
+    first = torch.where(hits[-1], group, ids.shape[1]).amin(1, keepdim=True)
+    reciprocal = (gain / places * (group == first)).sum(1, keepdim=True)
     return {name: values[name].float() for name in ROW_METRICS} | {"mrr": reciprocal.float()}
 
 
@@ -142,9 +159,11 @@ def compare_pairs(chosen: Tensor, rejected: Tensor, mask: Tensor) -> Tensor:
     return torch.stack([wins.sum(dtype=torch.float64), mask.sum(dtype=torch.float64)])
 
 
-def _distinct_targets(targets: Tensor, target_mask: Tensor) -> Tensor:
+def _distinct_targets(targets: Tensor, target_mask: Tensor, target_members: Tensor | None = None) -> Tensor:
     """Number of distinct targets of each row: int64 (B,)."""
     same = _same_prefix(targets, targets)[-1] & target_mask.unsqueeze(1)
+    if target_members is not None:
+        same = same & (target_members.unsqueeze(1) == target_members.unsqueeze(2))
     return (target_mask & ~same.tril(-1).any(2)).sum(1)
 
 

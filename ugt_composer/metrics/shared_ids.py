@@ -1,7 +1,7 @@
 """Lists of items from lists of semantic IDs that several items may share, as `ugt recommend` prints them.
 
 Shapes: B rows, K places, n distinct semantic IDs. A list of IDs, best first, becomes the list of their items: those of
-the first ID in the order of the catalogue, then those of the second, and so on.
+the first ID in the order of their item ids, then those of the second, and so on.
 """
 
 from typing import NamedTuple
@@ -19,6 +19,7 @@ class ItemLists(NamedTuple):
         ids: int64 (B, K, 3).
         item_index: int64 (B, K) number of the item among all items, ordered by semantic ID; 0 in empty places.
         is_item: bool (B, K).
+        member: int64 (B, K) number of the item, from 0, among those that share its semantic ID.
         group: int64 (B, K) place of the item's semantic ID in the list of IDs, from 0.
         weight: float64 (B, K) 1 / number of items that share the ID: how likely it is that this item is the one that
             is meant if only its ID is known.
@@ -27,6 +28,7 @@ class ItemLists(NamedTuple):
     ids: Tensor
     item_index: Tensor
     is_item: Tensor
+    member: Tensor
     group: Tensor
     weight: Tensor
 
@@ -41,7 +43,14 @@ def item_lists(recommendations: Recommendations, members: Tensor | None) -> Item
     exists = index >= 0
     places = torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1).contiguous()
     if members is None:
-        return ItemLists(ids, index.clamp(min=0), exists, places, torch.ones_like(places, dtype=torch.float64))
+        return ItemLists(
+            ids,
+            index.clamp(min=0),
+            exists,
+            torch.zeros_like(places),
+            places,
+            torch.ones_like(places, dtype=torch.float64),
+        )
     index = index.clamp(min=0)
     sizes = members[index] * exists
     ends = sizes.cumsum(1)
@@ -53,6 +62,7 @@ def item_lists(recommendations: Recommendations, members: Tensor | None) -> Item
         ids.gather(1, group.unsqueeze(2).expand(-1, -1, ids.shape[2])).masked_fill(~is_item.unsqueeze(2), 0),
         (first_item[index.gather(1, group)] + member).masked_fill(~is_item, 0),
         is_item,
+        member,
         group,
         1 / sizes.gather(1, group).clamp(min=1).double(),
     )

@@ -135,7 +135,7 @@ class ComposerUGT(ComposerModel):
         """The outputs, with what the batch adds to the metrics under `evaluation`."""
         outputs = self(batch, recommend=True)
         members = self.trie.members if self.trie is not None and self.trie.has_shared_ids else None
-        ranked = rank_batch(outputs["recommended"], *_targets(batch), members)
+        ranked = rank_batch(outputs["recommended"], *_targets(batch), members, batch.get("label_members"))
         if "rejected_logps" in outputs:
             pairs = compare_pairs(outputs["chosen_logps"], outputs["rejected_logps"], batch["rejected_mask"])
         else:
