@@ -61,6 +61,7 @@ def test_text_of_any_encoding_compression_and_line_end_is_read(tmp_path, encodin
         (TEXT.encode(), "hex", "--encoding hex: is unknown"),
         (gzip.compress(TEXT.encode()), None, "is compressed by gzip, expected text; let its name end in .gz"),
         (b"PK\x03\x04rest", None, "is a zip archive or a spreadsheet, expected text; unpack it"),
+        (b"\x80\x02\0\0\0ab\0\0", None, "has many NUL bytes, so it is no text, or in another encoding"),
         (b"PAR1rest", None, "is a Parquet file, expected text"),
         (np.lib.format.MAGIC_PREFIX + b"rest", None, "is a NumPy array"),
     ],

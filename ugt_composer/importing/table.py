@@ -19,12 +19,14 @@ from ugt_composer.importing.damage import Damage
 from ugt_composer.importing.file_format import CSV, JSONL, PARQUET, TSV
 from ugt_composer.importing.inputs import Part
 from ugt_composer.importing.json_records import json_objects, json_text
+from ugt_composer.importing.text_lines import text_lines
 
 ROW = "row of the file"  # the column that numbers lines (text) or rows (Parquet) from 1; no file has such a name
 PART = "part of the table"  # the column that numbers the files from 0
 CHUNK = 100_000  # records that become columns at once
 PARQUET_MARK = b"PAR1"  # of the format's start and end
 SEPARATORS = re.compile(r"::|[;\t|,]")
+QUOTED_SEPARATOR = re.compile(r'(?<=")[;\t|](?=")')
 
 
 @dataclass(frozen=True)
@@ -175,15 +177,15 @@ def _names(part: Part) -> list[str]:
 def _keys(part: Part) -> list[str]:
     """The keys of all objects, in the order in which they occur."""
     names: dict[str, None] = {}
-    problem = "has only blank lines, expected one JSON object per line"
+    problem = ": has only blank lines, expected one JSON object per line"
     for item in json_objects(part):
         names.update(dict.fromkeys(item.fields))
         if item.problem is not None and not names:
-            problem = f"line {item.line}: {item.problem}"
+            problem = f", line {item.line}: {item.problem}"
             if item.line == 1:
                 break
     if not names:
-        raise UserError(f"{part.path}: {problem}")
+        raise UserError(f"{part.path}{problem}")
     return list(names)
 
 
@@ -193,9 +195,10 @@ def _names_of_text(part: Part) -> list[str]:
     if first is None:
         raise UserError(f"{part.path}: has only blank lines, expected a table")
     if first.problem is not None:
+        _check_separator(part, [next(text_lines(part))], QUOTED_SEPARATOR)
         raise UserError(f"{part.path}, line {first.line}: {first.problem}")
     fields = first.fields
-    _check_separator(part, fields)
+    _check_separator(part, fields, SEPARATORS)
     if given is None:
         names = [name.strip() or f"column_{number}" for number, name in enumerate(fields, start=1)]
         again = [name for name in names if names.count(name) > 1]
@@ -218,9 +221,9 @@ def _names_of_text(part: Part) -> list[str]:
     return [*given, *(f"column_{number}" for number in range(len(given) + 1, len(fields) + 1))]
 
 
-def _check_separator(part: Part, fields: list[str]) -> None:
-    """Raises UserError if the first line is a single field that another separator would divide."""
-    inner = SEPARATORS.search(fields[0]) if len(fields) == 1 else None
+def _check_separator(part: Part, fields: list[str], separators: re.Pattern[str]) -> None:
+    """Raises UserError if the first line is a single field that one of these separators would divide."""
+    inner = separators.search(fields[0]) if len(fields) == 1 else None
     if inner is not None:
         separator = "tab" if inner[0] == "\t" else f"'{inner[0]}'"
     elif len(fields) > 2 and not any(fields[1::2]):

@@ -31,6 +31,7 @@ HINTS = {
     "a zip archive": "unpack it, and give the files in it",
     "a zip archive or a spreadsheet": "unpack it and give the files in it, or save the table as CSV",
 }
+MANY_NULS = 0.1  # of all bytes; single ones occur in text
 NUL_FRACTION = 0.3  # of the bytes at even or odd places, from which text is taken for UTF-16
 
 
@@ -127,6 +128,10 @@ def _check_start(part: Part, data: bytes) -> None:
     if found is not None and not is_wide(part.encoding):
         raise UserError(
             f"{path}: is encoded in {found.upper()}, expected {shown_encoding(part.encoding)}; give {option} {found}"
+        )
+    if found is None and not is_wide(part.encoding) and sample.count(0) > MANY_NULS * len(sample):
+        raise UserError(
+            f"{path}: has many NUL bytes, so it is no text, or in another encoding: give {option} utf-16 if it is that"
         )
     if found is None and part.encoding.startswith(("utf-16", "utf-32")) and b"\0" not in sample:
         raise UserError(f"{path}: is not encoded in {part.encoding}, as {option} says; leave it out for UTF-8")
