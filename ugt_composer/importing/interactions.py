@@ -8,25 +8,19 @@ import numpy as np
 import polars as pl
 
 from ugt_composer.errors import UserError
+from ugt_composer.importing.bad_rows import EXPECTED, IDS, first_bad_line, first_bad_row
 from ugt_composer.importing.column_names import find_column, need_column
 from ugt_composer.importing.damage import Damage
 from ugt_composer.importing.file_format import BY_EXTENSION, MIND, SEQUENCES, FileFormat
-from ugt_composer.importing.ids import check_id_type, id_text, no_id_message, one_form
-from ugt_composer.importing.inputs import Part, find_parts
+from ugt_composer.importing.ids import check_id_type, id_text, one_form
+from ugt_composer.importing.inputs import find_parts
 from ugt_composer.importing.mind import COLUMN_OF, is_behaviors, read_behaviors
 from ugt_composer.importing.sequences import read_sequences
-from ugt_composer.importing.table import PART, ROW, Table, named_errors, open_table
+from ugt_composer.importing.table import Table, named_errors, open_table
 from ugt_composer.importing.time_column import TimeColumn, checked_times, time_form
 from ugt_composer.importing.timestamps import TimeForm
 
-IDS = ("user", "item")
 LINES = {SEQUENCES: "lines of `user item item …`", MIND: "MIND's impressions (--format mind)"}
-EXPECTED = {
-    "user": "an id",
-    "item": "an id",
-    "timestamp": "a time",
-    "rating": "a number",
-}
 
 
 @dataclass(frozen=True)
@@ -119,7 +113,7 @@ def read_interactions(
         written, damage = read_sequences(parts)
         damage.refuse(skip_bad, len(written))
         frame, _, remarks = _with_ids(path, written, {}, {}, missing_as_ids)
-        bad = _first_bad_line(parts, written, frame)
+        bad = first_bad_line(parts, written, frame)
         return _checked(path, frame, None, {}, bad, damage, skip_bad, remarks)
     table = open_table(parts)
     if parts[0].kind == MIND:
@@ -140,7 +134,7 @@ def read_interactions(
         time, form, unusual = checked_times(times, form, frame["timestamp"], time_format is None, skip_bad)
         frame, values["timestamp"] = frame.with_columns(time.alias("timestamp")), form.parse(times.value)
         remarks += unusual
-    bad = _first_bad_row(table, rows, frame, column_of, values, form)
+    bad = first_bad_row(table, rows, frame, column_of, values, form)
     unused = () if parts[0].kind == MIND else tuple(name for name in table.names if name not in column_of.values())
     log = _checked(path, frame, form, column_of, bad, table.damage, skip_bad, remarks)
     return replace(log, unused=unused)
@@ -181,17 +175,6 @@ def _with_ids(
         if role in values:
             values = {**values, role: form.parse(values[role])}
     return frame, values, warnings
-
-
-def _first_bad_line(parts: tuple[Part, ...], written: pl.DataFrame, frame: pl.DataFrame) -> str | None:
-    """Describes the values of sequences as they are `written` that are no ids in `frame`; None if there are none."""
-    for role in IDS:
-        bad = written.filter(frame[role].is_null())
-        if len(bad):
-            bad = bad.filter(pl.col(PART) == pl.col(PART).first())
-            path = parts[bad[PART][0]].path
-            return no_id_message(path, "line", None, bad[ROW], bad[role], is_float=False)
-    return None
 
 
 def _checked(
@@ -269,34 +252,6 @@ def _value_expressions(path: Path, rows: pl.LazyFrame, column_of: dict[str, str]
     if "action" in column_of:
         values["action"] = pl.col(column_of["action"]).cast(pl.String)
     return values
-
-
-def _first_bad_row(
-    table: Table,
-    rows: pl.LazyFrame,
-    frame: pl.DataFrame,
-    column_of: dict[str, str],
-    values: dict[str, pl.Expr],
-    form: TimeForm | None,
-) -> str | None:
-    """Describes the first row with an invalid value, column by column; None if all values are valid."""
-    for role, expected in (EXPECTED if form is None else {**EXPECTED, "timestamp": form.expected}).items():
-        if role not in frame.columns or not frame[role].null_count():
-            continue
-        column = column_of[role]
-        selected = rows.select(PART, ROW, value=pl.col(column).cast(pl.String), parsed=values[role])
-        with named_errors(table.path):
-            invalid = selected.filter(pl.col("parsed").is_null())
-            bad = (invalid if role in IDS else invalid.head(1)).collect()
-        part, number, value, _ = bad.row(0)
-        path, unit = table.parts[part].path, table.parts[part].unit
-        if role in IDS:
-            bad = bad.filter(pl.col(PART) == part)
-            is_float = rows.collect_schema()[column].is_float()
-            return no_id_message(path, unit, column, bad[ROW], bad["value"], is_float)
-        value_text = repr(value) if value else "nothing"
-        return f"{path}, {unit} {number}: column {column!r}: found {value_text}, expected {expected}"
-    return None
 
 
 def _numbered(names: pl.Series) -> tuple[pl.Series, np.ndarray]:
