@@ -1,5 +1,6 @@
 """A run that was stopped resumes as if it had not been stopped."""
 
+import json
 import os
 import shutil
 import signal
@@ -209,10 +210,18 @@ def test_a_key_that_resume_despite_does_not_govern_is_refused(stage_config, tmp_
 def test_a_run_does_not_resume_with_another_catalogue(stages, stage_config, tmp_path, shop):
     items = (shop / "catalogue.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "catalogue.jsonl").write_text("".join(items[:-1]))
-    other = f"data.catalogue={tmp_path / 'catalogue.jsonl'}"
+    for name in ("train", "eval"):  # rows that do not record their catalogue, which would be refused first
+        shutil.copytree(shop / name, tmp_path / name)
+        manifest = tmp_path / name / "manifest.json"
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "catalogue": None}))
+    other = (
+        f"data.catalogue={tmp_path / 'catalogue.jsonl'}",
+        f"data.train.local={tmp_path / 'train'}",
+        f"data.eval.streams=[{{local: {tmp_path / 'eval'}}}]",
+    )
     with pytest.raises(UserError, match=r"data.catalogue = \w{12}, now it is \w{12}.*resume_despite"):
-        build_trainer(stage_config(stages / "stage1", 1, None, other))
-    trainer = build_trainer(stage_config(stages / "stage1", 1, None, other, "resume_despite=[data.catalogue]"))
+        build_trainer(stage_config(stages / "stage1", 1, None, *other))
+    trainer = build_trainer(stage_config(stages / "stage1", 1, None, *other, "resume_despite=[data.catalogue]"))
     trainer.close()
 
 
