@@ -38,6 +38,7 @@ def test_a_separator_makes_a_table_of_text(name):
         ("ratings.dat", "movies.csv", {}, ("csv", ",", "utf-8")),
         ("ratings.dat", "movies.dat", {"items_separator": "|"}, ("csv", "|", "iso8859-1")),
         ("ratings.dat", "movies.dat", {"items_encoding": "utf-8"}, ("csv", "::", "utf-8")),
+        ("ratings.dat", "movies.dat", {"items_format": "csv"}, ("csv", ",", "utf-8")),
         ("ratings.dat", "u.item", {"items_separator": ";"}, ("tsv", ";", "utf-8")),
     ],
 )

@@ -62,7 +62,7 @@ class SourceSettings:
 
     @property
     def items_written(self) -> FileFormat:
-        """How the items are written: if not said, like interactions whose files have the same extension."""
+        """How the items are written: if no format is given, like interactions with the same extension."""
         items = replace(
             ITEMS_BY_EXTENSION,
             kind=self.items_format,
@@ -70,7 +70,7 @@ class SourceSettings:
             encoding=self.items_encoding,
             names=self.items_names,
         )
-        alike = self.items and any(extension(path) == extension(self.items) for path in self.interactions)
+        alike = self.items and self.items_format is None and any(extension(path) == extension(self.items) for path in self.interactions)
         return items.inherit(self.written) if alike else items
 
 
