@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ugt_composer.importing.file_format import FORMATS
+from ugt_composer.importing.history_options import add_history_options
 from ugt_composer.importing.interactions import Columns
-from ugt_composer.importing.repeats import FIRST, KEEP, LAST
 from ugt_composer.importing.settings import IdSettings, PreferenceSettings, RowSettings, SourceSettings, SplitSettings
 from ugt_composer.importing.splits import LEAVE_ONE_OUT, TIME
 
@@ -59,38 +59,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="values such as nan, NULL, NA and - are ids of users and items; otherwise such rows are invalid",
     )
-    table("--min-rating", type=float, metavar="R", help="only items rated R or more enter the histories (default: all)")
-    table(
-        "--positive-actions",
-        nargs="+",
-        metavar="ACTION",
-        help="only interactions with these actions enter the histories; or all. Needed if there are several actions",
-    )
-    table(
-        "--missing-ratings",
-        nargs="+",
-        type=float,
-        metavar="R",
-        help="ratings that mean «not rated», such as 0 or -1",
-    )
-    table(
-        "--keep-duplicates",
-        action="store_true",
-        help="keep rows whose user, item, time, rating and action equal those of an earlier row (default: left out)",
-    )
-    table(
-        "--repeats",
-        choices=(KEEP, FIRST, LAST),
-        default=KEEP,
-        help="which interactions of a user with the same item enter the history: all of them, the first or the last "
-        "(default %(default)s)",
-    )
-    table(
-        "--k-core",
-        type=int,
-        metavar="N",
-        help="remove users and items with fewer than N interactions in histories, until there are none",
-    )
+    add_history_options(parser)
     items = parser.add_argument_group("the table of items").add_argument
     items("--items", type=Path, metavar="FILE", help="items with titles or other texts; all of them can be recommended")
     items(
