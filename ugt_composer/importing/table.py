@@ -281,5 +281,5 @@ def named_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or 'the file is damaged'})") from None
-    except pl.exceptions.PolarsError:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
         raise UserError(f"{path}: cannot be read; expected a complete and undamaged table") from None
