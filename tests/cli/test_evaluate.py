@@ -165,5 +165,7 @@ def test_a_model_without_a_preference_loss_has_no_metrics_of_it(evaluate, tmp_pa
     shown = capsys.readouterr().out
     assert "dpo" not in shown
     assert "nan" not in shown
-    with pytest.raises(UserError, match="trained without a preference loss"):
-        evaluate(stage, "--reference", str(tmp_path), data=["preference_eval"])
+    with_reference = evaluate(stage, "--reference", str(tmp_path), data=["preference_eval"])
+    assert with_reference["metrics"] == found["metrics"]
+    assert "was not used" in with_reference["warnings"][-1]
+    assert "loss.lambda_preference is 0" in with_reference["warnings"][-1]

@@ -69,7 +69,6 @@ def main(arguments: argparse.Namespace) -> int:
     from ugt_composer.catalogue.trie import ItemTrie
     from ugt_composer.cli.loading import check_data_of, check_positive, check_search, load_trained, with_item_scores
     from ugt_composer.data.manifest import read_manifest, rows_longer_than
-    from ugt_composer.errors import UserError
     from ugt_composer.inference.evaluation import evaluate, evaluation_config
     from ugt_composer.inference.history_length import history_length
     from ugt_composer.jsonl.schema import RECOMMEND
@@ -88,11 +87,6 @@ def main(arguments: argparse.Namespace) -> int:
         exclude_seen=arguments.exclude_seen,
     )
     if arguments.reference is not None:
-        if not config.loss.lambda_preference:
-            raise UserError(
-                f"--reference {arguments.reference}: {arguments.checkpoint} was trained without a preference loss "
-                "(loss.lambda_preference is 0), so nothing is compared with a reference; leave it out"
-            )
         config = replace(config, loss=replace(config.loss, reference_from=arguments.reference))
     trie = None if catalogue is None else ItemTrie.from_triples(catalogue.triples)
     check_search(trie, config.model.codebook_sizes, max(config.evaluation.k_values), config.evaluation.beam_width)
@@ -123,6 +117,12 @@ def main(arguments: argparse.Namespace) -> int:
         "by_history_length": evaluation.by_length,
     }
     report["warnings"] = [*evaluation.warnings, *_warnings(report, catalogue)]
+    if arguments.reference is not None and not config.loss.needs_reference:
+        key = "dpo_reference_free is true" if config.loss.lambda_preference else "lambda_preference is 0"
+        report["warnings"].append(
+            f"--reference {arguments.reference} was not used: nothing is compared with a reference, because the model "
+            f"was trained with loss.{key}"
+        )
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
     if arguments.plot:
