@@ -16,6 +16,7 @@ from ugt_composer.checkpoint.portable import load_portable
 from ugt_composer.checkpoint.run_checkpoints import list_checkpoints, read_checkpoint
 from ugt_composer.cli.main import main
 from ugt_composer.errors import UserError
+from ugt_composer.storage.record import record_beside
 
 
 @pytest.fixture
@@ -108,6 +109,20 @@ def test_a_sharded_checkpoint(inspect, run_folder, tmp_path):
     assert found["record"].startswith("unchecked")
     shutil.rmtree(folder / "shards")
     assert "shards is missing" in refused(folder)
+
+
+def test_files_that_match_their_record_but_cannot_be_loaded_are_not_valid(inspect, run_folder):
+    newest, before = list_checkpoints(run_folder)[:2]
+    torch.save({"model": {}}, newest)
+    record_beside(newest).unlink()
+    config = run_folder / "latest" / "config.yaml"
+    config.write_text(config.read_text().replace("n_heads: 2", "n_headz: 2"))
+    (run_folder / "latest" / "record.json").unlink()
+    found = inspect(run_folder)
+    states = {entry["name"]: entry["state"] for entry in (*found["checkpoints"], *found["models"])}
+    assert states[before.name] == states["best"] == "valid"
+    assert states[newest.name].startswith("not a training checkpoint")
+    assert "model.n_headz is unknown" in states["latest"]
 
 
 def test_a_run_with_a_corrupted_checkpoint_is_shown_as_such(inspect, run_folder):

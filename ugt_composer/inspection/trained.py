@@ -6,9 +6,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ugt_composer.checkpoint.portable import CONFIG, load_portable, read_facts
+from ugt_composer.checkpoint.portable import CONFIG, load_portable
 from ugt_composer.checkpoint.remote import PORTABLE
-from ugt_composer.checkpoint.run_checkpoints import VERSION, batch_of, corruption_of, list_checkpoints, read_checkpoint
+from ugt_composer.checkpoint.run_checkpoints import VERSION, batch_of, list_checkpoints, read_checkpoint
 from ugt_composer.config.load import load_config, version_in
 from ugt_composer.config.schema import Config
 from ugt_composer.errors import UserError
@@ -90,7 +90,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
     return {
         **config,
         "checkpoints": [
-            {"name": path.name, "batch": batch_of(path), "bytes": _bytes(path), "state": corruption_of(path) or "valid"}
+            {"name": path.name, "batch": batch_of(path), "bytes": _bytes(path), "state": _state(path)}
             for path in list_checkpoints(folder)
         ],
         "models": [_model_line(folder / name) for name in PORTABLE if (folder / name).exists()],
@@ -99,10 +99,19 @@ def run_facts(folder: Path) -> dict[str, Any]:
     }
 
 
+def _state(checkpoint: Path) -> str:
+    """Whether a run could resume from it: files that match their record may still not be loadable."""
+    try:
+        read_checkpoint(checkpoint)
+    except UserError as error:
+        return str(error).removeprefix(f"{checkpoint}: ")
+    return "valid"
+
+
 def _model_line(folder: Path) -> dict[str, Any]:
     facts, state = {}, "valid"
     try:
-        facts = read_facts(folder)
+        _, _, facts = load_portable(folder)
     except UserError as error:
         state = str(error)
     chosen = ", ".join(f"{name} {value}" for name, value in facts.items() if name.startswith("best "))
