@@ -70,7 +70,11 @@ class SourceSettings:
             encoding=self.items_encoding,
             names=self.items_names,
         )
-        alike = self.items and self.items_format is None and any(extension(path) == extension(self.items) for path in self.interactions)
+        alike = (
+            self.items
+            and self.items_format is None
+            and any(extension(path) == extension(self.items) for path in self.interactions)
+        )
         return items.inherit(self.written) if alike else items
 
 
