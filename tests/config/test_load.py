@@ -130,7 +130,10 @@ def test_a_mistake_is_named_with_its_fix(override, words):
     ("text", "words"),
     [
         ("a: [1", ["x.yaml:", "not valid YAML"]),
-        ("- 1", ["list"]),
+        ("- 1", ["found a list; expected keys and values"]),
+        ("optimizer", ["found text; expected keys and values"]),
+        ("optimizer:\n\tlr: 1", ["x.yaml:2: not valid YAML: found a tab; indent with blanks"]),
+        ("seed: 1\nseed: 2", ["x.yaml:2: seed is given twice"]),
         ("loss:", ["x.yaml:1: loss is empty"]),
         ("\0", ["x.yaml"]),
     ],

@@ -121,9 +121,12 @@ def _read_yaml(path: str | Path) -> tuple[str, yaml.Node]:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise UserError(f"{path}{line}: not valid YAML: {_yaml_problem(error)}") from None
-    if isinstance(node, yaml.SequenceNode):
-        raise UserError(f"{path}: found a list; expected keys and values")
-    return str(path), yaml.MappingNode("tag:yaml.org,2002:map", []) if node is None else node
+    if node is None:
+        return str(path), yaml.MappingNode("tag:yaml.org,2002:map", [])
+    if not isinstance(node, yaml.MappingNode):
+        found = "a list" if isinstance(node, yaml.SequenceNode) else "text"
+        raise UserError(f"{path}: found {found}; expected keys and values, such as seed: 42")
+    return str(path), node
 
 
 def _read_override(text: str) -> tuple[str, yaml.Node]:
@@ -181,6 +184,8 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
         return str(error).splitlines()[0]
     if "end" in str(error.problem) and "stream" in str(error.problem):
         return "a bracket or quote is not closed"
+    if "\\t" in str(error.problem):
+        return "found a tab; indent with blanks"
     return f"{error.problem}; put text that contains special characters in quotes"
 
 
