@@ -109,7 +109,8 @@ def _state(checkpoint: Path) -> str:
 
 
 def _model_line(folder: Path) -> dict[str, Any]:
-    facts, state = {}, "valid"
+    facts: dict[str, str] = {}
+    state = "valid"
     try:
         _, _, facts = load_portable(folder)
     except UserError as error:
