@@ -47,6 +47,8 @@ def test_several_actions_are_listed_with_a_suggestion(tmp_path):
             ["", "play"],
             "(empty) (1), play (1); say which of them form the histories: for example --positive-actions play",
         ),
+        (["nan", "play"], "(empty) (1), play (1); say which"),
+        (["click", "Removed From Wishlist", "Ad impression"], "--positive-actions click (and for preference rows"),
         (["impression", "skip"], "name those that form the histories with --positive-actions"),
         (["1", "2", "5"], "if these are ratings, name the column with --rating-column"),
         ([f"x{n}" for n in range(60)], "and 48 others; these do not look like actions: name another column"),
@@ -54,6 +56,14 @@ def test_several_actions_are_listed_with_a_suggestion(tmp_path):
 )
 def test_suggestions(tmp_path, actions, said):
     assert said in question(with_one_spelling(logged_rows(tmp_path, actions))[0])
+
+
+def test_a_column_of_another_name_is_known_by_its_values(tmp_path):
+    lines = "".join(f"u,{n},{n},x,{action}\n" for n, action in enumerate(["like", "dislike", "dislike"]))
+    (tmp_path / "r.csv").write_text("user,item,ts,type,feedback\n" + lines)
+    log = read_interactions(tmp_path / "r.csv")
+    assert (log.columns["action"], log.unused) == ("feedback", ("type",))
+    assert "column 'feedback' holds 2 different actions: dislike (2), like (1)" in question(log)
 
 
 def test_one_action_needs_no_option(tmp_path):

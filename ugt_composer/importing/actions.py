@@ -8,27 +8,12 @@ import numpy as np
 import polars as pl
 
 from ugt_composer.errors import UserError, nearest
-from ugt_composer.importing.ids import listed
+from ugt_composer.importing.action_words import MOST_ACTIONS, is_negative, is_removal, is_view
+from ugt_composer.importing.ids import MISSING, listed
 from ugt_composer.importing.interactions import Interactions
 
 ALL = "all"
-# Usual names, without case and punctuation. What was shown or disliked is no choice of the user.
-NEGATIVE = (
-    *("impression", "impressions", "impr", "imp", "expose", "exposed", "exposure", "exposures", "show"),
-    *("shows", "shown", "showed", "display", "displayed", "seen", "noclick", "nonclick", "notclick"),
-    *("notclicked", "unclicked", "nonclicked", "ignore", "ignored", "skip", "skips", "skipped", "dislike"),
-    *("dislikes", "disliked", "downvote", "downvoted", "thumbsdown", "thumbdown", "negative", "reject"),
-    *("rejected", "hide", "hidden", "bounce", "0", "minus1", "false", "no", "nointerest", "notinterested"),
-)
-REMOVAL = (
-    *("remove", "removed", "removefromcart", "removefromcarts", "removecart", "cartremove"),
-    *("deletefromcart", "delete", "deleted", "unlike", "unliked", "unfollow", "unfollowed", "unfavorite"),
-    *("unfavourite", "unfav", "uncollect", "unstar", "unsave", "unsubscribe", "cancel", "canceled"),
-    *("cancelled", "cancellation", "refund", "refunded", "return", "returned", "removefromwishlist"),
-    *("removefromlist", "removefavorite"),
-)
-VIEW = ("view", "views", "viewed", "pv", "pageview", "pageviews", "browse", "browsed")
-MOST_LISTED, MOST_ACTIONS = 12, 50
+MOST_LISTED = 12
 
 
 def with_one_spelling(log: Interactions) -> tuple[Interactions, tuple[str, ...]]:
@@ -39,12 +24,12 @@ def with_one_spelling(log: Interactions) -> tuple[Interactions, tuple[str, ...]]
     spelling: dict[str, str] = {}
     renamed: dict[str, str] = {}
     for name in counts["action"]:
-        stripped = _without_point_zero(name.strip())
+        stripped = "" if name.strip() in MISSING else _without_point_zero(name.strip())
         renamed[name] = spelling.setdefault(stripped.casefold(), stripped)
     changed = {old: new for old, new in renamed.items() if old != new}
     action = log.action.replace(changed) if changed else log.action
     names = list(dict.fromkeys(name for name in renamed.values() if name))
-    action = action.cast(pl.Enum(names), strict=False)  # blank actions become null
+    action = action.cast(pl.Enum(names), strict=False)  # missing actions become null
     warnings = tuple(
         f"column {log.columns['action']!r}: {listed([old for old in changed if changed[old] == new])} "
         f"{'is' if list(changed.values()).count(new) == 1 else 'are'} read as {new!r}; only case, blanks or .0 differ"
@@ -93,7 +78,7 @@ def in_histories(
         only = next(iter(counts), "")
         warning = (
             f"{place}: column {log.columns['action']!r} has {only!r} in every row, and all of them enter the histories"
-            if actions is None and _plain(only) in NEGATIVE + REMOVAL
+            if actions is None and (is_negative(only) or is_removal(only))
             else ""
         )
         return None, (warning,) if warning else ()
@@ -111,9 +96,9 @@ def _question(counts: dict[str, int], place: str) -> str:
     if len(counts) > MOST_ACTIONS:
         return f"{found}; these do not look like actions: name another column with --action-column, or give {every}"
     named = [name for name in counts if name]
-    negative = [name for name in named if _plain(name) in NEGATIVE]
-    others = [name for name in named if name not in negative and _plain(name) not in REMOVAL]
-    positive = [name for name in others if _plain(name) not in VIEW] or others
+    negative = [name for name in named if is_negative(name)]
+    others = [name for name in named if name not in negative and not is_removal(name)]
+    positive = [name for name in others if not is_view(name)] or others
     if not positive:
         return f"{found}; name those that form the histories with --positive-actions, or give {every}"
     chosen = " ".join(map(shlex.quote, positive))
@@ -122,10 +107,6 @@ def _question(counts: dict[str, int], place: str) -> str:
         rejected = " ".join(map(shlex.quote, negative))
         text += f" (and for preference rows --chosen-actions {chosen} --rejected-actions {rejected})"
     return f"{text}, or {every}"
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", re.sub(r"^-", "minus", name.casefold()))
 
 
 def _without_point_zero(name: str) -> str:

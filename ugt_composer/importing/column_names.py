@@ -64,7 +64,8 @@ USUAL_NAMES = {
     "action": (
         *("action", "event", "eventtype", "behavior", "behaviour", "behaviortype", "behaviourtype", "actiontype"),
         *("eventname", "interaction", "interactiontype", "activitytype", "click", "clicked", "isclick", "isclicked"),
-        "label",
+        *("label", "useraction", "operationtype", "feedbacktype", "liked", "islike", "isliked", "purchased"),
+        *("ispurchase", "ispurchased", "bought", "isbought", "converted", "isconverted", "conversion", "isconversion"),
     ),
 }
 # In a table of items "id" is the item; in a table of interactions it numbers the rows.

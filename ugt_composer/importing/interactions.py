@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from ugt_composer.errors import UserError
+from ugt_composer.importing.action_words import are_actions
 from ugt_composer.importing.bad_rows import EXPECTED, IDS, first_bad_line, first_bad_row
 from ugt_composer.importing.column_names import find_column, need_column
 from ugt_composer.importing.damage import Damage
@@ -15,6 +16,7 @@ from ugt_composer.importing.file_format import BY_EXTENSION, MIND, SEQUENCES, Fi
 from ugt_composer.importing.ids import check_id_type, id_text, one_form
 from ugt_composer.importing.inputs import find_parts
 from ugt_composer.importing.mind import COLUMN_OF, is_behaviors, read_behaviors
+from ugt_composer.importing.sample import first_values
 from ugt_composer.importing.sequences import read_sequences
 from ugt_composer.importing.table import Table, named_errors, open_table
 from ugt_composer.importing.time_column import TimeColumn, checked_times, time_form
@@ -220,6 +222,10 @@ def _find_columns(table: Table, columns: Columns, file_order: bool) -> dict[str,
         name = find_column(role, given, free if given is None else names, path, f"--{role}-column")
         if name is not None:
             column_of[role] = name
+    if "action" not in column_of:
+        values = first_values(table, [name for name in names if name not in column_of.values()])
+        found = [name for name in values if are_actions(values[name])]
+        column_of |= {"action": found[0]} if found else {}
     if file_order:
         column_of.pop("timestamp", None)
     elif "timestamp" not in column_of:
