@@ -16,6 +16,7 @@ with the same timestamp keep the order of the file.
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ examples:
   python convert/interactions_to_jsonl.py ml-100k/ml-100k.inter --items ml-100k/ml-100k.item --out data/ml-100k
 
   # MIND: clicks are histories, and preferred to impressions of the same time
-  python convert/interactions_to_jsonl.py MIND/behaviors.tsv --format mind --items MIND/news.tsv \
+  python convert/interactions_to_jsonl.py MIND/behaviors.tsv --format mind --items MIND/news.tsv \\
     --chosen-actions click --rejected-actions impression --out data/mind
 
   # a folder of parts
@@ -156,15 +157,20 @@ def print_preferences(report: dict[str, Any]) -> None:
 
 
 def print_next(report: dict[str, Any], out: Path) -> None:
-    sizes = " ".join(map(str, report["codebook_sizes"]))
-    print(f"\nAll in {out}; the catalogue is {out / CATALOGUE}, fingerprint {report['fingerprint'][:12]}. Next:")
-    catalogue = f"--catalogue {out / CATALOGUE}"
-    for name, count in report["rows"].items():
+    """The commands that convert the files and check a run on them, to be copied into a shell."""
+    sizes = [str(size) for size in report["codebook_sizes"]]
+    catalogue = str(out / CATALOGUE)
+    print(f"\nAll in {out}; the catalogue is {catalogue}, fingerprint {report['fingerprint'][:12]}. Next:")
+    names = [name for name, count in report["rows"].items() if count]
+    for name in names:
         stem = name.partition(".")[0]
         kind = "preference" if "preference" in stem else "recommend"
-        if count:
-            command = f"python convert/jsonl_to_mds.py {out / name} --kind {kind}"
-            print(f"  {command} --codebook-sizes {sizes} {catalogue} --out mds/{stem}")
+        command = ["python", "convert/jsonl_to_mds.py", str(out / name), "--kind", kind, "--codebook-sizes", *sizes]
+        print("  " + shlex.join([*command, "--catalogue", catalogue, "--out", f"mds/{stem}"]))
+    evaluated = "mds/validation" if "validation.jsonl" in names else "null"
+    keys = ["data.train.local=mds/train", f"data.eval.local={evaluated}", f"data.catalogue={catalogue}"]
+    command = ["python", "train.py", "yamls/stage1.yaml", "--dry-run", *keys]
+    print("  " + shlex.join([*command, f"model.codebook_sizes=[{','.join(sizes)}]"]))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,11 @@ from convert.jsonl_to_mds import main as convert
 from tests.convert.test_interactions_to_jsonl import ratings
 from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.catalogue.shard_items import check_shards
+from ugt_composer.config.load import load_config
 from ugt_composer.data.manifest import read_manifest
 from ugt_composer.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def imported(folder: Path, name: str, seed: int, *options: str) -> None:
@@ -23,17 +26,27 @@ def imported(folder: Path, name: str, seed: int, *options: str) -> None:
 
 def test_the_printed_commands_record_the_catalogue_and_a_reused_one_is_the_same(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    imported(tmp_path, "a", 0)
-    commands = re.findall(r"^  python convert/jsonl_to_mds.py (.*)$", capsys.readouterr().out, re.MULTILINE)
+    imported(tmp_path, "an import", 0)
+    printed = capsys.readouterr().out
+    commands = re.findall(r"^  python convert/jsonl_to_mds.py (.*)$", printed, re.MULTILINE)
     assert len(commands) == 5
     for command in commands:
         assert convert(shlex.split(command)) == 0
     manifests = {"data.train": [read_manifest(folder) for folder in sorted((tmp_path / "mds").iterdir())]}
-    catalogue = Catalogue.load("a/catalogue.jsonl")
+    catalogue = Catalogue.load("an import/catalogue.jsonl")
     assert {manifest.catalogue for manifest in manifests["data.train"]} == {catalogue.fingerprint}
     assert check_shards(manifests, catalogue, 0.0) == []
-    imported(tmp_path, "again", 1, "--codes", "a/semantic_ids.json")
+    (dry_run,) = re.findall(r"^  python train.py (.*)$", printed, re.MULTILINE)
+    words = shlex.split(dry_run)
+    config = load_config(ROOT / words[0], overrides=words[2:])
+    assert words[:2] == ["yamls/stage1.yaml", "--dry-run"]
+    assert (config.data.train.local, config.data.eval.local) == ("mds/train", "mds/validation")
+    assert config.data.catalogue == str(tmp_path / "an import/catalogue.jsonl")
+    assert tuple(config.model.codebook_sizes) == manifests["data.train"][0].codebook_sizes
+    imported(tmp_path, "again", 1, "--codes", "an import/semantic_ids.json")
     assert check_shards(manifests, Catalogue.load("again/catalogue.jsonl"), 0.0) == []
     imported(tmp_path, "other", 1)
-    with pytest.raises(UserError, match=r"was converted with another catalogue \(.*a/catalogue.jsonl, fingerprint"):
+    with pytest.raises(
+        UserError, match=r"was converted with another catalogue \(.*an import/catalogue.jsonl, fingerprint"
+    ):
         check_shards(manifests, Catalogue.load("other/catalogue.jsonl"), 1.0)

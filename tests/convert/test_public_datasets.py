@@ -84,7 +84,9 @@ def recbole() -> None:
 
 def command_of(name: str) -> list[str]:
     """The arguments of the example with this comment in the help."""
-    text = EXAMPLES.partition(f"# {name}\n")[2].partition("\n\n")[0].replace("\\\n", " ")
+    text = EXAMPLES.partition(f"# {name}\n")[2].partition("\n\n")[0]
+    assert all(len(line) <= 120 for line in text.splitlines())
+    text = text.replace("\\\n", " ")
     words = shlex.split(text)
     assert words[:2] == ["python", "convert/interactions_to_jsonl.py"]
     return words[2:]
