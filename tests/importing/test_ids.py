@@ -62,7 +62,7 @@ def test_changed_and_merged_ids_are_remarked():
     assert remarks_on("a", "b", "007") == ()
     assert remarks_on("A12 ", "A12", "b") == (
         "t.csv: blanks around ids, such as 'A12 ', were removed (ids: 1)",
-        "t.csv: written like this, some ids are the same as others and were taken as one with them (1)",
+        "t.csv: ids that differ from another only in that were taken as the same id (ids: 1)",
     )
     assert remarks_on("1.0", "2.0") == ("t.csv: all ids are whole numbers, so '1.0' means '1' (ids written so: 2)",)
 

@@ -122,3 +122,10 @@ def test_rows_that_contradict_each_other_or_have_no_id_can_be_skipped(tmp_path):
 )
 def test_a_column_of_texts_that_says_nothing_is_remarked(tmp_path, rows, said):
     assert said in read_items(written(tmp_path, "items.csv", f"item_id,title\n{rows}\n")).warnings[0]
+
+
+def test_an_empty_column_beside_others_is_remarked_only_if_it_was_asked_for(tmp_path):
+    path = written(tmp_path, "items.csv", "item_id,title,description\n1,a,\n2,b,\n")
+    assert read_items(path).warnings == ()
+    (warning,) = read_items(path, text_columns=["description"]).warnings
+    assert "column 'description' is used as name or text of the items, but is empty" in warning

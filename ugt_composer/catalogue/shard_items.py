@@ -72,7 +72,7 @@ def _check_fingerprints(folders: Sequence[tuple[str, Manifest]], catalogue: Cata
             raise UserError(
                 f"{name} was converted with another catalogue ({source}) than {catalogue.source}, fingerprint "
                 f"{_short(catalogue.fingerprint)}: the same semantic ID would mean another item; use "
-                f"{manifest.catalogue_file}, or {_fix(catalogue)}"
+                f"{manifest.catalogue_file} (and only models that were trained with it), or {_fix(catalogue)}"
             )
         first_name, first = recorded[0]
         if manifest.catalogue != first.catalogue:

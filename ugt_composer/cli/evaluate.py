@@ -141,9 +141,8 @@ def _warnings(report: dict[str, Any], catalogue: "Catalogue | None") -> Iterator
         shared = catalogue.collisions
         yield (
             f"{shared.items:,} items share {shared.count:,} semantic IDs: recall, ndcg, hit_rate and mrr are those of "
-            "the lists of items that ugt recommend prints; in rows without target_members, which say what item is "
-            "meant, each item that shares the target's ID is equally likely to be it; id_recall and the like are those "
-            "of the lists of IDs"
+            "the lists of items that ugt recommend prints, id_recall and the like those of the lists of IDs; where a "
+            "row does not say by target_members which of these items its target is, each is equally likely to be it"
         )
     rows, items = f"of {report['rows']:,} rows", report["max_history"]
     if not report["ranked_rows"] and any(folder["kind"] == "recommend" for folder in report["data"]):
@@ -151,7 +150,8 @@ def _warnings(report: dict[str, Any], catalogue: "Catalogue | None") -> Iterator
     if longer := report["longer_histories"]:
         yield (
             f"{longer:,} {rows} have histories of more than {items:,} items; the model reads the most recent {items:,} "
-            "of each, as many as in the longest history that it was trained on, or --max-history"
+            "of each (default: as many as the longest history of its training rows has; --max-history sets another "
+            "number)"
         )
     if not report["exclude_seen"]:
         return

@@ -101,7 +101,9 @@ def make_corpus(
             f"items have none: {listed(without.to_list())}){hint}"
         )
         if not drop_items_without:
-            raise UserError(f"{lacking}; give each one, or leave them out with --drop-items-without")
+            raise UserError(
+                f"{lacking}; add the missing ones to that file, or leave these items out with --drop-items-without"
+            )
         warnings += (f"{lacking}; they were left out",)
         if len(without) == len(log.items):
             raise UserError(f"{lacking}; without these items no interaction is left")

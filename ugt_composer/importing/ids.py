@@ -216,9 +216,7 @@ def _remarks(distinct: pl.Series, ids: pl.Series, form: IdForm) -> list[str]:
         value, id_ = number.row(0)
         remarks.append(f"all ids are whole numbers, so {value!r} means {id_!r} (ids written so: {len(number):,})")
     if merged := len(table) - table["id"].n_unique():
-        remarks.append(
-            f"written like this, some ids are the same as others and were taken as one with them ({merged:,})"
-        )
+        remarks.append(f"ids that differ from another only in that were taken as the same id (ids: {merged:,})")
     known = table["id"].unique(maintain_order=True)
     kept = known.filter(known.is_in(MISSING)).to_list()
     if kept:

@@ -91,7 +91,8 @@ def distinct_items(
     frame = frame.unique(["item", "name", "text"], keep="first", maintain_order=True)
     same = rows - len(frame)
     if same:
-        warnings += (f"{table.path}: {same:,} rows repeat an item with the same name and text and were left out",)
+        rows_repeat = "row repeats" if same == 1 else "rows repeat"
+        warnings += (f"{table.path}: {same:,} {rows_repeat} an item with the same name and text; left out",)
     frame, contradicting = _first_of_contradicting(frame, table, skip_bad)
     table.facts.update(
         rows=rows + len(bad),
@@ -127,18 +128,23 @@ def _first_of_contradicting(
     return frame.unique("item", keep="first", maintain_order=True), (f"{found}; the first row of each was kept",)
 
 
-def about_texts(cells: pl.DataFrame, ids: pl.Series, table: ItemTable) -> tuple[str, ...]:
+def about_texts(cells: pl.DataFrame, ids: pl.Series, table: ItemTable, wanted: Sequence[str]) -> tuple[str, ...]:
     """Warnings about columns of names and texts that are empty, or that hold the ids.
+
+    An empty text among others that are not empty is ordinary, unless the user asked for it.
 
     Args:
         cells: each column of names and texts, under its own name; text, null where there is none.
         ids: text (n,), the items' ids.
+        wanted: the columns of texts that the user named.
     """
+    empty = [column for column in cells.columns if cells[column].null_count() == len(cells)]
     warnings = []
     for column in cells.columns:
         values = cells[column]
-        if values.null_count() == len(values):
-            warnings.append(f"{table.path}: column {column!r} is used as name or text of the items, but is empty")
+        if column in empty:
+            if column in (table.name_column, *wanted) or len(empty) == len(cells.columns):
+                warnings.append(f"{table.path}: column {column!r} is used as name or text of the items, but is empty")
         elif (values == ids).all():
             warnings.append(
                 f"{table.path}: column {column!r} is used as name or text of the items, but holds their ids; name "

@@ -111,7 +111,10 @@ def read_items(
         else pl.lit(None, pl.String),
     )
     frame = frame.with_columns(text=pl.when(pl.col("text").str.len_bytes() > 0).then("text"))
-    warnings = (*table.damage.warnings, *about_texts(values, cells["item"], about))
+    warnings = (
+        *table.damage.warnings,
+        *about_texts(values, cells["item"], about, () if text_columns is None else texts),
+    )
     frame, more = distinct_items(frame, about, schema[id_column].is_float(), skip_bad, missing_as_ids)
     about.facts["skipped_rows"] += table.damage.count
     warnings += more

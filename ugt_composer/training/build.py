@@ -201,7 +201,7 @@ def _warn_of_long_histories(config: Config, max_history: int) -> None:
         source = "evaluation.max_history" if config.evaluation.max_history else "the longest history of data.train"
         log.warning(
             "data.eval: %s of %s rows have histories of more than %s items (%s); evaluation reads the most recent %s "
-            "of each",
+            "of each; evaluation.max_history sets another number",
             f"{longer:,}",
             f"{sum(manifest.rows for manifest in manifests):,}",
             f"{max_history:,}",
