@@ -85,7 +85,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
             f"--items-{option}",
             choices=FORMATS[:-1] if value is None else None,
             metavar=value,
-            help=f"{text} of that file (default: by its extension; if it is that of the interactions, --{option})",
+            help=f"{text} of that file (default: --{option} if it has the interactions' extension, else by its extension)",
         )
     items(
         "--max-unmatched",
