@@ -85,7 +85,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
             f"--items-{option}",
             choices=FORMATS[:-1] if value is None else None,
             metavar=value,
-            help=f"{text} of that file (default: --{option} if it has the interactions' extension, else by its extension)",
+            help=f"{text} of that file (default: --{option} if the extensions are the same, else by its extension)",
         )
     items(
         "--max-unmatched",
