@@ -116,12 +116,28 @@ def test_rows_that_contradict_each_other_or_have_no_id_can_be_skipped(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ("1,nan\n2,NULL", "column 'title' is used as name or text of the items, but is empty"),
-        ("1,1\n2,2", "holds their ids"),
+        ("1,nan,red\n2,NULL,", "column 'title' is used as name or text of the items, but is empty"),
+        ("1,1,red\n2,2,", "column 'title' is used as name or text of the items, but holds their ids; name another"),
     ],
 )
 def test_a_column_of_texts_that_says_nothing_is_remarked(tmp_path, rows, said):
-    assert said in read_items(written(tmp_path, "items.csv", f"item_id,title\n{rows}\n")).warnings[0]
+    assert said in read_items(written(tmp_path, "items.csv", f"item_id,title,brand\n{rows}\n")).warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("1,,x\n2,N/A,y", "has no name and no text of any item: 'title' is empty (not used: colour); name other columns"),
+        ("1,1,x\n2,2,y", "has no name and no text of any item: 'title' holds their ids (not used: colour)"),
+    ],
+)
+def test_a_table_without_any_text_is_refused_unless_only_ids_are_wanted(tmp_path, rows, said):
+    path = written(tmp_path, "items.csv", f"item_id,title,colour\n{rows}\n")
+    with pytest.raises(UserError) as error:
+        read_items(path)
+    assert said in str(error.value)
+    assert read_items(path, text_columns=[]).texts is None
+    assert read_items(path, text_columns=["colour"]).texts.to_list() == ["x", "y"]
 
 
 def test_an_empty_column_beside_others_is_remarked_only_if_it_was_asked_for(tmp_path):

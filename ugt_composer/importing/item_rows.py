@@ -137,17 +137,25 @@ def about_texts(cells: pl.DataFrame, ids: pl.Series, table: ItemTable, wanted: S
         cells: each column of names and texts, under its own name; text, null where there is none.
         ids: text (n,), the items' ids.
         wanted: the columns of texts that the user named.
+
+    Raises:
+        UserError: this is so for all of them, and texts are wanted.
     """
-    empty = [column for column in cells.columns if cells[column].null_count() == len(cells)]
-    warnings = []
-    for column in cells.columns:
-        values = cells[column]
-        if column in empty:
-            if column in (table.name_column, *wanted) or len(empty) == len(cells.columns):
-                warnings.append(f"{table.path}: column {column!r} is used as name or text of the items, but is empty")
-        elif (values == ids).all():
-            warnings.append(
-                f"{table.path}: column {column!r} is used as name or text of the items, but holds their ids; name "
-                "another column with --text-columns and --name-column"
-            )
-    return tuple(warnings)
+    useless = {
+        column: "is empty" if values.null_count() == len(values) else "holds their ids"
+        for column, values in zip(cells.columns, cells, strict=True)
+        if values.null_count() == len(values) or (values == ids).all()
+    }
+    if table.text_columns and len(useless) == cells.width and len(ids):
+        found = " and ".join(f"{column!r} {what}" for column, what in useless.items())
+        others = f" (not used: {', '.join(table.unused)})" if table.unused else ""
+        raise UserError(
+            f"{table.path}: has no name and no text of any item: {found}{others}; name other columns with "
+            "--text-columns and --name-column, or give --text-columns without a name if only the ids are wanted"
+        )
+    return tuple(
+        f"{table.path}: column {column!r} is used as name or text of the items, but {what}"
+        + ("" if what == "is empty" else "; name another column with --text-columns and --name-column")
+        for column, what in useless.items()
+        if what != "is empty" or column in (table.name_column, *wanted)
+    )
