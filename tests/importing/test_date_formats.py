@@ -61,7 +61,7 @@ def test_valid_formats_pass(formats):
 @pytest.mark.parametrize(
     ("formats", "said"),
     [
-        (["sec"], "--time-format sec: expected s, ms, us, ns, unix or number, or a format of dates such as"),
+        (["sec"], "--time-format 'sec': expected s, ms, us, ns, unix or number, or a format of dates such as"),
         (["%Q"], "no valid format of dates"),
         (["%H:%M"], "no valid format of dates"),
         (["%Y-%m-%d %H"], "minute (needed with %H)"),

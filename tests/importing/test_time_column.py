@@ -144,3 +144,18 @@ def test_times_that_were_rounded_are_named(tmp_path):
 def test_a_format_for_a_column_of_dates_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds dates as such"):
         imported(tmp_path, DATES, ("s",), parquet=True)
+
+
+@pytest.mark.parametrize(("form", "line"), [("%Y%m%d%H%M", "201707140240"), ("%Y%m%d%H%M%S", "20170714024000")])
+def test_dates_of_digits_among_milliseconds_are_refused(tmp_path, form, line):
+    times = [date.strftime(form) if n % 2 == 0 else str(int(1000 * date.timestamp())) for n, date in enumerate(DATES)]
+    with pytest.raises(UserError) as error:
+        imported(tmp_path, times)
+    assert f"found 20 milliseconds since 1970 and 20 dates like {form} (first in line 2: {line})" in str(error.value)
+    assert order(imported(tmp_path, [date.strftime(form) for date in DATES])) == list(range(40))
+
+
+@pytest.mark.parametrize("clock", ["21:05:30", "9:05", "09:05:30 PM"])
+def test_a_time_of_day_alone_is_refused(tmp_path, clock):
+    with pytest.raises(UserError, match="a time without a date; name another column with --timestamp-column"):
+        imported(tmp_path, [clock] * 3)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import polars as pl
 
-from ugt_composer.errors import UserError, nearest
+from ugt_composer.errors import UserError
 from ugt_composer.importing.time_units import NUMBER, PER_SECOND
 from ugt_composer.importing.timestamps import BY_SIZE, DATETIMES, NUMBERS, TEXT, TimeForm
 
@@ -40,7 +40,7 @@ UNIX = "unix"
 WORDS = (*PER_SECOND, UNIX, NUMBER)
 MOST_CORRUPTED = 0.5  # largest fraction of invalid values in a sample
 EXPECTED = (
-    "times: numbers, or dates such as 2018-06-30 21:05:00; give their format with --time-format, "
+    "a number, or a date such as 2018-06-30 21:05:00; give their format with --time-format, "
     "such as '%d/%m/%y %H:%M'"
 )
 
@@ -59,8 +59,8 @@ def check_formats(formats: Sequence[str]) -> None:
             raise UserError(f"--time-format {' '.join(formats)}: expected {form} alone, or only formats of dates")
         if "%" not in form:
             raise UserError(
-                f"--time-format {form}: expected {', '.join(WORDS[:-1])} or {WORDS[-1]}, or a format of dates such as "
-                f"'%d/%m/%Y %H:%M'; {nearest(form, list(WORDS))}"
+                f"--time-format {form!r}: expected {', '.join(WORDS[:-1])} or {WORDS[-1]}, or a format of dates such as "
+                "'%d/%m/%Y %H:%M'"
             )
         try:
             # A format is valid if it reads the year of a date that it wrote.

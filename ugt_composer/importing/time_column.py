@@ -1,5 +1,6 @@
 """Reads the times of a table's column: finds their form, refuses what is ambiguous, and describes what is unusual."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -24,6 +25,8 @@ from ugt_composer.importing.time_units import (
     NAMES,
     NUMBER,
     PER_SECOND,
+    USUAL_FIRST,
+    USUAL_LAST,
     YEAR_9999,
     Units,
     in_unit,
@@ -33,6 +36,7 @@ from ugt_composer.importing.time_units import (
 from ugt_composer.importing.timestamps import NUMBERS, TEXT, TimeForm
 
 ROUNDED = r"^\s*\d(\.\d{1,7})?[eE]\+?\d+"  # 1.5263E+12, as spreadsheets write large numbers
+CLOCK = r"\s*\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?(\s*[AaPp][Mm])?\s*$"
 SAMPLE = 1000  # values from which the form of a column is found
 DAY = 86_400
 CLEAR = 0.1  # the fraction of dates that has to rule out one order of day and month
@@ -95,6 +99,11 @@ def time_form(column: TimeColumn, formats: Sequence[str] | None) -> TimeForm:
     if not len(sample):
         return TimeForm(is_text=True)
     if form is None:
+        if re.match(CLOCK, sample[0]):
+            raise UserError(
+                f"{column.place}: found {sample[0]!r}, a time without a date; name another column with "
+                f"--timestamp-column (the columns are {', '.join(column.table.names)}), or write date and time in one"
+            )
         raise UserError(f"{column.place}: found {sample[0]!r}, expected {EXPECTED}")
     return _day_or_month_first(column, form) if form.formats and form.formats[0] in DAY_FIRST else form
 
@@ -182,7 +191,23 @@ def _with_unit(column: TimeColumn, form: TimeForm, numbers: pl.Series, skip: boo
         digits = digits_format(numbers.drop_nulls())
         if digits is not None:
             return replace(form, kind=TEXT, unit="us", formats=(digits,), dtype=pl.Int64)
+    if units.unit == "ms":
+        _refuse_digits(column, form, numbers)
     return form if units.unit is None else replace(form, unit=units.unit)
+
+
+def _refuse_digits(column: TimeColumn, form: TimeForm, numbers: pl.Series) -> None:
+    """Raises UserError if the milliseconds of unusual years are dates written as digits, such as 20180630210500."""
+    per = PER_SECOND["ms"]
+    others = numbers.filter(~numbers.is_between(USUAL_FIRST * per, USUAL_LAST * per) & (numbers > FIRST * per))
+    digits = digits_format(others.cast(pl.Int64, strict=False).drop_nulls()) if len(others) else None
+    if digits is not None:
+        number = form.parse(column.value)
+        is_other = ~number.is_between(USUAL_FIRST * per, USUAL_LAST * per) & (number > FIRST * per)
+        raise UserError(
+            f"{column.place}: found {len(numbers.drop_nulls()) - len(others):,} milliseconds since 1970 and "
+            f"{len(others):,} dates like {digits} ({column.first(is_other)}); write all in one form"
+        )
 
 
 def _mixed(column: TimeColumn, form: TimeForm, units: Units, skip: bool) -> TimeForm:
