@@ -64,3 +64,24 @@ def test_options_that_do_not_fit_are_refused(tmp_path, options, said):
     with pytest.raises(UserError) as error:
         read(tmp_path, LINES, **options)
     assert said in str(error.value)
+
+
+NEWS = "N1\tsports\tgolf\tA title\tText\thttps://a\t[]\t[]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "written", "said"),
+    [
+        (NEWS, FileFormat(), "has MIND's news; give it as --items with --items-format mind"),
+        (NEWS, BEHAVIORS, "line 1 has 8 columns, expected MIND's 5: impression_id, user, time, history, impressions"),
+        (
+            "impression_id\tuser_id\ttime\thistory\timpressions\n" + LINES[0],
+            BEHAVIORS,
+            "line 1 has the column name 'impression_id'; MIND's files have no header line, so remove it",
+        ),
+    ],
+)
+def test_other_files_are_named(tmp_path, text, written, said):
+    with pytest.raises(UserError) as error:
+        read(tmp_path, [text], written)
+    assert said in str(error.value)

@@ -1,6 +1,7 @@
 """How a table is written: format, separator, encoding and column names, by options or by the name of the file."""
 
 import codecs
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -100,6 +101,11 @@ def extension(path: Path) -> str:
     for packing in PACKINGS:
         name = name.removesuffix(packing)
     return Path(name).suffix
+
+
+def is_news(fields: Sequence[str]) -> bool:
+    """Whether a line, taken for a header, is one of MIND's news.tsv, which ends in two lists of entities."""
+    return len(fields) == len(NEWS) and fields[-1].startswith("[") and fields[-2].startswith("[")
 
 
 def is_wide(encoding: str) -> bool:

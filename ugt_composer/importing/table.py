@@ -16,7 +16,7 @@ import polars as pl
 from ugt_composer.errors import UserError
 from ugt_composer.importing.csv_records import QUOTE, has_quotes, is_regular, records
 from ugt_composer.importing.damage import Damage
-from ugt_composer.importing.file_format import CSV, JSONL, PARQUET, TSV
+from ugt_composer.importing.file_format import CSV, ITEMS, JSONL, MIND, PARQUET, TSV, is_news
 from ugt_composer.importing.inputs import Part
 from ugt_composer.importing.json_records import json_objects, json_text
 from ugt_composer.importing.text_lines import text_lines
@@ -194,11 +194,18 @@ def _names_of_text(part: Part) -> list[str]:
     option, given = part.written.option, part.written.names
     if first is None:
         raise UserError(f"{part.path}: has only blank lines, expected a table")
+    if part.kind == MIND and len(first.fields) != len(given or ()):
+        raise UserError(
+            f"{part.path}: line 1 has {len(first.fields)} columns, expected MIND's {len(given or ())}: "
+            f"{', '.join(given or ())}"
+        )
     if first.problem is not None:
         _check_separator(part, [next(text_lines(part))], QUOTED_SEPARATOR)
         raise UserError(f"{part.path}, line {first.line}: {first.problem}")
     fields = first.fields
     _check_separator(part, fields, SEPARATORS)
+    if given is None and is_news(fields):
+        raise UserError(f"{part.path}: has MIND's news; give it as --items with {ITEMS}format mind")
     if given is None:
         names = [name.strip() or f"column_{number}" for number, name in enumerate(fields, start=1)]
         again = [name for name in names if names.count(name) > 1]
@@ -215,9 +222,10 @@ def _names_of_text(part: Part) -> list[str]:
         )
     for name, value in zip(given, fields, strict=False):
         if name.casefold() == value.strip().casefold():
-            raise UserError(
-                f"{part.path}: line 1 has the column name {value!r}; {option}columns is for files without a header line"
-            )
+            cause = f"{option}columns is for files without a header line"
+            if part.kind == MIND:
+                cause = "MIND's files have no header line, so remove it"
+            raise UserError(f"{part.path}: line 1 has the column name {value!r}; {cause}")
     return [*given, *(f"column_{number}" for number in range(len(given) + 1, len(fields) + 1))]
 
 
