@@ -50,7 +50,7 @@ def with_value(value: float) -> np.ndarray:
         (with_value(-1), IDS, "item 'c' (number 3 of the file): found -1 at level 2, expected a whole number from 0"),
         (with_value(1.5), IDS, "found 1.5 at level 2"),
         (with_value(np.nan), IDS, "found nan at level 2"),
-        (with_value(2.0**31), IDS, "(1 of 4 items have none)"),
+        (with_value(2.0**31), IDS, "(1 of 4 items have an invalid code)"),
     ],
 )
 def test_mistakes_are_named(tmp_path, array, items, said):

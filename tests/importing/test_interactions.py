@@ -49,6 +49,12 @@ def test_parquet_with_numbers_and_dates(tmp_path):
     assert log.time_form.shown(float(log.time[0])) == "2020-01-01 00:00:00"
 
 
+@pytest.mark.parametrize("value", ["", " ", "NULL", "nan", "\\N", "-"])
+def test_a_rating_can_be_missing(tmp_path, value):
+    log = read_interactions(written(tmp_path, "r.csv", f"{HEADER}\n9,b,4,30\n9,c,{value},31\n"))
+    assert [row[3] for row in listed(log)] == [4.0, None]
+
+
 @pytest.mark.parametrize(
     "dtype", [pl.Datetime("ns"), pl.Datetime("ms", "Europe/Berlin"), pl.Date, pl.Int32, pl.Float64]
 )

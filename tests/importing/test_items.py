@@ -127,7 +127,10 @@ def test_a_column_of_texts_that_says_nothing_is_remarked(tmp_path, rows, said):
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ("1,,x\n2,N/A,y", "has no name and no text of any item: 'title' is empty (not used: colour); name other columns"),
+        (
+            "1,,x\n2,N/A,y",
+            "has no name and no text of any item: 'title' is empty (not used: colour); name other columns",
+        ),
         ("1,1,x\n2,2,y", "has no name and no text of any item: 'title' holds their ids (not used: colour)"),
     ],
 )

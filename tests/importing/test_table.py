@@ -106,6 +106,7 @@ def test_names_of_the_first_columns_are_enough(tmp_path):
             "line 1 has the column name 'user'; --columns is for",
         ),
         ("r.csv", b"us\xffer,item\n", {}, "r.csv, line 1: found bytes that are not UTF-8"),
+        ("r.csv", "user;item;ts, UTC\n1;2;3\n", {}, "or separate them otherwise with --separator ';'"),
         ("r.jsonl", '[{"user": 1}]', {}, "r.jsonl, line 1: found a list, expected one JSON object per line"),
         ("r.json", '{\n"user": 1}', {}, "r.json, line 1: found '{', expected one JSON object per line"),
         ("r.csv", "user,item,timestamp\nu\nu\nu,i,1\n", {"skip": True}, "2 of 3 rows are damaged, which are too many"),
@@ -164,7 +165,7 @@ def test_json_values_become_text(tmp_path):
 def test_a_line_that_is_no_json_object_is_named_and_can_be_skipped(tmp_path, line):
     good = '{"user": "u", "item": "i", "timestamp": 1}'
     path = written(tmp_path, "r.jsonl", f"{good}\n\n{line}\n{good}\n")
-    with pytest.raises(UserError, match=r"r\.jsonl, line 3: found .*, expected one JSON object per line; fix it"):
+    with pytest.raises(UserError, match=r"r\.jsonl, line 3: found .*, expected one JSON object per line.*; fix it"):
         read_interactions(path)
     assert read_interactions(path, skip_bad=True).skipped == 1
 

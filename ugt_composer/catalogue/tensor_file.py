@@ -24,7 +24,7 @@ def read_array(path: Path) -> np.ndarray:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); expected one array") from None
     except Exception as error:
         # What torch and numpy refuse to unpickle, torch with advice that is no user's business.
-        objects = isinstance(error, pickle.UnpicklingError) or "allow_pickle" in str(error)
+        objects = isinstance(error, pickle.UnpicklingError) or "Object arrays" in str(error)
         reason = "it holds Python objects, which could run code" if objects else "it is damaged or of another format"
         raise UserError(
             f"{path}: cannot be read ({reason}); expected one array of numbers, as numpy.save writes it, or one "

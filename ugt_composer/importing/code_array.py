@@ -45,7 +45,8 @@ def read_code_array(
         without = int(invalid.any(axis=1).sum())
         raise UserError(
             f"{path}: item {ids[row]!r} (number {row + 1} of the file): found {codes[row, level]:g} at "
-            f"level {level + 1}, expected a whole number from 0 ({without:,} of {len(ids):,} items have none){vectors}"
+            f"level {level + 1}, expected a whole number from 0 ({without:,} of {len(ids):,} items have an "
+            f"invalid code){vectors}"
         )
     return ids, list(map(tuple, codes.astype(np.int64).tolist()))
 

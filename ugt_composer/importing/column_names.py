@@ -159,6 +159,10 @@ def need_column(
         if names_option is not None:
             example = "user,item,timestamp" if names_option == "--columns" else "item,title"
             hint = f", or if the file has no header line, name its columns with {names_option}, as in {example}"
+            separator = next((sign for sign in ";|\t" if any(sign in name for name in columns)), None)
+            if separator is not None:
+                given = "tab" if separator == "\t" else f"'{separator}'"
+                hint += f", or separate them otherwise with {names_option.replace('columns', 'separator')} {given}"
         raise UserError(f"{path}: none of its columns ({names}) looks like the {role}; name it with {option}{hint}")
     return column
 

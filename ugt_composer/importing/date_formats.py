@@ -40,8 +40,7 @@ UNIX = "unix"
 WORDS = (*PER_SECOND, UNIX, NUMBER)
 MOST_CORRUPTED = 0.5  # largest fraction of invalid values in a sample
 EXPECTED = (
-    "a number, or a date such as 2018-06-30 21:05:00; give their format with --time-format, "
-    "such as '%d/%m/%y %H:%M'"
+    "a number, or a date such as 2018-06-30 21:05:00; give their format with --time-format, such as '%d/%m/%y %H:%M'"
 )
 
 
@@ -59,8 +58,8 @@ def check_formats(formats: Sequence[str]) -> None:
             raise UserError(f"--time-format {' '.join(formats)}: expected {form} alone, or only formats of dates")
         if "%" not in form:
             raise UserError(
-                f"--time-format {form!r}: expected {', '.join(WORDS[:-1])} or {WORDS[-1]}, or a format of dates such as "
-                "'%d/%m/%Y %H:%M'"
+                f"--time-format {form!r}: expected {', '.join(WORDS[:-1])} or {WORDS[-1]}, or a format of dates such "
+                "as '%d/%m/%Y %H:%M'"
             )
         try:
             # A format is valid if it reads the year of a date that it wrote.

@@ -32,6 +32,7 @@ MISSING = (
         "#N/A N/A",
     ),
     *("<na>", "<NA>", "NaT", "nat", "nil", "NIL", "undefined", "UNDEFINED", "missing", "MISSING", "\\N", "#NULL!"),
+    *("#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NUM!"),  # errors of a spreadsheet
     *("1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN", "-", "--", "?", "."),
 )
 BLANKS = r"^[\s\u200b\u2060\ufeff]+|[\s\u200b\u2060\ufeff]+$"

@@ -1,6 +1,7 @@
 """The files of a table: a file, several, the files of a folder, or those that a pattern matches."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
@@ -69,6 +70,8 @@ def _expand(name: Path, written: FileFormat) -> list[Path]:
         return _files_of_folder(name, written)
     if name.exists():
         raise UserError(f"{name}: is not a regular file; write its lines to a file first")
+    if re.match(r"[a-z0-9]+:/", str(name)):
+        raise UserError(f"{name}: is an address; copy the file to this machine and give its path")
     if not has_magic(str(name)):
         raise UserError(f"{name}: found no such file or folder")
     matches = sorted(Path(match) for match in glob(str(name), recursive=True))

@@ -13,7 +13,7 @@ from ugt_composer.importing.bad_rows import EXPECTED, IDS, first_bad_line, first
 from ugt_composer.importing.column_names import find_column, need_column
 from ugt_composer.importing.damage import Damage
 from ugt_composer.importing.file_format import BY_EXTENSION, MIND, SEQUENCES, FileFormat
-from ugt_composer.importing.ids import check_id_type, id_text, one_form
+from ugt_composer.importing.ids import MISSING, check_id_type, id_text, one_form
 from ugt_composer.importing.inputs import find_parts
 from ugt_composer.importing.mind import COLUMN_OF, is_behaviors, read_behaviors
 from ugt_composer.importing.sample import first_values
@@ -249,11 +249,11 @@ def _value_expressions(path: Path, rows: pl.LazyFrame, column_of: dict[str, str]
         check_id_type(path, column_of[role], schema[column_of[role]], f"--{role}-column")
     values = {role: id_text(column_of[role], schema[column_of[role]]) for role in IDS}
     if "rating" in column_of:
-        raw = pl.col(column_of["rating"])  # an empty cell is a missing rating, NaN
+        raw = pl.col(column_of["rating"])  # an empty cell, or "NULL", is a missing rating, NaN
         missing, number = raw.is_null(), raw
         if schema[column_of["rating"]] == pl.String:
             number = raw.str.strip_chars()
-            missing |= number == ""
+            missing |= (number == "") | number.is_in(MISSING)
         values["rating"] = pl.when(missing).then(float("nan")).otherwise(number.cast(pl.Float32, strict=False))
     if "action" in column_of:
         values["action"] = pl.col(column_of["action"]).cast(pl.String)

@@ -1,7 +1,7 @@
 """Objects of JSON Lines files with their line numbers, and their values as text."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,12 @@ class JsonObject:
     problem: str | None = None
 
 
-def json_objects(part: Part) -> Iterator[JsonObject]:
-    """All objects, one a line. Blank lines are left out."""
+def json_objects(part: Part, single: Sequence[str] = ()) -> Iterator[JsonObject]:
+    """All objects, one a line. Blank lines are left out.
+
+    Args:
+        single: keys whose values, such as ids, are no lists and no objects.
+    """
     decode = msgspec.json.Decoder().decode
     for number, line in enumerate(text_lines(part), start=1):
         if undecoded(line):
@@ -36,13 +40,15 @@ def json_objects(part: Part) -> Iterator[JsonObject]:
             value = decode(line)
         except (msgspec.DecodeError, UnicodeError):
             value = _leniently_decoded(line)
-        if isinstance(value, dict):
+        nested = [key for key in single if isinstance(value, dict) and isinstance(value.get(key), (dict, list))]
+        if nested:
+            found = json.dumps(value[nested[0]], ensure_ascii=False)[:SHOWN_CHARACTERS]
+            yield JsonObject(number, {}, f"found {nested[0]!r} with {found}, expected a single value")
+        elif isinstance(value, dict):
             yield JsonObject(number, value)
-        elif isinstance(value, ValueError):
-            yield JsonObject(number, {}, f"found {line[:SHOWN_CHARACTERS]!r}, expected one JSON object per line")
         else:
-            found = KINDS[type(value)]
-            yield JsonObject(number, {}, f"found {found}, expected one JSON object per line")
+            found = repr(line[:SHOWN_CHARACTERS]) if isinstance(value, ValueError) else KINDS[type(value)]
+            yield JsonObject(number, {}, f"found {found}, expected one JSON object per line{_hint(line)}")
 
 
 def json_text(value: Any) -> str | None:
@@ -57,6 +63,13 @@ def json_text(value: Any) -> str | None:
     if isinstance(value, list):
         return ", ".join(text for text in map(json_text, value) if text is not None) or None
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
+
+
+def _hint(line: str) -> str:
+    """Part of a sentence: what a file is that starts with this line."""
+    if line.lstrip().startswith("["):
+        return " (a JSON array becomes that with: jq -c '.[]' FILE > FILE.jsonl)"
+    return " (this is a dictionary of Python, not JSON)" if line.lstrip().startswith("{'") else ""
 
 
 def _leniently_decoded(line: str) -> Any:

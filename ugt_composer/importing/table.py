@@ -73,7 +73,7 @@ class Table:
             scanned = pl.scan_parquet(part.path, row_index_name=ROW, glob=False)
             return scanned.select(*columns, pl.col(ROW) + 1)
         if part.kind == JSONL:
-            return self._json_frame(part, columns)
+            return self._json_frame(part, columns, one_line)
         if is_regular(part, len(self.names)):
             return _scanned(part, self.names, columns)
         return self._record_frame(part, columns, one_line)
@@ -91,9 +91,9 @@ class Table:
                 self.damage.add(part, record.line, record.problem)
         return columns_of.frame()
 
-    def _json_frame(self, part: Part, columns: list[str]) -> pl.LazyFrame:
+    def _json_frame(self, part: Part, columns: list[str], single: Sequence[str]) -> pl.LazyFrame:
         columns_of = _Columns(columns)
-        for item in json_objects(part):
+        for item in json_objects(part, single):
             if item.problem is None:
                 columns_of.add(item.line, [json_text(item.fields.get(name)) for name in columns])
             else:
