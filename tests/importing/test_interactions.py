@@ -147,7 +147,12 @@ def test_actions_are_kept(tmp_path):
             {},
             "r.csv, line 4: column 'timestamp': found '4 oops'",
         ),
-        ("r.csv", HEADER + "\n1,2,3,soon\n", {}, "column 'timestamp': found 'soon', expected times"),
+        (
+            "r.csv",
+            HEADER + "\n1,2,3,soon\n",
+            {},
+            "column 'timestamp': found 'soon', expected a number, or a date such as",
+        ),
         ("r.csv", HEADER + "\n1,2,3,4,5\n", {}, "r.csv, line 2: found 5 fields, expected 4; fix it, or skip"),
         ("s.txt", "1 2 3\n2\n", {}, "s.txt, line 2: found '2' alone"),
         ("s.txt", "1 2 3\n\n1 4\n", {}, "s.txt, line 3: found user '1' again, first in line 1"),
