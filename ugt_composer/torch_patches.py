@@ -2,6 +2,7 @@
 
 import datetime
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -79,7 +80,9 @@ def keep_scaling_out_of_step(optimizer: torch.optim.Optimizer) -> None:
 
 def recomputed_lrs(scheduler: torch.optim.lr_scheduler.LRScheduler) -> list[float]:
     """The learning rates at the scheduler's step from its `base_lrs`; it returns them as the last ones from now on."""
-    scheduler._last_lr = scheduler.get_lr()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="To get the last learning rate")
+        scheduler._last_lr = scheduler.get_lr()
     return scheduler._last_lr
 
 

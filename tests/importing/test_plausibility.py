@@ -18,6 +18,17 @@ def test_columns_whose_values_show_that_they_are_something_else_are_remarked(tmp
     assert rows(tmp_path / "r.csv", text, columns=Columns(item="sku"), file_order=True) == ()
 
 
+def test_times_that_are_ratings_are_remarked(tmp_path):
+    lines = [(user, f"i{step}", 0, 1 + (user + step) % 5) for user in range(4) for step in range(10)]
+    (warning,) = rows(tmp_path / "r.csv", "".join(",".join(map(str, line)) + "\n" for line in lines))
+    assert (
+        "column 'date' has only 5 different times, 1 to 5, and 20 of 40 interactions have the same time as their "
+        "user's one before, so they keep the order of the file" in warning
+    )
+    steps = "".join(f"{user},i{step},0,{step}\n" for user in range(4) for step in range(10))
+    assert rows(tmp_path / "r.csv", steps) == ()
+
+
 def test_an_id_with_most_rows_is_remarked(tmp_path):
     def placed(user: str, item: str, times: int) -> tuple[str, ...]:
         others = [(n, f"i{n}-{m}", "") for n in range(1, 41) for m in range(8)]

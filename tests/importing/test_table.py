@@ -90,7 +90,7 @@ def test_names_of_the_first_columns_are_enough(tmp_path):
             "196,242,3,881250949\n",
             {},
             "none of its columns (196, 242, 3, 881250949) looks like the user; name it with --user-column, or if the "
-            "file has no header line, name its columns with --columns, as in user,item,timestamp",
+            "file has no header line, name its columns in order with --columns, as in user,item,rating,timestamp",
         ),
         (
             "r.csv",

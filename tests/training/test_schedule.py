@@ -1,6 +1,7 @@
 """The learning rate of a run that resumes with another length: a question, and then exactly what was chosen."""
 
 import math
+import warnings
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,15 @@ def run(stage_config, tmp_path):
         return comparable(tmp_path / name)
 
     return start
+
+
+def test_a_run_extended_at_the_end_of_an_epoch_prints_no_warnings_of_libraries(run):
+    run("run", None, "max_duration=1ep")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        run("run", None, "max_duration=2ep", "scheduler.t_max=2ep")
+    texts = [str(warning.message) for warning in seen]
+    assert not [text for text in texts if "learning rate" in text or "No batches" in text]
 
 
 def rates(lines: list[dict]) -> dict[int, float]:

@@ -157,14 +157,21 @@ def need_column(
         names = ", ".join(columns)
         hint = ""
         if names_option is not None:
-            example = "user,item,timestamp" if names_option == "--columns" else "item,title"
-            hint = f", or if the file has no header line, name its columns with {names_option}, as in {example}"
+            example = "item,title" if names_option != "--columns" else _example(len(columns))
+            hint = (
+                f", or if the file has no header line, name its columns in order with {names_option}, as in {example}"
+            )
             separator = next((sign for sign in ";|\t" if any(sign in name for name in columns)), None)
             if separator is not None:
                 given = "tab" if separator == "\t" else f"'{separator}'"
                 hint += f", or separate them otherwise with {names_option.replace('columns', 'separator')} {given}"
         raise UserError(f"{path}: none of its columns ({names}) looks like the {role}; name it with {option}{hint}")
     return column
+
+
+def _example(columns: int) -> str:
+    """Names for the first columns of a file, which fit the public data sets with that many."""
+    return "user,item,rating,timestamp" if columns > 3 else "user,item,timestamp"
 
 
 def about_columns(path: Path | str, used: Mapping[str, str | Sequence[str] | None], unused: Sequence[str]) -> str:

@@ -144,6 +144,10 @@ class _Columns:
         self.rows, self.lines = [], []
 
 
+def _about_items(part: Part) -> str:
+    return "; give a table of items with --items" if part.written.option == "--" else ""
+
+
 def open_table(parts: tuple[Part, ...]) -> Table:
     """The table of these files. Raises UserError if they have no columns, or different ones."""
     names = [_names(part) for part in parts]
@@ -154,7 +158,7 @@ def open_table(parts: tuple[Part, ...]) -> Table:
         if set(others) != set(names[0]):
             raise UserError(
                 f"{part.path} has the columns {', '.join(others)}, but {parts[0].path} has {', '.join(names[0])}; "
-                "expected the same columns in all files"
+                f"expected the same columns in all files{_about_items(part)}"
             )
         if others != names[0] and part.kind != PARQUET:
             raise UserError(

@@ -1,6 +1,7 @@
 """UGTTrainer: Composer's Trainer with the operations of a run: train, evaluate, save, load, resume."""
 
 import logging
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,10 @@ class UGTTrainer(StrategyTrainer):
         dist.barrier()
         self.metrics_file.continue_from(timestamp.batch.value)
         try:
-            super().fit(*args, **kwargs)
+            with warnings.catch_warnings():
+                # A run that resumes at the end of an epoch trains no batch in it.
+                warnings.filterwarnings("ignore", message="No batches were trained")
+                super().fit(*args, **kwargs)
         except Exception:
             self.watchdog.rest()
             self.checkpoints.writer.wait()
