@@ -34,6 +34,7 @@ from ugt_composer import __version__
 from ugt_composer.data.history import SemanticId, decoder_lists, encoder_lists
 from ugt_composer.errors import UserError, exit_on_user_error
 from ugt_composer.job.cpus import share_cpus
+from ugt_composer.seeds import seed_of
 from ugt_composer.storage.output_folder import new_folder
 from ugt_composer.vocabulary import NUM_SPECIAL_IDS
 
@@ -213,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--cuts", type=int, help="maximum training rows per user, drawn at random (default: every prefix)"
     )
-    parser.add_argument("--seed", type=int, default=7, help="random seed for --cuts (default %(default)s)")
+    parser.add_argument("--seed", type=seed_of, default=7, help="random seed for --cuts (default %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier run in --out")
     args = parser.parse_args(arguments)
     if args.cuts is not None and args.cuts < 1:

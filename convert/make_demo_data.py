@@ -33,6 +33,7 @@ from ugt_composer.demo.taxonomy import CODEBOOK_SIZES, shop
 from ugt_composer.errors import UserError, exit_on_user_error
 from ugt_composer.importing.popularity import popularity
 from ugt_composer.job.cpus import share_cpus
+from ugt_composer.seeds import seed_of
 from ugt_composer.storage.output_folder import new_folder
 
 SHORTEST, LONGEST = 4, 30  # items in a history
@@ -202,11 +203,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--eval-users", type=int, default=2000, help="held-out customers (default %(default)s)")
     parser.add_argument("--cuts", type=int, default=3, help="maximum training rows per customer (default %(default)s)")
     parser.add_argument(
-        "--seed", type=int, default=7, help="seed of the distribution and all draws (default %(default)s)"
+        "--seed", type=seed_of, default=7, help="seed of the distribution and all draws (default %(default)s)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier run in --out")
     args = parser.parse_args(arguments)
-    for name, minimum in (("users", 1), ("eval_users", 1), ("cuts", 1), ("seed", 0)):
+    for name, minimum in (("users", 1), ("eval_users", 1), ("cuts", 1)):
         if getattr(args, name) < minimum:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}; at least {minimum} is expected")
     return args

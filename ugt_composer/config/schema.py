@@ -12,6 +12,7 @@ from typing import Any, Literal
 from ugt_composer.config.checks import check_fraction, check_positive, check_s3_url, check_time, check_whole_config
 from ugt_composer.config.keys import FIXED, FREE, ON_REQUEST, ON_REQUEST_UNLESS_ZERO, key
 from ugt_composer.config.strategies import STRATEGIES, StrategyFacts
+from ugt_composer.seeds import LARGEST_SEED
 from ugt_composer.vocabulary import DEFAULT_CODEBOOK_SIZES, MAX_POSITIONS, NUM_SPECIAL_IDS, NUM_TOKEN_TYPES
 
 LARGEST_K = 10_000  # the metrics keep a matrix of k × k numbers
@@ -417,8 +418,8 @@ class Config:
             check_time("", name, getattr(self, name), percent=False)
         if not self.log_interval.endswith("ba"):
             raise ValueError(f'log_interval is {self.log_interval!r}; expected batches such as "100ba"')
-        if not 0 <= self.seed < 2**32 - 1:
-            raise ValueError(f"seed is {self.seed}; expected 0 to {2**32 - 2}")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ValueError(f"seed is {self.seed}; expected 0 to {LARGEST_SEED}")
         microbatch = self.device_train_microbatch_size
         if microbatch != "auto" and (isinstance(microbatch, str) or microbatch <= 0):
             raise ValueError(f'device_train_microbatch_size is {microbatch!r}; expected a number above 0 or "auto"')

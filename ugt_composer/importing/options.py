@@ -11,6 +11,7 @@ from ugt_composer.importing.history_options import add_history_options
 from ugt_composer.importing.interactions import Columns
 from ugt_composer.importing.settings import IdSettings, PreferenceSettings, RowSettings, SourceSettings, SplitSettings
 from ugt_composer.importing.splits import LEAVE_ONE_OUT, TIME
+from ugt_composer.seeds import seed_of
 
 SEED = 42
 T = TypeVar("T")
@@ -131,7 +132,7 @@ def add_split_options(parser: argparse.ArgumentParser) -> None:
         "then come from them alone "
         "(default %(default)s)",
     )
-    split("--seed", type=int, default=SEED, help="seed of all random draws (default %(default)s)")
+    split("--seed", type=seed_of, default=SEED, help="seed of all random draws (default %(default)s)")
 
 
 def add_id_options(parser: argparse.ArgumentParser) -> None:
