@@ -1,4 +1,4 @@
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 
 import polars as pl
 import pytest
@@ -159,3 +159,22 @@ def test_dates_of_digits_among_milliseconds_are_refused(tmp_path, form, line):
 def test_a_time_of_day_alone_is_refused(tmp_path, clock):
     with pytest.raises(UserError, match="a time without a date; name another column with --timestamp-column"):
         imported(tmp_path, [clock] * 3)
+
+
+def test_offsets_of_some_dates_are_not_lost(tmp_path):
+    hours = [datetime.fromtimestamp(SECONDS[0] + 3600 * n, UTC) for n in range(40)]
+    zone = timezone(timedelta(hours=-5))
+    times = [
+        date.astimezone(zone).isoformat(" ") if n % 2 else date.replace(tzinfo=None).isoformat(" ")
+        for n, date in enumerate(hours)
+    ]
+    log = imported(tmp_path, times)
+    assert order(log) == list(range(40))
+    assert "dates in 2 formats were read" in about_times(log)[0]
+
+
+def test_names_of_time_zones_are_refused_unless_they_are_utc(tmp_path):
+    dates = [date.strftime("%Y-%m-%d %H:%M:%S") for date in DATES]
+    assert order(imported(tmp_path, [f"{date} {'UTC' if n % 2 else 'GMT'}" for n, date in enumerate(dates)]))
+    with pytest.raises(UserError, match="found '.* PST', expected a number, or a date such as"):
+        imported(tmp_path, [f"{date} {'PST' if n % 2 else 'EST'}" for n, date in enumerate(dates)])
