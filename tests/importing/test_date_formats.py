@@ -62,6 +62,7 @@ def test_valid_formats_pass(formats):
     ("formats", "said"),
     [
         (["sec"], "--time-format 'sec': expected s, ms, us, ns, unix or number, or a format of dates such as"),
+        (["%Y-%m-%d %H:%M %Z"], "is not read; write the name itself, such as '%Y-%m-%d %H:%M UTC'"),
         (["%Q"], "no valid format of dates"),
         (["%H:%M"], "no valid format of dates"),
         (["%Y-%m-%d %H"], "minute (needed with %H)"),

@@ -63,6 +63,11 @@ def check_formats(formats: Sequence[str]) -> None:
                 f"--time-format {form!r}: expected {', '.join(WORDS[:-1])} or {WORDS[-1]}, or a format of dates such "
                 "as '%d/%m/%Y %H:%M'"
             )
+        if "%Z" in form:
+            raise UserError(
+                f"--time-format {form!r}: %Z, the name of a time zone, is not read; write the name itself, such as "
+                f"{form.replace('%Z', 'UTC')!r}, or %z for offsets such as +0200"
+            )
         try:
             # A format is valid if it reads the year of a date that it wrote.
             written = (
