@@ -44,3 +44,22 @@ def test_mistakes_are_named(tmp_path, values, items, said):
     with pytest.raises(UserError) as error:
         read_vectors(tmp_path / "v.npy", None, None if items is None else pl.Series(items))
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\x93NUMPY", "is not text in UTF-8; expected one item id per line, or a JSON list"),
+        (b'{"a": 0, "b": 1}', "found a JSON object; expected one item id per line"),
+        (b'["a", ', "expected one item id per line, or a JSON list"),
+        (b"a\n\nb\n", "line 2: found nothing, expected an item id"),
+        (None, "cannot be read (No such file or directory); expected one item id per line"),
+    ],
+)
+def test_a_file_of_ids_in_another_form_is_refused(matrix, content, said):
+    named = matrix.with_name("order.txt")
+    if content is not None:
+        named.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read_vectors(matrix, named, None)
+    assert said in str(error.value)

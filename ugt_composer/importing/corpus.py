@@ -98,13 +98,14 @@ def make_corpus(
         hint = form_hint(without, covered, "the file of codes or vectors")
         lacking = (
             f"item {without[0]!r} of the interactions has no code or vector ({len(without):,} of {len(log.items):,} "
-            f"items have none: {listed(without.to_list())}){hint}"
+            f"items have none: {listed(without.to_list())}); the file of codes or vectors has ids such as "
+            f"{listed(covered.to_list())}{hint}"
         )
         if not drop_items_without:
             raise UserError(
                 f"{lacking}; add the missing ones to that file, or leave these items out with --drop-items-without"
             )
-        warnings += (f"{lacking}; they were left out",)
+        warnings += (f"{lacking}; these items were left out",)
         if len(without) == len(log.items):
             raise UserError(f"{lacking}; without these items no interaction is left")
         log, item = log.only(item >= 0), item[item >= 0]

@@ -54,11 +54,18 @@ def items_of_rows(
 
 
 def _read_order(path: Path) -> pl.Series:
+    expected = "expected one item id per line, or a JSON list"
     try:
         text = path.read_text(encoding="utf-8-sig")
         lines = json.loads(text) if text.lstrip().startswith("[") else text.split("\n")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); expected one item id per line, or a JSON list") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {expected}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not text in UTF-8; {expected}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read ({error}); {expected}") from None
+    if text.lstrip().startswith("{"):
+        raise UserError(f"{path}: found a JSON object; {expected}, in the order of the rows")
     ids = [str(line).strip() for line in lines]
     while ids and not ids[-1]:
         ids.pop()
