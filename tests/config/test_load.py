@@ -169,6 +169,12 @@ def test_an_override_is_blamed_for_its_value_and_the_file_for_its_own(tmp_path, 
         ("seed: 1", ["optimizer.lr=1", "optimizer.lr=-1"], "override optimizer.lr=-1"),
         ("optimizer: {lr: -1}", ["seed=3", "model.n_heads=4"], "{}"),
         ("model: {d_model: 96, n_heads: 5}", ["model.n_heads=7"], "{} + model.n_heads=7"),
+        (
+            "seed: 1",
+            ["optimizer.lr=-1", "seed=3", "model.num_experts=2", "model.top_k_experts=1"],
+            "override optimizer.lr=-1",
+        ),
+        ("seed: 1", ["seed=3", "model.d_model=96", "model.n_heads=5"], "{} + model.d_model=96 + model.n_heads=5"),
     ],
 )
 def test_an_override_is_blamed_only_for_a_problem_that_it_causes(tmp_path, text, overrides, source):

@@ -13,7 +13,7 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ugt_composer import __version__
@@ -31,6 +31,17 @@ def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: names the file or override, the key, its value and what was expected.
     """
+    merged = _merged(paths, overrides)
+    try:
+        config = OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, ValueError) as error:
+        problem = _first_line(error) if isinstance(error, OmegaConfBaseException) else str(error)
+        raise UserError(f"{_source(problem, paths, overrides)}: {problem}") from None
+    assert isinstance(config, Config)
+    return config
+
+
+def _merged(paths: Sequence[str | Path], overrides: Sequence[str]) -> DictConfig:
     merged = OmegaConf.structured(Config)
     for source, node in (*map(_read_yaml, paths), *map(_read_override, overrides)):
         try:
@@ -41,13 +52,7 @@ def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
             raise UserError(f"{source}{line}: {error}") from None
         except OmegaConfBaseException as error:
             raise UserError(f"{source}: {_first_line(error)}") from None
-    try:
-        config = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, ValueError) as error:
-        problem = _first_line(error) if isinstance(error, OmegaConfBaseException) else str(error)
-        raise UserError(f"{_source(problem, paths, overrides)}: {problem}") from None
-    assert isinstance(config, Config)
-    return config
+    return merged
 
 
 def config_yaml(config: Config) -> str:
@@ -94,17 +99,28 @@ def check_saved_config(path: str | Path, config: Config) -> None:
 
 
 def _source(problem: str, paths: Sequence[str | Path], overrides: Sequence[str]) -> str:
-    """What causes a problem: the override without which there is none, or the files if it is theirs alone."""
+    """What causes a problem: the overrides without which there is none, or the files if it is theirs alone."""
     files = " + ".join(map(str, paths)) or "config"
-    if not overrides:
-        return files
+    causes, before = list(overrides), len(overrides) + 1
+    while len(causes) < before:  # one may be left out only after another one that it fits
+        before = len(causes)
+        for number in reversed(range(before)):
+            others = causes[:number] + causes[number + 1 :]
+            if _problem(paths, others) == problem:
+                causes = others
+    if len(causes) == 1 and _problem(paths, []) is None:
+        return f"override {causes[0]}"
+    return " + ".join((files, *causes))
+
+
+def _problem(paths: Sequence[str | Path], overrides: Sequence[str]) -> str | None:
     try:
-        load_config(*paths, overrides=overrides[:-1])
-    except UserError as error:
-        if str(error).endswith(f": {problem}"):  # the last override does not matter
-            return str(error).removesuffix(f": {problem}")
-        return " + ".join((files, *overrides))
-    return f"override {overrides[-1]}"
+        OmegaConf.to_object(_merged(paths, overrides))
+    except OmegaConfBaseException as error:
+        return _first_line(error)
+    except (ValueError, UserError) as error:
+        return str(error)
+    return None
 
 
 def _read_yaml(path: str | Path) -> tuple[str, yaml.Node]:
