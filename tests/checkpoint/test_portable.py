@@ -56,3 +56,16 @@ def test_a_missing_file_is_refused_and_a_missing_record_accepted(best):
     (best / WEIGHTS).unlink()
     with pytest.raises(UserError, match=rf"{WEIGHTS} is missing"):
         load_portable(best)
+
+
+@pytest.mark.parametrize("place", ["", "ba00000010.pt"])
+def test_the_model_of_a_run_is_named_where_its_folder_or_checkpoint_is_given(stages, place):
+    with pytest.raises(UserError, match=r"no such file; did you mean .*stage2/best\?"):
+        load_portable(stages / "stage2" / place)
+
+
+@pytest.mark.parametrize("stored", ["data", "model"])
+def test_a_missing_reference_is_refused_with_its_key(stages, stage_config, tmp_path, stored):
+    keys = ("loss.reference_from=nowhere", f"loss.reference_log_probs={stored}")
+    with pytest.raises(UserError, match=r"loss.reference_from is nowhere; nowhere/model\.safetensors: no such file"):
+        build_trainer(stage_config(tmp_path / "run", 3, stages / "stage2" / "best", *keys))

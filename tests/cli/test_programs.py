@@ -65,7 +65,7 @@ def test_dry_run_counts_the_parameters_of_the_model(stage_config, tmp_path):
         (["model.codebook_sizes=[24,39,72]"], ["--codebook-sizes 24 40 72", "[24, 39, 72]"]),
         (["model.max_seq_len=6"], ["a token at position", "model.max_seq_len is 6"]),
         (["data.catalogue=nowhere.jsonl"], ["nowhere.jsonl"]),
-        (["init_from=nowhere"], ["nowhere/model.safetensors: no such file"]),
+        (["init_from=nowhere"], ["init_from is nowhere; nowhere/model.safetensors: no such file"]),
         (["save_best_on=recal@10"], ["save_best_on is 'recal@10'", "did you mean recall@10?"]),
         (["precision=amp_fp16"], ["precision is amp_fp16", "no GPU", "amp_bf16"]),
         (["precision=amp_bf16", "parallelism.strategy=fsdp"], ["precision is amp_bf16", "fsdp", "strategy ddp"]),

@@ -199,14 +199,23 @@ def check_fingerprint(
         )
 
 
+def check_exists(key: str, folder: str | Path) -> None:
+    """UserError with the key that names a folder, if that is no portable model."""
+    try:
+        _existing(folder, WEIGHTS)
+        _existing(folder, CONFIG)
+    except UserError as error:
+        raise UserError(f"{key} is {folder}; {error}") from None
+
+
 def _existing(folder: str | Path, name: str) -> Path:
     path = Path(folder) / name
-    if not path.is_file():
-        raise UserError(
-            f"{path}: no such file{where_searched(path)}; expected a folder such as checkpoints/stage1/best with "
-            f"{WEIGHTS}, {CONFIG}"
-        )
-    return path
+    if path.is_file():
+        return path
+    of_run = [place for place in (path.parent / "best", path.parent.with_name("best")) if (place / name).is_file()]
+    hint = f"did you mean {of_run[0]}?" if of_run else "expected a folder such as checkpoints/stage1/best with "
+    hint += "" if of_run else f"{WEIGHTS}, {CONFIG}"
+    raise UserError(f"{path}: no such file{where_searched(path)}; {hint}")
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

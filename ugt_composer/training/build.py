@@ -63,7 +63,7 @@ from ugt_composer.training.intervals import Every
 from ugt_composer.training.loaders import build_eval_loader, build_train_loader, on_all_ranks
 from ugt_composer.training.loggers import build_loggers
 from ugt_composer.training.optim import create_optimizer
-from ugt_composer.training.preflight import check_items, check_reference_log_probs, check_run
+from ugt_composer.training.preflight import check_items, check_models, check_reference_log_probs, check_run
 from ugt_composer.training.run_length import RunLength, run_length
 from ugt_composer.training.schedule import schedule_of
 from ugt_composer.training.trainer import UGTTrainer
@@ -212,6 +212,7 @@ def _warn_of_long_histories(config: Config, max_history: int) -> None:
 
 def _build_network(config: Config, inputs: Inputs) -> UGT:
     """The model on the CPU, initialised from random numbers, item vectors or the previous stage."""
+    check_models(config)
     model = build_model(config.model, config.seed)
     vectors = load_item_vectors(config, inputs.catalogue)
     if vectors is not None and inputs.catalogue is not None:

@@ -11,7 +11,7 @@ import torch
 
 from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.catalogue.shard_items import check_shards
-from ugt_composer.checkpoint.portable import CONFIG, weights_hash
+from ugt_composer.checkpoint.portable import CONFIG, check_exists, weights_hash
 from ugt_composer.config.load import load_config
 from ugt_composer.config.schema import Config, StreamConfig
 from ugt_composer.data.integrity import MANIFEST_NAME
@@ -65,6 +65,14 @@ def _check_starting_points(config: Config) -> None:
                 f"{key} is {folder}, which this run replaces, as it is in save_folder {config.save_folder}; expected "
                 "the model of another run, or another save_folder"
             )
+
+
+def check_models(config: Config) -> None:
+    """UserError, with its key, if the model that the run starts from or is compared with is not on this machine."""
+    reference_from = config.loss.reference_from if config.loss.needs_reference else None
+    for key, place in (("init_from", config.init_from), ("loss.reference_from", reference_from)):
+        if place is not None and not is_url(place):
+            check_exists(key, place)
 
 
 def check_machine(config: Config) -> None:
