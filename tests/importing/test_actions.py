@@ -80,6 +80,13 @@ def test_spellings_become_one(tmp_path):
     assert counts_of_actions(log) == {"1": 3, "0": 1, "": 1}
 
 
+def test_actions_may_be_separated_by_commas(tmp_path):
+    log = logged(tmp_path, click=3, buy=2, view=1)
+    assert with_actions(log, ("click,Buy",), "--positive-actions").sum() == 5
+    log = logged_rows(tmp_path, ["click, buy", "click"])
+    assert with_actions(log, ("click, buy",), "--positive-actions").sum() == 1, "an action's own comma"
+
+
 def test_an_unknown_action_is_an_error(tmp_path):
     with pytest.raises(UserError, match="--chosen-actions clik: no interaction has this action; did you mean click"):
         with_actions(logged(tmp_path, click=3), ("clik",), "--chosen-actions")

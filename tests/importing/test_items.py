@@ -148,3 +148,9 @@ def test_an_empty_column_beside_others_is_remarked_only_if_it_was_asked_for(tmp_
     assert read_items(path).warnings == ()
     (warning,) = read_items(path, text_columns=["description"]).warnings
     assert "column 'description' is used as name or text of the items, but is empty" in warning
+
+
+def test_names_of_columns_may_be_separated_by_commas(tmp_path):
+    path = written(tmp_path, "items.csv", 'item_id,kind,colour,"a,b"\n1,hat,red,x\n2,bag,blue,y\n')
+    assert read_items(path, text_columns=["kind, colour"]).texts.to_list() == ["hat | red", "bag | blue"]
+    assert read_items(path, text_columns=["a,b"]).texts.to_list() == ["x", "y"]

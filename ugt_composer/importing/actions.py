@@ -52,10 +52,12 @@ def with_actions(log: Interactions, actions: tuple[str, ...], option: str) -> np
         raise UserError(f"{option}: no column of actions was found; name it with --action-column")
     known = log.action.cast(pl.String).unique().drop_nulls().to_list()
     spelling = {name.casefold(): name for name in known}
-    for action in actions:
-        if action.strip().casefold() not in spelling:
-            raise UserError(f"{option} {action}: no interaction has this action; {nearest(action, known)}")
-    wanted = [spelling[action.strip().casefold()] for action in actions]
+    wanted = []
+    for given in actions:
+        for action in [given] if given.strip().casefold() in spelling else given.split(","):
+            if action.strip().casefold() not in spelling:
+                raise UserError(f"{option} {action}: no interaction has this action; {nearest(action, known)}")
+            wanted.append(spelling[action.strip().casefold()])
     return log.action.cast(pl.String).is_in(wanted).fill_null(False).to_numpy()
 
 

@@ -55,7 +55,9 @@ USUAL_NAMES = {
         *("timems", "timestamps", "eventtime", "eventtimestamp", "interactiontime", "clicktime", "playedat"),
         *("listenedat", "ratedat", "createdat", "createdtime", "creationdate", "created", "reviewtime", "reviewdate"),
         *("dateadded", "updatedat", "dateupdated", "visitdate", "purchasedate", "orderdate", "transactiondate"),
-        *("checkintime", "utctime", "tdat", "epoch"),
+        *("checkintime", "utctime", "tdat", "epoch", "eventdate", "eventts", "clickdate", "clicktimestamp"),
+        *("actiontime", "actiondate", "interactiondate", "interactiontimestamp", "servertime", "servertimestamp"),
+        *("watchedat", "viewedat", "clickedat", "purchasedat", "starttime", "startedat"),
     ),
     "rating": (
         *("rating", "ratings", "overall", "stars", "score", "ratingvalue", "starrating", "userrating", "bookrating"),

@@ -33,6 +33,7 @@ MISSING = (
     ),
     *("<na>", "<NA>", "NaT", "nat", "nil", "NIL", "undefined", "UNDEFINED", "missing", "MISSING", "\\N", "#NULL!"),
     *("#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NUM!"),  # errors of a spreadsheet
+    *("(not set)", "(blank)", "(empty)", "<empty>", "<unset>"),
     *("1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN", "-", "--", "?", "."),
 )
 BLANKS = r"^[\s\u200b\u2060\ufeff]+|[\s\u200b\u2060\ufeff]+$"

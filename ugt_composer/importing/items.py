@@ -155,10 +155,11 @@ def numbers_of(ids: pl.Series, items: Items) -> np.ndarray:
 def _select_columns(
     path: Path, names: Sequence[str] | None, usual: Sequence[str], columns: Sequence[str], option: str
 ) -> list[str]:
-    """The columns called `names`; if None, those with `usual` names."""
+    """The columns called `names`, which may be separated by commas; if None, those with `usual` names."""
     if names is None:
         return usual_columns(usual, columns)
-    return [named_column(name, columns, path, option) for name in names]
+    single = [part.strip() for name in names for part in ([name] if name in columns else name.split(","))]
+    return [named_column(name, columns, path, option) for name in single]
 
 
 def _text(column: str, dtype: pl.DataType) -> pl.Expr:
