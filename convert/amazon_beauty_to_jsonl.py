@@ -28,12 +28,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ugt_composer.job.cpus import share_cpus
+
+if __name__ == "__main__":
+    share_cpus()  # before NumPy and scikit-learn are imported, which start their threads
+
 import numpy as np
 
 from ugt_composer import __version__
 from ugt_composer.data.history import SemanticId, decoder_lists, encoder_lists
 from ugt_composer.errors import UserError, exit_on_user_error
-from ugt_composer.job.cpus import share_cpus
 from ugt_composer.seeds import seed_of
 from ugt_composer.storage.output_folder import new_folder
 from ugt_composer.vocabulary import NUM_SPECIAL_IDS
@@ -226,5 +230,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    share_cpus()
     exit_on_user_error(main)

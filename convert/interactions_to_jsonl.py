@@ -21,6 +21,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ugt_composer.job.cpus import share_cpus
+
+if __name__ == "__main__":
+    share_cpus()  # before NumPy and scikit-learn are imported, which start their threads
+
 from ugt_composer import __version__
 from ugt_composer.errors import exit_on_user_error
 from ugt_composer.importing import options
@@ -28,7 +33,6 @@ from ugt_composer.importing.quality import summary
 from ugt_composer.importing.report_lines import lines_about_interactions
 from ugt_composer.importing.run import CATALOGUE, FILES, Settings, import_interactions
 from ugt_composer.importing.settings import IdSettings, RowSettings, SplitSettings
-from ugt_composer.job.cpus import share_cpus
 from ugt_composer.storage.output_folder import new_folder
 
 EXAMPLES = """
@@ -174,5 +178,4 @@ def print_next(report: dict[str, Any], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    share_cpus()
     exit_on_user_error(main)

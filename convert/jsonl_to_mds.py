@@ -8,6 +8,11 @@ from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
+from ugt_composer.job.cpus import share_cpus
+
+if __name__ == "__main__":
+    share_cpus()  # before NumPy and scikit-learn are imported, which start their threads
+
 from tqdm import tqdm
 
 from ugt_composer import __version__
@@ -18,7 +23,6 @@ from ugt_composer.conversion.report import reasons, summary
 from ugt_composer.conversion.settings import FAIL, KINDS, QUARANTINE, Settings
 from ugt_composer.conversion.workers import WorkerDied
 from ugt_composer.errors import EXIT_ERROR, exit_on_user_error
-from ugt_composer.job.cpus import share_cpus
 
 EXAMPLES = """
 rows (one JSON object per line):
@@ -209,5 +213,4 @@ def _print_report(conversion: Conversion, settings: Settings, out: str) -> None:
 
 
 if __name__ == "__main__":
-    share_cpus()
     exit_on_user_error(main)

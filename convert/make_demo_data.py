@@ -22,6 +22,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ugt_composer.job.cpus import share_cpus
+
+if __name__ == "__main__":
+    share_cpus()  # before NumPy and scikit-learn are imported, which start their threads
+
 import numpy as np
 from tqdm import tqdm
 
@@ -32,7 +37,6 @@ from ugt_composer.demo.process import DemoProcess, Knobs, Offers, make_process
 from ugt_composer.demo.taxonomy import CODEBOOK_SIZES, shop
 from ugt_composer.errors import UserError, exit_on_user_error
 from ugt_composer.importing.popularity import popularity
-from ugt_composer.job.cpus import share_cpus
 from ugt_composer.seeds import seed_of
 from ugt_composer.storage.output_folder import new_folder
 
@@ -227,5 +231,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    share_cpus()
     exit_on_user_error(main)

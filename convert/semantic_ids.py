@@ -15,6 +15,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ugt_composer.job.cpus import share_cpus
+
+if __name__ == "__main__":
+    share_cpus()  # before NumPy and scikit-learn are imported, which start their threads
+
 from ugt_composer import __version__
 from ugt_composer.errors import UserError, exit_on_user_error
 from ugt_composer.importing import options
@@ -22,7 +27,6 @@ from ugt_composer.importing.quality import summary
 from ugt_composer.importing.report_lines import lines_about_interactions
 from ugt_composer.importing.run import ID_FILES, make_ids
 from ugt_composer.importing.settings import IdSettings, SplitSettings
-from ugt_composer.job.cpus import share_cpus
 from ugt_composer.storage.output_folder import new_folder
 
 EXAMPLES = """
@@ -87,5 +91,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    share_cpus()
     exit_on_user_error(main)
