@@ -92,6 +92,13 @@ def test_items_are_counted_where_no_fingerprint_is_recorded(shards, other):
     assert "they cannot be recommended" in warning
 
 
+def test_rows_that_may_be_of_another_import_are_named(shards, swapped):
+    folder = shards("a", "--catalogue", "none")
+    (warning,) = check_shards({"data.train": [read_manifest(folder)]}, Catalogue.load(swapped), 0.05)
+    assert f"{folder} (data.train) does not record the catalogue" in warning
+    assert f"the items of {swapped}; convert them again with --catalogue FILE" in warning
+
+
 def test_a_preferred_item_that_the_catalogue_lacks_is_counted_and_refused_above_a_fraction(shards, shop, tmp_path):
     rows = [json.loads(line) for line in (shop / "preference.jsonl").read_text().splitlines()]
     chosen = Counter(tuple(row["chosen_item"].values()) for row in rows)
@@ -223,4 +230,5 @@ def test_a_folder_of_an_earlier_version_still_works(shards, shop, tmp_path):
     (folder / "manifest.json").write_text(json.dumps(facts))
     manifest = read_manifest(folder)
     assert manifest.catalogue is None
-    assert check_shards({"data.train": [manifest]}, Catalogue.load(shop / "catalogue.jsonl"), 0.0) == []
+    (warning,) = check_shards({"data.train": [manifest]}, Catalogue.load(shop / "catalogue.jsonl"), 0.0)
+    assert "does not record the catalogue" in warning

@@ -132,17 +132,19 @@ def test_every_program_shares_the_cpus_and_no_import_does():
     assert set(settings.values()) == {str(cpus.SPIN_TURNS)}
 
 
-@pytest.mark.parametrize(
-    "program", [*sorted((ROOT / "convert").glob("*.py")), ROOT / "train.py"], ids=lambda path: path.name
-)
+STARTED = (*sorted((ROOT / "convert").glob("*.py")), ROOT / "train.py")
+PROBE = """
+import runpy, sys
+from ugt_composer.job import cpus
+cpus.share_cpus = lambda: sys.exit(any(name in sys.modules for name in ("numpy", "polars", "sklearn", "torch")))
+sys.argv = [sys.argv[1], "some.yaml"]
+runpy.run_path(sys.argv[0], run_name="__main__")
+sys.exit("it was not called")
+"""
+
+
+@pytest.mark.parametrize("program", STARTED, ids=lambda path: path.name)
 def test_a_program_shares_the_cpus_before_it_imports_what_starts_threads(program):
-    probe = (
-        "import sys, runpy, ugt_composer.job.cpus as cpus\n"
-        "cpus.share_cpus = lambda: sys.exit(sum(name in sys.modules for name in ('numpy', 'polars', 'sklearn', 'torch')))\n"
-        "sys.argv = [sys.argv[1], 'some.yaml']\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "sys.exit('it was not called')"
-    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run([sys.executable, "-c", probe, program], env=environment, capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-c", PROBE, program], env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

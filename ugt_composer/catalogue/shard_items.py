@@ -29,7 +29,8 @@ SHORT = 12  # characters of a fingerprint in a message
 def check_shards(
     manifests: Mapping[str, Sequence[Manifest]], catalogue: Catalogue | None, max_fraction: float
 ) -> list[str]:
-    """Compares the fingerprints of folders and catalogue. Returns warnings about items that the catalogue lacks.
+    """Compares the fingerprints of folders and catalogue. Returns warnings: of items that the catalogue lacks, and
+    of folders without a fingerprint.
 
     Args:
         manifests: by the key or option that names the folders, such as "data.train".
@@ -49,6 +50,11 @@ def check_shards(
         counts = ItemCounts(Counter(manifest.items), Counter(manifest.outside))
         if manifest.catalogue is None:
             counts = sample_items(manifest, known)
+        if manifest.catalogue is None and not counts.outside.total():
+            warnings.append(
+                f"{name} does not record the catalogue that its rows were made with, so it is not known whether their "
+                f"semantic IDs mean the items of {catalogue.source}; convert them again with --catalogue FILE"
+            )
         if not counts.outside.total():
             continue
         problem = f"{name}: {catalogue.source} lacks {counts}"
