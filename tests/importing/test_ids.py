@@ -157,7 +157,7 @@ def test_typed_columns_hold_exact_ids_alone(tmp_path, dtype, values, said):
 
 @pytest.mark.parametrize("values", [[[1], [2]], [{"id": 1}, {"id": 2}], [True, False], [date(2020, 1, 1)] * 2])
 def test_columns_of_lists_dates_and_truth_values_hold_no_ids(tmp_path, values):
-    with pytest.raises(UserError, match=r"column 'item' holds values of the type .*with --item-column"):
+    with pytest.raises(UserError, match=r"column 'item' holds .*, expected ids, .*with --item-column"):
         read(tmp_path, table(["u", "u"], values))
 
 

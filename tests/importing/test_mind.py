@@ -76,6 +76,11 @@ NEWS = "N1\tsports\tgolf\tA title\tText\thttps://a\t[]\t[]\n"
         (NEWS, BEHAVIORS, "line 1 has 8 columns, expected MIND's 5: impression_id, user, time, history, impressions"),
         (
             "impression_id\tuser_id\ttime\thistory\timpressions\n" + LINES[0],
+            FileFormat(),
+            "has MIND's lists of impressions; give --format mind",
+        ),
+        (
+            "impression_id\tuser_id\ttime\thistory\timpressions\n" + LINES[0],
             BEHAVIORS,
             "line 1 has the column name 'impression_id'; MIND's files have no header line, so remove it",
         ),

@@ -94,15 +94,6 @@ def exact_below(dtype: pl.DataType) -> int:
     return 2**24 if dtype == pl.Float32 else 2**53
 
 
-def check_id_type(path: Path, column: str, dtype: pl.DataType, option: str) -> None:
-    """Raises UserError if a column holds lists, objects, dates or truth values."""
-    if dtype.is_nested() or dtype.is_temporal() or dtype == pl.Boolean:
-        raise UserError(
-            f"{path}: column {column!r} holds values of the type {dtype}, expected ids, which are text or integers; "
-            f"name another column with {option}"
-        )
-
-
 def id_text(column: str, dtype: pl.DataType) -> pl.Expr:
     """A column's values as text, null where there is none; of floating-point numbers only the exact whole ones."""
     if dtype.is_float():

@@ -11,9 +11,10 @@ from ugt_composer.errors import UserError
 from ugt_composer.importing.action_words import are_actions
 from ugt_composer.importing.bad_rows import EXPECTED, IDS, first_bad_line, first_bad_row
 from ugt_composer.importing.column_names import find_column, need_column
+from ugt_composer.importing.column_types import check_type
 from ugt_composer.importing.damage import Damage
 from ugt_composer.importing.file_format import BY_EXTENSION, MIND, SEQUENCES, FileFormat
-from ugt_composer.importing.ids import MISSING, check_id_type, id_text, one_form
+from ugt_composer.importing.ids import MISSING, id_text, one_form
 from ugt_composer.importing.inputs import find_parts
 from ugt_composer.importing.mind import COLUMN_OF, is_behaviors, read_behaviors
 from ugt_composer.importing.sample import first_values
@@ -245,8 +246,8 @@ def _value_expressions(path: Path, rows: pl.LazyFrame, column_of: dict[str, str]
     """
     with named_errors(path):
         schema = rows.collect_schema()
-    for role in IDS:
-        check_id_type(path, column_of[role], schema[column_of[role]], f"--{role}-column")
+    for role, column in column_of.items():
+        check_type(path, role, column, schema[column], f"--{role}-column")
     values = {role: id_text(column_of[role], schema[column_of[role]]) for role in IDS}
     if "rating" in column_of:
         raw = pl.col(column_of["rating"])  # an empty cell, or "NULL", is a missing rating, NaN

@@ -16,8 +16,9 @@ from ugt_composer.importing.column_names import (
     need_column,
     usual_columns,
 )
+from ugt_composer.importing.column_types import check_type
 from ugt_composer.importing.file_format import FORMATS, ITEMS_BY_EXTENSION, SEQUENCES, FileFormat
-from ugt_composer.importing.ids import check_id_type, id_text
+from ugt_composer.importing.ids import id_text
 from ugt_composer.importing.inputs import find_parts
 from ugt_composer.importing.item_rows import ItemTable, about_texts, check_used, distinct_items
 from ugt_composer.importing.table import PART, ROW, named_errors, open_table
@@ -93,7 +94,7 @@ def read_items(
     rows = table.read([id_column, *used], one_line=[id_column])
     with named_errors(path):
         schema = rows.collect_schema()
-    check_id_type(path, id_column, schema[id_column], "--items-column")
+    check_type(path, "item", id_column, schema[id_column], "--items-column")
     with named_errors(path):
         cells = rows.select(
             PART,

@@ -16,8 +16,9 @@ LABELLED = r"^\s*\S+-[01](\s+\S+-[01])*\s*$"
 
 
 def is_behaviors(names: Sequence[str]) -> bool:
-    """Whether a line, taken for a header, is one of behaviors.tsv."""
-    return len(names) == len(BEHAVIORS) and re.fullmatch(LABELLED, names[-1]) is not None
+    """Whether a line, taken for a header, is one of behaviors.tsv, or a header that somebody gave it."""
+    is_header = [name.casefold() for name in names[-2:]] == list(BEHAVIORS[-2:])
+    return len(names) == len(BEHAVIORS) and (is_header or re.fullmatch(LABELLED, names[-1]) is not None)
 
 
 def read_behaviors(table: Table) -> pl.LazyFrame:

@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 
 from ugt_composer.errors import UserError
+from ugt_composer.importing.column_types import shown_type
 from ugt_composer.importing.csv_records import QUOTE, has_quotes, is_regular, records
 from ugt_composer.importing.damage import Damage
 from ugt_composer.importing.file_format import CSV, ITEMS, JSONL, MIND, PARQUET, TSV, is_news
@@ -111,8 +112,8 @@ class Table:
             other = next(n for n, dtype in enumerate(types) if dtype != types[0])
             if not all(dtype.is_numeric() for dtype in types):
                 raise UserError(
-                    f"{self.parts[other].path}: column {name!r} holds {_shown_type(types[other])}, but "
-                    f"{_shown_type(types[0])} in {self.parts[0].path}; expected the same type in all files"
+                    f"{self.parts[other].path}: column {name!r} holds {shown_type(types[other])}, but "
+                    f"{shown_type(types[0])} in {self.parts[0].path}; expected the same type in all files"
                 )
             casts.append(pl.col(name).cast(pl.Float64 if any(dtype.is_float() for dtype in types) else pl.Int64))
         return [frame.with_columns(casts) for frame in frames]
@@ -276,14 +277,6 @@ def _check_parquet(path: Path) -> None:
         raise UserError(f"{path}: is {'empty' if not start else 'no Parquet file'}, expected a Parquet file")
     if end != PARQUET_MARK:
         raise UserError(f"{path}: is a Parquet file that is cut short; copy or download it again")
-
-
-def _shown_type(dtype: pl.DataType) -> str:
-    if dtype.is_integer() or dtype.is_float():
-        return "integers" if dtype.is_integer() else "floating-point numbers"
-    if dtype.is_temporal():
-        return "dates" if dtype == pl.Date else f"times ({dtype})"
-    return "text" if dtype == pl.String else str(dtype)
 
 
 @contextmanager
