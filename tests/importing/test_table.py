@@ -98,6 +98,11 @@ def test_names_of_the_first_columns_are_enough(tmp_path):
             {},
             "its header line has 'u1' twice; rename one, or if the file has no header line, name",
         ),
+        ("r.csv", "u,i,1\n", {"names": ("user", "item", "item")}, "--columns user,item,item: expected different names"),
+        ("r.csv", "u,i,1\n", {"names": ("user", "", "ts")}, "a column that is not used can have any name"),
+        ("r.csv", "u,i,1\n", {"names": ("user item ts",)}, "separated by commas, such as user,item,timestamp"),
+        ("r.parquet", "u,i,1\n", {}, "is no Parquet file, expected a Parquet file; if it is another table, give its"),
+        ("r.csv", b"PAR1abc", {}, "is a Parquet file, expected text; let its name end in .parquet, and give no other"),
         ("r.csv", "u,i,1\n", {"names": tuple("abcd")}, "--columns names 4 columns, but line 1 has 3"),
         (
             "r.csv",

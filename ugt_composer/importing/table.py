@@ -172,7 +172,7 @@ def open_table(parts: tuple[Part, ...]) -> Table:
 def _names(part: Part) -> list[str]:
     if part.kind == PARQUET:
         with named_errors(part.path):
-            _check_parquet(part.path)
+            _check_parquet(part.path, part.written.option)
             return pl.scan_parquet(part.path, glob=False).collect_schema().names()
     if part.kind == JSONL:
         return _keys(part)
@@ -220,6 +220,11 @@ def _names_of_text(part: Part) -> list[str]:
                 f"name its columns with {option}columns"
             )
         return names
+    if len(set(given)) < len(given) or "" in given or (len(given) == 1 < len(fields) and " " in given[0]):
+        raise UserError(
+            f"{option}columns {','.join(given)}: expected different names, separated by commas, such as "
+            "user,item,timestamp; a column that is not used can have any name"
+        )
     if len(given) > len(fields):
         raise UserError(
             f"{part.path}: {option}columns names {len(given)} columns, but line 1 has {len(fields)}; name them in the "
@@ -268,13 +273,16 @@ def _scanned(part: Part, names: list[str], columns: list[str]) -> pl.LazyFrame:
     return table.select(*columns, ROW)
 
 
-def _check_parquet(path: Path) -> None:
+def _check_parquet(path: Path, option: str) -> None:
     with path.open("rb") as file:
         start = file.read(len(PARQUET_MARK))
         file.seek(-min(len(PARQUET_MARK), path.stat().st_size), SEEK_END)
         end = file.read()
     if start != PARQUET_MARK:
-        raise UserError(f"{path}: is {'empty' if not start else 'no Parquet file'}, expected a Parquet file")
+        raise UserError(
+            f"{path}: is {'empty' if not start else 'no Parquet file'}, expected a Parquet file; if it is another "
+            f"table, give its format with {option}format"
+        )
     if end != PARQUET_MARK:
         raise UserError(f"{path}: is a Parquet file that is cut short; copy or download it again")
 

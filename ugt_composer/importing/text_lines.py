@@ -27,7 +27,7 @@ OTHER_FILES = (
 HINTS = {
     "compressed by gzip": "let its name end in .gz",
     "compressed by zstd": "let its name end in .zst",
-    "a Parquet file": "let its name end in .parquet",
+    "a Parquet file": "let its name end in .parquet, and give no other format",
     "a zip archive": "unpack it, and give the files in it",
     "a zip archive or a spreadsheet": "unpack it and give the files in it, or save the table as CSV",
 }
