@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -87,6 +88,15 @@ def shop(tmp_path_factory) -> Path:
         options = ["--codebook-sizes", *map(str, SIZES), "--max-positions", "32"]
         assert convert([str(folder / f"{name}.jsonl"), "--kind", kind, "--out", str(folder / name), *options]) == 0
     return folder
+
+
+def without_catalogue(shop: Path, folder: Path) -> list[str]:
+    """Overrides for copies of the rows `train` and `eval` that do not record their catalogue."""
+    for name in ("train", "eval"):
+        shutil.copytree(shop / name, folder / name)
+        manifest = folder / name / "manifest.json"
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "catalogue": None}))
+    return [f"data.train.local={folder / 'train'}", f"data.eval.streams=[{{local: {folder / 'eval'}}}]"]
 
 
 def stage_arguments(shop: Path, out: Path, stage: int, previous: Path | None = None) -> list[str]:

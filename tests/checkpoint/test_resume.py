@@ -1,6 +1,5 @@
 """A run that was stopped resumes as if it had not been stopped."""
 
-import json
 import os
 import shutil
 import signal
@@ -11,7 +10,7 @@ import time
 import pytest
 import torch
 
-from tests.shop import ROOT, comparable, metrics_of, stage_arguments
+from tests.shop import ROOT, comparable, metrics_of, stage_arguments, without_catalogue
 from ugt_composer.checkpoint.run_checkpoints import list_checkpoints, newest_checkpoint, read_checkpoint
 from ugt_composer.config.load import load_config
 from ugt_composer.errors import EXIT_PREEMPTED, UserError
@@ -210,15 +209,7 @@ def test_a_key_that_resume_despite_does_not_govern_is_refused(stage_config, tmp_
 def test_a_run_does_not_resume_with_another_catalogue(stages, stage_config, tmp_path, shop):
     items = (shop / "catalogue.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "catalogue.jsonl").write_text("".join(items[:-1]))
-    for name in ("train", "eval"):  # rows that do not record their catalogue, which would be refused first
-        shutil.copytree(shop / name, tmp_path / name)
-        manifest = tmp_path / name / "manifest.json"
-        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "catalogue": None}))
-    other = (
-        f"data.catalogue={tmp_path / 'catalogue.jsonl'}",
-        f"data.train.local={tmp_path / 'train'}",
-        f"data.eval.streams=[{{local: {tmp_path / 'eval'}}}]",
-    )
+    other = (f"data.catalogue={tmp_path / 'catalogue.jsonl'}", *without_catalogue(shop, tmp_path))
     with pytest.raises(UserError, match=r"data.catalogue = \w{12}, now it is \w{12}.*resume_despite"):
         build_trainer(stage_config(stages / "stage1", 1, None, *other))
     trainer = build_trainer(stage_config(stages / "stage1", 1, None, *other, "resume_despite=[data.catalogue]"))

@@ -195,7 +195,7 @@ def test_a_killed_worker_ends_the_reading_and_is_named(loader, data_folder, key)
             worker.join()
 
     started = time.monotonic()
-    assert re.match(r"RuntimeError: .*DataLoader worker \(pid.*(Killed|exited)", in_a_child(read_and_kill))
+    assert re.match(r"RunError: .*DataLoader worker \(pid.*(Killed|exited)", in_a_child(read_and_kill))
     assert time.monotonic() - started < 20
 
 

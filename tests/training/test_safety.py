@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tests.shop import metrics_of
+from tests.shop import metrics_of, without_catalogue
 from ugt_composer.checkpoint.portable import load_portable
 from ugt_composer.checkpoint.run_checkpoints import list_checkpoints
 from ugt_composer.errors import UserError
@@ -98,7 +98,8 @@ def test_a_nan_loss_ends_the_run_before_it_is_saved(stage_config, tmp_path):
 def test_items_that_share_a_semantic_id_are_reported(shop, stage_config, tmp_path, caplog):
     twin = {"item_id": "twin", "l1_id": 5, "l2_id": 6, "l3_id": 9}
     (tmp_path / "catalogue.jsonl").write_text((shop / "catalogue.jsonl").read_text() + json.dumps(twin) + "\n")
-    build_trainer(stage_config(tmp_path / "run", 1, None, f"data.catalogue={tmp_path / 'catalogue.jsonl'}")).close()
+    other = (f"data.catalogue={tmp_path / 'catalogue.jsonl'}", *without_catalogue(shop, tmp_path))
+    build_trainer(stage_config(tmp_path / "run", 1, None, *other)).close()
     assert "2 items share 1 semantic IDs" in caplog.text
     assert "twin" in caplog.text
 

@@ -68,39 +68,46 @@ class MoEFeedForward(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, keep_first: bool = False) -> tuple[Tensor, RouterStats]:
         """x (B, T, D), mask (B, T) bool → (B, T, D), zero on padding, and the router's sums over valid tokens."""
-        capacity = self.capacity_factor if self.training else None
-        if capacity is None or not keep_first:
-            return self._route(x, mask, capacity)
-        first, first_stats = self._route(x[:, :1], mask[:, :1], None)
-        if x.shape[1] == 1:
-            return first, first_stats
-        rest, rest_stats = self._route(x[:, 1:], mask[:, 1:], capacity)
-        stats = RouterStats(*(a + b for a, b in zip(first_stats, rest_stats, strict=True)))
-        return torch.cat((first, rest), dim=1), stats
-
-    def _route(self, x: Tensor, mask: Tensor, capacity_factor: float | None) -> tuple[Tensor, RouterStats]:
-        """`forward` with this capacity factor for all tokens."""
         tokens, valid = x.flatten(0, 1), mask.flatten().unsqueeze(-1)
         probs = self.router(tokens).softmax(-1) * valid
-        gates, experts = probs.topk(self.top_k, dim=-1)
+        gates, experts = (values.unflatten(0, x.shape[:2]) for values in probs.topk(self.top_k, dim=-1))
         gates = gates / gates.sum(-1, keepdim=True).clamp(min=1e-9)
+        capacity_factor = self.capacity_factor if self.training else None
+        if capacity_factor is None or not keep_first:
+            outputs, counts = self._of_experts(x, experts, mask, capacity_factor)
+        else:
+            outputs, counts = self._of_experts(x[:, :1], experts[:, :1], mask[:, :1], None)
+            if x.shape[1] > 1:
+                others = self._of_experts(x[:, 1:], experts[:, 1:], mask[:, 1:], capacity_factor)
+                outputs, counts = torch.cat((outputs, others[0]), dim=1), counts + others[1]
+        weighted = outputs * gates.to(outputs.dtype).unsqueeze(-1)
+        return weighted.sum(2), RouterStats(counts.float(), probs.sum(0))
+
+    def _of_experts(
+        self, x: Tensor, experts: Tensor, mask: Tensor, capacity_factor: float | None
+    ) -> tuple[Tensor, Tensor]:
+        """The outputs (B, T, k, D) of the experts (B, T, k) of x (B, T, D), and how many tokens (E,) chose each expert.
+
+        Args:
+            capacity_factor: None: no token is dropped.
+        """
+        tokens, flat_experts = x.flatten(0, 1), experts.flatten(0, 1)
         # Padding is sorted after the last expert, so there are E + 1 counts.
-        sorted_experts, order = experts.masked_fill(~valid, self.num_experts).flatten().sort(stable=True)
+        or_padding = flat_experts.masked_fill(~mask.flatten().unsqueeze(-1), self.num_experts)
+        sorted_experts, order = or_padding.flatten().sort(stable=True)
         first = torch.searchsorted(sorted_experts, torch.arange(self.num_experts + 2, device=x.device))
         counts = first.diff()
-
         if capacity_factor is not None:
             outputs = self._with_capacity(tokens, order, sorted_experts, first, capacity_factor)
         elif self.all_experts:
-            outputs = self._all_experts(tokens, experts)
+            outputs = self._all_experts(tokens, flat_experts)
         elif self._can_group(tokens):
             outputs = self._grouped(tokens, order, sorted_experts, first)
         elif self._is_cheaper_than_waiting(tokens):
-            outputs = self._all_experts(tokens, experts)
+            outputs = self._all_experts(tokens, flat_experts)
         else:
             outputs = self._dropless(tokens, order, counts)
-        weighted = outputs.unflatten(0, (-1, self.top_k)) * gates.to(outputs.dtype).unsqueeze(-1)
-        return weighted.sum(1).view_as(x), RouterStats(counts[:-1].float(), probs.sum(0))
+        return outputs.view(*experts.shape, x.shape[-1]), counts[:-1]
 
     def _can_group(self, tokens: Tensor) -> bool:
         """Whether tokens (N, D) can take `_grouped` without a wait, which is then the best path for few tokens too."""
@@ -138,10 +145,14 @@ class MoEFeedForward(nn.Module):
     def _all_experts(self, tokens: Tensor, experts: Tensor) -> Tensor:
         """The outputs of `_dropless`, given tokens (N, D) and their experts (N, k), but every expert computes every
         token."""
-        outputs = self._stacked_experts(tokens.expand(self.num_experts, *tokens.shape))
+        outputs = self._stacked_experts(tokens.expand(self.num_experts, *tokens.shape)).flatten(0, 1)
+        count = tokens.shape[0]
+        token = torch.arange(count, device=tokens.device).unsqueeze(-1)
         # The experts of a token are distinct, also on padding, so no row is used twice.
-        token = torch.arange(tokens.shape[0], device=tokens.device).unsqueeze(-1)
-        return outputs[experts, token].flatten(0, 1)
+        row = (experts * count + token).flatten()
+        choice = experts.unsqueeze(-1) == torch.arange(self.num_experts, device=tokens.device)  # (N, k, E)
+        assignment = token * self.top_k + choice.int().argmax(1)
+        return _take_rows(outputs, 1, (row, None), (assignment.T.flatten(), choice.any(1).T.flatten()))
 
     def _stacked_experts(self, x: Tensor) -> Tensor:
         """x (E, C, D) → (E, C, D); expert e computes x[e]."""
