@@ -81,6 +81,7 @@ def converted(shop, tmp_path):
         ]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         sizes = ["--codebook-sizes", *map(str, SIZES), "--max-positions", "32", *options]
+        sizes += ["--catalogue", str(shop / "catalogue.jsonl")]
         words = [str(tmp_path / f"{name}.jsonl"), "--kind", "recommend", "--out", str(tmp_path / name), *sizes]
         assert convert(words) == 0
         return str(tmp_path / name)
@@ -142,9 +143,10 @@ def test_a_model_of_stage_3_needs_no_reference_for_rows_without_pairs(evaluate, 
     [
         (["-k", "0"], ["-k is 0; expected at least 1"]),
         (["-k", "-3"], ["-k is -3; expected at least 1"]),
-        (["-k", "1000000000"], ["evaluation.k_values is [1000000000]; expected at most 10,000"]),
+        (["-k", "1000000000"], ["-k is [1000000000]; expected at most 10,000"]),
         (["--max-history", "0"], ["--max-history is 0; expected at least 1"]),
-        (["-k", "20", "--beam-width", "10"], ["beam_width is 10", "20"]),
+        (["-k", "20", "--beam-width", "10"], ["--beam-width is 10; expected at least the largest of -k (20)"]),
+        (["--beam-width", "10"], ["--beam-width is 10; expected at least the largest of evaluation.k_values (50)"]),
         (["--json", "nowhere/found.json"], ["nowhere/found.json cannot be written"]),
         (["--plot", "found.pdf"], ["found.pdf", ".png"]),
         (["--data", "nowhere"], ["nowhere: no such folder"]),

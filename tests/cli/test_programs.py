@@ -163,6 +163,10 @@ def test_of_a_long_history_the_most_recent_count_and_none_is_recommended_again(r
     assert cut[0]["log_prob"] == pytest.approx(same["log_prob"], abs=1e-5)
     assert unknown == empty
     assert f"the model reads the {reads} most recent of {len(long)} items; the 59 earlier ones are" in result.stderr
+    assert "line-1: 1 item can be recommended; the others are in the history (--include-seen" in result.stderr
+    assert "line-2: 53" not in result.stderr
+    for line in (3, 4):
+        assert f"line-{line}: no item of the history is known, so the recommendations are the same" in result.stderr
 
 
 def as_lists(items: list[str], shop: Path) -> dict:

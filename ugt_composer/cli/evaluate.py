@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,14 +79,15 @@ def main(arguments: argparse.Namespace) -> int:
         _check_writable(option, path)
     model, config, facts, catalogue = load_trained(arguments.checkpoint, arguments.catalogue)
     config = with_item_scores(config, catalogue, arguments.item_score_weight)
-    config = evaluation_config(
-        config,
-        arguments.data,
-        arguments.batch_size,
-        k_values=arguments.k and tuple(sorted(set(arguments.k))),
-        beam_width=arguments.beam_width,
-        exclude_seen=arguments.exclude_seen,
-    )
+    with _named_as_options(arguments):
+        config = evaluation_config(
+            config,
+            arguments.data,
+            arguments.batch_size,
+            k_values=arguments.k and tuple(sorted(set(arguments.k))),
+            beam_width=arguments.beam_width,
+            exclude_seen=arguments.exclude_seen,
+        )
     if arguments.reference is not None:
         config = replace(config, loss=replace(config.loss, reference_from=arguments.reference))
     trie = None if catalogue is None else ItemTrie.from_triples(catalogue.triples)
@@ -165,6 +167,22 @@ def _warnings(report: dict[str, Any], catalogue: "Catalogue | None") -> Iterator
             f"{unreachable:,} of {report['ranked_rows']:,} ranked rows have a target whose semantic ID is also in "
             "their history, so with seen items excluded it cannot be recommended; --include-seen ranks all items"
         )
+
+
+@contextmanager
+def _named_as_options(arguments: argparse.Namespace) -> Iterator[None]:
+    """Errors about keys of `evaluation` name the option that the user set instead."""
+    from ugt_composer.errors import UserError
+
+    try:
+        yield
+    except UserError as error:
+        problem = str(error)
+        if arguments.k is not None:
+            problem = problem.replace("evaluation.k_values", "-k")
+        if arguments.beam_width is not None:
+            problem = problem.replace("evaluation.beam_width", "--beam-width")
+        raise UserError(problem) from None
 
 
 def _check_writable(option: str, path: str | None) -> None:

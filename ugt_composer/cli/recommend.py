@@ -71,7 +71,10 @@ def main(arguments: argparse.Namespace) -> int:
         for user, ids, log_probs, scores in lists:
             for remark in _remarks(user, arguments.include_seen, catalogue):
                 print(f"{user.row.user_id}: {remark}", file=sys.stderr)
-            show(user.row.user_id, list(_entries(ids, log_probs, scores, arguments.k, catalogue)))
+            entries = list(_entries(ids, log_probs, scores, arguments.k, catalogue))
+            if catalogue is not None and len(entries) < min(arguments.k, len(catalogue)):
+                print(f"{user.row.user_id}: {_missing(len(entries), arguments.include_seen)}", file=sys.stderr)
+            show(user.row.user_id, entries)
     return 0
 
 
@@ -84,12 +87,21 @@ def _list_size(k: int, beam_width: int, trie: "ItemTrie | None") -> tuple[int, i
     return min(k, len(trie)), min(max(k, beam_width), len(trie))
 
 
+def _missing(number: int, include_seen: bool) -> str:
+    """Why a list has only this number of items, although the catalogue has as many as were asked for."""
+    seen = "are in the history (--include-seen recommends them again) or "
+    reason = f"{'' if include_seen else seen}begin with none of the prefixes that are kept (--beam-width)"
+    return f"{number:,} {'item' if number == 1 else 'items'} can be recommended; the others {reason}"
+
+
 def _remarks(user: "History", include_seen: bool, catalogue: "Catalogue | None") -> Iterator[str]:
     if unknown := user.unknown:
         item_ids = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
         alike = None if catalogue is None else catalogue.alike(unknown[0])
         hint = "" if alike is None else f"; {unknown[0]} is perhaps {alike}, so write item ids as in the catalogue"
         yield f"not in the catalogue, left out: {item_ids}{hint}"
+    if not user.items:
+        yield "no item of the history is known, so the recommendations are the same as for any such user"
     if (missing := user.missing_items) and not include_seen:
         were = "item, which the row lacks, is" if missing == 1 else "items, which the row lacks, are"
         yield f"the {missing:,} earliest {were} not excluded and can be recommended again"
