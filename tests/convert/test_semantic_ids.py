@@ -89,3 +89,12 @@ def test_what_the_interactions_are_is_printed_and_reported(tmp_path, capsys):
     assert "from 2017-07-14 02:40:00 to 2017-07-14 02:40:39 (seconds since 1970)" in capsys.readouterr().out
     report = json.loads((tmp_path / "ids" / "report.json").read_text())
     assert report["actions"] == {"click": 20, "impression": 20}
+
+
+def test_the_question_about_actions_names_only_options_of_this_program(tmp_path):
+    lines = "".join(f"u{n % 3},i{n},{n},{'click' if n % 2 else 'impression'}\n" for n in range(12))
+    (tmp_path / "r.csv").write_text("user,item,ts,event\n" + lines)
+    for program, named in ((main, False), (import_interactions, True)):
+        with pytest.raises(UserError, match="for example --positive-actions click") as error:
+            program([str(tmp_path / "r.csv"), "--out", str(tmp_path / "out")])
+        assert ("--chosen-actions" in str(error.value)) is named

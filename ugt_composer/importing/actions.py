@@ -62,13 +62,14 @@ def with_actions(log: Interactions, actions: tuple[str, ...], option: str) -> np
 
 
 def in_histories(
-    log: Interactions, actions: tuple[str, ...] | None, place: str
+    log: Interactions, actions: tuple[str, ...] | None, place: str, preferences: bool = True
 ) -> tuple[np.ndarray | None, tuple[str, ...]]:
     """bool (N,): whether an interaction enters the histories by its action, None if all do; and warnings.
 
     Args:
         actions: --positive-actions; None if the user gave none.
         place: what a message begins with.
+        preferences: whether a message names the options of preference rows.
 
     Raises:
         UserError: there are several actions, and the user did not say which ones; or an action is unknown.
@@ -84,10 +85,10 @@ def in_histories(
             else ""
         )
         return None, (warning,) if warning else ()
-    raise UserError(_question(counts, f"{place}: column {log.columns['action']!r}"))
+    raise UserError(_question(counts, f"{place}: column {log.columns['action']!r}", preferences))
 
 
-def _question(counts: dict[str, int], place: str) -> str:
+def _question(counts: dict[str, int], place: str, preferences: bool) -> str:
     """Asks which actions form the histories."""
     shown = ", ".join(f"{name or '(empty)'} ({count:,})" for name, count in list(counts.items())[:MOST_LISTED])
     more = f" and {len(counts) - MOST_LISTED:,} others" if len(counts) > MOST_LISTED else ""
@@ -105,7 +106,7 @@ def _question(counts: dict[str, int], place: str) -> str:
         return f"{found}; name those that form the histories with --positive-actions, or give {every}"
     chosen = " ".join(map(shlex.quote, positive))
     text = f"{found}; say which of them form the histories: for example --positive-actions {chosen}"
-    if negative:
+    if negative and preferences:
         rejected = " ".join(map(shlex.quote, negative))
         text += f" (and for preference rows --chosen-actions {chosen} --rejected-actions {rejected})"
     return f"{text}, or {every}"

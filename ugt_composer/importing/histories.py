@@ -51,7 +51,7 @@ def make_histories(log: Interactions, source: SourceSettings) -> Histories:
     log, facts["duplicates"], about_duplicates = _without_duplicates(log, source, place)
     log, facts["ratings"], about_ratings = _ratings(log, source, place)
     actions = (CLICK,) if source.positive_actions is None and source.format == MIND else source.positive_actions
-    positive, about_actions = in_histories(log, actions, place)
+    positive, about_actions = in_histories(log, actions, place, source.preferences)
     warnings = (*about_duplicates, *about_ratings, *about_actions)
     positive = np.ones(len(log), bool) if positive is None else positive
     if source.min_rating is not None:

@@ -279,6 +279,7 @@ def source_settings(args: argparse.Namespace) -> SourceSettings:
         names=args.columns,
         items_names=args.items_columns,
         skip_bad=args.on_error == "skip",
+        preferences="chosen_actions" in vars(args),
     )
 
 

@@ -45,6 +45,7 @@ class SourceSettings:
     max_unmatched: float = 0.5
     missing_as_ids: bool = False
     time_format: tuple[str, ...] | None = None
+    preferences: bool = True  # whether preference rows are made, so that messages name their options
 
     def __post_init__(self) -> None:
         if self.time_format is not None:
