@@ -50,13 +50,15 @@ def check_shared_memory(
         batches_of = f"{batches} batches of {megabytes(size)} each"
         reasons.append(f"{batches_of}{f' and {ranks} ranks' if ranks > 1 else ''} ({key}.num_workers is {workers})")
     order = ROW_ID * sum(manifest.rows for manifest in train)
+    who, otherwise = "the data workers need", ", or lower num_workers (0 needs none for batches)"
     if order > need:
         need, reasons = order, [f"the order of {sum(m.rows for m in train):,} rows"]
+        who, otherwise = "the training data needs", ""
     need += SMALL_PARTS
     if need > free_bytes(folder):
         raise UserError(
-            f"{about(folder)}, but the data workers need about {megabytes(need)} of it, for {' and '.join(reasons)}; "
-            f"{remedy(need)}, or lower num_workers (0 needs none for batches)"
+            f"{about(folder)}, but {who} about {megabytes(need)} of it, for {' and '.join(reasons)}; "
+            f"{remedy(need)}{otherwise}"
         )
 
 
