@@ -274,3 +274,11 @@ def test_a_missing_file_is_named_with_the_working_directory(tmp_path, monkeypatc
     with pytest.raises(UserError) as error:
         load_config("nowhere.yaml")
     assert f"nowhere.yaml: no such file (working directory: {tmp_path})" in str(error.value)
+
+
+@pytest.mark.parametrize(("encoding", "byte"), [("utf-16", "0xff at position 0"), ("latin-1", "0xe9 at position 10")])
+def test_a_file_that_is_not_utf_8_is_named(tmp_path, encoding, byte):
+    path = tmp_path / "stage.yaml"
+    path.write_text("run_name: élan", encoding=encoding)
+    with pytest.raises(UserError, match=rf"stage\.yaml: is not text in UTF-8 \(byte {byte}\); save it as UTF-8"):
+        load_config(path)

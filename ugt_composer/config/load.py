@@ -131,8 +131,11 @@ def _read_yaml(path: str | Path) -> tuple[str, yaml.Node]:
             f"{path}: no such file{where_searched(path)}; expected a YAML file such as yamls/stage1.yaml, or "
             "key=value, in quotes if it contains blanks"
         ) from None
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as YAML ({error})") from None
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{error.object[error.start]:02x} at position {error.start}"
+        raise UserError(f"{path}: is not text in UTF-8 ({byte}); save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as YAML ({error.strerror})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
