@@ -226,6 +226,10 @@ def test_only_bad_rows_fail_the_conversion(tmp_path):
     [
         (b'{"user_id": "u', "may have been cut off here"),
         (b'{"user_id": "u", "user_sequence": {}}', "--kind recommend"),
+        (
+            b'{"item_id": "i", "l1_id": 5, "l2_id": 5, "l3_id": 5}',
+            "an item of a catalogue, .* a recommend row of a user",
+        ),
         ("é".encode("utf-16"), "UTF-16"),
     ],
 )

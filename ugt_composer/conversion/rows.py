@@ -34,6 +34,7 @@ from ugt_composer.jsonl.schema import (
 from ugt_composer.vocabulary import IGNORE_INDEX, LEVELS, NUM_TOKEN_TYPES
 
 LARGEST_EARLIER = (1 << 31) - 1
+ITEM_ID = "item_id"  # key of a catalogue's items
 
 Item = tuple[int, ...]  # the ids of the three levels
 
@@ -69,6 +70,10 @@ def check_row(line: bytes, settings: Settings) -> CheckedRow:
     if len(line) > settings.max_line_bytes:
         raise too_long(len(line), settings)
     row = parse_object(line)
+    if ITEM_ID in row and USER not in row:
+        raise BadRow(
+            LINE, "item", f"an item of a catalogue, with the key {ITEM_ID}", f"a {settings.kind} row of a user"
+        )
     return _preference_row(row, settings) if settings.kind == PREFERENCE else _recommend_row(row, settings)
 
 
