@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.shop import metrics_of, without_catalogue
-from ugt_composer.checkpoint.portable import load_portable
+from ugt_composer.checkpoint.portable import LONGEST_HISTORY, load_portable, save_portable
 from ugt_composer.checkpoint.run_checkpoints import list_checkpoints
 from ugt_composer.errors import UserError
 from ugt_composer.training.build import build_trainer
@@ -115,3 +115,13 @@ def test_an_unusable_save_folder_is_refused(stage_config, tmp_path, name):
 def test_a_data_set_smaller_than_its_canonical_nodes_is_refused(stage_config, tmp_path):
     with pytest.raises(UserError, match=r"205 rows, fewer than data\.train\.num_canonical_nodes \(300\)"):
         build_trainer(stage_config(tmp_path, 1, None, "data.train.num_canonical_nodes=300"))
+
+
+def test_a_later_stage_of_shorter_histories_keeps_the_length_of_the_earlier_one(stages, stage_config, tmp_path):
+    model, config, facts = load_portable(stages / "stage1" / "best")
+    save_portable(tmp_path / "longer", model.state_dict(), config, {**facts, LONGEST_HISTORY: "20"})
+    trainer = build_trainer(stage_config(tmp_path / "run", 2, tmp_path / "longer", "max_duration=1ba"))
+    trainer.train()
+    trainer.close()
+    assert trainer.state.model.max_history == 20
+    assert load_portable(tmp_path / "run" / "latest")[2][LONGEST_HISTORY] == "20"

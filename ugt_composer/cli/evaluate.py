@@ -152,7 +152,7 @@ def _warnings(report: dict[str, Any], catalogue: "Catalogue | None") -> Iterator
     if longer := report["longer_histories"]:
         yield (
             f"{longer:,} {rows} have histories of more than {items:,} items; the model reads the most recent {items:,} "
-            "of each (default: as many as the longest history of its training rows has; --max-history sets another "
+            "of each (default: as many as the longest history that it was trained on; --max-history sets another "
             "number)"
         )
     if not report["exclude_seen"]:

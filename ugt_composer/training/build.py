@@ -94,10 +94,10 @@ def build_trainer(config: Config) -> UGTTrainer:
         device = composer_device(config, strategy_class(config).composer_places_model)
         watchdog = _start_ranks(config, device, until_closed)
         inputs = _load_inputs(config)
-        model = _build_network(config, inputs)
+        model, trained_history = _build_network(config, inputs)
         precision = resolve_precision(config.precision)
         half_on_cpu = device.name == "cpu" and precision != "fp32"
-        max_history = config.evaluation.max_history or longest_history(inputs.train_manifests)
+        max_history = config.evaluation.max_history or trained_history
         if inputs.eval_loader is not None and dist.get_global_rank() == 0:
             _warn_of_long_histories(config, max_history)
         composer_model = build_composer_model(config, model, inputs.catalogue, own_device(), half_on_cpu, max_history)
@@ -112,7 +112,7 @@ def build_trainer(config: Config) -> UGTTrainer:
             config,
             inputs.length,
             strategy,
-            _build_checkpoints(config, strategy, inputs, composer_model),
+            _build_checkpoints(config, strategy, inputs, composer_model, trained_history),
             losses,
             watchdog,
             model=composer_model,
@@ -198,7 +198,9 @@ def eval_manifests(config: Config) -> list[Manifest]:
 def _warn_of_long_histories(config: Config, max_history: int) -> None:
     manifests = eval_manifests(config)
     if longer := rows_longer_than(max_history, manifests):
-        source = "evaluation.max_history" if config.evaluation.max_history else "the longest history of data.train"
+        source = (
+            "evaluation.max_history" if config.evaluation.max_history else "the longest that the model is trained on"
+        )
         log.warning(
             "data.eval: %s of %s rows have histories of more than %s items (%s); evaluation reads the most recent %s "
             "of each; evaluation.max_history sets another number",
@@ -210,9 +212,11 @@ def _warn_of_long_histories(config: Config, max_history: int) -> None:
         )
 
 
-def _build_network(config: Config, inputs: Inputs) -> UGT:
-    """The model on the CPU, initialised from random numbers, item vectors or the previous stage."""
+def _build_network(config: Config, inputs: Inputs) -> tuple[UGT, int]:
+    """The model on the CPU, initialised from random numbers, item vectors or the previous stage, and the items of the
+    longest history that it is trained on, in this stage or earlier ones."""
     check_models(config)
+    trained_history = longest_history(inputs.train_manifests)
     model = build_model(config.model, config.seed)
     vectors = load_item_vectors(config, inputs.catalogue)
     if vectors is not None and inputs.catalogue is not None:
@@ -220,9 +224,10 @@ def _build_network(config: Config, inputs: Inputs) -> UGT:
     if config.init_from is not None:
         facts = load_weights(model, config.model, on_this_machine(config.init_from))
         check_fingerprint(config.init_from, facts, inputs.facts)
+        trained_history = max(trained_history, int(facts.get(LONGEST_HISTORY, 0)))
     if config.loss.reference_log_probs == "data":
         check_reference_log_probs(config, on_this_machine(str(config.loss.reference_from or config.init_from)))
-    return model
+    return model, trained_history
 
 
 def build_composer_model(
@@ -343,14 +348,16 @@ def _open_save_folder(config: Config, until_closed: ExitStack) -> None:
     save_on_rank_0(folder, lambda: clean(folder))
 
 
-def _build_checkpoints(config: Config, strategy: Strategy, inputs: Inputs, model: ComposerUGT) -> Checkpoints:
+def _build_checkpoints(
+    config: Config, strategy: Strategy, inputs: Inputs, model: ComposerUGT, trained_history: int
+) -> Checkpoints:
     facts, criterion = inputs.facts, None
     if inputs.eval_loader is not None and config.save_best_on is not None:
         metric = model.get_metrics(is_train=False)[config.save_best_on]
         rows = [manifest.index_hash for manifest in eval_manifests(config)]
         criterion = criterion_of(config, metric, rows, facts.get(FINGERPRINT))
     data = [manifest.index_hash for manifest in inputs.train_manifests]
-    facts |= {LONGEST_HISTORY: str(longest_history(inputs.train_manifests))}
+    facts |= {LONGEST_HISTORY: str(trained_history)}
     return Checkpoints(strategy, config, facts, criterion, data, open_store(config))
 
 
