@@ -1,5 +1,5 @@
-"""Claim: on a machine that other processes use too, training slows down in proportion, and on an idle one it loses
-nothing.
+"""Claim: on a machine that other processes use too, a step takes less than half the time that it takes
+with OpenMP's own settings, and on an idle one no longer.
 
 A training step of the demo's size runs under OpenMP's own settings and under those of `ugt_composer.job.cpus`, in two
 processes that take turns, first alone and then with a process that keeps one of the cores busy.
@@ -140,7 +140,7 @@ def main() -> int:
         [
             Claim("idle machine: time of a step", "OpenMP's settings", *bound(idle, 1.02)),
             Claim("one core busy: time of a step", "OpenMP's settings", *bound(busy, 0.5)),
-            Claim(f"one of {len(cores)} cores busy: time of a step", "an idle machine", slower, 3.0, at_least=False),
+            Claim(f"one of {len(cores)} cores busy: time of a step", "an idle machine", slower, 4.0, at_least=False),
         ],
     )
 
