@@ -14,7 +14,7 @@ from ugt_composer.importing.file_format import UTF_8, FileFormat, is_wide
 from ugt_composer.importing.inputs import Part
 from ugt_composer.importing.text_lines import byte_blocks, encoding_problem, text_lines, undecoded
 
-csv.field_size_limit(1 << 20)  # of a field of several lines; more than that is a quotation mark that is not closed
+LONGEST_FIELD = 1 << 20  # of several lines; more than that is a quotation mark that is not closed
 QUOTE = '"'
 SHOWN_CHARACTERS = 60
 
@@ -43,6 +43,7 @@ def records(part: Part, width: int | None = None, one_line: Collection[int] = ()
     """
     separator, quotes = part.written.separator, has_quotes(part.written)
     assert separator is not None
+    csv.field_size_limit(LONGEST_FIELD)
     lines = _Lines(text_lines(part))
     for line in lines:
         number = lines.number
