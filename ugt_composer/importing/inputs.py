@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ugt_composer.errors import UserError
 from ugt_composer.importing.file_format import FORMAT_OF, PARQUET, FileFormat, extension
+from ugt_composer.storage.input_files import check_given_once, visible_files
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,9 @@ def find_parts(inputs: Sequence[Path], written: FileFormat) -> tuple[Part, ...]:
         UserError: an input is missing or given twice, or the files have different formats.
     """
     parts: list[Part] = []
-    seen: dict[str, Path] = {}
-    for path in [path for name in inputs for path in _expand(name, written)]:
-        real = os.path.realpath(path)
-        if real in seen:
-            raise UserError(f"{path}: given twice (first as {seen[real]}); its rows would be doubled")
-        seen[real] = path
+    paths = [path for name in inputs for path in _expand(name, written)]
+    check_given_once(paths)
+    for path in paths:
         if not os.access(path, os.R_OK):
             raise UserError(f"{path}: no permission to read it")
         parts.append(Part(path, written.of(path)))
@@ -83,13 +81,11 @@ def _expand(name: Path, written: FileFormat) -> list[Path]:
 
 def _files_of_folder(folder: Path, written: FileFormat) -> list[Path]:
     """Its files and those of its subfolders; of a known extension, unless the format was given."""
-    # Hidden and underscored names are markers and temporary files of other programs.
-    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    visible = sorted(name for name in names if not any(part[0] in "._" for part in name.parts))
+    visible = [path for path in visible_files(folder) if path.is_file()]
     any_name = written.kind is not None or written.separator is not None
-    files = [folder / name for name in visible if any_name or extension(name) in FORMAT_OF]
+    files = [path for path in visible if any_name or extension(path) in FORMAT_OF]
     if not files:
-        found = f"only files such as {visible[0]}" if visible else "no file"
+        found = f"only files such as {visible[0].relative_to(folder)}" if visible else "no file"
         raise UserError(
             f"{folder}: found {found} in this folder, expected a table ({', '.join(FORMAT_OF)}; text also .gz or "
             f".zst); or give {written.option}format"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ugt_composer.errors import UserError
+from ugt_composer.storage.input_files import check_given_once, visible_files
 
 PLAIN_ENDINGS = (".jsonl", ".ndjson", ".json")
 COMPRESSED_ENDINGS = (".gz", ".zst")
@@ -50,15 +51,9 @@ Partition = tuple[Piece, ...]
 
 def find_sources(inputs: Sequence[str], out: Path) -> list[Source]:
     """The input files and those in the input folders, in a fixed order. Raises UserError for what cannot be read."""
-    sources = []
-    seen: dict[str, str] = {}
-    for path in [path for name in inputs for path in _expand(name, out)]:
-        real = os.path.realpath(path)
-        if real in seen:
-            raise UserError(f"{path}: given twice (first as {seen[real]}); its rows would be doubled")
-        seen[real] = path
-        sources.append(Source(path, _checked_size(path, out)))
-    return sources
+    paths = [path for name in inputs for path in _expand(name, out)]
+    check_given_once(paths)
+    return [Source(path, _checked_size(path, out)) for path in paths]
 
 
 def _expand(name: str, out: Path) -> list[str]:
@@ -70,10 +65,7 @@ def _expand(name: str, out: Path) -> list[str]:
         return [name]
     if out.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"--out {out} lies inside the input folder {name}; name a folder outside of it")
-    # Hidden and underscored names are markers and temporary files of other programs.
-    paths = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.name.endswith(ENDINGS)}
-    names = [inner for inner in paths if not any(part[0] in "._" for part in inner.split("/"))]
-    files = [str(paths[inner]) for inner in sorted(names) if not paths[inner].is_dir()]
+    files = [str(path) for path in visible_files(folder) if path.name.endswith(ENDINGS)]
     if not files:
         raise UserError(f"{name}: no file in this folder ends in {', '.join(ENDINGS)}")
     return files
