@@ -222,7 +222,7 @@ def _number_text(node: yaml.Node, name: str, expected: str) -> str:
 
 
 def _leading_zeros(node: yaml.ScalarNode, name: str, otherwise: str = "") -> ValueProblem:
-    sign, digits = re.sub(r"[+_]", "", node.value)[:1].replace("0", ""), re.sub(r"[-+_]", "", node.value).lstrip("0")
+    sign, digits = "-" * node.value.startswith("-"), re.sub(r"[-+_]", "", node.value).lstrip("0")
     decimal = f"{sign}{digits or '0'}"
     octal = f"{sign}{int(digits, 8)}" if digits and set(digits) <= set("01234567") else decimal
     other = "" if octal == decimal else f", or {octal} if it is octal"

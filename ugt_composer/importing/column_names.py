@@ -84,15 +84,8 @@ TEXT_COLUMNS = (
     *("brand", "features", "tags", "keywords", "author", "authors", "artist", "publisher", "developer"),
     *("subtitle", "overview", "summary", "synopsis", "plot", "body", "content", "detaildesc", "productdescription"),
     *("itemdescription", "moviegenres", "moviegenre", "class", "maincategory", "subcategories", "productcategory"),
-    *(
-        "categoryname",
-        "categorynames",
-        "producttype",
-        "producttypename",
-        "bookauthor",
-        "bookpublisher",
-        "bookdescription",
-    ),
+    *("categoryname", "categorynames", "producttype", "producttypename"),
+    *("bookauthor", "bookpublisher", "bookdescription"),
     *("director", "directors", "actors", "cast", "studio", "studios", "topic", "topics", "feature", "cuisine"),
     *("ingredients", "specs"),
 )

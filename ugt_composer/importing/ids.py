@@ -15,22 +15,8 @@ from ugt_composer.errors import UserError
 # What programs write for a missing value. Names that people have, such as Nan and Na, are not among them.
 MISSING = (
     *("nan", "NaN", "NAN", "-nan", "-NaN", "null", "Null", "NULL", "<null>", "(null)", "[null]", "<NULL>", "(NULL)"),
-    *(
-        "none",
-        "None",
-        "NONE",
-        "<none>",
-        "(none)",
-        "<None>",
-        "na",
-        "NA",
-        "n/a",
-        "N/A",
-        "#n/a",
-        "#N/A",
-        "#NA",
-        "#N/A N/A",
-    ),
+    *("none", "None", "NONE", "<none>", "(none)", "<None>"),
+    *("na", "NA", "n/a", "N/A", "#n/a", "#N/A", "#NA", "#N/A N/A"),
     *("<na>", "<NA>", "NaT", "nat", "nil", "NIL", "undefined", "UNDEFINED", "missing", "MISSING", "\\N", "#NULL!"),
     *("#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NUM!"),  # errors of a spreadsheet
     *("(not set)", "(blank)", "(empty)", "<empty>", "<unset>"),

@@ -23,6 +23,7 @@ from ugt_composer.importing.inputs import find_parts
 from ugt_composer.importing.item_rows import ItemTable, about_texts, check_used, distinct_items
 from ugt_composer.importing.table import PART, ROW, named_errors, open_table
 
+# Fewer than those of ids: "?" and "Missing" are titles.
 MISSING_TEXTS = ("nan", "NaN", "null", "NULL", "None", "<NA>", "N/A", "#N/A", "NaT", "\\N")
 ENTITIES = {"&amp;": "&", "&quot;": '"', "&#39;": "'", "&#x27;": "'", "&lt;": "<", "&gt;": ">", "&nbsp;": " "}
 

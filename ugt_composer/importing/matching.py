@@ -46,8 +46,7 @@ def match_items(log: Interactions, known: Items | None, max_unmatched: float) ->
     """
     if known is None or known.table is None:
         return Matches()
-    lacking = log.items.filter(~log.items.is_in(known.ids.implode()))
-    unseen = known.ids.filter(~known.ids.is_in(log.items.implode()))
+    lacking, unseen = _only_in(log.items, known.ids), _only_in(known.ids, log.items)
     rows = int(np.isin(log.item, np.flatnonzero(log.items.is_in(lacking.implode()).to_numpy())).sum())
     facts = {
         "items_of_interactions": len(log.items),
@@ -58,7 +57,8 @@ def match_items(log: Interactions, known: Items | None, max_unmatched: float) ->
         "first_without_interactions": unseen.head(10).to_list(),
     }
     share = f"{len(lacking) / len(log.items):.0%}; {rows:,} of {len(log):,} interactions"
-    return Matches(facts, _about_lacking(known.table, known.ids, log.items, "the interactions", share, max_unmatched))
+    about = _about_lacking(known.table, known.ids, log.items, lacking, "the interactions", share, max_unmatched)
+    return Matches(facts, about)
 
 
 def match_codes(coded: pl.Series, known: Items | None, max_unmatched: float) -> tuple[str, ...]:
@@ -69,18 +69,28 @@ def match_codes(coded: pl.Series, known: Items | None, max_unmatched: float) -> 
     """
     if known is None or known.table is None:
         return ()
-    lacking = int((~coded.is_in(known.ids.implode())).sum())
-    share = f"{lacking / len(coded):.0%}"
-    return _about_lacking(known.table, known.ids, coded, "the file of codes or vectors", share, max_unmatched)
+    lacking = _only_in(coded, known.ids)
+    share = f"{len(lacking) / len(coded):.0%}"
+    return _about_lacking(known.table, known.ids, coded, lacking, "the file of codes or vectors", share, max_unmatched)
+
+
+def _only_in(ids: pl.Series, others: pl.Series) -> pl.Series:
+    """The ids that are not among the others."""
+    return ids.filter(~ids.is_in(others.implode()))
 
 
 def _about_lacking(
-    table: ItemTable, known: pl.Series, ids: pl.Series, whose: str, share: str, max_unmatched: float
+    table: ItemTable,
+    known: pl.Series,
+    ids: pl.Series,
+    lacking: pl.Series,
+    whose: str,
+    share: str,
+    max_unmatched: float,
 ) -> tuple[str, ...]:
-    lacking = ids.filter(~ids.is_in(known.implode()))
     if not len(lacking):
         return ()
-    unseen = known.filter(~known.is_in(ids.implode()))
+    unseen = _only_in(known, ids)
     found = (
         f"{table.path}: lacks {len(lacking):,} of the {len(ids):,} items of {whose} ({share}): "
         f"{listed(lacking.to_list())}{form_hint(lacking, unseen, 'the table', whose)}"

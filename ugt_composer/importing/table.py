@@ -240,20 +240,19 @@ def _names_of_text(part: Part) -> list[str]:
 
 
 def _check_separator(part: Part, fields: list[str], separators: re.Pattern[str]) -> None:
-    """Raises UserError if the first line is a single field that one of these separators would divide."""
+    """Raises UserError if the first line is a single field that one of these separators would divide, or if it was
+    divided by half of a separator of two equal characters."""
     inner = separators.search(fields[0]) if len(fields) == 1 else None
     if inner is not None:
         separator = "tab" if inner[0] == "\t" else f"'{inner[0]}'"
-    elif len(fields) > 2 and not any(fields[1::2]):
-        separator = f"'{2 * str(part.written.separator)}'"
-        raise UserError(
-            f"{part.path}: every second column of its first line is empty ({', '.join(fields)}); give "
-            f"{part.written.option}separator {separator}"
-        )
-    if inner is not None:
         raise UserError(
             f"{part.path}: found only one column, {fields[0][:80]!r}; its columns seem to be separated otherwise: give "
             f"{part.written.option}separator {separator}"
+        )
+    if len(fields) > 2 and not any(fields[1::2]):
+        raise UserError(
+            f"{part.path}: every second column of its first line is empty ({', '.join(fields)}); give "
+            f"{part.written.option}separator '{2 * str(part.written.separator)}'"
         )
 
 
