@@ -13,7 +13,7 @@ from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.catalogue.shard_items import check_shards
 from ugt_composer.config.schema import Config, EvalDataConfig, StreamConfig
 from ugt_composer.data.batch import Batch
-from ugt_composer.data.manifest import Manifest, read_manifest
+from ugt_composer.data.manifest import Manifest
 from ugt_composer.errors import UserError
 from ugt_composer.jsonl.schema import PREFERENCE
 from ugt_composer.metrics.by_length import ByLength
@@ -95,9 +95,8 @@ def evaluate(
     Raises:
         UserError: the data, or the reference of a preference loss, is missing, corrupted or does not match the model.
     """
-    loader = build_eval_loader(config)
+    loader, data = build_eval_loader(config)
     assert loader is not None  # evaluation_config sets data.eval
-    data = [read_manifest(str(stream.local)) for stream in config.data.eval.streams]
     warnings = check_shards({"--data": data}, catalogue, config.data.max_fraction_outside_catalogue)
     if all(manifest.kind != PREFERENCE for manifest in data):
         # Without pairs no reference is needed.

@@ -32,7 +32,7 @@ from ugt_composer.checkpoint.run_checkpoints import clean, set_aside
 from ugt_composer.config.load import config_yaml
 from ugt_composer.config.schema import Config
 from ugt_composer.data import streaming_patches
-from ugt_composer.data.manifest import Manifest, longest_history, read_manifest, rows_longer_than, streams_of
+from ugt_composer.data.manifest import Manifest, longest_history, rows_longer_than
 from ugt_composer.errors import UserError
 from ugt_composer.job.cpus import threads_per_rank
 from ugt_composer.job.group_timeouts import limit_groups, report_nccl_errors
@@ -99,11 +99,11 @@ def build_trainer(config: Config) -> UGTTrainer:
         half_on_cpu = device.name == "cpu" and precision != "fp32"
         max_history = config.evaluation.max_history or trained_history
         if inputs.eval_loader is not None and dist.get_global_rank() == 0:
-            _warn_of_long_histories(config, max_history)
+            _warn_of_long_histories(config, inputs.eval_manifests, max_history)
         composer_model = build_composer_model(config, model, inputs.catalogue, own_device(), half_on_cpu, max_history)
         if inputs.eval_loader is not None:
-            rows = [manifest.kind for manifest in eval_manifests(config)]
-            check_best_metric(config.save_best_on, composer_model, rows)
+            kinds = [manifest.kind for manifest in inputs.eval_manifests]
+            check_best_metric(config.save_best_on, composer_model, kinds)
         configured = _build_configured_callbacks(config, composer_model)
         strategy = _place(config, composer_model, model, precision)
         _open_save_folder(config, until_closed)
@@ -146,11 +146,12 @@ def build_trainer(config: Config) -> UGTTrainer:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads: loaders, manifests of the training data, catalogue; and the length that follows from them."""
+    """What a run reads: loaders, manifests of the data, catalogue; and the length that follows from them."""
 
     train_loader: DataSpec
     train_manifests: list[Manifest]
     eval_loader: DataSpec | None
+    eval_manifests: list[Manifest]
     catalogue: Catalogue | None
     length: RunLength
 
@@ -179,24 +180,18 @@ def _start_ranks(config: Config, device: Device, until_closed: ExitStack) -> Wat
 
 def _load_inputs(config: Config) -> Inputs:
     train_loader, train_manifests = build_train_loader(config)
-    eval_loader = build_eval_loader(config)
-    on_all_ranks(lambda: check_shared_memory(config, train_manifests, eval_manifests(config) if eval_loader else []))
+    eval_loader, eval_manifests = build_eval_loader(config)
+    on_all_ranks(lambda: check_shared_memory(config, train_manifests, eval_manifests))
     catalogue = load_catalogue(config)
     items = on_all_ranks(lambda: check_items(config, catalogue) if dist.get_local_rank() == 0 else [])
     for warning in filter(None, (about_precision(config), about_catalogue(config, catalogue), *items)):
         if dist.get_global_rank() == 0:
             log.warning(warning)
     length = run_length(config, train_loader.dataloader.dataset.epoch_size)  # type: ignore[union-attr]
-    return Inputs(train_loader, train_manifests, eval_loader, catalogue, length)
+    return Inputs(train_loader, train_manifests, eval_loader, eval_manifests, catalogue, length)
 
 
-def eval_manifests(config: Config) -> list[Manifest]:
-    """Those of `data.eval`, which the loader has fetched and checked."""
-    return [read_manifest(str(stream.local), False) for stream in streams_of("data.eval", config.data.eval)]
-
-
-def _warn_of_long_histories(config: Config, max_history: int) -> None:
-    manifests = eval_manifests(config)
+def _warn_of_long_histories(config: Config, manifests: list[Manifest], max_history: int) -> None:
     if longer := rows_longer_than(max_history, manifests):
         source = (
             "evaluation.max_history" if config.evaluation.max_history else "the longest that the model is trained on"
@@ -354,7 +349,7 @@ def _build_checkpoints(
     facts, criterion = inputs.facts, None
     if inputs.eval_loader is not None and config.save_best_on is not None:
         metric = model.get_metrics(is_train=False)[config.save_best_on]
-        rows = [manifest.index_hash for manifest in eval_manifests(config)]
+        rows = [manifest.index_hash for manifest in inputs.eval_manifests]
         criterion = criterion_of(config, metric, rows, facts.get(FINGERPRINT))
     data = [manifest.index_hash for manifest in inputs.train_manifests]
     facts |= {LONGEST_HISTORY: str(trained_history)}

@@ -178,11 +178,11 @@ def has_microbatches(config: Config, batch_size: int) -> bool:
     return size == "auto" or int(size) < batch_size
 
 
-def build_eval_loader(config: Config) -> DataSpec | None:
-    """The loader of `data.eval`; None if no data is given."""
+def build_eval_loader(config: Config) -> tuple[DataSpec | None, list[Manifest]]:
+    """The loader of `data.eval` and its manifests; None and none if no data is given."""
     data = config.data.eval
     if not data.is_given:
-        return None
+        return None, []
     streams = streams_of("data.eval", data)
     manifests = check_folders(config, "data.eval", streams)
     loader = RowLoader(
@@ -194,7 +194,7 @@ def build_eval_loader(config: Config) -> DataSpec | None:
         batch_size=config.device_eval_batch_size,
         pin_memory=torch.cuda.is_available(),
     )
-    return DataSpec(loader, get_num_samples_in_batch=rows_in_batch, split_batch=lambda batch, _: [batch])
+    return DataSpec(loader, get_num_samples_in_batch=rows_in_batch, split_batch=lambda batch, _: [batch]), manifests
 
 
 def check_folders(config: Config, key: str, streams: Sequence[StreamConfig]) -> list[Manifest]:
