@@ -2,7 +2,8 @@ import numpy as np
 
 from ugt_composer.catalogue.id_set import SemanticIdSet
 from ugt_composer.catalogue.outside import CHOSEN, HISTORY, REJECTED, TARGET, ItemCounts, outside_items
-from ugt_composer.data.codec import Row, batch_of
+from ugt_composer.data.codec import Row
+from ugt_composer.data.row_batch import batch_of
 from ugt_composer.vocabulary import BOS, CLS, IGNORE_INDEX, ITEM, UNK, USER
 
 KNOWN = SemanticIdSet(np.array([[5, 6, 7], [5, 6, 8]]))

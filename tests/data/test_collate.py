@@ -8,8 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ugt_composer.data.codec import Row, decode_row, encode_row, with_reference
+from ugt_composer.data.codec import LARGEST_ACTION, LARGEST_TIME, Row, decode_row, encode_row, with_reference
 from ugt_composer.data.collate import PackedRow, collate
+
+INPUT_LISTS = ("encoder_actions", "encoder_times", "decoder_times")
 
 
 @st.composite
@@ -22,15 +24,24 @@ def rows(draw, largest=900):
     ignored = draw(st.lists(st.booleans(), min_size=3, max_size=3))
     decoder[0, 5:][ignored] = -100
     rejected = table(0, 3).reshape(-1, 3).astype(np.int64)
+    encoder = table(1, 5).reshape(-1, 5)
+
+    def optional(smallest, most, length):
+        values = st.lists(st.integers(smallest, most), min_size=length, max_size=length)
+        return draw(st.one_of(st.none(), values.map(lambda numbers: np.array(numbers, np.int64))))
+
     numbers = st.floats(-50, 0, width=32)
     logps = draw(st.lists(numbers, min_size=1 + len(rejected), max_size=1 + len(rejected)))
     return Row(
         user_id=draw(st.text(max_size=12)),
-        encoder=table(1, 5).reshape(-1, 5),
+        encoder=encoder,
         decoder=decoder,
         rejected=rejected,
         preference_score=draw(st.floats(0.0078125, 1, width=32)),
         reference=draw(st.sampled_from([None, np.array(logps, np.float32)])),
+        encoder_actions=optional(0, LARGEST_ACTION, len(encoder)),
+        encoder_times=optional(-1, LARGEST_TIME, len(encoder)),
+        decoder_times=optional(-1, LARGEST_TIME, len(decoder)),
     )
 
 
@@ -38,7 +49,7 @@ def rows(draw, largest=900):
 def test_a_row_survives_encoding_and_decoding(row, width):
     back = decode_row(encode_row(row, width))
     assert (back.user_id, back.preference_score) == (row.user_id, row.preference_score)
-    for name in ("encoder", "decoder", "rejected", "reference"):
+    for name in ("encoder", "decoder", "rejected", "reference", *INPUT_LISTS):
         np.testing.assert_array_equal(getattr(back, name), getattr(row, name))
 
 
@@ -104,9 +115,34 @@ def test_a_batch_holds_each_row_and_padding_around_it(given_rows):
         np.testing.assert_array_equal(batch["decoder_positions"][i, :t], row.decoder[:, 3])
         np.testing.assert_array_equal(batch["labels"][i, :t], row.decoder[:, 5:] if counts else np.full((t, 3), -100))
         np.testing.assert_array_equal(batch["rejected_ids"][i, :n], row.rejected[:n])
+        for name, unknown in (("encoder_actions", 0), ("encoder_times", -1), ("decoder_times", -1)):
+            wanted, values = np.full(batch[name].shape[1], unknown), getattr(row, name)
+            if values is not None:
+                wanted[: len(values)] = values
+            assert batch[name][i].tolist() == wanted.tolist()
         assert (batch["labels"][i, t:] == -100).all()
         assert (batch["encoder_ids"][i, s:] == 0).all()
         assert batch["preference_score"][i] == row.preference_score
+
+
+def test_a_row_without_actions_and_times_is_the_same_bytes_as_in_version_1():
+    tables = np.arange(10).reshape(2, 5), np.arange(8).reshape(1, 8), np.full((1, 3), 9)
+    header = bytes([1, 2]) + np.array([3, 2, 1, 1, 2], "<u2").tobytes() + np.float32(1).tobytes()
+    payload = np.concatenate([table.ravel() for table in tables]).astype("<u2").tobytes()
+    expected = header + payload + b"ann\0" + np.array([7], "<u4").tobytes()
+    row = Row("ann", *tables, members=np.array([7]))
+    assert encode_row(row, 2) == expected
+    times = {"encoder_actions": np.array([0, 3]), "encoder_times": np.array([-1, 5]), "decoder_times": np.array([6])}
+    with_times = encode_row(replace(row, **times), 2)
+    assert with_times[0] == 2
+    assert len(with_times) == len(expected) + 2 * 2 + 4 * 2 + 4
+
+
+@pytest.mark.parametrize("change", [{"encoder_actions": [1, 65535]}, {"encoder_times": [1]}, {"decoder_times": [-2]}])
+def test_a_list_of_another_length_or_range_is_refused(change):
+    row = Row("u", np.ones((2, 5), int), np.ones((1, 8), int), np.zeros((0, 3), int))
+    with pytest.raises(ValueError, match="actions or times"):
+        encode_row(replace(row, **{name: np.array(values) for name, values in change.items()}), 2)
 
 
 def test_rows_of_different_widths_are_refused():

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ugt_composer.catalogue.id_set import SemanticIdSet
-from ugt_composer.data.codec import IDS, LABELS, TOKEN_TYPE, RowBatch
+from ugt_composer.data.codec import IDS, LABELS, TOKEN_TYPE
 from ugt_composer.data.history import SemanticId
+from ugt_composer.data.row_batch import RowBatch
 from ugt_composer.vocabulary import ITEM, NUM_SPECIAL_IDS
 
 HISTORY, TARGET, CHOSEN, REJECTED = ITEM_KINDS = "history items", "targets", "chosen items", "rejected items"

@@ -15,9 +15,10 @@ from streaming.base.compression import decompress
 from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.catalogue.id_set import SemanticIdSet
 from ugt_composer.catalogue.outside import ItemCounts, outside_items
-from ugt_composer.data.codec import batch_of, decode_row
+from ugt_composer.data.codec import decode_row
 from ugt_composer.data.integrity import INDEX_NAME, ShardFacts, read_index
 from ugt_composer.data.manifest import Manifest
+from ugt_composer.data.row_batch import batch_of
 from ugt_composer.data.shard_rows import ShardRows
 from ugt_composer.errors import UserError
 

@@ -16,7 +16,8 @@ from ugt_composer.conversion.columns import END, END_BYTE, IrregularRows, RawLis
 from ugt_composer.conversion.counts import ALIGNED, FORMS, Counts
 from ugt_composer.conversion.rows import LARGEST_EARLIER
 from ugt_composer.conversion.settings import LARGEST_COUNT, LARGEST_POSITION, Settings
-from ugt_composer.data.codec import DECODER_COLUMNS, DTYPES, ENCODER_COLUMNS, LARGEST_MEMBER, REJECTED_COLUMNS, RowBatch
+from ugt_composer.data.codec import DECODER_COLUMNS, DTYPES, ENCODER_COLUMNS, LARGEST_MEMBER, REJECTED_COLUMNS
+from ugt_composer.data.row_batch import RowBatch
 from ugt_composer.jsonl.schema import MASK, POSITIONS, TOKEN_TYPES
 from ugt_composer.vocabulary import BOS, IGNORE_INDEX, LEVELS, NUM_SPECIAL_IDS, NUM_TOKEN_TYPES, USER
 

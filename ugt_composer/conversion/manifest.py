@@ -15,7 +15,7 @@ from ugt_composer.catalogue.outside import ItemCounts
 from ugt_composer.conversion.counts import Counts
 from ugt_composer.conversion.known_items import KnownItems
 from ugt_composer.conversion.settings import Settings
-from ugt_composer.data.codec import VERSION
+from ugt_composer.data.codec import version_of
 from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME
 from ugt_composer.jsonl.schema import RECOMMEND
 from ugt_composer.jsonl.sources import Source
@@ -52,7 +52,7 @@ def write_manifest(
 ) -> None:
     manifest: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
-        "codec_version": VERSION,
+        "codec_version": version_of(0),
         "integer_width": settings.width,
         "kind": settings.kind,
         "codebook_sizes": list(settings.codebook_sizes),

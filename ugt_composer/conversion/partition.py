@@ -21,7 +21,8 @@ from ugt_composer.conversion.counts import Counts
 from ugt_composer.conversion.rows import check_row, too_long
 from ugt_composer.conversion.settings import FAIL, Settings
 from ugt_composer.conversion.shards import ShardWriter
-from ugt_composer.data.codec import RowBatch, batch_of, encode_row, encode_rows
+from ugt_composer.data.codec import encode_row
+from ugt_composer.data.row_batch import RowBatch, batch_of, encode_rows
 from ugt_composer.jsonl.bad_row import LINE, BadRow
 from ugt_composer.jsonl.lines import KEPT_BYTES, Block, TruncatedStream, read_blocks
 from ugt_composer.jsonl.sources import Partition, Piece

@@ -13,10 +13,13 @@ class _Required(TypedDict):
     encoder_positions: Tensor  # (B, S) int64
     encoder_token_types: Tensor  # (B, S) int64
     encoder_mask: Tensor  # (B, S) bool, False on padding
+    encoder_actions: Tensor  # (B, S) int64, what the user did with the token, 0 where unknown or padding
+    encoder_times: Tensor  # (B, S) int64 seconds, -1 where unknown or padding
     decoder_ids: Tensor  # (B, T, 3) int64, BOS first
     decoder_positions: Tensor  # (B, T) int64
     decoder_token_types: Tensor  # (B, T) int64
     decoder_mask: Tensor  # (B, T) bool
+    decoder_times: Tensor  # (B, T) int64 seconds, when each label is predicted, -1 where unknown or padding
     labels: Tensor  # (B, T, 3) int64, -100 ignored; labels[:, 0] is the row's target item
     rejected_ids: Tensor  # (B, N, 3) int64, N = 0 where no row of the batch has a rejected item
     rejected_mask: Tensor  # (B, N) bool

@@ -1,19 +1,23 @@
 """One training row as bytes: the single column of an MDS shard.
 
-Layout, version 1, little-endian:
+Layout, little-endian:
 
-    uint8   version (1)
+    uint8   version: 2 if actions or times are stored, else 1
     uint8   width: bytes per integer of the payload, 2 or 4
     uint16  U  length of user_id in bytes
     uint16  S  encoder tokens
     uint16  T  decoder tokens
     uint16  N  rejected items
-    uint16  flags: 1 if log-probabilities of a reference model are stored, plus 2 if members are
+    uint16  flags, the sum of: 1 log-probabilities of a reference model are stored, 2 members, 4 actions of the history,
+            8 its times, 16 the target's times
     float32 preference score (1.0 if the row has none)
     uint    encoder  (S, 5): l1, l2, l3, position, token type
     uint    decoder  (T, 8): l1, l2, l3, position, token type, label l1, label l2, label l3
     uint    rejected (N, 3): l1, l2, l3
     bytes   user_id in UTF-8, padded with zero bytes to a multiple of `width`
+    uint    actions (S): what the user did with each history token, 0 = unknown; only if its flag is set
+    uint32  history times (S) in seconds, the largest uint32 = unknown; only if its flag is set
+    uint32  target times (T): when each label is predicted; only if its flag is set
     float32 reference (1 + N): log p of the chosen item and of each rejected one; only if its flag is set
     uint32  members (T): each label's number among the items that share its semantic ID; only if its flag is set, which
             excludes the other one
@@ -24,19 +28,22 @@ one, BOS with the chosen item as its label, and N > 0 rejected items.
 """
 
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from ugt_composer.vocabulary import IGNORE_INDEX
 
-VERSION = 1
+VERSIONS = (1, 2)
 HEADER = struct.Struct("<BBHHHHHf")
-HAS_REFERENCE, HAS_MEMBERS = 1, 2  # bits of the flags
+HAS_REFERENCE, HAS_MEMBERS, HAS_ACTIONS, HAS_TIMES, HAS_TARGET_TIMES = 1, 2, 4, 8, 16  # bits of the flags
+IN_VERSION_2 = HAS_ACTIONS | HAS_TIMES | HAS_TARGET_TIMES
+ALL_FLAGS = IN_VERSION_2 | HAS_REFERENCE | HAS_MEMBERS
 LARGEST_MEMBER = (1 << 31) - 1
+LARGEST_ACTION = 0xFFFE  # fits into both widths
+UNKNOWN_TIME = -1  # stored as the largest uint32
+LARGEST_TIME = (1 << 32) - 2  # seconds: as Unix time, in the year 2106
 HEADER_FIELDS = np.dtype(  # the layout of HEADER, to read or write many rows at once
     [
         ("version", "u1"),
@@ -50,12 +57,11 @@ HEADER_FIELDS = np.dtype(  # the layout of HEADER, to read or write many rows at
     ]
 )
 FLAGS_AT = HEADER_FIELDS.fields["flags"][1]  # type: ignore[index]  # in bytes
-SIZED_HEADER = np.dtype([("size", "<u4"), *HEADER_FIELDS.descr])  # preceded by the size of the row in bytes
 ENCODER_COLUMNS = 5
 DECODER_COLUMNS = 8
 REJECTED_COLUMNS = 3
 IDS, POSITION, TOKEN_TYPE, LABELS = slice(0, 3), 3, 4, slice(5, 8)  # columns of a token
-PADDING = tuple(bytes(size) for size in range(4))
+TIME = np.dtype("<u4")
 DTYPES: dict[int, np.dtype] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 
 
@@ -71,6 +77,9 @@ class Row:
         preference_score: in (0, 1]; 1.0 if the row has none.
         reference: float32 (1 + N), log-probabilities of a reference model, or None.
         members: int64 (T,), the number of each label's item among those that share its semantic ID, or None.
+        encoder_actions: int64 (S,), what the user did with each history token, 0 = unknown; or None.
+        encoder_times: int64 (S,) seconds, -1 = unknown; or None.
+        decoder_times: int64 (T,) seconds, when each label is predicted, -1 = unknown; or None.
     """
 
     user_id: str
@@ -80,6 +89,14 @@ class Row:
     preference_score: float = 1.0
     reference: np.ndarray | None = None
     members: np.ndarray | None = None
+    encoder_actions: np.ndarray | None = None
+    encoder_times: np.ndarray | None = None
+    decoder_times: np.ndarray | None = None
+
+
+def version_of(flags: Any) -> Any:
+    """The version of a row with these flags: an integer, or an array of them."""
+    return 1 + ((flags & IN_VERSION_2) > 0)
 
 
 def width_for(largest_id: int) -> int:
@@ -88,7 +105,8 @@ def width_for(largest_id: int) -> int:
 
 
 def encode_row(row: Row, width: int) -> bytes:
-    """Packs one row. Raises ValueError for a user id over 65,535 bytes or an integer that does not fit."""
+    """Packs one row. Raises ValueError for a user id over 65,535 bytes, an integer that does not fit, or a list of
+    actions or times of another length than its tokens."""
     dtype = DTYPES[width]
     ignored = np.iinfo(dtype).max
     user = row.user_id.encode("utf-8")
@@ -101,13 +119,30 @@ def encode_row(row: Row, width: int) -> bytes:
     if payload.size and (payload.min() < 0 or payload.max() >= ignored):
         raise ValueError(f"an integer of the row is outside 0..{ignored - 1}")
     labels[is_ignored] = ignored
-    flags = 0 if row.members is None else HAS_MEMBERS
+    flags, inputs = _optional_inputs(row, dtype)
     members = b"" if row.members is None else row.members.astype("<u4").tobytes()
-    header = HEADER.pack(
-        VERSION, width, len(user), len(row.encoder), len(row.decoder), len(row.rejected), flags, row.preference_score
-    )
-    data = b"".join((header, payload.astype(dtype).tobytes(), user, b"\0" * (-len(user) % width), members))
+    lengths = len(row.encoder), len(row.decoder), len(row.rejected)
+    header = HEADER.pack(version_of(flags), width, len(user), *lengths, flags, row.preference_score)
+    data = b"".join((header, payload.astype(dtype).tobytes(), user, b"\0" * (-len(user) % width), *inputs, members))
     return data if row.reference is None else with_reference(data, row.reference)
+
+
+def _optional_inputs(row: Row, dtype: np.dtype) -> tuple[int, list[bytes]]:
+    """The flags of a row, apart from the reference's, and its actions and times as stored."""
+    flags, parts = 0 if row.members is None else HAS_MEMBERS, []
+    for flag, values, tokens, largest, stored in (
+        (HAS_ACTIONS, row.encoder_actions, len(row.encoder), LARGEST_ACTION, dtype),
+        (HAS_TIMES, row.encoder_times, len(row.encoder), LARGEST_TIME, TIME),
+        (HAS_TARGET_TIMES, row.decoder_times, len(row.decoder), LARGEST_TIME, TIME),
+    ):
+        if values is None:
+            continue
+        smallest = 0 if flag == HAS_ACTIONS else UNKNOWN_TIME
+        if values.shape != (tokens,) or (tokens and not smallest <= values.min() <= values.max() <= largest):
+            raise ValueError(f"actions or times of the row are not {tokens} numbers in {smallest}..{largest}")
+        flags |= flag
+        parts.append(values.astype(stored).tobytes())
+    return flags, parts
 
 
 def with_reference(data: bytes, logps: np.ndarray) -> bytes:
@@ -118,7 +153,7 @@ def with_reference(data: bytes, logps: np.ndarray) -> bytes:
     _, width, user_length, s, t, n, flags, _ = HEADER.unpack_from(data)
     if logps.shape != (1 + n,):
         raise ValueError(f"{len(logps)} log-probabilities for a row with {n} rejected items; expected {1 + n}")
-    end = size_without_reference(width, user_length, s, t, n)
+    end = size_without_reference(width, user_length, s, t, n, flags)
     flags = struct.pack("<H", flags | HAS_REFERENCE)
     return b"".join((data[:FLAGS_AT], flags, data[FLAGS_AT + 2 : end], logps.astype("<f4").tobytes()))
 
@@ -128,90 +163,20 @@ def extra_bytes(flags: Any, t: Any, n: Any) -> Any:
     return 4 * (((flags & HAS_REFERENCE) > 0) * (1 + n) + ((flags & HAS_MEMBERS) > 0) * t)
 
 
-def size_without_reference(width: int, user_length: Any, s: Any, t: Any, n: Any) -> Any:
-    """Size of a row in bytes without reference log-probabilities, which follow at this offset. Integers, or int64
-    arrays (R,) of the lengths of R rows."""
+def size_without_reference(width: int, user_length: Any, s: Any, t: Any, n: Any, flags: Any) -> Any:
+    """Size of a row in bytes without reference log-probabilities or members, which follow at this offset. Integers, or
+    int64 arrays (R,) of the lengths and flags of R rows."""
+    *_, target_times = input_starts(width, user_length, s, t, n, flags)
+    return target_times + TIME.itemsize * ((flags & HAS_TARGET_TIMES) > 0) * t
+
+
+def input_starts(width: int, user_length: Any, s: Any, t: Any, n: Any, flags: Any) -> tuple[Any, Any, Any]:
+    """Offsets in bytes, from the start of a row, of its actions, history times and target times; those that its flags
+    lack take no bytes. Integers, or int64 arrays (R,) of the lengths and flags of R rows."""
     numbers = s * ENCODER_COLUMNS + t * DECODER_COLUMNS + n * REJECTED_COLUMNS
-    return HEADER.size + numbers * width + user_length + -user_length % width
-
-
-@dataclass(frozen=True)
-class RowBatch:
-    """R rows with their tokens concatenated, for `encode_rows`.
-
-    `encoder`, `decoder` and `rejected` have the stored dtype, with ignored labels as its largest value, or, from
-    `batch_of`, those of `Row`.
-
-    Attributes:
-        users: R user ids in UTF-8, each of at most 65,535 bytes.
-        encoder: (ΣS, 5).
-        decoder: (ΣT, 8).
-        rejected: (ΣN, 3).
-        encoder_lengths, decoder_lengths, rejected_lengths: (R,), each at most 65,535.
-        scores: (R,) preference scores.
-        members: (ΣT,) uint32, or None if no row has them.
-    """
-
-    users: list[bytes]
-    encoder: np.ndarray
-    decoder: np.ndarray
-    rejected: np.ndarray
-    encoder_lengths: np.ndarray
-    decoder_lengths: np.ndarray
-    rejected_lengths: np.ndarray
-    scores: np.ndarray
-    members: np.ndarray | None = None
-
-
-def batch_of(rows: Sequence[Row]) -> RowBatch:
-    """Concatenates rows, at least one, as they are: int64, ignored labels -100."""
-    return RowBatch(
-        users=[row.user_id.encode("utf-8") for row in rows],
-        encoder=np.concatenate([row.encoder for row in rows]),
-        decoder=np.concatenate([row.decoder for row in rows]),
-        rejected=np.concatenate([row.rejected for row in rows]),
-        encoder_lengths=np.array([len(row.encoder) for row in rows]),
-        decoder_lengths=np.array([len(row.decoder) for row in rows]),
-        rejected_lengths=np.array([len(row.rejected) for row in rows]),
-        scores=np.array([row.preference_score for row in rows], np.float32),
-    )
-
-
-def encode_rows(batch: RowBatch) -> tuple[bytes, np.ndarray]:
-    """Packs many rows into the same bytes as `encode_row`, at a fraction of its cost.
-
-    Returns:
-        All rows, each preceded by its size as a uint32 (the layout of MDS shards), and these sizes, int64 (R,).
-    """
-    width = batch.encoder.itemsize
-    users = [user + PADDING[-len(user) % width] for user in batch.users]
-    parts = [_row_parts(batch.encoder, batch.encoder_lengths), _row_parts(batch.decoder, batch.decoder_lengths)]
-    if len(batch.rejected):
-        parts.append(_row_parts(batch.rejected, batch.rejected_lengths))
-    user_bytes = np.fromiter(map(len, batch.users), np.int64, len(users))
-    sizes = size_without_reference(
-        width, user_bytes, batch.encoder_lengths, batch.decoder_lengths, batch.rejected_lengths
-    )
-    tails = [b""] * len(users)
-    flags = 0 if batch.members is None else HAS_MEMBERS
-    if batch.members is not None:
-        sizes = sizes + extra_bytes(flags, batch.decoder_lengths, 0)
-        tails = _row_parts(batch.members[:, None], batch.decoder_lengths)
-    headers = np.zeros(len(users), SIZED_HEADER)
-    headers["flags"] = flags
-    headers["size"], headers["version"], headers["width"] = sizes, VERSION, width
-    headers["user_bytes"] = user_bytes
-    headers["encoder"], headers["decoder"] = batch.encoder_lengths, batch.decoder_lengths
-    headers["rejected"], headers["score"] = batch.rejected_lengths, batch.scores
-    header_parts = _row_parts(headers[:, None], np.ones(len(users), np.int64))
-    return b"".join(chain.from_iterable(zip(header_parts, *parts, users, tails, strict=True))), sizes
-
-
-def _row_parts(values: np.ndarray, lengths: np.ndarray) -> list[bytes]:
-    """The bytes of each row's part of `values`."""
-    data = values.tobytes()
-    ends = (np.cumsum(lengths) * values.shape[1] * values.itemsize).tolist()
-    return [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    actions = HEADER.size + numbers * width + user_length + -user_length % width
+    times = actions + width * ((flags & HAS_ACTIONS) > 0) * s
+    return actions, times, times + TIME.itemsize * ((flags & HAS_TIMES) > 0) * s
 
 
 def decode_row(data: bytes) -> Row:
@@ -219,12 +184,16 @@ def decode_row(data: bytes) -> Row:
     if len(data) < HEADER.size:
         raise ValueError(f"a row of {len(data)} bytes is shorter than its header ({HEADER.size} bytes)")
     version, width, user_length, s, t, n, flags, score = HEADER.unpack_from(data)
-    if version != VERSION or width not in DTYPES:
-        raise ValueError(f"row of codec version {version}, width {width}; this package reads version {VERSION}")
+    if width not in DTYPES or flags > ALL_FLAGS or version != version_of(flags):
+        raise ValueError(
+            f"row of codec version {version}, width {width}, flags {flags}; this package reads versions "
+            f"{' and '.join(map(str, VERSIONS))}"
+        )
     dtype = DTYPES[width]
     sizes = (s * ENCODER_COLUMNS, t * DECODER_COLUMNS, n * REJECTED_COLUMNS)
     user_start = HEADER.size + sum(sizes) * width
-    reference_start = size_without_reference(width, user_length, s, t, n)
+    actions, times, target_times = input_starts(width, user_length, s, t, n, flags)
+    reference_start = size_without_reference(width, user_length, s, t, n, flags)
     if len(data) != reference_start + extra_bytes(flags, t, n):
         raise ValueError(f"a row has {len(data)} bytes, but its header implies another length")
     payload = np.frombuffer(data, dtype, sum(sizes), HEADER.size).astype(np.int64)
@@ -240,4 +209,14 @@ def decode_row(data: bytes) -> Row:
         preference_score=score,
         reference=np.frombuffer(data, "<f4", 1 + n, reference_start).copy() if flags & HAS_REFERENCE else None,
         members=np.frombuffer(data, "<u4", t, reference_start).astype(np.int64) if flags & HAS_MEMBERS else None,
+        encoder_actions=np.frombuffer(data, dtype, s, actions).astype(np.int64) if flags & HAS_ACTIONS else None,
+        encoder_times=seconds(np.frombuffer(data, TIME, s, times)) if flags & HAS_TIMES else None,
+        decoder_times=seconds(np.frombuffer(data, TIME, t, target_times)) if flags & HAS_TARGET_TIMES else None,
     )
+
+
+def seconds(stored: np.ndarray) -> np.ndarray:
+    """int64 seconds, -1 = unknown, from the uint32 of a row."""
+    values = stored.astype(np.int64)
+    values[stored == np.iinfo(TIME).max] = UNKNOWN_TIME
+    return values

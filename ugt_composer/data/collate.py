@@ -72,6 +72,7 @@ def collate(rows: Sequence[PackedRow], min_rejected: int = 0, longest_first: boo
     batch: dict[str, Tensor] = {
         **_inputs("encoder", encoder, encoder_mask),
         **_inputs("decoder", decoder, decoder_mask),
+        **_actions_and_times(joined, sizes, headers, order, s, t),
         "labels": _integers(labels),
         "rejected_ids": _integers(rejected),
         "rejected_mask": _tensor(rejected_mask),
@@ -95,14 +96,15 @@ def _headers(joined: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     header_bytes = (sizes.cumsum() - sizes)[:, None] + np.arange(codec.HEADER.size)
     headers = joined[header_bytes].view(codec.HEADER_FIELDS)[:, 0]
     versions, widths = np.unique(headers["version"]).tolist(), np.unique(headers["width"]).tolist()
-    if versions != [codec.VERSION] or len(widths) > 1 or widths[0] not in codec.DTYPES:
+    known = (headers["flags"] <= codec.ALL_FLAGS) & (headers["version"] == codec.version_of(headers["flags"]))
+    if not known.all() or len(widths) > 1 or widths[0] not in codec.DTYPES:
         raise ValueError(
             f"rows of codec versions {versions} and integer widths {widths} in one batch; "
-            f"expected version {codec.VERSION} and one width"
+            f"expected versions {' and '.join(map(str, codec.VERSIONS))} and one width"
         )
-    lengths = [headers[name].astype(np.int64) for name in ("user_bytes", "encoder", "decoder", "rejected")]
-    extra = codec.extra_bytes(headers["flags"].astype(np.int64), *lengths[2:])
-    expected = codec.size_without_reference(widths[0], *lengths) + extra
+    user, s, t, n = (headers[name].astype(np.int64) for name in ("user_bytes", "encoder", "decoder", "rejected"))
+    flags = headers["flags"].astype(np.int64)
+    expected = codec.size_without_reference(widths[0], user, s, t, n, flags) + codec.extra_bytes(flags, t, n)
     if (wrong := expected != sizes).any():
         raise ValueError(f"a row has {sizes[wrong][0]} bytes, but its header implies {expected[wrong][0]}")
     return headers
@@ -144,6 +146,32 @@ def _members(joined: np.ndarray, sizes: np.ndarray, headers: np.ndarray, order: 
     starts, counts = (sizes.cumsum() - byte_counts)[order], (byte_counts // MEMBER)[order]
     values, mask = _pad(joined, starts, counts, MEMBER, min_length=targets)
     return _integers(np.where(mask, values.copy().view("<u4")[..., 0].astype(np.int64), -1))
+
+
+def _actions_and_times(
+    joined: np.ndarray, sizes: np.ndarray, headers: np.ndarray, order: np.ndarray, s: np.ndarray, t: np.ndarray
+) -> dict[str, Tensor]:
+    """`encoder_actions`, `encoder_times` (B, S) and `decoder_times` (B, T). `s` and `t` are in the batch's order."""
+    headers = headers[order]
+    width, flags = int(headers["width"][0]), headers["flags"].astype(np.int64)
+    user_bytes, n = headers["user_bytes"].astype(np.int64), headers["rejected"].astype(np.int64)
+    starts = codec.input_starts(width, user_bytes, s, t, n, flags)
+    values: dict[str, Tensor] = {}
+    for name, flag, start, lengths, dtype in (
+        ("encoder_actions", codec.HAS_ACTIONS, starts[0], s, codec.DTYPES[width]),
+        ("encoder_times", codec.HAS_TIMES, starts[1], s, codec.TIME),
+        ("decoder_times", codec.HAS_TARGET_TIMES, starts[2], t, codec.TIME),
+    ):
+        unknown = 0 if flag == codec.HAS_ACTIONS else codec.UNKNOWN_TIME
+        has = (flags & flag) > 0
+        if not has.any():
+            values[name] = torch.full((len(s), int(lengths.max())), unknown)
+            continue
+        row_starts = (sizes.cumsum() - sizes)[order] + start
+        stored, mask = _pad(joined, row_starts, np.where(has, lengths, 0), dtype.itemsize, int(lengths.max()))
+        stored = stored.copy().view(dtype)[..., 0]
+        values[name] = _integers(np.where(mask, stored if unknown == 0 else codec.seconds(stored), unknown))
+    return values
 
 
 def _inputs(side: str, tokens: np.ndarray, mask: np.ndarray) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ugt_composer.config.schema import Config, StreamConfig
-from ugt_composer.data.codec import VERSION
+from ugt_composer.data.codec import VERSIONS
 from ugt_composer.data.integrity import (
     ADVICE,
     INDEX_NAME,
@@ -79,9 +79,10 @@ def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
         )
     try:
         facts = json.loads(path.read_text("utf-8"))
-        if facts["codec_version"] != VERSION:
+        if facts["codec_version"] not in VERSIONS:
             raise UserError(
-                f"{path}: codec version {facts['codec_version']}, this package reads {VERSION}; convert the data again"
+                f"{path}: codec version {facts['codec_version']}, this package reads versions "
+                f"{' and '.join(map(str, VERSIONS))}; convert the data again"
             )
         counts = facts["counts"]
         manifest = Manifest(

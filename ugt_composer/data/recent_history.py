@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ugt_composer.data.batch import Batch
+from ugt_composer.data.codec import UNKNOWN_TIME
 from ugt_composer.vocabulary import PAD, USER
 
 
@@ -39,9 +40,11 @@ def with_recent_history(batch: Batch, size: int) -> Batch:
         ),
         "encoder_positions": torch.where(moves, moved - shift, moved),
         "encoder_token_types": batch["encoder_token_types"].gather(1, source),
+        "encoder_actions": batch["encoder_actions"].gather(1, source),
     }
     for name, values in cut.items():
         cut[name] = values.masked_fill(~(kept if values.dim() == 2 else kept.unsqueeze(2)), PAD)
+    cut["encoder_times"] = batch["encoder_times"].gather(1, source).masked_fill(~kept, UNKNOWN_TIME)
     return cast(Batch, {**batch, **cut, "encoder_mask": kept})
 
 

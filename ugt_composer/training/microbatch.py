@@ -12,9 +12,9 @@ from ugt_composer.data.batch import Batch
 from ugt_composer.job.cpu_all_reduce import CpuAllReduce
 from ugt_composer.losses.normalization import ROWS, batch_counts
 
-INPUTS = ("ids", "positions", "token_types", "mask")
+INPUTS = ("ids", "positions", "token_types", "mask", "times")
 WIDE_AS = {  # the tensors that are padded to the longest row of a side
-    "encoder": [f"encoder_{name}" for name in INPUTS],
+    "encoder": [*(f"encoder_{name}" for name in INPUTS), "encoder_actions"],
     "decoder": [*(f"decoder_{name}" for name in INPUTS), "labels"],
 }
 
