@@ -62,6 +62,22 @@ def test_a_narrow_beam_returns_items_of_the_kept_prefixes_with_their_exact_score
 
 
 @pytest.mark.parametrize("seed", range(4))
+def test_lists_above_the_best_dropped_prefix_are_exact(seed):
+    heads, trie = TableHeads(SIZES, B, seed), random_trie(SIZES, 120, seed)
+    exact = beam_search(heads, users(B), trie, k=4, beam_width=200)
+    assert (exact.best_dropped == -math.inf).all()
+    proven = 0
+    for width in (4, 6, 10):
+        result = beam_search(heads, users(B), trie, k=4, beam_width=width)
+        is_exact = result.scores[:, -1] > result.best_dropped
+        assert torch.equal(result.item_index[is_exact], exact.item_index[is_exact])
+        wrong = (result.item_index != exact.item_index).any(1)
+        assert not (wrong & is_exact).any()
+        proven += int(is_exact.sum())
+    assert 0 < proven < 3 * B
+
+
+@pytest.mark.parametrize("seed", range(4))
 def test_excluded_items_are_never_recommended(seed):
     heads, trie = TableHeads(SIZES, B, seed), random_trie(SIZES, 60, seed)
     generator = torch.Generator().manual_seed(seed)

@@ -40,12 +40,16 @@ class Recommendations(NamedTuple):
         item_index: int64 (B, K) row of `trie.items`; without a trie the code ((l1 * V_2) + l2) * V_3 + l3.
         scores: float32 (B, K) that the items are ranked by: log-probabilities, plus the item scores if given.
         log_probs: float32 (B, K).
+        best_dropped: float32 (B,) the best score of a prefix that the search dropped, an upper bound of the scores of
+            the items below it: if the last score of a list is above it, the list is exact. -inf if none was dropped;
+            None: unknown.
     """
 
     ids: Tensor
     item_index: Tensor
     scores: Tensor
     log_probs: Tensor
+    best_dropped: Tensor | None = None
 
 
 class _Beams(NamedTuple):
@@ -72,8 +76,9 @@ def beam_search(
 ) -> Recommendations:
     """The K best items of each user.
 
-    Exact if no level above the last has more than `beam_width` nodes. Equal scores are ordered by item index (without
-    a trie: by triple), smallest first, and so are equal prefixes, so the result depends on the logits only.
+    Exact if no level above the last has more than `beam_width` nodes; with a narrower beam, `best_dropped` shows which
+    lists are. Equal scores are ordered by item index (without a trie: by triple), smallest first, and so are equal
+    prefixes, so the result depends on the logits only.
     With `beam_width` >= K every user gets K items, unless fewer items remain after exclusion.
     The number of calls of the heads depends on shapes only, never on values, so ranks that hold shards of the heads
     make the same number of calls.
@@ -160,12 +165,14 @@ def _search(
     root = torch.zeros(len(hidden), 1, dtype=torch.int64, device=hidden.device)
     start = torch.zeros_like(root, dtype=torch.float32)
     beams = _Beams(root.new_empty(len(hidden), 1, 0), root, start, start)
+    dropped = torch.full_like(start[:, 0], float("-inf"))
     for level in range(LEVELS):
         last = level == LEVELS - 1
         width = k if last else beam_width
         rest = closed[level], best_item_scores[level], width, over_catalogue
-        beams = _step(heads, hidden, space, level, beams, *rest, ranked=last)
-    return _recommendations(beams, k)
+        beams, best_other = _step(heads, hidden, space, level, beams, *rest, ranked=last)
+        dropped = dropped if last else torch.maximum(dropped, best_other)
+    return _recommendations(beams, k, dropped)
 
 
 def _mask_closed(item_scores: Tensor, closed: Tensor | None) -> Tensor:
@@ -187,8 +194,9 @@ def _step(
     width: int,
     over_catalogue: bool,
     ranked: bool,
-) -> _Beams:
-    """Extends every beam by one id and keeps the `width` best: best first if `ranked`, else in order of nodes.
+) -> tuple[_Beams, Tensor]:
+    """Extends every beam by one id and keeps the `width` best: best first if `ranked`, else in order of nodes. Also
+    returns the best score of the others, float32 (B,), -inf if there are none.
 
     closed: (B, X) nodes that must not be chosen.
     best_item_scores: (B, n_l), added to the log-probabilities of the level's nodes.
@@ -210,13 +218,14 @@ def _step(
     is_open = children.filled if closed is None else children.filled & ~_is_closed(closed, children.nodes)
     scores = scores.masked_fill(~is_open, float("-inf"))
     best, slots = _best_slots(scores, width)
+    best_other = scores.scatter(1, slots, float("-inf")).amax(1)
     if not ranked:
         slots, order = slots.sort(1)
         best = best.gather(1, order)
     parents = children.beam.gather(1, slots)
     prefix = beams.ids.gather(1, parents.unsqueeze(2).expand(-1, -1, level))
     ids = torch.cat([prefix, children.ids.gather(1, slots).unsqueeze(2)], dim=2)
-    return _Beams(ids, children.nodes.gather(1, slots), best, log_probs.gather(1, slots))
+    return _Beams(ids, children.nodes.gather(1, slots), best, log_probs.gather(1, slots)), best_other
 
 
 def _log_sum_of_beams(logits: Tensor, children: Children, width: int) -> Tensor:
@@ -253,7 +262,7 @@ def _is_closed(closed: Tensor, nodes: Tensor) -> Tensor:
     return torch.zeros(len(nodes), slots + 1, dtype=torch.bool, device=nodes.device).scatter(1, at, True)[:, :-1]
 
 
-def _recommendations(beams: _Beams, k: int) -> Recommendations:
+def _recommendations(beams: _Beams, k: int, best_dropped: Tensor) -> Recommendations:
     is_item = beams.scores != float("-inf")
     ids = beams.ids.masked_fill(~is_item.unsqueeze(2), 0)
     index = beams.nodes.masked_fill(~is_item, -1)
@@ -264,4 +273,5 @@ def _recommendations(beams: _Beams, k: int) -> Recommendations:
         pad(ids, (0, 0, *missing)),
         pad(index, missing, value=-1),
         *(pad(values, missing, value=float("-inf")) for values in (beams.scores, log_probs)),
+        best_dropped,
     )
