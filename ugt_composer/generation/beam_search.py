@@ -272,6 +272,7 @@ def _recommendations(beams: _Beams, k: int, best_dropped: Tensor) -> Recommendat
     return Recommendations(
         pad(ids, (0, 0, *missing)),
         pad(index, missing, value=-1),
-        *(pad(values, missing, value=float("-inf")) for values in (beams.scores, log_probs)),
+        pad(beams.scores, missing, value=float("-inf")),
+        pad(log_probs, missing, value=float("-inf")),
         best_dropped,
     )
