@@ -16,7 +16,15 @@ from ugt_composer.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 REAL = ROOT.parent / "shared" / "data"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"the shared data sets are not at {REAL}")
-FILES = ["catalogue.jsonl", "item_vectors.npy", "report.json", "semantic_ids.json", "test.jsonl", "train.jsonl"]
+FILES = [
+    "catalogue.jsonl",
+    "item_vectors.npy",
+    "report.json",
+    "semantic_ids.json",
+    "semantic_ids.npz",
+    "test.jsonl",
+    "train.jsonl",
+]
 PREFERENCES = ["train_preference.jsonl", "validation_preference.jsonl"]
 USERS, ITEMS, EACH = 30, 40, 12
 

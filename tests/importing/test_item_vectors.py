@@ -1,31 +1,17 @@
 import numpy as np
-import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import sparse
 
 from ugt_composer.errors import UserError
-from ugt_composer.importing import item_vectors
-from ugt_composer.importing.clustering import check_clusters, default_clusters, residual_codes
-from ugt_composer.importing.item_vectors import cooccurrence_vectors, joined_vectors, text_vectors
+from ugt_composer.importing.clustering import check_clusters, default_clusters, fit_quantiser
+from ugt_composer.importing.item_vectors import cooccurrence_vectors, joined_vectors
 from ugt_composer.importing.quality import quality, summary
-
-TEXTS = pl.Series(["red nail polish", "pink nail polish", "blue nail polish", "skin oil", "body skin oil", None])
+from ugt_composer.importing.svd import Reduction
 
 
 def length(vectors: np.ndarray) -> np.ndarray:
     return np.linalg.norm(vectors, axis=1)
-
-
-def test_similar_texts_are_near_and_no_text_is_nothing():
-    vectors = text_vectors(TEXTS, 3, seed=1)
-    assert vectors[0] @ vectors[1] > 0.9 > 0.5 > vectors[0] @ vectors[3]
-    assert length(vectors) == pytest.approx([1, 1, 1, 1, 1, 0])
-
-
-def test_texts_without_a_common_word_give_zero_vectors():
-    assert (text_vectors(pl.Series(["a", "b", "c"]), 4, 0) == 0).all()
 
 
 def test_items_chosen_together_are_near():
@@ -37,33 +23,15 @@ def test_items_chosen_together_are_near():
     assert length(vectors)[12] == 0, "never seen"
 
 
-@pytest.mark.parametrize("groups", [1, 4, 30])
-def test_rounding_errors_do_not_change_vectors_even_where_singular_values_are_equal(groups):
-    """Groups of the same form have the same singular values, so that their singular vectors are arbitrary."""
-    random = np.random.default_rng(groups)
-    block = random.random((120 // groups, 120 // groups)) * (random.random((120 // groups, 120 // groups)) < 0.5)
-    matrix = sparse.block_diag([block + block.T] * groups).tocsr()
-    noisy = matrix.copy()
-    noisy.data *= 1 + random.standard_normal(len(noisy.data)) * 1e-15
-    vectors = item_vectors._reduced(matrix, 20, 0)
-    assert (vectors == item_vectors._reduced(noisy, 20, 0)).all()
-    assert len(np.unique(vectors, axis=0)) > 1
-
-
-def test_reduced_rows_are_as_similar_as_in_an_exact_decomposition():
-    random = np.random.default_rng(0)
-    matrix = random.random((60, 50)) * (random.random((60, 50)) < 0.3)
-    left, values, _ = np.linalg.svd(matrix)
-    wanted = left[:, :8] * np.sqrt(values[:8])
-    wanted /= length(wanted)[:, None]
-    vectors = item_vectors._reduced(sparse.csr_matrix(matrix), 8, 0)
-    assert vectors @ vectors.T == pytest.approx(wanted @ wanted.T, abs=0.05)
-
-
 def test_the_counts_are_those_of_a_loop(monkeypatch):
     user, item = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 1, 2, 0, 1, 2])
     seen = {}
-    monkeypatch.setattr(item_vectors, "_reduced", lambda matrix, *_: seen.update(made=matrix.toarray()))
+
+    def of(matrix, dimensions, seed):
+        seen["made"] = matrix.toarray()
+        return Reduction(matrix.toarray(), np.eye(3))
+
+    monkeypatch.setattr(Reduction, "of", of)
     cooccurrence_vectors(user, item, 3, 2, window=2, seed=0)
     counts = np.zeros((3, 3))
     for i in range(len(user)):
@@ -99,15 +67,28 @@ def test_items_without_vectors_spread_over_the_others():
 @given(st.integers(2, 40), st.integers(0, 5))
 def test_clusters_are_within_bounds_and_the_same_for_a_seed(items, seed):
     vectors = np.random.default_rng(seed).standard_normal((items, 3)).astype(np.float32)
-    codes = residual_codes(vectors, (4, 8), seed)
+    quantiser, codes = fit_quantiser(vectors, (4, 8), seed)
     assert codes.shape == (items, 2)
     assert (codes >= 0).all()
     assert (codes < [4, 8]).all()
-    assert (codes == residual_codes(vectors, (4, 8), seed)).all()
+    assert (codes == fit_quantiser(vectors, (4, 8), seed)[1]).all()
+    assert (codes == quantiser.codes(vectors)).all()
+
+
+def test_the_codes_of_new_vectors_are_the_nearest_centres_level_by_level():
+    random = np.random.default_rng(0)
+    quantiser, _ = fit_quantiser(random.standard_normal((200, 4)).astype(np.float32), (5, 7), 0)
+    new = random.standard_normal((50, 4)).astype(np.float32)
+    residual, wanted = np.rint(new * 2.0**quantiser.exponent), []
+    for centres in quantiser.centres:
+        nearest = [((row - centres) ** 2).sum(axis=1).argmin() for row in residual]
+        residual = residual - centres[nearest]
+        wanted.append(nearest)
+    assert (quantiser.codes(new) == np.array(wanted).T).all()
 
 
 def test_fewer_different_vectors_than_clusters():
-    assert residual_codes(np.ones((9, 2), np.float32), (4, 8), 0).shape == (9, 2)
+    assert fit_quantiser(np.ones((9, 2), np.float32), (4, 8), 0)[1].shape == (9, 2)
 
 
 @pytest.mark.parametrize("items", [1, 2, 50, 12_101, 10**7])

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ugt_composer.errors import UserError
-from ugt_composer.importing.levels import compact_sizes, fitted, instance_codes, triples_of_codes
+from ugt_composer.importing.levels import added_codes, compact_sizes, fitted, instance_codes, triples_of_codes
 
 SIZES = (20, 30, 40)
 
@@ -76,3 +76,40 @@ def test_too_little_room_is_an_error_that_says_how_much_is_needed():
 
 def test_compact_sizes_are_rounded_up_within_the_limit():
     assert compact_sizes(np.array([[63, 64, 900]]), (1024, 1024, 901)) == [64, 128, 901]
+
+
+def test_reserved_sizes_have_room_for_more_ids_or_say_what_they_need():
+    ids = np.array([[63, 64, 904]])
+    assert compact_sizes(ids, (1024, 1024, 4096), reserve=0.2) == [64, 128, 1088]
+    assert compact_sizes(ids, (1024, 1024, 1085), reserve=0.2) == [64, 128, 1085], "900 ids, 180 more, 5 special ones"
+    with pytest.raises(UserError, match=r"--reserve 0.2: the third level needs 1,085 ids, .* gives it 1,084"):
+        compact_sizes(ids, (1024, 1024, 1084), reserve=0.2)
+
+
+@given(st.data())
+def test_added_codes_differ_within_a_bucket_and_take_unused_codes_first(data):
+    buckets = st.lists(st.integers(0, 3), min_size=1, max_size=15)
+    old, new = np.array(data.draw(buckets)), np.array(data.draw(buckets))
+    old_codes = instance_codes(old, data.draw(st.integers(15, 20)))
+    capacity = int(old_codes.max()) + 1 + data.draw(st.integers(0, 6))
+    largest = max(capacity, 30) + data.draw(st.integers(0, 6))
+    codes, own = added_codes(new, old, old_codes, capacity, largest)
+    pairs = [*zip(old.tolist(), old_codes.tolist(), strict=True), *zip(new.tolist(), codes.tolist(), strict=True)]
+    assert len(set(pairs)) == len(old) + len(new)
+    assert codes.max() < largest
+    assert own.sum() == min(len(new), largest - len(set(old_codes.tolist())))
+    assert not set(codes[own].tolist()) & {*old_codes.tolist(), *codes[~own].tolist()} or not own.all()
+    if own.sum() < len(new):
+        assert len({*old_codes.tolist(), *codes.tolist()}) == largest, "every code is used before one is shared"
+    else:
+        beyond = codes[codes >= capacity]
+        assert not len(beyond) or set(range(capacity)) <= {*old_codes.tolist(), *codes.tolist()}
+
+
+def test_a_full_prefix_says_which_size_is_needed():
+    bucket = np.zeros(6, int)
+    codes, own = added_codes(np.zeros(2, int), bucket, np.arange(6), 6, 8)
+    assert sorted(codes.tolist()) == [6, 7]
+    assert own.all()
+    with pytest.raises(UserError, match=r"9 items share their first two levels, .* room for 8; .* at least 14"):
+        added_codes(np.zeros(3, int), bucket, np.arange(6), 6, 8)

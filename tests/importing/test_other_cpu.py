@@ -26,7 +26,9 @@ PROGRAM = """
 import sys
 from threadpoolctl import threadpool_info
 from convert.semantic_ids import main
-main(sys.argv[1:])
+*options, titles, out = sys.argv[1:]
+main([*options, "--items", titles, "--out", out])
+main(["--extend", f"{out}/semantic_ids.json", "--items", titles.replace("items", "more"), "--out", f"{out}-more"])
 print({library["architecture"] for library in threadpool_info() if library["internal_api"] == "openblas"})
 """
 
@@ -42,6 +44,8 @@ def tables(tmp_path) -> tuple[Path, Path]:
     words = [f"w{number}" for number in range(60)]
     titles = [" ".join(random.choice(words, 4)) for _ in range(360)]
     pl.DataFrame({"item": range(360), "title": titles}).write_csv(tmp_path / "items.csv")
+    titles = [" ".join(random.choice(words, 4)) for _ in range(90)]
+    pl.DataFrame({"item": range(400, 490), "title": titles}).write_csv(tmp_path / "more.csv")
     return tmp_path / "log.csv", tmp_path / "items.csv"
 
 
@@ -50,7 +54,7 @@ def test_the_ids_do_not_depend_on_the_processor(tables, tmp_path):
     running = {}
     for number, (name, variables) in enumerate(PROCESSORS.items()):
         out = tmp_path / str(number)
-        options = [log, "--items", items, "--max-unmatched", "1", "--out", str(out)]
+        options = [log, "--max-unmatched", "1", items, str(out)]
         running[name] = (
             out,
             subprocess.Popen(
@@ -67,7 +71,9 @@ def test_the_ids_do_not_depend_on_the_processor(tables, tmp_path):
         printed, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
         kernels.add(printed.splitlines()[-1])
-        files[name] = [(out / file).read_bytes() for file in ("semantic_ids.json", "item_vectors.npy")]
+        folders = (out, out.with_name(f"{out.name}-more"))
+        written = ("semantic_ids.json", "item_vectors.npy", "semantic_ids.npz")
+        files[name] = [(folder / file).read_bytes() for folder in folders for file in written]
     if len(kernels) == 1:
         pytest.skip(f"OpenBLAS has no other kernels for this processor than {kernels}")
     for name, content in files.items():

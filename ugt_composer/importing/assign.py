@@ -1,5 +1,6 @@
 """Assigns semantic IDs to items: from codes if given, else from vectors, else from texts and interactions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,22 @@ import polars as pl
 from threadpoolctl import threadpool_limits
 
 from ugt_composer.errors import UserError
+from ugt_composer.importing.assigner import TEXTS, Assigner, View
 from ugt_composer.importing.bundle import Bundle, is_bundle, parse_bundle
-from ugt_composer.importing.clustering import check_clusters, default_clusters, residual_codes
+from ugt_composer.importing.clustering import Quantiser, check_clusters, default_clusters, fit_quantiser
 from ugt_composer.importing.code_array import is_array_file, read_code_array
 from ugt_composer.importing.codes import parse_codes, read_json
 from ugt_composer.importing.ids import distinct_ids
-from ugt_composer.importing.item_vectors import cooccurrence_vectors, joined_vectors, text_vectors
+from ugt_composer.importing.item_vectors import cooccurrence_vectors, joined_vectors
 from ugt_composer.importing.items import Items, numbers_of
-from ugt_composer.importing.levels import capacities, compact_sizes, instance_codes, triples_of_codes
+from ugt_composer.importing.levels import ROUNDING, capacities, compact_sizes, instance_codes, triples_of_codes
 from ugt_composer.importing.settings import IdSettings
+from ugt_composer.importing.texts import TextModel, fit_texts
 from ugt_composer.importing.vectors import read_vectors
 from ugt_composer.vocabulary import NUM_SPECIAL_IDS
+
+COOCCURRENCE = "co-occurrence"
+RESERVE = "reserve"  # in `made`
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class Given:
         ids: int64 (n, 3) semantic IDs; None if they are to be made from `vectors`.
         vectors: float32 (n, d), or None.
         made: how the ids are made; stored in the bundle.
+        extends: of the bundle that was read, see `Bundle`.
+        sizes: the codebook sizes of a bundle with room for more items; None: as large as the ids need.
         warnings: sentences about the file, for the user and the report.
     """
 
@@ -39,6 +47,8 @@ class Given:
     vectors: np.ndarray | None
     made: dict[str, Any]
     warnings: tuple[str, ...] = ()
+    extends: Sequence[dict[str, Any]] = ()
+    sizes: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,11 +58,13 @@ class Assigned:
     Attributes:
         views: name of the source, such as "texts" → vectors (I, d).
         vectors: float32 (I, d), those given or else all views joined; None if there are none.
+        assigner: gives ids to items that are added later; None if the ids were given.
     """
 
     bundle: Bundle
     views: dict[str, np.ndarray]
     vectors: np.ndarray | None
+    assigner: Assigner | None = None
 
 
 def read_given(settings: IdSettings, known: Items | None) -> Given | None:
@@ -87,7 +99,8 @@ def _read_codes(path: Path, settings: IdSettings, known: Items | None) -> Given:
         if is_bundle(content):
             bundle = parse_bundle(path, content)
             _check_sizes(bundle, settings)
-            return Given(bundle.items, bundle.ids, None, bundle.made)
+            sizes = bundle.codebook_sizes if bundle.extends or RESERVE in bundle.made else None
+            return Given(bundle.items, bundle.ids, None, bundle.made, (), bundle.extends, sizes)
         items, codes = parse_codes(path, content)
     made = {"method": "codes", "levels_given": sorted({len(code) for code in codes})}
     return Given(items, triples_of_codes(codes, settings.codebook_sizes), None, made)
@@ -102,39 +115,65 @@ def assign_ids(items: Items, given: Given | None, user: np.ndarray, item: np.nda
     # Rounding errors depend on the number of threads. `exact.py` removes them; with one thread there are fewer of them.
     with threadpool_limits(1):
         views: dict[str, np.ndarray] = {}
+        text_model: TextModel | None = None
         if items.texts is not None and items.texts.drop_nulls().len():
-            views["texts"] = text_vectors(items.texts, settings.dimensions, settings.seed)
+            text_model, views[TEXTS] = fit_texts(items.texts, settings.dimensions, settings.seed)
         if len(user):
             size, window = settings.dimensions, settings.window
-            views["co-occurrence"] = cooccurrence_vectors(user, item, len(items), size, window, settings.seed)
+            views[COOCCURRENCE] = cooccurrence_vectors(user, item, len(items), size, window, settings.seed)
         if given is not None:
             rows = numbers_of(items.ids, Items(given.items))
             if given.vectors is not None:
                 views = {"vectors": given.vectors[rows], **views}
             if given.ids is not None:
                 ids = given.ids[rows]
-                bundle = Bundle(items.ids, ids, compact_sizes(ids, settings.codebook_sizes), given.made)
+                sizes = compact_sizes(ids, settings.codebook_sizes, settings.reserve)
+                sizes = [max(pair) for pair in zip(sizes, given.sizes or sizes, strict=True)]
+                bundle = Bundle(items.ids, ids, sizes, given.made, given.extends)
                 return Assigned(bundle, views, _build_vectors(views, settings)[0] if views else None)
             vectors, made = views["vectors"], given.made
         else:
             vectors, made = _build_vectors(views, settings)
-        clusters = settings.clusters or default_clusters(len(items), settings.codebook_sizes)
-        check_clusters(clusters, len(items), settings.codebook_sizes, is_default=settings.clusters is None)
-        codes = residual_codes(vectors, clusters, settings.seed)
-    _, at_l2, at_l3 = capacities(settings.codebook_sizes)
+        joined = {} if given is not None else _joined_views(views, settings)
+        quantiser, bundle = _make_bundle(items, vectors, made, settings)
+    if given is None and sum(view.dimensions for view in joined.values()) != vectors.shape[1]:
+        return Assigned(bundle, views, vectors)  # nothing is known of any item: its vectors are random numbers
+    return Assigned(bundle, views, vectors, Assigner(quantiser, joined, text_model if TEXTS in joined else None))
+
+
+def _make_bundle(
+    items: Items, vectors: np.ndarray, made: dict[str, Any], settings: IdSettings
+) -> tuple[Quantiser, Bundle]:
+    *_, at_l2, at_l3 = capacities(settings.codebook_sizes)
+    at_l3 = int(at_l3 / (1 + settings.reserve) + ROUNDING)  # the other ids are for new items
+    clusters = settings.clusters or default_clusters(len(items), settings.codebook_sizes)
+    sizes = (*settings.codebook_sizes[:2], at_l3 + NUM_SPECIAL_IDS)
+    check_clusters(clusters, len(items), sizes, is_default=settings.clusters is None)
+    quantiser, codes = fit_quantiser(vectors, clusters, settings.seed)
     l3 = instance_codes(codes[:, 0] * at_l2 + codes[:, 1], at_l3)
     ids = np.concatenate([codes, l3[:, None]], axis=1) + NUM_SPECIAL_IDS
     made = {**made, "clusters": list(clusters), "seed": settings.seed}
-    return Assigned(Bundle(items.ids, ids, compact_sizes(ids, settings.codebook_sizes), made), views, vectors)
+    if settings.reserve:
+        made[RESERVE] = settings.reserve
+    return quantiser, Bundle(items.ids, ids, compact_sizes(ids, settings.codebook_sizes, settings.reserve), made)
 
 
 def _build_vectors(views: dict[str, np.ndarray], settings: IdSettings) -> tuple[np.ndarray, dict[str, Any]]:
     if not views:
         raise UserError("no source for semantic IDs; expected --codes, --vectors, --items with texts, or interactions")
-    weights = {"texts": settings.text_weight, "co-occurrence": 1 - settings.text_weight}
+    weights = _weights(settings)
     vectors = joined_vectors(list(views.values()), [weights[name] for name in views], settings.seed)
     made = {"method": "built", "from": list(views), "dimensions": settings.dimensions, "window": settings.window}
     return vectors, {**made, "text_weight": settings.text_weight} if len(views) > 1 else made
+
+
+def _weights(settings: IdSettings) -> dict[str, float]:
+    return {TEXTS: settings.text_weight, COOCCURRENCE: 1 - settings.text_weight}
+
+
+def _joined_views(views: dict[str, np.ndarray], settings: IdSettings) -> dict[str, View]:
+    weights = _weights(settings)
+    return {name: View(vectors.shape[1], weights[name], (vectors != 0).any(axis=1)) for name, vectors in views.items()}
 
 
 def _check_sizes(bundle: Bundle, settings: IdSettings) -> None:

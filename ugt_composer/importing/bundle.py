@@ -27,12 +27,16 @@ class Bundle:
         ids: int64 (n, 3).
         codebook_sizes: one per level; every id is below the size of its level.
         made: how the ids were made, as plain JSON values.
+        extends: fingerprint and number of items of each catalogue that was extended to this one, the first one first.
+        assigner: files and hashes of what gives ids to new items, see `Assigner.save`; None if there are none.
     """
 
     items: pl.Series
     ids: np.ndarray
     codebook_sizes: Sequence[int]
     made: dict[str, Any]
+    extends: Sequence[dict[str, Any]] = ()
+    assigner: dict[str, str] | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -56,13 +60,17 @@ class Bundle:
 
     def save(self, path: Path) -> None:
         """Writes JSON with one item per line, so that versions can be compared line by line."""
-        head = {
+        head: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
             "fingerprint": self.fingerprint,
             "codebook_sizes": list(self.codebook_sizes),
             "made": self.made,
         }
+        if self.extends:
+            head["extends"] = list(self.extends)
+        if self.assigner is not None:
+            head["assigner"] = self.assigner
         lines = [f"{_json(key)}: {_json(value)}," for key, value in head.items()]
         pairs = zip(self.items.to_list(), self.ids.tolist(), strict=True)
         items = ",\n".join(f"{_json(item)}: {_json(triple)}" for item, triple in pairs)
@@ -100,7 +108,8 @@ def parse_bundle(path: Path, given: dict[str, Any]) -> Bundle:
                 "codebook size - 1"
             )
     ids = np.array(list(items.values()), np.int64)
-    bundle = Bundle(pl.Series("item", list(items), dtype=pl.String), ids, sizes, given.get("made", {}))
+    names = pl.Series("item", list(items), dtype=pl.String)
+    bundle = Bundle(names, ids, sizes, given.get("made", {}), given.get("extends", ()), given.get("assigner"))
     if bundle.fingerprint != given.get("fingerprint"):
         raise UserError(
             f"{path}: the ids do not match the fingerprint; the file was changed or is corrupted, make it again"

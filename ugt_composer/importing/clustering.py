@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from ugt_composer.errors import UserError
-from ugt_composer.importing.exact import integers_of
-from ugt_composer.importing.kmeans import kmeans
+from ugt_composer.importing.exact import exponent_of, integers_of
+from ugt_composer.importing.kmeans import kmeans, nearest
 from ugt_composer.importing.levels import capacities
 from ugt_composer.vocabulary import NUM_SPECIAL_IDS
 
@@ -42,12 +43,36 @@ def check_clusters(clusters: Sequence[int], items: int, codebook_sizes: Sequence
         )
 
 
-def residual_codes(vectors: np.ndarray, clusters: Sequence[int], seed: int) -> np.ndarray:
-    """int64 (n, levels) cluster numbers of (n, d) vectors: each level clusters the residuals of the level above."""
-    residual = integers_of(vectors)
-    codes = []
+@dataclass(frozen=True)
+class Quantiser:
+    """The centres that codes come from; vectors that did not make the centres get the codes of the nearest ones.
+
+    Attributes:
+        exponent: of the power of two that vectors are multiplied by before they are rounded to integers.
+        centres: per level, integers (clusters, d).
+    """
+
+    exponent: int
+    centres: tuple[np.ndarray, ...]
+
+    def codes(self, vectors: np.ndarray) -> np.ndarray:
+        """int64 (n, levels) cluster numbers of (n, d) vectors, the same on every machine."""
+        residual, codes = integers_of(vectors, self.exponent), []
+        for centres in self.centres:
+            codes.append(nearest(residual, centres))
+            residual = residual - centres[codes[-1]]
+        return np.stack(codes, axis=1)
+
+
+def fit_quantiser(vectors: np.ndarray, clusters: Sequence[int], seed: int) -> tuple[Quantiser, np.ndarray]:
+    """A quantiser of (n, d) vectors, and their codes, int64 (n, levels): each level clusters the residuals of the level
+    above."""
+    exponent = exponent_of(vectors)
+    residual = integers_of(vectors, exponent)
+    codes, levels = [], []
     for level, count in enumerate(clusters):
         labels, centres = kmeans(residual, min(count, len(vectors)), seed + level)
         residual = residual - centres[labels]
         codes.append(labels)
-    return np.stack(codes, axis=1)
+        levels.append(centres)
+    return Quantiser(exponent, tuple(levels)), np.stack(codes, axis=1)

@@ -29,11 +29,20 @@ def normalized(integers: NDArray[np.float64]) -> NDArray[np.float32]:
     return (integers / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
 
-def integers_of(vectors: np.ndarray) -> NDArray[np.float64]:
-    """Integers (n, d) in proportion to vectors of any scale, up to rounding. The scale is a power of two."""
+def exponent_of(vectors: np.ndarray) -> int:
+    """The power of two that vectors of this scale are multiplied by before they are rounded; 0 if all are zero."""
     sizes = np.abs(vectors[vectors != 0]).astype(np.float64)
     if not len(sizes):
-        return np.zeros(vectors.shape)
+        return 0
     median = np.partition(sizes, len(sizes) // 2)[len(sizes) // 2]
-    scaled = np.ldexp(vectors.astype(np.float64), MEDIAN_BITS + 1 - int(np.frexp(median)[1]))
+    return MEDIAN_BITS + 1 - int(np.frexp(median)[1])
+
+
+def integers_of(vectors: np.ndarray, exponent: int | None = None) -> NDArray[np.float64]:
+    """Integers (n, d) in proportion to vectors of any scale, up to rounding. The scale is a power of two.
+
+    Args:
+        exponent: of that power; None: `exponent_of` these vectors.
+    """
+    scaled = np.ldexp(vectors.astype(np.float64), exponent_of(vectors) if exponent is None else exponent)
     return np.clip(np.rint(scaled), -LARGEST, LARGEST)

@@ -1,4 +1,4 @@
-"""Vectors of items from their texts, and from which items users chose close together in time.
+"""Vectors of items from which items users chose close together in time, and vectors of several sources joined.
 
 I items, P training interactions, d dimensions. Rows have length 1, or 0 where nothing is known of an item.
 """
@@ -6,37 +6,14 @@ I items, P training interactions, d dimensions. Rows have length 1, or 0 where n
 from collections.abc import Sequence
 
 import numpy as np
-import polars as pl
 from scipy import sparse
-from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
-from sklearn.preprocessing import normalize
-from sklearn.utils.extmath import randomized_svd
 
-from ugt_composer.importing.exact import normalized, rounded, unit_steps
+from ugt_composer.importing.exact import normalized, unit_steps
+from ugt_composer.importing.svd import LEAST, Reduction
 
-MAX_WORDS = 100_000  # size of the vocabulary; the most frequent words are kept
 MAX_PAIRS = 50_000_000  # of neighbouring interactions; the window is narrowed to stay below it
 NEIGHBOURS = 5  # similar items whose mean replaces the missing vector of an item
 BLOCK = 2048  # items compared with all others at a time
-OVERSAMPLED = 10  # singular values computed beyond those that are kept
-LEAST = 1e-6  # smaller singular values and lengths, relative to the largest, are rounding errors
-LEAST_GAP = 1e-4  # relative difference of singular values that are not regarded as equal
-
-
-def text_vectors(texts: pl.Series, dimensions: int, seed: int) -> np.ndarray:
-    """float32 (I, d): TF-IDF of the words, reduced by a singular value decomposition (latent semantic analysis)."""
-    words = CountVectorizer(
-        min_df=2 if len(texts) > 2 else 1,  # a word that occurs in one item only relates it to no other
-        token_pattern=r"(?u)\b\w+\b",
-    )
-    try:
-        counts = words.fit_transform(texts.fill_null("").to_list())
-    except ValueError:  # no word occurs in two items
-        return np.zeros((len(texts), 1), np.float32)
-    if counts.shape[1] > MAX_WORDS:  # of equally frequent words the first ones, everywhere
-        frequency = np.asarray(counts.sum(axis=0)).ravel()
-        counts = counts[:, np.sort(np.argsort(-frequency, kind="stable")[:MAX_WORDS])]
-    return _reduced(TfidfTransformer(sublinear_tf=True).fit_transform(counts), dimensions, seed)
 
 
 def cooccurrence_vectors(
@@ -64,7 +41,7 @@ def cooccurrence_vectors(
     mutual = np.log(counts.data / (total[counts.row] * context[counts.col]))
     kept = (mutual > LEAST) & (counts.row != counts.col)
     matrix = sparse.coo_matrix((mutual[kept], (counts.row[kept], counts.col[kept])), shape=counts.shape).tocsr()
-    return _reduced(matrix, dimensions, seed)
+    return Reduction.of(matrix, dimensions, seed).vectors
 
 
 def joined_vectors(parts: Sequence[np.ndarray], weights: Sequence[float], seed: int) -> np.ndarray:
@@ -85,14 +62,14 @@ def joined_vectors(parts: Sequence[np.ndarray], weights: Sequence[float], seed: 
         present = np.flatnonzero(known[at])
         if len(missing) and len(present):
             filled[at] = part.copy()
-            filled[at][missing] = _mean_of_nearest(basis[missing], basis[present], part[present])
+            filled[at][missing] = mean_of_nearest(basis[missing], basis[present], part[present])
     vectors = np.concatenate([part * np.sqrt(weight) for part, weight in zip(filled, weights, strict=True)], axis=1)
     unknown = np.flatnonzero(~np.any(known, axis=0))
     vectors[unknown] = vectors[rng.choice(any_known, len(unknown))]
     return vectors.astype(np.float32)
 
 
-def _mean_of_nearest(queries: np.ndarray, basis: np.ndarray, values: np.ndarray) -> np.ndarray:
+def mean_of_nearest(queries: np.ndarray, basis: np.ndarray, values: np.ndarray) -> np.ndarray:
     """(m, d) of length 1: for each of `queries` (m, e), the mean `values` (n, d) of its nearest `basis` (n, e)."""
     queries, basis, values = unit_steps(queries), unit_steps(basis), unit_steps(values)
     sums = np.empty((len(queries), values.shape[1]))
@@ -103,42 +80,3 @@ def _mean_of_nearest(queries: np.ndarray, basis: np.ndarray, values: np.ndarray)
         nearest = np.argpartition(-keys, count - 1, axis=1)[:, :count]
         sums[start : start + BLOCK] = values[nearest].sum(axis=1)
     return normalized(sums)
-
-
-def _reduced(matrix: sparse.csr_matrix, dimensions: int, seed: int) -> np.ndarray:
-    """Reduces rows to at most `dimensions` dimensions, scaled by the root of the singular values, then to length 1.
-
-    Singular vectors have no certain sign, and those of equal singular values no certain direction. So the result is
-    rotated to where it is as near as possible to random vectors that depend on the seed alone; and it is rounded.
-    """
-    size = min(dimensions, min(matrix.shape) - 1)
-    if size < 1:
-        return rounded(normalize(matrix).toarray())
-    left, values, _ = randomized_svd(matrix, size + OVERSAMPLED, n_oversamples=0, n_iter=5, random_state=seed)
-    size = _separated(values, size)
-    left, values = left[:, :size], values[:size]
-    left[np.diff(matrix.indptr) == 0] = 0
-    vectors = (left * np.sqrt(values)) @ _rotation(left, seed)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    known = lengths > LEAST * lengths.max()  # other rows hold rounding errors only
-    return rounded(vectors / np.where(known, lengths, np.inf))
-
-
-def _separated(values: np.ndarray, most: int) -> int:
-    """How many singular values (v,) to keep: about `most`, and none that equals the first one left out."""
-    values = values[values > LEAST * values[0]]
-    most = min(most, len(values))
-    following = np.append(values[1:], 0)
-    apart = np.flatnonzero(values - following > LEAST_GAP * values) + 1
-    near = apart[apart > most - OVERSAMPLED]
-    return int(near[np.argmin(np.abs(near - most))]) if len(near) else len(values)
-
-
-def _rotation(left: np.ndarray, seed: int) -> np.ndarray:
-    """(c, c) orthogonal: what brings orthonormal columns (n, c) nearest to normally distributed ones (Procrustes)."""
-    rng, product = np.random.default_rng(seed), np.zeros((left.shape[1], left.shape[1]))
-    for start in range(0, len(left), BLOCK):
-        block = left[start : start + BLOCK]
-        product += block.T @ rng.standard_normal(block.shape)
-    first, _, second = np.linalg.svd(product)
-    return first @ second

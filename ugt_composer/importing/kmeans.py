@@ -34,6 +34,11 @@ def kmeans(vectors: Integers, count: int, seed: int) -> tuple[NDArray[np.int64],
     return _nearest(vectors, centres)[0], centres
 
 
+def nearest(vectors: Integers, centres: Integers) -> NDArray[np.int64]:
+    """The number of each vector's nearest centre, int64 (n,)."""
+    return _nearest(vectors, centres)[0]
+
+
 def _plus_plus(vectors: Integers, count: int, rng: np.random.Generator) -> Integers:
     """Centres (count, d) drawn from the vectors by greedy k-means++ (Arthur and Vassilvitskii, 2007)."""
     squares, trials = np.square(vectors).sum(axis=1), 2 + int(np.log(count))

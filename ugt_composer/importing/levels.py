@@ -3,6 +3,7 @@
 n items. The ids of a level begin after the 5 special ones, so a codebook of V ids has a capacity of V − 5.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from ugt_composer.errors import UserError
 from ugt_composer.vocabulary import LEVELS, NUM_SPECIAL_IDS
 
+ROUNDING = 1e-6  # of products with a fraction
 ROUNDED_TO = 64  # GPUs compute faster with sizes that are multiples of this
 
 
@@ -39,6 +41,55 @@ def instance_codes(bucket: np.ndarray, capacity: int) -> np.ndarray:
     codes = np.empty(len(bucket), np.int64)
     codes[np.argsort(bucket, kind="stable")] = np.arange(len(bucket)) % capacity
     return codes
+
+
+def added_codes(
+    bucket: np.ndarray, old_bucket: np.ndarray, old_codes: np.ndarray, capacity: int, largest: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes of n items that are added to I items: int64 (n,), none of which an item of the same bucket has, and whether
+    each is used by no other item, bool (n,).
+
+    Items are numbered bucket after bucket, with the codes below `capacity` that no item has; then with those from
+    `capacity` to `largest`; then with the codes that the fewest items have.
+
+    Args:
+        bucket, old_bucket: int64 (n,) and (I,), the L1 and L2 of each item as one number.
+        old_codes: int64 (I,).
+        capacity: usable ids of L3 now.
+        largest: usable ids that it may grow to.
+
+    Raises:
+        UserError: more items share a bucket than `largest`.
+    """
+    size = int(np.unique(np.concatenate([bucket, old_bucket]), return_counts=True)[1].max())
+    if size > largest:
+        raise UserError(
+            f"--extend: with the new items {size:,} items share their first two levels, and the third has room for "
+            f"{largest:,}; give --codebook-sizes with a third size of at least {size + NUM_SPECIAL_IDS:,}, or make "
+            "ids of all items again, with more --clusters"
+        )
+    used = np.bincount(old_codes, minlength=max(largest, capacity))
+    free = np.flatnonzero(used == 0)
+    codes, own = np.empty(len(bucket), np.int64), np.zeros(len(bucket), bool)
+    order = np.argsort(bucket, kind="stable")
+    fresh = order[: len(free)]
+    codes[fresh], own[fresh] = free[: len(fresh)], True
+    used[codes[fresh]] += 1
+    taken: dict[int, set[int]] = {}
+    for at, of_bucket in zip(order[len(free) :], bucket[order[len(free) :]].tolist(), strict=True):
+        if of_bucket not in taken:
+            taken[of_bucket] = {*old_codes[old_bucket == of_bucket].tolist(), *codes[fresh][bucket[fresh] == of_bucket]}
+        counts = used.copy()
+        counts[list(taken[of_bucket])] = np.iinfo(counts.dtype).max
+        codes[at] = counts.argmin()
+        used[codes[at]] += 1
+        taken[of_bucket].add(int(codes[at]))
+    return codes, own
+
+
+def with_reserve(codes: int, reserve: float) -> int:
+    """How many ids leave room for this fraction of more items."""
+    return math.ceil(codes * (1 + reserve) - ROUNDING)
 
 
 def fitted(values: np.ndarray, capacity: int, level: int) -> np.ndarray:
@@ -91,9 +142,22 @@ def triples_of_codes(codes: Sequence[tuple[int, ...]], codebook_sizes: Sequence[
     return np.stack([l1, l2, l3], axis=1) + NUM_SPECIAL_IDS
 
 
-def compact_sizes(ids: np.ndarray, codebook_sizes: Sequence[int]) -> list[int]:
-    """The sizes that (n, 3) ids need, rounded up, but at most `codebook_sizes`."""
+def compact_sizes(ids: np.ndarray, codebook_sizes: Sequence[int], reserve: float = 0.0) -> list[int]:
+    """The sizes that (n, 3) ids need, rounded up, but at most `codebook_sizes`.
+
+    Args:
+        reserve: L3 has room for this fraction of more ids.
+
+    Raises:
+        UserError: `codebook_sizes` leave no such room.
+    """
     needed = ids.max(axis=0) + 1
+    needed[-1] = NUM_SPECIAL_IDS + with_reserve(needed[-1] - NUM_SPECIAL_IDS, reserve)
+    if reserve and needed[-1] > codebook_sizes[-1]:
+        raise UserError(
+            f"--reserve {reserve:g}: the third level needs {needed[-1]:,} ids, and --codebook-sizes gives it "
+            f"{codebook_sizes[-1]:,}; give a larger third size, or a smaller --reserve"
+        )
     return [
         min(-(-int(need) // ROUNDED_TO) * ROUNDED_TO, size) for need, size in zip(needed, codebook_sizes, strict=True)
     ]

@@ -188,6 +188,14 @@ def add_id_options(parser: argparse.ArgumentParser) -> None:
         metavar="W",
         help="weight of the texts, 0 to 1; interactions weigh 1 - W (default %(default)s)",
     )
+    ids(
+        "--reserve",
+        type=float,
+        default=default.reserve,
+        metavar="R",
+        help="leave room in the third codebook for R times as many more items, such as 0.2, which semantic_ids.py "
+        "--extend can add later without changing the size of a trained model (default %(default)s)",
+    )
 
 
 def add_row_options(parser: argparse.ArgumentParser) -> None:

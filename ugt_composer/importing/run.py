@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,12 @@ from tqdm import tqdm
 
 from ugt_composer.errors import UserError
 from ugt_composer.importing.assign import Assigned, assign_ids, read_given
+from ugt_composer.importing.assigner import FILE as ASSIGNER
+from ugt_composer.importing.assigner import VECTORS
 from ugt_composer.importing.bundle import Bundle
 from ugt_composer.importing.column_names import about_columns
 from ugt_composer.importing.corpus import Corpus, make_corpus, read_log
+from ugt_composer.importing.extend import extend_ids, read_base
 from ugt_composer.importing.inputs import find_parts, shown
 from ugt_composer.importing.interactions import Interactions
 from ugt_composer.importing.items import Items, all_items, read_items
@@ -32,12 +35,12 @@ from ugt_composer.importing.split_report import (
 )
 from ugt_composer.importing.splits import TEST, VALIDATION, Rows, held_out_rows, training_rows
 
-BUNDLE, CATALOGUE, VECTORS, REPORT = "semantic_ids.json", "catalogue.jsonl", "item_vectors.npy", "report.json"
+BUNDLE, CATALOGUE, REPORT = "semantic_ids.json", "catalogue.jsonl", "report.json"
 FILES = (
     *("train.jsonl", "validation.jsonl", "test.jsonl", "train_preference.jsonl", "validation_preference.jsonl"),
-    *(CATALOGUE, BUNDLE, VECTORS, REPORT),
+    *(CATALOGUE, BUNDLE, ASSIGNER, VECTORS, REPORT),
 )
-ID_FILES = (CATALOGUE, BUNDLE, VECTORS, REPORT)
+ID_FILES = (CATALOGUE, BUNDLE, ASSIGNER, VECTORS, REPORT)
 Say = Callable[[str], object]
 
 
@@ -104,6 +107,18 @@ def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, fold
     return report
 
 
+def add_items(bundle: Path, source: SourceSettings, ids: IdSettings, folder: Path, say: Say) -> dict[str, Any]:
+    """Writes ID_FILES of the bundle's items and of the new ones in the table of items. Returns the report."""
+    base = read_base(bundle)
+    known = read_known_items(source, say)
+    extended = extend_ids(base, known, ids, say)
+    report: dict[str, Any] = {"extends": str(bundle), "extension": extended.facts}
+    report |= write_ids(extended.assigned, extended.items, folder) | table_facts(None, known)
+    report["warnings"] = [*(() if known is None else known.warnings), *extended.warnings]
+    write_report(report, folder)
+    return report
+
+
 def read_known_items(source: SourceSettings, say: Say) -> Items | None:
     if source.items is None:
         return None
@@ -133,10 +148,12 @@ def table_facts(log: Interactions | None, known: Items | None) -> dict[str, Any]
 
 def write_ids(assigned: Assigned, items: Items, folder: Path) -> dict[str, Any]:
     bundle = assigned.bundle
-    bundle.save(folder / BUNDLE)
-    bundle.write_catalogue(folder / CATALOGUE, items.names)
     if assigned.vectors is not None:
         np.save(folder / VECTORS, assigned.vectors)
+    if assigned.assigner is not None:
+        bundle = replace(bundle, assigner=assigned.assigner.save(folder))
+    bundle.save(folder / BUNDLE)
+    bundle.write_catalogue(folder / CATALOGUE, items.names)
     return {
         "fingerprint": bundle.fingerprint,
         "codebook_sizes": list(bundle.codebook_sizes),

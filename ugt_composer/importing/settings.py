@@ -14,6 +14,8 @@ from ugt_composer.importing.repeats import KEEP
 from ugt_composer.importing.splits import LEAVE_ONE_OUT
 from ugt_composer.vocabulary import DEFAULT_CODEBOOK_SIZES, LEVELS, MAX_HISTORY, NUM_SPECIAL_IDS
 
+MOST_RESERVE = 10
+
 
 @dataclass(frozen=True)
 class SourceSettings:
@@ -109,6 +111,7 @@ class IdSettings:
     dimensions: int = 64
     window: int = 5
     text_weight: float = 0.3
+    reserve: float = 0.0
     codebook_sizes: tuple[int, ...] = DEFAULT_CODEBOOK_SIZES
     seed: int = 42
 
@@ -131,6 +134,8 @@ class IdSettings:
             )
         if not 0 <= self.text_weight <= 1:
             raise UserError(f"--text-weight {self.text_weight} is outside 0..1")
+        if not 0 <= self.reserve <= MOST_RESERVE:
+            raise UserError(f"--reserve {self.reserve:g}: expected a fraction of more items, 0 to {MOST_RESERVE}")
         _check_positive({"--dimensions": self.dimensions, "--window": self.window})
 
 
