@@ -4,11 +4,18 @@ import argparse
 from collections.abc import Sequence
 
 from ugt_composer import __version__
-from ugt_composer.cli import evaluate, export, inspect, recommend, reference
+from ugt_composer.cli import evaluate, export, inspect, preferences, recommend, reference
 from ugt_composer.errors import exit_on_user_error
 from ugt_composer.job.cpus import share_cpus
 
-COMMANDS = {"recommend": recommend, "evaluate": evaluate, "inspect": inspect, "export": export, "reference": reference}
+COMMANDS = {
+    "recommend": recommend,
+    "evaluate": evaluate,
+    "inspect": inspect,
+    "export": export,
+    "preferences": preferences,
+    "reference": reference,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.data.codec import Row, encode_row, width_for
 from ugt_composer.data.collate import PackedRow, collate
 from ugt_composer.data.history import SemanticId
+from ugt_composer.data.recent_history import with_recent_history
 from ugt_composer.generation.beam_search import Recommendations, beam_search
 from ugt_composer.generation.item_scores import ItemScores, Similarity
 from ugt_composer.model.ugt import UGT
@@ -24,6 +25,7 @@ class Recommender:
         trie: the catalogue; None: all combinations of ids can be recommended.
         item_score_weight: weight of the user-item score (`ItemScores`) in the ranking; above 0 it needs a trie.
         temperature, similarity: those of the contrastive loss, for that score.
+        max_history: items of a row's history that the model reads, the most recent ones; None: all.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class Recommender:
         item_score_weight: float = 0.0,
         temperature: float = 0.07,
         similarity: Similarity = "cosine",
+        max_history: int | None = None,
     ):
         self.device = next(model.parameters()).device
         self.model = model.eval()
@@ -40,6 +43,7 @@ class Recommender:
         self.item_score_weight = item_score_weight
         self.temperature = temperature
         self.similarity: Similarity = similarity
+        self.max_history = max_history
         self.item_vectors = None
         if item_score_weight > 0:
             assert self.trie is not None
@@ -64,6 +68,8 @@ class Recommender:
         if seen is not None and earlier is not None:
             lists = [torch.tensor(items, dtype=seen.dtype).view(-1, LEVELS) for items in earlier]
             seen = torch.cat([seen, pad_sequence(lists, batch_first=True).to(self.device)], dim=1)
+        if self.max_history is not None:
+            batch = with_recent_history(batch, self.max_history + 1)  # and the user's token
         memory = self.model.encode(batch)
         scores = None
         if self.item_vectors is not None:

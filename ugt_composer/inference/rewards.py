@@ -1,0 +1,163 @@
+"""Rewards of items, from a file or from a user's own function: they choose between a model's candidates.
+
+A file has one value per item: JSON Lines such as {"item_id": "B00…", "reward": 1.5}, or CSV (.csv, .tsv) with the
+columns item_id and reward. A function, named as `my_package.my_module:my_function`, is called once per row:
+
+    def my_function(user_id: str, history: list[str], candidates: list[str]) -> list[float]: ...
+
+It gets item ids, the history oldest first, and returns one value per candidate. The higher, the better.
+"""
+
+import csv
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from ugt_composer.catalogue.catalogue import Catalogue
+from ugt_composer.config.user_classes import described
+from ugt_composer.data.history import SemanticId
+from ugt_composer.errors import UserError, nearest, where_searched
+from ugt_composer.jsonl.bad_row import shown
+
+Reward = Callable[[str, list[str], list[str]], Sequence[float]]
+ITEM, VALUE = "item_id", "reward"
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_FUNCTION = re.compile(r"\w+(\.\w+)*:\w+")
+
+
+class ItemRewards:
+    """The rewards of semantic IDs: the mean over the items that share one.
+
+    Args:
+        reward: of item ids.
+        name: of the file or function, for messages.
+    """
+
+    def __init__(self, reward: Reward, name: str, catalogue: Catalogue):
+        self.reward, self.name, self.catalogue = reward, name, catalogue
+
+    def of(self, user_id: str, history: Sequence[SemanticId], candidates: Sequence[SemanticId]) -> list[float]:
+        """One value per candidate. History items that the catalogue lacks are left out.
+
+        Raises:
+            UserError: the user's function fails, or does not return one finite number per item.
+        """
+        past = [items[0].item_id for items in map(self.catalogue.items_of, history) if items]
+        members = [[item.item_id for item in self.catalogue.items_of(ids)] for ids in candidates]
+        flat = [item_id for items in members for item_id in items]
+        try:
+            values = [float(value) for value in self.reward(user_id, past, flat)]
+        except Exception as error:  # the function is the user's own
+            raise UserError(f"--reward {self.name}: fails for user {user_id}: {described(error)}") from error
+        if len(values) != len(flat) or not all(map(math.isfinite, values)):
+            found = f"{len(values)} values" if len(values) != len(flat) else "a value that is not a finite number"
+            raise UserError(
+                f"--reward {self.name}: found {found} for user {user_id}; expected a finite number for each of "
+                f"{len(flat)} candidates"
+            )
+        means, at = [], 0
+        for items in members:
+            means.append(math.fsum(values[at : at + len(items)]) / len(items))
+            at += len(items)
+        return means
+
+
+def read_rewards(option: str, catalogue: Catalogue) -> ItemRewards:
+    """The rewards that an option names, a file or a function.
+
+    Raises:
+        UserError: there is neither, or the file is not valid or lacks an item of the catalogue.
+    """
+    if _FUNCTION.fullmatch(option) and not Path(option).exists():
+        return ItemRewards(_function(option), option, catalogue)
+    if not Path(option).is_file():
+        raise UserError(
+            f"--reward {option}: no such file{where_searched(option)}; expected JSON Lines or CSV with an {ITEM} and a "
+            f"{VALUE} per item, or a function such as my_package.my_module:my_function"
+        )
+    values = _read_file(option)
+    missing = [item.item_id for item in catalogue.items if item.item_id not in values]
+    if missing:
+        raise UserError(
+            f"--reward {option}: has no {VALUE} for {len(missing):,} of {len(catalogue):,} items of "
+            f"{catalogue.source}, such as {shown(missing[0])}; expected one for each"
+        )
+    return ItemRewards(lambda user_id, history, candidates: [values[item] for item in candidates], option, catalogue)
+
+
+def _read_file(path: str) -> dict[str, float]:
+    values: dict[str, float] = {}
+    try:
+        for line, item_id, text in _entries(path):
+            try:
+                value = float(text)  # type: ignore[arg-type]
+            except (TypeError, ValueError):
+                value = math.nan
+            if not isinstance(item_id, str) or isinstance(text, bool) or not math.isfinite(value):
+                what, found, wanted = (
+                    (VALUE, text, "a finite number")
+                    if isinstance(item_id, str)
+                    else (
+                        ITEM,
+                        item_id,
+                        "text",
+                    )
+                )
+                raise UserError(f"--reward {path}:{line}: {what}: found {shown(found)}, expected {wanted}")
+            if item_id in values:
+                raise UserError(f"--reward {path}:{line}: {shown(item_id)} is there a second time; expected it once")
+            values[item_id] = value
+    except UnicodeDecodeError:
+        raise UserError(f"--reward {path}: is not text in UTF-8") from None
+    except OSError as error:
+        raise UserError(f"--reward {path}: cannot be read ({error.strerror})") from None
+    return values
+
+
+def _entries(path: str) -> Iterator[tuple[int, object, object]]:
+    """(line, item id, value) of each line, not checked yet."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        separator = SEPARATORS.get(Path(path).suffix.lower())
+        if separator is not None:
+            table = csv.DictReader(file, delimiter=separator)
+            names = list(table.fieldnames or [])
+            for name in (ITEM, VALUE):
+                if name not in names:
+                    raise UserError(f"--reward {path}:1: has no column {name}; found {', '.join(names) or 'nothing'}")
+            for record in table:
+                yield table.line_num, record[ITEM], record[VALUE]
+            return
+        for line, text in enumerate(file, start=1):
+            if not text.strip():
+                continue
+            try:
+                entry = json.loads(text)
+            except ValueError:
+                entry = None
+            if not isinstance(entry, dict) or ITEM not in entry or VALUE not in entry:
+                raise UserError(
+                    f'--reward {path}:{line}: found {shown(text.strip())}; expected {{"{ITEM}": "…", "{VALUE}": 1.5}}'
+                )
+            yield line, entry[ITEM], entry[VALUE]
+
+
+def _function(option: str) -> Reward:
+    module_name, _, name = option.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # the working directory, as for callbacks and metrics of the user's own
+    try:
+        module = import_module(module_name)
+    except (Exception, SystemExit) as error:  # the module is the user's own
+        raise UserError(
+            f"--reward {option}: {module_name} cannot be imported from {os.getcwd()}: {described(error)}"
+        ) from error
+    function = vars(module).get(name)
+    if not callable(function):
+        functions = [other for other, value in vars(module).items() if callable(value)]
+        raise UserError(f"--reward {option}: {module_name} has no function {name}; {nearest(name, functions)}")
+    return function
