@@ -16,6 +16,7 @@ if __name__ == "__main__":
 from tqdm import tqdm
 
 from ugt_composer import __version__
+from ugt_composer.conversion.action_names import ACTIONS_NAME, NO_NAMES
 from ugt_composer.conversion.convert import Conversion, convert
 from ugt_composer.conversion.known_items import CATALOGUE_NAME, NO_CATALOGUE
 from ugt_composer.conversion.partition import QUARANTINE_NAME
@@ -29,8 +30,11 @@ rows (one JSON object per line):
   recommend   user_id; encoder_l1_ids, encoder_l2_ids, encoder_l3_ids, encoder_positions, encoder_token_types,
               encoder_mask (lists of one length: the history); the same six with decoder_ (what followed);
               labels_l1, labels_l2, labels_l3 (as long as the decoder's lists; -100 = ignored)
+              optional: encoder_actions (integers, 0 = unknown), encoder_times (seconds, oldest first),
+              decoder_times (seconds: when each target is predicted)
   preference  user_id; user_sequence (an object with the six encoder_ lists); chosen_item and rejected_item
               (objects with l1_id, l2_id, l3_id; several under rejected_items); preference_score (optional)
+              optional: encoder_actions and encoder_times in user_sequence, decoder_times (one number)
 
 examples:
   # a file, checked row by row; stops at the first bad row and reports its error
@@ -54,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "compression": None if args.compression == "none" else args.compression,
         "hashes": tuple(sorted(name for text in args.hashes for name in text.split(",") if name != "none")),
     }
-    settings = Settings(**{field.name: given[field.name] for field in fields(Settings)})
+    settings = Settings(**{field.name: given[field.name] for field in fields(Settings) if field.name in given})
     try:
         with _termination_as_interrupt(), _progress_bar() as progress:
             conversion = convert(args.inputs, Path(args.out), settings, args.workers, args.overwrite, progress)
@@ -105,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         ("--max-line-bytes", defaults.max_line_bytes, "a longer line is a bad row"),
     ):
         limits(option, type=int, default=value, metavar="N", help=f"{text} (default {value})")
-    items = parser.add_argument_group("items").add_argument
+    items = parser.add_argument_group("items and actions").add_argument
     items(
         "--catalogue",
         metavar="FILE",
@@ -120,6 +124,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FRACTION",
         help="fail if FILE lacks a larger fraction of the history items, targets, chosen or rejected items (default "
         f"{defaults.max_fraction_outside_catalogue})",
+    )
+    items(
+        "--actions",
+        metavar="FILE",
+        help="a JSON list of the names of the actions 1, 2, ...: a larger action is an error; the shards record the "
+        f"names (default: {ACTIONS_NAME} beside the input, if there is one; {NO_NAMES}: no names)",
     )
     errors = parser.add_argument_group("bad rows").add_argument
     errors(

@@ -16,8 +16,11 @@ from ugt_composer.conversion.columns import IrregularRows, RawLists, count_byte
 from ugt_composer.jsonl.schema import (
     CHOSEN,
     DECODER_KEYS,
+    DECODER_TIMES,
     EARLIER,
+    ENCODER_ACTIONS,
     ENCODER_KEYS,
+    ENCODER_TIMES,
     ITEM_KEYS,
     LABEL_KEYS,
     MEMBERS,
@@ -30,6 +33,7 @@ from ugt_composer.jsonl.schema import (
     USER,
 )
 
+INPUTS = (ENCODER_ACTIONS, ENCODER_TIMES, DECODER_TIMES)
 MAX_ALLOWED_KEYS = 32  # extra keys per struct; rows with further ones are converted one by one
 
 Item = tuple[int, int, int]
@@ -44,6 +48,8 @@ class ParsedRows:
         earlier: of recommend rows, how many earlier items of the history each row lacks.
         members: of recommend rows, a list per row, or UNSET in those without one; empty if no row has one.
         chosen, rejected, scores: of preference rows.
+        actions, times, target_times: the optional lists of numbers, empty if no row has them. A preference row's target
+            time may be a single number.
         ignored_keys: number of rows by unknown key.
     """
 
@@ -56,6 +62,9 @@ class ParsedRows:
     chosen: list[Item] = field(default_factory=list)
     rejected: list[list[Item]] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    actions: RawLists = ()
+    times: RawLists = ()
+    target_times: RawLists = ()
     ignored_keys: Counter[str] = field(default_factory=Counter)
 
 
@@ -106,17 +115,22 @@ class BulkParser:
             rejected_list = self._struct(REJECTED_LIST, dict.fromkeys(ITEM_KEYS, int))
             required = {
                 USER: str,
-                SEQUENCE: self._struct(SEQUENCE, dict.fromkeys(ENCODER_KEYS, msgspec.Raw)),
+                SEQUENCE: self._struct(
+                    SEQUENCE,
+                    dict.fromkeys(ENCODER_KEYS, msgspec.Raw),
+                    dict.fromkeys((ENCODER_ACTIONS, ENCODER_TIMES), msgspec.Raw),
+                ),
                 CHOSEN: self._struct(CHOSEN, dict.fromkeys(ITEM_KEYS, int)),
             }
             optional: dict[str, Any] = {
                 REJECTED: Union[rejected, list[rejected]],  # type: ignore[valid-type]  # noqa: UP007
                 REJECTED_LIST: list[rejected_list],  # type: ignore[valid-type]
                 SCORE: float,
+                DECODER_TIMES: msgspec.Raw,
             }
         else:
             required = {USER: str, **dict.fromkeys(RECOMMEND_KEYS[1:], msgspec.Raw)}
-            optional = {EARLIER: int, MEMBERS: list[int]}
+            optional = {EARLIER: int, MEMBERS: list[int], **dict.fromkeys(INPUTS, msgspec.Raw)}
         return msgspec.json.Decoder(self._struct("", required, optional)).decode
 
     def _struct(self, holder: str, required: dict[str, Any], optional: dict[str, Any] | None = None) -> type:
@@ -135,6 +149,8 @@ class BulkParser:
         parsed.members = [] if all(row.target_members is msgspec.UNSET for row in rows) else _column(rows, MEMBERS)
         parsed.earlier = [0 if items is msgspec.UNSET else items for items in earlier]
         optional = sum(value is not msgspec.UNSET for value in (*earlier, *parsed.members))
+        parsed.actions, parsed.times, parsed.target_times = (_all_or_none(rows, key) for key in INPUTS)
+        optional += len(parsed.actions) + len(parsed.times) + len(parsed.target_times)
         quotes = 2 * (len(rows) * (len(RECOMMEND_KEYS) + 1) + optional)
         return parsed, quotes + self._extras("", rows, parsed.ignored_keys)
 
@@ -148,9 +164,13 @@ class BulkParser:
             chosen=[_item(item) for item in chosen],
             rejected=[[_item(item) for item in items] for items in rejected],
             scores=[1.0 if score is msgspec.UNSET else score for score in scores],
+            actions=_all_or_none(sequences, ENCODER_ACTIONS),
+            times=_all_or_none(sequences, ENCODER_TIMES),
+            target_times=_all_or_none(rows, DECODER_TIMES),
         )
         names = len((USER, "the user's name", SEQUENCE, *ENCODER_KEYS, CHOSEN, *ITEM_KEYS, REJECTED))
         optional = sum(score is not msgspec.UNSET for score in scores)
+        optional += len(parsed.actions) + len(parsed.times) + len(parsed.target_times)
         items = sum(map(len, rejected))
         quotes = 2 * (len(rows) * names + optional + items * len(ITEM_KEYS))
         for holder, objects in (
@@ -203,6 +223,14 @@ def _check_text(text: bytes) -> None:
 
 def _column(objects: Iterable[Any], name: str) -> list[Any]:
     return [getattr(item, name) for item in objects]
+
+
+def _all_or_none(objects: Sequence[Any], name: str) -> list[Any]:
+    """A column without UNSET; empty if no object has the key. IrregularRows if some have it and some do not."""
+    values = [value for value in _column(objects, name) if value is not msgspec.UNSET]
+    if len(values) not in (0, len(objects)):
+        raise IrregularRows
+    return values
 
 
 def _can_name_a_field(key: str) -> bool:

@@ -10,6 +10,13 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
+from ugt_composer.conversion.bulk_actions_and_times import (
+    HistoryInputs,
+    read_choice_times,
+    read_history_inputs,
+    read_target_times,
+    stored_times,
+)
 from ugt_composer.conversion.bulk_parse import ParsedRows
 from ugt_composer.conversion.canonical import BOS_TOKEN
 from ugt_composer.conversion.columns import END, END_BYTE, IrregularRows, RawLists, read_digits, read_integers
@@ -28,11 +35,13 @@ def convert_rows(parsed: ParsedRows, settings: Settings, counts: Counts) -> RowB
     users = [user.encode("utf-8") for user in parsed.users]
     if max(map(len, users)) > LARGEST_COUNT:
         raise IrregularRows
-    encoder, encoder_lengths = _encoder(parsed.encoder, parsed.earlier, settings, new_counts)
+    encoder, encoder_lengths, inputs = _encoder(parsed, settings, new_counts)
     if parsed.decoder:
-        decoder, decoder_lengths = _decoder(parsed, settings, new_counts)
+        decoder, decoder_lengths, target_times = _decoder(parsed, inputs.latest, settings, new_counts)
     else:
         decoder, decoder_lengths = _chosen(parsed, settings, new_counts)
+        target_times = read_choice_times(parsed.target_times, inputs.latest) if parsed.target_times else None
+    new_counts.add_inputs(len(users), inputs.actions, inputs.times, target_times)
     members = _members(parsed, decoder_lengths, new_counts) if parsed.members else None
     rejected, rejected_lengths = _rejected(parsed, settings, new_counts)
     new_counts.encoder_lengths.update(_histogram(encoder_lengths))
@@ -49,6 +58,9 @@ def convert_rows(parsed: ParsedRows, settings: Settings, counts: Counts) -> RowB
         rejected_lengths,
         np.array(parsed.scores, np.float32) if parsed.scores else np.ones(len(users), np.float32),
         members,
+        encoder_actions=None if inputs.actions is None else inputs.actions.astype(DTYPES[settings.width]),
+        encoder_times=None if inputs.times is None else stored_times(inputs.times),
+        decoder_times=None if target_times is None else stored_times(target_times),
     )
 
 
@@ -132,12 +144,14 @@ def _read_side(lists: Sequence[RawLists], labels: Sequence[RawLists], settings: 
 
 
 def _encoder(
-    lists: Sequence[RawLists], earlier: Sequence[int], settings: Settings, new_counts: Counts
-) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 5) as stored, and (R,) tokens per row."""
+    parsed: ParsedRows, settings: Settings, new_counts: Counts
+) -> tuple[np.ndarray, np.ndarray, HistoryInputs]:
+    """(n, 5) as stored, (R,) tokens per row, and the actions (n,) and times (n,) of these tokens."""
+    earlier = parsed.earlier
     if earlier and not 0 <= min(earlier) <= max(earlier) <= LARGEST_EARLIER:
         raise IrregularRows
-    side = _read_side(lists, [], settings)
+    side = _read_side(parsed.encoder, [], settings)
+    inputs = read_history_inputs(parsed, side.mask, side.token_types, side.ends, settings)
     lengths = side.lengths()
     new_counts.masked_encoder = side.masked_out()
     long_rows = np.flatnonzero(lengths > settings.max_history)
@@ -153,7 +167,7 @@ def _encoder(
     stored = np.empty((len(side.mask), ENCODER_COLUMNS), DTYPES[settings.width])
     for column, values in enumerate((*side.ids, side.positions, side.token_types)):
         stored[:, column] = values
-    return _masked(stored, side.mask), lengths
+    return _masked(stored, side.mask), lengths, inputs.kept(side.mask)
 
 
 def _masked(table: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -174,8 +188,15 @@ def _keep_most_recent(side: Side, row: slice, size: int) -> None:
         side.positions[kept] -= side.positions[kept].min() - side.positions[others].min()
 
 
-def _decoder(parsed: ParsedRows, settings: Settings, new_counts: Counts) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 8) as stored, and (R,) tokens per row. The rules are those of `canonical.py`."""
+def _decoder(
+    parsed: ParsedRows, latest: np.ndarray, settings: Settings, new_counts: Counts
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """(n, 8) as stored, (R,) tokens per row, and (n,) times of the targets or None. The rules are those of
+    `canonical.py`.
+
+    Args:
+        latest: (R,) the time of the last event of each history.
+    """
     side = _read_side(parsed.decoder, parsed.labels, settings)
     token_counts = side.lengths()
     new_counts.masked_decoder = side.masked_out()
@@ -210,7 +231,13 @@ def _decoder(parsed: ParsedRows, settings: Settings, new_counts: Counts) -> tupl
     out[:, MASK:] = tokens[label_of, MASK:]
     first_ids = tokens[starts[shifted], :LEVELS]
     out[out_starts[shifted], MASK:] = np.where(first_ids >= NUM_SPECIAL_IDS, first_ids, IGNORE_INDEX)
-    return _stored_decoder(out, out_starts, settings, new_counts), lengths
+    times = None
+    if parsed.target_times:
+        is_target = side.mask & (side.ids != BOS).any(axis=0)
+        times = read_target_times(parsed.target_times, is_target, side.ends, latest)[side.mask][label_of]
+        if not aligned.all():
+            raise IrregularRows
+    return _stored_decoder(out, out_starts, settings, new_counts), lengths, times
 
 
 def _aligned(tokens: np.ndarray, starts: np.ndarray) -> np.ndarray:

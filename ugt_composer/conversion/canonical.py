@@ -17,10 +17,11 @@ import numpy as np
 from ugt_composer.conversion.counts import ALIGNED, SHIFTED, STARTS_WITH_BOS, Counts
 from ugt_composer.conversion.rows import CheckedRow
 from ugt_composer.conversion.settings import Settings
-from ugt_composer.data.codec import DECODER_COLUMNS, ENCODER_COLUMNS, REJECTED_COLUMNS, Row
+from ugt_composer.data.codec import DECODER_COLUMNS, ENCODER_COLUMNS, REJECTED_COLUMNS, UNKNOWN_TIME, Row
 from ugt_composer.jsonl.bad_row import BadRow, shown
 from ugt_composer.jsonl.schema import (
     DECODER_KEYS,
+    DECODER_TIMES,
     ENCODER_KEYS,
     MASK,
     MEMBERS,
@@ -51,7 +52,7 @@ def canonical_row(row: CheckedRow, settings: Settings, counts: Counts) -> Row:
     """The row as stored. Adds to `counts`, unless it raises BadRow for a large position or a decoder without target."""
     prefix = f"{SEQUENCE}." if settings.kind == PREFERENCE else ""
     new_counts = Counts(rows=1)
-    encoder = _encoder(row.encoder, prefix + ENCODER_KEYS[POSITIONS], settings, new_counts)
+    encoder = _encoder(row, prefix + ENCODER_KEYS[POSITIONS], settings, new_counts)
     new_counts.incomplete_histories = int(new_counts.truncated_histories or row.earlier_items > 0)
     if row.chosen is None:
         decoder = _decoder(row, settings, new_counts)
@@ -63,25 +64,35 @@ def canonical_row(row: CheckedRow, settings: Settings, counts: Counts) -> Row:
     new_counts.decoder_lengths[len(decoder)] += 1
     new_counts.all_labels_ignored = int(all(token.labels == IGNORED_LABELS for token in decoder))
     new_counts.ignored_keys.update(row.ignored_keys)
+    tokens = np.array(encoder, np.int64).reshape(-1, ENCODER_COLUMNS + 2)
+    inputs = {
+        "encoder_actions": None if row.inputs.encoder_actions is None else tokens[:, ENCODER_COLUMNS],
+        "encoder_times": None if row.inputs.encoder_times is None else tokens[:, ENCODER_COLUMNS + 1],
+        "decoder_times": _target_times(row, settings, new_counts),
+    }
+    members = None if row.members is None else _of_targets(row.members, MEMBERS, row, settings, new_counts)
+    new_counts.add_inputs(1, *inputs.values())
     counts.add(new_counts)
     return Row(
         user_id=row.user_id,
-        encoder=np.array(encoder, np.int64).reshape(-1, ENCODER_COLUMNS),
+        encoder=tokens[:, :ENCODER_COLUMNS],
         decoder=np.array([token.values + token.labels for token in decoder], np.int64).reshape(-1, DECODER_COLUMNS),
         rejected=np.array(row.rejected, np.int64).reshape(-1, REJECTED_COLUMNS),
         preference_score=row.preference_score,
-        members=None if row.members is None else _members(row, settings, new_counts),
+        members=members,
+        **inputs,
     )
 
 
-def _valid(columns: list[list[int]]) -> list[list[int]]:
-    """Tokens (l1, l2, l3, position, token type) of the positions whose mask is 1."""
-    return [list(token[:MASK]) for token in zip(*columns, strict=True) if token[MASK]]
-
-
-def _encoder(columns: list[list[int]], name: str, settings: Settings, new_counts: Counts) -> list[list[int]]:
-    tokens = _valid(columns)
-    new_counts.masked_encoder = len(columns[MASK]) - len(tokens)
+def _encoder(row: CheckedRow, name: str, settings: Settings, new_counts: Counts) -> list[list[int]]:
+    """Tokens (l1, l2, l3, position, token type, action, time) of the positions whose mask is 1."""
+    length = len(row.encoder[MASK])
+    actions = row.inputs.encoder_actions or [0] * length
+    times = row.inputs.encoder_times or [UNKNOWN_TIME] * length
+    times = [UNKNOWN_TIME if kind == USER else time for kind, time in zip(row.encoder[TOKEN_TYPES], times, strict=True)]
+    columns = zip(*row.encoder[:MASK], actions, times, strict=True)
+    tokens = [list(token) for token, mask in zip(columns, row.encoder[MASK], strict=True) if mask]
+    new_counts.masked_encoder = length - len(tokens)
     if len(tokens) > settings.max_history:
         new_counts.truncated_histories = 1
         tokens = _most_recent(tokens, settings.max_history)
@@ -100,7 +111,7 @@ def _most_recent(tokens: list[list[int]], size: int) -> list[list[int]]:
     if not kept:
         return front
     shift = min(token[POSITIONS] for token in kept) - min(token[POSITIONS] for token in others)
-    return front + [[*token[:POSITIONS], token[POSITIONS] - shift, token[TOKEN_TYPES]] for token in kept]
+    return front + [[*token[:POSITIONS], token[POSITIONS] - shift, *token[TOKEN_TYPES:]] for token in kept]
 
 
 def _decoder(row: CheckedRow, settings: Settings, new_counts: Counts) -> list[Token]:
@@ -138,16 +149,23 @@ def _decoder(row: CheckedRow, settings: Settings, new_counts: Counts) -> list[To
     return [Token(values, labels) for values, labels in pairs]
 
 
-def _members(row: CheckedRow, settings: Settings, new_counts: Counts) -> np.ndarray:
+def _target_times(row: CheckedRow, settings: Settings, new_counts: Counts) -> np.ndarray | None:
+    """int64 (T,) as stored."""
+    times = row.inputs.decoder_times
+    if times is None:
+        return None
+    return np.array(times) if row.chosen else _of_targets(times, DECODER_TIMES, row, settings, new_counts)
+
+
+def _of_targets(values: list[int], name: str, row: CheckedRow, settings: Settings, new_counts: Counts) -> np.ndarray:
     """int64 (T,) as stored. They belong to the targets, so the row has to be of the aligned form."""
-    assert row.members is not None
     if not new_counts.forms[ALIGNED]:
-        raise BadRow(MEMBERS, "labels are not the targets", "labels that differ from the decoder ids", "equal ones")
-    tokens = zip(*row.decoder, row.members, strict=True)
+        raise BadRow(name, "labels are not the targets", "labels that differ from the decoder ids", "equal ones")
+    tokens = zip(*row.decoder, values, strict=True)
     kept = [(token[:LEVELS], token[-1]) for token in tokens if token[MASK]]
     if list(kept[0][0]) == BOS_TOKEN[:LEVELS]:
         del kept[0]
-    return np.array([member for _, member in kept[: settings.max_target]], np.int64)
+    return np.array([value for _, value in kept[: settings.max_target]], np.int64)
 
 
 def _is_aligned(tokens: list[Token]) -> bool:

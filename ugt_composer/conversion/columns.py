@@ -12,9 +12,10 @@ from contextlib import contextmanager
 import msgspec
 import numpy as np
 
-RawLists = Sequence[msgspec.Raw]
+RawLists = Sequence[msgspec.Raw | bytes]
 
 END = -1  # in the extra slots; never a value: ids, positions, types and masks are >= 0, labels >= 0 or -100
+LARGEST_EXACT = 2.0**53  # integers below it are exact as floats
 END_BYTE, BAD_BYTE = 255, 254
 BLANKS = b" \t\r\n"
 
@@ -45,6 +46,26 @@ def read_integers(columns: Sequence[RawLists]) -> np.ndarray:
     Returns:
         int64 (C, n + R), with END in the extra slots.
     """
+    return _by_column(_numbers(columns, np.int64), END, columns)
+
+
+def read_seconds(columns: Sequence[RawLists]) -> np.ndarray:
+    """Reads C columns of integers or floats, rounded down. Raises IrregularRows unless all are below 2**53.
+
+    Returns:
+        int64 (C, n + R), with END in the extra slots.
+    """
+    try:
+        return read_integers(columns)
+    except IrregularRows:  # has a float, or is wrong
+        values = np.floor(_numbers(columns, np.float64))
+    if not np.abs(values).max(initial=0) < LARGEST_EXACT:
+        raise IrregularRows
+    return _by_column(values.astype(np.int64), END, columns)
+
+
+def _numbers(columns: Sequence[RawLists], dtype: type) -> np.ndarray:
+    """The numbers of all lists, each list followed by END."""
     lists = [text for column in columns for text in column]
     text = b",".join(lists)
     buffer = np.frombuffer(text, np.uint8)
@@ -54,10 +75,9 @@ def read_integers(columns: Sequence[RawLists]) -> np.ndarray:
     if not _STARTS_NUMBER[buffer[opens + 1]].all():  # NumPy would read the blank in `[ ]` as a zero
         text = text.translate(None, BLANKS)
     try:
-        values = np.fromstring(text.replace(b"[", b"").replace(b"]", b",%d" % END), np.int64, sep=",")
+        return np.fromstring(text.replace(b"[", b"").replace(b"]", b",%d" % END), dtype, sep=",")
     except (DeprecationWarning, ValueError):
         raise IrregularRows from None
-    return _by_column(values, END, columns)
 
 
 def read_digits(columns: Sequence[RawLists]) -> np.ndarray:

@@ -5,10 +5,11 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ugt_composer.conversion.action_names import action_names
 from ugt_composer.conversion.counts import Counts
 from ugt_composer.conversion.known_items import KnownItems, known_items
 from ugt_composer.conversion.manifest import InputFacts, write_manifest
@@ -59,6 +60,9 @@ def convert(
     sources = find_sources(inputs, out)
     on_progress = progress(sum(source.size for source in sources)) if progress else lambda new: None
     known, warning = known_items(settings.catalogue, sources)
+    names, names_warning = action_names(settings.actions, sources)
+    if names is not None:
+        settings = replace(settings, largest_action=len(names))
     with output_folder(out, overwrite) as output:
         parts = partitions(sources, settings.range_bytes)
         merged = _Merger(output.work, sources)
@@ -67,7 +71,9 @@ def convert(
         with closing(run_partitions(parts, output.work, settings, ids, workers, on_progress)) as results:
             for number, result in enumerate(results):
                 merged.add(part_folder(output.work, number), result)
-        return _finish(merged, output, settings, known, warning)
+        if merged.counts.with_actions == 0:  # a file beside rows that have no actions is not about them
+            names = names_warning = None
+        return _finish(merged, output, settings, known, names, tuple(filter(None, (warning, names_warning))))
 
 
 class _Merger:
@@ -120,7 +126,12 @@ class _Merger:
 
 
 def _finish(
-    merged: _Merger, output: OutputFolder, settings: Settings, known: KnownItems | None, warning: str | None
+    merged: _Merger,
+    output: OutputFolder,
+    settings: Settings,
+    known: KnownItems | None,
+    actions: tuple[str, ...] | None,
+    warnings: tuple[str, ...],
 ) -> Conversion:
     counts = merged.counts
     rows = counts.rows + counts.bad_rows
@@ -138,8 +149,8 @@ def _finish(
         raise RuntimeError("the shards do not hold the rows that were counted")
     write_index(output.work, merged.shards)
     outside = None if known is None else known.problem(counts.items, merged.first_outside, settings)
-    warnings = tuple(filter(None, (warning, outside)))
-    write_manifest(output.work, settings, counts, merged.inputs, known, warnings)
+    warnings = (*warnings, *filter(None, [outside]))
+    write_manifest(output.work, settings, counts, merged.inputs, known, actions, warnings)
     output.publish()
     sizes = [(shard["zip_data"] or shard["raw_data"])["bytes"] for shard in merged.shards]
     return Conversion(counts, len(sizes), sum(sizes), known, warnings)

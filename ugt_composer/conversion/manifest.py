@@ -15,7 +15,7 @@ from ugt_composer.catalogue.outside import ItemCounts
 from ugt_composer.conversion.counts import Counts
 from ugt_composer.conversion.known_items import KnownItems
 from ugt_composer.conversion.settings import Settings
-from ugt_composer.data.codec import version_of
+from ugt_composer.data.codec import VERSIONS
 from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME
 from ugt_composer.jsonl.schema import RECOMMEND
 from ugt_composer.jsonl.sources import Source
@@ -48,11 +48,15 @@ def write_manifest(
     counts: Counts,
     inputs: InputFacts,
     known: KnownItems | None = None,
+    actions: Sequence[str] | None = None,
     warnings: Sequence[str] = (),
 ) -> None:
+    """Args:
+    actions: the names of the rows' actions; None if they have no actions, or no names.
+    """
     manifest: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
-        "codec_version": version_of(0),
+        "codec_version": VERSIONS[1] if _inputs(counts) else VERSIONS[0],
         "integer_width": settings.width,
         "kind": settings.kind,
         "codebook_sizes": list(settings.codebook_sizes),
@@ -66,6 +70,8 @@ def write_manifest(
             "rejected": _histogram(counts.rejected_lengths),
         },
         "largest_position": {"encoder": counts.largest_encoder_position, "decoder": counts.largest_decoder_position},
+        **_inputs(counts),
+        **({} if actions is None else {"actions": list(actions)}),
         "input": {
             "files": len(inputs.sources),
             "lines": sum(inputs.lines.values()),
@@ -93,6 +99,22 @@ def _counts(settings: Settings, counts: Counts) -> dict[str, Any]:
         **forms,
         "ignored_keys": dict(sorted(counts.ignored_keys.items())),
         "bad_reasons": {f"{field}: {reason}": rows for (field, reason), rows in sorted(counts.bad_reasons.items())},
+    }
+
+
+def _inputs(counts: Counts) -> dict[str, Any]:
+    """Facts about actions and times, if there are any."""
+    if not (counts.with_actions or counts.with_times or counts.with_target_times):
+        return {}
+    times = [counts.smallest_time, counts.largest_time] if counts.smallest_time <= counts.largest_time else None
+    return {
+        "inputs": {
+            "rows_with_actions": counts.with_actions,
+            "rows_with_times": counts.with_times,
+            "rows_with_target_times": counts.with_target_times,
+            "largest_action": max(counts.largest_action, 0),
+            "times": times,
+        }
     }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ugt_composer.conversion.counts import SHIFTED, STARTS_WITH_BOS, Counts
 from ugt_composer.conversion.known_items import KnownItems
 from ugt_composer.conversion.settings import Settings
-from ugt_composer.jsonl.schema import EARLIER, RECOMMEND
+from ugt_composer.jsonl.schema import DECODER_TIMES, EARLIER, ENCODER_ACTIONS, ENCODER_TIMES, RECOMMEND
 
 FORM_NOTES = {
     SHIFTED: "rows with other labels than their ids and no cls: cls put in front",
@@ -33,6 +33,14 @@ def summary(counts: Counts, settings: Settings, known: KnownItems | None = None)
     if settings.kind == RECOMMEND:
         lines += [(note, counts.forms[form]) for form, note in FORM_NOTES.items()]
     lines += [(f"rows with the unknown key {key}, ignored", n) for key, n in counts.ignored_keys.items()]
+    lines += [
+        (f"rows with {key}", number)
+        for key, number in (
+            (ENCODER_ACTIONS, counts.with_actions),
+            (ENCODER_TIMES, counts.with_times),
+            (DECODER_TIMES, counts.with_target_times),
+        )
+    ]
     if known is not None:
         source = f"{known.catalogue.source}{' (found beside the input)' * known.found}"
         for kind, number in counts.items.items.items():

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ugt_composer.conversion.actions_and_times import Inputs, read_inputs
+from ugt_composer.conversion.row_values import bad_integer, check_range, list_of, same_length
 from ugt_composer.conversion.settings import LARGEST_COUNT, LARGEST_POSITION, Settings
 from ugt_composer.data.codec import LARGEST_MEMBER
 from ugt_composer.jsonl.bad_row import LINE, BadRow, HugeNumber, shown, shown_name
@@ -13,8 +15,11 @@ from ugt_composer.jsonl.json_text import parse_object
 from ugt_composer.jsonl.schema import (
     CHOSEN,
     DECODER_KEYS,
+    DECODER_TIMES,
     EARLIER,
+    ENCODER_ACTIONS,
     ENCODER_KEYS,
+    ENCODER_TIMES,
     ITEM_KEYS,
     LABEL_KEYS,
     MASK,
@@ -35,6 +40,7 @@ from ugt_composer.vocabulary import IGNORE_INDEX, LEVELS, NUM_TOKEN_TYPES
 
 LARGEST_EARLIER = (1 << 31) - 1
 ITEM_ID = "item_id"  # key of a catalogue's items
+HISTORY_INPUTS = (ENCODER_ACTIONS, ENCODER_TIMES)
 
 Item = tuple[int, ...]  # the ids of the three levels
 
@@ -48,6 +54,7 @@ class CheckedRow:
         decoder: the same with T integers; empty for a preference row.
         labels: three lists of T integers; empty for a preference row.
         members: T integers, or None if the row has none.
+        inputs: its actions and times.
         chosen, rejected: the items of a preference row.
         earlier_items: how many items of the history are older than those in the row.
         ignored_keys: unknown keys, prefixed with the key of the object that holds them.
@@ -58,6 +65,7 @@ class CheckedRow:
     decoder: list[list[int]] = field(default_factory=list)
     labels: list[list[int]] = field(default_factory=list)
     members: list[int] | None = None
+    inputs: Inputs = field(default_factory=Inputs)
     chosen: Item | None = None
     rejected: list[Item] = field(default_factory=list)
     preference_score: float = 1.0
@@ -84,13 +92,13 @@ def too_long(size: int, settings: Settings) -> BadRow:
 def _recommend_row(row: dict[str, Any], settings: Settings) -> CheckedRow:
     if SEQUENCE in row and ENCODER_KEYS[0] not in row:
         raise _other_kind(SEQUENCE, RECOMMEND, PREFERENCE)
-    ignored = _unknown_keys(row, "", RECOMMEND_KEYS, optional=(EARLIER, MEMBERS))
+    ignored = _unknown_keys(row, "", RECOMMEND_KEYS, optional=(EARLIER, MEMBERS, *HISTORY_INPUTS, DECODER_TIMES))
     user_id = _user_id(row[USER])
     encoder = _side(row, "", ENCODER_KEYS, settings)
     decoder = _side(row, "", DECODER_KEYS, settings)
     labels = [_labels(row, level, settings) for level in range(LEVELS)]
     for key, values in zip(LABEL_KEYS, labels, strict=True):
-        _same_length(key, values, DECODER_KEYS[0], decoder[0])
+        same_length(key, values, DECODER_KEYS[0], decoder[0])
     earlier = row.get(EARLIER, 0)
     if type(earlier) is not int or not 0 <= earlier <= LARGEST_EARLIER:
         reason = "out of range" if type(earlier) in (int, HugeNumber) else "wrong type"
@@ -99,19 +107,28 @@ def _recommend_row(row: dict[str, Any], settings: Settings) -> CheckedRow:
         )
     members = None
     if MEMBERS in row:
-        members = _list(row[MEMBERS], MEMBERS)
-        _check_range(members, MEMBERS, LARGEST_MEMBER + 1, "the number of an item among those that share its ids,")
-        _same_length(MEMBERS, members, DECODER_KEYS[0], decoder[0])
-    return CheckedRow(user_id, encoder, decoder, labels, members, earlier_items=earlier, ignored_keys=ignored)
+        members = list_of(row[MEMBERS], MEMBERS)
+        check_range(members, MEMBERS, LARGEST_MEMBER + 1, "the number of an item among those that share its ids,")
+        same_length(MEMBERS, members, DECODER_KEYS[0], decoder[0])
+    return CheckedRow(
+        user_id,
+        encoder,
+        decoder,
+        labels,
+        members,
+        inputs=read_inputs(row, row, "", encoder, decoder, settings),
+        earlier_items=earlier,
+        ignored_keys=ignored,
+    )
 
 
 def _preference_row(row: dict[str, Any], settings: Settings) -> CheckedRow:
     if ENCODER_KEYS[0] in row and SEQUENCE not in row:
         raise _other_kind(ENCODER_KEYS[0], PREFERENCE, RECOMMEND)
-    ignored = _unknown_keys(row, "", PREFERENCE_KEYS, optional=(REJECTED, REJECTED_LIST, SCORE))
+    ignored = _unknown_keys(row, "", PREFERENCE_KEYS, optional=(REJECTED, REJECTED_LIST, SCORE, DECODER_TIMES))
     user_id = _user_id(row[USER])
     sequence = _object(row[SEQUENCE], SEQUENCE)
-    ignored += _unknown_keys(sequence, f"{SEQUENCE}.", ENCODER_KEYS)
+    ignored += _unknown_keys(sequence, f"{SEQUENCE}.", ENCODER_KEYS, optional=HISTORY_INPUTS)
     encoder = _side(sequence, f"{SEQUENCE}.", ENCODER_KEYS, settings)
     chosen = _item(row[CHOSEN], CHOSEN, settings, ignored)
     rejected = [_item(value, name, settings, ignored) for name, value in _rejected(row)]
@@ -119,7 +136,13 @@ def _preference_row(row: dict[str, Any], settings: Settings) -> CheckedRow:
         raise BadRow(CHOSEN, "rejected holds the chosen item", shown(list(chosen)), "an item that is not rejected too")
     score = _score(row[SCORE]) if SCORE in row else 1.0
     return CheckedRow(
-        user_id, encoder, chosen=chosen, rejected=rejected, preference_score=score, ignored_keys=sorted(set(ignored))
+        user_id,
+        encoder,
+        inputs=read_inputs(row, sequence, f"{SEQUENCE}.", encoder, None, settings),
+        chosen=chosen,
+        rejected=rejected,
+        preference_score=score,
+        ignored_keys=sorted(set(ignored)),
     )
 
 
@@ -167,39 +190,21 @@ def _side(row: dict[str, Any], prefix: str, keys: tuple[str, ...], settings: Set
     columns = []
     for column, key in enumerate(keys):
         name = prefix + key
-        values = _list(row[key], name)
+        values = list_of(row[key], name)
         if column < LEVELS:
-            _check_range(values, name, settings.codebook_sizes[column], "an id")
+            check_range(values, name, settings.codebook_sizes[column], "an id")
         elif column == POSITIONS:
-            _check_range(values, name, LARGEST_POSITION + 1, "a position")
+            check_range(values, name, LARGEST_POSITION + 1, "a position")
         elif column == TOKEN_TYPES:
-            _check_range(values, name, NUM_TOKEN_TYPES, "a token type")
+            check_range(values, name, NUM_TOKEN_TYPES, "a token type")
         else:
             values = _mask(values, name)
         columns.append(values)
-        _same_length(name, values, prefix + keys[0], columns[0])
+        same_length(name, values, prefix + keys[0], columns[0])
     if not any(columns[MASK]):
         found = "no position with mask 1" if columns[MASK] else "an empty list"
         raise BadRow(prefix + keys[MASK], "empty", found, "at least one position with mask 1")
     return columns
-
-
-def _list(value: Any, name: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise BadRow(name, "wrong type", shown(value), "a list of integers")
-    return value
-
-
-def _check_range(values: list[Any], name: str, size: int, noun: str) -> None:
-    for at, value in enumerate(values):
-        if type(value) is not int or not 0 <= value < size:
-            raise _bad_integer(value, f"{name}[{at}]", size, noun)
-
-
-def _bad_integer(value: Any, name: str, size: int, noun: str) -> BadRow:
-    """JSON's true and 1.0 are not integers."""
-    reason = "out of range" if type(value) in (int, HugeNumber) else "wrong type"
-    return BadRow(name, reason, shown(value), f"{noun} in 0..{size - 1}")
 
 
 def _mask(values: list[Any], name: str) -> list[int]:
@@ -212,7 +217,7 @@ def _mask(values: list[Any], name: str) -> list[int]:
 
 def _labels(row: dict[str, Any], level: int, settings: Settings) -> list[int]:
     name, size = LABEL_KEYS[level], settings.codebook_sizes[level]
-    values = _list(row[name], name)
+    values = list_of(row[name], name)
     for at, value in enumerate(values):
         if type(value) is not int or (value != IGNORE_INDEX and not 0 <= value < size):
             reason = "out of range" if type(value) is int else "wrong type"
@@ -220,17 +225,12 @@ def _labels(row: dict[str, Any], level: int, settings: Settings) -> list[int]:
     return values
 
 
-def _same_length(name: str, values: list[Any], first_name: str, first: list[Any]) -> None:
-    if len(values) != len(first):
-        raise BadRow(name, "lengths differ", f"{len(values)} values", f"{len(first)}, as many as {first_name} has")
-
-
 def _item(value: Any, name: str, settings: Settings, ignored: list[str]) -> Item:
     item = _object(value, name)
     ignored += _unknown_keys(item, name.partition("[")[0] + ".", ITEM_KEYS)
     for key, size in zip(ITEM_KEYS, settings.codebook_sizes, strict=True):
         if type(item[key]) is not int or not 0 <= item[key] < size:
-            raise _bad_integer(item[key], f"{name}.{key}", size, "an id")
+            raise bad_integer(item[key], f"{name}.{key}", size, "an id")
     return tuple(item[key] for key in ITEM_KEYS)
 
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from ugt_composer.data.codec import width_for
+from ugt_composer.data.codec import LARGEST_ACTION, width_for
 from ugt_composer.errors import UserError, nearest
 from ugt_composer.jsonl.schema import PREFERENCE, RECOMMEND
 from ugt_composer.storage.hashed_file import available_hashes
@@ -37,7 +37,8 @@ COMPRESSION_LEVELS = {"br": range(12), "bz2": range(1, 10), "gz": range(10), "sn
 class Settings:
     """One conversion. The fields are named like the command-line options; only tests change `range_bytes`.
 
-    A `catalogue` of None is looked for beside the input; "none" means that items are not checked.
+    A `catalogue` of None is looked for beside the input; "none" means that items are not checked. The same holds for
+    `actions`, the file of their names; `largest_action` follows from it and is no option.
     """
 
     kind: str
@@ -49,6 +50,8 @@ class Settings:
     max_error_rate: float = 0.01
     catalogue: str | None = None
     max_fraction_outside_catalogue: float = 0.05
+    actions: str | None = None
+    largest_action: int = LARGEST_ACTION
     max_line_bytes: int = MAX_LINE_BYTES
     compression: str | None = None
     hashes: tuple[str, ...] = ("xxh64",)

@@ -15,6 +15,8 @@ USER, SEQUENCE, CHOSEN, SCORE = "user_id", "user_sequence", "chosen_item", "pref
 REJECTED, REJECTED_LIST = "rejected_item", "rejected_items"
 EARLIER = "earlier_items"  # optional key of a recommend row: items of the history that are older than those in the row
 MEMBERS = "target_members"  # optional: each target's number, from 0, among the items that share its semantic ID
+ENCODER_ACTIONS, ENCODER_TIMES = "encoder_actions", "encoder_times"  # optional, a number for each history token
+DECODER_TIMES = "decoder_times"  # optional: when each target is predicted; of a preference row, a single number
 
 RECOMMEND_KEYS = (USER, *ENCODER_KEYS, *DECODER_KEYS, *LABEL_KEYS)
 PREFERENCE_KEYS = (USER, SEQUENCE, CHOSEN)  # and one of REJECTED and REJECTED_LIST
