@@ -53,7 +53,9 @@ def main() -> int:
 
     trainer = build_trainer(config)
     folder, batch = Path(config.save_folder).absolute(), trainer.state.timestamp.batch.value
-    if trainer.is_finished:
+    if trainer.ended_because is not None:
+        print(f"{config.save_folder}: ended after batch {batch}, because {trainer.ended_because}", file=sys.stderr)
+    elif trainer.is_finished:
         print(f"{config.save_folder}: already trained for {config.max_duration}; nothing to do", file=sys.stderr)
     elif os.environ.get("RANK", "0") == "0":
         print(f"{folder}: {f'resumes after batch {batch}' if batch else 'a new run begins'}", file=sys.stderr)

@@ -92,7 +92,7 @@ def criterion(metric: str, *overrides: str, rows: str = "a") -> Criterion:
     config = load_config(overrides=[f"save_best_on={metric}", *overrides])
     loss = UnifiedLoss(**config.loss.arguments)
     metrics = evaluation_metrics(loss.means, loss.evaluation_losses(), config.evaluation.k_values, 10)
-    return criterion_of(config, metrics[metric], [rows], "catalogue")
+    return criterion_of(config, metric, metrics[metric], [rows], "catalogue")
 
 
 @pytest.mark.parametrize(

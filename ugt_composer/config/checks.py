@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+from ugt_composer.config.best_condition import parse_best_condition
 from ugt_composer.config.keys import FIXED, FREE, ON_RESUME, OnResume
 from ugt_composer.errors import UserError, nearest
 from ugt_composer.storage.s3_url import is_url, split_url
@@ -52,6 +53,7 @@ def check_s3_url(name: str, url: str) -> None:
 def check_whole_config(config: "Config") -> None:
     """All checks that need more than one section."""
     _check_resume_despite(config)
+    _check_best_condition(config)
     _check_strategy(config)
     _check_places(config)
     _check_catalogue(config)
@@ -101,6 +103,20 @@ def _check_resume_despite(config: "Config") -> None:
         if rest := {keys[key] for key in covered if key not in on_request}:
             rule = "which must not change when a run resumes" if FIXED in rest else "which may always change"
             raise ValueError(f"resume_despite names {name!r}, {rule}; {nearest(name, on_request)}")
+
+
+def _check_best_condition(config: "Config") -> None:
+    if config.save_best_if is None:
+        return
+    try:
+        parse_best_condition(config.save_best_if)
+    except ValueError as error:
+        raise ValueError(f"save_best_if {error}") from None
+    if config.save_best_on is None:
+        raise ValueError(
+            f"save_best_if is {config.save_best_if!r} with save_best_on null, which selects nothing; expected a "
+            "metric for save_best_on, or save_best_if null"
+        )
 
 
 def _check_strategy(config: "Config") -> None:

@@ -391,6 +391,8 @@ class Config:
     save_interval: str = key("1000ba", FREE)
     save_num_checkpoints_to_keep: int = key(3, FREE)
     save_best_on: str | None = key(None, FREE)
+    save_best_if: str | None = key(None, FREE)
+    save_best_patience: int | None = key(3, FREE)
     autoresume: bool = key(True, FREE)
     resume_despite: tuple[str, ...] = key((), FREE)
     log_interval: str = key("100ba", FREE)
@@ -414,6 +416,7 @@ class Config:
     def __post_init__(self):
         check_positive(self, "", "global_train_batch_size", "device_eval_batch_size", "max_grad_norm")
         check_positive(self, "", "save_num_checkpoints_to_keep", "dist_timeout", "dist_start_timeout")
+        check_positive(self, "", "save_best_patience")
         for name in ("max_duration", "eval_interval", "save_interval", "log_interval"):
             check_time("", name, getattr(self, name), percent=False)
         if not self.log_interval.endswith("ba"):

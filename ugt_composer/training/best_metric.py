@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 from torchmetrics import Metric
 
+from ugt_composer.config.best_condition import parse_best_condition
+from ugt_composer.config.schema import Config
 from ugt_composer.errors import UserError, nearest
 from ugt_composer.jsonl.schema import PREFERENCE, RECOMMEND
 from ugt_composer.metrics.torch_metrics import EvaluationMetric
@@ -33,27 +35,40 @@ def check_metric_name(key: str, name: str, metrics: Mapping[str, Metric], not_co
     raise UserError(f"{key} is {name!r}; {nearest(short, list(metrics))}")
 
 
-def check_best_metric(name: str | None, model: "ComposerUGT", kinds: Sequence[str]) -> None:
-    """Raises UserError if `save_best_on` is not a metric of the evaluation, one that does not set `higher_is_better`,
-    or one that none of the rows count for.
+def check_best_metrics(config: Config, model: "ComposerUGT", kinds: Sequence[str]) -> None:
+    """Raises UserError if `save_best_on` or `save_best_if` cannot select a model.
 
     Args:
         kinds: of the rows of each folder of `data.eval`.
     """
-    if name is None:
-        return
+    if config.save_best_on is not None:
+        _check_best_metric("save_best_on", config.save_best_on, model, kinds)
+    if config.save_best_if is not None:
+        condition = parse_best_condition(config.save_best_if)
+        _check_best_metric("save_best_if", condition.metric, model, kinds)
+        higher = model.get_metrics(is_train=False)[condition.metric].higher_is_better
+        if higher != condition.is_lower_bound:
+            raise UserError(
+                f"save_best_if is {config.save_best_if!r}, but {'higher' if higher else 'lower'} values of "
+                f"{condition.metric} are better; expected {'>=' if higher else '<='}"
+            )
+
+
+def _check_best_metric(key: str, name: str, model: "ComposerUGT", kinds: Sequence[str]) -> None:
+    """Raises UserError if a key does not name a metric of the evaluation, or one that does not set `higher_is_better`,
+    or one that none of the rows count for."""
     metrics = model.get_metrics(is_train=False)
-    check_metric_name("save_best_on", name, metrics, model.unified_loss.not_computed)
+    check_metric_name(key, name, metrics, model.unified_loss.not_computed)
     metric = metrics[name]
     if metric.higher_is_better is None:
         raise UserError(
-            f"save_best_on is {name!r}, whose class does not set higher_is_better; set it to True or False there"
+            f"{key} names {name!r}, whose class does not set higher_is_better; set it to True or False there"
         )
     if not isinstance(metric, EvaluationMetric):
         return
     for kind, needed in ((RECOMMEND, metric.sums.is_of_ranking(name)), (PREFERENCE, metric.sums.is_of_pairs(name))):
         if needed and kind not in kinds:
             raise UserError(
-                f"save_best_on is {name!r}, which is computed from {kind} rows, but data.eval has none; expected "
-                "another metric, such as loss, or a folder with such rows"
+                f"{key} names {name!r}, which is computed from {kind} rows, but data.eval has none; expected "
+                f"another metric, such as loss, or a folder with such rows{', or null' * (key == 'save_best_if')}"
             )

@@ -49,10 +49,15 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Best:
-    """The value by which `best/` was selected."""
+    """The value by which `best/` was selected.
+
+    Attributes:
+        fulfils: whether the model fulfils `save_best_if`; False only for the model that the run started from.
+    """
 
     value: float
     criterion: Criterion
+    fulfils: bool = True
 
     def state_dict(self) -> dict[str, Any]:
         criterion = self.criterion
@@ -61,11 +66,13 @@ class Best:
             "metric": criterion.metric,
             "higher_is_better": criterion.higher_is_better,
             "settings": dict(criterion.settings),
+            "fulfils": self.fulfils,
         }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Best":
-        return cls(state["value"], Criterion(state["metric"], state["higher_is_better"], state["settings"]))
+        criterion = Criterion(state["metric"], state["higher_is_better"], state["settings"])
+        return cls(state["value"], criterion, state.get("fulfils", True))  # earlier versions did not write it
 
 
 def is_better(value: float, best: float | None, higher_is_better: bool) -> bool:
@@ -77,15 +84,15 @@ def is_better(value: float, best: float | None, higher_is_better: bool) -> bool:
     return value > best if higher_is_better else value < best
 
 
-def criterion_of(config: Config, metric: Metric, data: list[str], catalogue: str | None) -> Criterion:
-    """The criterion of `save_best_on`.
+def criterion_of(config: Config, name: str, metric: Metric, data: list[str], catalogue: str | None) -> Criterion:
+    """A metric as the criterion of `save_best_on` or `save_best_if`.
 
     Args:
-        metric: the one that `save_best_on` names.
+        name, metric: what the key names.
         data: hashes that identify the rows of `data.eval`.
         catalogue: fingerprint of `data.catalogue`; None without one.
     """
-    name, evaluation = str(config.save_best_on), config.evaluation
+    evaluation = config.evaluation
     settings: dict[str, Any] = {
         "data.eval": ", ".join(sorted(rows.removeprefix("xxh3_128:")[:12] for rows in data)),
         "data.catalogue": "none" if catalogue is None else catalogue[:12],

@@ -4,6 +4,7 @@ import getpass
 import logging
 import os
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from ugt_composer.checkpoint.portable import (
 )
 from ugt_composer.checkpoint.rank0_errors import save_on_rank_0, saving_into
 from ugt_composer.checkpoint.run_checkpoints import clean, set_aside
+from ugt_composer.config.best_condition import parse_best_condition
 from ugt_composer.config.load import config_yaml
 from ugt_composer.config.schema import Config
 from ugt_composer.data import streaming_patches
@@ -50,8 +52,9 @@ from ugt_composer.parallelism.precision import about_precision, resolve_precisio
 from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.patches import check_patches
 from ugt_composer.training import composer_patches
-from ugt_composer.training.best_metric import check_best_metric, check_metric_name
-from ugt_composer.training.best_model import criterion_of
+from ugt_composer.training.best_guard import BestGuard
+from ugt_composer.training.best_metric import check_best_metrics, check_metric_name
+from ugt_composer.training.best_model import Criterion, criterion_of
 from ugt_composer.training.callbacks.checkpoints import EVAL_LABEL, Checkpoints
 from ugt_composer.training.callbacks.configured import configured_callbacks
 from ugt_composer.training.callbacks.epoch_length import EpochLength
@@ -103,7 +106,9 @@ def build_trainer(config: Config) -> UGTTrainer:
         composer_model = build_composer_model(config, model, inputs.catalogue, own_device(), half_on_cpu, max_history)
         if inputs.eval_loader is not None:
             kinds = [manifest.kind for manifest in inputs.eval_manifests]
-            check_best_metric(config.save_best_on, composer_model, kinds)
+            check_best_metrics(config, composer_model, kinds)
+        elif config.save_best_if is not None and dist.get_global_rank() == 0:
+            log.warning("save_best_if has no effect, because data.eval is empty; best/ will be the latest model")
         configured = _build_configured_callbacks(config, composer_model)
         strategy = _place(config, composer_model, model, precision)
         _open_save_folder(config, until_closed)
@@ -346,14 +351,26 @@ def _open_save_folder(config: Config, until_closed: ExitStack) -> None:
 def _build_checkpoints(
     config: Config, strategy: Strategy, inputs: Inputs, model: ComposerUGT, trained_history: int
 ) -> Checkpoints:
-    facts, criterion = inputs.facts, None
+    facts, criterion, guard = inputs.facts, None, BestGuard()
     if inputs.eval_loader is not None and config.save_best_on is not None:
-        metric = model.get_metrics(is_train=False)[config.save_best_on]
         rows = [manifest.index_hash for manifest in inputs.eval_manifests]
-        criterion = criterion_of(config, metric, rows, facts.get(FINGERPRINT))
+        criteria = {
+            name: criterion_of(config, name, metric, rows, facts.get(FINGERPRINT))
+            for name, metric in model.get_metrics(is_train=False).items()
+        }
+        criterion, guard = criteria[config.save_best_on], _build_guard(config, criteria)
     data = [manifest.index_hash for manifest in inputs.train_manifests]
     facts |= {LONGEST_HISTORY: str(trained_history)}
-    return Checkpoints(strategy, config, facts, criterion, data, open_store(config))
+    return Checkpoints(strategy, config, facts, criterion, guard, data, open_store(config))
+
+
+def _build_guard(config: Config, criteria: Mapping[str, Criterion]) -> BestGuard:
+    """The guard of `save_best_if`; `criteria` are those of all metrics."""
+    settings = {key: value for criterion in criteria.values() for key, value in criterion.settings.items()}
+    if config.save_best_if is None:
+        return BestGuard(settings=settings)
+    condition = parse_best_condition(config.save_best_if)
+    return BestGuard(condition, criteria[condition.metric], settings, config.save_best_patience)
 
 
 def _resume_or_start_afresh(config: Config, trainer: UGTTrainer) -> None:

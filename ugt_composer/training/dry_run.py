@@ -8,6 +8,7 @@ import torch
 
 from ugt_composer.catalogue.load import about_catalogue, load_catalogue, load_item_vectors
 from ugt_composer.checkpoint.portable import CONFIG, WEIGHTS
+from ugt_composer.config.best_condition import parse_best_condition
 from ugt_composer.config.checks import device_batch_size
 from ugt_composer.config.load import config_yaml
 from ugt_composer.config.schema import Config
@@ -91,6 +92,9 @@ def _check_evaluation(config: Config) -> None:
     metrics |= build_user_metrics(evaluation.metrics, max(evaluation.k_values), list(metrics))
     if config.data.eval.is_given and config.save_best_on is not None:
         check_metric_name("save_best_on", config.save_best_on, metrics, loss.not_computed)
+        if config.save_best_if is not None:
+            metric = parse_best_condition(config.save_best_if).metric
+            check_metric_name("save_best_if", metric, metrics, loss.not_computed)
     if config.callbacks:
         # Not at the top: it imports Composer, which takes seconds.
         from ugt_composer.training.callbacks.configured import configured_callbacks

@@ -20,7 +20,8 @@ def is_last_batch(state: State) -> bool:
 
 
 class Every:
-    """True at the end of each n-th batch ("500ba") or epoch ("1ep"), and always at the end of the run."""
+    """True at the end of each n-th batch ("500ba") or epoch ("1ep"), and always at the end of the run; never before the
+    first batch."""
 
     def __init__(self, interval: str):
         self.interval = Time.from_timestring(interval)
@@ -30,12 +31,14 @@ class Every:
             return True
         if self.interval.unit == TimeUnit.EPOCH:
             return is_last_batch_of_epoch(state) and (state.timestamp.epoch.value + 1) % self.interval.value == 0
-        return state.timestamp.batch.value % self.interval.value == 0
+        batch = state.timestamp.batch.value
+        return batch > 0 and batch % self.interval.value == 0
 
     def is_logged(self, state: State) -> bool:
         """Whether a log line is due: as for `is_due`, and after the first batch."""
         return self.is_due(state) or state.timestamp.batch.value == 1
 
     def __call__(self, state: State, event: Event) -> bool:
-        """The form that Composer's `eval_interval` takes."""
-        return event == Event.BATCH_END and self.is_due(state)
+        """The form that Composer's `eval_interval` takes. Composer itself does not ask at the event FIT_START; see
+        `StartEvaluation`."""
+        return event == Event.FIT_START or (event == Event.BATCH_END and self.is_due(state))

@@ -23,6 +23,7 @@ from ugt_composer.training.callbacks.metrics_file import MetricsFile
 from ugt_composer.training.callbacks.preemption import Preemption
 from ugt_composer.training.callbacks.progress import Progress
 from ugt_composer.training.callbacks.random_state import RandomState
+from ugt_composer.training.callbacks.start_evaluation import StartEvaluation
 from ugt_composer.training.callbacks.training_losses import TrainingLosses
 from ugt_composer.training.composer_patches import StrategyTrainer
 from ugt_composer.training.microbatch import GlobalCounts
@@ -55,6 +56,7 @@ class UGTTrainer(StrategyTrainer):
         self.preemption = Preemption(checkpoints, self.random_state, grace, timeout, self._finish_batch)
         self.dataset_position: dict[str, Any] | None = None  # of the checkpoint that the run resumed from
         self.until_closed = ExitStack()  # the lock of the save folder
+        start_evaluation = StartEvaluation(checkpoints.guard, self._evaluate_start)
         super().__init__(
             strategy,
             GlobalCounts(timeout),
@@ -66,6 +68,7 @@ class UGTTrainer(StrategyTrainer):
                 checkpoints,
                 self.preemption,
                 Progress(watchdog),
+                start_evaluation,
             ],
             **kwargs,
         )
@@ -117,6 +120,10 @@ class UGTTrainer(StrategyTrainer):
         finally:
             self.until_closed.close()
 
+    def _evaluate_start(self) -> None:
+        self._run_evaluators(Event.FIT_START)
+        self.engine.run_event(Event.BATCH_CHECKPOINT)  # writes the line of batch 0
+
     def _finish_batch(self) -> None:
         """Finishes a batch that was saved during its evaluation: the evaluation from its start, and what follows it."""
         self._run_evaluators(Event.BATCH_END)
@@ -128,10 +135,17 @@ class UGTTrainer(StrategyTrainer):
 
     @property
     def is_finished(self) -> bool:
-        return self.state.timestamp.batch.value >= self.length.total
+        """Whether the run has reached its end, or has ended early because of `save_best_if`."""
+        return self.state.timestamp.batch.value >= self.length.total or self.ended_because is not None
+
+    @property
+    def ended_because(self) -> str | None:
+        """Why the run has ended before `max_duration`; None if it has not."""
+        guard = self.checkpoints.guard
+        return guard.about_end() if guard.is_hopeless else None
 
     def train(self) -> None:
-        """Trains to the end of the run (`max_duration`). Does nothing if the run has reached it."""
+        """Trains to the end of the run (`max_duration`), or until `save_best_if` ends it. Does nothing after that."""
         if not self.is_finished:
             self.state.max_duration = self.config.max_duration
             self.fit()
@@ -187,6 +201,8 @@ class UGTTrainer(StrategyTrainer):
         changed = check_resumable(path, content, self.config, self.checkpoints.data, catalogue)
         schedule = is_schedule_changed(path, content, self.config, self.length)
         restored = restore(path, content, self.config, self.strategy, self.state, self.logger, changed, schedule)
+        if (warning := self.checkpoints.guard.resume()) is not None and dist.get_global_rank() == 0:
+            log.warning(warning)
         self.checkpoints.continue_selection(restored.save_best_on, self.is_finished)
         self.dataset_position = restored.dataset_position
         self.random_state.pending = restored.random_state

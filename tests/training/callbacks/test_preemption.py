@@ -100,3 +100,21 @@ def test_a_signal_is_handled_in_a_process_with_many_open_files():
         for descriptor in many:
             os.close(descriptor)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_preempted_in_the_evaluation_of_the_start_a_run_begins_anew(stage_config, stages, tmp_path, capsys):
+    options = ("save_best_on=loss", "save_best_if=ndcg@10 >= 0.9 of the start", "max_duration=3ba", *DROPOUT)
+
+    def config(name: str):
+        return stage_config(tmp_path / name, 3, stages / "stage2/best", *options)
+
+    whole = build_trainer(config("whole"))
+    whole.train()
+    whole.close()
+    preempt(config("parts"), "eval_batch_start", 0)
+    assert "preempted: no batch was trained yet; run the same command again" in capsys.readouterr().out
+    assert newest_checkpoint(tmp_path / "parts") is None
+    again = build_trainer(config("parts"))
+    again.train()
+    again.close()
+    assert comparable(tmp_path / "parts") == comparable(tmp_path / "whole")

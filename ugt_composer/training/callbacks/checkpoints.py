@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from ugt_composer.config.load import config_yaml
 from ugt_composer.config.schema import Config
 from ugt_composer.errors import UserError
 from ugt_composer.parallelism.strategy import Strategy
+from ugt_composer.training.best_guard import BestGuard
 from ugt_composer.training.best_model import Best, Criterion, is_better
 from ugt_composer.training.intervals import Every
 
@@ -42,6 +44,7 @@ class Checkpoints(Callback):
         config: of the run; saved in each file.
         facts: strings for the portable models' header, such as the catalogue's fingerprint.
         criterion: what selects `best/`; None: `best/` equals `latest/`.
+        guard: which evaluations may select it; not used without a criterion.
         data: hashes that identify the training data; a run resumes only with the same data.
         uploads: copies the save folder to a store; on rank 0 only, None without `checkpoint.remote`.
     """
@@ -52,6 +55,7 @@ class Checkpoints(Callback):
         config: Config,
         facts: dict[str, str],
         criterion: Criterion | None,
+        guard: BestGuard,
         data: list[str],
         uploads: Uploads | None = None,
     ):
@@ -63,6 +67,7 @@ class Checkpoints(Callback):
         self.config = config
         self.facts = facts
         self.criterion = criterion
+        self.guard = guard
         self.folder = Path(config.save_folder)
         self.every = Every(config.save_interval)
         self.good: set[Path] = set()  # training checkpoints that this process wrote or verified
@@ -77,13 +82,15 @@ class Checkpoints(Callback):
         self.save_seconds = 0.0  # duration of the last save
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": None if self.best is None else self.best.state_dict()}
+        return {"best": None if self.best is None else self.best.state_dict(), "guard": self.guard.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if "best" in state:
             self.best = None if state["best"] is None else Best.from_state(state["best"])
         elif state["best_value"] is not None:  # of version 0.1.0; `continue_selection` adds the name
             self.best = Best(state["best_value"], Criterion("", None, {}))
+        if "guard" in state:
+            self.guard.load_state_dict(state["guard"])
 
     def continue_selection(self, metric_before: str | None, is_finished: bool) -> None:
         """Logs whether `best/`, which this run's earlier start selected, is still what the configuration asks for.
@@ -132,22 +139,38 @@ class Checkpoints(Callback):
     def eval_end(self, state: State, logger: Logger) -> None:
         if self.criterion is None or self.by_hand:
             return
-        name = self.criterion.metric
-        value = float(state.eval_metrics[EVAL_LABEL][name].compute())
-        if is_better(value, self._comparable_value(), bool(self.criterion.higher_is_better)):
-            self.best = Best(value, self.criterion)
-            self.writer.finish()
-            weights, facts = gather_weights(self.strategy), {f"best {name}": f"{value:.6g}", **self.criterion.facts}
-            save_on_rank_0(
-                self.folder, lambda: self._write_portable("best", state.timestamp.batch.value, weights, facts)
-            )
-            self.is_unsent = True
+        name, batch = self.criterion.metric, state.timestamp.batch.value
+        values = {key: float(metric.compute()) for key, metric in state.eval_metrics[EVAL_LABEL].items()}
+        is_start = batch == 0  # see `StartEvaluation`
+        if is_start:
+            self.guard.begin(values)
+        is_allowed = self.guard.allows(values)
+        is_best = is_allowed and is_better(values[name], self._value_to_beat(), bool(self.criterion.higher_is_better))
+        if is_best or is_start:
+            self.best = Best(values[name], self.criterion, fulfils=is_allowed)
+            self._save_best(batch, values[name])
+        if not is_start and self.guard.condition is not None:
+            self.guard.count(is_allowed)
+            outcome = "kept as best/" if is_best else "not kept"
+            _print_once(self.guard.comparison(batch, name, values, outcome))
+            if self.guard.is_hopeless:
+                _print_once(f"{self.folder}: ends after batch {batch}: {self.guard.about_end()}")
+                state.stop_training()
 
-    def _comparable_value(self) -> float | None:
-        """The value of `best/`; None if there is none, or another criterion selected it."""
+    def _save_best(self, batch: int, value: float) -> None:
+        assert self.criterion is not None
+        facts = {f"best {self.criterion.metric}": f"{value:.6g}", **self.criterion.facts}
+        self.writer.finish()
+        weights = gather_weights(self.strategy)
+        save_on_rank_0(self.folder, lambda: self._write_portable("best", batch, weights, facts))
+        self.is_unsent = True
+
+    def _value_to_beat(self) -> float | None:
+        """The value of `best/`; None if there is none, another criterion selected it, or it is the start's model,
+        which does not fulfil `save_best_if`."""
         if self.best is None or self.criterion is None or self.criterion.change_from(self.best.criterion):
             return None
-        return self.best.value
+        return self.best.value if self.best.fulfils else None
 
     def batch_end(self, state: State, logger: Logger) -> None:
         self.writer.check()
@@ -268,3 +291,8 @@ class Checkpoints(Callback):
         facts = {**self.facts, "batch": str(batch), **(facts or {})}
         network = {key.removeprefix(NETWORK): value for key, value in weights.items() if key.startswith(NETWORK)}
         save_portable(self.folder / name, network, self.config, facts)
+
+
+def _print_once(line: str) -> None:
+    if dist.get_global_rank() == 0:
+        print(line, file=sys.stderr, flush=True)

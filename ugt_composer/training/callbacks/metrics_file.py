@@ -58,9 +58,10 @@ class MetricsFile(LoggerDestination):
     def continue_from(self, batch: int) -> None:
         """Makes the file end with the line of `batch`, before the run's next batch."""
         lacks_line = self.is_resumed and (self.is_due or bool(self.evaluation) or self.in_evaluation)
+        is_new = batch == 0 and not self.is_resumed  # a killed run without a checkpoint may have left lines
         if dist.get_global_rank() == 0:
             with saving_into(self.path.parent):
-                drop_lines_after(self.path, batch - 1 if lacks_line else batch)
+                drop_lines_after(self.path, batch - 1 if lacks_line or is_new else batch)
         if not self.in_evaluation:  # otherwise the evaluation is repeated, and the line written after it
             if lacks_line:
                 self._end_batch()

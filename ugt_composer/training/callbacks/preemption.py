@@ -48,6 +48,7 @@ class Preemption(Callback):
         self.is_leaving = False
         self.saved_batch: int | None = None
         self.evaluation_left = False  # the saved batch still has to be evaluated
+        self._is_untrained = False
         # None outside an evaluation, or in one that must not be interrupted.
         self._random_state_before_evaluation: list[dict[str, Any]] | None = None
         self._batch_seconds = self._batch_started = 0.0
@@ -111,8 +112,10 @@ class Preemption(Callback):
             return
         if self._is_warned():
             # The state that an uninterrupted evaluation starts from, because the resumed run repeats the evaluation.
+            # The one before the first batch is part of a new run: nothing is saved.
             reproducibility.load_rng_state(self._random_state_before_evaluation)
             self.evaluation_left = True
+            self._is_untrained = state.timestamp.batch.value == 0
             self._save_if_warned(state, is_saved=False)
             self._exit()
 
@@ -134,7 +137,11 @@ class Preemption(Callback):
         warning.start_clock(age)
         self.checkpoints.writer.finish()  # an earlier save, or the one of this batch
         # These numbers are the same on every rank, so that all ranks save or none.
-        if not is_saved and age + batch_seconds + save_seconds < FRACTION_OF_GRACE * self.grace:
+        if (
+            not is_saved
+            and not self._is_untrained
+            and age + batch_seconds + save_seconds < FRACTION_OF_GRACE * self.grace
+        ):
             self.checkpoints.save(state)
             self.checkpoints.writer.finish()
             is_saved = True
@@ -146,7 +153,9 @@ class Preemption(Callback):
         missing_uploads = self._upload()
         if dist.get_global_rank() == 0:
             done = f"saved batch {self.saved_batch}"
-            if self.saved_batch is None:
+            if self._is_untrained:
+                done = "no batch was trained yet"
+            elif self.saved_batch is None:
                 done = f"the grace of {self.grace:g} s is too short for a save, {self._newest_checkpoint()}"
             if missing_uploads is not None:
                 done += f"; {missing_uploads}"
