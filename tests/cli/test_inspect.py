@@ -1,6 +1,7 @@
 """`ugt inspect` on each kind of file and folder that a run reads or writes, valid and corrupted."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conversion.conversion_cases import SMALL, recommend_row
 from tests.data.conftest import CORRUPTIONS, flip_byte
 from tests.shop import SIZES, metrics_of
 from ugt_composer import __version__
@@ -176,6 +178,25 @@ def test_lengths_and_pairs_are_those_of_the_rows(inspect, shop):
     assert found["rows of kind"] == "preference"
     assert found["first rows"][0]["rejected"] == ["/".join(str(rejected[f"l{n}_id"]) for n in (1, 2, 3))]
     assert len(found["first rows"][0]["history"]) == history[0] - 1
+
+
+def test_actions_and_times_are_named(inspect, tmp_path):
+    from convert.jsonl_to_mds import main as convert
+
+    row = recommend_row(random.Random(0), history=2, targets=1)
+    row |= {"encoder_actions": [0, 2, 0], "encoder_times": [0, 86_400, 90_061], "decoder_times": [172_800]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "actions.json").write_text('["view", "buy"]')
+    words = [str(tmp_path / "rows.jsonl"), "--kind", "recommend", "--out", str(tmp_path / "data"), *SMALL]
+    assert convert(words) == 0
+    found = inspect(tmp_path / "data")
+    assert [found[f"rows with {key}"] for key in ("encoder_actions", "encoder_times", "decoder_times")] == [1] * 3
+    assert (found["actions"], found["largest action"]) == (["view", "buy"], 2)
+    assert found["first and last time"] == ["1970-01-02 00:00:00", "1970-01-03 00:00:00"]
+    (first,) = found["first rows"]
+    assert first["actions"] == ["buy", 0]
+    assert first["times"] == ["1970-01-02 00:00:00", "1970-01-02 01:01:01"]
+    assert first["target times"] == ["1970-01-03 00:00:00"]
 
 
 @pytest.mark.parametrize("damage", CORRUPTIONS)

@@ -227,14 +227,14 @@ def test_the_manifest_has_names_fractions_and_range(tmp_path, capsys):
     manifest = json.loads((out / "manifest.json").read_text())
     assert (manifest["codec_version"], manifest["actions"]) == (2, ["view", "buy"])
     assert manifest["inputs"] == {
-        "rows_with_actions": 1,
-        "rows_with_times": 1,
-        "rows_with_target_times": 1,
+        "rows_with": {"encoder_actions": 1, "encoder_times": 1, "decoder_times": 1},
         "largest_action": 2,
         "times": [5, 12],
     }
     assert "1  rows with encoder_times" in capsys.readouterr().out
-    assert read_manifest(out).rows == 3
+    read = read_manifest(out)
+    assert (read.rows_with, read.largest_action) == (manifest["inputs"]["rows_with"], 2)
+    assert (read.actions, read.times) == (("view", "buy"), (5, 12))
 
 
 @pytest.mark.parametrize("option", [[], ["--actions", "named/actions.json"]])

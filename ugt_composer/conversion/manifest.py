@@ -17,7 +17,7 @@ from ugt_composer.conversion.known_items import KnownItems
 from ugt_composer.conversion.settings import Settings
 from ugt_composer.data.codec import VERSIONS
 from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME
-from ugt_composer.jsonl.schema import RECOMMEND
+from ugt_composer.jsonl.schema import DECODER_TIMES, ENCODER_ACTIONS, ENCODER_TIMES, RECOMMEND
 from ugt_composer.jsonl.sources import Source
 from ugt_composer.storage.hashed_file import file_hash
 
@@ -56,7 +56,7 @@ def write_manifest(
     """
     manifest: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
-        "codec_version": VERSIONS[1] if _inputs(counts) else VERSIONS[0],
+        "codec_version": VERSIONS[bool(input_facts(counts))],
         "integer_width": settings.width,
         "kind": settings.kind,
         "codebook_sizes": list(settings.codebook_sizes),
@@ -70,7 +70,7 @@ def write_manifest(
             "rejected": _histogram(counts.rejected_lengths),
         },
         "largest_position": {"encoder": counts.largest_encoder_position, "decoder": counts.largest_decoder_position},
-        **_inputs(counts),
+        **input_facts(counts),
         **({} if actions is None else {"actions": list(actions)}),
         "input": {
             "files": len(inputs.sources),
@@ -102,20 +102,14 @@ def _counts(settings: Settings, counts: Counts) -> dict[str, Any]:
     }
 
 
-def _inputs(counts: Counts) -> dict[str, Any]:
-    """Facts about actions and times, if there are any."""
-    if not (counts.with_actions or counts.with_times or counts.with_target_times):
+def input_facts(counts: Counts) -> dict[str, Any]:
+    """The entry about actions and times, if there are any."""
+    rows = {ENCODER_ACTIONS: counts.with_actions, ENCODER_TIMES: counts.with_times}
+    rows[DECODER_TIMES] = counts.with_target_times
+    if not any(rows.values()):
         return {}
     times = [counts.smallest_time, counts.largest_time] if counts.smallest_time <= counts.largest_time else None
-    return {
-        "inputs": {
-            "rows_with_actions": counts.with_actions,
-            "rows_with_times": counts.with_times,
-            "rows_with_target_times": counts.with_target_times,
-            "largest_action": max(counts.largest_action, 0),
-            "times": times,
-        }
-    }
+    return {"inputs": {"rows_with": rows, "largest_action": max(counts.largest_action, 0), "times": times}}
 
 
 def _catalogue(known: KnownItems, counts: ItemCounts) -> dict[str, Any]:

@@ -44,6 +44,10 @@ class Manifest:
         catalogue: the fingerprint of the catalogue that the rows' semantic IDs come from; None if not known.
         catalogue_file: the file that it was read from, as the conversion's user named it.
         items, outside: by kind, the items of the rows, and those that this catalogue lacks.
+        rows_with: rows that have encoder_actions, encoder_times and decoder_times; empty if none has any.
+        largest_action: of all rows, 0 if there is none.
+        actions: the names of the actions 1, 2, …; empty if they have none.
+        times: the first and the last time in seconds; None if no row has times.
     """
 
     folder: str
@@ -63,6 +67,10 @@ class Manifest:
     catalogue_file: str | None = None
     items: Mapping[str, int] = field(default_factory=dict)
     outside: Mapping[str, int] = field(default_factory=dict)
+    rows_with: Mapping[str, int] = field(default_factory=dict)
+    largest_action: int = 0
+    actions: tuple[str, ...] = ()
+    times: tuple[int, int] | None = None
 
 
 def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
@@ -100,6 +108,7 @@ def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
             history_lengths={int(tokens): rows for tokens, rows in facts["lengths"][SIDES[0]].items()},
             incomplete_histories=counts.get("incomplete_histories", counts["truncated_histories"]),
             **_catalogue(facts.get("catalogue")),
+            **_inputs(facts),
         )
     except FileNotFoundError:
         raise UserError(f"{path}: missing; expected a folder made by convert/jsonl_to_mds.py") from None
@@ -132,6 +141,19 @@ def _catalogue(facts: Mapping[str, Any] | None) -> dict[str, Any]:
         "catalogue_file": facts["file"],
         "items": facts["items"],
         "outside": facts["outside"],
+    }
+
+
+def _inputs(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields about actions and times; none if no row has any."""
+    inputs = facts.get("inputs")
+    if inputs is None:
+        return {}
+    return {
+        "rows_with": inputs["rows_with"],
+        "largest_action": inputs["largest_action"],
+        "actions": tuple(facts.get("actions", ())),
+        "times": None if inputs["times"] is None else tuple(inputs["times"]),
     }
 
 

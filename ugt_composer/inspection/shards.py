@@ -1,5 +1,7 @@
 """Facts about folders of MDS shards and about catalogues."""
 
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ from streaming.base.compression import decompress
 
 from ugt_composer.catalogue.catalogue import Catalogue, Item
 from ugt_composer.catalogue.shard_items import check_shards
-from ugt_composer.data.codec import HEADER, HEADER_FIELDS, IDS, LABELS, TOKEN_TYPE, decode_row
+from ugt_composer.data.codec import HEADER, HEADER_FIELDS, IDS, LABELS, TOKEN_TYPE, UNKNOWN_TIME, decode_row
 from ugt_composer.data.history import SemanticId
 from ugt_composer.data.integrity import ADVICE, ShardFacts, corruption, read_index
 from ugt_composer.data.manifest import Manifest, read_manifest
@@ -50,9 +52,10 @@ def shard_facts(folder: Path, rows: int, catalogue: Catalogue | None) -> dict[st
         **({"log-probabilities of": manifest.reference} if manifest.reference else {}),
         **({"computed in": manifest.reference_precision} if manifest.reference_precision else {}),
         **_catalogue_facts(manifest),
+        **_input_facts(manifest),
         **({"warning": warnings[0]} if warnings else {}),
         "lengths": [{"of": name, **_length_statistics(all_headers[column])} for name, column in LENGTHS.items()],
-        "first rows": [_row_facts(sample, catalogue) for sample in first_rows],
+        "first rows": [_row_facts(sample, catalogue, manifest.actions) for sample in first_rows],
     }
 
 
@@ -61,6 +64,24 @@ def _catalogue_facts(manifest: Manifest) -> dict[str, Any]:
         return {}
     lacks = {f"{kind} that it lacks": number for kind, number in manifest.outside.items() if number}
     return {"catalogue": manifest.catalogue_file, "catalogue's fingerprint": manifest.catalogue, **lacks}
+
+
+def _input_facts(manifest: Manifest) -> dict[str, Any]:
+    """Of rows with actions or times."""
+    with_lists = {f"rows with {key}": number for key, number in manifest.rows_with.items() if number}
+    times = [_date(time) for time in manifest.times or ()]
+    if manifest.largest_action:
+        with_lists["largest action"] = manifest.largest_action
+    return {
+        **with_lists,
+        **({"actions": list(manifest.actions)} if manifest.actions else {}),
+        **({"first and last time": times} if times else {}),
+    }
+
+
+def _date(seconds: int) -> str | None:
+    """A Unix time in UTC; None for an unknown one."""
+    return None if seconds == UNKNOWN_TIME else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _read_shard(folder: Path, shard: ShardFacts, rows: int) -> tuple[np.ndarray, list[bytes]]:
@@ -90,12 +111,13 @@ def _length_statistics(lengths: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _row_facts(sample: bytes, catalogue: Catalogue | None) -> dict[str, Any]:
+def _row_facts(sample: bytes, catalogue: Catalogue | None, actions: Sequence[str]) -> dict[str, Any]:
     try:
         row = decode_row(sample)
     except ValueError as error:
         raise UserError(f"a row cannot be read: {error}; {ADVICE}") from None
     labels = row.decoder[:, LABELS]
+    lists: dict[str, Any] = {}
     facts = {
         "user": row.user_id,
         "history": row.encoder[row.encoder[:, TOKEN_TYPE] == ITEM, IDS],
@@ -103,8 +125,18 @@ def _row_facts(sample: bytes, catalogue: Catalogue | None) -> dict[str, Any]:
     }
     if len(row.rejected):
         facts["rejected"] = row.rejected
+    is_item = row.encoder[:, TOKEN_TYPE] == ITEM
+    if row.encoder_actions is not None:
+        names = dict(enumerate(actions, start=1))
+        lists["actions"] = [names.get(action, action) for action in row.encoder_actions[is_item].tolist()]
+    if row.encoder_times is not None:
+        lists["times"] = [_date(time) for time in row.encoder_times[is_item].tolist()]
+    if row.decoder_times is not None:
+        lists["target times"] = [_date(time) for time in row.decoder_times.tolist()]
     triples = {key: value for key, value in facts.items() if isinstance(value, np.ndarray)}
-    return facts | {key: [_name(triple, catalogue) for triple in value.tolist()] for key, value in triples.items()}
+    return (
+        facts | {key: [_name(triple, catalogue) for triple in value.tolist()] for key, value in triples.items()} | lists
+    )
 
 
 def _name(triple: SemanticId, catalogue: Catalogue | None) -> str:
