@@ -27,7 +27,7 @@ D_MODEL, HEADS = 128, 8
 class PlainAttention(PointwiseAttention):
     """The formula, implemented literally."""
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, times: Tensor | None = None) -> Tensor:
         q, k, v, gate = self.in_proj(x).chunk(4, dim=-1)
         q, k, v = (split_heads(t, self.n_heads) for t in (q, k, v))
         scores = F.silu(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]))

@@ -13,6 +13,8 @@ NUM_TOKEN_TYPES = 4
 
 IGNORE_INDEX = -100  # a label that losses ignore
 
+LARGEST_ACTION = 0xFFFE  # what a user did with a token, from 1; fits into both integer widths of the shards
+
 DEFAULT_CODEBOOK_SIZES = (1024, 4096, 16384)
 MAX_HISTORY = 512
 MAX_TARGET = 128

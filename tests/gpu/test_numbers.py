@@ -192,7 +192,7 @@ def test_recommendations_equal_a_cpus(gpu, over_catalogue, weight):
         given = moved(batch, device)
         with torch.no_grad():
             memory = model.encode(given)
-            hidden = model.start_over(memory, given["encoder_mask"])
+            hidden = model.start_over(memory, given)
             scores = None
             if weight:
                 users = model.user_vector(memory, given["encoder_mask"])

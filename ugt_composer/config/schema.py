@@ -13,9 +13,16 @@ from ugt_composer.config.checks import check_fraction, check_positive, check_s3_
 from ugt_composer.config.keys import FIXED, FREE, ON_REQUEST, ON_REQUEST_UNLESS_ZERO, key
 from ugt_composer.config.strategies import STRATEGIES, StrategyFacts
 from ugt_composer.seeds import LARGEST_SEED
-from ugt_composer.vocabulary import DEFAULT_CODEBOOK_SIZES, MAX_POSITIONS, NUM_SPECIAL_IDS, NUM_TOKEN_TYPES
+from ugt_composer.vocabulary import (
+    DEFAULT_CODEBOOK_SIZES,
+    LARGEST_ACTION,
+    MAX_POSITIONS,
+    NUM_SPECIAL_IDS,
+    NUM_TOKEN_TYPES,
+)
 
 LARGEST_K = 10_000  # the metrics keep a matrix of k × k numbers
+MOST_TIME_BUCKETS = 1024  # with more, neighbouring ones differ by less than 2 %
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,9 @@ class ModelConfig:
     user_activation: Literal["tanh", "none"] = key("tanh", FIXED, defines_weights=True)
     tie_embeddings: bool = key(True, FIXED)
     level_softmax: Literal["codebook", "catalogue"] = key("codebook", FIXED)
+    num_actions: int = key(0, FIXED)
+    time_buckets: int = key(0, FIXED)
+    relative_time_bias: bool = key(False, FIXED)
 
     def __post_init__(self):
         check_positive(
@@ -60,6 +70,17 @@ class ModelConfig:
             raise ValueError(
                 f"model.codebook_sizes is {list(self.codebook_sizes)}; "
                 f"expected three sizes above {NUM_SPECIAL_IDS} (the special ids)"
+            )
+        if not 0 <= self.num_actions <= LARGEST_ACTION:
+            raise ValueError(f"model.num_actions is {self.num_actions}; expected 0 to {LARGEST_ACTION:,}")
+        if self.time_buckets != 0 and not 2 <= self.time_buckets <= MOST_TIME_BUCKETS:
+            raise ValueError(
+                f"model.time_buckets is {self.time_buckets}; expected 2 to {MOST_TIME_BUCKETS:,}, or 0 for a model "
+                "that does not read times"
+            )
+        if self.relative_time_bias and self.time_buckets == 0:
+            raise ValueError(
+                "model.relative_time_bias is true with model.time_buckets 0; expected a number of buckets such as 32"
             )
 
 

@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from ugt_composer.vocabulary import IGNORE_INDEX
+from ugt_composer.vocabulary import IGNORE_INDEX, LARGEST_ACTION
 
 VERSIONS = (1, 2)
 HEADER = struct.Struct("<BBHHHHHf")
@@ -41,7 +41,6 @@ HAS_REFERENCE, HAS_MEMBERS, HAS_ACTIONS, HAS_TIMES, HAS_TARGET_TIMES = 1, 2, 4, 
 IN_VERSION_2 = HAS_ACTIONS | HAS_TIMES | HAS_TARGET_TIMES
 ALL_FLAGS = IN_VERSION_2 | HAS_REFERENCE | HAS_MEMBERS
 LARGEST_MEMBER = (1 << 31) - 1
-LARGEST_ACTION = 0xFFFE  # fits into both widths
 UNKNOWN_TIME = -1  # stored as the largest uint32
 LARGEST_TIME = (1 << 32) - 2  # seconds: as Unix time, in the year 2106
 HEADER_FIELDS = np.dtype(  # the layout of HEADER, to read or write many rows at once

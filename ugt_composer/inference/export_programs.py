@@ -20,10 +20,17 @@ from ugt_composer.model.moe import MoEFeedForward
 from ugt_composer.model.ugt import UGT
 from ugt_composer.vocabulary import LEVELS, NUM_SPECIAL_IDS
 
-INPUTS = ("encoder_ids", "encoder_positions", "encoder_token_types", "encoder_mask")  # inputs of the encoder, in order
+INPUTS = ("encoder_ids", "encoder_positions", "encoder_token_types", "encoder_mask")  # of every encoder, in order
 NO_ITEMS = np.zeros((0, REJECTED_COLUMNS), np.int64)
 TRIE_TENSORS = ("ids", "parents", "first", "keys")
 MOST = 2**31 - 1  # rows or candidates; dynamic dimensions need an upper bound
+
+
+def encoder_inputs(model: UGT) -> tuple[str, ...]:
+    """The tensors of a batch that a model's encoder reads, in the order of the program's inputs."""
+    actions = ("encoder_actions",) if model.action_embedding is not None else ()
+    times = ("encoder_times", "decoder_times") if model.time_buckets > 0 else ()
+    return (*INPUTS, *actions, *times)
 
 
 class EncoderProgram(nn.Module):
@@ -32,12 +39,14 @@ class EncoderProgram(nn.Module):
     def __init__(self, model: UGT):
         super().__init__()
         self.model = model
+        self.inputs = encoder_inputs(model)
 
-    def forward(self, ids: Tensor, positions: Tensor, token_types: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """ids (B, S, 3), positions and token_types (B, S) int64, mask (B, S) bool → state and vector, (B, D) each."""
-        batch = dict(zip(INPUTS, (ids, positions, token_types, mask), strict=True))
-        memory = self.model.encode(batch)  # type: ignore[arg-type]
-        return self.model.start_over(memory, mask), self.model.user_vector(memory, mask)
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        """The tensors of a batch that `encoder_inputs` names, of which decoder_times (B, 1) → state and vector, (B, D)
+        each."""
+        batch: Any = dict(zip(self.inputs, tensors, strict=True))
+        memory = self.model.encode(batch)
+        return self.model.start_over(memory, batch), self.model.user_vector(memory, batch["encoder_mask"])
 
 
 class ScorerProgram(nn.Module):
@@ -78,12 +87,13 @@ def export_programs(model: UGT, trie: ItemTrie | None) -> tuple[ExportedProgram,
     history = Dim("history", max=model.encoder_input.position.num_embeddings)
     user = Row("", np.zeros((3, ENCODER_COLUMNS), np.int64), np.zeros((1, DECODER_COLUMNS), np.int64), NO_ITEMS)
     batch = collate([PackedRow(0, encode_row(user, width=2))] * 2)  # sizes of 0 and 1 would become constants
-    inputs = tuple(batch[name] for name in INPUTS)  # type: ignore[literal-required]
     encoder = EncoderProgram(model)
+    inputs = tuple(batch[name] for name in encoder.inputs)  # type: ignore[literal-required]
     state, _ = encoder(*inputs)
     items = torch.full((len(state), 3, LEVELS), NUM_SPECIAL_IDS)
     scorer = export(
         ScorerProgram(model, trie), (state, items), dynamic_shapes=[{0: rows}, {0: rows, 1: candidates}], strict=False
     )
     del model.heads, model.item_proj  # the encoder's program must not include them
-    return export(encoder, inputs, dynamic_shapes=[{0: rows, 1: history}] * len(inputs), strict=False), scorer
+    sizes = tuple({0: rows} if name == "decoder_times" else {0: rows, 1: history} for name in encoder.inputs)
+    return export(encoder, inputs, dynamic_shapes=(sizes,), strict=False), scorer

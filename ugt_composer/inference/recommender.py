@@ -76,7 +76,7 @@ class Recommender:
             users = self.model.user_vector(memory, batch["encoder_mask"])
             weight = self.item_score_weight
             scores = ItemScores(users, self.item_vectors, self.temperature, weight, self.similarity)
-        hidden = self.model.start_over(memory, batch["encoder_mask"])
+        hidden = self.model.start_over(memory, batch)
         heads, width, over_catalogue = self.model.level_logits, max(k, beam_width), self.model.is_over_catalogue
         return beam_search(heads, hidden, self.trie, k, width, seen, scores, over_catalogue)
 

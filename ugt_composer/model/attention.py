@@ -13,6 +13,7 @@ from ugt_composer import kernels
 from ugt_composer.model.autocast import product_dtype
 from ugt_composer.model.dropout import Dropout
 from ugt_composer.model.pointwise_product import ACTIVATIONS, pointwise_product
+from ugt_composer.model.time_bias import biased_pointwise_product, time_bias
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
@@ -34,9 +35,15 @@ class PointwiseAttention(nn.Module):
     fraction of all preferences. n is the number of valid keys, so the scale does not depend on the length of the
     history. On a GPU in half precision, A V and norm(…) ⊙ φ(U) are a kernel each. Elsewhere the weights A are computed
     piece by piece, never as a whole, unless there is dropout on them.
+
+    HSTU's relative time bias is a learnt number for each head and bucket of |t_i − t_j|, see `time_bucket`, added to
+    Q Kᵀ / √d. The kernels have none, so a GPU then computes piece by piece, too.
+
+    Args:
+        bias_buckets: of the relative time bias; 0: none.
     """
 
-    def __init__(self, d_model: int, n_heads: int, dropout: float, activation: str = "silu"):
+    def __init__(self, d_model: int, n_heads: int, dropout: float, activation: str = "silu", bias_buckets: int = 0):
         super().__init__()
         self.n_heads = n_heads
         self.activation = activation
@@ -44,9 +51,16 @@ class PointwiseAttention(nn.Module):
         self.norm = nn.LayerNorm(d_model)
         self.out_proj = nn.Linear(d_model, d_model)
         self.dropout = Dropout(dropout)
+        self.register_parameter("time_bias", None)
+        if bias_buckets > 0:
+            self.time_bias = nn.Parameter(torch.zeros(n_heads, 1 + bias_buckets))
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x (B, S, D), mask (B, S) bool, True on valid tokens → (B, S, D)."""
+    def forward(self, x: Tensor, mask: Tensor, times: Tensor | None = None) -> Tensor:
+        """x (B, S, D), mask (B, S) bool, True on valid tokens → (B, S, D).
+
+        Args:
+            times: int64 (B, S) seconds, negative where unknown; only with a relative time bias.
+        """
         d_model = x.shape[-1]
         qkv, gate = self.in_proj(x).split((3 * d_model, d_model), dim=-1)
         if self._has_kernels(qkv):
@@ -55,16 +69,27 @@ class PointwiseAttention(nn.Module):
         q = q / math.sqrt(q.shape[-1])
         # The mask and 1 / n are factors of each key's weight, so they can be applied to the values instead.
         v = v * (mask / mask.sum(-1, keepdim=True).clamp(min=1)).to(v.dtype)[:, None, :, None]
-        if self.training and self.dropout.p > 0:
-            mixed = self.dropout(ACTIVATIONS[self.activation](q @ k.transpose(-1, -2))) @ v
-        else:
-            mixed = pointwise_product(q, k, v, self.activation)
+        mixed = self._plain(q, k, v) if self.time_bias is None else self._biased(q, k, v, times)
         return self.out_proj(self.norm(merge_heads(mixed)) * ACTIVATIONS[self.activation](gate))
+
+    def _plain(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.training and self.dropout.p > 0:
+            return self.dropout(ACTIVATIONS[self.activation](q @ k.transpose(-1, -2))) @ v
+        return pointwise_product(q, k, v, self.activation)
+
+    def _biased(self, q: Tensor, k: Tensor, v: Tensor, times: Tensor | None) -> Tensor:
+        assert times is not None
+        if self.training and self.dropout.p > 0:
+            scores = q @ k.transpose(-1, -2)
+            scores = scores + time_bias(self.time_bias, times).to(scores.dtype)
+            return self.dropout(ACTIVATIONS[self.activation](scores)) @ v
+        return biased_pointwise_product(q, k, v, self.time_bias, times, self.activation)
 
     def _has_kernels(self, qkv: Tensor) -> bool:
         # In float32 without TF32, Triton's products are slower than cuBLAS'.
         is_half = qkv.dtype in (torch.bfloat16, torch.float16)
-        return is_half and kernels.attention_fits(qkv.shape[-1] // 3, self.n_heads) and kernels.are_usable(qkv)
+        fits = self.time_bias is None and kernels.attention_fits(qkv.shape[-1] // 3, self.n_heads)
+        return is_half and fits and kernels.are_usable(qkv)
 
     def _gated_by_kernels(self, qkv: Tensor, gate: Tensor, mask: Tensor) -> Tensor:
         """norm(A V) ⊙ φ(U) given qkv (B, S, 3·D), gate (B, S, D) and mask (B, S) → (B, S, D)."""

@@ -33,17 +33,19 @@ class EncoderLayer(nn.Module):
         dropout: float,
         attention_dropout: float,
         activation: str,
+        bias_buckets: int = 0,
     ):
         super().__init__()
         self.attention_norm = GroupLayerNorm(d_model, num_token_types, for_products=True)
-        self.attention = PointwiseAttention(d_model, n_heads, attention_dropout, activation)
+        self.attention = PointwiseAttention(d_model, n_heads, attention_dropout, activation, bias_buckets)
         self.ff_norm = GroupLayerNorm(d_model, num_token_types, for_products=True)
         self.ff = FeedForward(d_model, d_ff, dropout)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, token_types: Tensor, mask: Tensor) -> Tensor:
-        """x (B, S, D), token_types (B, S) int64, mask (B, S) bool → (B, S, D)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x, token_types), mask))
+    def forward(self, x: Tensor, token_types: Tensor, mask: Tensor, times: Tensor | None = None) -> Tensor:
+        """x (B, S, D), token_types (B, S) int64, mask (B, S) bool, times (B, S) int64 for a relative time bias
+        → (B, S, D)."""
+        x = x + self.dropout(self.attention(self.attention_norm(x, token_types), mask, times))
         return x + self.dropout(self.ff(self.ff_norm(x, token_types)))
 
 
@@ -56,8 +58,8 @@ class Encoder(nn.Module):
         )
         self.norm = GroupLayerNorm(d_model, num_token_types)
 
-    def forward(self, x: Tensor, token_types: Tensor, mask: Tensor) -> Tensor:
-        """x (B, S, D), token_types (B, S) int64, mask (B, S) bool → (B, S, D)."""
+    def forward(self, x: Tensor, token_types: Tensor, mask: Tensor, times: Tensor | None = None) -> Tensor:
+        """Arguments and result as for a layer."""
         for layer in self.layers:
-            x = run_layer(layer, self.activation_checkpointing, x, token_types, mask)
+            x = run_layer(layer, self.activation_checkpointing, x, token_types, mask, times)
         return self.norm(x, token_types)

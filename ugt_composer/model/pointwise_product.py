@@ -54,13 +54,18 @@ def _gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, activation: str) -
             weights = ACTIVATIONS[activation](scores)
             torch.bmm(weights.transpose(1, 2), grad[piece], out=grad_v[piece])
             torch.bmm(grad[piece], v[piece].transpose(1, 2), out=weights)  # the gradient of the weights
-            if activation == "silu":
-                torch.ops.aten.silu_backward.grad_input(weights, scores, grad_input=weights)
-            else:
-                weights.masked_fill_(scores <= 0, 0.0)
+            multiply_by_slopes(weights, scores, activation)
             torch.bmm(weights, k[piece], out=grad_q[piece])
             torch.bmm(weights.transpose(1, 2), q[piece], out=grad_k[piece])
     return grad_q, grad_k, grad_v
+
+
+def multiply_by_slopes(gradient: Tensor, scores: Tensor, activation: str) -> None:
+    """gradient ← gradient ⊙ φ'(scores)."""
+    if activation == "silu":
+        torch.ops.aten.silu_backward.grad_input(gradient, scores, grad_input=gradient)
+    else:
+        gradient.masked_fill_(scores <= 0, 0.0)
 
 
 @_product.register_fake

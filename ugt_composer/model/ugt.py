@@ -5,7 +5,7 @@ level l.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -20,7 +20,21 @@ from ugt_composer.model.encoder import Encoder
 from ugt_composer.model.float32_linear import Float32Linear
 from ugt_composer.model.heads import LevelHeads
 from ugt_composer.model.moe import RouterStats
+from ugt_composer.model.time_buckets import history_times, since_newest, since_previous, since_token, time_bucket
+from ugt_composer.model.zero_embedding import ZeroEmbedding
 from ugt_composer.vocabulary import BOS, ITEM, LEVELS
+
+# The weights, all zero at first, that only a model with an input has, by the key that gives it the input.
+WEIGHTS_OF_INPUTS = {
+    "num_actions": ("action_embedding",),
+    "time_buckets": ("since_embedding", "gap_embedding", "elapsed_embedding"),
+    "relative_time_bias": ("time_bias",),
+}
+
+
+def reads(weight: str, inputs: Iterable[str]) -> bool:
+    """Whether a weight, by its name in the state dict, belongs to one of these inputs."""
+    return any(name in weight.split(".") for key in inputs for name in WEIGHTS_OF_INPUTS[key])
 
 
 class UGT(nn.Module):
@@ -48,6 +62,10 @@ class UGT(nn.Module):
         level_softmax: each level's probabilities are over its codebook, or over the ids that the catalogue has below
             the ids of the levels above.
         tie_embeddings: the level heads use the level embeddings as their weight.
+        num_actions: number of actions, with ids from 1, that the encoder reads; 0: it reads none.
+        time_buckets: buckets of the times since a token and since the one before it, which the encoder reads, and of
+            the time since the newest token, which the decoder reads; 0: neither reads times. See `time_bucket`.
+        relative_time_bias: adds a bias for the time between two tokens to the encoder's attention; needs time_buckets.
     """
 
     def __init__(
@@ -71,6 +89,9 @@ class UGT(nn.Module):
         user_activation: Literal["tanh", "none"],
         tie_embeddings: bool,
         level_softmax: Literal["codebook", "catalogue"],
+        num_actions: int,
+        time_buckets: int,
+        relative_time_bias: bool,
     ):
         super().__init__()
         self.codebook_sizes = tuple(codebook_sizes)
@@ -78,6 +99,8 @@ class UGT(nn.Module):
         self.user_activation = user_activation
         self.history_positions = history_positions
         self.is_over_catalogue = level_softmax == "catalogue"
+        self.time_buckets = time_buckets
+        self.has_time_bias = relative_time_bias
         self.item_embedding = ItemEmbedding(codebook_sizes, d_model)
         self.encoder_input = InputEmbedding(d_model, max_seq_len, num_token_types, dropout)
         self.encoder = Encoder(
@@ -89,6 +112,7 @@ class UGT(nn.Module):
             dropout=dropout,
             attention_dropout=attention_dropout,
             activation=attention_activation,
+            bias_buckets=time_buckets if relative_time_bias else 0,
         )
         self.decoder_input = InputEmbedding(d_model, max_seq_len, num_token_types, dropout)
         self.decoder = Decoder(
@@ -105,13 +129,18 @@ class UGT(nn.Module):
         self.heads = LevelHeads(codebook_sizes, d_model, tie_embeddings)
         self.user_proj = Float32Linear(d_model, d_model)
         self.item_proj = Float32Linear(d_model, d_model)
+        self.action_embedding = ZeroEmbedding(1 + num_actions, d_model) if num_actions > 0 else None
+        has_times = time_buckets > 0
+        self.since_embedding = ZeroEmbedding(1 + time_buckets, d_model) if has_times else None
+        self.gap_embedding = ZeroEmbedding(1 + time_buckets, d_model) if has_times else None
+        self.elapsed_embedding = ZeroEmbedding(1 + time_buckets, d_model) if has_times else None
         self._init_weights(n_encoder_layers, n_decoder_layers)
 
     def _init_weights(self, n_encoder_layers: int, n_decoder_layers: int) -> None:
         """Linear layers keep the variance; the last of each residual branch is scaled down with depth (GPT-2, 2019)."""
         for name, parameter in self.named_parameters():
-            if parameter.dim() < 2 or "norm" in name or name.endswith("bias"):
-                continue  # norms and biases stay at ones and zeros
+            if parameter.dim() < 2 or "norm" in name or name.endswith("bias") or reads(name, WEIGHTS_OF_INPUTS):
+                continue  # they stay at ones and zeros
             if "embedding" in name or "position" in name or "token_type" in name or name.startswith("heads."):
                 nn.init.normal_(parameter, std=EMBEDDING_STD)
             else:
@@ -174,8 +203,28 @@ class UGT(nn.Module):
         if self.history_positions == "from_end":
             newest = positions.masked_fill(~mask, 0).amax(dim=1, keepdim=True)
             positions = (newest - positions).clamp(min=0)  # padding is masked, so its position does not matter
-        x = self.encoder_input(self.item_embedding(batch["encoder_ids"]), positions, types)
-        return self.encoder(x, types, mask)
+        vectors = self.item_embedding(batch["encoder_ids"])
+        if self.action_embedding is not None:
+            vectors = vectors + self.action_embedding(batch["encoder_actions"])
+        times = history_times(batch) if self.time_buckets > 0 else None
+        if times is not None:
+            vectors = vectors + self._time_vectors(times, batch["decoder_times"][:, :1])
+        x = self.encoder_input(vectors, positions, types)
+        return self.encoder(x, types, mask, times if self.has_time_bias else None)
+
+    def _time_vectors(self, times: Tensor, prediction_time: Tensor) -> Tensor:
+        """What is added to the history's tokens for their times (B, S), until the prediction's (B, 1): (B, S, D)."""
+        assert self.since_embedding is not None
+        assert self.gap_embedding is not None
+        since = time_bucket(since_token(times, prediction_time), self.time_buckets)
+        return self.since_embedding(since) + self.gap_embedding(time_bucket(since_previous(times), self.time_buckets))
+
+    def _with_elapsed(self, vectors: Tensor, batch: Batch) -> Tensor:
+        """The vectors (B, T, D) of the first T target tokens, with what is added for the time since the history."""
+        if self.elapsed_embedding is None:
+            return vectors
+        elapsed = since_newest(history_times(batch), batch["decoder_times"][:, : vectors.shape[1]])
+        return vectors + self.elapsed_embedding(time_bucket(elapsed, self.time_buckets))
 
     def decode(self, batch: Batch, memory: Tensor) -> tuple[Tensor, RouterStats]:
         """The decoder's hidden states (B, T, D) over the encoded history, and the router's sums.
@@ -184,21 +233,21 @@ class UGT(nn.Module):
         item's score depends neither on the other rows nor on the capacity, as in evaluation and generation.
         """
         scores_items = batch["rejected_ids"].shape[1] > 0
-        vectors = self.item_embedding(batch["decoder_ids"])
+        vectors = self._with_elapsed(self.item_embedding(batch["decoder_ids"]), batch)
         x = self.decoder_input(vectors, batch["decoder_positions"], batch["decoder_token_types"])
         return self.decoder(x, batch["decoder_mask"], memory, batch["encoder_mask"], scores_items)
 
     def start(self, batch: Batch) -> Tensor:
         """The hidden state at BOS, (B, D): all that scoring or generating the next item needs."""
-        return self.start_over(self.encode(batch), batch["encoder_mask"])
+        return self.start_over(self.encode(batch), batch)
 
-    def start_over(self, memory: Tensor, memory_mask: Tensor) -> Tensor:
-        """Like `start`, for an encoded history: memory (B, S, D), memory_mask (B, S) bool → (B, D)."""
+    def start_over(self, memory: Tensor, batch: Batch) -> Tensor:
+        """Like `start`, for the encoded history of a batch: memory (B, S, D) → (B, D)."""
         rows, device = memory.shape[0], memory.device  # len() would fix the number of rows of an exported program
         bos = self.item_embedding(torch.full((rows, 1, LEVELS), BOS, device=device))
         zeros = torch.zeros(rows, 1, dtype=torch.long, device=device)
-        x = self.decoder_input(bos, zeros, zeros + ITEM)
-        hidden, _ = self.decoder(x, torch.ones_like(zeros, dtype=torch.bool), memory, memory_mask)
+        x = self.decoder_input(self._with_elapsed(bos, batch), zeros, zeros + ITEM)
+        hidden, _ = self.decoder(x, torch.ones_like(zeros, dtype=torch.bool), memory, batch["encoder_mask"])
         return hidden[:, 0]
 
     def _logits(self, hidden: Tensor, labels: Tensor, trie: ItemTrie | None) -> dict[str, Tensor]:

@@ -23,7 +23,8 @@ from ugt_composer.parallelism.memory import FLOAT, HALF
 from ugt_composer.vocabulary import LEVELS
 
 INDEX = 8  # bytes of an int64
-HISTORY_TOKEN, TARGET_TOKEN = 5 * INDEX + 1, 8 * INDEX + 1  # bytes in a batch: ids, position, type, mask; labels
+# Bytes in a batch: ids, position, type, time, mask; action, or labels.
+HISTORY_TOKEN, TARGET_TOKEN = 7 * INDEX + 1, 9 * INDEX + 1
 
 
 class Shape(NamedTuple):
@@ -208,7 +209,14 @@ def encoder_layer(model: ModelConfig, dtypes: Dtypes, shape: Shape) -> Part:
     # kept attention weights.
     norm = 2 * r + 4 * FLOAT - feed_forward
     extra = max(tokens * second_linear, tokens * norm, (2 * scores - tokens * feed_forward) if weights else 0)
-    pieces = 0 if weights else 2 * min(PIECE_BYTES["cuda"], scores)
+    if model.relative_time_bias:
+        # With weights the biases of all pairs and their gradient; without, per piece the biases, the gradients of
+        # scores as float32, and which pairs are in which bucket, beside the scores and their gradients.
+        pairs = shape.rows * shape.history**2 * FLOAT
+        numbers = max(model.n_heads, 1 + model.time_buckets) * pairs
+        pieces = 2 * model.n_heads * pairs if weights else 4 * min(PIECE_BYTES["cuda"], numbers)
+    else:
+        pieces = 0 if weights else 2 * min(PIECE_BYTES["cuda"], scores)
     return Part(int(kept), int(extra) + pieces)
 
 
@@ -231,6 +239,7 @@ def decoder_layer(model: ModelConfig, dtypes: Dtypes, shape: Shape) -> Part:
 def _has_kernels(model: ModelConfig, dtypes: Dtypes) -> bool:
     """Whether the encoder's attention and norms are computed by kernels, see `PointwiseAttention`."""
     fits = kernels.attention_fits(model.d_model, model.n_heads) and model.num_token_types <= kernels.MAX_TYPES
+    fits = fits and not model.relative_time_bias
     return dtypes.product == HALF and fits and kernels.are_expected()
 
 
