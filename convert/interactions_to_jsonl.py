@@ -8,11 +8,13 @@ compressed (.gz, .zst). Several files, a folder or a pattern are read as one tab
     train_preference.jsonl, validation_preference.jsonl  preference rows, if there are ratings or actions
     catalogue.jsonl                                      the items and their semantic IDs, for data.catalogue
     semantic_ids.json                                    the same ids as a versioned bundle, for --codes
+    actions.json                                         the names of encoder_actions, if there are ratings or actions
     item_vectors.npy                                     one row per line of the catalogue, for init_item_vectors
     report.json                                          counts, warnings, quality of the ids, scores of popularity
 
 Validation and test items are not used for training rows, training preferences or semantic IDs. A user's interactions
-with the same timestamp keep the order of the file.
+with the same timestamp keep the order of the file. Where the table has ratings, actions or timestamps, rows hold them
+too, for models that read them: encoder_actions, encoder_times, and decoder_times, the moment of prediction.
 """
 
 import argparse
@@ -30,7 +32,7 @@ from ugt_composer import __version__
 from ugt_composer.errors import exit_on_user_error
 from ugt_composer.importing import options
 from ugt_composer.importing.quality import summary
-from ugt_composer.importing.report_lines import lines_about_interactions
+from ugt_composer.importing.report_lines import lines_about_histories, lines_about_interactions
 from ugt_composer.importing.run import CATALOGUE, FILES, Settings, import_interactions
 from ugt_composer.importing.settings import IdSettings, RowSettings, SplitSettings
 from ugt_composer.storage.output_folder import new_folder
@@ -133,6 +135,8 @@ def print_report(report: dict[str, Any]) -> None:
     for line in lines_about_interactions(report):
         print(line)
     print(f"{report['positive']:,} of them in histories: {parts}")
+    for line in lines_about_histories(report["histories"]):
+        print(line)
     if report["training_after_median_test_time"] is not None:
         fraction = report["training_after_median_test_time"]
         print(f"{fraction:.1%} of the training interactions are later than the median test interaction")
@@ -162,7 +166,7 @@ def print_preferences(report: dict[str, Any]) -> None:
 
 def print_next(report: dict[str, Any], out: Path) -> None:
     """The commands that convert the files and check a run on them, to be copied into a shell."""
-    sizes = [str(size) for size in report["codebook_sizes"]]
+    sizes, facts = [str(size) for size in report["codebook_sizes"]], report["histories"]
     catalogue = str(out / CATALOGUE)
     print(f"\nAll in {out}; the catalogue is {catalogue}, fingerprint {report['fingerprint'][:12]}. Next:")
     names = [name for name, count in report["rows"].items() if count]
@@ -175,6 +179,10 @@ def print_next(report: dict[str, Any], out: Path) -> None:
     keys = ["data.train.local=mds/train", f"data.eval.local={evaluated}", f"data.catalogue={catalogue}"]
     command = ["python", "train.py", "yamls/stage1.yaml", "--dry-run", *keys]
     print("  " + shlex.join([*command, f"model.codebook_sizes=[{','.join(sizes)}]"]))
+    readers = {"actions": f"model.num_actions={len(facts.get('actions', ()))}", "times": "model.time_buckets=32"}
+    if signals := [name for name in readers if name in facts]:
+        keys = " ".join(readers[name] for name in signals)
+        print(f"The rows have {' and '.join(signals)}, which a model reads with {keys}")
 
 
 if __name__ == "__main__":

@@ -194,7 +194,9 @@ def test_the_same_bytes_each_time_and_others_for_another_seed(source):
 def test_the_files_convert_and_their_fingerprint_is_the_catalogues(source):
     out = run(source, "out")
     report = json.loads((out / "report.json").read_text())
-    assert sorted(path.name for path in out.iterdir()) == sorted([*FILES, *PREFERENCES, "validation.jsonl"])
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        [*FILES, "actions.json", *PREFERENCES, "validation.jsonl"]
+    )
     catalogue = Catalogue.load(out / "catalogue.jsonl")
     assert catalogue.fingerprint == report["fingerprint"]
     assert len(read_catalogue_vectors(out / "item_vectors.npy", catalogue)) == len(catalogue.items)

@@ -10,9 +10,9 @@ from ugt_composer.importing.splits import (
     TRAIN,
     VALIDATION,
     by_time,
-    held_out_rows,
+    held_out_targets,
     leave_one_out,
-    training_rows,
+    training_targets,
     user_offsets,
 )
 
@@ -37,18 +37,17 @@ def test_leave_one_out_equals_a_plain_loop(counts, fewest):
     assert leave_one_out(user, offsets, fewest).tolist() == expected
 
 
-@given(lengths, st.integers(1, 5), st.integers(1, 6))
-def test_training_rows_with_all_cuts_equal_a_plain_loop(counts, targets, history):
+@given(lengths, st.integers(1, 5))
+def test_training_targets_with_all_cuts_equal_a_plain_loop(counts, targets):
     user, offsets = users_of(counts)
     part = leave_one_out(user, offsets, 3)
-    rows = training_rows(part == TRAIN, offsets, None, targets, history, random())
+    rows = training_targets(part == TRAIN, offsets, None, targets, random())
     expected = []
     for number, count in enumerate(counts):
         first, trained = int(offsets[number]), count - 2 if count >= 3 else count
         for cut in range(1, trained):
-            start = max(first, first + cut - history)
-            expected.append((number, start, first + cut, min(first + cut + targets, first + trained)))
-    assert list(zip(rows.user, rows.start, rows.stop, rows.end, strict=True)) == expected
+            expected.append((number, first + cut, min(first + cut + targets, first + trained)))
+    assert list(zip(rows.user, rows.start, rows.stop, strict=True)) == expected
 
 
 @given(lengths, st.integers(0, 100), st.sampled_from([None, 1, 2, 5]), st.booleans())
@@ -59,54 +58,44 @@ def test_nothing_held_out_is_in_a_training_row(counts, seed, cuts, in_time):
         part = by_time(time, 60, 80)
     else:
         part = leave_one_out(user, offsets, 3)
-    rows = training_rows(part == TRAIN, offsets, cuts, 3, 100, random(seed))
-    for owner, start, stop, end in zip(rows.user, rows.start, rows.stop, rows.end, strict=True):
-        assert start < stop < end
-        assert (part[start:end] == TRAIN).all()
-        assert (user[start:end] == owner).all()
+    rows = training_targets(part == TRAIN, offsets, cuts, 3, random(seed))
+    for owner, start, stop in zip(rows.user, rows.start, rows.stop, strict=True):
+        assert offsets[owner] < start < stop
+        assert (part[offsets[owner] : stop] == TRAIN).all()
+        assert (user[start:stop] == owner).all()
 
 
 @given(lengths)
 def test_every_interaction_is_accounted_for(counts):
     user, offsets = users_of(counts)
     part = leave_one_out(user, offsets, 3)
-    train = training_rows(part == TRAIN, offsets, None, 1, 100, random())
-    held_out = [held_out_rows(part, wanted, user, offsets, 100, True) for wanted in (VALIDATION, TEST)]
-    targets = np.concatenate([rows.stop for rows in (train, *held_out)])
+    train = training_targets(part == TRAIN, offsets, None, 1, random())
+    held_out = [held_out_targets(part, wanted, user, offsets, True) for wanted in (VALIDATION, TEST)]
+    targets = np.concatenate([rows.start for rows in (train, *held_out)])
     first = offsets[:-1][np.diff(offsets) > 0]  # without history: the only item that is no target
     assert sorted([*targets.tolist(), *first.tolist()]) == list(range(len(user)))
 
 
 @given(lengths)
-def test_held_out_rows_have_the_full_history(counts):
+def test_held_out_targets_are_the_last_items(counts):
     user, offsets = users_of(counts)
     part = leave_one_out(user, offsets, 3)
     for wanted, missing in ((VALIDATION, 2), (TEST, 1)):
-        rows = held_out_rows(part, wanted, user, offsets, 1000, True)
-        for owner, start, stop, end in zip(rows.user, rows.start, rows.stop, rows.end, strict=True):
-            assert (start, stop, end) == (
-                offsets[owner],
-                offsets[owner + 1] - missing,
-                offsets[owner + 1] - missing + 1,
-            )
+        rows = held_out_targets(part, wanted, user, offsets, True)
+        for owner, start, stop in zip(rows.user, rows.start, rows.stop, strict=True):
+            assert start == offsets[owner + 1] - missing
+            assert stop == start + 1
 
 
 def test_by_time_the_first_or_every_held_out_item_is_a_row():
     user, offsets = users_of([5, 2, 1])
     time = np.array([1, 60, 70, 80, 90, 60, 61, 95])
     part = by_time(time, 60, 80)
-    first = held_out_rows(part, VALIDATION, user, offsets, 100, only_first=True)
-    every = held_out_rows(part, VALIDATION, user, offsets, 100, only_first=False)
-    assert first.stop.tolist() == [1, 6], "the second user's first one has no history"
-    assert every.stop.tolist() == [1, 2, 6]
-    assert held_out_rows(part, TEST, user, offsets, 100, only_first=True).stop.tolist() == [3]
-
-
-def test_long_histories_keep_the_most_recent():
-    user, offsets = users_of([9])
-    part = leave_one_out(user, offsets, 3)
-    rows = held_out_rows(part, TEST, user, offsets, 4, True)
-    assert (rows.start[0], rows.stop[0]) == (4, 8)
+    first = held_out_targets(part, VALIDATION, user, offsets, only_first=True)
+    every = held_out_targets(part, VALIDATION, user, offsets, only_first=False)
+    assert first.start.tolist() == [1, 6], "the second user's first one has no history"
+    assert every.start.tolist() == [1, 2, 6]
+    assert held_out_targets(part, TEST, user, offsets, only_first=True).start.tolist() == [3]
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=6), st.integers(1, 8), st.integers(0, 9))

@@ -26,7 +26,8 @@ class Corpus:
     Attributes:
         log: all interactions; items are numbered as in `items`.
         items: the items of the catalogue.
-        positive: bool (N,).
+        liked: bool (N,): what is positive by rating and action.
+        positive: bool (N,): what is left of these after --repeats.
         user, item: int (P,) of the positive interactions.
         offsets: int64 (U + 1,): user u's positive interactions are offsets[u] to offsets[u + 1].
         part: int8 (P,) TRAIN, VALIDATION or TEST.
@@ -37,6 +38,7 @@ class Corpus:
 
     log: Interactions
     items: Items
+    liked: np.ndarray
     positive: np.ndarray
     user: np.ndarray
     item: np.ndarray
@@ -126,7 +128,7 @@ def make_corpus(
     held_out[np.random.default_rng(split.seed).permutation(len(held_out))[:count]] = True
     facts["users"], facts["held_out_users"] = len(log.users), count
     facts["parts"] = {name: int(n) for name, n in zip(PARTS, np.bincount(part, minlength=len(PARTS)), strict=True)}
-    return Corpus(log, items, positive, user, item, offsets, part, held_out, facts, warnings)
+    return Corpus(log, items, histories.liked, positive, user, item, offsets, part, held_out, facts, warnings)
 
 
 def _renumbered(log: Interactions, items: Items) -> tuple[Interactions, Items]:

@@ -31,12 +31,14 @@ class Histories:
 
     Attributes:
         log: the interactions without duplicates and without what the k-core leaves out; numbers are unchanged.
-        positive: bool (N,).
+        liked: bool (N,): what is positive by rating and action.
+        positive: bool (N,): what is left of these after --repeats.
         facts: values for the report.
         warnings: sentences for the user and the report.
     """
 
     log: Interactions
+    liked: np.ndarray
     positive: np.ndarray
     facts: dict[str, Any]
     warnings: tuple[str, ...]
@@ -59,10 +61,12 @@ def make_histories(log: Interactions, source: SourceSettings) -> Histories:
         positive &= log.rating >= source.min_rating
     if not positive.any():
         raise UserError(f"{place}: no positive interaction is left; {_bounds(log, source)}")
-    positive, facts["repeats"], about_repeats = _repeats(log, positive, source, place)
+    liked = positive
+    positive, facts["repeats"], about_repeats = _repeats(log, liked, source, place)
     if source.k_core is not None:
-        log, positive, facts["k_core"] = _core(log, positive, source.k_core, place)
-    return Histories(log, positive, facts, (*warnings, *about_repeats))
+        left, positive, facts["k_core"] = _core(log, positive, source.k_core, place)
+        log, liked = log.only(left), liked[left]
+    return Histories(log, liked, positive, facts, (*warnings, *about_repeats))
 
 
 def _bounds(log: Interactions, source: SourceSettings) -> str:
@@ -158,9 +162,8 @@ def _repeats(
     return positive, facts, warnings
 
 
-def _core(
-    log: Interactions, positive: np.ndarray, k: int, place: str
-) -> tuple[Interactions, np.ndarray, dict[str, int]]:
+def _core(log: Interactions, positive: np.ndarray, k: int, place: str) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """bool (N,) the interactions of the k-core's users and items; which of these are positive; and counts."""
     at = np.flatnonzero(positive)
     kept, rounds = k_core(log.user[at], log.item[at], k)
     if not kept.any():
@@ -179,7 +182,7 @@ def _core(
     positive = np.zeros(len(log), bool)
     positive[at[kept]] = True
     left = _mask(users, len(log.users))[log.user] & _mask(items, len(log.items))[log.item]
-    return log.only(left), positive[left], facts
+    return left, positive[left], facts
 
 
 def _mask(numbers: np.ndarray, count: int) -> np.ndarray:

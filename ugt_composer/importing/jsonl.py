@@ -10,13 +10,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ugt_composer.importing.splits import Rows
+from ugt_composer.importing.preferences import PreferenceRows
+from ugt_composer.importing.splits import Ranges
+from ugt_composer.importing.timeline import Tokens
 from ugt_composer.jsonl.schema import (
     CHOSEN,
     COLUMNS,
     DECODER_KEYS,
+    DECODER_TIMES,
     EARLIER,
+    ENCODER_ACTIONS,
     ENCODER_KEYS,
+    ENCODER_TIMES,
     ITEM_KEYS,
     LABEL_KEYS,
     MEMBERS,
@@ -33,68 +38,69 @@ Progress = Callable[[int], object]  # called with the number of rows written sin
 
 def write_recommend(
     path: Path,
-    rows: Rows,
-    items: np.ndarray,
+    histories: Ranges,
+    history_tokens: Tokens,
+    targets: Ranges,
+    target_tokens: Tokens,
     users: pl.Series,
     ids: np.ndarray,
     offsets: np.ndarray,
     members: np.ndarray | None,
     progress: Progress,
 ) -> None:
-    """Writes a recommend row for each of `rows`, which are ranges of `items` int (P,), item numbers.
+    """Writes a recommend row for each history and its targets, which are ranges of tokens.
 
     If a history lacks earlier items of its user, all rows have the number of these.
 
     Args:
-        offsets: see `user_offsets`.
+        offsets: int64 (U + 1,): user u's tokens of histories are offsets[u] to offsets[u + 1].
         members: int (I,) which of the items that share its ids each item is (`Bundle.members`); None: not written.
     """
-    earlier = rows.earlier(offsets)
+    earlier = histories.start - offsets[histories.user]
     table = _with_user_token(ids)
     with path.open("wb") as file:
-        for block in _blocks(rows.stop - rows.start):
-            histories = _tokens(items, rows.start[block], rows.stop[block], user_token=True)
-            targets = _tokens(items, rows.stop[block], rows.end[block])
-            encoder = dict(zip(ENCODER_KEYS, _lists(table, *histories), strict=True))
-            decoder = dict(zip(DECODER_KEYS, _lists(table, *targets), strict=True))
+        for block in _blocks(histories.stop - histories.start):
+            places, lengths = _places(targets.start[block], targets.stop[block])
+            numbers = target_tokens.item[places]
+            decoder = dict(zip(DECODER_KEYS, _lists(table, numbers, lengths), strict=True))
             labels = {LABEL_KEYS[level]: decoder[DECODER_KEYS[level]] for level in range(LEVELS)}
-            more: dict[str, Any] = {EARLIER: earlier[block]} if earlier.any() else {}
+            more: dict[str, Any] = {}
+            if target_tokens.seconds is not None:
+                more[DECODER_TIMES] = _list(target_tokens.seconds[places], lengths)
+            if earlier.any():
+                more[EARLIER] = earlier[block]
             if members is not None:
-                numbers, lengths = targets
-                more[MEMBERS] = _grouped(pl.DataFrame({MEMBERS: members[numbers]}), lengths)[MEMBERS]
-            pl.DataFrame({USER: users[rows.user[block]], **encoder, **decoder, **labels, **more}).write_ndjson(file)
-            progress(len(rows.user[block]))
+                more[MEMBERS] = _list(members[numbers], lengths)
+            encoder = _encoder(table, histories.start[block], histories.stop[block], history_tokens)
+            pl.DataFrame({USER: users[histories.user[block]], **encoder, **decoder, **labels, **more}).write_ndjson(
+                file
+            )
+            progress(len(lengths))
 
 
 def write_preferences(
     path: Path,
-    rows: Rows,
-    chosen: np.ndarray,
-    rejected: np.ndarray,
-    items: np.ndarray,
+    rows: PreferenceRows,
+    tokens: Tokens,
     users: pl.Series,
     ids: np.ndarray,
     progress: Progress,
 ) -> None:
-    """Writes a preference row for each of `rows`, of which only the history is used.
-
-    Args:
-        chosen: int (R,) item numbers.
-        rejected: int (R, K) item numbers; −1 where there are fewer than K. The first column is always an item.
-    """
+    """Writes a preference row for each of `rows`, whose histories are ranges of tokens."""
     table = _with_user_token(ids)
     with path.open("wb") as file:
-        for block in _blocks(rows.stop - rows.start):
-            histories = _tokens(items, rows.start[block], rows.stop[block], user_token=True)
-            encoder = pl.DataFrame(dict(zip(ENCODER_KEYS, _lists(table, *histories), strict=True)))
-            others = rejected[block]
+        for block in _blocks(rows.histories.stop - rows.histories.start):
+            encoder = pl.DataFrame(_encoder(table, rows.histories.start[block], rows.histories.stop[block], tokens))
+            others = rows.rejected[block]
             counts = (others >= 0).sum(axis=1)
             columns = {
-                USER: users[rows.user[block]],
+                USER: users[rows.histories.user[block]],
                 SEQUENCE: encoder.to_struct(),
-                CHOSEN: _items(ids[chosen[block]]),
+                CHOSEN: _items(ids[rows.chosen[block]]),
                 REJECTED_LIST: _grouped(_items(ids[others[others >= 0]]).to_frame("item"), counts)["item"],
             }
+            if rows.seconds is not None:
+                columns[DECODER_TIMES] = pl.Series(rows.seconds[block])
             pl.DataFrame(columns).write_ndjson(file)
             progress(len(counts))
 
@@ -115,21 +121,37 @@ def _with_user_token(ids: np.ndarray) -> np.ndarray:
     return np.concatenate([ids, np.full((1, LEVELS), CLS)]).astype(np.int32)
 
 
-def _tokens(
-    items: np.ndarray, start: np.ndarray, stop: np.ndarray, user_token: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """The item numbers of all rows in one array, each row led by −1 if it has a user token, and the rows' lengths."""
+def _places(start: np.ndarray, stop: np.ndarray, user_token: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The places start to stop of all rows in one array, and the rows' lengths.
+
+    A user token, if there is one, leads its row; its place is that of the row's first item.
+    """
     lengths = stop - start + user_token
     first = np.cumsum(lengths) - lengths
-    at = np.repeat(start - user_token - first, lengths) + np.arange(lengths.sum())
-    numbers = items[at]
+    places = np.repeat(start - user_token - first, lengths) + np.arange(lengths.sum())
     if user_token:
-        numbers[first] = -1
-    return numbers, lengths
+        places[first] = start
+    return places, lengths
+
+
+def _encoder(table: np.ndarray, start: np.ndarray, stop: np.ndarray, tokens: Tokens) -> dict[str, pl.Series]:
+    """The lists of histories by key. The user's token has no action, and the time of the first item."""
+    places, lengths = _places(start, stop, user_token=True)
+    user_at = np.cumsum(lengths) - lengths
+    numbers = tokens.item[places]
+    numbers[user_at] = -1
+    lists = dict(zip(ENCODER_KEYS, _lists(table, numbers, lengths), strict=True))
+    if tokens.action is not None:
+        actions = tokens.action[places]
+        actions[user_at] = 0
+        lists[ENCODER_ACTIONS] = _list(actions, lengths)
+    if tokens.seconds is not None:
+        lists[ENCODER_TIMES] = _list(tokens.seconds[places], lengths)
+    return lists
 
 
 def _lists(table: np.ndarray, numbers: np.ndarray, lengths: np.ndarray) -> list[pl.Series]:
-    """The list columns COLUMNS, from item numbers and row lengths as `_tokens` returns them."""
+    """The list columns COLUMNS, from the item numbers of all rows, −1 for a user token, and the rows' lengths."""
     first = np.cumsum(lengths) - lengths
     columns = {
         **{COLUMNS[level]: table[numbers, level] for level in range(LEVELS)},
@@ -139,6 +161,11 @@ def _lists(table: np.ndarray, numbers: np.ndarray, lengths: np.ndarray) -> list[
     }
     grouped = _grouped(pl.DataFrame(columns), lengths)
     return [grouped[name] for name in COLUMNS]
+
+
+def _list(values: np.ndarray, lengths: np.ndarray) -> pl.Series:
+    """One column of lists with these lengths (at least 1)."""
+    return _grouped(pl.DataFrame({"value": values}), lengths)["value"]
 
 
 def _grouped(flat: pl.DataFrame, lengths: np.ndarray) -> pl.DataFrame:

@@ -9,7 +9,16 @@ from typing import Any, TypeVar
 from ugt_composer.importing.file_format import FORMATS
 from ugt_composer.importing.history_options import add_history_options
 from ugt_composer.importing.interactions import Columns
-from ugt_composer.importing.settings import IdSettings, PreferenceSettings, RowSettings, SourceSettings, SplitSettings
+from ugt_composer.importing.settings import (
+    EVERYTHING,
+    POSITIVE,
+    IdSettings,
+    PreferenceSettings,
+    RowSettings,
+    SourceSettings,
+    SplitSettings,
+)
+from ugt_composer.importing.signals import SIGNALS
 from ugt_composer.importing.splits import LEAVE_ONE_OUT, TIME
 from ugt_composer.seeds import seed_of
 
@@ -219,6 +228,22 @@ def add_row_options(parser: argparse.ArgumentParser) -> None:
         ),
     ):
         rows(option, type=int, default=value, metavar="N", help=f"{text} (default %(default)s)")
+    rows(
+        "--history",
+        choices=(POSITIVE, EVERYTHING),
+        default=default.history,
+        help="what histories hold. positive: what --min-rating and --positive-actions choose, as do targets. all: also "
+        "what the user rated lower or did otherwise, such as impressions; targets, preference pairs and ids are the "
+        "same (default %(default)s)",
+    )
+    rows(
+        "--signals",
+        choices=SIGNALS,
+        default=default.signals,
+        help="what rows say about items beside their ids, where the table has it. actions: ratings, and actions by "
+        "name (actions.json). times: seconds since 1970, also of the moment of prediction "
+        "(default %(default)s)",
+    )
     rows(
         "--every-target",
         action="store_true",

@@ -41,12 +41,12 @@ class Pairs:
     Attributes:
         chosen: int64 (R,).
         rejected: int64 (R, K), nearest first; −1 where there are fewer than K.
-        history: int64 (R,): number of positive interactions, of all users, before the earliest one of the pair.
+        earliest: int64 (R,): the earliest one of the pair. What came before it is the history.
     """
 
     chosen: np.ndarray
     rejected: np.ndarray
-    history: np.ndarray
+    earliest: np.ndarray
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -104,7 +104,7 @@ def find_pairs(
 
     An item that the user chose, in an interaction that may be chosen or rejected here, is never rejected, and an item
     is rejected at most once in a pair; K + REPEATS rejected interactions on each side are examined. Chosen and rejected
-    interactions must have a history.
+    interactions must have a positive one of the same user before them.
     """
     before = np.cumsum(log.positive) - log.positive
     with_history = before > before[user_offsets(log.user, int(log.user.max()) + 1)[log.user]]
@@ -123,7 +123,7 @@ def find_pairs(
     nearest = [_nearest(block, rejected, log.user, key, window, most_rejected) for block in blocks]
     partners = np.concatenate([np.zeros((0, most_rejected), np.int64), *nearest])
     earliest = np.minimum(chosen, np.where(partners < 0, chosen[:, None], partners).min(axis=1))
-    return Pairs(chosen, partners, before[earliest])
+    return Pairs(chosen, partners, earliest)
 
 
 def _key(log: Log) -> np.ndarray:

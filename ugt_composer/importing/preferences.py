@@ -8,10 +8,11 @@ import numpy as np
 from ugt_composer.errors import UserError
 from ugt_composer.importing.actions import with_actions
 from ugt_composer.importing.corpus import Corpus
-from ugt_composer.importing.pairs import Log, Pairs, make_pairs, parts_of_log
+from ugt_composer.importing.pairs import Log, Pairs, make_pairs
 from ugt_composer.importing.quality import prefix_numbers
 from ugt_composer.importing.settings import PreferenceSettings
-from ugt_composer.importing.splits import Rows, by_time
+from ugt_composer.importing.splits import Ranges
+from ugt_composer.importing.timeline import Timeline, parts_of_corpus
 
 # Fractions of the largest rating: 4 and 2 of 5 stars, 8 and 4 of 10.
 CHOSEN_FRACTION, REJECTED_SHARE = 0.8, 0.4
@@ -21,15 +22,27 @@ ACTIONS_INSTEAD = "; actions are paired with --chosen-actions and --rejected-act
 
 @dataclass(frozen=True)
 class PreferenceRows:
-    """R rows: histories `rows`, item numbers `chosen` (R,) and `rejected` (R, K), −1 where there are fewer than K."""
+    """R rows.
 
-    rows: Rows
+    Attributes:
+        histories: ranges of the timeline.
+        chosen: int (R,) item numbers.
+        rejected: int (R, K) item numbers; −1 where there are fewer than K. The first column is always an item.
+        seconds: int (R,): the time of the pair's earliest interaction, up to which the history goes. It says nothing
+            about which one was chosen, as the time of the choice itself would. None: not written.
+    """
+
+    histories: Ranges
     chosen: np.ndarray
     rejected: np.ndarray
+    seconds: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.chosen)
 
 
 def preference_rows(
-    corpus: Corpus, ids: np.ndarray, settings: PreferenceSettings, max_history: int
+    corpus: Corpus, ids: np.ndarray, settings: PreferenceSettings, timeline: Timeline
 ) -> tuple[dict[str, PreferenceRows], dict[str, Any]]:
     """Returns file name → rows, for training and validation if there are any, and facts for the report.
 
@@ -44,7 +57,7 @@ def preference_rows(
     log = Log(
         user=corpus.log.user,
         meaning=prefix_numbers(ids)[corpus.log.item],
-        part=_parts_of_log(corpus),
+        part=parts_of_corpus(corpus),
         positive=corpus.positive,
         chosen=chosen,
         rejected=rejected & ~chosen,
@@ -60,7 +73,7 @@ def preference_rows(
     facts |= {"chosen": int(log.chosen.sum()), "rejected": int(log.rejected.sum())}
     facts["validation_by"] = "held-out users" if corpus.held_out_user.any() else "later pairs"
     pairs_of = dict(zip(("train_preference.jsonl", "validation_preference.jsonl"), pairs, strict=True))
-    return {name: _as_rows(corpus, made, max_history) for name, made in pairs_of.items() if len(made)}, facts
+    return {name: _as_rows(corpus, made, timeline) for name, made in pairs_of.items() if len(made)}, facts
 
 
 def _chosen_and_rejected(
@@ -90,15 +103,8 @@ def _chosen_and_rejected(
     return log.rating >= np.float32(chosen_min), log.rating <= np.float32(rejected_max), facts
 
 
-def _parts_of_log(corpus: Corpus) -> np.ndarray:
-    if "validation_from" in corpus.facts:
-        assert corpus.log.time is not None
-        return by_time(corpus.log.time, corpus.facts["validation_from"], corpus.facts["test_from"])
-    return parts_of_log(corpus.log.user, corpus.positive, corpus.part)
-
-
-def _as_rows(corpus: Corpus, pairs: Pairs, max_history: int) -> PreferenceRows:
+def _as_rows(corpus: Corpus, pairs: Pairs, timeline: Timeline) -> PreferenceRows:
     user = corpus.log.user[pairs.chosen].astype(np.int64)
-    start = np.maximum(corpus.offsets[user], pairs.history - max_history)
     rejected = np.where(pairs.rejected < 0, -1, corpus.log.item[pairs.rejected])
-    return PreferenceRows(Rows(user, start, pairs.history, pairs.history), corpus.log.item[pairs.chosen], rejected)
+    seconds = None if timeline.seconds is None else timeline.seconds[pairs.earliest]
+    return PreferenceRows(timeline.before(user, pairs.earliest), corpus.log.item[pairs.chosen], rejected, seconds)

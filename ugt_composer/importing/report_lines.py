@@ -16,8 +16,7 @@ def lines_about_interactions(report: dict[str, Any]) -> list[str]:
         times = report["times"]
         lines.append(f"from {times['first']} to {times['last']} ({times['written_as']})")
     if "actions" in report:
-        counts = [f"{name or '(empty)'} {count:,}" for name, count in report["actions"].items()]
-        lines.append("actions: " + ", ".join(counts[:MOST_ACTIONS]) + (" …" if len(counts) > MOST_ACTIONS else ""))
+        lines.append(f"actions: {_counts(report['actions'])}")
     ratings, repeats = report["ratings"], report["repeats"]
     if ratings is not None and "lowest" in ratings:
         range_of_ratings = f"ratings from {ratings['lowest']:g} to {ratings['highest']:g}"
@@ -36,3 +35,27 @@ def lines_about_interactions(report: dict[str, Any]) -> list[str]:
             f"{core['interactions_removed']:,} interactions removed in {core['rounds']} rounds"
         )
     return lines
+
+
+def lines_about_histories(facts: dict[str, Any]) -> list[str]:
+    """What histories hold beside positive items.
+
+    Args:
+        facts: those of a Timeline.
+    """
+    lines = []
+    if facts["not_positive"]:
+        lines.append(
+            f"{facts['not_positive']:,} interactions that are not positive are in histories too "
+            f"(--history {facts['hold']})"
+        )
+    if "actions" in facts:
+        lines.append(f"actions of the rows: {_counts(facts['actions'])}")
+    if "why_no_times" in facts:
+        lines.append(f"rows have no times: {facts['why_no_times']}")
+    return lines
+
+
+def _counts(actions: dict[str, int]) -> str:
+    counts = [f"{name or '(empty)'} {count:,}" for name, count in actions.items()]
+    return ", ".join(counts[:MOST_ACTIONS]) + (" …" if len(counts) > MOST_ACTIONS else "")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ugt_composer.conversion.action_names import ACTIONS_NAME
 from ugt_composer.errors import UserError
 from ugt_composer.importing.assign import Assigned, assign_ids, read_given
 from ugt_composer.importing.assigner import FILE as ASSIGNER
@@ -28,17 +29,19 @@ from ugt_composer.importing.quality import quality
 from ugt_composer.importing.settings import IdSettings, PreferenceSettings, RowSettings, SourceSettings, SplitSettings
 from ugt_composer.importing.split_report import (
     about_empty_parts,
+    about_shown_together,
     about_unreachable,
     training_after_test,
     unreachable_targets,
     why_no_training,
 )
-from ugt_composer.importing.splits import TEST, VALIDATION, Rows, held_out_rows, training_rows
+from ugt_composer.importing.splits import TEST, VALIDATION, Ranges, held_out_targets, training_targets
+from ugt_composer.importing.timeline import make_timeline
 
 BUNDLE, CATALOGUE, REPORT = "semantic_ids.json", "catalogue.jsonl", "report.json"
 FILES = (
     *("train.jsonl", "validation.jsonl", "test.jsonl", "train_preference.jsonl", "validation_preference.jsonl"),
-    *(CATALOGUE, BUNDLE, ASSIGNER, VECTORS, REPORT),
+    *(CATALOGUE, BUNDLE, ASSIGNER, VECTORS, ACTIONS_NAME, REPORT),
 )
 ID_FILES = (CATALOGUE, BUNDLE, ASSIGNER, VECTORS, REPORT)
 Say = Callable[[str], object]
@@ -169,46 +172,54 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
 def _write_rows(corpus: Corpus, bundle: Bundle, settings: Settings, folder: Path) -> dict[str, Any]:
     """Writes all rows; returns their counts and the scores of the popularity baseline."""
     row_settings = settings.rows
-    train = training_rows(
+    train = training_targets(
         corpus.trained,
         corpus.offsets,
         row_settings.cuts_per_user,
         row_settings.max_targets,
-        row_settings.max_history,
         np.random.default_rng(row_settings.seed),
     )
     if not len(train):
         raise UserError(f"the training part is empty: {why_no_training(corpus, settings.split)}")
     held_out = {
-        name: held_out_rows(
-            corpus.part, part, corpus.user, corpus.offsets, row_settings.max_history, not row_settings.every_target
-        )
+        name: held_out_targets(corpus.part, part, corpus.user, corpus.offsets, not row_settings.every_target)
         for name, part in (("validation.jsonl", VALIDATION), ("test.jsonl", TEST))
     }
-    recommend: dict[str, Rows] = {"train.jsonl": train, **held_out}
-    preferences, facts = preference_rows(corpus, bundle.ids, settings.preferences, row_settings.max_history)
+    recommend: dict[str, Ranges] = {"train.jsonl": train, **held_out}
+    timeline = make_timeline(corpus, row_settings, settings.source.repeats)
+    preferences, facts = preference_rows(corpus, bundle.ids, settings.preferences, timeline)
     counts = {name: len(rows) for name, rows in recommend.items()}
-    counts |= {name: len(preference.rows) for name, preference in preferences.items()}
+    counts |= {name: len(rows) for name, rows in preferences.items()}
     users, ids = corpus.log.users, bundle.ids
     with tqdm(total=sum(counts.values()), unit=" rows", desc="writing", disable=None, leave=False) as bar:
-        for name, rows in recommend.items():
+        for name, targets in recommend.items():
             members = bundle.members if name in held_out else None  # for evaluation
-            write_recommend(folder / name, rows, corpus.item, users, ids, corpus.offsets, members, bar.update)
-        for name, preference in preferences.items():
-            chosen, rejected = preference.chosen, preference.rejected
-            write_preferences(folder / name, preference.rows, chosen, rejected, corpus.item, users, ids, bar.update)
+            histories = timeline.before_targets(targets)
+            tokens = (histories, timeline.histories, targets, timeline.targets)
+            write_recommend(folder / name, *tokens, users, ids, timeline.offsets, members, bar.update)
+        for name, rows in preferences.items():
+            write_preferences(folder / name, rows, timeline.histories, users, ids, bar.update)
+    if timeline.action_names:
+        (folder / ACTIONS_NAME).write_text(
+            json.dumps(timeline.action_names, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     popular = {
-        name.partition(".")[0]: popularity(corpus.item[corpus.trained], corpus.item[rows.stop], len(corpus.items))
+        name.partition(".")[0]: popularity(corpus.item[corpus.trained], corpus.item[rows.start], len(corpus.items))
         for name, rows in held_out.items()
         if len(rows)
     }
     parts = {name.partition(".")[0]: rows for name, rows in held_out.items()}
-    unreachable = unreachable_targets(corpus, parts)
+    unreachable = unreachable_targets(corpus, timeline, parts)
     return {
         "rows": counts,
+        "histories": timeline.facts,
         "preferences": facts,
         "popularity": popular,
         "unreachable_targets": unreachable,
         "training_after_median_test_time": training_after_test(corpus),
-        "warnings": [*about_empty_parts(corpus, settings.split, parts), *about_unreachable(unreachable, parts)],
+        "warnings": [
+            *about_empty_parts(corpus, settings.split, parts),
+            *about_unreachable(unreachable, parts, row_settings.history),
+            *about_shown_together(corpus, timeline, parts),
+        ],
     }

@@ -11,10 +11,12 @@ from ugt_composer.importing.date_formats import check_formats
 from ugt_composer.importing.file_format import ITEMS_BY_EXTENSION, FileFormat, extension
 from ugt_composer.importing.interactions import Columns
 from ugt_composer.importing.repeats import KEEP
+from ugt_composer.importing.signals import ALL
 from ugt_composer.importing.splits import LEAVE_ONE_OUT
 from ugt_composer.vocabulary import DEFAULT_CODEBOOK_SIZES, LEVELS, MAX_HISTORY, NUM_SPECIAL_IDS
 
 MOST_RESERVE = 10
+POSITIVE, EVERYTHING = "positive", "all"  # what histories hold
 
 
 @dataclass(frozen=True)
@@ -141,12 +143,17 @@ class IdSettings:
 
 @dataclass(frozen=True)
 class RowSettings:
-    """How histories become rows. `cuts_per_user` is None for all cuts."""
+    """How histories become rows. `cuts_per_user` is None for all cuts.
+
+    `history` is POSITIVE or EVERYTHING, `signals` is one of SIGNALS.
+    """
 
     cuts_per_user: int | None = 20
     max_targets: int = 5
     max_history: int = MAX_HISTORY - 1  # with the user token, as many as the conversion keeps
     every_target: bool = False
+    history: str = POSITIVE
+    signals: str = ALL
     seed: int = 42
 
     def __post_init__(self) -> None:

@@ -4,8 +4,9 @@ import numpy as np
 
 from ugt_composer.importing.corpus import Corpus
 from ugt_composer.importing.repeats import previous_occurrence
-from ugt_composer.importing.settings import SplitSettings
-from ugt_composer.importing.splits import PARTS, TEST, TIME, Rows
+from ugt_composer.importing.settings import EVERYTHING, SplitSettings
+from ugt_composer.importing.splits import PARTS, TEST, TIME, Ranges
+from ugt_composer.importing.timeline import Timeline
 
 
 def training_after_test(corpus: Corpus) -> float | None:
@@ -18,21 +19,46 @@ def training_after_test(corpus: Corpus) -> float | None:
     return round(float((trained > np.median(test)).mean()), 4) if len(test) and len(trained) else None
 
 
-def unreachable_targets(corpus: Corpus, parts: dict[str, Rows]) -> dict[str, int]:
+def unreachable_targets(corpus: Corpus, timeline: Timeline, parts: dict[str, Ranges]) -> dict[str, int]:
     """Name of a part → how many of its targets are in the history of their row, which exclude_seen leaves out."""
-    if not corpus.facts["repeats"]["interactions"]:
+    if not corpus.facts["repeats"]["interactions"] and not timeline.facts["not_positive"]:
         return dict.fromkeys(parts, 0)
-    previous = previous_occurrence(corpus.user, corpus.item)
-    return {name: int((previous[rows.stop] >= rows.start).sum()) for name, rows in parts.items()}
+    previous = previous_occurrence(timeline.user, timeline.histories.item)
+    histories = {name: timeline.before_targets(targets) for name, targets in parts.items()}
+    return {name: int((previous[rows.stop] >= rows.start).sum()) for name, rows in histories.items()}
 
 
-def about_unreachable(counts: dict[str, int], parts: dict[str, Rows]) -> tuple[str, ...]:
+def about_unreachable(counts: dict[str, int], parts: dict[str, Ranges], history: str) -> tuple[str, ...]:
     shown = [f"{count:,} of {len(parts[name]):,} {name} targets" for name, count in counts.items() if count]
     if not shown:
         return ()
+    way_out = "--repeats first keeps only the first interaction with an item"
+    if history == EVERYTHING:
+        way_out += ", --history positive leaves out what came before the user liked an item, such as impressions of it"
     return (
         f"{' and '.join(shown)} are already in the history of their row; an evaluation that excludes seen items "
-        "(exclude_seen) can never recommend them; --repeats first keeps only the first interaction with an item",
+        f"(exclude_seen) can never recommend them; {way_out}",
+    )
+
+
+def about_shown_together(corpus: Corpus, timeline: Timeline, parts: dict[str, Ranges]) -> tuple[str, ...]:
+    """A warning if histories hold what a user saw at the same time as the target, but did not like."""
+    time = corpus.log.time
+    if not timeline.facts["not_positive"] or time is None or time.min() == time.max():
+        return ()
+    user, time = corpus.log.user[timeline.included], time[timeline.included]
+    is_new = np.concatenate([[True], (user[1:] != user[:-1]) | (time[1:] != time[:-1])])
+    start = np.flatnonzero(is_new)[np.cumsum(is_new) - 1]  # the first interaction of the same user and time
+    others = np.concatenate([[0], np.cumsum(~corpus.positive[timeline.included])])
+    places = {name: timeline.before_targets(targets).stop for name, targets in parts.items()}
+    counts = {name: int((others[at] > others[start[at]]).sum()) for name, at in places.items()}
+    shown = [f"{count:,} of {len(parts[name]):,} {name} rows" for name, count in counts.items() if count]
+    if not shown:
+        return ()
+    return (
+        f"--history all: the histories of {' and '.join(shown)} hold interactions that are not positive and have the "
+        "target's timestamp, in the order of the file, such as impressions on the same page; if these are not known "
+        "before the recommendation is made, give later timestamps to them, or --history positive",
     )
 
 
@@ -51,7 +77,7 @@ def why_no_training(corpus: Corpus, split: SplitSettings) -> str:
     )
 
 
-def about_empty_parts(corpus: Corpus, split: SplitSettings, parts: dict[str, Rows]) -> tuple[str, ...]:
+def about_empty_parts(corpus: Corpus, split: SplitSettings, parts: dict[str, Ranges]) -> tuple[str, ...]:
     """Warnings about validation and test parts without rows, with the option that causes it."""
     return tuple(
         f"{name}.jsonl has no rows: {_why_empty(name, corpus, split)}" for name, rows in parts.items() if not len(rows)

@@ -17,24 +17,19 @@ FEWEST = 3  # smallest --min-interactions: one interaction each for training, va
 
 
 @dataclass(frozen=True)
-class Rows:
-    """R rows: the history is interactions start to stop, the targets are stop to end.
+class Ranges:
+    """R rows: the user of each, and a range of the user's interactions, start to stop.
 
     Attributes:
-        user, start, stop, end: int64 (R,).
+        user, start, stop: int64 (R,).
     """
 
     user: np.ndarray
     start: np.ndarray
     stop: np.ndarray
-    end: np.ndarray
 
     def __len__(self) -> int:
         return len(self.user)
-
-    def earlier(self, offsets: np.ndarray) -> np.ndarray:
-        """int64 (R,): interactions of the user that are older than the row's history. offsets: see `user_offsets`."""
-        return self.start - offsets[self.user]
 
 
 def user_offsets(user: np.ndarray, users: int) -> np.ndarray:
@@ -60,15 +55,10 @@ def by_time(time: np.ndarray, validation_from: float, test_from: float) -> np.nd
     return ((time >= validation_from).astype(np.int8) + (time >= test_from)).astype(np.int8)
 
 
-def training_rows(
-    trained: np.ndarray,
-    offsets: np.ndarray,
-    cuts: int | None,
-    max_targets: int,
-    max_history: int,
-    rng: np.random.Generator,
-) -> Rows:
-    """Cuts each user's training part into history and targets.
+def training_targets(
+    trained: np.ndarray, offsets: np.ndarray, cuts: int | None, max_targets: int, rng: np.random.Generator
+) -> Ranges:
+    """Cuts each user's training part into history and targets; returns the targets.
 
     A training part of n items can be cut after 1, …, n − 1 of them. At most `cuts` places are drawn; None: all.
 
@@ -78,21 +68,16 @@ def training_rows(
     counts = np.diff(np.concatenate([[0], np.cumsum(trained)])[offsets])
     places = np.maximum(counts - 1, 0)
     user, place = draw_places(places, cuts, rng)
-    stop = offsets[user] + 1 + place
-    last = offsets[user] + counts[user]
-    start = np.maximum(offsets[user], stop - max_history)
-    return Rows(user, start, stop, np.minimum(stop + max_targets, last))
+    start = offsets[user] + 1 + place
+    return Ranges(user, start, np.minimum(start + max_targets, offsets[user] + counts[user]))
 
 
-def held_out_rows(
-    part: np.ndarray, wanted: int, user: np.ndarray, offsets: np.ndarray, max_history: int, only_first: bool
-) -> Rows:
-    """A row for each interaction of a part, or only for each user's first, with the earlier interactions as history.
+def held_out_targets(part: np.ndarray, wanted: int, user: np.ndarray, offsets: np.ndarray, only_first: bool) -> Ranges:
+    """A target for each interaction of a part, or only for each user's first.
 
-    A user's first interaction gives no row, because it has no history.
+    A user's first interaction is no target, because it has no history.
     """
-    stop = np.flatnonzero((part == wanted) & (np.arange(len(part)) > offsets[user]))
+    start = np.flatnonzero((part == wanted) & (np.arange(len(part)) > offsets[user]))
     if only_first:
-        stop = stop[np.unique(user[stop], return_index=True)[1]]
-    owner = user[stop].astype(np.int64)
-    return Rows(owner, np.maximum(offsets[owner], stop - max_history), stop, stop + 1)
+        start = start[np.unique(user[start], return_index=True)[1]]
+    return Ranges(user[start].astype(np.int64), start, start + 1)
