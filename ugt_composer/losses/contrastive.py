@@ -16,6 +16,7 @@ from ugt_composer.generation.item_scores import Similarity, comparable
 from ugt_composer.losses.normalization import has_target
 from ugt_composer.losses.ranks import gather_rows, rank, world_size
 from ugt_composer.losses.term import Mean
+from ugt_composer.row_random import row_keys
 from ugt_composer.vocabulary import LEVELS
 
 
@@ -108,7 +109,7 @@ class ContrastiveLoss(nn.Module):
         if rows <= self.num_negatives + 1:
             return torch.arange(rows, device=pool.row_ids.device)
         # One more than the negatives of a row: the row's own item may be among them.
-        keys = torch.where(pool.valid, _shuffle_keys(pool.row_ids, self.step, self.seed), _INT64_MAX)
+        keys = torch.where(pool.valid, row_keys(pool.row_ids, self.step, self.seed), _INT64_MAX)
         return torch.argsort(keys, stable=True)[: self.num_negatives + 1]
 
     def _logits(
@@ -198,20 +199,3 @@ def _same_item(item_ids: Tensor, others: Tensor) -> Tensor:
 
 
 _INT64_MAX = torch.iinfo(torch.int64).max
-_LOW_32_BITS = 0xFFFFFFFF
-
-
-def _shuffle_keys(row_ids: Tensor, step: Tensor, seed: int) -> Tensor:
-    """Numbers (R,) below 2^32 that sort rows into an order drawn from seed and step, computed on the device."""
-    salt = _mix((step + seed * 0x9E3779B9) & _LOW_32_BITS)
-    return _mix(((row_ids ^ (row_ids >> 32)) & _LOW_32_BITS) ^ salt)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """A bijection of 32-bit numbers held in int64 whose output bits all depend on all input bits.
-
-    The factor has 27 bits, so that no product overflows.
-    """
-    for _ in range(2):
-        x = ((x ^ (x >> 16)) * 0x45D9F3B) & _LOW_32_BITS
-    return x ^ (x >> 16)
