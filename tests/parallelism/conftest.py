@@ -101,6 +101,7 @@ def make_runs(out: Path) -> None:
             *base_jobs(out, common),
             *clip_jobs(out, common, [BASE]),
             *catalogue_jobs(out, common, [BASE]),
+            *group_jobs(out, common, [BASE]),
             evaluation_job(out, common, 1),
             *thin_jobs(out / "thin", [BASE], THIN),
         ]
@@ -112,6 +113,7 @@ def make_runs(out: Path) -> None:
         *(job for name in SHARDED for job in sharded_jobs(out, common, name)),
         *clip_jobs(out, common, OTHERS),
         *catalogue_jobs(out, common, OF_CATALOGUE),
+        *group_jobs(out, common, OF_CATALOGUE),
         evaluation_job(out, common, 2),
         *thin_jobs(out / "thin", OTHERS, THIN),
     ]
@@ -168,6 +170,18 @@ def catalogue_jobs(out: Path, common: list[str], names: Sequence[str]) -> list[J
     options += ["model.level_softmax=catalogue", "loss.lambda_moe_balance=0"]  # which depends on the microbatches
     overrides = [*common, *options, "device_train_microbatch_size=12"]
     return [stage_job(out, 2, name, overrides, f"catalogue/{name}") | {"stop": 3} for name in names]
+
+
+def group_jobs(out: Path, common: list[str], names: Sequence[str]) -> list[Job]:
+    """The on-policy objective in uneven microbatches, then an evaluation; the reference is sharded where it can be."""
+    options = ["loss.preference_objective=group", "loss.lambda_preference=1.0", "loss.group_rewards=[0.1,0.3,1.0]"]
+    options += ["model.level_softmax=catalogue", "loss.lambda_moe_balance=0", "loss.lambda_contrastive=0"]
+    overrides = [*common, *options, "device_train_microbatch_size=12", "eval_interval=5ba"]
+    sharded = ["parallelism.shard_reference=true"]
+    return [
+        stage_job(out, 3, name, [*overrides, *(sharded if name in SHARDED else [])], f"group/{name}") | {"stop": 5}
+        for name in names
+    ]
 
 
 def thin_jobs(out: Path, names: list[str], rows: int) -> list[Job]:

@@ -121,6 +121,14 @@ def test_all_items_as_negatives_give_the_numbers_of_one_process(runs, name):
     assert largest_difference(alone, together) <= BOUND
 
 
+@pytest.mark.parametrize("name", OF_CATALOGUE)
+def test_a_group_is_drawn_and_judged_as_by_one_process(runs, name):
+    alone, together = (metrics_of(runs / "stage3/group" / n) for n in (BASE, name))
+    assert alone[-1]["metrics/train/group_kl"] > 0
+    assert alone[-1]["metrics/eval/group_kl"] > 0
+    assert largest_difference(alone, together) <= BOUND
+
+
 @pytest.mark.parametrize("name", SHARDED)
 def test_a_sharded_checkpoint_resumes_under_the_same_strategy(runs, name):
     assert_shards_go_on(runs, name)

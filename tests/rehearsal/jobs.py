@@ -16,6 +16,7 @@ COMMANDS = ("evaluate", "recommend", "reference", "export", "inspect")
 
 CHECKPOINTING = "parallelism.activation_checkpointing=true"
 OFFLOADED = "parallelism.deepspeed.offload_optimizer=cpu"
+GROUP = ("loss.preference_objective=group", "model.level_softmax=catalogue")
 CATALOGUE_NEGATIVES = "loss.contrastive_negatives=catalogue"
 
 
@@ -66,6 +67,8 @@ VARIANTS = {
     "dpo-smooth-without-reference": Job(
         3, ("loss.dpo_label_smoothing=0.1", "loss.dpo_reference_free=true", "loss.reference_from=null")
     ),
+    "group": Job(3, GROUP),
+    "group-checkpointing-zero-3": Job(3, (*GROUP, DEEPSPEED, f"{ZERO}3", CHECKPOINTING)),
     # strategies
     "sharded-reference-fsdp": Job(3, (FSDP, "parallelism.shard_reference=true")),
     "sharded-reference-zero-3": Job(3, (DEEPSPEED, f"{ZERO}3", "parallelism.shard_reference=true")),

@@ -84,11 +84,14 @@ class Watch(Callback):
         return noted
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_a_step_reads_nothing_from_the_device(stages, stage_config, tmp_path, monkeypatch, stage):
+GROUP = ("loss.preference_objective=group", "model.level_softmax=catalogue")
+
+
+@pytest.mark.parametrize(("stage", "options"), [(1, ()), (2, ()), (3, ()), (3, GROUP)])
+def test_a_step_reads_nothing_from_the_device(stages, stage_config, tmp_path, monkeypatch, stage, options):
     monkeypatch.setattr(moe, "READABLE_WITHOUT_SYNC", ())
     more = ("log_interval=5ba", "save_interval=100ba", "eval_interval=100ba", "max_duration=9ba")
-    config = stage_config(tmp_path, stage, stages / f"stage{stage - 1}/best" if stage > 1 else None, *more)
+    config = stage_config(tmp_path, stage, stages / f"stage{stage - 1}/best" if stage > 1 else None, *more, *options)
     trainer = build_trainer(config)
     watch = Watch(monkeypatch, {2, 3, 4, 6, 7, 8})
     trainer.state.callbacks.append(watch)

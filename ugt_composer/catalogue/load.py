@@ -1,9 +1,10 @@
-"""The catalogue and the item vectors that a config names."""
+"""The catalogue, the item vectors and the item rewards that a config names."""
 
 import numpy as np
 
 from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.catalogue.item_matrix import read_catalogue_vectors
+from ugt_composer.catalogue.item_rewards import read_item_rewards
 from ugt_composer.config.schema import Config
 
 
@@ -22,6 +23,14 @@ def load_item_vectors(config: Config, catalogue: Catalogue | None) -> np.ndarray
         return None
     assert catalogue is not None  # the config was refused without one
     return read_catalogue_vectors(config.init_item_vectors, catalogue)
+
+
+def load_item_rewards(config: Config, catalogue: Catalogue | None) -> np.ndarray | None:
+    """float64 (n,), the rewards of `loss.reward_file`; None if not given, or if no loss reads them."""
+    if config.loss.reward_file is None or not config.loss.uses_group:
+        return None
+    assert catalogue is not None  # the config was refused without one
+    return read_item_rewards("loss.reward_file", config.loss.reward_file, catalogue)
 
 
 def about_catalogue(config: Config, catalogue: Catalogue | None) -> str | None:

@@ -106,6 +106,13 @@ class ItemTrie:
     def __len__(self) -> int:
         return len(self.items)
 
+    def means(self, values: np.ndarray, triples: np.ndarray) -> Tensor:
+        """float32 (n,), for each triple of the trie, the mean of the values (m,) of the items, triples (m, 3), that
+        share it."""
+        at = self.find(torch.from_numpy(triples)).numpy()
+        sums = np.bincount(at, weights=values, minlength=len(self))
+        return torch.from_numpy(sums / np.bincount(at, minlength=len(self))).float()
+
     @property
     def has_shared_ids(self) -> bool:
         """Whether several items of the catalogue have the same triple."""

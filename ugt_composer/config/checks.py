@@ -60,6 +60,7 @@ def check_whole_config(config: "Config") -> None:
     _check_item_scores(config)
     _check_max_history(config)
     _check_starting_point(config)
+    _check_group(config)
 
 
 def device_batch_size(config: "Config", world_size: int) -> int:
@@ -177,6 +178,14 @@ def _check_max_history(config: "Config") -> None:
         )
 
 
+def _check_group(config: "Config") -> None:
+    if config.loss.uses_group and config.model.level_softmax != "catalogue":
+        raise ValueError(
+            f"model.level_softmax is {config.model.level_softmax} with loss.preference_objective group: items are "
+            "drawn from the catalogue, over which p has to sum to 1; expected catalogue"
+        )
+
+
 def _check_starting_point(config: "Config") -> None:
     if config.init_item_vectors is not None and config.init_from is not None:
         raise ValueError(
@@ -184,7 +193,8 @@ def _check_starting_point(config: "Config") -> None:
             "embeddings already; expected one of the two to be null"
         )
     if config.loss.needs_reference and not (config.loss.reference_from or config.init_from):
+        without = "group_kl=0" if config.loss.uses_group else "dpo_reference_free=true"
         raise ValueError(
             "loss.reference_from is missing; loss.lambda_preference > 0 needs a reference model: set it to the folder "
-            "of a trained one, or set loss.dpo_reference_free=true"
+            f"of a trained one, or set loss.{without}"
         )

@@ -96,10 +96,16 @@ class LossConfig:
     contrastive_negatives: Literal["in_batch", "catalogue"] = key("in_batch", ON_REQUEST)
     num_negatives: int = key(127, FIXED)
     lambda_preference: float = key(0.0, ON_REQUEST_UNLESS_ZERO)
+    preference_objective: Literal["dpo", "group"] = key("dpo", FIXED)
     dpo_beta: float = key(0.1, ON_REQUEST)
     dpo_label_smoothing: float = key(0.0, ON_REQUEST)
     dpo_loss_type: Literal["sigmoid", "ipo", "hinge", "softmax"] = key("sigmoid", ON_REQUEST)
     dpo_reference_free: bool = key(False, FIXED)
+    group_size: int = key(16, ON_REQUEST)
+    group_rewards: tuple[float, float, float] = key((0.0, 0.0, 1.0), ON_REQUEST)
+    group_scale_rewards: bool = key(True, ON_REQUEST)
+    group_kl: float = key(0.04, ON_REQUEST_UNLESS_ZERO)
+    reward_file: str | None = key(None, ON_REQUEST)
     reference_from: str | None = key(None, ON_REQUEST)
     reference_log_probs: Literal["model", "data"] = key("model", FIXED)
     lambda_moe_balance: float = key(0.01, ON_REQUEST)
@@ -121,6 +127,7 @@ class LossConfig:
                 f"loss.dpo_label_smoothing is {self.dpo_label_smoothing}, which only loss.dpo_loss_type sigmoid "
                 f"supports; expected 0 with {self.dpo_loss_type}"
             )
+        self._check_group()
         if self.reference_log_probs == "data" and not self.needs_reference:
             why = "lambda_preference is 0" if self.lambda_preference == 0 else "dpo_reference_free is true"
             raise ValueError(
@@ -130,13 +137,50 @@ class LossConfig:
             if name.startswith("lambda_") and not 0 <= value < math.inf:
                 raise ValueError(f"loss.{name} is {value}; expected 0 or more")
 
+    def _check_group(self) -> None:
+        rewards = list(self.group_rewards)
+        if self.group_size < 2:
+            raise ValueError(f"loss.group_size is {self.group_size}; expected at least 2 items to compare")
+        if len(rewards) != 3 or not 0 <= rewards[0] <= rewards[1] <= rewards[2] < math.inf:
+            raise ValueError(
+                f"loss.group_rewards is {rewards}; expected three numbers from 0, none below the one before: the "
+                "rewards of an item that shares one, two or all three ids with the target"
+            )
+        if not 0 <= self.group_kl < math.inf:
+            raise ValueError(f"loss.group_kl is {self.group_kl}; expected 0 or more")
+        if self.preference_objective == "dpo":
+            if self.reward_file is not None:
+                raise ValueError(
+                    f"loss.reward_file is {self.reward_file}, which only loss.preference_objective group reads; "
+                    "expected null with dpo"
+                )
+            return
+        if rewards[-1] == 0 and self.reward_file is None:
+            raise ValueError("loss.group_rewards is all 0 without loss.reward_file: nothing is rewarded")
+        if self.dpo_reference_free:
+            raise ValueError(
+                "loss.dpo_reference_free is true with loss.preference_objective group; expected false, and "
+                "loss.group_kl=0 to train without a reference"
+            )
+        if self.reference_log_probs == "data":
+            raise ValueError(
+                "loss.reference_log_probs is data with loss.preference_objective group: the items are drawn in each "
+                "step, so no log-probabilities of them are stored; expected model"
+            )
+
     @property
     def arguments(self) -> dict[str, Any]:
         """Arguments of `UnifiedLoss`: all keys except those about the reference."""
         return {key: value for key, value in asdict(self).items() if not key.startswith("reference_")}
 
     @property
+    def uses_group(self) -> bool:
+        return self.lambda_preference > 0 and self.preference_objective == "group"
+
+    @property
     def needs_reference(self) -> bool:
+        if self.preference_objective == "group":
+            return self.uses_group and self.group_kl > 0
         return self.lambda_preference > 0 and not self.dpo_reference_free
 
     @property

@@ -32,5 +32,6 @@ class Batch(_Required, total=False):
     reference_logps: Tensor  # (B, 1 + N) float32, log p of the chosen and rejected items; only if all pairs have it
     label_members: Tensor  # (B, T) int64, each label's number among the items that share its semantic ID, -1: unknown
     batch_totals: Tensor  # (6,) float32, see losses.normalization
+    step: Tensor  # () int64, the number of the training step; absent in evaluation
     encoder_lengths: list[int]  # per row, only if rows are sorted by length; on the CPU, so no device sync
     decoder_lengths: list[int]

@@ -98,9 +98,11 @@ def evaluate(
     loader, data = build_eval_loader(config)
     assert loader is not None  # evaluation_config sets data.eval
     warnings = check_shards({"--data": data}, catalogue, config.data.max_fraction_outside_catalogue)
-    if all(manifest.kind != PREFERENCE for manifest in data):
+    config = _without_missing_group(config)
+    if not config.loss.uses_group and all(manifest.kind != PREFERENCE for manifest in data):
         # Without pairs no reference is needed.
-        config = replace(config, loss=replace(config.loss, dpo_reference_free=True))
+        loss = replace(config.loss, preference_objective="dpo", reward_file=None, dpo_reference_free=True)
+        config = replace(config, loss=loss)
     reference = config.loss.reference_from or config.init_from
     if config.loss.needs_reference and reference and not is_url(reference) and not Path(reference).is_dir():
         raise UserError(
@@ -134,6 +136,20 @@ def evaluate(
         max_history=max_history,
         warnings=warnings,
     )
+
+
+def _without_missing_group(config: Config) -> Config:
+    """The config without its group objective if the reference or the reward file is not here, with a warning."""
+    if not config.loss.uses_group:
+        return config
+    places = [config.loss.reward_file]
+    if config.loss.needs_reference:
+        places.append(config.loss.reference_from or config.init_from)
+    missing = [place for place in places if place is not None and not is_url(place) and not Path(place).exists()]
+    if not missing:
+        return config
+    log.warning("%s does not exist; evaluated without the group's reward, KL and entropy", " and ".join(missing))
+    return replace(config, loss=replace(config.loss, lambda_preference=0.0))
 
 
 def _without_missing_metrics(config: Config) -> Config:

@@ -1,10 +1,11 @@
-"""The frozen reference model of a preference loss."""
+"""The frozen reference model of a preference loss, one class for each of the two that there are."""
 
 import torch
 from torch import Tensor, nn
 
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.data.batch import Batch
+from ugt_composer.generation.item_samples import distributions_at
 from ugt_composer.model.ugt import UGT
 
 
@@ -32,3 +33,17 @@ class Reference(nn.Module):
         ids = torch.cat((batch["labels"][:, :1].clamp(min=0), batch["rejected_ids"]), dim=1)
         hidden, _ = self.model.decode(batch, self.model.encode(batch))
         return self.model.item_logps(hidden[:, 0], ids, trie)
+
+
+class GroupReference(nn.Module):
+    """Gives the distributions that a group's items would be drawn from in the reference; otherwise like `Reference`."""
+
+    def __init__(self, model: UGT):
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        self.eval()
+
+    def forward(self, batch: Batch, trie: ItemTrie, ids: Tensor) -> tuple[Tensor, ...]:
+        """ids (B, G, 3), the items that the policy drew; see `distributions_at`."""
+        hidden, _ = self.model.decode(batch, self.model.encode(batch), scores_items=True)
+        return distributions_at(self.model.level_logits, hidden[:, 0], trie, ids)

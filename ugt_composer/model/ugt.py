@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.data.batch import Batch
 from ugt_composer.generation.item_log_probs import child_logits, score_items
+from ugt_composer.generation.item_samples import sample_items
 from ugt_composer.model.decoder import Decoder
 from ugt_composer.model.embedding import EMBEDDING_STD, InputEmbedding, ItemEmbedding
 from ugt_composer.model.encoder import Encoder
@@ -22,6 +23,7 @@ from ugt_composer.model.heads import LevelHeads
 from ugt_composer.model.moe import RouterStats
 from ugt_composer.model.time_buckets import history_times, since_newest, since_previous, since_token, time_bucket
 from ugt_composer.model.zero_embedding import ZeroEmbedding
+from ugt_composer.row_random import RowNoise
 from ugt_composer.vocabulary import BOS, ITEM, LEVELS
 
 # The weights, all zero at first, that only a model with an input has, by the key that gives it the input.
@@ -161,12 +163,20 @@ class UGT(nn.Module):
         for table in self.item_embedding.levels:
             table.weight.data[table.padding_idx].zero_()
 
-    def forward(self, batch: Batch, trie: ItemTrie | None = None, with_item_vectors: bool = False) -> dict[str, Tensor]:
+    def forward(
+        self,
+        batch: Batch,
+        trie: ItemTrie | None = None,
+        with_item_vectors: bool = False,
+        group_size: int = 0,
+        noise: RowNoise | None = None,
+    ) -> dict[str, Tensor]:
         """A teacher-forced forward pass over a batch.
 
         Args:
             trie: the catalogue; required for its item vectors, and if `level_softmax` is catalogue.
             with_item_vectors: whether to compute the vectors of all items of the catalogue.
+            group_size: G, items to draw from the model for each row, with `noise`; if `level_softmax` is catalogue.
 
         Returns:
             l1_logits, l2_logits, l3_logits: (B, T, V_l); level l is conditioned on the labels of the levels above.
@@ -176,10 +186,14 @@ class UGT(nn.Module):
             router_counts, router_prob_sums: (decoder layers, E), see RouterStats.
             catalogue_repr: (n, D) float32, the vectors of the catalogue.
             bos_hidden: (B, D), the hidden state that the next item is generated from.
-            chosen_logps (B,), rejected_logps (B, N): only if the batch has rejected items.
+            chosen_logps (B,), rejected_logps (B, N): only if the batch has rejected items; not in training with a
+                group, whose loss does not read them.
+            group_ids, group_items, group_log_probs, group_l1_log_probs, …: the group, see `ItemSamples`, and
+                group_target_log_probs (B,), group_target_items (B,): the target's log p and its row of `trie.items`, or
+                -1. Only with a group_size.
         """
         memory = self.encode(batch)
-        hidden, router = self.decode(batch, memory)
+        hidden, router = self.decode(batch, memory, scores_items=group_size > 0)
         target = batch["labels"][:, 0].clamp(min=0)
         outputs = self._logits(hidden, batch["labels"], trie)
         outputs |= {
@@ -192,7 +206,11 @@ class UGT(nn.Module):
         if with_item_vectors:
             assert trie is not None
             outputs["catalogue_repr"] = self.item_vectors(trie.items)
-        if batch["rejected_ids"].shape[1] > 0:
+        if group_size:
+            assert trie is not None
+            assert noise is not None
+            outputs |= self._group(hidden[:, 0], target, trie, group_size, noise)
+        if batch["rejected_ids"].shape[1] > 0 and not (group_size and self.training):
             logps = self.item_logps(hidden[:, 0], torch.cat((target[:, None], batch["rejected_ids"]), dim=1), trie)
             outputs |= {"chosen_logps": logps[:, 0], "rejected_logps": logps[:, 1:]}
         return outputs
@@ -226,13 +244,27 @@ class UGT(nn.Module):
         elapsed = since_newest(history_times(batch), batch["decoder_times"][:, : vectors.shape[1]])
         return vectors + self.elapsed_embedding(time_bucket(elapsed, self.time_buckets))
 
-    def decode(self, batch: Batch, memory: Tensor) -> tuple[Tensor, RouterStats]:
+    def _group(
+        self, hidden: Tensor, target: Tensor, trie: ItemTrie, group_size: int, noise: RowNoise
+    ) -> dict[str, Tensor]:
+        samples = sample_items(self.level_logits, hidden, trie, group_size, noise)
+        levels = {f"group_l{level}_log_probs": values for level, values in enumerate(samples.distributions, start=1)}
+        return levels | {
+            "group_ids": samples.ids,
+            "group_items": samples.items,
+            "group_log_probs": samples.log_probs,
+            "group_target_log_probs": score_items(self.level_logits, hidden, target[:, None], trie).squeeze(1),
+            "group_target_items": trie.find(target),
+        }
+
+    def decode(self, batch: Batch, memory: Tensor, scores_items: bool = False) -> tuple[Tensor, RouterStats]:
         """The decoder's hidden states (B, T, D) over the encoded history, and the router's sums.
 
-        Items are scored from the state at BOS. In a batch with rejected items no expert drops that token, so that an
-        item's score depends neither on the other rows nor on the capacity, as in evaluation and generation.
+        Items are scored from the state at BOS. In a batch with rejected items, or with `scores_items`, no expert drops
+        that token, so that an item's score depends neither on the other rows nor on the capacity, as in evaluation and
+        generation.
         """
-        scores_items = batch["rejected_ids"].shape[1] > 0
+        scores_items = scores_items or batch["rejected_ids"].shape[1] > 0
         vectors = self._with_elapsed(self.item_embedding(batch["decoder_ids"]), batch)
         x = self.decoder_input(vectors, batch["decoder_positions"], batch["decoder_token_types"])
         return self.decoder(x, batch["decoder_mask"], memory, batch["encoder_mask"], scores_items)

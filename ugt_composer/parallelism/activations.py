@@ -100,7 +100,8 @@ class Activations:
         model, r = self.model, self.dtypes.residual
         encoder, decoder = encoder_layer(model, self.dtypes, shape), decoder_layer(model, self.dtypes, shape)
         history, target = shape.rows * shape.history * model.d_model, shape.rows * shape.target * model.d_model
-        logits, pairs = self._logits(shape), self._pairs(shape)
+        logits = self._logits(shape)
+        pairs = self._group(shape) if self.loss.uses_group else self._pairs(shape)
         masks = int(model.dropout > 0)
         # Inputs before and after their norm, and the outputs of the last norms.
         inputs_and_norms = (3 * r + masks) * (history + target) + self._batch(shape) + logits.held
@@ -131,15 +132,16 @@ class Activations:
         pieces = 0 if _has_kernels(model, self.dtypes) else PIECE_BYTES["cuda"]
         encoder = tokens * (2 * r + n + h * (3 + max(2 * ff_ratio, 8))) + pieces
         decoder = tokens * (r + 3 * h) + target * (2 * r + 2 * n) + slots * h * (1 + 2 * ff_ratio)
-        return int(max(encoder, decoder)) + 2 * FLOAT * _pair_logits(model, shape)
+        logits = _group_logits(model, self.loss, shape) if self.loss.uses_group else _pair_logits(model, shape)
+        return int(max(encoder, decoder)) + 2 * FLOAT * logits
 
     def of_evaluation(self, shape: Shape) -> int:
         """The peak of an evaluation batch: forward passes of model and reference, the loss, and beam search."""
-        logits, pairs = self._logits(shape), self._pairs(shape)
+        logits, pairs, group = self._logits(shape), self._pairs(shape), self._group(shape)
         scores = MEMORY_BOUND + ITEM_BYTES * self.items
         if self.ranks_by_vectors:
             scores += 3 * FLOAT * self.items * self.model.d_model  # item vectors; scaled; without their mean
-        results = logits.held + logits.kept + pairs.kept + self._batch(shape)
+        results = logits.held + logits.kept + pairs.kept + group.kept + self._batch(shape)
         # At most half of the weights are copied at once: a stack of experts.
         return self.of_forward(shape) + results + max(scores, self._contrastive(shape)) + 2 * self.casts[1]
 
@@ -160,10 +162,18 @@ class Activations:
         count = _pair_logits(self.model, shape)
         return Part(FLOAT * count, 2 * FLOAT * count)
 
+    def _group(self, shape: Shape) -> Part:
+        """The logits at the items of each row's group, an upper bound, as if every prefix had a whole codebook below
+        it: the policy's and the reference's log-softmax and what their divergence keeps, an index each, and whole
+        logits while the backward pass of a level computes them."""
+        count = _group_logits(self.model, self.loss, shape)
+        return Part((6 * FLOAT + INDEX) * count, 2 * FLOAT * count)
+
     def _heads(self, shape: Shape) -> int:
         """Inputs of the heads' linear layers and norms, and code tables minus their mean."""
         width, (r, h, _) = self.model.d_model, self.dtypes
-        tokens = shape.rows * (shape.target + (1 + shape.rejected) * (shape.rejected > 0))
+        scored = 1 + (self.loss.group_size if self.loss.uses_group else shape.rejected)
+        tokens = shape.rows * (shape.target + scored * (shape.rejected > 0))
         return width * (LEVELS * tokens * (r + 5 * h) + sum(self.model.codebook_sizes) * h)
 
     def _contrastive(self, shape: Shape) -> int:
@@ -269,3 +279,10 @@ def _pair_logits(model: ModelConfig, shape: Shape) -> int:
         return 0
     first, *others = model.codebook_sizes
     return shape.rows * (first + (1 + shape.rejected) * sum(others))
+
+
+def _group_logits(model: ModelConfig, loss: LossConfig, shape: Shape) -> int:
+    if not loss.uses_group:
+        return 0
+    first, *others = model.codebook_sizes
+    return shape.rows * (first + (1 + loss.group_size) * sum(others))

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from composer import Callback, DataSpec
 from composer.devices import Device
@@ -16,7 +17,7 @@ from composer.utils import dist
 
 from ugt_composer import torch_patches
 from ugt_composer.catalogue.catalogue import Catalogue
-from ugt_composer.catalogue.load import about_catalogue, load_catalogue, load_item_vectors
+from ugt_composer.catalogue.load import about_catalogue, load_catalogue, load_item_rewards, load_item_vectors
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.checkpoint.fetch_at_start import on_this_machine, open_store
 from ugt_composer.checkpoint.folder_lock import folder_lock
@@ -44,7 +45,7 @@ from ugt_composer.metrics.torch_metrics import evaluation_metrics
 from ugt_composer.metrics.user_metrics import build_user_metrics
 from ugt_composer.model.build import build_model, freeze_untrained
 from ugt_composer.model.item_init import start_from_vectors
-from ugt_composer.model.reference import Reference
+from ugt_composer.model.reference import GroupReference, Reference
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.build import build_strategy, strategy_class
 from ugt_composer.parallelism.device import composer_device, own_device, prepare_device
@@ -251,6 +252,8 @@ def build_composer_model(
     if config.compile:
         compile_layers(model)
     evaluation = config.evaluation
+    trie = None if catalogue is None else ItemTrie.from_triples(catalogue.triples)
+    rewards = load_item_rewards(config, catalogue)
     taken = evaluation_metrics(
         loss.means, loss.evaluation_losses(), evaluation.k_values, catalogue_size=None, has_shared_ids=True
     )
@@ -258,7 +261,7 @@ def build_composer_model(
         model=model,
         loss=loss,
         reference=_load_reference(config, catalogue) if config.loss.needs_reference_model else None,
-        trie=None if catalogue is None else ItemTrie.from_triples(catalogue.triples).to(device),
+        trie=None if trie is None else trie.to(device),
         k_values=evaluation.k_values,
         beam_width=evaluation.beam_width,
         exclude_seen=evaluation.exclude_seen,
@@ -266,10 +269,18 @@ def build_composer_model(
         user_metrics=build_user_metrics(evaluation.metrics, max(evaluation.k_values), taken),
         half_on_cpu=half_on_cpu,
         max_history=max_history,
+        item_rewards=None if rewards is None else _of_trie(rewards, trie, catalogue).to(device),
+        seed=config.seed,
     )
 
 
-def _load_reference(config: Config, catalogue: Catalogue | None) -> Reference:
+def _of_trie(rewards: np.ndarray, trie: ItemTrie | None, catalogue: Catalogue | None) -> torch.Tensor:
+    assert trie is not None  # rewards are those of a catalogue
+    assert catalogue is not None
+    return trie.means(rewards, catalogue.triples)
+
+
+def _load_reference(config: Config, catalogue: Catalogue | None) -> Reference | GroupReference:
     reference_from = config.loss.reference_from or config.init_from
     assert reference_from is not None  # the config's checks require one
     # The same expert capacity and the same softmax as the policy's, so that the log-probabilities of both are equal at
@@ -284,7 +295,7 @@ def _load_reference(config: Config, catalogue: Catalogue | None) -> Reference:
     check_fingerprint(reference_from, facts, fingerprint_facts(catalogue))
     if config.compile:
         compile_layers(model)
-    return Reference(model)
+    return GroupReference(model) if config.loss.uses_group else Reference(model)
 
 
 def compile_layers(model: UGT) -> None:

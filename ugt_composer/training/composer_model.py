@@ -19,6 +19,7 @@ from ugt_composer.metrics.batch import EvaluationBatch, compare_pairs, rank_batc
 from ugt_composer.metrics.torch_metrics import EvaluationMetric, evaluation_metrics
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.precision import cpu_autocast
+from ugt_composer.row_random import RowNoise
 from ugt_composer.vocabulary import IGNORE_INDEX
 
 
@@ -28,8 +29,9 @@ class ComposerUGT(ComposerModel):
     Args:
         model: the model.
         loss: the stage's loss.
-        reference: computes the log-probabilities that the preference loss compares with (`Reference`). None: they come
-            with the batch, or none are needed. It is not a submodule, so that no checkpoint and no optimizer has it.
+        reference: computes the log-probabilities that the preference loss compares with (`Reference`, or
+            `GroupReference` for a loss with a group). None: they come with the batch, or none are needed. It is not a
+            submodule, so that no checkpoint and no optimizer has it.
         trie: the catalogue, on the device of the batches; with None, any triple of ids may be recommended.
         k_values: cut-offs of the ranking metrics.
         beam_width: beams per row, at least the largest cut-off.
@@ -37,6 +39,8 @@ class ComposerUGT(ComposerModel):
         max_history: in evaluation, items of a history that the model reads, besides the user's token; None: all.
         item_score_weight: weight of the user-item score (`ItemScores`) in the ranking; above 0 it needs a trie.
         user_metrics: the user's own metrics of the evaluation, by name; see `metrics/user_metrics.py`.
+        item_rewards: float32 (n,), what a loss with a group adds to the reward of each item of the trie; None: 0.
+        seed: of the run, for the items of a group.
         half_on_cpu: compute model and loss under bfloat16 autocast on a CPU. On a GPU, Trainer and strategy do that.
     """
 
@@ -53,6 +57,8 @@ class ComposerUGT(ComposerModel):
         user_metrics: Mapping[str, Metric] | None = None,
         half_on_cpu: bool = False,
         max_history: int | None = None,
+        item_rewards: Tensor | None = None,
+        seed: int = 0,
     ):
         super().__init__()
         self.half_on_cpu = half_on_cpu
@@ -65,6 +71,8 @@ class ComposerUGT(ComposerModel):
         self.exclude_seen = exclude_seen
         self.max_history = max_history
         self.item_score_weight = item_score_weight
+        self.item_rewards = item_rewards
+        self.seed = seed
         self._user_metrics = dict(user_metrics or {})
         # Sums over the rows of the current step; `TrainingMetrics` reads and clears them.
         self.step_metrics: dict[str, Tensor] = {}
@@ -90,11 +98,15 @@ class ComposerUGT(ComposerModel):
         if recommend and self.max_history is not None:
             batch = with_recent_history(batch, 1 + self.max_history)
         with_item_vectors = self.unified_loss.has_catalogue_negatives or (recommend and self.item_score_weight > 0)
-        outputs: dict[str, Any] = self.model(batch, self.trie, with_item_vectors)
+        size = self.unified_loss.group_size
+        noise = RowNoise(batch["row_ids"], self._step_of(batch), self.seed) if size else None
+        outputs: dict[str, Any] = self.model(batch, self.trie, with_item_vectors, size, noise)
         if self.unified_loss.has_catalogue_negatives:
             assert self.trie is not None
             outputs["item_rows"] = self.trie.find(batch["labels"][:, 0])
-        if "rejected_logps" in outputs and (self.reference is not None or "reference_logps" in batch):
+        if size:
+            self._judge_group(batch, outputs)
+        elif "rejected_logps" in outputs and (self.reference is not None or "reference_logps" in batch):
             logps = self._reference_logps(batch)
             outputs |= {"reference_chosen_logps": logps[:, 0], "reference_rejected_logps": logps[:, 1:]}
         if recommend:
@@ -102,11 +114,28 @@ class ComposerUGT(ComposerModel):
         return outputs
 
     def _reference_logps(self, batch: Batch) -> Tensor:
-        if self.reference is None:
-            return batch["reference_logps"]
+        return batch["reference_logps"] if self.reference is None else self._ask_reference(batch)
+
+    def _judge_group(self, batch: Batch, outputs: dict[str, Any]) -> None:
+        """Adds what the loss compares the group with: the reference's distributions, and the items' rewards."""
+        if self.reference is not None:
+            levels = enumerate(self._ask_reference(batch, outputs["group_ids"]), start=1)
+            outputs |= {f"reference_group_l{level}_log_probs": values for level, values in levels}
+        if self.item_rewards is not None:
+            target = outputs["group_target_items"]
+            outputs["group_values"] = self.item_rewards[outputs["group_items"]]
+            outputs["group_target_values"] = torch.where(target >= 0, self.item_rewards[target.clamp(min=0)], 0.0)
+
+    def _ask_reference(self, batch: Batch, *group: Tensor) -> Any:
+        assert self.reference is not None
         if self.reference.training != self.training:
             self.reference.train(self.training)  # experts have a capacity in training only
-        return self.reference(batch, self.trie)
+        return self.reference(batch, self.trie, *group)
+
+    def _step_of(self, batch: Batch) -> Tensor:
+        """The step that a group is drawn for: (); 0 in evaluation, where all draws are the same each time."""
+        step = batch.get("step") if self.training else None
+        return batch["row_ids"].new_zeros(()) if step is None else step
 
     def _recommend(self, seen: Tensor | None, outputs: dict[str, Tensor]) -> Recommendations:
         scores = None

@@ -9,6 +9,7 @@ from datetime import timedelta
 from itertools import islice
 from typing import Any
 
+import torch
 from composer import Trainer
 from composer.core import Event, TrainerMode
 from composer.utils import dist
@@ -72,9 +73,11 @@ class StrategyTrainer(Trainer):
             yield batch
 
     def _train_batch(self, use_grad_scaling: bool) -> dict[str, Tensor]:
-        """Runs Composer's `_train_batch` on a batch that is moved to the device as a whole. Returns no losses, so that
-        Composer does not synchronise with the device to log them; `keep_losses` gets them."""
-        self.state.batch = self.counts.add(self.state.batch, self.state.device)
+        """Runs Composer's `_train_batch` on a batch that is moved to the device as a whole, with the number of the
+        step. Returns no losses, so that Composer does not synchronise with the device to log them; `keep_losses` gets
+        them."""
+        step = self.state.device.tensor_to_device(torch.tensor(self.state.timestamp.batch.value))
+        self.state.batch = {**self.counts.add(self.state.batch, self.state.device), "step": step}
         losses = super()._train_batch(use_grad_scaling)
         if losses:  # there are none if a scaler has skipped the step
             self._keep_losses(self.state.timestamp.batch.value + 1, losses)

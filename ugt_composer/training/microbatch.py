@@ -17,6 +17,7 @@ WIDE_AS = {  # the tensors that are padded to the longest row of a side
     "encoder": [*(f"encoder_{name}" for name in INPUTS), "encoder_actions"],
     "decoder": [*(f"decoder_{name}" for name in INPUTS), "labels"],
 }
+OF_THE_BATCH = ("batch_totals", "step")  # the same for all microbatches of a batch
 
 
 class Uncopied(dict):
@@ -78,7 +79,7 @@ def split_batch(batch: Batch, microbatch_size: int | float) -> list[Batch]:
 
 
 def _piece(batch: Batch, rows: slice) -> Batch:
-    piece = {key: value if key == "batch_totals" else value[rows] for key, value in cast(dict[str, Any], batch).items()}
+    piece = {key: value if key in OF_THE_BATCH else value[rows] for key, value in cast(dict[str, Any], batch).items()}
     for side, keys in WIDE_AS.items():
         if lengths := piece.pop(f"{side}_lengths", None):
             piece |= {key: piece[key][:, : max(lengths)] for key in keys}
