@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ugt_composer.catalogue.trie import Children, ItemTrie
-from ugt_composer.generation.item_log_probs import LevelLogits
+from ugt_composer.generation.item_log_probs import LevelLogits, score_items
 from ugt_composer.row_random import RowNoise
 from ugt_composer.vocabulary import LEVELS
 
@@ -57,6 +57,28 @@ def sample_items(heads: LevelLogits, hidden: Tensor, trie: ItemTrie, count: int,
         log_probs.append(at(log_softmax))
         distributions.append(log_softmax)
     return ItemSamples(ids, nodes, torch.cat(log_probs, dim=2), tuple(distributions))
+
+
+def draw_group(
+    heads: LevelLogits, hidden: Tensor, target: Tensor, trie: ItemTrie, count: int, noise: RowNoise
+) -> dict[str, Tensor]:
+    """`count` items of the model for each hidden state (B, D), and its target (B, L), as a loss reads them.
+
+    Returns:
+        group_ids, group_items, group_log_probs: see `ItemSamples`.
+        group_l1_log_probs, group_l2_log_probs, group_l3_log_probs: its `distributions`.
+        group_target_log_probs: (B,) log p of the target.
+        group_target_items: int64 (B,) the target's row of `trie.items`, -1 if the catalogue does not have it.
+    """
+    samples = sample_items(heads, hidden, trie, count, noise)
+    levels = {f"group_l{level}_log_probs": values for level, values in enumerate(samples.distributions, start=1)}
+    return levels | {
+        "group_ids": samples.ids,
+        "group_items": samples.items,
+        "group_log_probs": samples.log_probs,
+        "group_target_log_probs": score_items(heads, hidden, target[:, None], trie).squeeze(1),
+        "group_target_items": trie.find(target),
+    }
 
 
 def distributions_at(heads: LevelLogits, hidden: Tensor, trie: ItemTrie, ids: Tensor) -> tuple[Tensor, ...]:

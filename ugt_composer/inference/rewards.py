@@ -8,25 +8,21 @@ columns item_id and reward. A function, named as `my_package.my_module:my_functi
 It gets item ids, the history oldest first, and returns one value per candidate. The higher, the better.
 """
 
-import csv
-import json
 import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
 from ugt_composer.catalogue.catalogue import Catalogue
+from ugt_composer.catalogue.item_rewards import ITEM, REWARD, read_item_rewards
 from ugt_composer.config.user_classes import described
 from ugt_composer.data.history import SemanticId
 from ugt_composer.errors import UserError, nearest, where_searched
-from ugt_composer.jsonl.bad_row import shown
 
 Reward = Callable[[str, list[str], list[str]], Sequence[float]]
-ITEM, VALUE = "item_id", "reward"
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _FUNCTION = re.compile(r"\w+(\.\w+)*:\w+")
 
 
@@ -78,72 +74,11 @@ def read_rewards(option: str, catalogue: Catalogue) -> ItemRewards:
     if not Path(option).is_file():
         raise UserError(
             f"--reward {option}: no such file{where_searched(option)}; expected JSON Lines or CSV with an {ITEM} and a "
-            f"{VALUE} per item, or a function such as my_package.my_module:my_function"
+            f"{REWARD} per item, or a function such as my_package.my_module:my_function"
         )
-    values = _read_file(option)
-    missing = [item.item_id for item in catalogue.items if item.item_id not in values]
-    if missing:
-        raise UserError(
-            f"--reward {option}: has no {VALUE} for {len(missing):,} of {len(catalogue):,} items of "
-            f"{catalogue.source}, such as {shown(missing[0])}; expected one for each"
-        )
+    rewards = read_item_rewards("--reward", option, catalogue)
+    values = {item.item_id: value for item, value in zip(catalogue.items, rewards.tolist(), strict=True)}
     return ItemRewards(lambda user_id, history, candidates: [values[item] for item in candidates], option, catalogue)
-
-
-def _read_file(path: str) -> dict[str, float]:
-    values: dict[str, float] = {}
-    try:
-        for line, item_id, text in _entries(path):
-            try:
-                value = float(text)  # type: ignore[arg-type]
-            except (TypeError, ValueError):
-                value = math.nan
-            if not isinstance(item_id, str) or isinstance(text, bool) or not math.isfinite(value):
-                what, found, wanted = (
-                    (VALUE, text, "a finite number")
-                    if isinstance(item_id, str)
-                    else (
-                        ITEM,
-                        item_id,
-                        "text",
-                    )
-                )
-                raise UserError(f"--reward {path}:{line}: {what}: found {shown(found)}, expected {wanted}")
-            if item_id in values:
-                raise UserError(f"--reward {path}:{line}: {shown(item_id)} is there a second time; expected it once")
-            values[item_id] = value
-    except UnicodeDecodeError:
-        raise UserError(f"--reward {path}: is not text in UTF-8") from None
-    except OSError as error:
-        raise UserError(f"--reward {path}: cannot be read ({error.strerror})") from None
-    return values
-
-
-def _entries(path: str) -> Iterator[tuple[int, object, object]]:
-    """(line, item id, value) of each line, not checked yet."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        separator = SEPARATORS.get(Path(path).suffix.lower())
-        if separator is not None:
-            table = csv.DictReader(file, delimiter=separator)
-            names = list(table.fieldnames or [])
-            for name in (ITEM, VALUE):
-                if name not in names:
-                    raise UserError(f"--reward {path}:1: has no column {name}; found {', '.join(names) or 'nothing'}")
-            for record in table:
-                yield table.line_num, record[ITEM], record[VALUE]
-            return
-        for line, text in enumerate(file, start=1):
-            if not text.strip():
-                continue
-            try:
-                entry = json.loads(text)
-            except ValueError:
-                entry = None
-            if not isinstance(entry, dict) or ITEM not in entry or VALUE not in entry:
-                raise UserError(
-                    f'--reward {path}:{line}: found {shown(text.strip())}; expected {{"{ITEM}": "…", "{VALUE}": 1.5}}'
-                )
-            yield line, entry[ITEM], entry[VALUE]
 
 
 def _function(option: str) -> Reward:

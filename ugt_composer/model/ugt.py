@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.data.batch import Batch
 from ugt_composer.generation.item_log_probs import child_logits, score_items
-from ugt_composer.generation.item_samples import sample_items
+from ugt_composer.generation.item_samples import draw_group
 from ugt_composer.model.decoder import Decoder
 from ugt_composer.model.embedding import EMBEDDING_STD, InputEmbedding, ItemEmbedding
 from ugt_composer.model.encoder import Encoder
@@ -188,9 +188,7 @@ class UGT(nn.Module):
             bos_hidden: (B, D), the hidden state that the next item is generated from.
             chosen_logps (B,), rejected_logps (B, N): only if the batch has rejected items; not in training with a
                 group, whose loss does not read them.
-            group_ids, group_items, group_log_probs, group_l1_log_probs, …: the group, see `ItemSamples`, and
-                group_target_log_probs (B,), group_target_items (B,): the target's log p and its row of `trie.items`, or
-                -1. Only with a group_size.
+            group_…: the group and its target, see `draw_group`; only with a group_size.
         """
         memory = self.encode(batch)
         hidden, router = self.decode(batch, memory, scores_items=group_size > 0)
@@ -209,7 +207,7 @@ class UGT(nn.Module):
         if group_size:
             assert trie is not None
             assert noise is not None
-            outputs |= self._group(hidden[:, 0], target, trie, group_size, noise)
+            outputs |= draw_group(self.level_logits, hidden[:, 0], target, trie, group_size, noise)
         if batch["rejected_ids"].shape[1] > 0 and not (group_size and self.training):
             logps = self.item_logps(hidden[:, 0], torch.cat((target[:, None], batch["rejected_ids"]), dim=1), trie)
             outputs |= {"chosen_logps": logps[:, 0], "rejected_logps": logps[:, 1:]}
@@ -243,19 +241,6 @@ class UGT(nn.Module):
             return vectors
         elapsed = since_newest(history_times(batch), batch["decoder_times"][:, : vectors.shape[1]])
         return vectors + self.elapsed_embedding(time_bucket(elapsed, self.time_buckets))
-
-    def _group(
-        self, hidden: Tensor, target: Tensor, trie: ItemTrie, group_size: int, noise: RowNoise
-    ) -> dict[str, Tensor]:
-        samples = sample_items(self.level_logits, hidden, trie, group_size, noise)
-        levels = {f"group_l{level}_log_probs": values for level, values in enumerate(samples.distributions, start=1)}
-        return levels | {
-            "group_ids": samples.ids,
-            "group_items": samples.items,
-            "group_log_probs": samples.log_probs,
-            "group_target_log_probs": score_items(self.level_logits, hidden, target[:, None], trie).squeeze(1),
-            "group_target_items": trie.find(target),
-        }
 
     def decode(self, batch: Batch, memory: Tensor, scores_items: bool = False) -> tuple[Tensor, RouterStats]:
         """The decoder's hidden states (B, T, D) over the encoded history, and the router's sums.
