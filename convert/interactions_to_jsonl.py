@@ -181,8 +181,8 @@ def print_next(report: dict[str, Any], out: Path) -> None:
     print("  " + shlex.join([*command, f"model.codebook_sizes=[{','.join(sizes)}]"]))
     readers = {"actions": f"model.num_actions={len(facts.get('actions', ()))}", "times": "model.time_buckets=32"}
     if signals := [name for name in readers if name in facts]:
-        keys = " ".join(readers[name] for name in signals)
-        print(f"The rows have {' and '.join(signals)}, which a model reads with {keys}")
+        read_with = " ".join(readers[name] for name in signals)
+        print(f"The rows have {' and '.join(signals)}, which a model reads with {read_with}")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from pathlib import Path
 from ugt_composer.data.codec import LARGEST_ACTION
 from ugt_composer.errors import UserError
 from ugt_composer.jsonl.bad_row import shown
+from ugt_composer.jsonl.schema import ACTIONS_NAME
 from ugt_composer.jsonl.sources import Source
 
-ACTIONS_NAME = "actions.json"  # as the importer names it
 NO_NAMES = "none"  # --actions none
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ugt_composer.conversion.action_names import ACTIONS_NAME
 from ugt_composer.errors import UserError
 from ugt_composer.importing.assign import Assigned, assign_ids, read_given
 from ugt_composer.importing.assigner import FILE as ASSIGNER
@@ -37,6 +36,7 @@ from ugt_composer.importing.split_report import (
 )
 from ugt_composer.importing.splits import TEST, VALIDATION, Ranges, held_out_targets, training_targets
 from ugt_composer.importing.timeline import make_timeline
+from ugt_composer.jsonl.schema import ACTIONS_NAME
 
 BUNDLE, CATALOGUE, REPORT = "semantic_ids.json", "catalogue.jsonl", "report.json"
 FILES = (

@@ -16,6 +16,7 @@ REJECTED, REJECTED_LIST = "rejected_item", "rejected_items"
 EARLIER = "earlier_items"  # optional key of a recommend row: items of the history that are older than those in the row
 ENCODER_ACTIONS, ENCODER_TIMES = "encoder_actions", "encoder_times"  # optional, a number for each history token
 DECODER_TIMES = "decoder_times"  # optional: when each target is predicted; of a preference row, a single number
+ACTIONS_NAME = "actions.json"  # the file with the names of actions, beside the rows
 MEMBERS = "target_members"  # optional: each target's number, from 0, among the items that share its semantic ID
 ENCODER_ACTIONS, ENCODER_TIMES = "encoder_actions", "encoder_times"  # optional, a number for each history token
 DECODER_TIMES = "decoder_times"  # optional: when each target is predicted; of a preference row, a single number
