@@ -56,7 +56,7 @@ def ranked_items(shop, stages):
         packed = RowFolder(str(shop / "eval"), None)[number]
         batch, row = collate([PackedRow(0, packed)]), decode_row(packed)
         with torch.no_grad():
-            hidden = model.start_over(model.encode(batch), batch["encoder_mask"])
+            hidden = model.start(batch)
             scores = score_items(model.level_logits, hidden, torch.tensor([items]))[0].tolist()
         seen = {*map(tuple, row.encoder[row.encoder[:, TOKEN_TYPE] == ITEM, IDS].tolist())}
         seen |= {*map(tuple, row.decoder[:, LABELS].tolist())}
