@@ -1,13 +1,19 @@
-"""A corrupted model is refused by training and by `ugt recommend`; one without a record still loads."""
+"""A corrupted model is refused by training and by `ugt recommend`; one without a record still loads; and a stage may
+read inputs that the model it starts from does not."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from ugt_composer.checkpoint.portable import CONFIG, RECORD, WEIGHTS, load_portable
+from tests.conftest import TINY
+from ugt_composer.checkpoint.portable import CONFIG, RECORD, WEIGHTS, load_portable, load_weights, save_portable
 from ugt_composer.cli.main import main as ugt
+from ugt_composer.config.load import load_config
 from ugt_composer.errors import EXIT_BAD_INPUT, UserError
+from ugt_composer.model.ugt import UGT
 from ugt_composer.training.build import build_trainer
 
 
@@ -69,3 +75,45 @@ def test_a_missing_reference_is_refused_with_its_key(stages, stage_config, tmp_p
     keys = ("loss.reference_from=nowhere", f"loss.reference_log_probs={stored}")
     with pytest.raises(UserError, match=r"loss.reference_from is nowhere; nowhere/model\.safetensors: no such file"):
         build_trainer(stage_config(tmp_path / "run", 3, stages / "stage2" / "best", *keys))
+
+
+def saved(folder: Path, model: UGT, **changes) -> Path:
+    """A portable model of the tiny config with changes."""
+    folder.mkdir(exist_ok=True)
+    config = replace(load_config(), model=replace(TINY, **changes))
+    save_portable(folder, model.state_dict(), config, {})
+    return folder
+
+
+INPUTS = {"num_actions": 2, "time_buckets": 8, "relative_time_bias": True}
+
+
+@pytest.mark.parametrize("new", [INPUTS, {"num_actions": 2}, {"time_buckets": 8, "relative_time_bias": True}])
+def test_a_stage_may_read_more_than_the_model_that_it_starts_from(tiny_model, random_batch, tmp_path, new):
+    old, model, batch = tiny_model(seed=1), tiny_model(seed=2, **new), random_batch()
+    load_weights(model, replace(TINY, **new), saved(tmp_path / "old", old))
+    before, after = old(batch), model(batch)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_model_with_inputs_is_loaded_with_their_weights(tiny_model, tmp_path):
+    model, other = tiny_model(**INPUTS), tiny_model(seed=2, **INPUTS)
+    torch.nn.init.normal_(model.gap_embedding.weight)
+    load_weights(other, replace(TINY, **INPUTS), saved(tmp_path / "model", model, **INPUTS))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"num_actions": 0}, "model.num_actions = 2, now it is 0"),
+        ({"num_actions": 3}, "model.num_actions = 2, now it is 3"),
+        ({"time_buckets": 16}, "model.time_buckets = 8, now it is 16"),
+        ({"relative_time_bias": False}, "model.relative_time_bias = True, now it is False"),
+    ],
+)
+def test_an_input_that_a_model_was_trained_with_is_not_dropped_or_changed(tiny_model, tmp_path, change, sentence):
+    folder = saved(tmp_path / "model", tiny_model(**INPUTS), **INPUTS)
+    now = {**INPUTS, **change}
+    with pytest.raises(UserError, match=f"was trained with {sentence}.*keeps the inputs"):
+        load_weights(tiny_model(**now), replace(TINY, **now), folder)

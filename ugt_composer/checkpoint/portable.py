@@ -15,7 +15,7 @@ from ugt_composer.config.load import config_yaml, load_config
 from ugt_composer.config.schema import Config, ModelConfig
 from ugt_composer.errors import UserError, where_searched
 from ugt_composer.model.build import build_model
-from ugt_composer.model.ugt import UGT
+from ugt_composer.model.ugt import UGT, WEIGHTS_OF_INPUTS, reads
 from ugt_composer.storage.hashed_file import file_hash
 from ugt_composer.storage.record import (
     RECORD,
@@ -137,6 +137,9 @@ def read_facts(folder: str | Path) -> dict[str, str]:
 def load_weights(model: UGT, config: ModelConfig, folder: str | Path) -> dict[str, str]:
     """Loads the weights of a portable model into `model`, strict about names and shapes. Returns the facts.
 
+    A saved model that does not read an input (actions, times) that `model` reads leaves the weights for that input as
+    they are: at zero, if the model is new, so that it computes what the saved one does.
+
     Args:
         config: what `model` was built from; used to compare keys that change no shape, such as the number of heads.
 
@@ -156,6 +159,7 @@ def _load_checked(model: UGT, config: ModelConfig, folder: str | Path) -> dict[s
                 f"{folder} was trained with model.{field.name} = {before}, now it is {now}: the weights have the right "
                 "shapes, but would mean something else; set it back"
             )
+    added = _added_inputs(folder, saved_config, config)
     try:
         with safe_open(path, "pt") as file:
             facts = file.metadata() or {}
@@ -163,6 +167,7 @@ def _load_checked(model: UGT, config: ModelConfig, folder: str | Path) -> dict[s
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from None
     expected = model.state_dict()
+    weights = {name: tensor for name, tensor in expected.items() if reads(name, added)} | weights
     problems = [
         _listed("missing", sorted(expected.keys() - weights.keys())),
         _listed("unexpected", sorted(weights.keys() - expected.keys())),
@@ -179,6 +184,22 @@ def _load_checked(model: UGT, config: ModelConfig, folder: str | Path) -> dict[s
         raise UserError(f"{path} does not fit model.*: {'; '.join(filter(None, problems))}")
     model.load_state_dict(weights)
     return facts
+
+
+def _added_inputs(folder: str | Path, saved: ModelConfig, now: ModelConfig) -> list[str]:
+    """The keys of inputs that a model reads and the saved one does not.
+
+    Raises:
+        UserError: the saved model reads an input that the model does not, or reads it in another way.
+    """
+    for key in WEIGHTS_OF_INPUTS:
+        before, value = getattr(saved, key), getattr(now, key)
+        if before and before != value:
+            raise UserError(
+                f"{folder} was trained with model.{key} = {before}, now it is {value}: a model keeps the inputs that "
+                f"it was trained with; set model.{key}={before}"
+            )
+    return [key for key in WEIGHTS_OF_INPUTS if getattr(now, key) and not getattr(saved, key)]
 
 
 def check_fingerprint(
