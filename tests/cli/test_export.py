@@ -1,15 +1,19 @@
 """`ugt export`: exported programs give the model's scores and do not need this package."""
 
 import json
+import runpy
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
+from tests.conftest import CODEBOOKS, TINY
 from ugt_composer.catalogue.trie import ItemTrie
-from ugt_composer.checkpoint.portable import load_portable
+from ugt_composer.checkpoint.portable import load_portable, save_portable
 from ugt_composer.cli.main import main
+from ugt_composer.config.load import load_config
 from ugt_composer.data.codec import Row, encode_row
 from ugt_composer.data.collate import PackedRow, collate
 from ugt_composer.data.history import encoder_lists
@@ -113,3 +117,38 @@ def test_a_scorer_over_the_catalogue_carries_it_for_any_sizes(tiny_model, random
         candidates = items.expand(rows, -1, -1)
         expected = model.item_logps(hidden[:rows], candidates, trie)
         torch.testing.assert_close(alone(hidden[:rows], candidates), expected)
+
+
+def test_an_exported_model_reads_actions_and_times(tiny_model, tmp_path):
+    changes = {"num_actions": 3, "time_buckets": 8, "relative_time_bias": True}
+    changes |= {"n_encoder_layers": 1, "n_decoder_layers": 1}
+    model = tiny_model(**changes)
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter)
+    (tmp_path / "model").mkdir()
+    config = replace(load_config(), model=replace(TINY, **changes))
+    save_portable(tmp_path / "model", model.state_dict(), config, {"longest_history": "4"})
+    out = tmp_path / "exported"
+    assert main(["export", "--checkpoint", str(tmp_path / "model"), "--out", str(out)]) == 0
+    score = runpy.run_path(str(out / "usage.py"))["score"]
+    histories = [random_items(CODEBOOKS, length).tolist() for length in (6, 0, 3)]
+    items = random_items(CODEBOOKS, 3, 5)
+    actions, times = [[1, 2, 3, 1, 2, 3], [], [0, 3, 1]], [[5, 5, 60, 70, 900, 10**6], [], [-1, 7, 8]]
+    batch = batch_of([history[-4:] for history in histories])
+    batch["encoder_actions"] = torch.tensor([[0, 3, 1, 2, 3], [0] * 5, [0, 0, 3, 1, 0]])
+    batch["encoder_times"] = torch.tensor([[-1, 60, 70, 900, 10**6], [-1] * 5, [-1, -1, 7, 8, -1]])
+    batch["decoder_times"] = torch.tensor([[10**7], [5], [-1]])
+    unknown = {name: torch.full_like(batch[name], -1) for name in ("encoder_times", "decoder_times")}
+    unknown["encoder_actions"] = torch.zeros_like(batch["encoder_actions"])
+    for read, arguments in ((batch, (actions, times, [10**7, 5, -1])), ({**batch, **unknown}, ())):
+        with torch.no_grad():
+            expected = model.item_logps(model.start(read), items)
+        found = torch.from_numpy(score(histories, items, *arguments))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_usage_refuses_inputs_that_the_model_does_not_read(exported):
+    score = runpy.run_path(str(exported / "usage.py"))["score"]
+    with pytest.raises(ValueError, match="reads no actions"):
+        score([[(5, 6, 7)]], [[(5, 6, 7)]], times=[[1]])
