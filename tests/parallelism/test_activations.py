@@ -32,6 +32,19 @@ def test_an_encoder_layer_keeps_what_the_form_says(p, attention_p, d_ff):
     assert encoder_layer(model, FLOAT32, SHAPE).kept == pytest.approx(found, rel=0.02)
 
 
+@pytest.mark.parametrize("attention_p", [0.0, 0.1])
+def test_a_relative_time_bias_keeps_no_more_and_needs_more_while_it_computes(attention_p):
+    model = dataclasses.replace(MODEL, attention_dropout=attention_p, time_buckets=8, relative_time_bias=True)
+    layer = EncoderLayer(model.d_model, model.n_heads, model.d_ff, 4, 0.0, attention_p, "silu", bias_buckets=8)
+    rows, history = SHAPE.rows, SHAPE.history
+    types, mask = torch.ones(rows, history, dtype=torch.long), torch.ones(rows, history, dtype=torch.bool)
+    times = torch.arange(history).expand(rows, -1).contiguous()
+    found, form = saved_bytes(layer, numbers(rows, history, model.d_model), types, mask, times), encoder_layer
+    plain = form(dataclasses.replace(model, relative_time_bias=False), FLOAT32, SHAPE)
+    assert 0.85 * plain.kept < found <= 1.02 * form(model, FLOAT32, SHAPE).kept
+    assert form(model, FLOAT32, SHAPE).extra > plain.extra
+
+
 @pytest.mark.parametrize("capacity", [None, 1.25])
 @pytest.mark.parametrize("p", [0.0, 0.1])
 @pytest.mark.parametrize("d_ff", [64, 320])

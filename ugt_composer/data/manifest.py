@@ -205,6 +205,11 @@ def check_data(config: Config, key: str, streams: Sequence[StreamConfig]) -> lis
                 f"{manifest.folder} ({key}) has a token at position {manifest.largest_position}, but model.max_seq_len "
                 f"is {config.model.max_seq_len}; expected more, or a conversion with a smaller --max-history"
             )
+        if 0 < config.model.num_actions < manifest.largest_action:
+            raise UserError(
+                f"{manifest.folder} ({key}) has the action {manifest.largest_action}, but model.num_actions is "
+                f"{config.model.num_actions}; expected at least {max(manifest.largest_action, len(manifest.actions))}"
+            )
         if manifest.integer_width != manifests[0].integer_width:
             raise UserError(
                 f"{manifest.folder} ({key}) stores integers of {manifest.integer_width} bytes, {manifests[0].folder} "

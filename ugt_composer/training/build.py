@@ -67,7 +67,13 @@ from ugt_composer.training.intervals import Every
 from ugt_composer.training.loaders import build_eval_loader, build_train_loader, on_all_ranks
 from ugt_composer.training.loggers import build_loggers
 from ugt_composer.training.optim import create_optimizer
-from ugt_composer.training.preflight import check_items, check_models, check_reference_log_probs, check_run
+from ugt_composer.training.preflight import (
+    about_inputs,
+    check_items,
+    check_models,
+    check_reference_log_probs,
+    check_run,
+)
 from ugt_composer.training.run_length import RunLength, run_length
 from ugt_composer.training.schedule import schedule_of
 from ugt_composer.training.trainer import UGTTrainer
@@ -190,7 +196,8 @@ def _load_inputs(config: Config) -> Inputs:
     on_all_ranks(lambda: check_shared_memory(config, train_manifests, eval_manifests))
     catalogue = load_catalogue(config)
     items = on_all_ranks(lambda: check_items(config, catalogue) if dist.get_local_rank() == 0 else [])
-    for warning in filter(None, (about_precision(config), about_catalogue(config, catalogue), *items)):
+    inputs = about_inputs(config, train_manifests)
+    for warning in filter(None, (about_precision(config), about_catalogue(config, catalogue), *items, *inputs)):
         if dist.get_global_rank() == 0:
             log.warning(warning)
     length = run_length(config, train_loader.dataloader.dataset.epoch_size)  # type: ignore[union-attr]

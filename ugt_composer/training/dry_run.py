@@ -24,7 +24,7 @@ from ugt_composer.parallelism.precision import about_precision
 from ugt_composer.storage.s3_url import is_url
 from ugt_composer.training.best_metric import check_metric_name
 from ugt_composer.training.memory_estimate import GAPS, GIB, RESERVE, Estimate, estimate, longest_rows
-from ugt_composer.training.preflight import check_items, check_reference_log_probs, check_run
+from ugt_composer.training.preflight import about_inputs, check_items, check_reference_log_probs, check_run
 from ugt_composer.training.run_length import run_length
 from ugt_composer.training.worker_memory import check_shared_memory
 
@@ -70,10 +70,11 @@ def describe(config: Config) -> str:
         f"items  {len(catalogue):>12,} in {config.data.catalogue}" if catalogue else "",
         about_catalogue(config, catalogue) or "",
         *check_items(config, catalogue),
+        *about_inputs(config, train),
         "",
         "# steps",
         *_step_lines(config, train, world_size),
-        *filter(None, [about_precision(config)]),
+        *filter(None, [about_precision(config), _about_attention(config)]),
         "",
         "# parameters",
         *(f"{name:16} {count:>14,}" for name, count in parts.items()),
@@ -83,6 +84,15 @@ def describe(config: Config) -> str:
         *_memory_lines(config, estimate(config, world_size, longest, len(catalogue or ()), model)),
     ]
     return "\n".join(lines)
+
+
+def _about_attention(config: Config) -> str | None:
+    if not config.model.relative_time_bias:
+        return None
+    return (
+        "model.relative_time_bias is true: on a GPU the encoder's attention is computed without its fused kernel, "
+        "which has no such bias"
+    )
 
 
 def _check_evaluation(config: Config) -> None:
