@@ -15,6 +15,7 @@ from ugt_composer.config.load import load_config
 from ugt_composer.config.schema import Config
 from ugt_composer.data.history import decoder_lists, encoder_lists
 from ugt_composer.errors import exit_on_user_error
+from ugt_composer.vocabulary import IGNORE_INDEX
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = (24, 40, 72)
@@ -64,6 +65,23 @@ def write_rows(path: Path, kind: str, rows: int, seed: int) -> None:
                 if items[0] == items[1]:
                     continue
             file.write(json.dumps(row) + "\n")
+
+
+def add_actions_and_times(path: Path, actions: int, seed: int) -> None:
+    """Adds actions and times to the rows of a JSON Lines file."""
+    random = np.random.default_rng(seed)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        history = row.get("user_sequence", row)
+        steps = 2 ** random.integers(0, 25, len(history["encoder_mask"]))
+        history["encoder_times"] = steps.cumsum().tolist()
+        history["encoder_actions"] = [0, *random.integers(1, actions + 1, len(steps) - 1).tolist()]
+        now = int(steps.sum() + 2 ** random.integers(0, 25))
+        if history is not row:
+            row["decoder_times"] = now
+        elif IGNORE_INDEX not in row["labels_l1"]:
+            row["decoder_times"] = [now] * len(row["decoder_mask"])
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture(scope="session")

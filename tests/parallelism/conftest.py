@@ -21,7 +21,7 @@ from tests.parity import (
     stage_job,
     work,
 )
-from tests.shop import ROOT, SIZES, write_rows
+from tests.shop import ROOT, SIZES, add_actions_and_times, write_rows
 from ugt_composer.vocabulary import IGNORE_INDEX, ITEM, SEP
 
 STEPS, VARIANT_STEPS = 8, 4  # `make parity` has 32
@@ -185,7 +185,7 @@ def group_jobs(out: Path, common: list[str], names: Sequence[str]) -> list[Job]:
 
 
 def thin_jobs(out: Path, names: list[str], rows: int) -> list[Job]:
-    """A job ROWS/NAME for each number of rows per batch."""
+    """A job ROWS/NAME for each number of rows per batch; the model reads actions and times."""
     streams = f"[{{local: {out / 'preference'}}},{{local: {out / 'recommend'}}}]"
     overrides = [
         *COMMON,
@@ -199,6 +199,9 @@ def thin_jobs(out: Path, names: list[str], rows: int) -> list[Job]:
         "model.max_seq_len=32",
         "max_duration=1ep",
         f"global_train_batch_size={rows}",
+        "model.num_actions=3",
+        "model.time_buckets=8",
+        "model.relative_time_bias=true",
     ]
     yaml = [str(ROOT / "yamls/stage3.yaml"), str(ROOT / "yamls/demo.yaml")]
     return [
@@ -224,5 +227,6 @@ def make_thin_data(out: Path) -> None:
         row |= {"decoder_positions": [0], "decoder_token_types": [ITEM], "decoder_mask": [1]}
     (out / "recommend.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for kind in ("preference", "recommend"):
+        add_actions_and_times(out / f"{kind}.jsonl", 3, seed=5)
         options = ["--kind", kind, "--codebook-sizes", *map(str, SIZES), "--max-positions", "32"]
         assert convert([str(out / f"{kind}.jsonl"), *options, "--out", str(out / kind)]) == 0

@@ -203,6 +203,9 @@ def assert_thin_as_alone(runs, name: str, rows: int) -> None:
 
 
 def test_the_data_is_as_thin_as_the_test_means(runs):
+    weights = load_file(runs / "thin" / "2" / BASE / "latest/model.safetensors")
+    assert all(weights[f"{name}_embedding.weight"].any() for name in ("action", "since", "gap", "elapsed"))
+    assert weights["encoder.layers.0.attention.time_bias"].any()
     lines = metrics_of(runs / "thin" / "2" / BASE)
     assert any(line["loss/train/dpo_loss"] == 0 for line in lines)
     assert any(line["loss/train/ntp_loss"] == 0 for line in lines)
