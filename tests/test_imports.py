@@ -21,7 +21,7 @@ TIERS = (
     ("parallelism", "job", "checkpoint"),
     ("training",),
     ("inference", "inspection"),
-    ("cli", "demo"),
+    ("cli", "demo", "rounds"),
 )
 # What a package may not import of other libraries, nor of this one although it stands above.
 WITHOUT = {

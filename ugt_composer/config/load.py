@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -21,6 +21,7 @@ from ugt_composer.config.schema import Config
 from ugt_composer.config.values import ValueProblem, compose, convert, plain_text
 from ugt_composer.errors import UserError, where_searched
 
+T = TypeVar("T")
 _KEY = re.compile(r"[\w-]+(\.[\w-]+|\[[^\[\]=]+\])*")
 WRITTEN_BY = "# ugt_composer "  # first line of a saved config, followed by the version
 
@@ -31,21 +32,26 @@ def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: names the file or override, the key, its value and what was expected.
     """
-    merged = _merged(paths, overrides)
+    return load_settings(Config, *paths, overrides=overrides)
+
+
+def load_settings(schema: type[T], *paths: str | Path, overrides: Sequence[str] = ()) -> T:
+    """Like `load_config`, for a dataclass of other keys."""
+    merged = _merged(schema, paths, overrides)
     try:
-        config = OmegaConf.to_object(merged)
+        settings = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, ValueError) as error:
         problem = _first_line(error) if isinstance(error, OmegaConfBaseException) else str(error)
-        raise UserError(f"{_source(problem, paths, overrides)}: {problem}") from None
-    assert isinstance(config, Config)
-    return config
+        raise UserError(f"{_source(problem, schema, paths, overrides)}: {problem}") from None
+    assert isinstance(settings, schema)
+    return settings
 
 
-def _merged(paths: Sequence[str | Path], overrides: Sequence[str]) -> DictConfig:
-    merged = OmegaConf.structured(Config)
-    for source, node in (*map(_read_yaml, paths), *map(_read_override, overrides)):
+def _merged(schema: type, paths: Sequence[str | Path], overrides: Sequence[str]) -> DictConfig:
+    merged = OmegaConf.structured(schema)
+    for source, node in (*map(_read_yaml, paths), *(_read_override(text, schema) for text in overrides)):
         try:
-            tree = convert(node, Config, Config)
+            tree = convert(node, schema, schema)
             merged = OmegaConf.unsafe_merge(merged, OmegaConf.create(tree))  # into `merged`, which is not copied
         except ValueProblem as error:
             line = f":{error.line}" if error.line else ""
@@ -98,7 +104,7 @@ def check_saved_config(path: str | Path, config: Config) -> None:
     )
 
 
-def _source(problem: str, paths: Sequence[str | Path], overrides: Sequence[str]) -> str:
+def _source(problem: str, schema: type, paths: Sequence[str | Path], overrides: Sequence[str]) -> str:
     """What causes a problem: the overrides without which there is none, or the files if it is theirs alone."""
     files = " + ".join(map(str, paths)) or "config"
     causes, before = list(overrides), len(overrides) + 1
@@ -106,16 +112,16 @@ def _source(problem: str, paths: Sequence[str | Path], overrides: Sequence[str])
         before = len(causes)
         for number in reversed(range(before)):
             others = causes[:number] + causes[number + 1 :]
-            if _problem(paths, others) == problem:
+            if _problem(schema, paths, others) == problem:
                 causes = others
-    if len(causes) == 1 and _problem(paths, []) is None:
+    if len(causes) == 1 and _problem(schema, paths, []) is None:
         return f"override {causes[0]}"
     return " + ".join((files, *causes))
 
 
-def _problem(paths: Sequence[str | Path], overrides: Sequence[str]) -> str | None:
+def _problem(schema: type, paths: Sequence[str | Path], overrides: Sequence[str]) -> str | None:
     try:
-        OmegaConf.to_object(_merged(paths, overrides))
+        OmegaConf.to_object(_merged(schema, paths, overrides))
     except OmegaConfBaseException as error:
         return _first_line(error)
     except (ValueError, UserError) as error:
@@ -148,14 +154,14 @@ def _read_yaml(path: str | Path) -> tuple[str, yaml.Node]:
     return str(path), node
 
 
-def _read_override(text: str) -> tuple[str, yaml.Node]:
+def _read_override(text: str, schema: type) -> tuple[str, yaml.Node]:
     key, separator, value = text.partition("=")
     if not separator or not _KEY.fullmatch(key):
         problem = f"{key!r} is not the name of a key; " if separator else ""
         raise UserError(f"override {text}: {problem}expected key=value such as optimizer.lr=1e-4")
     source, parts = f"override {text}", re.findall(r"[\w-]+|\[[^\[\]=]+\]", key)
     names = [part.strip("[]") for part in parts]
-    hint = _hint_of(names, source)
+    hint = _hint_of(names, source, schema)
     if _is_text(hint) and not value.lstrip().startswith(("'", '"')):
         node: yaml.Node = plain_text(value.strip())  # not YAML, in which some characters have a meaning
     else:
@@ -169,9 +175,9 @@ def _read_override(text: str) -> tuple[str, yaml.Node]:
     return source, node
 
 
-def _hint_of(names: Sequence[str], source: str) -> Any:
+def _hint_of(names: Sequence[str], source: str, schema: type) -> Any:
     """The type of a key; None if there is no such key, which `convert` reports. UserError for a part of a list."""
-    hint: Any = Config
+    hint: Any = schema
     for place, name in enumerate(names):
         kind = next((one for one in (hint, *get_args(hint)) if is_dataclass(one)), None)
         if get_origin(hint) in (list, tuple):

@@ -1,0 +1,159 @@
+"""Rounds whose commands are simulated: what is kept, what is linked, what a resumed run does again."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.shop import ROOT, SMALL
+from ugt_composer.config.load import load_config
+from ugt_composer.errors import UserError
+from ugt_composer.rounds.commands import Commands
+from ugt_composer.rounds.run import kept_model, run_rounds
+from ugt_composer.rounds.settings import PreferencesSettings, RoundsSettings
+from ugt_composer.rounds.state import only_here
+
+
+@pytest.fixture
+def settings(shop, tmp_path):
+    return RoundsSettings(
+        save_folder=str(tmp_path / "rounds"),
+        init_from=str(tmp_path / "stage2/best"),
+        data=[str(shop / "train")],
+        validation=[str(shop / "eval")],
+        stage=[str(ROOT / "yamls/stage3.yaml")],
+        overrides=[*SMALL, f"data.catalogue={shop / 'catalogue.jsonl'}"],
+    )
+
+
+class Simulated:
+    """Runs commands without models: each evaluation gets the next of the planned values.
+
+    Attributes:
+        ran: the names of the steps that ran, and their commands.
+        fails_at: the step that raises KeyboardInterrupt half-way.
+    """
+
+    def __init__(self, *values, fails_at=None):
+        self.values, self.fails_at = (
+            dict(zip(("start", "round-1", "round-2", "round-3"), values, strict=False)),
+            fails_at,
+        )
+        self.ran: dict[str, list[str]] = {}
+
+    def __call__(self, step, command):
+        if step == self.fails_at:
+            raise KeyboardInterrupt
+        self.ran[step] = command
+        name, kind = step.split("/")
+        if kind == "preferences":
+            out = Path(command[command.index("--out") + 1])
+            out.mkdir(parents=True)
+            (out / "manifest.json").write_text(json.dumps({"lengths": {"rejected": {"2": 3, "4": 5}}}))
+        elif kind == "run":
+            (out_of(command) / "best").mkdir(parents=True)
+        else:
+            report = Path(command[command.index("--json") + 1])
+            report.write_text(json.dumps({"metrics": {"ndcg@10": self.values[name], "recall@10": 0.5}}))
+
+
+def out_of(command):
+    return Path(next(word for word in command if word.startswith("save_folder=")).partition("=")[2])
+
+
+def best_of(settings):
+    return (Path(settings.save_folder) / "best").resolve()
+
+
+def test_a_round_that_lowers_the_metric_is_not_kept_and_ends_the_rounds(settings):
+    run = Simulated(0.2, 0.3, 0.29, 0.9)
+    rounds = run_rounds(settings, Commands(settings), run)
+    assert [(one.number, one.kept, one.pairs) for one in rounds] == [(0, True, 0), (1, True, 26), (2, False, 26)]
+    assert best_of(settings) == Path(settings.save_folder) / "round-1/run/best"
+    assert kept_model(rounds) == str(best_of(settings))
+    table = json.loads((Path(settings.save_folder) / "rounds.json").read_text())
+    assert [one["metrics"]["ndcg@10"] for one in table] == [0.2, 0.3, 0.29]
+
+
+def test_if_no_round_is_kept_the_best_model_is_the_start(settings):
+    run_rounds(settings, Commands(settings), Simulated(0.2, 0.1))
+    assert best_of(settings) == Path(settings.init_from)
+
+
+def test_each_round_begins_with_the_best_model_which_is_also_its_reference(settings):
+    run = Simulated(0.2, 0.2, 0.3, 0.4)
+    assert [one.kept for one in run_rounds(settings, Commands(settings), run)] == [True] * 4
+    for number, model in ((1, settings.init_from), (2, f"{settings.save_folder}/round-1/run/best")):
+        command = run.ran[f"round-{number}/run"]
+        config = load_config(ROOT / "yamls/stage3.yaml", overrides=command[command.index(settings.stage[0]) + 1 :])
+        assert (config.init_from, config.loss.reference_from, config.save_best_on) == (model, model, "ndcg@10")
+        pairs, rows = config.data.train.streams
+        assert (pairs.local, pairs.proportion) == (f"{settings.save_folder}/round-{number}/preferences", 0.5)
+        assert (rows.local, rows.proportion) == (settings.data[0], 0.5)
+        assert [stream.local for stream in config.data.eval.streams] == settings.validation
+        words = run.ran[f"round-{number}/preferences"]
+        assert words[words.index("--checkpoint") + 1] == model
+
+
+def test_every_model_is_evaluated_with_the_options_of_the_stage(settings):
+    settings = replace(settings, overrides=[*settings.overrides, "evaluation.exclude_seen=true"])
+    run = Simulated(0.2, 0.1)
+    run_rounds(settings, Commands(settings), run)
+    start, after = run.ran["start/evaluation"], run.ran["round-1/evaluation"]
+    differing = [(one, other) for one, other in zip(start, after, strict=True) if one != other]
+    assert [one for one, _ in differing] == [settings.init_from, f"{settings.save_folder}/start/evaluation.json"]
+    assert "--exclude-seen" in start
+
+
+@pytest.mark.parametrize("fails_at", ["start/evaluation", "round-1/preferences", "round-1/run", "round-2/evaluation"])
+def test_a_stopped_run_resumes_without_repeating_what_is_finished(settings, fails_at):
+    first, second = Simulated(0.2, 0.3, 0.4, 0.1, fails_at=fails_at), Simulated(0.2, 0.3, 0.4, 0.1)
+    with pytest.raises(KeyboardInterrupt):
+        run_rounds(settings, Commands(settings), first)
+    rounds = run_rounds(settings, Commands(settings), second)
+    assert not first.ran.keys() & second.ran.keys()
+    assert next(iter(second.ran)) == fails_at
+    assert [one.kept for one in rounds] == [True, True, True, False]
+    again = Simulated()
+    assert run_rounds(settings, Commands(settings), again) == rounds
+    assert not again.ran
+
+
+def test_more_rounds_continue_and_other_settings_are_refused(settings):
+    run_rounds(replace(settings, rounds=1), Commands(settings), Simulated(0.2, 0.3))
+    run = Simulated(0.2, 0.3, 0.4)
+    assert len(run_rounds(replace(settings, rounds=2), Commands(settings), run)) == 3
+    assert next(iter(run.ran)) == "round-2/preferences"
+    changed = replace(settings, preferences=PreferencesSettings(rejected=3))
+    with pytest.raises(UserError, match=r"preferences\.rejected was 20 when these rounds began, now it is 3"):
+        run_rounds(changed, Commands(changed), Simulated())
+
+
+def test_each_round_draws_another_sample(settings):
+    settings = replace(settings, preferences=PreferencesSettings(limit=9, reward="r.csv", reward_scale=0.5), seed=7)
+    run = Simulated(0.2, 0.3, 0.2)
+    run_rounds(settings, Commands(settings), run)
+    for number in (1, 2):
+        words = " ".join(run.ran[f"round-{number}/preferences"])
+        assert f"--limit 9 --reward r.csv --reward-scale 0.5 --seed {7 + number}" in words
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"metric": "ndcg@11"}, "metric is ndcg@11; did you mean ndcg@10"),
+        ({"validation": ["nowhere"]}, "nowhere: no such folder"),
+        ({"stage": [str(ROOT / "yamls/stage2.yaml")]}, "loss.lambda_preference is 0"),
+        ({"overrides": ["optimizer.lrr=1"]}, "optimizer.lrr is unknown; did you mean optimizer.lr"),
+        ({"overrides": ["data.catalogue=null"]}, "data.catalogue is missing"),
+    ],
+)
+def test_what_cannot_work_is_named_before_the_first_step(settings, changes, words):
+    with pytest.raises(UserError, match=words):
+        Commands(replace(settings, **changes))
+
+
+def test_a_folder_has_one_process(tmp_path):
+    with only_here(tmp_path), pytest.raises(UserError, match="is in use by another process"), only_here(tmp_path):
+        pass

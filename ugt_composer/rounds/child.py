@@ -1,0 +1,64 @@
+"""Runs a command of a round. A signal to this process is passed on, so that training saves before it ends."""
+
+import ctypes
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from ugt_composer.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED, RunError, UserError
+from ugt_composer.job.exit import PR_SET_PDEATHSIG
+from ugt_composer.job.signals import SIGNALS
+
+
+class Preempted(Exception):
+    """A command, or this process, received a signal: the same command resumes."""
+
+
+class Children:
+    """Runs one command at a time. To be created in the main thread, before the first command."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen | None = None
+        self._is_preempted = False
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def run(self, step: str, command: Sequence[str]) -> None:
+        """
+        Args:
+            step: its name, for messages.
+
+        Raises:
+            Preempted: it ended with status 75, or a signal arrived.
+            UserError, RunError: it failed, with the status of bad input, or another one.
+        """
+        if self._is_preempted:
+            raise Preempted
+        shown = shlex.join([Path(command[0]).name, *command[1:]])
+        print(f"{step}$ {shown}", file=sys.stderr, flush=True)
+        # In a session of its own: Ctrl-C in a terminal reaches it once, through this process.
+        self._process = subprocess.Popen(command, start_new_session=True, preexec_fn=_end_with_parent)
+        if self._is_preempted:  # the signal came while it started
+            self._process.terminate()
+        status = self._process.wait()
+        self._process = None
+        if self._is_preempted or status == EXIT_PREEMPTED:
+            raise Preempted
+        if status:
+            problem = f"{step} failed with exit status {status}, see its message above; what is finished is kept"
+            raise UserError(problem) if status == EXIT_BAD_INPUT else RunError(problem)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._is_preempted = True
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
+
+def _end_with_parent() -> None:
+    """In the child: Linux sends it SIGTERM if this process is killed, so that no training goes on unattended."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

@@ -1,0 +1,105 @@
+"""The commands of a round: those that a user would type."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ugt_composer.config.load import load_config
+from ugt_composer.config.schema import Config
+from ugt_composer.data.manifest import read_manifest
+from ugt_composer.errors import UserError, nearest
+from ugt_composer.rounds.settings import RoundsSettings
+
+BIN = Path(sys.executable).parent
+TRAIN = Path(__file__).resolve().parents[2] / "train.py"
+METRICS = ("recall", "ndcg", "hit_rate")  # of `ugt evaluate`, at a cut-off; all are better when higher
+
+
+class Commands:
+    """Makes the commands, and checks at once all that can be checked before the first of them runs.
+
+    Raises:
+        UserError: the preference stage or the metric is not valid, or a folder of rows is missing.
+    """
+
+    def __init__(self, settings: RoundsSettings):
+        self.settings = settings
+        self.config = load_config(
+            *settings.stage, overrides=self._overrides(Path("round"), Path("start"), ["{local: mds}"])
+        )
+        self.rows = [read_manifest(folder).rows for folder in settings.data]
+        for folder in settings.validation:
+            read_manifest(folder)
+        _check(settings, self.config)
+
+    def preferences(self, model: Path, out: Path, number: int) -> list[str]:
+        """Args: number: of the round, from 1; each round draws another sample."""
+        options = self.settings.preferences
+        command = [*self._ugt("preferences", model), *_each("--data", self.settings.data), "--out", str(out)]
+        command += ["--overwrite", "--rejected", str(options.rejected), "--batch-size", str(options.batch_size)]
+        for name in ("limit", "reward", "candidates", "reward_scale"):
+            if (value := vars(options)[name]) is not None:
+                command += [f"--{name.replace('_', '-')}", str(value)]
+        if options.limit is not None:
+            command += ["--seed", str(self.settings.seed + number)]
+        return command
+
+    def training(self, model: Path, preferences: Path, out: Path) -> list[str]:
+        left = 1 - self.settings.proportion
+        streams = [(str(preferences), self.settings.proportion)]
+        if left > 0:
+            total = sum(self.rows)
+            streams += [(d, left * rows / total) for d, rows in zip(self.settings.data, self.rows, strict=True)]
+        texts = [f"{{local: '{folder}', proportion: {proportion:.6g}}}" for folder, proportion in streams]
+        overrides = self._overrides(out, model, texts)
+        return [str(BIN / "composer"), *self.settings.composer, str(TRAIN), *self.settings.stage, *overrides]
+
+    def evaluation(self, model: Path, report: Path) -> list[str]:
+        """The same options for every model, so that their metrics can be compared."""
+        evaluation = self.config.evaluation
+        seen = "--exclude-seen" if evaluation.exclude_seen else "--include-seen"
+        command = [*self._ugt("evaluate", model), *_each("--data", self.settings.validation), "--json", str(report)]
+        command += ["-k", *map(str, evaluation.k_values), "--beam-width", str(evaluation.beam_width), seen]
+        return command
+
+    def _ugt(self, command: str, model: Path) -> list[str]:
+        evaluation, catalogue = self.config.evaluation, str(self.config.data.catalogue)
+        words = [str(BIN / "ugt"), command, "--checkpoint", str(model), "--catalogue", catalogue]
+        words += ["--item-score-weight", str(evaluation.item_score_weight)]
+        return [*words, *(["--max-history", str(evaluation.max_history)] if evaluation.max_history else [])]
+
+    def _overrides(self, run: Path, model: Path, streams: Sequence[str]) -> list[str]:
+        """Those of the training: the user's override the first ones, the last ones override the user's.
+
+        Args:
+            streams: those of `data.train`, as YAML.
+        """
+        held_out = ",".join(f"{{local: '{folder}'}}" for folder in self.settings.validation)
+        return [
+            "data.eval.local=null",
+            f"data.eval.streams=[{held_out}]",
+            f"save_best_on={self.settings.metric}",
+            *self.settings.overrides,
+            "data.train.local=null",
+            f"data.train.streams=[{','.join(streams)}]",
+            f"init_from={model}",
+            f"loss.reference_from={model}",
+            f"save_folder={run}",
+        ]
+
+
+def _each(option: str, values: Sequence[str]) -> Iterator[str]:
+    for value in values:
+        yield from (option, value)
+
+
+def _check(settings: RoundsSettings, config: Config) -> None:
+    known = [f"{name}@{k}" for name in METRICS for k in config.evaluation.k_values]
+    if settings.metric not in known:
+        raise UserError(f"metric is {settings.metric}; {nearest(settings.metric, known)}")
+    if config.data.catalogue is None:
+        raise UserError("data.catalogue is missing in the stage's YAML files and overrides; expected the items' file")
+    if config.loss.lambda_preference == 0:
+        raise UserError(
+            f"loss.lambda_preference is 0 in {' + '.join(settings.stage)}; expected a stage with a preference loss"
+        )
