@@ -56,7 +56,7 @@ def ranked_items(shop, stages):
         packed = RowFolder(str(shop / "eval"), None)[number]
         batch, row = collate([PackedRow(0, packed)]), decode_row(packed)
         with torch.no_grad():
-            hidden = model.start(batch)
+            hidden = model.start_over(model.encode(batch), batch)
             scores = score_items(model.level_logits, hidden, torch.tensor([items]))[0].tolist()
         seen = {*map(tuple, row.encoder[row.encoder[:, TOKEN_TYPE] == ITEM, IDS].tolist())}
         seen |= {*map(tuple, row.decoder[:, LABELS].tolist())}
@@ -93,10 +93,40 @@ def test_items_that_the_model_does_not_read_are_not_rejected_either(shop, make):
         assert not {*map(tuple, row.encoder[:, IDS].tolist())} & {*map(tuple, row.rejected.tolist())}
 
 
-def test_the_json_lines_convert_to_the_same_shards(shop, make, tmp_path):
+@pytest.fixture(scope="module")
+def timed(shop, tmp_path_factory):
+    """The rows of `eval` with actions and times."""
     from convert.jsonl_to_mds import main as convert
 
-    out = make("--rejected", "3", "--jsonl", str(tmp_path / "own.jsonl"))
+    folder, text = tmp_path_factory.mktemp("timed"), []
+    for line in (shop / "eval.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        tokens, targets = len(row["encoder_mask"]), len(row["decoder_mask"])
+        row["encoder_actions"] = [0, *(1 + place % 2 for place in range(tokens - 1))]
+        row["encoder_times"] = [1_000 * place for place in range(tokens)]
+        row["decoder_times"] = [1_000 * (tokens + place) for place in range(targets)]
+        text.append(json.dumps(row))
+    (folder / "rows.jsonl").write_text("\n".join(text))
+    (folder / "actions.json").write_text('["seen", "bought"]')
+    sizes = [
+        "--codebook-sizes",
+        *map(str, SIZES),
+        "--max-positions",
+        "32",
+        "--catalogue",
+        str(shop / "catalogue.jsonl"),
+    ]
+    words = [str(folder / "rows.jsonl"), "--kind", "recommend", "--out", str(folder / "mds"), *sizes]
+    assert convert(words) == 0
+    return folder
+
+
+@pytest.mark.parametrize("with_times", [False, True])
+def test_the_json_lines_convert_to_the_same_shards(shop, timed, make, tmp_path, with_times):
+    from convert.jsonl_to_mds import main as convert
+
+    data = timed / "mds" if with_times else "eval"
+    out = make("--rejected", "3", "--jsonl", str(tmp_path / "own.jsonl"), data=(data,))
     sizes = [
         "--codebook-sizes",
         *map(str, SIZES),
@@ -106,13 +136,15 @@ def test_the_json_lines_convert_to_the_same_shards(shop, make, tmp_path):
         str(shop / "catalogue.jsonl"),
     ]
     words = [str(tmp_path / "own.jsonl"), "--kind", "preference", "--out", str(tmp_path / "converted"), *sizes]
-    assert convert(words) == 0
+    assert convert([*words, *(["--actions", str(timed / "actions.json")] if with_times else [])]) == 0
     ours, theirs = bytes_of(out), bytes_of(tmp_path / "converted")
     assert ours["shard.00000.mds"] == theirs["shard.00000.mds"]
     assert ours["index.json"] == theirs["index.json"]
     manifest, other = (json.loads(files["manifest.json"]) for files in (ours, theirs))
-    for key in ("kind", "codebook_sizes", "integer_width", "lengths", "largest_position", "catalogue", "codec_version"):
+    assert ("inputs" in manifest) == with_times
+    for key in other.keys() - {"input", "max_history", "max_target"}:
         assert manifest[key] == other[key], key
+    read_manifest(out)
 
 
 def test_stage_3_trains_on_them(shop, stages, make, tmp_path):

@@ -99,12 +99,24 @@ def json_row(row: Row) -> dict[str, Any]:
     tokens = row.encoder
     columns = [*tokens[:, IDS].T, tokens[:, POSITION], tokens[:, TOKEN_TYPE], np.ones(len(tokens), np.int64)]
     sequence: dict[str, Any] = {key: values.tolist() for key, values in zip(schema.ENCODER_KEYS, columns, strict=True)}
+    if row.encoder_actions is not None:
+        sequence[schema.ENCODER_ACTIONS] = row.encoder_actions.tolist()
+    if row.encoder_times is not None:
+        sequence[schema.ENCODER_TIMES] = _without_gaps(row.encoder_times).tolist()
     chosen, *rejected = (
         dict(zip(schema.ITEM_KEYS, ids, strict=True))
         for ids in [row.decoder[0, LABELS].tolist(), *row.rejected.tolist()]
     )
     entry: dict[str, Any] = {schema.USER: row.user_id, schema.SEQUENCE: sequence, schema.CHOSEN: chosen}
     entry[schema.REJECTED_LIST] = rejected
+    if row.decoder_times is not None:
+        entry[schema.DECODER_TIMES] = int(row.decoder_times[0])
     if row.preference_score != 1.0:
         entry[schema.SCORE] = row.preference_score
     return entry
+
+
+def _without_gaps(times: np.ndarray) -> np.ndarray:
+    """int64 (S,): a user token, whose time is stored as unknown, gets one that keeps the times in order."""
+    known = times >= 0
+    return np.maximum.accumulate(np.where(known, times, times[known][0] if known.any() else 0))

@@ -14,8 +14,12 @@ import xxhash
 
 from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.catalogue.id_set import SemanticIdSet
-from ugt_composer.catalogue.outside import ItemCounts, outside_items
+from ugt_composer.catalogue.outside import outside_items
+from ugt_composer.conversion.counts import Counts
+from ugt_composer.conversion.known_items import KnownItems
+from ugt_composer.conversion.manifest import InputFacts, write_manifest
 from ugt_composer.conversion.output import output_folder
+from ugt_composer.conversion.settings import Settings
 from ugt_composer.conversion.shards import ShardWriter, write_index
 from ugt_composer.data.codec import POSITION, Row, decode_row, encode_row
 from ugt_composer.data.evaluation_dataset import RowFolder
@@ -27,7 +31,6 @@ from ugt_composer.inference.exact_lists import exact_lists
 from ugt_composer.inference.own_preferences import Selection, json_row, targets_of
 from ugt_composer.inference.recommender import Recommender
 from ugt_composer.jsonl.schema import PREFERENCE
-from ugt_composer.storage.hashed_file import file_hash
 from ugt_composer.vocabulary import NUM_SPECIAL_IDS
 
 NO_TARGET = "have no target"
@@ -50,25 +53,6 @@ class Written:
     left_out: Counter[str] = field(default_factory=Counter)
     rejected: int = 0
     not_proven: int = 0
-
-
-@dataclass
-class _Facts:
-    """What the manifest records of the written rows."""
-
-    lengths: dict[str, Counter[int]] = field(
-        default_factory=lambda: {side: Counter() for side in ("encoder", "decoder", "rejected")}
-    )
-    largest_position: int = -1
-    items: ItemCounts = field(default_factory=ItemCounts)
-
-    def add(self, rows: Sequence[Row], known: SemanticIdSet) -> None:
-        for row in rows:
-            for side, values in (("encoder", row.encoder), ("decoder", row.decoder), ("rejected", row.rejected)):
-                self.lengths[side][len(values)] += 1
-            self.largest_position = max(self.largest_position, int(row.encoder[:, POSITION].max(initial=-1)))
-        if rows:
-            self.items.add(outside_items(batch_of(rows), known)[0])
 
 
 def write_preferences(
@@ -100,27 +84,28 @@ def write_preferences(
     Raises:
         UserError: `out` exists and `overwrite` is not set, a shard is corrupted, or no row could be made.
     """
-    rows, known = _Rows(manifests), SemanticIdSet(catalogue.triples)
+    rows, known = _Rows(manifests), KnownItems(catalogue, found=False)
     first = Path(manifests[0].folder)
     shard = json.loads((first / INDEX_NAME).read_text("utf-8"))["shards"][0]
-    written, facts = Written(), _Facts()
+    written, counts = Written(), Counts()
     with output_folder(out, overwrite) as output, _new_file(jsonl) as lines:
         writer = ShardWriter(output.work, shard["compression"], shard["hashes"], shard["size_limit"])
         for begin in range(0, len(numbers), batch_size):
             batch = [rows[number] for number in numbers[begin : begin + batch_size]]
-            made = _preference_rows(batch, recommender, known, selection, widths, written)
+            made = _preference_rows(batch, recommender, known.ids, selection, widths, written)
             for row in made:
                 writer.add_row(encode_row(row, manifests[0].integer_width))
                 if lines is not None:
                     lines.write(json.dumps(json_row(row), ensure_ascii=False) + "\n")
-            facts.add(made, known)
+            _count(made, known.ids, counts)
             progress(len(batch))
         if not written.rows:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in written.left_out.items())
             raise UserError(f"no preference row can be made: of {written.read:,} rows {reasons}; nothing was written")
         writer.close()
         write_index(output.work, writer.shards)
-        _write_manifest(output.work, manifests, catalogue, selection, model, written, facts)
+        write_manifest(output.work, _settings(manifests), counts, InputFacts([]), known, _actions(manifests))
+        _add_to_manifest(output.work / MANIFEST_NAME, manifests, selection, model, written)
         output.publish()
     return written
 
@@ -185,56 +170,54 @@ def _new_file(path: Path | None) -> Iterator[IO[str] | None]:
         temporary.unlink(missing_ok=True)
 
 
-def _write_manifest(
-    folder: Path,
-    manifests: Sequence[Manifest],
-    catalogue: Catalogue,
-    selection: Selection,
-    model: str,
-    written: Written,
-    facts: _Facts,
+def _count(rows: Sequence[Row], known: SemanticIdSet, counts: Counts) -> None:
+    for row in rows:
+        new = Counts(rows=1, largest_decoder_position=0)
+        new.largest_encoder_position = int(row.encoder[:, POSITION].max(initial=-1))
+        new.encoder_lengths[len(row.encoder)] += 1
+        new.decoder_lengths[len(row.decoder)] += 1
+        new.rejected_lengths[len(row.rejected)] += 1
+        new.add_inputs(1, row.encoder_actions, row.encoder_times, row.decoder_times)
+        counts.add(new)
+    if rows:
+        counts.items.add(outside_items(batch_of(rows), known)[0])
+
+
+def _settings(manifests: Sequence[Manifest]) -> Settings:
+    """The settings of a conversion whose rows fit the limits of all folders."""
+    sources = [_facts_of(manifest) for manifest in manifests]
+    l1, l2, l3 = np.max([source["codebook_sizes"] for source in sources], axis=0).tolist()
+    limits = {name: max(source[name] for source in sources) for name in ("max_history", "max_target", "max_positions")}
+    return Settings(PREFERENCE, (l1, l2, l3), **limits)
+
+
+def _actions(manifests: Sequence[Manifest]) -> Sequence[str] | None:
+    return next((manifest.actions for manifest in manifests if manifest.actions), None)
+
+
+def _facts_of(manifest: Manifest) -> dict[str, Any]:
+    return json.loads((Path(manifest.folder) / MANIFEST_NAME).read_text("utf-8"))
+
+
+def _add_to_manifest(
+    path: Path, manifests: Sequence[Manifest], selection: Selection, model: str, written: Written
 ) -> None:
-    """That of the recommend rows, with what differs for the preference rows."""
-    sources = [json.loads((Path(manifest.folder) / MANIFEST_NAME).read_text("utf-8")) for manifest in manifests]
-    incomplete = sum(manifest.incomplete_histories for manifest in manifests)
+    """What the rows were made of, and how."""
     identity = json.dumps([manifest.index_hash for manifest in manifests]).encode()
     rewards = selection.rewards
-    manifest = sources[0] | {
-        "codec_version": max(source["codec_version"] for source in sources),
-        "kind": PREFERENCE,
-        "codebook_sizes": np.max([source["codebook_sizes"] for source in sources], axis=0).tolist(),
-        "max_positions": max(source["max_positions"] for source in sources),
-        "counts": {
-            "rows": written.rows,
-            "bad_rows": 0,
-            "truncated_histories": 0,
-            "incomplete_histories": min(incomplete, written.rows),
-        },
-        "lengths": {
-            side: {str(length): rows for length, rows in sorted(counts.items())}
-            for side, counts in facts.lengths.items()
-        },
-        "largest_position": {"encoder": facts.largest_position, "decoder": 0},
-        "input": {
-            "files": len(manifests),
-            "lines": written.read,
-            "fingerprint": f"xxh3_128:{xxhash.xxh3_128_hexdigest(identity)}",
-        },
-        "catalogue": {
-            "file": catalogue.source,
-            "fingerprint": catalogue.fingerprint,
-            "items": dict(facts.items.items),
-            "outside": dict(facts.items.outside),
-        },
-        "made_by": {
-            "model": model,
-            "rejected": selection.rejected,
-            "left_out": {reason: count for reason, count in written.left_out.items() if count},
-            "not_proven_exact": written.not_proven,
-            **({} if rewards is None else {"reward": rewards.name, "candidates": selection.candidates}),
-            **({} if selection.reward_scale is None else {"reward_scale": selection.reward_scale}),
-        },
-        "warnings": [],
-        "index_hash": f"xxh3_128:{file_hash('xxh3_128', folder / INDEX_NAME)}",
+    manifest = json.loads(path.read_text("utf-8"))
+    manifest["counts"]["incomplete_histories"] = min(sum(m.incomplete_histories for m in manifests), written.rows)
+    manifest["input"] = {
+        "files": len(manifests),
+        "lines": written.read,
+        "fingerprint": f"xxh3_128:{xxhash.xxh3_128_hexdigest(identity)}",
     }
-    (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    manifest["made_by"] = {
+        "model": model,
+        "rejected": selection.rejected,
+        "left_out": {reason: count for reason, count in written.left_out.items() if count},
+        "not_proven_exact": written.not_proven,
+        **({} if rewards is None else {"reward": rewards.name, "candidates": selection.candidates}),
+        **({} if selection.reward_scale is None else {"reward_scale": selection.reward_scale}),
+    }
+    path.write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
