@@ -16,7 +16,7 @@ if __name__ == "__main__":
 from tqdm import tqdm
 
 from ugt_composer import __version__
-from ugt_composer.conversion.action_names import ACTIONS_NAME, NO_NAMES
+from ugt_composer.conversion.action_names import NO_NAMES
 from ugt_composer.conversion.convert import Conversion, convert
 from ugt_composer.conversion.known_items import CATALOGUE_NAME, NO_CATALOGUE
 from ugt_composer.conversion.partition import QUARANTINE_NAME
@@ -24,6 +24,7 @@ from ugt_composer.conversion.report import reasons, summary
 from ugt_composer.conversion.settings import FAIL, KINDS, QUARANTINE, Settings
 from ugt_composer.conversion.workers import WorkerDied
 from ugt_composer.errors import EXIT_ERROR, exit_on_user_error
+from ugt_composer.jsonl.schema import ACTIONS_NAME
 
 EXAMPLES = """
 rows (one JSON object per line):

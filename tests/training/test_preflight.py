@@ -1,17 +1,15 @@
 """Checks and defaults that depend on the machine's GPUs, which are faked, and on what the data has."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from convert.jsonl_to_mds import main as convert
 from tests.shop import SIZES, add_actions_and_times, write_rows
 from ugt_composer.config.load import load_config
-from ugt_composer.data.manifest import check_data, read_manifest, streams_of
+from ugt_composer.data.manifest import check_data, streams_of
 from ugt_composer.errors import UserError
 from ugt_composer.parallelism import precision
-from ugt_composer.training.preflight import about_inputs, check_machine, check_run
+from ugt_composer.training.preflight import check_machine, check_run
 
 
 @pytest.fixture
@@ -66,16 +64,3 @@ def test_actions_that_the_model_has_no_embedding_for_are_refused(stage_config, w
     config = stage_config(tmp_path, 1, None, options, "model.num_actions=2")
     with pytest.raises(UserError, match=r"mds \(data.train\) has the action 3, but model.num_actions is 2.*at least 3"):
         check_data(config, "data.train", streams_of("data.train", config.data.train))
-
-
-def test_a_model_that_reads_what_no_row_has_is_warned_of(stage_config, shop, with_actions, tmp_path):
-    config = stage_config(tmp_path, 1, None, "model.num_actions=3", "model.time_buckets=8")
-    with_none, with_all = read_manifest(shop / "train"), read_manifest(with_actions)
-    lacking = ["encoder_actions", "encoder_times", "decoder_times"]
-    warnings = about_inputs(config, [with_none])
-    assert [name in warning for name, warning in zip(lacking, warnings, strict=True)] == [True] * 3
-    assert "model.time_buckets is 8, but no row of data.train has encoder_times" in warnings[1]
-    assert about_inputs(config, [with_none, with_all]) == []
-    assert about_inputs(stage_config(tmp_path), [with_none]) == []
-    without_moment = replace(with_all, rows_with={**with_all.rows_with, "decoder_times": 0})
-    assert [lacking[2] in warning for warning in about_inputs(config, [without_moment])] == [True]

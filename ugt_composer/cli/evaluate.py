@@ -68,7 +68,14 @@ def main(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ugt_composer.catalogue.trie import ItemTrie
-    from ugt_composer.cli.loading import check_data_of, check_positive, check_search, load_trained, with_item_scores
+    from ugt_composer.cli.loading import (
+        check_actions_of,
+        check_data_of,
+        check_positive,
+        check_search,
+        load_trained,
+        with_item_scores,
+    )
     from ugt_composer.data.manifest import read_manifest, rows_longer_than
     from ugt_composer.inference.evaluation import evaluate, evaluation_config
     from ugt_composer.inference.history_length import history_length
@@ -94,6 +101,7 @@ def main(arguments: argparse.Namespace) -> int:
     check_search(trie, config.model.codebook_sizes, max(config.evaluation.k_values), config.evaluation.beam_width)
     max_history = history_length(config, facts, arguments.max_history)
     manifests = [read_manifest(folder) for folder in arguments.data]
+    check_actions_of(arguments.checkpoint, config, facts, manifests)
     if catalogue is None:
         check_data_of(arguments.checkpoint, facts, manifests)
     rows = sum(manifest.rows for manifest in manifests)

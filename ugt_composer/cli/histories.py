@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ugt_composer.catalogue.catalogue import Catalogue
+from ugt_composer.cli.history_inputs import ACTIONS, ITEMS, NOW, TIMES, take_inputs, take_now
 from ugt_composer.conversion.canonical import canonical_row
 from ugt_composer.conversion.counts import Counts
 from ugt_composer.conversion.rows import CheckedRow, check_row
@@ -16,10 +17,17 @@ from ugt_composer.data.history import SemanticId, decoder_lists, encoder_lists
 from ugt_composer.errors import UserError
 from ugt_composer.jsonl.bad_row import BadRow, shown_name
 from ugt_composer.jsonl.json_text import parse_object
-from ugt_composer.jsonl.schema import ENCODER_KEYS, MASK, RECOMMEND, TOKEN_TYPES
+from ugt_composer.jsonl.schema import (
+    DECODER_TIMES,
+    ENCODER_ACTIONS,
+    ENCODER_KEYS,
+    ENCODER_TIMES,
+    MASK,
+    RECOMMEND,
+    TOKEN_TYPES,
+)
 from ugt_composer.vocabulary import ITEM, LEVELS, MAX_HISTORY, NUM_SPECIAL_IDS, USER
 
-ITEMS = "items"  # key of a history's item ids
 LARGEST_LINE = 1 << 30  # bytes
 NOTHING_TO_PREDICT = decoder_lists([(NUM_SPECIAL_IDS,) * 3])  # a row needs a target; recommending ignores it
 
@@ -41,34 +49,51 @@ class History(NamedTuple):
     missing_items: int
 
     @property
+    def lists(self) -> list[str]:
+        """The optional lists that the row has."""
+        values = (self.row.encoder_actions, self.row.encoder_times, self.row.decoder_times)
+        keys = (ENCODER_ACTIONS, ENCODER_TIMES, DECODER_TIMES)
+        return [key for key, value in zip(keys, values, strict=True) if value is not None]
+
+    @property
     def items(self) -> int:
         """Number of items in the row."""
         return int((self.row.encoder[:, TOKEN_TYPE] == ITEM).sum())
 
 
-def read_histories(path: str, settings: Settings, catalogue: Catalogue | None) -> Iterator[History]:
+def read_histories(
+    path: str, settings: Settings, catalogue: Catalogue | None, actions: Sequence[str] = ()
+) -> Iterator[History]:
     """Yields each history of a file: one JSON object or JSON Lines ("-": standard input).
 
     An object has `items`, item ids of the catalogue, oldest first, or the six `encoder_*` lists of a recommend row;
-    `user_id` is optional.
+    `user_id` is optional. `actions` and `times` of the items and `now`, the moment of prediction, may stand beside
+    `items`; beside lists the first two are `encoder_actions` and `encoder_times`.
+
+    Args:
+        actions: the names of the actions 1, 2, …, which may stand for their numbers.
 
     Raises:
         UserError: names file, line, field, what was found and what was expected.
     """
     for number, line in _objects(path):
         place = f"{path}:{number}"
+        has_now = False
         try:
             user = parse_object(line)
             unknown: list[str] = []
             _check_keys(user, place)
+            has_now = NOW in user
+            user |= take_now(user)
             if ITEMS in user:
-                known, unknown = _look_up(user.pop(ITEMS), place, catalogue)
-                user |= encoder_lists(known)
+                known, unknown, is_known = _look_up(user.pop(ITEMS), place, catalogue)
+                user |= encoder_lists(known) | take_inputs(user, is_known, actions, settings)
             row = {"user_id": f"line-{number}", **NOTHING_TO_PREDICT, **user}
             checked = check_row(json.dumps(row).encode(), settings)
             canonical = canonical_row(checked, settings, Counts())
         except BadRow as error:
-            raise UserError(f"{place}: {error}") from None
+            message = str(error).replace(f"{DECODER_TIMES}[0]", NOW) if has_now else str(error)
+            raise UserError(f"{place}: {message}") from None
         yield History(canonical, unknown, *_earlier(checked, canonical), checked.earlier_items)
 
 
@@ -87,6 +112,11 @@ def history_settings(codebook_sizes: tuple[int, ...], max_seq_len: int, max_hist
 def _check_keys(user: dict[str, Any], place: str) -> None:
     """UserError unless a history is given, in one of its two forms."""
     lists = [key for key in ENCODER_KEYS if key in user]
+    for key, instead in ((ACTIONS, ENCODER_ACTIONS), (TIMES, ENCODER_TIMES)):
+        if lists and key in user:
+            raise UserError(f"{place}: found `{key}` beside {lists[0]}; expected {instead}, as long as the other lists")
+    if NOW in user and DECODER_TIMES in user:
+        raise UserError(f"{place}: found both `{NOW}` and {DECODER_TIMES}; expected one of them")
     if ITEMS in user and lists:
         raise UserError(f"{place}: found both `{ITEMS}` and {lists[0]}; expected one of them")
     if ITEMS not in user and not lists:
@@ -105,16 +135,17 @@ def _earlier(checked: CheckedRow, row: Row) -> tuple[list[SemanticId], int]:
     return [token[:LEVELS] for token in cut], sum(token[TOKEN_TYPES] == ITEM for token in cut)
 
 
-def _look_up(items: Any, place: str, catalogue: Catalogue | None) -> tuple[list[SemanticId], list[str]]:
-    """The semantic IDs of the items in the catalogue, and the item ids of the others."""
+def _look_up(items: Any, place: str, catalogue: Catalogue | None) -> tuple[list[SemanticId], list[str], list[bool]]:
+    """The semantic IDs of the items in the catalogue, the item ids of the others, and which of all are in it."""
     if catalogue is None:
         raise UserError(
             f"{place}: `items` can be looked up only in a catalogue; expected --catalogue, or encoder_* lists instead"
         )
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
         raise UserError(f"{place}: items: found {json.dumps(items)[:60]}, expected a list of item ids in quotes")
+    is_known = [item in catalogue for item in items]
     known = [catalogue.triple_of(item) for item in items if item in catalogue]
-    return known, [item for item in items if item not in catalogue]
+    return known, [item for item in items if item not in catalogue], is_known
 
 
 def _objects(path: str) -> Iterator[tuple[int, bytes]]:

@@ -11,6 +11,7 @@ from ugt_composer.checkpoint.portable import FINGERPRINT, check_fingerprint, loa
 from ugt_composer.checkpoint.remote import model_folder
 from ugt_composer.config.schema import Config
 from ugt_composer.data.manifest import Manifest
+from ugt_composer.data.model_inputs import actions_of_model, common_action_names, named_actions
 from ugt_composer.errors import UserError
 from ugt_composer.generation.beam_search import search_bytes
 from ugt_composer.model.ugt import UGT
@@ -42,6 +43,12 @@ def check_data_of(checkpoint: str, facts: dict[str, str], manifests: Sequence[Ma
     for manifest in manifests:
         if manifest.catalogue is not None:
             check_fingerprint(checkpoint, facts, {FINGERPRINT: manifest.catalogue}, f"that of {manifest.folder}")
+
+
+def check_actions_of(checkpoint: str, config: Config, facts: dict[str, str], manifests: Sequence[Manifest]) -> None:
+    """Raises UserError if folders name the actions that the model reads otherwise than its data did."""
+    if config.model.num_actions:
+        common_action_names([(checkpoint, actions_of_model(facts)), *named_actions(manifests)])
 
 
 def with_item_scores(config: Config, catalogue: Catalogue | None, weight: float | None) -> Config:

@@ -4,7 +4,9 @@ import argparse
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ugt_composer.cli.options import add_catalogue, add_item_score_weight, add_max_history, add_model
@@ -22,6 +24,10 @@ EPILOG = """examples:
 user.json holds one JSON object, users.jsonl one per line, with either the history's item ids of the catalogue, oldest
 first, or the encoder_* lists of a recommend row:
   {"user_id": "u1", "items": ["B004756YJA", "B0020YLEYK"]}
+A model that reads actions and times takes them beside the items: "actions", their names or numbers, "times" in seconds,
+and "now", the moment of prediction:
+  {"items": ["B004756YJA", "B0020YLEYK"], "actions": ["view", "buy"], "times": [1399939200, 1400025600],
+   "now": 1400112000}
 Items that are not in the catalogue are reported and left out. If the history is longer than those that the model was
 trained on, only the most recent items are read, but no item of it is recommended again. Exit status: 0 done, 2 bad
 input."""
@@ -46,7 +52,9 @@ def main(arguments: argparse.Namespace) -> int:
     # Heavy imports only after the arguments are parsed, so that --help is fast.
     from ugt_composer.catalogue.trie import ItemTrie
     from ugt_composer.cli.histories import history_settings, read_histories
+    from ugt_composer.cli.history_inputs import KEYS
     from ugt_composer.cli.loading import check_positive, check_search, load_trained, with_item_scores
+    from ugt_composer.data.model_inputs import actions_of_model, missing_lists
     from ugt_composer.inference.history_length import history_length
     from ugt_composer.inference.recommender import Recommender, batched
     from ugt_composer.parallelism.device import prepare_device
@@ -63,8 +71,13 @@ def main(arguments: argparse.Namespace) -> int:
     recommender = Recommender(model.to(prepare_device(config)), trie, *scoring)
     max_history = history_length(config, facts, arguments.max_history)
     settings = history_settings(config.model.codebook_sizes, config.model.max_seq_len, max_history)
+    if config.model.num_actions:
+        settings = replace(settings, largest_action=config.model.num_actions)
+    has_lists: Counter[str] = Counter()
     show = _print_json if arguments.json else _print_table
-    for users in batched(read_histories(arguments.history, settings, catalogue), batch_size):
+    histories = read_histories(arguments.history, settings, catalogue, actions_of_model(facts))
+    for users in batched(histories, batch_size):
+        has_lists.update(name for user in users for name in user.lists)
         rows, earlier = [user.row for user in users], [user.earlier for user in users]
         best = recommender.recommend(rows, k, width, not arguments.include_seen, earlier)
         lists = zip(users, *(values.tolist() for values in (best.ids, best.log_probs, best.scores)), strict=True)
@@ -75,6 +88,8 @@ def main(arguments: argparse.Namespace) -> int:
             if catalogue is not None and len(entries) < min(arguments.k, len(catalogue)):
                 print(f"{user.row.user_id}: {_missing(len(entries), arguments.include_seen)}", file=sys.stderr)
             show(user.row.user_id, entries)
+    for warning in missing_lists(config.model, arguments.history, has_lists, KEYS):
+        print(f"warning: {warning}", file=sys.stderr)
     return 0
 
 

@@ -50,9 +50,10 @@ def main(arguments: argparse.Namespace) -> int:
     from ugt_composer.catalogue.shard_items import check_shards
     from ugt_composer.catalogue.trie import ItemTrie
     from ugt_composer.checkpoint.remote import model_folder
-    from ugt_composer.cli.loading import check_data_of, check_positive, load_trained
+    from ugt_composer.cli.loading import check_actions_of, check_data_of, check_positive, load_trained
     from ugt_composer.config.schema import StreamConfig
     from ugt_composer.data.manifest import check_data
+    from ugt_composer.data.model_inputs import missing_inputs
     from ugt_composer.errors import UserError
     from ugt_composer.inference.reference_log_probs import write_reference_log_probs
     from ugt_composer.jsonl.schema import PREFERENCE
@@ -66,7 +67,9 @@ def main(arguments: argparse.Namespace) -> int:
     (manifest,) = check_data(config, "--data", [StreamConfig(local=arguments.data)])
     if manifest.kind != PREFERENCE:
         raise UserError(f"--data {arguments.data} holds {manifest.kind} rows; expected rows of --kind preference")
-    for warning in check_shards({"--data": [manifest]}, catalogue, config.data.max_fraction_outside_catalogue):
+    check_actions_of(arguments.checkpoint, config, facts, [manifest])
+    warnings = check_shards({"--data": [manifest]}, catalogue, config.data.max_fraction_outside_catalogue)
+    for warning in [*warnings, *missing_inputs(config.model, "--data", [manifest])]:
         print(f"warning: {warning}", file=sys.stderr)
     if catalogue is None:
         check_data_of(arguments.checkpoint, facts, [manifest])

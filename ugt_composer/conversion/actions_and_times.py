@@ -65,28 +65,28 @@ def read_inputs(
         same_length(name, actions, prefix + ENCODER_KEYS[0], encoder[0])
     if ENCODER_TIMES in sequence:
         name = prefix + ENCODER_TIMES
-        times = _times(sequence[ENCODER_TIMES], name)
+        times = read_times(sequence[ENCODER_TIMES], name)
         same_length(name, times, prefix + ENCODER_KEYS[0], encoder[0])
         events = zip(encoder[MASK], encoder[TOKEN_TYPES], strict=True)
-        latest = _check_order(times, name, [bool(mask) and token_type != USER for mask, token_type in events])
+        latest = check_order(times, name, [bool(mask) and token_type != USER for mask, token_type in events])
     if DECODER_TIMES in row:
         target_times = _target_times(row[DECODER_TIMES], decoder, latest)
     return Inputs(actions, times, target_times)
 
 
-def _times(value: Any, name: str) -> list[int]:
+def read_times(value: Any, name: str) -> list[int]:
     values = list_of(value, name, "numbers")
-    return [_seconds(value, f"{name}[{at}]") for at, value in enumerate(values)]
+    return [seconds(value, f"{name}[{at}]") for at, value in enumerate(values)]
 
 
-def _seconds(value: Any, name: str) -> int:
+def seconds(value: Any, name: str) -> int:
     if type(value) not in (int, float) or not 0 <= value < LARGEST_TIME + 1:
         reason = "out of range" if type(value) in (int, float, HugeNumber) else "wrong type"
         raise BadRow(name, reason, shown(value), f"a time in seconds (not milliseconds) in 0..{LARGEST_TIME}")
     return math.floor(value)
 
 
-def _check_order(times: Sequence[int], name: str, is_event: Sequence[bool]) -> int:
+def check_order(times: Sequence[int], name: str, is_event: Sequence[bool]) -> int:
     """The last event's time, NO_TIME if there is none."""
     latest = NO_TIME
     for at, (time, counts) in enumerate(zip(times, is_event, strict=True)):
@@ -100,16 +100,16 @@ def _check_order(times: Sequence[int], name: str, is_event: Sequence[bool]) -> i
 
 def _target_times(value: Any, decoder: list[list[int]] | None, latest: int) -> list[int]:
     if decoder is None:  # a preference row: one number, alone or in a list
-        times = _times(value, DECODER_TIMES) if isinstance(value, list) else [_seconds(value, DECODER_TIMES)]
+        times = read_times(value, DECODER_TIMES) if isinstance(value, list) else [seconds(value, DECODER_TIMES)]
         if len(times) != 1:
             raise BadRow(DECODER_TIMES, "lengths differ", f"{len(times)} values", "1, the time of the choice")
         is_target = [True]
     else:
-        times = _times(value, DECODER_TIMES)
+        times = read_times(value, DECODER_TIMES)
         same_length(DECODER_TIMES, times, DECODER_KEYS[0], decoder[0])
         ids = zip(*decoder[:LEVELS], strict=True)
         is_target = [bool(mask) and triple != (BOS,) * LEVELS for triple, mask in zip(ids, decoder[MASK], strict=True)]
-    _check_order(times, DECODER_TIMES, is_target)
+    check_order(times, DECODER_TIMES, is_target)
     for at, (time, counts) in enumerate(zip(times, is_target, strict=True)):
         if counts and time < latest:
             raise BadRow(

@@ -1,5 +1,6 @@
 """Checks of a row's values, which raise BadRow with the name of the first wrong one."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ugt_composer.jsonl.bad_row import BadRow, HugeNumber, shown
@@ -24,6 +25,6 @@ def bad_integer(value: Any, name: str, size: int, noun: str) -> BadRow:
     return BadRow(name, reason, shown(value), f"{noun} in 0..{size - 1}")
 
 
-def same_length(name: str, values: list[Any], first_name: str, first: list[Any]) -> None:
+def same_length(name: str, values: Sequence[Any], first_name: str, first: Sequence[Any]) -> None:
     if len(values) != len(first):
         raise BadRow(name, "lengths differ", f"{len(values)} values", f"{len(first)}, as many as {first_name} has")

@@ -205,17 +205,24 @@ def check_data(config: Config, key: str, streams: Sequence[StreamConfig]) -> lis
                 f"{manifest.folder} ({key}) has a token at position {manifest.largest_position}, but model.max_seq_len "
                 f"is {config.model.max_seq_len}; expected more, or a conversion with a smaller --max-history"
             )
-        if 0 < config.model.num_actions < manifest.largest_action:
-            raise UserError(
-                f"{manifest.folder} ({key}) has the action {manifest.largest_action}, but model.num_actions is "
-                f"{config.model.num_actions}; expected at least {max(manifest.largest_action, len(manifest.actions))}"
-            )
+        _check_actions(config, key, manifest)
         if manifest.integer_width != manifests[0].integer_width:
             raise UserError(
                 f"{manifest.folder} ({key}) stores integers of {manifest.integer_width} bytes, {manifests[0].folder} "
                 f"of {manifests[0].integer_width}; convert both with the same --codebook-sizes"
             )
     return manifests
+
+
+def _check_actions(config: Config, key: str, manifest: Manifest) -> None:
+    """UserError if rows have actions that a model which reads them has no embedding for."""
+    largest, num_actions = max(manifest.largest_action, len(manifest.actions)), config.model.num_actions
+    if 0 < num_actions < largest:
+        what = f"names {len(manifest.actions)} actions" if manifest.actions else f"has the action {largest}"
+        raise UserError(
+            f"{manifest.folder} ({key}) {what}, but model.num_actions is {num_actions}; expected at least {largest}, "
+            "or 0 for a model that reads no actions"
+        )
 
 
 def check_kinds(config: Config, manifests: list[Manifest]) -> None:

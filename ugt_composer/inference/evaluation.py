@@ -14,6 +14,7 @@ from ugt_composer.catalogue.shard_items import check_shards
 from ugt_composer.config.schema import Config, EvalDataConfig, StreamConfig
 from ugt_composer.data.batch import Batch
 from ugt_composer.data.manifest import Manifest
+from ugt_composer.data.model_inputs import missing_inputs
 from ugt_composer.errors import UserError
 from ugt_composer.jsonl.schema import PREFERENCE
 from ugt_composer.metrics.by_length import ByLength
@@ -41,7 +42,7 @@ class Evaluation:
         unreachable_rows: ranked rows with a target among the items of their history, which were excluded.
         data: the folders' manifests.
         max_history: items of a history that were read, the most recent ones; None: all.
-        warnings: sentences about items that the catalogue lacks.
+        warnings: sentences about items that the catalogue lacks, and lists that the model reads and no row has.
     """
 
     metrics: dict[str, float]
@@ -98,6 +99,7 @@ def evaluate(
     loader, data = build_eval_loader(config)
     assert loader is not None  # evaluation_config sets data.eval
     warnings = check_shards({"--data": data}, catalogue, config.data.max_fraction_outside_catalogue)
+    warnings += missing_inputs(config.model, "--data", data)
     config = _without_missing_group(config)
     if not config.loss.uses_group and all(manifest.kind != PREFERENCE for manifest in data):
         # Without pairs no reference is needed.

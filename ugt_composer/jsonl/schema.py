@@ -18,8 +18,6 @@ ENCODER_ACTIONS, ENCODER_TIMES = "encoder_actions", "encoder_times"  # optional,
 DECODER_TIMES = "decoder_times"  # optional: when each target is predicted; of a preference row, a single number
 ACTIONS_NAME = "actions.json"  # the file with the names of actions, beside the rows
 MEMBERS = "target_members"  # optional: each target's number, from 0, among the items that share its semantic ID
-ENCODER_ACTIONS, ENCODER_TIMES = "encoder_actions", "encoder_times"  # optional, a number for each history token
-DECODER_TIMES = "decoder_times"  # optional: when each target is predicted; of a preference row, a single number
 
 RECOMMEND_KEYS = (USER, *ENCODER_KEYS, *DECODER_KEYS, *LABEL_KEYS)
 PREFERENCE_KEYS = (USER, SEQUENCE, CHOSEN)  # and one of REJECTED and REJECTED_LIST

@@ -36,6 +36,13 @@ from ugt_composer.config.load import config_yaml
 from ugt_composer.config.schema import Config
 from ugt_composer.data import streaming_patches
 from ugt_composer.data.manifest import Manifest, longest_history, rows_longer_than
+from ugt_composer.data.model_inputs import (
+    action_facts,
+    actions_of_model,
+    common_action_names,
+    missing_inputs,
+    named_actions,
+)
 from ugt_composer.errors import UserError
 from ugt_composer.job.cpus import threads_per_rank
 from ugt_composer.job.group_timeouts import limit_groups, report_nccl_errors
@@ -68,7 +75,6 @@ from ugt_composer.training.loaders import build_eval_loader, build_train_loader,
 from ugt_composer.training.loggers import build_loggers
 from ugt_composer.training.optim import create_optimizer
 from ugt_composer.training.preflight import (
-    about_inputs,
     check_items,
     check_models,
     check_reference_log_probs,
@@ -104,7 +110,7 @@ def build_trainer(config: Config) -> UGTTrainer:
         device = composer_device(config, strategy_class(config).composer_places_model)
         watchdog = _start_ranks(config, device, until_closed)
         inputs = _load_inputs(config)
-        model, trained_history = _build_network(config, inputs)
+        model, trained_history, actions = _build_network(config, inputs)
         precision = resolve_precision(config.precision)
         half_on_cpu = device.name == "cpu" and precision != "fp32"
         max_history = config.evaluation.max_history or trained_history
@@ -124,7 +130,7 @@ def build_trainer(config: Config) -> UGTTrainer:
             config,
             inputs.length,
             strategy,
-            _build_checkpoints(config, strategy, inputs, composer_model, trained_history),
+            _build_checkpoints(config, strategy, inputs, composer_model, trained_history, actions),
             losses,
             watchdog,
             model=composer_model,
@@ -196,8 +202,11 @@ def _load_inputs(config: Config) -> Inputs:
     on_all_ranks(lambda: check_shared_memory(config, train_manifests, eval_manifests))
     catalogue = load_catalogue(config)
     items = on_all_ranks(lambda: check_items(config, catalogue) if dist.get_local_rank() == 0 else [])
-    inputs = about_inputs(config, train_manifests)
-    for warning in filter(None, (about_precision(config), about_catalogue(config, catalogue), *items, *inputs)):
+    missing = [
+        *missing_inputs(config.model, "data.train", train_manifests),
+        *missing_inputs(config.model, "data.eval", eval_manifests),
+    ]
+    for warning in filter(None, (about_precision(config), about_catalogue(config, catalogue), *items, *missing)):
         if dist.get_global_rank() == 0:
             log.warning(warning)
     length = run_length(config, train_loader.dataloader.dataset.epoch_size)  # type: ignore[union-attr]
@@ -220,11 +229,12 @@ def _warn_of_long_histories(config: Config, manifests: list[Manifest], max_histo
         )
 
 
-def _build_network(config: Config, inputs: Inputs) -> tuple[UGT, int]:
-    """The model on the CPU, initialised from random numbers, item vectors or the previous stage, and the items of the
-    longest history that it is trained on, in this stage or earlier ones."""
+def _build_network(config: Config, inputs: Inputs) -> tuple[UGT, int, tuple[str, ...]]:
+    """The model on the CPU, initialised from random numbers, item vectors or the previous stage; the items of the
+    longest history that it is trained on, in this stage or earlier ones; and the names of the actions in these."""
     check_models(config)
     trained_history = longest_history(inputs.train_manifests)
+    actions = named_actions([*inputs.train_manifests, *inputs.eval_manifests])
     model = build_model(config.model, config.seed)
     vectors = load_item_vectors(config, inputs.catalogue)
     if vectors is not None and inputs.catalogue is not None:
@@ -233,9 +243,10 @@ def _build_network(config: Config, inputs: Inputs) -> tuple[UGT, int]:
         facts = load_weights(model, config.model, on_this_machine(config.init_from))
         check_fingerprint(config.init_from, facts, inputs.facts)
         trained_history = max(trained_history, int(facts.get(LONGEST_HISTORY, 0)))
+        actions = [(config.init_from, actions_of_model(facts)), *actions]
     if config.loss.reference_log_probs == "data":
         check_reference_log_probs(config, on_this_machine(str(config.loss.reference_from or config.init_from)))
-    return model, trained_history
+    return model, trained_history, common_action_names(actions) if config.model.num_actions else ()
 
 
 def build_composer_model(
@@ -367,7 +378,12 @@ def _open_save_folder(config: Config, until_closed: ExitStack) -> None:
 
 
 def _build_checkpoints(
-    config: Config, strategy: Strategy, inputs: Inputs, model: ComposerUGT, trained_history: int
+    config: Config,
+    strategy: Strategy,
+    inputs: Inputs,
+    model: ComposerUGT,
+    trained_history: int,
+    actions: tuple[str, ...],
 ) -> Checkpoints:
     facts, criterion, guard = inputs.facts, None, BestGuard()
     if inputs.eval_loader is not None and config.save_best_on is not None:
@@ -378,7 +394,7 @@ def _build_checkpoints(
         }
         criterion, guard = criteria[config.save_best_on], _build_guard(config, criteria)
     data = [manifest.index_hash for manifest in inputs.train_manifests]
-    facts |= {LONGEST_HISTORY: str(trained_history)}
+    facts |= {LONGEST_HISTORY: str(trained_history), **action_facts(actions)}
     return Checkpoints(strategy, config, facts, criterion, guard, data, open_store(config))
 
 

@@ -13,6 +13,7 @@ from ugt_composer.config.checks import device_batch_size
 from ugt_composer.config.load import config_yaml
 from ugt_composer.config.schema import Config
 from ugt_composer.data.manifest import Manifest, check_data, check_kinds, streams_of
+from ugt_composer.data.model_inputs import common_action_names, missing_inputs, named_actions
 from ugt_composer.errors import UserError, where_searched
 from ugt_composer.losses.unified import UnifiedLoss
 from ugt_composer.metrics.torch_metrics import evaluation_metrics
@@ -24,7 +25,7 @@ from ugt_composer.parallelism.precision import about_precision
 from ugt_composer.storage.s3_url import is_url
 from ugt_composer.training.best_metric import check_metric_name
 from ugt_composer.training.memory_estimate import GAPS, GIB, RESERVE, Estimate, estimate, longest_rows
-from ugt_composer.training.preflight import about_inputs, check_items, check_reference_log_probs, check_run
+from ugt_composer.training.preflight import check_items, check_reference_log_probs, check_run
 from ugt_composer.training.run_length import run_length
 from ugt_composer.training.worker_memory import check_shared_memory
 
@@ -44,6 +45,8 @@ def describe(config: Config) -> str:
         check_data(config, "data.eval", streams_of("data.eval", config.data.eval)) if config.data.eval.is_given else []
     )
     _check_evaluation(config)
+    if config.model.num_actions:
+        common_action_names(named_actions([*train, *evaluation]))
     check_shared_memory(config, train, evaluation)
     for key, folder in (("init_from", config.init_from), ("loss.reference_from", config.loss.reference_from)):
         for name in (WEIGHTS, CONFIG) if folder and not is_url(folder) else ():
@@ -70,7 +73,8 @@ def describe(config: Config) -> str:
         f"items  {len(catalogue):>12,} in {config.data.catalogue}" if catalogue else "",
         about_catalogue(config, catalogue) or "",
         *check_items(config, catalogue),
-        *about_inputs(config, train),
+        *missing_inputs(config.model, "data.train", train),
+        *missing_inputs(config.model, "data.eval", evaluation),
         "",
         "# steps",
         *_step_lines(config, train, world_size),
@@ -117,7 +121,13 @@ def _check_evaluation(config: Config) -> None:
 def _data_lines(key: str, manifests: list[Manifest]) -> list[str]:
     if not manifests:
         return [f"{key:6} none on this machine"]
-    return [f"{key:6} {m.rows:>12,} {m.kind} rows in {m.folder}" for m in manifests]
+    return [f"{key:6} {m.rows:>12,} {m.kind} rows in {m.folder}{_lists(m)}" for m in manifests]
+
+
+def _lists(manifest: Manifest) -> str:
+    """The fractions of rows with actions and times, if there are any."""
+    fractions = [f"{name} {number / manifest.rows:.0%}" for name, number in manifest.rows_with.items() if number]
+    return f" ({', '.join(fractions)})" if fractions else ""
 
 
 def _step_lines(config: Config, train: list[Manifest], world_size: int) -> list[str]:

@@ -17,7 +17,7 @@ from ugt_composer.config.schema import Config, StreamConfig
 from ugt_composer.data.integrity import MANIFEST_NAME
 from ugt_composer.data.manifest import Manifest, read_manifest, streams_of
 from ugt_composer.errors import UserError
-from ugt_composer.jsonl.schema import DECODER_TIMES, ENCODER_ACTIONS, ENCODER_TIMES, PREFERENCE
+from ugt_composer.jsonl.schema import PREFERENCE
 from ugt_composer.parallelism.build import strategy_class
 from ugt_composer.parallelism.precision import resolve_precision
 from ugt_composer.storage.s3_url import is_url
@@ -117,20 +117,6 @@ def check_items(config: Config, catalogue: Catalogue | None) -> list[str]:
         streams["data.eval"] = streams_of("data.eval", config.data.eval)
     manifests = {key: present_manifests(of_key) for key, of_key in streams.items()}
     return check_shards(manifests, catalogue, config.data.max_fraction_outside_catalogue)
-
-
-def about_inputs(config: Config, manifests: Sequence[Manifest]) -> list[str]:
-    """Warnings about what the model reads and no row of the training data has."""
-    readers = {
-        ENCODER_ACTIONS: ("num_actions", config.model.num_actions),
-        ENCODER_TIMES: ("time_buckets", config.model.time_buckets),
-        DECODER_TIMES: ("time_buckets", config.model.time_buckets),
-    }
-    return [
-        f"model.{name} is {value}, but no row of data.train has {rows}: the model learns nothing from them"
-        for rows, (name, value) in readers.items()
-        if value and manifests and not any(manifest.rows_with.get(rows) for manifest in manifests)
-    ]
 
 
 def present_manifests(streams: Sequence[StreamConfig]) -> list[Manifest]:
