@@ -95,6 +95,28 @@ def test_the_fingerprint_depends_on_ids_only_and_not_on_order(catalogue, tmp_pat
     assert fingerprint(LINES[:3]) != catalogue.fingerprint
 
 
+def test_retired_items_are_withheld_and_change_no_fingerprint(catalogue, tmp_path):
+    rows = [row | {"retired": row["item_id"] in ("a", "c")} for row in LINES]
+    other = Catalogue.load(write(tmp_path / "other.jsonl", rows))
+    assert other.withheld.tolist() == [False, True, True, False]
+    assert other.retired == 2
+    assert other.is_withheld("a")
+    assert not other.is_withheld("b")
+    assert other.fingerprint == catalogue.fingerprint
+    assert other.triples.tolist() == catalogue.triples.tolist()
+    assert other.triple_of("a") == (5, 6, 8)
+    assert not catalogue.withheld.any()
+
+
+def test_lists_withhold_more_than_what_is_retired(tmp_path):
+    rows = [row | {"retired": row["item_id"] == "a"} for row in LINES]
+    catalogue = Catalogue.load(write(tmp_path / "catalogue.jsonl", rows))
+    assert catalogue.withholding(exclude={"d", "unknown"}).withheld.tolist() == [False, True, False, True]
+    assert catalogue.withholding(only=["a", "b", "unknown"]).withheld.tolist() == [False, True, True, True]
+    assert catalogue.withholding(["b", "c"], ["c"]).withheld.tolist() == [False, True, True, True]
+    assert catalogue.withheld.tolist() == [False, True, False, False]
+
+
 def test_line_ends_blank_lines_and_a_bom_do_not_matter(catalogue, tmp_path):
     path = tmp_path / "windows.jsonl"
     lines = [json.dumps(row) for row in LINES]
@@ -136,6 +158,10 @@ GOOD = json.dumps(LINES[0])
         (GOOD.replace('"b"', '""'), r'item_id: found "", expected text'),
         (GOOD.replace('"b"', "17"), r"item_id: found 17, expected text"),
         (GOOD.replace('"Nail lacquer"', "[1]"), r"name: found \[1\], expected text"),
+        (GOOD[:-1] + ', "retired": 1}', r"retired: found 1, expected true or false"),
+        (GOOD[:-1] + ', "retired": "true"}', r'retired: found "true", expected true or false'),
+        (GOOD[:-1] + ', "retired": null}', r"retired: found null, expected true or false"),
+        (GOOD[:-1] + ', "retired": true, "retired": false}', r"retired: found the key 2 times"),
         (GOOD.replace('"l2_id": 6', '"l2_id": 6, "l2_id": 7'), r"l2_id: found the key 2 times"),
         (GOOD[:-4], r"line: found"),
         (GOOD + GOOD, r"line: found"),

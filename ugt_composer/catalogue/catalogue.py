@@ -4,13 +4,15 @@ JSON Lines, one item per line; other keys are ignored, and the file may be compr
 
     {"item_id": "B000142FVW", "l1_id": 17, "l2_id": 803, "l3_id": 5, "name": "OPI Nail Lacquer"}
 
-Ids begin at 5 at every level, because 0 to 4 are the special ones; `name` is optional.
+Ids begin at 5 at every level, because 0 to 4 are the special ones; `name` is optional. With `"retired": true` an item
+keeps its semantic ID, so that histories and models that have it stay valid, but it is not recommended.
 """
 
 import hashlib
 import re
 from bisect import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -47,6 +49,7 @@ class Item(msgspec.Struct, frozen=True, gc=False):
     l2_id: LevelId
     l3_id: LevelId
     name: str | None = None
+    retired: bool = False
 
     @property
     def triple(self) -> SemanticId:
@@ -85,6 +88,7 @@ class Catalogue:
     Attributes:
         items: the items, in file order.
         triples: int64 (n, 3) semantic IDs, in the order of items.
+        withheld: bool (n,) items that are not recommended: those that are retired, and see `withholding`.
     """
 
     def __init__(self, items: Sequence[Item], source: str = "catalogue", lines: Sequence[int] | None = None):
@@ -97,6 +101,7 @@ class Catalogue:
         if len(self._row_of) < len(items):
             self._raise_duplicate()
         self.triples = np.array([item.triple for item in items], dtype=np.int64)
+        self.withheld = np.array([item.retired for item in items], dtype=bool)
 
     @classmethod
     def load(cls, path: str | Path) -> "Catalogue":
@@ -111,8 +116,8 @@ class Catalogue:
                 item = decoder.decode(line)
             except (ValueError, RecursionError) as error:  # ValueError: msgspec's and UnicodeDecodeError
                 raise UserError(f"{path}:{number}: {_explain(line, error)}") from None
-            # msgspec would silently keep the last of duplicate keys; the four that matter all end in _id.
-            if line.count(b'_id"') > LEVELS + 1:
+            # msgspec would silently keep the last of duplicate keys; those that matter are `retired` and end in _id.
+            if line.count(b'_id"') > LEVELS + 1 or line.count(b'"retired"') > 1:
                 _parse(line, f"{path}:{number}")
             items.append(item)
             lines.append(number)
@@ -123,6 +128,31 @@ class Catalogue:
 
     def __contains__(self, item_id: str) -> bool:
         return item_id in self._row_of
+
+    def withholding(self, only: Collection[str] | None = None, exclude: Collection[str] = ()) -> "Catalogue":
+        """The same items, of which others are recommended to nobody: besides those withheld here, all that are not in
+        `only`, and all in `exclude`. Both are item ids; unknown ones are ignored."""
+        withheld = self.withheld.copy()
+        if only is not None:
+            withheld |= ~self._among(only)
+        withheld |= self._among(exclude)
+        other = copy(self)
+        other.withheld = withheld
+        return other
+
+    def is_withheld(self, item_id: str) -> bool:
+        """Whether an item of the catalogue is not recommended."""
+        return bool(self.withheld[self._row_of[item_id]])
+
+    def _among(self, item_ids: Collection[str]) -> np.ndarray:
+        found = np.zeros(len(self), dtype=bool)
+        found[[self._row_of[item_id] for item_id in item_ids if item_id in self._row_of]] = True
+        return found
+
+    @cached_property
+    def retired(self) -> int:
+        """How many items are retired."""
+        return sum(item.retired for item in self.items)
 
     def items_of(self, triple: Sequence[int]) -> list[Item]:
         """The items with this semantic id: none, one, or several that collide, in the order of their item ids, so that
@@ -167,7 +197,8 @@ class Catalogue:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the lines `[item_id,l1,l2,l3]` as JSON, sorted by item id; it does not depend on names."""
+        """SHA-256 of the lines `[item_id,l1,l2,l3]` as JSON, sorted by item id. It depends neither on names nor on what
+        is retired, so models and shards of the catalogue stay valid when items are."""
         digest = hashlib.sha256()
         for item in sorted(self.items, key=lambda item: item.item_id):
             digest.update(msgspec.json.encode([item.item_id, *item.triple]) + b"\n")
@@ -260,4 +291,6 @@ def _explain(line: bytes, error: Exception) -> str:
             return f"{key}: found {shown(value)}, expected an integer of {NUM_SPECIAL_IDS} to {LARGEST_ID}"
     if not isinstance(row.get("name"), str | None):
         return f"name: found {shown(row['name'])}, expected text"
+    if not isinstance(row.get("retired", False), bool):
+        return f"retired: found {shown(row['retired'])}, expected true or false"
     return f"line: found {error}, expected one JSON object"
