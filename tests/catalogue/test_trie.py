@@ -59,20 +59,6 @@ def test_slots_are_the_largest_families_not_the_largest_family_for_every_beam():
     assert [trie.slots(2, width) for width in (1, 2, 3, 1000)] == [100, 101, 102, 114]
 
 
-@given(TRIPLES, st.lists(st.lists(st.tuples(*[st.integers(0, 5)] * 3), min_size=4, max_size=4), min_size=1, max_size=3))
-@settings(max_examples=60, deadline=None)
-def test_a_prefix_is_closed_when_all_its_items_are_excluded(triples, exclude):
-    trie = ItemTrie.from_triples(np.array(triples))
-    items = sorted(set(triples))
-    for level, closed in enumerate(trie.closed(torch.tensor(exclude))):
-        prefixes = sorted({item[: level + 1] for item in items})
-        for row, gone in zip(closed.tolist(), exclude, strict=True):
-            open_prefixes = {item[: level + 1] for item in items if item not in gone}
-            expected = [node for node, prefix in enumerate(prefixes) if prefix not in open_prefixes]
-            assert row == sorted(row)
-            assert [node for node in row if node < len(prefixes)] == expected
-
-
 @pytest.mark.parametrize("triples", [np.empty((0, 3)), np.zeros((2, 2)), np.array([[5, 5, -1]])])
 def test_an_invalid_catalogue_is_refused(triples):
     with pytest.raises(ValueError, match="a trie is built from"):

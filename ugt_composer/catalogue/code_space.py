@@ -7,6 +7,7 @@ the mixed-radix number (..(l1 * V_2) + l2 ..); ids below 5 are special and never
 import torch
 from torch import Tensor
 
+from ugt_composer.catalogue.open_nodes import NodeLimits, OnlyItems
 from ugt_composer.catalogue.trie import Children
 from ugt_composer.vocabulary import LEVELS, NUM_SPECIAL_IDS
 
@@ -30,15 +31,20 @@ class CodeSpace:
         codes = nodes.unsqueeze(2) * size + ids
         return Children(beam.flatten(1), ids.flatten(1), codes.flatten(1), filled.flatten(1))
 
-    def closed(self, exclude: Tensor) -> list[Tensor | None]:
-        """[None, None, the codes of the excluded triples, int64 (B, X), ascending]: no prefix is excluded.
+    def limits(self, exclude: Tensor | None, only: OnlyItems | None) -> list[NodeLimits]:
+        """Which codes of each level may be chosen: no triple of exclude, int64 (B, X, 3); all prefixes.
 
-        exclude: int64 (B, X, 3)
+        Raises:
+            ValueError: `only` is given, which has items of a catalogue.
         """
+        if only is not None:
+            raise ValueError("`only` needs a trie, because it has items of a catalogue")
+        if exclude is None:
+            return [NodeLimits()] * LEVELS
         sizes = torch.tensor(self.codebook_sizes, device=exclude.device)
         possible = ((exclude >= 0) & (exclude < sizes)).all(-1)
         code = torch.zeros_like(exclude[..., 0])
         for level in range(LEVELS):
             code = code * self.codebook_sizes[level] + exclude[..., level]
         # Padding and impossible triples get code 0, which is never generated.
-        return [None, None, code.masked_fill(~possible, 0).sort(1).values]
+        return [NodeLimits(), NodeLimits(), NodeLimits(closed=code.masked_fill(~possible, 0).sort(1).values)]

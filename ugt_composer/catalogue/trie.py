@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ugt_composer.catalogue.catalogue import Catalogue
+from ugt_composer.catalogue.open_nodes import NodeLimits, OnlyItems, OpenNodes, distinct_nodes, is_among
 from ugt_composer.vocabulary import LEVELS
 
 
@@ -71,23 +73,39 @@ class ItemTrie:
         levels: the nodes of the three levels.
         members: int64 (n,) how many items of the catalogue share each triple.
         catalogue_size: how many items the catalogue has, which is the sum of `members`.
+        open: what may be recommended; None: everything.
     """
 
     items: Tensor
     levels: tuple[TrieLevel, ...]
     members: Tensor
     catalogue_size: int
+    open: OpenNodes | None = None
 
     @classmethod
-    def from_triples(cls, triples: np.ndarray | Tensor) -> "ItemTrie":
+    def from_catalogue(cls, catalogue: Catalogue) -> "ItemTrie":
+        """The trie of all items, of which those that the catalogue withholds are not recommended."""
+        if not catalogue.withheld.any():
+            return cls.from_triples(catalogue.triples)
+        items = catalogue.items
+        order = sorted(range(len(items)), key=lambda row: items[row].item_id)  # that of the items that share an id
+        return cls.from_triples(catalogue.triples[order], catalogue.withheld[order])
+
+    @classmethod
+    def from_triples(cls, triples: np.ndarray | Tensor, withheld: np.ndarray | None = None) -> "ItemTrie":
         """Builds the trie of int (n, 3) triples in any order; repeated triples become one item of several
-        `members`."""
+        `members`, numbered in their order here.
+
+        Args:
+            withheld: bool (n,) items that are in the trie, but not recommended; None: all are recommended.
+        """
         rows = np.asarray(triples, dtype=np.int64)
         if rows.ndim != 2 or rows.shape[1] != LEVELS or len(rows) == 0:
             raise ValueError(f"a trie is built from (n, {LEVELS}) ids of at least one item, found shape {rows.shape}")
         if rows.min() < 0:
             raise ValueError(f"a trie is built from ids of at least 0, found {rows.min()}")
-        rows = rows[np.lexsort(rows.T[::-1])]
+        order = np.lexsort(rows.T[::-1])  # stable
+        rows = rows[order]
         starts = np.ones(rows.shape, dtype=bool)
         starts[1:] = np.logical_or.accumulate(rows[1:] != rows[:-1], axis=1)  # a new prefix begins at this row
         nodes = starts.cumsum(axis=0) - 1
@@ -97,11 +115,17 @@ class ItemTrie:
             parents = nodes[at, level - 1] if level else np.zeros(at.sum(), dtype=np.int64)
             levels.append(_level(rows[at, level], parents))
         members = np.diff(np.flatnonzero(starts[:, -1]), append=len(rows))
-        return cls(torch.from_numpy(rows[starts[:, -1]]), tuple(levels), torch.from_numpy(members), len(rows))
+        parts = torch.from_numpy(rows[starts[:, -1]]), tuple(levels), torch.from_numpy(members)
+        is_open = None if withheld is None else torch.from_numpy(~withheld[order])
+        open_nodes = None
+        if is_open is not None:
+            open_nodes = OpenNodes.of(is_open, parts[2], [(level.parents, len(level.first) - 1) for level in levels])
+        return cls(*parts, len(rows), open_nodes)
 
     def to(self, device: torch.device | str) -> "ItemTrie":
         levels = tuple(level.to(device) for level in self.levels)
-        return ItemTrie(self.items.to(device), levels, self.members.to(device), self.catalogue_size)
+        open_nodes = None if self.open is None else self.open.to(device)
+        return ItemTrie(self.items.to(device), levels, self.members.to(device), self.catalogue_size, open_nodes)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -117,6 +141,11 @@ class ItemTrie:
     def has_shared_ids(self) -> bool:
         """Whether several items of the catalogue have the same triple."""
         return self.catalogue_size > len(self)
+
+    @property
+    def recommendable(self) -> int:
+        """How many items of the catalogue may be recommended."""
+        return self.catalogue_size if self.open is None else len(self.open.numbers)
 
     def slots(self, level: int, width: int) -> int:
         """The number of slots needed for the children, at `level`, of any `width` different nodes above."""
@@ -175,28 +204,57 @@ class ItemTrie:
             best.append(empty.scatter_reduce(1, here.parents.expand(len(item_scores), -1), best[-1], "amax"))
         return best[::-1]
 
-    def closed(self, exclude: Tensor) -> list[Tensor | None]:
-        """Nodes that lead to excluded items only, by level. exclude: int64 (B, X, 3), unknown triples are ignored.
+    def limits(self, exclude: Tensor | None, only: OnlyItems | None) -> list[NodeLimits]:
+        """Which nodes of each level may be chosen: those that lead to an item that is open, not among the user's
+        `exclude`, int64 (B, X, 3), and among the user's `only`. Unknown triples are ignored.
 
-        Returns three int64 (B, X), each row ascending and padded with a number that is not a node. Prefixes are closed
-        too, so that no beam is wasted where nothing is left to recommend.
+        Prefixes without such an item are closed too, so that no beam is wasted where nothing is left to recommend.
         """
-        items = self.find(exclude)
-        closed = [_distinct(torch.where(items < 0, len(self), items), len(self))]
+        closed = [None] * LEVELS if exclude is None else self._closed(exclude)
+        opened = [None] * LEVELS if only is None else self._opened(only.ids, closed[-1])
+        everything = None if only is None else ~only.applies.unsqueeze(1)
+        open_nodes = [None] * LEVELS if self.open is None else self.open.nodes
+        return [NodeLimits(*level, everything) for level in zip(open_nodes, closed, opened, strict=True)]
+
+    def _find_open(self, ids: Tensor) -> Tensor:
+        """Item index of each triple int64 (..., 3) that may be recommended, n for the others."""
+        items = self.find(ids)
+        if self.open is not None:
+            items = items.masked_fill(~self.open.nodes[-1][items.clamp(min=0)], -1)
+        return torch.where(items < 0, len(self), items)
+
+    def _closed(self, exclude: Tensor) -> list[Tensor]:
+        """Open nodes that lead to excluded items only: three int64 (B, X), each row ascending and padded with a number
+        that is not a node."""
+        closed = [distinct_nodes(self._find_open(exclude), len(self))]
         for level in range(LEVELS - 1, 0, -1):
             closed.append(self._closed_parents(level, closed[-1]))
         return list(reversed(closed))
 
     def _closed_parents(self, level: int, closed: Tensor) -> Tensor:
-        """Nodes above `level` whose children are all in `closed`. Both int64 (B, X), as `closed()` returns them."""
+        """Nodes above `level` whose open children are all in `closed`. Both int64 (B, X), as `_closed` returns them."""
         here = self.levels[level]
-        above = len(here.first) - 1
-        is_node = closed < len(here)
-        parents = torch.where(is_node, here.parents[closed.clamp(max=len(here) - 1)], above)
+        parents = self._parents(level, closed)
         closed_children = torch.searchsorted(parents, parents, right=True) - torch.searchsorted(parents, parents)
+        above = len(here.first) - 1
         valid = parents.clamp(max=above - 1)
-        all_closed = closed_children == here.first[valid + 1] - here.first[valid]
-        return _distinct(torch.where(all_closed & is_node, parents, above), above)
+        children = here.first[valid + 1] - here.first[valid] if self.open is None else self.open.children[level][valid]
+        return distinct_nodes(torch.where(closed_children == children, parents, above), above)
+
+    def _opened(self, only: Tensor, closed: Tensor | None) -> list[Tensor]:
+        """Open nodes that lead to an item of only int64 (B, Y, 3) that is not in `closed`, in the form of `_closed`."""
+        items = distinct_nodes(self._find_open(only), len(self))
+        if closed is not None:
+            items = distinct_nodes(items.masked_fill(is_among(closed, items), len(self)), len(self))
+        opened = [items]
+        for level in range(LEVELS - 1, 0, -1):
+            opened.append(distinct_nodes(self._parents(level, opened[-1]), len(self.levels[level].first) - 1))
+        return list(reversed(opened))
+
+    def _parents(self, level: int, nodes: Tensor) -> Tensor:
+        """The node above each node int64 (B, X) of `level`; numbers that are not a node become one that is not."""
+        here = self.levels[level]
+        return torch.where(nodes < len(here), here.parents[nodes.clamp(max=len(here) - 1)], len(here.first) - 1)
 
 
 def _level(ids: np.ndarray, parents: np.ndarray) -> TrieLevel:
@@ -210,11 +268,3 @@ def _level(ids: np.ndarray, parents: np.ndarray) -> TrieLevel:
         radix=radix,
         widest=np.sort(counts)[::-1].cumsum(),
     )
-
-
-def _distinct(nodes: Tensor, none: int) -> Tensor:
-    """Sorts each row of int64 (B, X) and replaces repeated nodes by `none`, the largest value."""
-    nodes = nodes.sort(1).values
-    repeated = torch.zeros_like(nodes, dtype=torch.bool)
-    repeated[:, 1:] = nodes[:, 1:] == nodes[:, :-1]
-    return nodes.masked_fill(repeated, none).sort(1).values

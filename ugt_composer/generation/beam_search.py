@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ugt_composer.catalogue.code_space import CodeSpace
+from ugt_composer.catalogue.open_nodes import NodeLimits, OnlyItems
 from ugt_composer.catalogue.trie import Children, ItemTrie
 from ugt_composer.generation.item_log_probs import LevelLogits
 from ugt_composer.vocabulary import LEVELS
@@ -27,7 +28,7 @@ from ugt_composer.vocabulary import LEVELS
 # Approximate bytes of working tensors; users are searched in groups that stay below it. On a CPU, memory of this size
 # is reused from group to group, whereas larger tensors are allocated by the system each time, page by page.
 MEMORY_BOUND, CPU_MEMORY_BOUND = 256 * 2**20, 64 * 2**20
-SLOT_BYTES = 64  # a slot holds about eight 64-bit numbers at once
+SLOT_BYTES = 64  # a slot holds about eight 64-bit numbers at once, and so does an item of a user's own list
 ITEM_BYTES = 16  # four float32: a score, a copy that masks excluded items, and temporaries
 LOGIT_BYTES = 12  # the logit as the head returns it, its float32 copy, and its exponential
 
@@ -73,13 +74,16 @@ def beam_search(
     item_scores: Callable[[slice], Tensor] | None = None,
     over_catalogue: bool = False,
     memory_bound: int | None = None,
+    only: OnlyItems | None = None,
 ) -> Recommendations:
     """The K best items of each user.
 
     Exact if no level above the last has more than `beam_width` nodes; with a narrower beam, `best_dropped` shows which
     lists are. Equal scores are ordered by item index (without a trie: by triple), smallest first, and so are equal
     prefixes, so the result depends on the logits only.
-    With `beam_width` >= K every user gets K items, unless fewer items remain after exclusion.
+    Items that the trie withholds, that a user's `exclude` has or that a user's `only` lacks take no beam, nor do
+    prefixes without another item: with `beam_width` >= K every user gets K items, unless fewer are left. Probabilities
+    and item scores do not depend on what is withheld.
     The number of calls of the heads depends on shapes only, never on values, so ranks that hold shards of the heads
     make the same number of calls.
 
@@ -95,6 +99,7 @@ def beam_search(
         over_catalogue: each level's softmax runs over the ids that the trie has below the prefix.
         memory_bound: bytes of working tensors above which the users are searched in several groups; None: a default
             for the device.
+        only: the only items that may be recommended to some of the users; needs a trie.
     """
     if not 1 <= k <= beam_width:
         raise ValueError(f"beam_width {beam_width} must be at least k {k}, and k at least 1")
@@ -109,6 +114,8 @@ def beam_search(
         if trie is None:
             raise ValueError("item_scores need a trie, because they are scores of its items")
         bytes_per_user += ITEM_BYTES * len(trie)
+    if only is not None:
+        bytes_per_user += SLOT_BYTES * only.ids.shape[1]
     if memory_bound is None:
         memory_bound = CPU_MEMORY_BOUND if hidden.device.type == "cpu" else MEMORY_BOUND
     group = max(1, memory_bound // bytes_per_user)
@@ -117,7 +124,8 @@ def beam_search(
         rows = slice(start, start + group)
         excluded = None if exclude is None else exclude[rows]
         scored = None if item_scores is None else item_scores(rows)
-        parts.append(_search(heads, hidden[rows], space, k, beam_width, excluded, scored, over_catalogue))
+        limits = space.limits(excluded, None if only is None else only.of(rows))
+        parts.append(_search(heads, hidden[rows], space, k, beam_width, limits, scored, over_catalogue))
     return Recommendations(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
@@ -153,15 +161,14 @@ def _search(
     space: ItemTrie | CodeSpace,
     k: int,
     beam_width: int,
-    exclude: Tensor | None,
+    limits: list[NodeLimits],
     item_scores: Tensor | None,
     over_catalogue: bool,
 ) -> Recommendations:
-    closed = [None] * LEVELS if exclude is None else space.closed(exclude)
     best_item_scores: list[Tensor | None] = [None] * LEVELS
     if item_scores is not None:
         assert isinstance(space, ItemTrie)
-        best_item_scores = list(space.best_below(_mask_closed(item_scores, closed[-1])))
+        best_item_scores = list(space.best_below(limits[-1].masked(item_scores)))
     root = torch.zeros(len(hidden), 1, dtype=torch.int64, device=hidden.device)
     start = torch.zeros_like(root, dtype=torch.float32)
     beams = _Beams(root.new_empty(len(hidden), 1, 0), root, start, start)
@@ -169,18 +176,10 @@ def _search(
     for level in range(LEVELS):
         last = level == LEVELS - 1
         width = k if last else beam_width
-        rest = closed[level], best_item_scores[level], width, over_catalogue
+        rest = limits[level], best_item_scores[level], width, over_catalogue
         beams, best_other = _step(heads, hidden, space, level, beams, *rest, ranked=last)
         dropped = dropped if last else torch.maximum(dropped, best_other)
     return _recommendations(beams, k, dropped)
-
-
-def _mask_closed(item_scores: Tensor, closed: Tensor | None) -> Tensor:
-    """item_scores (B, n) with -inf for the closed items; closed (B, X) is padded with n."""
-    if closed is None:
-        return item_scores
-    padded = torch.nn.functional.pad(item_scores, (0, 1))
-    return padded.scatter(1, closed, float("-inf"))[:, :-1]
 
 
 def _step(
@@ -189,7 +188,7 @@ def _step(
     space: ItemTrie | CodeSpace,
     level: int,
     beams: _Beams,
-    closed: Tensor | None,
+    limits: NodeLimits,
     best_item_scores: Tensor | None,
     width: int,
     over_catalogue: bool,
@@ -198,7 +197,7 @@ def _step(
     """Extends every beam by one id and keeps the `width` best: best first if `ranked`, else in order of nodes. Also
     returns the best score of the others, float32 (B,), -inf if there are none.
 
-    closed: (B, X) nodes that must not be chosen.
+    limits: which nodes of the level may be chosen.
     best_item_scores: (B, n_l), added to the log-probabilities of the level's nodes.
     """
     alive = beams.scores != float("-inf")
@@ -215,8 +214,7 @@ def _step(
     normaliser = normaliser.masked_fill(normaliser == float("-inf"), 0.0)
     log_probs = log_probs + (beams.log_probs - normaliser).gather(1, children.beam)
     scores = log_probs if best_item_scores is None else log_probs + best_item_scores.gather(1, children.nodes)
-    is_open = children.filled if closed is None else children.filled & ~_is_closed(closed, children.nodes)
-    scores = scores.masked_fill(~is_open, float("-inf"))
+    scores = scores.masked_fill(~limits.allows(children.nodes, children.filled), float("-inf"))
     best, slots = _best_slots(scores, width)
     best_other = scores.scatter(1, slots, float("-inf")).amax(1)
     if not ranked:
@@ -252,14 +250,6 @@ def _best_slots(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     bits = (top >> 32).int()
     best = torch.where(bits < 0, bits ^ lowest_bits, bits).view(torch.float32)
     return best, lowest_bits - (top & lowest_bits)
-
-
-def _is_closed(closed: Tensor, nodes: Tensor) -> Tensor:
-    """Whether each of the ascending nodes (B, R) is one of closed (B, X): bool (B, R)."""
-    slots = nodes.shape[1]
-    at = torch.searchsorted(nodes, closed).clamp_(max=slots - 1)
-    at = torch.where(nodes.gather(1, at) == closed, at, slots)
-    return torch.zeros(len(nodes), slots + 1, dtype=torch.bool, device=nodes.device).scatter(1, at, True)[:, :-1]
 
 
 def _recommendations(beams: _Beams, k: int, best_dropped: Tensor) -> Recommendations:
