@@ -2,6 +2,7 @@
 
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,12 +20,14 @@ MEANS = UnifiedLoss().means
 SIZES = st.lists(st.integers(1, 4), min_size=len(CATALOGUE), max_size=len(CATALOGUE))
 
 
-def found(rows, sizes, target_members=None):
-    trie = ItemTrie.from_triples(torch.tensor(CATALOGUE).repeat_interleave(torch.tensor(sizes), dim=0))
+def found(rows, sizes, target_members=None, withheld=None):
+    trie = ItemTrie.from_triples(torch.tensor(CATALOGUE).repeat_interleave(torch.tensor(sizes), dim=0), withheld)
     assert trie.members.tolist() == sizes
-    counted = torch.ones(len(rows), dtype=torch.bool)
-    ranked = rank_batch(*as_tensors(rows), row_mask=counted, members=trie.members, target_members=target_members)
-    metrics = evaluation_metrics(MEANS, {}, CUTS, trie.catalogue_size, has_shared_ids=True)
+    has_shared_ids = trie.has_shared_ids or withheld is None
+    counted, members = torch.ones(len(rows), dtype=torch.bool), trie.members if has_shared_ids else None
+    recommended, targets, mask = as_tensors(rows)
+    ranked = rank_batch(recommended, targets, mask, counted, members, target_members, trie.open)
+    metrics = evaluation_metrics(MEANS, {}, CUTS, trie.recommendable, has_shared_ids)
     batch = EvaluationBatch(ranked, torch.zeros(len(MEANS)), torch.zeros(len(MEANS)), torch.zeros(2))
     for metric in metrics.values():
         metric.update(batch)
@@ -36,11 +39,11 @@ def items_of(triple, sizes):
     return [(*triple[:2], 100 * triple[2] + member) for member in range(sizes[CATALOGUE.index(triple)])]
 
 
-def expected(rows, sizes):
+def expected(rows, sizes, withheld=()):
     """Means over all choices of items for the targets, each as likely as the others."""
     sums = dict.fromkeys(found(rows, sizes), 0.0)
     for predicted, relevant in rows:
-        items = [item for triple in predicted for item in items_of(triple, sizes)][:WIDTH]
+        items = [item for triple in predicted for item in items_of(triple, sizes) if item not in withheld][:WIDTH]
         choices = list(product(*(items_of(triple, sizes) for triple in dict.fromkeys(relevant))))
         for chosen in choices:
             calculator = MetricsCalculator(sum(sizes))
@@ -92,5 +95,48 @@ def test_known_targets_are_ranked_where_the_list_of_items_has_them(rows, sizes, 
         calculator.add_batch([[item for triple in predicted for item in items_of(triple, sizes)][:WIDTH]], [chosen])
     wanted = calculator.compute(CUTS)
     for name, value in found(rows, sizes, members).items():
+        if not name.startswith("id_"):
+            assert value == pytest.approx(wanted[name], abs=1e-6), name
+
+
+def withhold(rows, sizes, data):
+    """Draws items to withhold, bool by item; the rows without the triples of which none is left; and those items."""
+    items = [item for triple in CATALOGUE for item in items_of(triple, sizes)]
+    gone = data.draw(st.lists(st.booleans(), min_size=len(items), max_size=len(items)))
+    gone[0] = False
+    withheld = {item for item, is_gone in zip(items, gone, strict=True) if is_gone}
+    left = [
+        ([triple for triple in predicted if not withheld.issuperset(items_of(triple, sizes))], relevant)
+        for predicted, relevant in rows
+    ]
+    return np.array(gone), left, withheld
+
+
+@given(DISTINCT_ROWS, SIZES, st.data())
+@settings(max_examples=12, deadline=None)
+def test_items_that_are_withheld_are_in_no_list_and_never_found(rows, sizes, data):
+    sizes[0] = 2
+    rows = [(predicted, relevant[:3]) for predicted, relevant in rows[:3]]
+    gone, left, withheld = withhold(rows, sizes, data)
+    values, wanted = found(left, sizes, withheld=gone), expected(left, sizes, withheld)
+    for name, value in values.items():
+        if not name.startswith(("id_", "coverage", "gini")):
+            assert value == pytest.approx(wanted[name], abs=1e-6), name
+
+
+@given(DISTINCT_ROWS, st.one_of(SIZES, st.just([1] * len(CATALOGUE))), st.data())
+@settings(max_examples=40, deadline=None)
+def test_known_targets_and_exposure_are_those_of_the_items_that_are_left(rows, sizes, data):
+    gone, left, withheld = withhold(rows, sizes, data)
+    left[0] = ([CATALOGUE[0]], left[0][1])
+    members, calculator = torch.full((len(rows), 6), -1), MetricsCalculator(int((~gone).sum()))
+    for row, (predicted, relevant) in enumerate(left):
+        chosen = [data.draw(st.sampled_from(items_of(triple, sizes))) for triple in relevant]
+        for place, (item, triple) in enumerate(zip(chosen, relevant, strict=True)):
+            members[row, place] = items_of(triple, sizes).index(item)
+        items = [item for triple in predicted for item in items_of(triple, sizes) if item not in withheld]
+        calculator.add_batch([items[:WIDTH]], [chosen])
+    wanted = calculator.compute(CUTS)
+    for name, value in found(left, sizes, members, gone).items():
         if not name.startswith("id_"):
             assert value == pytest.approx(wanted[name], abs=1e-6), name

@@ -97,7 +97,7 @@ def main(arguments: argparse.Namespace) -> int:
         )
     if arguments.reference is not None:
         config = replace(config, loss=replace(config.loss, reference_from=arguments.reference))
-    trie = None if catalogue is None else ItemTrie.from_triples(catalogue.triples)
+    trie = None if catalogue is None else ItemTrie.from_catalogue(catalogue)
     check_search(trie, config.model.codebook_sizes, max(config.evaluation.k_values), config.evaluation.beam_width)
     max_history = history_length(config, facts, arguments.max_history)
     manifests = [read_manifest(folder) for folder in arguments.data]

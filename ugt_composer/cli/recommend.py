@@ -62,7 +62,7 @@ def main(arguments: argparse.Namespace) -> int:
     check_positive(arguments, "k", "beam_width", "batch_size", "max_history")
     model, config, facts, catalogue = load_trained(arguments.checkpoint, arguments.catalogue)
     config = with_item_scores(config, catalogue, arguments.item_score_weight)
-    trie = None if catalogue is None else ItemTrie.from_triples(catalogue.triples)
+    trie = None if catalogue is None else ItemTrie.from_catalogue(catalogue)
     k, width = _list_size(arguments.k, arguments.beam_width, trie)
     check_search(trie, config.model.codebook_sizes, k, width)
     batch_size = max(1, min(arguments.batch_size, MOST_PLACES // k))

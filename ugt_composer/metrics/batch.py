@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ugt_composer.catalogue.open_nodes import OpenNodes
 from ugt_composer.generation.beam_search import Recommendations
 from ugt_composer.metrics.calculator import ROW_METRICS as DEFINITIONS
 from ugt_composer.metrics.shared_ids import ItemLists, item_lists
@@ -67,6 +68,7 @@ def rank_batch(
     row_mask: Tensor,
     members: Tensor | None = None,
     target_members: Tensor | None = None,
+    open_nodes: OpenNodes | None = None,
 ) -> RankedBatch:
     """Compares recommendations with targets. The recommendations of a row are distinct.
 
@@ -82,10 +84,13 @@ def rank_batch(
         members: int64 (n,) how many items have each semantic ID of the catalogue; None: none is shared.
         target_members: int64 (B, T) which of the items that share its ID each target is, -1 where unknown. Of a row all
             or none are known. None: unknown.
+        open_nodes: what may be recommended; None: everything. A target that is withheld counts as not found.
     """
     relevant = _distinct_targets(targets, target_mask, None if members is None else target_members)
-    lists = item_lists(recommendations, members)
-    values = _list_values(lists, targets, target_mask, relevant, None if members is None else target_members)
+    lists = item_lists(recommendations, members, open_nodes)
+    values = _list_values(
+        lists, targets, target_mask, relevant, None if members is None else target_members, open_nodes is not None
+    )
     if members is not None:
         of_ids_relevant = _distinct_targets(targets, target_mask)
         of_ids = _list_values(item_lists(recommendations, None), targets, target_mask, of_ids_relevant)
@@ -109,8 +114,14 @@ def _list_values(
     target_mask: Tensor,
     relevant: Tensor,
     target_members: Tensor | None = None,
+    some_withheld: bool = False,
 ) -> dict[str, Tensor]:
-    """float32 (B, K) for each of ROW_METRICS, and (B, 1) for mrr. relevant: int64 (B,) distinct targets."""
+    """float32 (B, K) for each of ROW_METRICS, and (B, 1) for mrr.
+
+    Args:
+        relevant: int64 (B,) distinct targets.
+        some_withheld: the lists may lack some of the items that share an ID.
+    """
     ids, is_item = lists.ids, lists.is_item
     is_pair = is_item.unsqueeze(2) & target_mask.unsqueeze(1)  # (B, K, T)
     places = torch.arange(1, ids.shape[1] + 1, dtype=torch.int32, device=ids.device)
@@ -140,7 +151,25 @@ def _list_values(
     }
     first = torch.where(hits[-1], group, ids.shape[1]).amin(1, keepdim=True)
     reciprocal = (gain / places * (group == first)).sum(1, keepdim=True)
+    if some_withheld:
+        missed = _chance_of_no_hit(gain, gained, group, up_to)
+        values["hit_rate"] = 1 - missed
+        reciprocal = (-missed.diff(prepend=torch.ones_like(missed[:, :1])) / places).sum(1, keepdim=True)
     return {name: values[name].float() for name in ROW_METRICS} | {"mrr": reciprocal.float()}
+
+
+def _chance_of_no_hit(gain: Tensor, gained: Tensor, group: Tensor, up_to: Tensor) -> Tensor:
+    """The probability that none of the first 1 .. K items is a target: float64 (B, K).
+
+    Targets with different IDs are independent: it is the product, over the IDs in the list, of 1 − the sum of the ID's
+    gains. So each place multiplies it by (1 − the sum with it) / (1 − the sum before it).
+    """
+    starts = torch.searchsorted(group, group)  # the first place of each ID
+    before_group = torch.nn.functional.pad(gained, (1, 0)).gather(1, starts)
+    left = 1 - (gained - before_group)
+    least = 1e-300  # keeps a certain hit from becoming log 0, which times 0 is NaN
+    factors = left.clamp(min=least) / (left + gain).clamp(min=least)
+    return (factors.log() @ up_to).exp()
 
 
 def compare_pairs(chosen: Tensor, rejected: Tensor, mask: Tensor) -> Tensor:

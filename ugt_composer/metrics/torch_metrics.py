@@ -25,8 +25,8 @@ class EvaluationSums:
         means: M values that are averaged, in the order of `EvaluationBatch.loss_sums`.
         losses: weighted sums of the means by the name of the metric: {metric: {mean: weight}}.
         k_values: C cut-offs of the ranking metrics.
-        catalogue_size: n distinct items, which `RankedBatch.item_index` refers to. None: no coverage and gini, because
-            they are relative to a catalogue.
+        catalogue_size: n items that may be recommended, which `RankedBatch.item_index` refers to. None: no coverage
+            and gini, because they are relative to a catalogue.
         has_shared_ids: whether the batches also have the metrics of semantic IDs that several items share.
     """
 

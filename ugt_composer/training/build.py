@@ -270,7 +270,7 @@ def build_composer_model(
     if config.compile:
         compile_layers(model)
     evaluation = config.evaluation
-    trie = None if catalogue is None else ItemTrie.from_triples(catalogue.triples)
+    trie = None if catalogue is None else ItemTrie.from_catalogue(catalogue)
     rewards = load_item_rewards(config, catalogue)
     taken = evaluation_metrics(
         loss.means, loss.evaluation_losses(), evaluation.k_values, catalogue_size=None, has_shared_ids=True

@@ -164,7 +164,8 @@ class ComposerUGT(ComposerModel):
         """The outputs, with what the batch adds to the metrics under `evaluation`."""
         outputs = self(batch, recommend=True)
         members = self.trie.members if self.trie is not None and self.trie.has_shared_ids else None
-        ranked = rank_batch(outputs["recommended"], *_targets(batch), members, batch.get("label_members"))
+        open_nodes = None if self.trie is None else self.trie.open
+        ranked = rank_batch(outputs["recommended"], *_targets(batch), members, batch.get("label_members"), open_nodes)
         if "rejected_logps" in outputs:
             pairs = compare_pairs(outputs["chosen_logps"], outputs["rejected_logps"], batch["rejected_mask"])
         else:
@@ -184,7 +185,7 @@ class ComposerUGT(ComposerModel):
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         if is_train:
             return {}  # training metrics come with the losses
-        loss, items = self.unified_loss, None if self.trie is None else self.trie.catalogue_size
+        loss, items = self.unified_loss, None if self.trie is None else self.trie.recommendable
         shared = self.trie is not None and self.trie.has_shared_ids
         metrics = evaluation_metrics(loss.means, loss.evaluation_losses(), self.k_values, items, shared)
         return metrics | self._user_metrics
