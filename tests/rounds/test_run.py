@@ -81,8 +81,13 @@ def test_if_no_round_is_kept_the_best_model_is_the_start(settings):
     assert best_of(settings) == Path(settings.init_from)
 
 
+def test_a_round_that_ends_with_the_model_it_began_with_is_the_last(settings):
+    rounds = run_rounds(settings, Commands(settings), Simulated(0.2, 0.3, 0.3))
+    assert [one.kept for one in rounds] == [True, True, False]
+
+
 def test_each_round_begins_with_the_best_model_which_is_also_its_reference(settings):
-    run = Simulated(0.2, 0.2, 0.3, 0.4)
+    run = Simulated(0.2, 0.25, 0.3, 0.4)
     assert [one.kept for one in run_rounds(settings, Commands(settings), run)] == [True] * 4
     for number, model in ((1, settings.init_from), (2, f"{settings.save_folder}/round-1/run/best")):
         command = run.ran[f"round-{number}/run"]

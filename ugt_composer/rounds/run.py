@@ -1,5 +1,7 @@
 """Rounds of self-made preferences: generate, align, evaluate; a round that lowers the validation metric is not kept.
 
+The files of a save folder:
+
 start/evaluation.json       the model that the rounds begin with
 round-1/preferences/        preference rows of the best model so far
 round-1/run/                stage 3 on them, from that model, which is also its reference
@@ -34,7 +36,7 @@ class Round:
         model: its folder.
         metrics: of `ugt evaluate`.
         pairs: pairs of a chosen and a rejected item that it was trained on.
-        kept: whether it is not worse than the best model before it.
+        kept: whether the metric is not below that of the best model before it, and the model is another one.
     """
 
     number: int
@@ -65,8 +67,7 @@ def run_rounds(settings: RoundsSettings, commands: Commands, run: Run) -> list[R
             raise UserError(
                 f"{report} has no {settings.metric}: no row of validation ({settings.validation}) is ranked"
             )
-        kept = best is None or metrics[settings.metric] >= best.metrics[settings.metric]
-        return Round(number, str(model), metrics, pairs, kept)
+        return Round(number, str(model), metrics, pairs, best is None or _is_kept(metrics, best, settings.metric))
 
     best = evaluated(0, "start", Path(settings.init_from), 0, None)
     rounds = [best]
@@ -85,6 +86,11 @@ def run_rounds(settings: RoundsSettings, commands: Commands, run: Run) -> list[R
     return rounds
 
 
+def _is_kept(metrics: dict[str, float], best: Round, name: str) -> bool:
+    """Equal metrics mean the same model: the training ended with the one that it began with."""
+    return metrics[name] >= best.metrics[name] and metrics != best.metrics
+
+
 def kept_model(rounds: Sequence[Round]) -> str:
     """The folder of the best model."""
     return next(one.model for one in reversed(rounds) if one.kept)
@@ -101,9 +107,9 @@ def print_table(rounds: Sequence[Round], metric: str) -> None:
         table.add_row(str(one.number or "start"), *values, f"{one.pairs:,}", "yes" if one.kept else "no")
     Console().print(table)
     if not rounds[-1].kept:
+        number = rounds[-1].number
         print(
-            f"round {rounds[-1].number} lowered {metric}, so it is not kept and no further round begins",
-            file=sys.stderr,
+            f"round {number} did not improve {metric}, so it is not kept and no further round begins", file=sys.stderr
         )
 
 

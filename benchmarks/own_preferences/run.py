@@ -1,0 +1,150 @@
+"""Preferences of a model's own lists: no stage 3, DPO, S-DPO and rounds compared, on Beauty or MovieLens.
+
+    python benchmarks/own_preferences/run.py beauty [--data DIR] [--out DIR] [--seeds 1 2 3] [--rounds 3]
+    python benchmarks/own_preferences/run.py movielens [--data DIR] [--out DIR] [--limit 20000] [--set max_duration=9ba]
+
+Trains the models before stage 3 as benchmarks/amazon_beauty or benchmarks/movielens do, then stage 3 by rounds.py:
+
+    DPO         one round, sigmoid loss, one rejected item: the model's best other one
+    S-DPO       one round, softmax loss, --rejected items
+    rounds      up to --rounds rounds of S-DPO, each with the batches of the one round above; what validation does not
+                keep is left out
+
+For DPO and S-DPO the model after the last batch is evaluated, kept or not. All figures are for the test items, with
+those of the history excluded; choices are made on the validation items. Writes RESULTS-DATASET.md beside this file, or
+into --out with --set, --limit or another data set. Steps whose results are already in --out are skipped.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.amazon_beauty import run as beauty  # noqa: E402
+from benchmarks.movielens import run as movielens  # noqa: E402
+from benchmarks.trained_models import (  # noqa: E402
+    BIN,
+    Scores,
+    codebook_override,
+    cpu_precision,
+    run,
+    seeds_in_words,
+    table,
+)
+
+NAMES = ("ndcg@10", "recall@10")
+DATA = {"beauty": "amazon_beauty", "movielens": "ml-latest-small"}
+MODELS = {"beauty": ["model.yaml", "stage2.yaml"], "movielens": ["model.yaml"]}
+FOLDERS = {"beauty": beauty.FOLDER, "movielens": movielens.FOLDER}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", choices=DATA)
+    parser.add_argument("--data", type=Path, help="default: shared/data beside the project's folder")
+    parser.add_argument("--out", type=Path, help="default: DATASET-own-preferences")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rejected", type=int, default=20)
+    parser.add_argument("--limit", type=int, help="rows that pairs are made of in each round (default: all)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of stage 3")
+    arguments = parser.parse_args()
+    data = (arguments.data or ROOT.parent / "shared/data" / DATA[arguments.dataset]).resolve()
+    out = (arguments.out or Path(f"{arguments.dataset}-own-preferences")).resolve()
+    if not data.is_dir():
+        print(f"error: {data} is no folder; set --data to the folder with the data set", file=sys.stderr)
+        return 2
+    out.mkdir(parents=True, exist_ok=True)
+    (beauty if arguments.dataset == "beauty" else movielens).prepare(data, out)
+    scores: dict[str, list[Scores]] = {"no stage 3": [], "DPO": [], "S-DPO": [], f"{arguments.rounds} rounds": []}
+    for seed in arguments.seeds:
+        start = before(arguments.dataset, out, seed)
+        models = aligned(arguments, out, seed, start)
+        for name, model in zip(scores, [start, *models], strict=True):
+            scores[name].append(evaluate(out, model))
+    own = not arguments.set and arguments.limit is None and data.name == DATA[arguments.dataset]
+    path = (FOLDER if own else out) / f"RESULTS-{arguments.dataset}.md"
+    path.write_text(results(arguments, data, scores), "utf-8")
+    print(path.read_text("utf-8"))
+    return 0
+
+
+def before(dataset: str, out: Path, seed: int) -> Path:
+    """The model that stage 3 begins with."""
+    if dataset == "beauty":
+        beauty.train(out, seed)
+    else:
+        folder = out / f"seed{seed}"
+        movielens.train(out, seed, 1, folder / "stage1", [], None)
+        movielens.train(out, seed, 2, folder / "stage2", [], folder / "stage1/best")
+    return out / f"seed{seed}/stage2/best"
+
+
+def aligned(arguments: argparse.Namespace, out: Path, seed: int, start: Path) -> list[Path]:
+    """The models of DPO, S-DPO and rounds."""
+    folder = out / f"seed{seed}"
+    runs = {"dpo": (1, 1, "sigmoid"), "s-dpo": (1, arguments.rejected, "softmax")}
+    runs["rounds"] = (arguments.rounds, arguments.rejected, "softmax")
+    for name, (rounds, rejected, loss) in runs.items():
+        yamls = [ROOT / "yamls/stage3.yaml", *(FOLDERS[arguments.dataset] / y for y in MODELS[arguments.dataset])]
+        overrides = [
+            f"seed={seed}",
+            f"precision={cpu_precision()}",
+            f"loss.dpo_loss_type={loss}",
+            codebook_override(out),
+            f"data.catalogue={out / 'data/catalogue.jsonl'}",
+            "evaluation.exclude_seen=true",
+            "loggers.progress_bar=false",
+            *arguments.set,
+        ]
+        words = {
+            "save_folder": folder / name,
+            "init_from": start,
+            "rounds": rounds,
+            "data": json.dumps([str(out / "mds/train")]),
+            "validation": json.dumps([str(out / "mds/validation")]),
+            "stage": json.dumps([str(path) for path in [*yamls, FOLDER / "stage3.yaml"]]),
+            "overrides": json.dumps(overrides),
+            "composer": '["-n", "1"]',
+            "seed": seed,
+            "preferences.rejected": rejected,
+            "preferences.limit": arguments.limit or "null",
+        }
+        settings = [f"{key}={value}" for key, value in words.items()]
+        run([sys.executable, ROOT / "rounds.py", ROOT / "yamls/rounds.yaml", *settings])
+    return [folder / "dpo/round-1/run/latest", folder / "s-dpo/round-1/run/latest", folder / "rounds/best"]
+
+
+def evaluate(out: Path, model: Path) -> Scores:
+    """Scores on the test items."""
+    report = model.parent / f"test-{model.name}.json"
+    if not report.exists():
+        inputs = ["--checkpoint", model, "--data", out / "mds/test", "-k", "10", "--beam-width", "50"]
+        run([BIN / "ugt", "evaluate", *inputs, "--exclude-seen", "--json", report])
+    return json.loads(report.read_text())["metrics"]
+
+
+def results(arguments: argparse.Namespace, data: Path, scores: dict[str, list[Scores]]) -> str:
+    first = scores["no stage 3"]
+    changes = {
+        f"change by {name}": [{n: new[n] - old[n] for n in NAMES} for new, old in zip(runs, first, strict=True)]
+        for name, runs in scores.items()
+        if runs is not first
+    }
+    lines = [
+        f"# {data.name}: preferences of the model's own lists",
+        "",
+        f"Written by `python benchmarks/own_preferences/run.py {arguments.dataset}`: test items, those of the history "
+        f"excluded; the mean over {seeds_in_words(arguments.seeds)}, ± their standard deviation.",
+        "",
+        *table(NAMES, scores | changes),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
