@@ -1,9 +1,12 @@
 """Runs of stage 3 with the on-policy objective: from recommend rows alone, resumed exactly, split in any way."""
 
 import json
+import shutil
 
 import pytest
 
+from ugt_composer.cli.main import main as ugt
+from ugt_composer.config.load import load_config
 from ugt_composer.errors import UserError
 from ugt_composer.training.build import build_trainer
 from ugt_composer.training.dry_run import describe
@@ -106,3 +109,51 @@ def test_the_dry_run_counts_the_groups_memory(stage_config, shop, stages, tmp_pa
         report = describe(group_run(stage_config, shop, stages, tmp_path / "out", f"loss.group_size={size}"))
         sizes.append(float(report.rpartition("activations")[0].rpartition("activations")[2].split()[0]))
     assert sizes[1] > 2 * sizes[0]
+
+
+def test_a_model_is_evaluated_with_its_group_and_without_it_if_the_reference_is_gone(
+    stage_config, shop, stages, tmp_path, caplog
+):
+    reference = tmp_path / "reference"
+    shutil.copytree(stages / "stage2/best", reference)
+    config = group_run(
+        stage_config, shop, stages, tmp_path / "out", f"loss.reference_from={reference}", "max_duration=3ba"
+    )
+    trained(config)
+    in_run = [line for line in lines_of(tmp_path / "out") if "metrics/eval/loss" in line][-1]
+    words = ["evaluate", "--checkpoint", str(tmp_path / "out/latest"), "--json", str(tmp_path / "found.json")]
+    words += ["--data", str(shop / "eval"), "--data", str(shop / "preference_eval")]
+    assert ugt(words) == 0
+    found = json.loads((tmp_path / "found.json").read_text())["metrics"]
+    for name in ("group_reward", "group_kl", "group_recall", "loss"):
+        assert found[name] == pytest.approx(in_run[f"metrics/eval/{name}"], rel=1e-4)
+    shutil.rmtree(reference)
+    assert ugt(words) == 0
+    assert f"{reference} does not exist; evaluated without the group" in caplog.text
+    without = json.loads((tmp_path / "found.json").read_text())["metrics"]
+    assert "group_reward" not in without
+    assert without["recall@10"] == found["recall@10"]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.level_softmax=codebook", "model.level_softmax is codebook with .* group: .*expected catalogue"),
+        ("loss.group_size=1", "loss.group_size is 1; expected at least 2"),
+        ("loss.group_rewards=[0.5,0.2,1]", r"loss.group_rewards is \[0.5, 0.2, 1.0\]; expected three numbers"),
+        ("loss.group_rewards=[0,0,0]", "loss.group_rewards is all 0 without loss.reward_file"),
+        ("loss.group_kl=-1", "loss.group_kl is -1.0; expected 0 or more"),
+        ("loss.dpo_reference_free=true", "loss.dpo_reference_free is true with .* group; .*loss.group_kl=0"),
+        ("loss.reference_log_probs=data", "loss.reference_log_probs is data with .* group: .*expected model"),
+        ("loss.preference_objective=dpo", "loss.reward_file is rewards.csv, which only .* group reads"),
+        ("data.catalogue=null", "data.catalogue is missing"),
+        ("loss.reference_from=null", "loss.reference_from is missing; .*loss.group_kl=0"),
+    ],
+)
+def test_settings_that_do_not_go_with_a_group_are_refused(override, words):
+    group = ["loss.preference_objective=group", "loss.lambda_preference=1", "loss.reference_from=best"]
+    with_file = ["loss.reward_file=rewards.csv"] if "dpo" in override.partition("=")[2] else []
+    catalogue = ["model.level_softmax=catalogue", "data.catalogue=catalogue.jsonl"]
+    load_config(overrides=[*group, *catalogue])
+    with pytest.raises(UserError, match=words):
+        load_config(overrides=[*group, *catalogue, *with_file, override])
