@@ -103,6 +103,14 @@ def test_the_config_is_immutable():
         ("seed=-1", ["seed is -1"]),
         ("optimizer.lr=nan", ["optimizer.lr is nan"]),
         ("loss.lambda_contrastive=inf", ["loss.lambda_contrastive is inf"]),
+        (
+            "loss.lambda_distillation=1",
+            [
+                "loss.lambda_distillation is 1.0",
+                "contrastive_negatives in_batch",
+                "expected lambda_contrastive above 0",
+            ],
+        ),
         ("model.dropout=1.0", ["model.dropout is 1.0", "below 1"]),
         ("data.eval.num_workers=-1", ["data.eval.num_workers is -1"]),
         ("data.train.cache_limit=abc", ["data.train.cache_limit", "100gb"]),

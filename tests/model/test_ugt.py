@@ -132,8 +132,27 @@ def test_one_step_from_bos_scores_as_the_teacher_forced_pass(tiny_model, random_
     torch.testing.assert_close(outputs["chosen_logps"], by_logits)
 
 
-def test_every_parameter_gets_a_gradient(tiny_model, random_batch):
-    model = tiny_model().train()
+@pytest.mark.parametrize("pooling", ["first", "last"])
+def test_a_decoder_that_starts_from_the_user_sees_the_pooled_history(tiny_model, random_batch, pooling):
+    model, batch = tiny_model(decoder_start="user", user_pooling=pooling), random_batch(rows=3, rejected=2)
+    memory, outputs = model.encode(batch), model(batch)
+    torch.testing.assert_close(model.start(batch), outputs["bos_hidden"], rtol=0, atol=1e-5)
+    place = 0 if pooling == "first" else int(batch["encoder_mask"][1].sum()) - 1
+    seen = []
+    with torch.no_grad():
+        for layer in model.decoder.layers:  # without cross-attention, the pooled token is all that is left
+            layer.cross_attention.out_proj.weight.zero_()
+    for changed in range(memory.shape[1]):
+        other = memory.clone()
+        other[1, changed] += 1.0
+        before, after = (model.decode(batch, m)[0][1, 0] for m in (memory, other))
+        seen.append(not torch.equal(before, after))
+    assert [index for index, is_seen in enumerate(seen) if is_seen] == [place]
+
+
+@pytest.mark.parametrize("start", ["bos", "user"])
+def test_every_parameter_gets_a_gradient(tiny_model, random_batch, start):
+    model = tiny_model(decoder_start=start).train()
     outputs = model(random_batch(rejected=2))
     sum(value.float().pow(2).sum() for value in outputs.values()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []

@@ -117,6 +117,7 @@ def assert_evaluated_as_alone(runs, ranks: int) -> None:
 def test_all_items_as_negatives_give_the_numbers_of_one_process(runs, name):
     alone, together = (metrics_of(runs / "stage2/catalogue" / n) for n in (BASE, name))
     assert alone[-1]["metrics/eval/contrastive_loss"] > 0
+    assert alone[-1]["metrics/eval/distillation_loss"] > 0
     assert alone[-1]["metrics/eval/ndcg@10"] > 0
     assert largest_difference(alone, together) <= BOUND
 

@@ -52,7 +52,16 @@ VARIANTS = {
     # losses and evaluation
     "label-smoothing": Job(1, ("loss.label_smoothing=0.1",)),
     "no-catalogue": Job(1, ("data.catalogue=null", "evaluation.exclude_seen=true")),
-    "catalogue": Job(2, ("model.level_softmax=catalogue", CATALOGUE_NEGATIVES, "init_from=null")),
+    "catalogue": Job(
+        2,
+        (
+            "model.level_softmax=catalogue",
+            "model.decoder_start=user",
+            CATALOGUE_NEGATIVES,
+            "loss.lambda_distillation=1.0",
+            "init_from=null",
+        ),
+    ),
     "catalogue-dot": Job(
         2,
         (

@@ -57,6 +57,7 @@ def check_whole_config(config: "Config") -> None:
     _check_strategy(config)
     _check_places(config)
     _check_catalogue(config)
+    _check_distillation(config)
     _check_item_scores(config)
     _check_max_history(config)
     _check_starting_point(config)
@@ -159,6 +160,15 @@ def _check_catalogue(config: "Config") -> None:
     ):
         if needs_it and config.data.catalogue is None:
             raise ValueError(f"data.catalogue is missing; {reason}, which needs all items: set data.catalogue")
+
+
+def _check_distillation(config: "Config") -> None:
+    if config.loss.lambda_distillation > 0 and config.model.level_softmax != "catalogue":
+        raise ValueError(
+            f"loss.lambda_distillation is {config.loss.lambda_distillation} with model.level_softmax "
+            f"{config.model.level_softmax}; the levels can only learn a distribution over the catalogue if theirs are "
+            "over the catalogue: expected model.level_softmax catalogue, or lambda_distillation 0"
+        )
 
 
 def _check_item_scores(config: "Config") -> None:

@@ -44,6 +44,7 @@ class ModelConfig:
     expert_capacity_factor: float | None = key(1.25, ON_REQUEST)
     user_pooling: Literal["first", "last", "first_and_last", "mean"] = key("first", FIXED, defines_weights=True)
     user_activation: Literal["tanh", "none"] = key("tanh", FIXED, defines_weights=True)
+    decoder_start: Literal["bos", "user"] = key("bos", FIXED)
     tie_embeddings: bool = key(True, FIXED)
     level_softmax: Literal["codebook", "catalogue"] = key("codebook", FIXED)
     num_actions: int = key(0, FIXED)
@@ -95,6 +96,7 @@ class LossConfig:
     contrastive_similarity: Literal["cosine", "dot"] = key("cosine", ON_REQUEST)
     contrastive_negatives: Literal["in_batch", "catalogue"] = key("in_batch", ON_REQUEST)
     num_negatives: int = key(127, FIXED)
+    lambda_distillation: float = key(0.0, ON_REQUEST)
     lambda_preference: float = key(0.0, ON_REQUEST_UNLESS_ZERO)
     preference_objective: Literal["dpo", "group"] = key("dpo", FIXED)
     dpo_beta: float = key(0.1, ON_REQUEST)
@@ -120,6 +122,15 @@ class LossConfig:
         check_positive(self, "loss.", "contrastive_temperature", "num_negatives", "dpo_beta")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"loss.label_smoothing is {self.label_smoothing}; expected from 0 to below 1")
+        if self.lambda_distillation > 0 and not (
+            self.lambda_contrastive > 0 and self.contrastive_negatives == "catalogue"
+        ):
+            raise ValueError(
+                f"loss.lambda_distillation is {self.lambda_distillation} with loss.lambda_contrastive "
+                f"{self.lambda_contrastive:g} and loss.contrastive_negatives {self.contrastive_negatives}: no "
+                "distribution over the catalogue is trained that the levels could learn; expected lambda_contrastive "
+                "above 0 and contrastive_negatives catalogue, or lambda_distillation 0"
+            )
         if not 0 <= self.dpo_label_smoothing < 0.5:
             raise ValueError(f"loss.dpo_label_smoothing is {self.dpo_label_smoothing}; expected from 0 to below 0.5")
         if self.dpo_label_smoothing > 0 and self.dpo_loss_type != "sigmoid":

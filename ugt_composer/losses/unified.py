@@ -14,6 +14,7 @@ from ugt_composer.losses.catalogue_contrastive import CatalogueContrastiveLoss
 from ugt_composer.losses.contrastive import ContrastiveLoss
 from ugt_composer.losses.dpo import DPOLoss
 from ugt_composer.losses.group import GroupLoss
+from ugt_composer.losses.level_distillation import LevelDistillationLoss
 from ugt_composer.losses.moe_balance import MoEBalanceLoss
 from ugt_composer.losses.normalization import counted_labels
 from ugt_composer.losses.ntp import NextTokenPredictionLoss
@@ -21,7 +22,8 @@ from ugt_composer.losses.term import Mean, WeightedTerm
 
 
 class UnifiedLoss(nn.Module):
-    """L_ntp + lambda_contrastive * L_contrastive + lambda_preference * L_preference + lambda_moe_balance * L_moe.
+    """L_ntp + lambda_contrastive * L_contrastive + lambda_distillation * L_distillation + lambda_preference *
+    L_preference + lambda_moe_balance * L_moe.
 
     L_preference is L_dpo or, with `preference_objective` group, L_group.
 
@@ -45,11 +47,13 @@ class UnifiedLoss(nn.Module):
         self.ntp = NextTokenPredictionLoss(config.l1_weight, config.l2_weight, config.l3_weight, config.label_smoothing)
         self.contrastive = ContrastiveLoss(temperature, config.num_negatives, repr_dim, seed, similarity)
         self.catalogue_contrastive = CatalogueContrastiveLoss(temperature, similarity)
+        self.level_distillation = LevelDistillationLoss()
         self.dpo = DPOLoss(config.dpo_beta, config.dpo_label_smoothing, config.dpo_reference_free, config.dpo_loss_type)
         self.group = GroupLoss(config.group_rewards, config.group_kl, config.group_scale_rewards)
         self.group_size = config.group_size if config.uses_group else 0
         self.moe_balance = MoEBalanceLoss()
         self.has_catalogue_negatives = config.lambda_contrastive > 0 and config.contrastive_negatives == "catalogue"
+        self.has_level_targets = config.lambda_distillation > 0
         self.terms = (
             WeightedTerm(1.0, self.ntp),
             WeightedTerm(
@@ -57,6 +61,7 @@ class UnifiedLoss(nn.Module):
                 self.catalogue_contrastive if self.has_catalogue_negatives else self.contrastive,
                 "lambda_contrastive",
             ),
+            WeightedTerm(config.lambda_distillation, self.level_distillation, "lambda_distillation"),
             WeightedTerm(
                 config.lambda_preference,
                 self.group if config.preference_objective == "group" else self.dpo,
@@ -97,15 +102,15 @@ class UnifiedLoss(nn.Module):
         outputs: l1_logits, l2_logits, l3_logits (B, T, V_l), or logits of only the ids that the catalogue has below
             each prefix, and then label_slots (B, T, L), the labels' indices into them or -1; user_repr, item_repr
             (B, D) for the contrastive term, and catalogue_repr (n, D), item_rows (B,) if its negatives are the
-            catalogue; chosen_logps (B,), rejected_logps (B, N) and, unless reference-free, reference_chosen_logps and
-            reference_rejected_logps for L_dpo, all absent if the batch has no rejected item; what
-            `GroupLoss.of_batch` reads for L_group;
+            catalogue; l1_targets, l2_targets, l3_targets (B, C_l) for the distillation term; chosen_logps (B,),
+            rejected_logps (B, N) and, unless reference-free, reference_chosen_logps and reference_rejected_logps for
+            L_dpo, all absent if the batch has no rejected item; what `GroupLoss.of_batch` reads for L_group;
             router_counts, router_prob_sums (Y, E) for the balance of the experts
         batch: labels (B, T, L), row_mask (B,); row_ids (B,) for the contrastive term; rejected_mask (B, N),
             preference_score (B,) for the preference term; batch_totals (6,), optional, see `normalization`
-        returns: total_loss, ntp_loss, ntp_l1_loss, ntp_l2_loss, ntp_l3_loss, contrastive_loss, dpo_loss (or
-            group_loss) and moe_balance_loss, each () float32 and without its lambda (0 where that is 0); `metrics`, a
-            dict of ()
+        returns: total_loss, ntp_loss, ntp_l1_loss, ntp_l2_loss, ntp_l3_loss, contrastive_loss,
+            distillation_loss, dpo_loss (or group_loss) and moe_balance_loss, each () float32 and without its lambda (0
+            where that is 0); `metrics`, a dict of ()
         """
         labels = counted_labels(batch["labels"], batch["row_mask"])
         losses: dict[str, Tensor] = {}

@@ -63,6 +63,8 @@ class UGT(nn.Module):
         user_activation: activation of the user vector; none does not bound its length, as suits a dot product.
         level_softmax: each level's probabilities are over its codebook, or over the ids that the catalogue has below
             the ids of the levels above.
+        decoder_start: user adds a projection of the pooled encoder output (`user_pooling`) to BOS, from which the next
+            item is generated; with bos it comes from cross-attention alone.
         tie_embeddings: the level heads use the level embeddings as their weight.
         num_actions: number of actions, with ids from 1, that the encoder reads; 0: it reads none.
         time_buckets: buckets of the times since a token and since the one before it, which the encoder reads, and of
@@ -89,6 +91,7 @@ class UGT(nn.Module):
         expert_capacity_factor: float | None,
         user_pooling: Literal["first", "last", "first_and_last", "mean"],
         user_activation: Literal["tanh", "none"],
+        decoder_start: Literal["bos", "user"],
         tie_embeddings: bool,
         level_softmax: Literal["codebook", "catalogue"],
         num_actions: int,
@@ -117,6 +120,7 @@ class UGT(nn.Module):
             bias_buckets=time_buckets if relative_time_bias else 0,
         )
         self.decoder_input = InputEmbedding(d_model, max_seq_len, num_token_types, dropout)
+        self.start_proj = nn.Linear(d_model, d_model) if decoder_start == "user" else None
         self.decoder = Decoder(
             n_decoder_layers,
             d_model,
@@ -252,6 +256,7 @@ class UGT(nn.Module):
         scores_items = scores_items or batch["rejected_ids"].shape[1] > 0
         vectors = self._with_elapsed(self.item_embedding(batch["decoder_ids"]), batch)
         x = self.decoder_input(vectors, batch["decoder_positions"], batch["decoder_token_types"])
+        x = self._started(x, memory, batch["encoder_mask"])
         return self.decoder(x, batch["decoder_mask"], memory, batch["encoder_mask"], scores_items)
 
     def start(self, batch: Batch) -> Tensor:
@@ -264,8 +269,16 @@ class UGT(nn.Module):
         bos = self.item_embedding(torch.full((rows, 1, LEVELS), BOS, device=device))
         zeros = torch.zeros(rows, 1, dtype=torch.long, device=device)
         x = self.decoder_input(self._with_elapsed(bos, batch), zeros, zeros + ITEM)
+        x = self._started(x, memory, batch["encoder_mask"])
         hidden, _ = self.decoder(x, torch.ones_like(zeros, dtype=torch.bool), memory, batch["encoder_mask"])
         return hidden[:, 0]
+
+    def _started(self, x: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
+        """The decoder's input (B, T, D), to whose first token the user is added if `decoder_start` is user."""
+        if self.start_proj is None:
+            return x
+        first = x[:, :1] + self.start_proj(self._pooled(memory, memory_mask)).unsqueeze(1)
+        return torch.cat((first, x[:, 1:]), dim=1)
 
     def _logits(self, hidden: Tensor, labels: Tensor, trie: ItemTrie | None) -> dict[str, Tensor]:
         names = [f"l{level + 1}_logits" for level in range(LEVELS)]
@@ -295,15 +308,16 @@ class UGT(nn.Module):
 
     def user_vector(self, memory: Tensor, mask: Tensor) -> Tensor:
         """The user vector, pooled from the encoded history: (B, D) float32; in (−1, 1) with tanh."""
+        vector = self.user_proj(self._pooled(memory, mask))
+        return torch.tanh(vector) if self.user_activation == "tanh" else vector
+
+    def _pooled(self, memory: Tensor, mask: Tensor) -> Tensor:
+        """The encoder's output of the tokens that `user_pooling` names: (B, S, D) → (B, D)."""
         if self.user_pooling == "first":
-            pooled = memory[:, 0]
-        elif self.user_pooling in ("last", "first_and_last"):
+            return memory[:, 0]
+        if self.user_pooling in ("last", "first_and_last"):
             place = (mask.sum(1) - 1).clamp(min=0)[:, None, None].expand(-1, 1, memory.shape[-1])
             pooled = memory.gather(1, place).squeeze(1)
-            if self.user_pooling == "first_and_last":
-                pooled = pooled + memory[:, 0]
-        else:
-            total = (memory * mask.unsqueeze(-1)).sum(1, dtype=torch.float32)
-            pooled = total / mask.sum(1, keepdim=True).clamp(min=1)
-        vector = self.user_proj(pooled)
-        return torch.tanh(vector) if self.user_activation == "tanh" else vector
+            return pooled + memory[:, 0] if self.user_pooling == "first_and_last" else pooled
+        total = (memory * mask.unsqueeze(-1)).sum(1, dtype=torch.float32)
+        return total / mask.sum(1, keepdim=True).clamp(min=1)

@@ -17,6 +17,7 @@ from ugt_composer import kernels
 from ugt_composer.config.schema import LossConfig, ModelConfig
 from ugt_composer.generation.beam_search import ITEM_BYTES, MEMORY_BOUND
 from ugt_composer.losses.catalogue_contrastive import LOGITS_BYTES
+from ugt_composer.losses.level_distillation import PROBABILITIES_BYTES
 from ugt_composer.model.moe import FEW_TOKENS
 from ugt_composer.model.pointwise_product import PIECE_BYTES
 from ugt_composer.parallelism.memory import FLOAT, HALF
@@ -183,7 +184,11 @@ class Activations:
         if self.loss.contrastive_negatives == "catalogue":
             # Sums of embeddings, their projection, its cosines, these minus their mean, and the gradients of each.
             vectors = 6 * FLOAT * self.items * width
-            return vectors + 4 * min(LOGITS_BYTES, FLOAT * shape.rows * self.items)
+            logits = 4 * min(LOGITS_BYTES, FLOAT * shape.rows * self.items)
+            if self.loss.lambda_distillation > 0:  # item vectors minus their mean; log-probabilities, and probabilities
+                vectors += FLOAT * self.items * width  # of items, nodes and children
+                logits = max(logits, 4 * min(PROBABILITIES_BYTES, FLOAT * shape.rows * self.items))
+            return vectors + logits
         return 6 * FLOAT * self.world_size * shape.rows * 2 * width
 
     @staticmethod

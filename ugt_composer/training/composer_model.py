@@ -13,6 +13,7 @@ from ugt_composer.data.batch import Batch
 from ugt_composer.data.recent_history import with_recent_history
 from ugt_composer.generation.beam_search import Recommendations, beam_search
 from ugt_composer.generation.item_scores import ItemScores
+from ugt_composer.losses.level_distillation import level_targets
 from ugt_composer.losses.normalization import ROWS, batch_counts
 from ugt_composer.losses.unified import UnifiedLoss
 from ugt_composer.metrics.batch import EvaluationBatch, compare_pairs, rank_batch
@@ -104,6 +105,9 @@ class ComposerUGT(ComposerModel):
         if self.unified_loss.has_catalogue_negatives:
             assert self.trie is not None
             outputs["item_rows"] = self.trie.find(batch["labels"][:, 0])
+        if self.unified_loss.has_level_targets:
+            assert self.trie is not None
+            outputs |= level_targets(self._item_scores(outputs, 1.0), batch["labels"][:, 0], self.trie)
         if size:
             self._judge_group(batch, outputs)
         elif "rejected_logps" in outputs and (self.reference is not None or "reference_logps" in batch):
@@ -140,12 +144,14 @@ class ComposerUGT(ComposerModel):
     def _recommend(self, seen: Tensor | None, outputs: dict[str, Tensor]) -> Recommendations:
         scores = None
         if self.item_score_weight > 0:
-            loss, weight = self.unified_loss.contrastive, self.item_score_weight
-            vectors = outputs["user_repr"], outputs["catalogue_repr"]
-            scores = ItemScores(*vectors, loss.temperature, weight, loss.similarity)
+            scores = self._item_scores(outputs, self.item_score_weight)
         k, width = max(self.k_values), self.beam_width
         heads, over_catalogue = self.model.level_logits, self.model.is_over_catalogue
         return beam_search(heads, outputs["bos_hidden"], self.trie, k, width, seen, scores, over_catalogue)
+
+    def _item_scores(self, outputs: dict[str, Tensor], weight: float) -> ItemScores:
+        loss = self.unified_loss.contrastive
+        return ItemScores(outputs["user_repr"], outputs["catalogue_repr"], loss.temperature, weight, loss.similarity)
 
     def loss(self, outputs: dict[str, Tensor], batch: Batch, *args, **kwargs) -> dict[str, Tensor]:  # type: ignore[override]
         """The stage's loss as `total`, and its parts for the log."""
