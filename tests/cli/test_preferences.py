@@ -235,6 +235,20 @@ def test_rows_whose_target_the_catalogue_lacks_are_counted(stages, tmp_path, cap
     assert [row.user_id for row in rows_of(tmp_path / "own")] == [f"u{n}" for n in range(24) if n != 3]
 
 
+def test_retired_items_are_not_rejected(shop, make, ranked_items, tmp_path):
+    def ids_of(line):
+        return tuple(line[f"l{level}_id"] for level in (1, 2, 3))
+
+    lines = [json.loads(line) for line in (shop / "catalogue.jsonl").read_text().splitlines()]
+    retired = {ids_of(line) for line in lines[::2]}
+    text = [json.dumps(line | {"retired": ids_of(line) in retired}) for line in lines]
+    (tmp_path / "catalogue.jsonl").write_text("\n".join(text))
+    made = rows_of(make("--rejected", "6", "--catalogue", str(tmp_path / "catalogue.jsonl")))
+    for number, own in enumerate(made):
+        left = [item for item in ranked_items(number) if item not in retired]
+        assert list(map(tuple, own.rejected.tolist())) == left[:6]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

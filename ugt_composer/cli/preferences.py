@@ -18,9 +18,10 @@ EPILOG = """examples:
   ugt preferences --checkpoint checkpoints/stage2/best --data mds/train --out mds/own --reward margins.csv
 
 --data are recommend rows. Chosen is the item that the user took, the row's first target; rejected are the --rejected
-highest-ranked other items, best first, without those of the history, the row's other targets, and all that share a
-semantic ID with one of these. The lists are exact: a search is repeated with a wider beam where a better item may have
-been dropped; rows for which no beam that fits into memory proves it are counted.
+highest-ranked other items, best first, without those of the history, the row's other targets, all that share a semantic
+ID with one of these, and items that the catalogue marks as retired. The lists are exact: a search is repeated with a
+wider beam where a better item may have been dropped; rows for which no beam that fits into memory proves it are
+counted.
 
 --reward picks from the target and the model's --candidates highest-ranked others instead: chosen is the item with the
 highest reward, rejected are those with the lowest rewards, lowest first. It is a file with a value for each item of
@@ -73,7 +74,7 @@ def main(arguments: argparse.Namespace) -> int:
     from ugt_composer.catalogue.trie import ItemTrie
     from ugt_composer.checkpoint.portable import weights_hash
     from ugt_composer.checkpoint.remote import model_folder
-    from ugt_composer.cli.loading import MOST_SEARCH_BYTES, load_trained, with_item_scores
+    from ugt_composer.cli.loading import MOST_SEARCH_BYTES, check_actions_of, load_trained, with_item_scores
     from ugt_composer.errors import UserError
     from ugt_composer.inference.exact_lists import beam_widths
     from ugt_composer.inference.history_length import history_length
@@ -90,9 +91,10 @@ def main(arguments: argparse.Namespace) -> int:
         )
     config = with_item_scores(config, catalogue, arguments.item_score_weight)
     manifests = _recommend_rows(arguments.data, config)
+    check_actions_of(arguments.checkpoint, config, facts, manifests)
     for warning in check_shards({"--data": manifests}, catalogue, config.data.max_fraction_outside_catalogue):
         print(f"warning: {warning}", file=sys.stderr)
-    trie = ItemTrie.from_triples(catalogue.triples)
+    trie = ItemTrie.from_catalogue(catalogue)
     selection = _selection(arguments, catalogue)
     loss, weight = config.loss, config.evaluation.item_score_weight
     recommender = Recommender(
