@@ -196,6 +196,12 @@ class Catalogue:
         )
 
     @cached_property
+    def shared_ids(self) -> frozenset[SemanticId]:
+        """The semantic IDs that several items share."""
+        same = (self._sorted[1:] == self._sorted[:-1]).all(axis=1)
+        return frozenset((l1, l2, l3) for l1, l2, l3 in self._sorted[1:][same].tolist())
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the lines `[item_id,l1,l2,l3]` as JSON, sorted by item id. It depends neither on names nor on what
         is retired, so models and shards of the catalogue stay valid when items are."""

@@ -6,6 +6,7 @@ from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.catalogue.item_matrix import read_catalogue_vectors
 from ugt_composer.catalogue.item_rewards import read_item_rewards
 from ugt_composer.config.schema import Config
+from ugt_composer.errors import UserError
 
 
 def load_catalogue(config: Config) -> Catalogue | None:
@@ -14,7 +15,17 @@ def load_catalogue(config: Config) -> Catalogue | None:
         return None
     catalogue = Catalogue.load(config.data.catalogue)
     catalogue.check(config.model.codebook_sizes)
+    check_any_open(catalogue)
     return catalogue
+
+
+def check_any_open(catalogue: Catalogue) -> None:
+    """Raises UserError if all items are withheld, so that an evaluation would have nothing to rank."""
+    if catalogue.withheld.all():
+        raise UserError(
+            f"{catalogue.source}: all {len(catalogue):,} items are withheld, so nothing can be recommended; "
+            "expected at least one that is not"
+        )
 
 
 def load_item_vectors(config: Config, catalogue: Catalogue | None) -> np.ndarray | None:
@@ -34,7 +45,10 @@ def load_item_rewards(config: Config, catalogue: Catalogue | None) -> np.ndarray
 
 
 def about_catalogue(config: Config, catalogue: Catalogue | None) -> str | None:
-    """A note for the user: no catalogue, or items that share semantic IDs; None otherwise."""
+    """A note for the user: no catalogue, items that share semantic IDs, retired items; None otherwise."""
     if catalogue is None:
         return "data.catalogue is not given: recommendations are not limited to items that exist"
-    return f"{config.data.catalogue}: {catalogue.collisions}" if catalogue.collisions.count else None
+    notes = [str(catalogue.collisions)] if catalogue.collisions.count else []
+    if retired := catalogue.retired:
+        notes.append(f"{retired:,} of {len(catalogue):,} items are retired, so they are not recommended")
+    return f"{config.data.catalogue}: {'; '.join(notes)}" if notes else None

@@ -9,18 +9,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ugt_composer.cli.options import add_catalogue, add_item_score_weight, add_max_history, add_model
+from ugt_composer.cli.options import add_catalogue, add_item_lists, add_item_score_weight, add_max_history, add_model
 
 if TYPE_CHECKING:
     from ugt_composer.catalogue.catalogue import Catalogue
+    from ugt_composer.inference.evaluation import Evaluation
 
 EPILOG = """examples:
   ugt evaluate --checkpoint checkpoints/stage3/best --data mds/test
   ugt evaluate --checkpoint checkpoints/stage3/best --data mds/test --data mds/test_preference --json test.json
   ugt evaluate --checkpoint checkpoints/stage1/best --data mds/test -k 10 100 --include-seen --plot test.png
+  ugt evaluate --checkpoint checkpoints/stage3/best --data mds/test --only in-stock.txt
 
 The metrics equal those of the evaluation during training on the same rows. A second table shows them by the
-number of items in the history. Rows with a rejected item give the preference metrics and are not ranked.
+number of items in the history. Rows with a rejected item give the preference metrics and are not ranked. Items that
+--only, --exclude or "retired": true in the catalogue withhold are in no list; a target among them is not found, and the
+rows with such a target are counted.
 Exit status: 0 done, 2 bad input."""
 
 
@@ -55,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="prefixes kept at each level (default: that of the model's config, at least k)",
     )
+    add_item_lists(parser)
     add_item_score_weight(parser)
     add_max_history(parser)
     parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="rows per batch (default 256)")
@@ -67,7 +72,9 @@ def main(arguments: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
+    from ugt_composer.catalogue.load import check_any_open
     from ugt_composer.catalogue.trie import ItemTrie
+    from ugt_composer.cli.item_lists import withhold
     from ugt_composer.cli.loading import (
         check_actions_of,
         check_data_of,
@@ -97,6 +104,9 @@ def main(arguments: argparse.Namespace) -> int:
         )
     if arguments.reference is not None:
         config = replace(config, loss=replace(config.loss, reference_from=arguments.reference))
+    catalogue, files = withhold(catalogue, arguments)
+    if catalogue is not None:
+        check_any_open(catalogue)
     trie = None if catalogue is None else ItemTrie.from_catalogue(catalogue)
     check_search(trie, config.model.codebook_sizes, max(config.evaluation.k_values), config.evaluation.beam_width)
     max_history = history_length(config, facts, arguments.max_history)
@@ -112,7 +122,9 @@ def main(arguments: argparse.Namespace) -> int:
         "data": [
             {"folder": m.folder, "kind": m.kind, "rows": m.rows, "index_hash": m.index_hash} for m in evaluation.data
         ],
-        "catalogue": catalogue and {"path": catalogue.source, "items": len(catalogue)},
+        "catalogue": catalogue
+        and {"path": catalogue.source, "items": len(catalogue), "withheld_items": int(catalogue.withheld.sum())},
+        **{file.option.removeprefix("--"): file.facts for file in files},
         "k_values": list(config.evaluation.k_values),
         "beam_width": config.evaluation.beam_width,
         "exclude_seen": config.evaluation.exclude_seen,
@@ -121,12 +133,15 @@ def main(arguments: argparse.Namespace) -> int:
         "rows": rows,
         "ranked_rows": evaluation.ranked_rows,
         "unreachable_rows": evaluation.unreachable_rows,
+        "withheld_target_rows": _rows_with_withheld_targets(evaluation),
+        "with_open_targets": evaluation.with_open_targets,
         "longer_histories": 0 if max_history is None else rows_longer_than(max_history, evaluation.data),
         "incomplete_histories": sum(m.incomplete_histories for m in evaluation.data if m.kind == RECOMMEND),
         "metrics": evaluation.metrics,
         "by_history_length": evaluation.by_length,
     }
-    report["warnings"] = [*evaluation.warnings, *_warnings(report, catalogue)]
+    problems = [file.problem for file in files if file.problem]
+    report["warnings"] = [*problems, *evaluation.warnings, *_warnings(report, catalogue)]
     if arguments.reference is not None and not config.loss.needs_reference:
         key = "dpo_reference_free is true" if config.loss.lambda_preference else "lambda_preference is 0"
         report["warnings"].append(
@@ -143,6 +158,11 @@ def main(arguments: argparse.Namespace) -> int:
     for warning in report["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     return 0
+
+
+def _rows_with_withheld_targets(evaluation: "Evaluation") -> int:
+    others = evaluation.with_open_targets
+    return 0 if others is None else evaluation.ranked_rows - others["rows"]
 
 
 def _warnings(report: dict[str, Any], catalogue: "Catalogue | None") -> Iterator[str]:
@@ -162,6 +182,14 @@ def _warnings(report: dict[str, Any], catalogue: "Catalogue | None") -> Iterator
             f"{longer:,} {rows} have histories of more than {items:,} items; the model reads the most recent {items:,} "
             "of each (default: as many as the longest history that it was trained on; --max-history sets another "
             "number)"
+        )
+    if withheld := report["withheld_target_rows"]:
+        others = {name: value for name, value in report["with_open_targets"].items() if name != "rows"}
+        means = ", ".join(f"{name} {value:.4f}" for name, value in others.items())
+        yield (
+            f"{withheld:,} of {report['ranked_rows']:,} ranked rows have a target that is withheld (retired, not in "
+            "--only, or in --exclude), which is never found"
+            + (f"; over the {report['with_open_targets']['rows']:,} others: {means}" if means else "")
         )
     if not report["exclude_seen"]:
         return

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.cli.history_inputs import ACTIONS, ITEMS, NOW, TIMES, take_inputs, take_now
+from ugt_composer.cli.item_lists import UserLists, checked_ids, user_lists
 from ugt_composer.conversion.canonical import canonical_row
 from ugt_composer.conversion.counts import Counts
 from ugt_composer.conversion.rows import CheckedRow, check_row
@@ -40,6 +41,7 @@ class History(NamedTuple):
         earlier: ids of the older tokens, which are left out of the row because the model reads only the most recent.
         earlier_items: how many of these tokens are items.
         missing_items: how many earlier items the file's row lacks.
+        own: the user's own lists `only` and `exclude`.
     """
 
     row: Row
@@ -47,6 +49,7 @@ class History(NamedTuple):
     earlier: Sequence[SemanticId]
     earlier_items: int
     missing_items: int
+    own: UserLists
 
     @property
     def lists(self) -> list[str]:
@@ -68,7 +71,8 @@ def read_histories(
 
     An object has `items`, item ids of the catalogue, oldest first, or the six `encoder_*` lists of a recommend row;
     `user_id` is optional. `actions` and `times` of the items and `now`, the moment of prediction, may stand beside
-    `items`; beside lists the first two are `encoder_actions` and `encoder_times`.
+    `items`; beside lists the first two are `encoder_actions` and `encoder_times`. The lists `only` and `exclude` of item
+    ids are optional too.
 
     Args:
         actions: the names of the actions 1, 2, …, which may stand for their numbers.
@@ -83,6 +87,7 @@ def read_histories(
             user = parse_object(line)
             unknown: list[str] = []
             _check_keys(user, place)
+            own = user_lists(user, place, catalogue)
             has_now = NOW in user
             user |= take_now(user)
             if ITEMS in user:
@@ -94,7 +99,7 @@ def read_histories(
         except BadRow as error:
             message = str(error).replace(f"{DECODER_TIMES}[0]", NOW) if has_now else str(error)
             raise UserError(f"{place}: {message}") from None
-        yield History(canonical, unknown, *_earlier(checked, canonical), checked.earlier_items)
+        yield History(canonical, unknown, *_earlier(checked, canonical), checked.earlier_items, own)
 
 
 def history_settings(codebook_sizes: tuple[int, ...], max_seq_len: int, max_history: int | None) -> Settings:
@@ -141,8 +146,7 @@ def _look_up(items: Any, place: str, catalogue: Catalogue | None) -> tuple[list[
         raise UserError(
             f"{place}: `items` can be looked up only in a catalogue; expected --catalogue, or encoder_* lists instead"
         )
-    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        raise UserError(f"{place}: items: found {json.dumps(items)[:60]}, expected a list of item ids in quotes")
+    items = checked_ids(items, f"{place}: {ITEMS}")
     is_known = [item in catalogue for item in items]
     known = [catalogue.triple_of(item) for item in items if item in catalogue]
     return known, [item for item in items if item not in catalogue], is_known

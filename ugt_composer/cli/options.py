@@ -25,6 +25,22 @@ def add_output_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace DIR once the new one is complete")
 
 
+def add_item_lists(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--only",
+        metavar="FILE",
+        help="recommend only these items: one item id per line, or a JSON list of them",
+    )
+    parser.add_argument("--exclude", metavar="FILE", help="recommend none of these items: a file like that of --only")
+    parser.add_argument(
+        "--max-unmatched",
+        type=float,
+        default=0.5,
+        metavar="FRACTION",
+        help="of the item ids of such a file that the catalogue may lack (default %(default)s); they are named",
+    )
+
+
 def add_item_score_weight(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--item-score-weight",

@@ -9,17 +9,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ugt_composer.cli.options import add_catalogue, add_item_score_weight, add_max_history, add_model
+from ugt_composer.cli.options import add_catalogue, add_item_lists, add_item_score_weight, add_max_history, add_model
 
 if TYPE_CHECKING:
     from ugt_composer.catalogue.catalogue import Catalogue
     from ugt_composer.catalogue.trie import ItemTrie
     from ugt_composer.cli.histories import History
+    from ugt_composer.cli.item_lists import UserLists
 
 MOST_PLACES = 1 << 24  # places in the lists of a batch, to bound the memory
 EPILOG = """examples:
   ugt recommend --checkpoint checkpoints/stage3/best --history user.json -k 10
   ugt recommend --checkpoint checkpoints/stage3/best --history users.jsonl --json > recommendations.jsonl
+  ugt recommend --checkpoint checkpoints/stage3/best --history users.jsonl --exclude out-of-stock.txt
 
 user.json holds one JSON object, users.jsonl one per line, with either the history's item ids of the catalogue, oldest
 first, or the encoder_* lists of a recommend row:
@@ -28,6 +30,9 @@ A model that reads actions and times takes them beside the items: "actions", the
 and "now", the moment of prediction:
   {"items": ["B004756YJA", "B0020YLEYK"], "actions": ["view", "buy"], "times": [1399939200, 1400025600],
    "now": 1400112000}
+An object may also have `only`, the item ids that may be recommended to this user, and `exclude`, those that may not.
+Items that --only, --exclude, these lists or "retired": true in the catalogue withhold change no score: a list is that
+of all items without them.
 Items that are not in the catalogue are reported and left out. If the history is longer than those that the model was
 trained on, only the most recent items are read, but no item of it is recommended again. Exit status: 0 done, 2 bad
 input."""
@@ -42,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--beam-width", type=int, default=50, help="prefixes kept at each level (default 50, at least k)"
     )
+    add_item_lists(parser)
     add_item_score_weight(parser)
     add_max_history(parser)
     parser.add_argument("--batch-size", type=int, default=256, help="users per batch (default 256)")
@@ -53,6 +59,7 @@ def main(arguments: argparse.Namespace) -> int:
     from ugt_composer.catalogue.trie import ItemTrie
     from ugt_composer.cli.histories import history_settings, read_histories
     from ugt_composer.cli.history_inputs import KEYS
+    from ugt_composer.cli.item_lists import withhold
     from ugt_composer.cli.loading import check_positive, check_search, load_trained, with_item_scores
     from ugt_composer.data.model_inputs import actions_of_model, missing_lists
     from ugt_composer.inference.history_length import history_length
@@ -62,6 +69,10 @@ def main(arguments: argparse.Namespace) -> int:
     check_positive(arguments, "k", "beam_width", "batch_size", "max_history")
     model, config, facts, catalogue = load_trained(arguments.checkpoint, arguments.catalogue)
     config = with_item_scores(config, catalogue, arguments.item_score_weight)
+    catalogue, files = withhold(catalogue, arguments)
+    for file in files:
+        if file.problem:
+            print(file.problem, file=sys.stderr)
     trie = None if catalogue is None else ItemTrie.from_catalogue(catalogue)
     k, width = _list_size(arguments.k, arguments.beam_width, trie)
     check_search(trie, config.model.codebook_sizes, k, width)
@@ -79,14 +90,16 @@ def main(arguments: argparse.Namespace) -> int:
     for users in batched(histories, batch_size):
         has_lists.update(name for user in users for name in user.lists)
         rows, earlier = [user.row for user in users], [user.earlier for user in users]
-        best = recommender.recommend(rows, k, width, not arguments.include_seen, earlier)
+        own = {} if catalogue is None else _own_lists(users, catalogue)
+        best = recommender.recommend(rows, k, width, not arguments.include_seen, earlier, **own)
         lists = zip(users, *(values.tolist() for values in (best.ids, best.log_probs, best.scores)), strict=True)
         for user, ids, log_probs, scores in lists:
             for remark in _remarks(user, arguments.include_seen, catalogue):
                 print(f"{user.row.user_id}: {remark}", file=sys.stderr)
-            entries = list(_entries(ids, log_probs, scores, arguments.k, catalogue))
-            if catalogue is not None and len(entries) < min(arguments.k, len(catalogue)):
-                print(f"{user.row.user_id}: {_missing(len(entries), arguments.include_seen)}", file=sys.stderr)
+            entries = list(_entries(ids, log_probs, scores, arguments.k, catalogue, user.own))
+            if trie is not None and len(entries) < min(arguments.k, trie.recommendable):
+                why = _missing(len(entries), arguments.include_seen, user.own)
+                print(f"{user.row.user_id}: {why}", file=sys.stderr)
             show(user.row.user_id, entries)
     for warning in missing_lists(config.model, arguments.history, has_lists, KEYS):
         print(f"warning: {warning}", file=sys.stderr)
@@ -97,24 +110,42 @@ def _list_size(k: int, beam_width: int, trie: "ItemTrie | None") -> tuple[int, i
     """k and beam width, at most the number of semantic IDs in the catalogue, with a remark if it has fewer items."""
     if trie is None:
         return k, max(k, beam_width)
-    if k > trie.catalogue_size:
+    if not trie.recommendable:
+        print(f"nothing can be recommended: all {trie.catalogue_size:,} items are withheld", file=sys.stderr)
+    elif k > trie.recommendable and trie.open is not None:
+        few = f"only {trie.recommendable:,} of the {trie.catalogue_size:,} items may be recommended"
+        print(f"-k is {k:,}, but {few}; the others are retired or withheld by --only or --exclude", file=sys.stderr)
+    elif k > trie.catalogue_size:
         print(f"-k is {k:,}, but the catalogue has only {trie.catalogue_size:,} items", file=sys.stderr)
     return min(k, len(trie)), min(max(k, beam_width), len(trie))
 
 
-def _missing(number: int, include_seen: bool) -> str:
+def _own_lists(users: "list[History]", catalogue: "Catalogue") -> dict[str, Any]:
+    """The arguments of `Recommender.recommend` for the users' own lists; none if no user has one."""
+    if not any(user.own.given for user in users):
+        return {}
+    lists = [user.own for user in users]
+    return {
+        "only": [own.only_ids(catalogue) for own in lists],
+        "exclude": [own.excluded_ids(catalogue) for own in lists],
+    }
+
+
+def _missing(number: int, include_seen: bool, lists: "UserLists") -> str:
     """Why a list has only this number of items, although the catalogue has as many as were asked for."""
-    seen = "are in the history (--include-seen recommends them again) or "
-    reason = f"{'' if include_seen else seen}begin with none of the prefixes that are kept (--beam-width)"
+    seen = "" if include_seen else "are in the history (--include-seen recommends them again) or "
+    own = "are withheld by `only` or `exclude` or " if lists.given else ""
+    reason = f"{seen}{own}begin with none of the prefixes that are kept (--beam-width)"
     return f"{number:,} {'item' if number == 1 else 'items'} can be recommended; the others {reason}"
 
 
 def _remarks(user: "History", include_seen: bool, catalogue: "Catalogue | None") -> Iterator[str]:
-    if unknown := user.unknown:
-        item_ids = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-        alike = None if catalogue is None else catalogue.alike(unknown[0])
-        hint = "" if alike is None else f"; {unknown[0]} is perhaps {alike}, so write item ids as in the catalogue"
-        yield f"not in the catalogue, left out: {item_ids}{hint}"
+    from ugt_composer.cli.item_lists import unknown_items
+
+    if user.unknown:
+        yield unknown_items(user.unknown, catalogue)
+    for name, unknown in user.own.unknown.items():
+        yield f"`{name}`: {unknown_items(unknown, catalogue)}"
     if not user.items:
         yield "no item of the history is known, so the recommendations are the same as for any such user"
     if (missing := user.missing_items) and not include_seen:
@@ -128,15 +159,17 @@ def _remarks(user: "History", include_seen: bool, catalogue: "Catalogue | None")
 
 
 def _entries(
-    ids: list[list[int]], log_probs: list[float], scores: list[float], k: int, catalogue: Any
+    ids: list[list[int]], log_probs: list[float], scores: list[float], k: int, catalogue: Any, lists: "UserLists"
 ) -> Iterator[dict[str, Any]]:
-    """The first k items of a list. Items that share a semantic ID are all listed, with the same score."""
+    """The first k items of a list. Items that share a semantic ID are all listed, with the same score, except those
+    that are withheld."""
     rank = 0
     for triple, log_prob, score in zip(ids, log_probs, scores, strict=True):
         if score == float("-inf"):
             return
-        items = () if catalogue is None else catalogue.items_of(triple)
-        names = [{"item_id": item.item_id, "name": item.name} for item in items] or [{}]
+        items = [] if catalogue is None else catalogue.items_of(triple)
+        shown = [item for item in items if lists.allow(item.item_id) and not catalogue.is_withheld(item.item_id)]
+        names = [{"item_id": item.item_id, "name": item.name} for item in shown] if items else [{}]
         for name in names:
             rank += 1
             if rank > k:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ugt_composer.catalogue.catalogue import Catalogue
+from ugt_composer.catalogue.open_nodes import OpenNodes
 from ugt_composer.catalogue.shard_items import check_shards
+from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.config.schema import Config, EvalDataConfig, StreamConfig
 from ugt_composer.data.batch import Batch
 from ugt_composer.data.manifest import Manifest
@@ -40,6 +42,8 @@ class Evaluation:
         by_length: one row per bucket of history lengths, see `metrics.by_length`.
         ranked_rows: number of rows that the ranking metrics are means over.
         unreachable_rows: ranked rows with a target among the items of their history, which were excluded.
+        with_open_targets: of the ranked rows without a target that is withheld, their number as `rows`, and the means
+            of the metrics of `by_length`; None if the catalogue withholds nothing.
         data: the folders' manifests.
         max_history: items of a history that were read, the most recent ones; None: all.
         warnings: sentences about items that the catalogue lacks, and lists that the model reads and no row has.
@@ -49,6 +53,7 @@ class Evaluation:
     by_length: list[dict[str, Any]]
     ranked_rows: int
     unreachable_rows: int
+    with_open_targets: dict[str, Any] | None
     data: list[Manifest]
     max_history: int | None
     warnings: list[str]
@@ -116,7 +121,9 @@ def evaluate(
     if composer_model.reference is not None:
         composer_model.set_reference(composer_model.reference.to(device))
     metrics = {name: metric.to(device) for name, metric in composer_model.get_metrics(is_train=False).items()}
-    by_length = ByLength(min(LENGTH_K, max(config.evaluation.k_values))).to(device)
+    cut = min(LENGTH_K, max(config.evaluation.k_values))
+    by_length, of_open_targets = ByLength(cut).to(device), ByLength(cut).to(device)
+    trie = composer_model.trie
     unreachable = torch.zeros((), dtype=torch.int64, device=device)
     precision = resolve_precision(config.precision) if device.type == "cuda" else "fp32"
     with torch.no_grad(), precision_context(precision):
@@ -124,6 +131,10 @@ def evaluate(
             batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
             outputs = composer_model.eval_forward(batch)  # type: ignore[arg-type]
             _update(composer_model, batch, outputs, metrics, by_length)  # type: ignore[arg-type]
+            if trie is not None and trie.open is not None:
+                ranked = outputs["evaluation"].ranked
+                others = ranked.counted & ~_has_withheld_target(batch, trie, trie.open)  # type: ignore[arg-type]
+                of_open_targets.update(ranked._replace(counted=others), torch.zeros_like(batch["row_ids"]))
             if config.evaluation.exclude_seen:
                 unreachable += (outputs["evaluation"].ranked.counted & _has_seen_target(batch)).sum()  # type: ignore[arg-type]
             progress(len(batch["row_ids"]))
@@ -134,6 +145,7 @@ def evaluate(
         by_length=rows_by_length,
         ranked_rows=sum(row["users"] for row in rows_by_length),
         unreachable_rows=int(unreachable),
+        with_open_targets=None if trie is None or trie.open is None else _as_one_row(of_open_targets.compute()),
         data=data,
         max_history=max_history,
         warnings=warnings,
@@ -172,6 +184,28 @@ def _update(
         model.update_metric(batch, outputs, metric)
     is_item = batch["encoder_mask"] & (batch["encoder_token_types"] == ITEM)
     by_length.update(outputs["evaluation"].ranked, is_item.sum(1))
+
+
+def _as_one_row(buckets: list[dict[str, Any]]) -> dict[str, Any]:
+    """Number of rows and means of at most one bucket of `ByLength`."""
+    if not buckets:
+        return {"rows": 0}
+    means = {name: value for name, value in buckets[0].items() if "@" in name}
+    return {"rows": buckets[0]["users"], **means}
+
+
+def _has_withheld_target(batch: Batch, trie: ItemTrie, open_nodes: OpenNodes) -> Tensor:
+    """Whether a target is an item of the catalogue that is not recommended: bool (B,). Of a target that may be any of
+    the items that share its semantic ID, all have to be withheld."""
+    index = trie.find(batch["labels"])  # (B, T)
+    exists, index = index >= 0, index.clamp(min=0)
+    withheld = open_nodes.members[index] == 0
+    if "label_members" in batch:
+        member = batch["label_members"]
+        number = (trie.members.cumsum(0) - trie.members)[index] + member.clamp(min=0)
+        is_member = (member >= 0) & (member < trie.members[index])
+        withheld = torch.where(is_member, ~open_nodes.items[number.clamp(max=len(open_nodes.items) - 1)], withheld)
+    return (exists & withheld).any(1)
 
 
 def _has_seen_target(batch: Batch) -> Tensor:

@@ -4,8 +4,10 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ugt_composer.catalogue.open_nodes import OnlyItems
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.data.codec import Row, encode_row, width_for
 from ugt_composer.data.collate import PackedRow, collate
@@ -59,15 +61,27 @@ class Recommender:
         beam_width: int,
         exclude_seen: bool,
         earlier: Sequence[Sequence[SemanticId]] | None = None,
+        exclude: Sequence[Sequence[SemanticId]] | None = None,
+        only: Sequence[Sequence[SemanticId] | None] | None = None,
     ) -> Recommendations:
-        """The k best items of each row, (B, k, 3); with `exclude_seen` no item of the row's history or of the user's
-        `earlier` items, which the row does not hold."""
+        """The k best items of each row, (B, k, 3).
+
+        Args:
+            exclude_seen: recommend no item of the row's history or of the user's `earlier` items, which the row does
+                not hold.
+            exclude: semantic IDs that are not recommended to each user.
+            only: the only ones that may be recommended to each user, None where there is no such list; needs a trie.
+        """
         batch = collate([PackedRow(i, encode_row(row, self.width)) for i, row in enumerate(rows)])
         batch = {key: value.to(self.device) for key, value in batch.items()}  # type: ignore[attr-defined, assignment]
-        seen = batch["encoder_ids"] if exclude_seen else None
-        if seen is not None and earlier is not None:
-            lists = [torch.tensor(items, dtype=seen.dtype).view(-1, LEVELS) for items in earlier]
-            seen = torch.cat([seen, pad_sequence(lists, batch_first=True).to(self.device)], dim=1)
+        excluded = [self._padded(ids) for ids in (earlier if exclude_seen else None, exclude) if ids is not None]
+        if exclude_seen:
+            excluded.insert(0, batch["encoder_ids"])
+        closed = torch.cat(excluded, dim=1) if excluded else None
+        opened = None
+        if only is not None and any(ids is not None for ids in only):
+            applies = torch.tensor([ids is not None for ids in only], device=self.device)
+            opened = OnlyItems(self._padded([ids or () for ids in only]), applies)
         if self.max_history is not None:
             batch = with_recent_history(batch, self.max_history + 1)  # and the user's token
         memory = self.model.encode(batch)
@@ -78,7 +92,12 @@ class Recommender:
             scores = ItemScores(users, self.item_vectors, self.temperature, weight, self.similarity)
         hidden = self.model.start_over(memory, batch)
         heads, width, over_catalogue = self.model.level_logits, max(k, beam_width), self.model.is_over_catalogue
-        return beam_search(heads, hidden, self.trie, k, width, seen, scores, over_catalogue)
+        return beam_search(heads, hidden, self.trie, k, width, closed, scores, over_catalogue, only=opened)
+
+    def _padded(self, lists: Sequence[Sequence[SemanticId]]) -> Tensor:
+        """int64 (B, X, 3): each list of semantic IDs, padded with zeros."""
+        tensors = [torch.tensor(ids, dtype=torch.int64).view(-1, LEVELS) for ids in lists]
+        return pad_sequence(tensors, batch_first=True).to(self.device)
 
 
 def batched(rows: Iterator, size: int) -> Iterator[list]:
