@@ -71,8 +71,8 @@ def read_histories(
 
     An object has `items`, item ids of the catalogue, oldest first, or the six `encoder_*` lists of a recommend row;
     `user_id` is optional. `actions` and `times` of the items and `now`, the moment of prediction, may stand beside
-    `items`; beside lists the first two are `encoder_actions` and `encoder_times`. The lists `only` and `exclude` of item
-    ids are optional too.
+    `items`; beside lists the first two are `encoder_actions` and `encoder_times`. Lists `only` and `exclude` of
+    item ids are optional too.
 
     Args:
         actions: the names of the actions 1, 2, …, which may stand for their numbers.
