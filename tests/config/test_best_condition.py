@@ -33,11 +33,6 @@ def test_other_forms_are_refused_with_an_example(text):
         load_config(overrides=["save_best_on=ndcg@10", f"save_best_if={text}"])
 
 
-def test_it_needs_a_metric_that_selects():
-    with pytest.raises(UserError, match=r"save_best_if is .* with save_best_on null"):
-        load_config(overrides=["save_best_if=ndcg@10 >= 0.5"])
-
-
 @given(st.floats(-10, 10), st.floats(-10, 10), st.floats(0, 2))
 def test_a_relative_limit_is_a_change_by_a_fraction_of_the_start(value, start, number):
     lower, upper = (BestCondition("", "m", is_lower, number, True) for is_lower in (True, False))

@@ -36,6 +36,7 @@ class ToyModel(nn.Module):
             "l1_logits": levels[0],
             "l2_logits": levels[1],
             "l3_logits": levels[2],
+            **{f"reference_l{level + 1}_logits": 0.5 * logits.detach() for level, logits in enumerate(levels)},
             "user_repr": self.user(features[:, 0]),
             "item_repr": self.item(self.item_vectors(batch["labels"][:, 0])),
             "router_counts": counts,

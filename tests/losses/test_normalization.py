@@ -5,12 +5,12 @@ from tests.losses.loss_toy import ToyModel, make_batch, take
 from ugt_composer.losses.normalization import batch_counts, batch_mean
 
 ROWS = 16
-PARTS = ("ntp_loss", "ntp_l1_loss", "ntp_l2_loss", "ntp_l3_loss", "dpo_loss", "total_loss")
+PARTS = ("ntp_loss", "ntp_l1_loss", "ntp_l2_loss", "ntp_l3_loss", "dpo_loss", "anchor_loss", "total_loss")
 
 
 def accumulate(sizes, loss_type="sigmoid"):
     """Gradients, losses and metrics of one batch in microbatches, weighted by rows as a trainer does."""
-    model = ToyModel(lambda_preference=0.5, dpo_loss_type=loss_type, lambda_moe_balance=0.0)
+    model = ToyModel(lambda_preference=0.5, lambda_anchor=0.4, dpo_loss_type=loss_type, lambda_moe_balance=0.0)
     batch = make_batch(ROWS)
     totals = batch_counts(batch)
     values: dict[str, float] = {}

@@ -9,17 +9,24 @@ from ugt_composer.losses.unified import UnifiedLoss
 PARTS = tuple(term.name for _, term, _ in UnifiedLoss().terms)
 KEYS = {"total_loss", *PARTS, "ntp_l1_loss", "ntp_l2_loss", "ntp_l3_loss", "metrics"}
 ACCURACIES = {"ntp_l1_acc", "ntp_l2_acc", "ntp_l3_acc"}
-ALL_ON = {"lambda_contrastive": 0.3, "lambda_preference": 0.2, "lambda_moe_balance": 0.1, "num_negatives": 20}
+ALL_ON = {
+    "lambda_contrastive": 0.3,
+    "lambda_preference": 0.2,
+    "lambda_anchor": 0.4,
+    "lambda_moe_balance": 0.1,
+    "num_negatives": 20,
+}
 
 
 def test_total_is_the_weighted_sum_of_the_parts():
     losses = ToyModel(**ALL_ON)(make_batch(16))
-    assert losses.keys() == KEYS
-    ntp, contrastive, dpo, balance = (
-        losses[f"{name}_loss"].item() for name in ("ntp", "contrastive", "dpo", "moe_balance")
+    assert losses.keys() == KEYS | {"anchor_l1_loss", "anchor_l2_loss", "anchor_l3_loss"}
+    ntp, contrastive, dpo, anchor, balance = (
+        losses[f"{name}_loss"].item() for name in ("ntp", "contrastive", "dpo", "anchor", "moe_balance")
     )
-    assert min(ntp, contrastive, dpo, balance) > 0
-    assert losses["total_loss"].item() == pytest.approx(ntp + 0.3 * contrastive + 0.2 * dpo + 0.1 * balance)
+    assert min(ntp, contrastive, dpo, anchor, balance) > 0
+    expected = ntp + 0.3 * contrastive + 0.2 * dpo + 0.4 * anchor + 0.1 * balance
+    assert losses["total_loss"].item() == pytest.approx(expected)
     levels = [losses[f"ntp_l{level}_loss"].item() for level in (1, 2, 3)]
     assert ntp == pytest.approx(0.5 * levels[0] + 0.3 * levels[1] + 0.2 * levels[2])
 

@@ -104,6 +104,12 @@ def test_a_run_that_began_without_it_resumes_without_it(trained, caplog, tmp_pat
     assert metrics_of(tmp_path / "run")[-1]["batch"] == 8
 
 
+@pytest.mark.parametrize("override", ["save_best_on=null", "data.eval.streams=[]"])
+def test_where_nothing_selects_the_best_a_warning_says_that_it_is_the_latest(trained, caplog, override):
+    trained("run", 0, *NEVER, override)
+    assert "save_best_if has no effect, because" in caplog.text
+
+
 def test_a_start_measured_with_other_settings_is_refused(trained):
     trained("run", 2, *ALWAYS)
     with pytest.raises(UserError, match=r"cannot be compared any more .evaluation.exclude_seen was false, now it is"):

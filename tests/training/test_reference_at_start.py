@@ -54,7 +54,7 @@ def run(shop: Path, stages: Path, stored: Path, out: Path, ranks: int, cases: li
             precision = name.removeprefix("stored-")
             options = (f"precision={precision}", *stored_overrides(shop, stored / precision))
         else:
-            options = STRATEGIES[name]
+            options = ("loss.lambda_anchor=0.3", *STRATEGIES[name])
         yaml, *rest = stage_arguments(shop, out / capacity / name, 3, stages / "stage2/best")
         few = (*NO_EVALUATION, "max_duration=2ba", "device_train_microbatch_size=8", "save_interval=9ba")
         overrides = [*rest, *few, f"model.expert_capacity_factor={capacity}", *options]
@@ -76,6 +76,7 @@ def check_margins(out: Path, cases: list[tuple[str, str]]) -> None:
         else:
             assert line["metrics/train/dpo_reward_margin"] == 0.0, (capacity, name)
             assert line["metrics/train/dpo_accuracy"] == 0.0, (capacity, name)  # a tie counts 0
+            assert line["loss/train/anchor_loss"] == 0.0, (capacity, name)
 
 
 @pytest.mark.parametrize("ranks", SOME)

@@ -114,11 +114,6 @@ def _check_best_condition(config: "Config") -> None:
         parse_best_condition(config.save_best_if)
     except ValueError as error:
         raise ValueError(f"save_best_if {error}") from None
-    if config.save_best_on is None:
-        raise ValueError(
-            f"save_best_if is {config.save_best_if!r} with save_best_on null, which selects nothing; expected a "
-            "metric for save_best_on, or save_best_if null"
-        )
 
 
 def _check_strategy(config: "Config") -> None:
@@ -203,8 +198,12 @@ def _check_starting_point(config: "Config") -> None:
             "embeddings already; expected one of the two to be null"
         )
     if config.loss.needs_reference and not (config.loss.reference_from or config.init_from):
-        without = "group_kl=0" if config.loss.uses_group else "dpo_reference_free=true"
+        cause, instead = "lambda_preference", "dpo_reference_free=true"
+        if config.loss.lambda_anchor > 0:
+            cause, instead = "lambda_anchor", "lambda_anchor=0"
+        elif config.loss.uses_group:
+            instead = "group_kl=0"
         raise ValueError(
-            "loss.reference_from is missing; loss.lambda_preference > 0 needs a reference model: set it to the folder "
-            f"of a trained one, or set loss.{without}"
+            f"loss.reference_from is missing; loss.{cause} > 0 needs a reference model: set it to the folder of a "
+            f"trained one, or set loss.{instead}"
         )

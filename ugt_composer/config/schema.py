@@ -110,6 +110,7 @@ class LossConfig:
     reward_file: str | None = key(None, ON_REQUEST)
     reference_from: str | None = key(None, ON_REQUEST)
     reference_log_probs: Literal["model", "data"] = key("model", FIXED)
+    lambda_anchor: float = key(0.0, ON_REQUEST_UNLESS_ZERO)
     lambda_moe_balance: float = key(0.01, ON_REQUEST)
 
     def __post_init__(self):
@@ -139,6 +140,12 @@ class LossConfig:
                 f"supports; expected 0 with {self.dpo_loss_type}"
             )
         self._check_group()
+        if self.reference_log_probs == "data" and self.lambda_anchor > 0:
+            raise ValueError(
+                f"loss.reference_log_probs is data with loss.lambda_anchor {self.lambda_anchor}, which needs the "
+                "reference's probabilities of all ids, and the rows store only those of the pairs' items; expected "
+                "model, or lambda_anchor 0"
+            )
         if self.reference_log_probs == "data" and not self.needs_reference:
             why = "lambda_preference is 0" if self.lambda_preference == 0 else "dpo_reference_free is true"
             raise ValueError(
@@ -190,6 +197,10 @@ class LossConfig:
 
     @property
     def needs_reference(self) -> bool:
+        return self.lambda_anchor > 0 or self.preference_needs_reference
+
+    @property
+    def preference_needs_reference(self) -> bool:
         if self.preference_objective == "group":
             return self.uses_group and self.group_kl > 0
         return self.lambda_preference > 0 and not self.dpo_reference_free

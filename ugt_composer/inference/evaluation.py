@@ -107,9 +107,9 @@ def evaluate(
     warnings += missing_inputs(config.model, "--data", data)
     config = _without_missing_group(config)
     if not config.loss.uses_group and all(manifest.kind != PREFERENCE for manifest in data):
-        # Without pairs no reference is needed.
-        loss = replace(config.loss, preference_objective="dpo", reward_file=None, dpo_reference_free=True)
-        config = replace(config, loss=loss)
+        # Without pairs no reference is needed; the anchor to it is not what is asked for.
+        loss = replace(config.loss, preference_objective="dpo", reward_file=None)
+        config = replace(config, loss=replace(loss, dpo_reference_free=True, lambda_anchor=0.0))
     reference = config.loss.reference_from or config.init_from
     if config.loss.needs_reference and reference and not is_url(reference) and not Path(reference).is_dir():
         raise UserError(

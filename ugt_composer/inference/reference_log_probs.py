@@ -68,7 +68,7 @@ def write_reference_log_probs(
             batch = collate([PackedRow(number, row) for number, row in enumerate(packed)], min_rejected=1)
             on_device = {name: tensor.to(device) for name, tensor in batch.items()}  # type: ignore[attr-defined]
             with precision_context(precision if autocasts else "fp32"):
-                logps = reference(on_device, trie).float().cpu().numpy()
+                logps = reference(on_device, trie)["logps"].float().cpu().numpy()
             for row, values, count in zip(packed, logps, batch["rejected_mask"].sum(1).tolist(), strict=True):
                 writer.add_row(with_reference(row, values[: 1 + count]))
             progress(len(packed))

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ugt_composer.config.schema import LossConfig
+from ugt_composer.losses.anchor import AnchorLoss
 from ugt_composer.losses.catalogue_contrastive import CatalogueContrastiveLoss
 from ugt_composer.losses.contrastive import ContrastiveLoss
 from ugt_composer.losses.dpo import DPOLoss
@@ -23,7 +24,7 @@ from ugt_composer.losses.term import Mean, WeightedTerm
 
 class UnifiedLoss(nn.Module):
     """L_ntp + lambda_contrastive * L_contrastive + lambda_distillation * L_distillation + lambda_preference *
-    L_preference + lambda_moe_balance * L_moe.
+    L_preference + lambda_anchor * L_anchor + lambda_moe_balance * L_moe.
 
     L_preference is L_dpo or, with `preference_objective` group, L_group.
 
@@ -51,6 +52,8 @@ class UnifiedLoss(nn.Module):
         self.dpo = DPOLoss(config.dpo_beta, config.dpo_label_smoothing, config.dpo_reference_free, config.dpo_loss_type)
         self.group = GroupLoss(config.group_rewards, config.group_kl, config.group_scale_rewards)
         self.group_size = config.group_size if config.uses_group else 0
+        self.anchor = AnchorLoss(config.l1_weight, config.l2_weight, config.l3_weight)
+        self.has_anchor = config.lambda_anchor > 0
         self.moe_balance = MoEBalanceLoss()
         self.has_catalogue_negatives = config.lambda_contrastive > 0 and config.contrastive_negatives == "catalogue"
         self.has_level_targets = config.lambda_distillation > 0
@@ -67,6 +70,7 @@ class UnifiedLoss(nn.Module):
                 self.group if config.preference_objective == "group" else self.dpo,
                 "lambda_preference",
             ),
+            WeightedTerm(config.lambda_anchor, self.anchor, "lambda_anchor"),
             WeightedTerm(config.lambda_moe_balance, self.moe_balance, "lambda_moe_balance"),
         )
 
@@ -94,6 +98,7 @@ class UnifiedLoss(nn.Module):
         return {
             "loss": {m.name: w * m.weight for w, term, _ in self.terms if w for m in term.means if m.weight},
             "ntp_loss": {mean.name: mean.weight for mean in self.ntp.means},
+            **({self.anchor.name: {mean.name: mean.weight for mean in self.anchor.means}} if self.has_anchor else {}),
             **{mean.name: {mean.name: 1.0} for mean in self.means},
         }
 
@@ -105,12 +110,13 @@ class UnifiedLoss(nn.Module):
             catalogue; l1_targets, l2_targets, l3_targets (B, C_l) for the distillation term; chosen_logps (B,),
             rejected_logps (B, N) and, unless reference-free, reference_chosen_logps and reference_rejected_logps for
             L_dpo, all absent if the batch has no rejected item; what `GroupLoss.of_batch` reads for L_group;
+            reference_l1_logits, reference_l2_logits, reference_l3_logits (as the logits) for the anchor;
             router_counts, router_prob_sums (Y, E) for the balance of the experts
         batch: labels (B, T, L), row_mask (B,); row_ids (B,) for the contrastive term; rejected_mask (B, N),
             preference_score (B,) for the preference term; batch_totals (6,), optional, see `normalization`
         returns: total_loss, ntp_loss, ntp_l1_loss, ntp_l2_loss, ntp_l3_loss, contrastive_loss,
-            distillation_loss, dpo_loss (or group_loss) and moe_balance_loss, each () float32 and without its lambda (0
-            where that is 0); `metrics`, a dict of ()
+            distillation_loss, dpo_loss (or group_loss), anchor_loss and moe_balance_loss, each () float32 and without
+            its lambda (0 where that is 0); `metrics`, a dict of ()
         """
         labels = counted_labels(batch["labels"], batch["row_mask"])
         losses: dict[str, Tensor] = {}

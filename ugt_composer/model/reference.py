@@ -28,11 +28,15 @@ class Reference(nn.Module):
         self.model = model.requires_grad_(False)
         self.eval()
 
-    def forward(self, batch: Batch, trie: ItemTrie | None = None) -> Tensor:
-        """log p(item), (B, 1 + N) float32, of each row's chosen item and its N rejected ones."""
+    def forward(self, batch: Batch, trie: ItemTrie | None = None, with_logits: bool = False) -> dict[str, Tensor]:
+        """
+        logps: log p(item), (B, 1 + N) float32, of each row's chosen item and its N rejected ones
+        l1_logits, l2_logits, l3_logits: only `with_logits`; as of `UGT.forward`
+        """
         ids = torch.cat((batch["labels"][:, :1].clamp(min=0), batch["rejected_ids"]), dim=1)
         hidden, _ = self.model.decode(batch, self.model.encode(batch))
-        return self.model.item_logps(hidden[:, 0], ids, trie)
+        scores = {"logps": self.model.item_logps(hidden[:, 0], ids, trie)}
+        return scores | (self.model.target_logits(hidden, batch["labels"], trie) if with_logits else {})
 
 
 class GroupReference(nn.Module):
@@ -43,7 +47,13 @@ class GroupReference(nn.Module):
         self.model = model.requires_grad_(False)
         self.eval()
 
-    def forward(self, batch: Batch, trie: ItemTrie, ids: Tensor) -> tuple[Tensor, ...]:
-        """ids (B, G, 3), the items that the policy drew; see `distributions_at`."""
+    def forward(self, batch: Batch, trie: ItemTrie, ids: Tensor, with_logits: bool = False) -> dict[str, Tensor]:
+        """
+        ids: (B, G, 3), the items that the policy drew
+        group_l1_log_probs, group_l2_log_probs, group_l3_log_probs: see `distributions_at`
+        l1_logits, l2_logits, l3_logits: only `with_logits`; as of `UGT.forward`
+        """
         hidden, _ = self.model.decode(batch, self.model.encode(batch), scores_items=True)
-        return distributions_at(self.model.level_logits, hidden[:, 0], trie, ids)
+        levels = distributions_at(self.model.level_logits, hidden[:, 0], trie, ids)
+        scores = {f"group_l{level}_log_probs": values for level, values in enumerate(levels, start=1)}
+        return scores | (self.model.target_logits(hidden, batch["labels"], trie) if with_logits else {})

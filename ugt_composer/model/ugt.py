@@ -197,7 +197,7 @@ class UGT(nn.Module):
         memory = self.encode(batch)
         hidden, router = self.decode(batch, memory, scores_items=group_size > 0)
         target = batch["labels"][:, 0].clamp(min=0)
-        outputs = self._logits(hidden, batch["labels"], trie)
+        outputs = self.target_logits(hidden, batch["labels"], trie)
         outputs |= {
             "user_repr": self.user_vector(memory, batch["encoder_mask"]),
             "item_repr": self.item_vectors(target),
@@ -280,7 +280,8 @@ class UGT(nn.Module):
         first = x[:, :1] + self.start_proj(self._pooled(memory, memory_mask)).unsqueeze(1)
         return torch.cat((first, x[:, 1:]), dim=1)
 
-    def _logits(self, hidden: Tensor, labels: Tensor, trie: ItemTrie | None) -> dict[str, Tensor]:
+    def target_logits(self, hidden: Tensor, labels: Tensor, trie: ItemTrie | None) -> dict[str, Tensor]:
+        """The logits of `forward`, given the hidden states (B, T, D)."""
         names = [f"l{level + 1}_logits" for level in range(LEVELS)]
         if not self.is_over_catalogue:
             ids = labels.clamp(min=0)  # an ignored label is conditioned on as PAD, the zero vector

@@ -41,8 +41,9 @@ def check_best_metrics(config: Config, model: "ComposerUGT", kinds: Sequence[str
     Args:
         kinds: of the rows of each folder of `data.eval`.
     """
-    if config.save_best_on is not None:
-        _check_best_metric("save_best_on", config.save_best_on, model, kinds)
+    if config.save_best_on is None:
+        return
+    _check_best_metric("save_best_on", config.save_best_on, model, kinds)
     if config.save_best_if is not None:
         condition = parse_best_condition(config.save_best_if)
         _check_best_metric("save_best_if", condition.metric, model, kinds)

@@ -120,8 +120,7 @@ def build_trainer(config: Config) -> UGTTrainer:
         if inputs.eval_loader is not None:
             kinds = [manifest.kind for manifest in inputs.eval_manifests]
             check_best_metrics(config, composer_model, kinds)
-        elif config.save_best_if is not None and dist.get_global_rank() == 0:
-            log.warning("save_best_if has no effect, because data.eval is empty; best/ will be the latest model")
+        _warn_of_unused_condition(config, inputs.eval_loader is not None)
         configured = _build_configured_callbacks(config, composer_model)
         strategy = _place(config, composer_model, model, precision)
         _open_save_folder(config, until_closed)
@@ -227,6 +226,14 @@ def _warn_of_long_histories(config: Config, manifests: list[Manifest], max_histo
             source,
             f"{max_history:,}",
         )
+
+
+def _warn_of_unused_condition(config: Config, is_evaluated: bool) -> None:
+    if config.save_best_if is None or (is_evaluated and config.save_best_on is not None):
+        return
+    if dist.get_global_rank() == 0:
+        reason = "save_best_on is null" if config.save_best_on is None else "data.eval is empty"
+        log.warning("save_best_if has no effect, because %s: best/ will be the latest model", reason)
 
 
 def _build_network(config: Config, inputs: Inputs) -> tuple[UGT, int, tuple[str, ...]]:

@@ -110,31 +110,38 @@ class ComposerUGT(ComposerModel):
             outputs |= level_targets(self._item_scores(outputs, 1.0), batch["labels"][:, 0], self.trie)
         if size:
             self._judge_group(batch, outputs)
-        elif "rejected_logps" in outputs and (self.reference is not None or "reference_logps" in batch):
-            logps = self._reference_logps(batch)
-            outputs |= {"reference_chosen_logps": logps[:, 0], "reference_rejected_logps": logps[:, 1:]}
+        elif "rejected_logps" in outputs or self.unified_loss.has_anchor:
+            outputs |= self._reference_outputs(batch)
         if recommend:
             outputs["recommended"] = self._recommend(seen, outputs)
         return outputs
 
-    def _reference_logps(self, batch: Batch) -> Tensor:
-        return batch["reference_logps"] if self.reference is None else self._ask_reference(batch)
-
     def _judge_group(self, batch: Batch, outputs: dict[str, Any]) -> None:
         """Adds what the loss compares the group with: the reference's distributions, and the items' rewards."""
         if self.reference is not None:
-            levels = enumerate(self._ask_reference(batch, outputs["group_ids"]), start=1)
-            outputs |= {f"reference_group_l{level}_log_probs": values for level, values in levels}
+            outputs |= self._ask_reference(batch, outputs["group_ids"])
         if self.item_rewards is not None:
             target = outputs["group_target_items"]
             outputs["group_values"] = self.item_rewards[outputs["group_items"]]
             outputs["group_target_values"] = torch.where(target >= 0, self.item_rewards[target.clamp(min=0)], 0.0)
 
-    def _ask_reference(self, batch: Batch, *group: Tensor) -> Any:
+    def _reference_outputs(self, batch: Batch) -> dict[str, Tensor]:
+        """What pairs and the anchor compare with; nothing without a reference."""
+        if self.reference is not None:
+            outputs = self._ask_reference(batch)
+        else:
+            outputs = {"reference_logps": batch["reference_logps"]} if "reference_logps" in batch else {}
+        if (logps := outputs.pop("reference_logps", None)) is not None:
+            outputs |= {"reference_chosen_logps": logps[:, 0], "reference_rejected_logps": logps[:, 1:]}
+        return outputs
+
+    def _ask_reference(self, batch: Batch, *group: Tensor) -> dict[str, Tensor]:
+        """The reference's outputs under the names of `UnifiedLoss.forward`."""
         assert self.reference is not None
         if self.reference.training != self.training:
             self.reference.train(self.training)  # experts have a capacity in training only
-        return self.reference(batch, self.trie, *group)
+        scores = self.reference(batch, self.trie, *group, with_logits=self.unified_loss.has_anchor)
+        return {f"reference_{name}": value for name, value in scores.items()}
 
     def _step_of(self, batch: Batch) -> Tensor:
         """The step that a group is drawn for: (); 0 in evaluation, where all draws are the same each time."""

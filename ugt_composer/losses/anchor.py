@@ -1,0 +1,78 @@
+"""Keeps the policy's next-item distribution near the reference's, so that learning preferences does not undo ranking.
+
+Shapes: B rows, T target length, L = 3 levels, V_l classes of level l.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ugt_composer.config.schema import LossConfig
+from ugt_composer.losses.normalization import LABELS_L1, LABELS_L2, LABELS_L3, batch_mean
+from ugt_composer.losses.term import Mean
+from ugt_composer.vocabulary import IGNORE_INDEX
+
+
+class AnchorLoss(nn.Module):
+    """l1_weight * KL(level 1) + l2_weight * KL(level 2) + l3_weight * KL(level 3), each a mean over its own labels.
+
+    KL(level) is the divergence KL(reference ‖ policy) of the level's softmax, given the label's ids of the levels above
+    (as in Ziegler et al. 2019 and RLHF, with the reference in front: the policy has to cover all that the reference
+    would recommend). It is 0 for a policy that equals its reference, and its gradient with respect to the policy's
+    logits is softmax(policy) - softmax(reference).
+    """
+
+    name = "anchor_loss"
+
+    def __init__(
+        self,
+        l1_weight: float = LossConfig.l1_weight,
+        l2_weight: float = LossConfig.l2_weight,
+        l3_weight: float = LossConfig.l3_weight,
+    ) -> None:
+        super().__init__()
+        self.means = (
+            Mean("anchor_l1_loss", LABELS_L1, weight=l1_weight),
+            Mean("anchor_l2_loss", LABELS_L2, weight=l2_weight),
+            Mean("anchor_l3_loss", LABELS_L3, weight=l3_weight),
+        )
+
+    def forward(
+        self,
+        logits: tuple[Tensor, Tensor, Tensor],
+        reference_logits: tuple[Tensor, Tensor, Tensor],
+        labels: Tensor,
+        batch_totals: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """
+        logits, reference_logits: (B, T, V_l) of each level, -inf where there is no class
+        labels: (B, T, L); -100 is ignored
+        batch_totals: (6,) counts of the global batch, see `normalization`
+        returns: loss (), and `anchor_l{1,2,3}_loss`
+        """
+        loss = logits[0].new_zeros((), dtype=torch.float32)
+        metrics = {}
+        for level, (policy, reference, mean) in enumerate(zip(logits, reference_logits, self.means, strict=True)):
+            counted = labels[..., level] != IGNORE_INDEX
+            total = torch.where(counted, divergence(reference, policy), 0.0).sum()
+            level_loss = batch_mean(total, counted.sum(), labels.shape[0], batch_totals, mean.counted_by)
+            loss = loss + mean.weight * level_loss
+            metrics[mean.name] = level_loss.detach()
+        return loss, metrics
+
+    def of_batch(
+        self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], labels: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `LossTerm`."""
+        policy = outputs["l1_logits"], outputs["l2_logits"], outputs["l3_logits"]
+        reference = tuple(outputs[f"reference_l{level}_logits"] for level in (1, 2, 3))
+        return self(policy, reference, labels, batch.get("batch_totals"))
+
+
+def divergence(reference: Tensor, policy: Tensor) -> Tensor:
+    """KL(softmax(reference) ‖ softmax(policy)) of logits (..., V), -inf in the same places: (...,) float32."""
+    reference_log_probs = reference.detach().float().log_softmax(dim=-1)
+    difference = reference_log_probs - policy.float().log_softmax(dim=-1)
+    is_class = reference_log_probs > float("-inf")
+    return (reference_log_probs.exp() * difference.masked_fill(~is_class, 0.0)).sum(dim=-1)
