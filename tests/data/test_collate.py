@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ugt_composer.data.codec import LARGEST_ACTION, LARGEST_TIME, Row, decode_row, encode_row, with_reference
 from ugt_composer.data.collate import PackedRow, collate
 
+FLAG = st.booleans()
 INPUT_LISTS = ("encoder_actions", "encoder_times", "decoder_times")
 
 
@@ -26,9 +27,10 @@ def rows(draw, largest=900):
     rejected = table(0, 3).reshape(-1, 3).astype(np.int64)
     encoder = table(1, 5).reshape(-1, 5)
 
+    random = np.random.default_rng(draw(st.integers(0, 99)))
+
     def optional(smallest, most, length):
-        values = st.lists(st.integers(smallest, most), min_size=length, max_size=length)
-        return draw(st.one_of(st.none(), values.map(lambda numbers: np.array(numbers, np.int64))))
+        return random.choice([smallest, *random.integers(0, most + 1, length), most], length) if draw(FLAG) else None
 
     numbers = st.floats(-50, 0, width=32)
     logps = draw(st.lists(numbers, min_size=1 + len(rejected), max_size=1 + len(rejected)))
@@ -123,6 +125,19 @@ def test_a_batch_holds_each_row_and_padding_around_it(given_rows):
         assert (batch["labels"][i, t:] == -100).all()
         assert (batch["encoder_ids"][i, s:] == 0).all()
         assert batch["preference_score"][i] == row.preference_score
+
+
+@given(st.lists(st.tuples(rows(), rows()), min_size=1, max_size=3))
+@settings(max_examples=40)
+def test_nothing_of_the_target_reaches_the_inputs_of_the_encoder(pairs):
+    first = [row for row, _ in pairs]
+    of_target = ("decoder", "rejected", "preference_score", "reference", "decoder_times")
+    second = [replace(row, **{name: getattr(other, name) for name in of_target}) for row, other in pairs]
+    batches = [collate([PackedRow(at, encode_row(row, 2)) for at, row in enumerate(some)]) for some in (first, second)]
+    names = [name for name in batches[0] if name.startswith("encoder_")]
+    assert {"encoder_ids", "encoder_actions", "encoder_times"} <= {*names}
+    for name in names:
+        assert batches[0][name].tolist() == batches[1][name].tolist()
 
 
 def test_a_row_without_actions_and_times_is_the_same_bytes_as_in_version_1():

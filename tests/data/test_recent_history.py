@@ -23,7 +23,8 @@ def row_of(token_types, first, step, seed):
     length = len(token_types)
     columns = [random.integers(5, 9, length).tolist() for _ in range(3)]
     columns += [[first + step * place for place in range(length)], token_types, [1] * length]
-    return {"user_id": "u", **dict(zip(ENCODER_KEYS, columns, strict=True)), **decoder_lists([(5, 5, 5)])}
+    inputs = {"encoder_actions": random.integers(0, 9, length).tolist(), "encoder_times": list(range(40, 40 + length))}
+    return {"user_id": "u", **dict(zip(ENCODER_KEYS, columns, strict=True)), **inputs, **decoder_lists([(5, 5, 5)])}
 
 
 ROWS = st.builds(

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.test_collate import rows
@@ -13,6 +13,7 @@ from ugt_composer.data.row_batch import batch_of, encode_rows
 OPTIONAL = {"encoder_actions": "<u2", "encoder_times": "<u4", "decoder_times": "<u4", "members": "<u4"}
 
 
+@settings(max_examples=40)
 @given(st.lists(rows(), min_size=1, max_size=4), st.sets(st.sampled_from(sorted(OPTIONAL))))
 def test_many_rows_are_the_bytes_of_each(given_rows, present):
     kept = []

@@ -75,6 +75,7 @@ def main(arguments: argparse.Namespace) -> int:
     from ugt_composer.checkpoint.portable import weights_hash
     from ugt_composer.checkpoint.remote import model_folder
     from ugt_composer.cli.loading import MOST_SEARCH_BYTES, check_actions_of, load_trained, with_item_scores
+    from ugt_composer.data.model_inputs import missing_inputs
     from ugt_composer.errors import UserError
     from ugt_composer.inference.exact_lists import beam_widths
     from ugt_composer.inference.history_length import history_length
@@ -92,7 +93,8 @@ def main(arguments: argparse.Namespace) -> int:
     config = with_item_scores(config, catalogue, arguments.item_score_weight)
     manifests = _recommend_rows(arguments.data, config)
     check_actions_of(arguments.checkpoint, config, facts, manifests)
-    for warning in check_shards({"--data": manifests}, catalogue, config.data.max_fraction_outside_catalogue):
+    warnings = check_shards({"--data": manifests}, catalogue, config.data.max_fraction_outside_catalogue)
+    for warning in [*warnings, *missing_inputs(config.model, "--data", manifests)]:
         print(f"warning: {warning}", file=sys.stderr)
     trie = ItemTrie.from_catalogue(catalogue)
     selection = _selection(arguments, catalogue)
