@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,25 @@ def test_old_ids_stay_and_new_items_are_beside_those_with_the_same_words(base, t
     vectors = np.load(tmp_path / "more" / "item_vectors.npy")
     assert len(vectors) == 84
     assert (vectors[:60] == np.load(base / "ids" / "item_vectors.npy")).all()
+
+
+def test_retired_items_stay_so_where_their_ids_are_used_again(base, tmp_path):
+    ids = tmp_path / "ids"
+    shutil.copytree(base / "ids", ids)
+    lines = [json.loads(line) for line in (ids / "catalogue.jsonl").read_text().splitlines()]
+    marked = [line | ({"retired": True} if line["item_id"] in ("i3", "i50") else {}) for line in lines]
+    (ids / "catalogue.jsonl").write_text("".join(json.dumps(line) + "\n" for line in marked))
+    items = str(table(tmp_path / "items.csv", range(60, 70)))
+    bundle, fingerprint = str(ids / "semantic_ids.json"), Catalogue.load(base / "ids" / "catalogue.jsonl").fingerprint
+    assert main(["--extend", bundle, "--items", items, "--out", str(tmp_path / "more")]) == 0
+    assert main(["--codes", bundle, "--out", str(tmp_path / "again")]) == 0
+    words = [str(base / "sequences.txt"), "--codes", str(tmp_path / "again" / "semantic_ids.json")]
+    assert import_interactions([*words, "--out", str(tmp_path / "rows")]) == 0
+    for folder in ("more", "again", "rows"):
+        catalogue = Catalogue.load(tmp_path / folder / "catalogue.jsonl")
+        assert [item.item_id for item in catalogue.items if item.retired] == ["i3", "i50"]
+        assert json.loads((tmp_path / folder / "report.json").read_text())["retired_items"] == 2
+    assert Catalogue.load(tmp_path / "again" / "catalogue.jsonl").fingerprint == fingerprint
 
 
 def test_the_same_items_in_another_order_get_the_same_ids_and_an_extension_can_be_extended(base, tmp_path):

@@ -9,9 +9,10 @@ import numpy as np
 import polars as pl
 from threadpoolctl import threadpool_limits
 
+from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.errors import UserError
 from ugt_composer.importing.assigner import TEXTS, Assigner, View
-from ugt_composer.importing.bundle import Bundle, is_bundle, parse_bundle
+from ugt_composer.importing.bundle import Bundle, catalogue_beside, is_bundle, parse_bundle
 from ugt_composer.importing.clustering import Quantiser, check_clusters, default_clusters, fit_quantiser
 from ugt_composer.importing.code_array import is_array_file, read_code_array
 from ugt_composer.importing.codes import parse_codes, read_json
@@ -39,6 +40,7 @@ class Given:
         made: how the ids are made; stored in the bundle.
         extends: of the bundle that was read, see `Bundle`.
         sizes: the codebook sizes of a bundle with room for more items; None: as large as the ids need.
+        catalogue: the one beside a bundle that was read; None if there is none.
         warnings: sentences about the file, for the user and the report.
     """
 
@@ -49,6 +51,7 @@ class Given:
     warnings: tuple[str, ...] = ()
     extends: Sequence[dict[str, Any]] = ()
     sizes: Sequence[int] | None = None
+    catalogue: Catalogue | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,9 @@ def _read_codes(path: Path, settings: IdSettings, known: Items | None) -> Given:
             bundle = parse_bundle(path, content)
             _check_sizes(bundle, settings)
             sizes = bundle.codebook_sizes if bundle.extends or RESERVE in bundle.made else None
-            return Given(bundle.items, bundle.ids, None, bundle.made, (), bundle.extends, sizes)
+            return Given(
+                bundle.items, bundle.ids, None, bundle.made, (), bundle.extends, sizes, catalogue_beside(path, bundle)
+            )
         items, codes = parse_codes(path, content)
     made = {"method": "codes", "levels_given": sorted({len(code) for code in codes})}
     return Given(items, triples_of_codes(codes, settings.codebook_sizes), None, made)

@@ -1,6 +1,6 @@
 """The versioned file of semantic IDs: the ids of each item, how they were made, and the catalogue's fingerprint."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from ugt_composer.jsonl.schema import ITEM_KEYS
 from ugt_composer.vocabulary import LEVELS, NUM_SPECIAL_IDS
 
 FORMAT, VERSION = "ugt semantic ids", 1
+CATALOGUE = "catalogue.jsonl"
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,29 @@ class Bundle:
         items = ",\n".join(f"{_json(item)}: {_json(triple)}" for item, triple in pairs)
         path.write_text("{\n" + "\n".join(lines) + '\n"items": {\n' + items + "\n}\n}\n", encoding="utf-8")
 
-    def write_catalogue(self, path: Path, names: pl.Series | None) -> None:
-        """Writes JSON Lines for `data.catalogue`; `names` is text (n,), null where an item has no name."""
+    def write_catalogue(self, path: Path, names: pl.Series | None, retired: Collection[str] = ()) -> None:
+        """Writes JSON Lines for `data.catalogue`; `names` is text (n,), null where an item has no name, and `retired`
+        are the item ids that are marked so."""
         columns = {"item_id": self.items, **{key: self.ids[:, level] for level, key in enumerate(ITEM_KEYS)}}
         if names is not None:
             columns["name"] = names
+        if retired:
+            columns["retired"] = self.items.is_in(list(retired))
         with path.open("wb") as file:
             pl.DataFrame(columns).write_ndjson(file)
+
+
+def catalogue_beside(path: Path, bundle: Bundle) -> Catalogue | None:
+    """The catalogue that lies beside a bundle's file, if it has the same items with the same ids; else None."""
+    if not path.with_name(CATALOGUE).is_file():
+        return None
+    catalogue = Catalogue.load(path.with_name(CATALOGUE))
+    return catalogue if catalogue.fingerprint == bundle.fingerprint else None
+
+
+def retired_items(catalogue: Catalogue | None) -> frozenset[str]:
+    """The item ids that a catalogue marks as retired."""
+    return frozenset() if catalogue is None else frozenset(item.item_id for item in catalogue.items if item.retired)
 
 
 def is_bundle(given: Any) -> bool:

@@ -16,7 +16,7 @@ from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.errors import UserError
 from ugt_composer.importing.assign import Assigned, Given, read_given
 from ugt_composer.importing.assigner import TEXTS, Assigner, View, read_assigner
-from ugt_composer.importing.bundle import Bundle, is_bundle, parse_bundle
+from ugt_composer.importing.bundle import Bundle, catalogue_beside, is_bundle, parse_bundle
 from ugt_composer.importing.codes import read_json
 from ugt_composer.importing.items import Items, all_items, numbers_of
 from ugt_composer.importing.levels import added_codes, capacities, compact_sizes
@@ -24,7 +24,6 @@ from ugt_composer.importing.quality import prefix_numbers
 from ugt_composer.importing.settings import IdSettings
 from ugt_composer.vocabulary import NUM_SPECIAL_IDS
 
-CATALOGUE = "catalogue.jsonl"
 NEARLY_FULL = 0.9
 
 
@@ -35,12 +34,14 @@ class Base:
     Attributes:
         path: of the bundle, for messages.
         vectors: float32 (I, d), of its items.
+        catalogue: the one beside it; None if there is none.
     """
 
     path: Path
     bundle: Bundle
     assigner: Assigner
     vectors: np.ndarray
+    catalogue: Catalogue | None
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def read_base(path: Path) -> Base:
             advice = "make codes of all items there"
         raise UserError(f"--extend {path}: {reason}; {advice}")
     names = list(bundle.made.get("from", ()))
-    return Base(path, bundle, *read_assigner(path, bundle.assigner, names, len(bundle.items)))
+    made = read_assigner(path, bundle.assigner, names, len(bundle.items))
+    return Base(path, bundle, *made, catalogue_beside(path, bundle))
 
 
 def extend_ids(base: Base, known: Items | None, settings: IdSettings, say: Callable[[str], object]) -> Extended:
@@ -161,16 +163,12 @@ def _grown(name: str, view: View, is_known: np.ndarray) -> View:
 
 def _names(base: Base, known: Items | None, new: Items) -> pl.Series | None:
     """The names of all items: those of the table, for old items else those of the catalogue beside the bundle."""
-    path, old = base.path, base.bundle
-    names: dict[str, str | None] = {}
-    if path.with_name(CATALOGUE).is_file():
-        catalogue = Catalogue.load(path.with_name(CATALOGUE))
-        if catalogue.fingerprint == old.fingerprint:
-            names = {item.item_id: item.name for item in catalogue.items}
+    catalogue = base.catalogue
+    names = {} if catalogue is None else {item.item_id: item.name for item in catalogue.items}
     if known is not None and known.names is not None:
         table = zip(known.ids.to_list(), known.names.to_list(), strict=True)
         names |= {item: name for item, name in table if name is not None}
-    values = [names.get(item) for item in (*old.items.to_list(), *new.ids.to_list())]
+    values = [names.get(item) for item in (*base.bundle.items.to_list(), *new.ids.to_list())]
     return pl.Series("name", values, dtype=pl.String) if any(value is not None for value in values) else None
 
 

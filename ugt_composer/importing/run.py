@@ -10,13 +10,13 @@ import numpy as np
 from tqdm import tqdm
 
 from ugt_composer.errors import UserError
-from ugt_composer.importing.assign import Assigned, assign_ids, read_given
+from ugt_composer.importing.assign import Assigned, Given, assign_ids, read_given
 from ugt_composer.importing.assigner import FILE as ASSIGNER
 from ugt_composer.importing.assigner import VECTORS
-from ugt_composer.importing.bundle import Bundle
+from ugt_composer.importing.bundle import CATALOGUE, Bundle, retired_items
 from ugt_composer.importing.column_names import about_columns
 from ugt_composer.importing.corpus import Corpus, make_corpus, read_log
-from ugt_composer.importing.extend import extend_ids, read_base
+from ugt_composer.importing.extend import Base, extend_ids, read_base
 from ugt_composer.importing.inputs import find_parts, shown
 from ugt_composer.importing.interactions import Interactions
 from ugt_composer.importing.items import Items, all_items, read_items
@@ -38,7 +38,7 @@ from ugt_composer.importing.splits import TEST, VALIDATION, Ranges, held_out_tar
 from ugt_composer.importing.timeline import make_timeline
 from ugt_composer.jsonl.schema import ACTIONS_NAME
 
-BUNDLE, CATALOGUE, REPORT = "semantic_ids.json", "catalogue.jsonl", "report.json"
+BUNDLE, REPORT = "semantic_ids.json", "report.json"
 FILES = (
     *("train.jsonl", "validation.jsonl", "test.jsonl", "train_preference.jsonl", "validation_preference.jsonl"),
     *(CATALOGUE, BUNDLE, ASSIGNER, VECTORS, ACTIONS_NAME, REPORT),
@@ -72,7 +72,7 @@ def import_interactions(settings: Settings, folder: Path, say: Say) -> dict[str,
     say(f"semantic IDs of {len(corpus.items):,} items")
     assigned = assign_ids(corpus.items, given, corpus.user[corpus.trained], corpus.item[corpus.trained], settings.ids)
     report = {**corpus.facts, **table_facts(corpus.log, known)}
-    report |= write_ids(assigned, corpus.items, folder)
+    report |= write_ids(assigned, corpus.items, folder, given)
     report |= _write_rows(corpus, assigned.bundle, settings, folder)
     report["warnings"] = [*(() if given is None else given.warnings), *corpus.warnings, *report["warnings"]]
     write_report(report, folder)
@@ -103,7 +103,7 @@ def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, fold
     if items is None:
         raise UserError("no items to make semantic IDs for; give interactions, --items, --codes or --vectors")
     say(f"semantic IDs of {len(items):,} items")
-    report = facts | write_ids(assign_ids(items, given, user, item, ids), items, folder)
+    report = facts | write_ids(assign_ids(items, given, user, item, ids), items, folder, given)
     report |= table_facts(log, known)
     report["warnings"] = [*(() if given is None else given.warnings), *warnings]
     write_report(report, folder)
@@ -116,7 +116,7 @@ def add_items(bundle: Path, source: SourceSettings, ids: IdSettings, folder: Pat
     known = read_known_items(source, say)
     extended = extend_ids(base, known, ids, say)
     report: dict[str, Any] = {"extends": str(bundle), "extension": extended.facts}
-    report |= write_ids(extended.assigned, extended.items, folder) | table_facts(None, known)
+    report |= write_ids(extended.assigned, extended.items, folder, base) | table_facts(None, known)
     report["warnings"] = [*(() if known is None else known.warnings), *extended.warnings]
     write_report(report, folder)
     return report
@@ -149,16 +149,19 @@ def table_facts(log: Interactions | None, known: Items | None) -> dict[str, Any]
     return facts
 
 
-def write_ids(assigned: Assigned, items: Items, folder: Path) -> dict[str, Any]:
+def write_ids(assigned: Assigned, items: Items, folder: Path, reused: Given | Base | None) -> dict[str, Any]:
+    """Writes ID_FILES. Items that are retired in the catalogue that is `reused` stay so."""
     bundle = assigned.bundle
     if assigned.vectors is not None:
         np.save(folder / VECTORS, assigned.vectors)
     if assigned.assigner is not None:
         bundle = replace(bundle, assigner=assigned.assigner.save(folder))
     bundle.save(folder / BUNDLE)
-    bundle.write_catalogue(folder / CATALOGUE, items.names)
+    retired = retired_items(None if reused is None else reused.catalogue)
+    bundle.write_catalogue(folder / CATALOGUE, items.names, retired)
     return {
         "fingerprint": bundle.fingerprint,
+        **({"retired_items": int(bundle.items.is_in(list(retired)).sum())} if retired else {}),
         "codebook_sizes": list(bundle.codebook_sizes),
         "made": bundle.made,
         "quality": quality(bundle.ids, bundle.codebook_sizes, assigned.views, seed=0),
