@@ -219,6 +219,11 @@ def test_a_catalogue(inspect, shop, tmp_path):
     assert [level["used ids"] for level in found["levels"]] == [4, 15, 60]
     assert found["first rows"] == [{"item_id": "item-0", "semantic ID": "5/5/5", "name": ""}]
     assert inspect(shop / "catalogue.jsonl")["most items of one"] == 1
+    assert "retired" not in found
+    line = {"item_id": "old", "l1_id": 5, "l2_id": 5, "l3_id": 70, "retired": True}
+    (tmp_path / "catalogue.jsonl").write_text(json.dumps(line) + "\n" + (shop / "catalogue.jsonl").read_text())
+    found = inspect(tmp_path / "catalogue.jsonl", "--rows", "1")
+    assert (found["retired"], found["first rows"][0]["retired"]) == (1, "yes")
 
 
 def test_anything_else_is_refused_with_what_was_expected(shop, tmp_path):

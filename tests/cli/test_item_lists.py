@@ -239,3 +239,25 @@ def test_an_evaluation_of_nothing_is_refused(market):
     words = ["evaluate", "--checkpoint", market.model, "--data", market.folder, "--catalogue", market.catalogue]
     with pytest.raises(UserError, match="all 60 items are withheld, so nothing can be recommended"):
         main([*map(str, [*words, "--exclude", market.file("all.txt", market.names)])])
+
+
+def test_models_and_shards_of_a_catalogue_stay_valid_when_items_are_retired(shop, stages, stage_config, tmp_path):
+    from ugt_composer.training.build import build_trainer
+
+    retired = {f"item-{number}" for number in range(0, 60, 3)}
+    marked = write_catalogue(tmp_path / "retired.jsonl", [shop_item(number) for number in range(60)], retired)
+    best = stages / "stage2" / "best"
+    trainer = build_trainer(stage_config(tmp_path / "run", 2, best, f"data.catalogue={marked}"))
+    expected = {name.removeprefix("metrics/eval/"): value for name, value in trainer.evaluate().items()}
+    trainer.close()
+    words = ["evaluate", "--checkpoint", best, "--catalogue", marked, "--json", tmp_path / "found.json"]
+    data = ["--data", shop / "eval", "--data", shop / "preference_eval"]
+    assert main([*map(str, [*words, *data])]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["metrics"] == pytest.approx(expected, abs=1e-6)
+    assert found["catalogue"]["withheld_items"] == 20
+    assert main([*map(str, [*words, *data, "--catalogue", shop / "catalogue.jsonl"])]) == 0
+    whole = json.loads((tmp_path / "found.json").read_text())
+    assert whole["catalogue"]["withheld_items"] == 0
+    assert whole["metrics"]["loss"] == pytest.approx(expected["loss"], abs=1e-6)  # a target may be retired
+    assert whole["metrics"]["recall@50"] > expected["recall@50"]

@@ -88,11 +88,11 @@ def test_a_finished_run_keeps_its_model_and_says_so(trained, caplog):
     assert read_facts(folder / "best") == before
 
 
-def criterion(metric: str, *overrides: str, rows: str = "a") -> Criterion:
+def criterion(metric: str, *overrides: str, rows: str = "a", retired: str = "none") -> Criterion:
     config = load_config(overrides=[f"save_best_on={metric}", *overrides])
     loss = UnifiedLoss(**config.loss.arguments)
     metrics = evaluation_metrics(loss.means, loss.evaluation_losses(), config.evaluation.k_values, 10)
-    return criterion_of(config, metric, metrics[metric], [rows], "catalogue")
+    return criterion_of(config, metric, metrics[metric], [rows], "catalogue", retired)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +114,12 @@ def test_settings_that_change_what_the_metric_measures_select_afresh(metric, cha
 
 def test_other_evaluation_rows_select_afresh():
     assert criterion("loss", rows="b").change_from(criterion("loss")) == "data.eval was a, now it is b"
+
+
+def test_items_that_are_retired_between_starts_select_afresh_by_a_ranking_metric():
+    message = "retired items was none, now it is 3 (a)"
+    assert criterion("ndcg@5", retired="3 (a)").change_from(criterion("ndcg@5")) == message
+    assert criterion("loss", retired="3 (a)").change_from(criterion("loss")) is None
 
 
 @pytest.mark.parametrize("after", ["ndcg@5", "loss"])

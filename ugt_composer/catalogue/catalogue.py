@@ -154,6 +154,12 @@ class Catalogue:
         """How many items are retired."""
         return sum(item.retired for item in self.items)
 
+    @cached_property
+    def retired_set(self) -> str:
+        """The number of retired items and a hash of which they are; "none" if there are none."""
+        ids = sorted(item.item_id for item in self.items if item.retired)
+        return f"{len(ids):,} ({hashlib.sha256(msgspec.json.encode(ids)).hexdigest()[:8]})" if ids else "none"
+
     def items_of(self, triple: Sequence[int]) -> list[Item]:
         """The items with this semantic id: none, one, or several that collide, in the order of their item ids, so that
         it does not depend on the order of the file."""

@@ -154,14 +154,16 @@ def catalogue_facts(catalogue: Catalogue, rows: int) -> dict[str, Any]:
         "shared semantic ids": collisions.count,
         "items that share one": collisions.items,
         "most items of one": collisions.largest,
+        **({"retired": catalogue.retired} if catalogue.retired else {}),
         "fingerprint": catalogue.fingerprint,
         "levels": [
             {"level": key, "used ids": len(np.unique(column)), "largest id": int(column.max())}
             for key, column in zip(ITEM_KEYS, catalogue.triples.T, strict=True)
         ],
-        "first rows": [_item_facts(item) for item in catalogue.items[:rows]],
+        "first rows": [_item_facts(item, catalogue.retired > 0) for item in catalogue.items[:rows]],
     }
 
 
-def _item_facts(item: Item) -> dict[str, Any]:
-    return {"item_id": item.item_id, "semantic ID": _name(item.triple, None), "name": item.name or ""}
+def _item_facts(item: Item, with_retired: bool) -> dict[str, Any]:
+    retired = {"retired": "yes" if item.retired else ""} if with_retired else {}
+    return {"item_id": item.item_id, "semantic ID": _name(item.triple, None), "name": item.name or "", **retired}

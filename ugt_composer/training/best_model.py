@@ -84,13 +84,16 @@ def is_better(value: float, best: float | None, higher_is_better: bool) -> bool:
     return value > best if higher_is_better else value < best
 
 
-def criterion_of(config: Config, name: str, metric: Metric, data: list[str], catalogue: str | None) -> Criterion:
+def criterion_of(
+    config: Config, name: str, metric: Metric, data: list[str], catalogue: str | None, retired: str = "none"
+) -> Criterion:
     """A metric as the criterion of `save_best_on` or `save_best_if`.
 
     Args:
         name, metric: what the key names.
         data: hashes that identify the rows of `data.eval`.
         catalogue: fingerprint of `data.catalogue`; None without one.
+        retired: its `retired_set`.
     """
     evaluation = config.evaluation
     settings: dict[str, Any] = {
@@ -106,6 +109,7 @@ def criterion_of(config: Config, name: str, metric: Metric, data: list[str], cat
             for field in fields(evaluation)
             if field.name not in ("k_values", "metrics")
         }
+        settings["retired items"] = retired
         if "@" not in name:  # computed from all recommendations, and not from those before a cut-off
             settings["the largest of evaluation.k_values"] = max(evaluation.k_values)
     if not isinstance(metric, EvaluationMetric):

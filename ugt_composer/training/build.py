@@ -395,8 +395,9 @@ def _build_checkpoints(
     facts, criterion, guard = inputs.facts, None, BestGuard()
     if inputs.eval_loader is not None and config.save_best_on is not None:
         rows = [manifest.index_hash for manifest in inputs.eval_manifests]
+        retired = "none" if inputs.catalogue is None else inputs.catalogue.retired_set
         criteria = {
-            name: criterion_of(config, name, metric, rows, facts.get(FINGERPRINT))
+            name: criterion_of(config, name, metric, rows, facts.get(FINGERPRINT), retired)
             for name, metric in model.get_metrics(is_train=False).items()
         }
         criterion, guard = criteria[config.save_best_on], _build_guard(config, criteria)
