@@ -1,4 +1,4 @@
-"""Preferences of a model's own lists: no stage 3, DPO, S-DPO and rounds compared, on Beauty or MovieLens.
+"""Preferences of a model's own lists: no stage 3, DPO, S-DPO, rounds and GRPO compared, on Beauty or MovieLens.
 
     python benchmarks/own_preferences/run.py beauty [--data DIR] [--out DIR] [--seeds 1 2 3] [--rounds 3]
     python benchmarks/own_preferences/run.py movielens [--data DIR] [--out DIR] [--limit 20000] [--set max_duration=9ba]
@@ -9,10 +9,11 @@ Trains the models before stage 3 as benchmarks/amazon_beauty or benchmarks/movie
     S-DPO       one round, softmax loss, --rejected items
     rounds      up to --rounds rounds of S-DPO, each with the batches of the one round above; what validation does not
                 keep is left out
+    GRPO        no pairs: as many batches of recommend rows with `loss.preference_objective: group`, see group.yaml
 
-For DPO and S-DPO the model after the last batch is evaluated, kept or not. All figures are for the test items, with
-those of the history excluded; choices are made on the validation items. Writes RESULTS-DATASET.md beside this file, or
-into --out with --set, --limit or another data set. Steps whose results are already in --out are skipped.
+For DPO, S-DPO and GRPO the model after the last batch is evaluated, kept or not. All figures are for the test items,
+with those of the history excluded; choices are made on the validation items. Writes RESULTS-DATASET.md beside this
+file, or into --out with --set, --limit or another data set. Steps whose results are already in --out are skipped.
 """
 
 import argparse
@@ -60,10 +61,11 @@ def main() -> int:
         return 2
     out.mkdir(parents=True, exist_ok=True)
     (beauty if arguments.dataset == "beauty" else movielens).prepare(data, out)
-    scores: dict[str, list[Scores]] = {"no stage 3": [], "DPO": [], "S-DPO": [], f"{arguments.rounds} rounds": []}
+    names = ("no stage 3", "DPO", "S-DPO", f"{arguments.rounds} rounds", "GRPO")
+    scores: dict[str, list[Scores]] = {name: [] for name in names}
     for seed in arguments.seeds:
         start = before(arguments.dataset, out, seed)
-        models = aligned(arguments, out, seed, start)
+        models = [*aligned(arguments, out, seed, start), grouped(arguments, out, seed, start)]
         for name, model in zip(scores, [start, *models], strict=True):
             scores[name].append(evaluate(out, model))
     own = not arguments.set and arguments.limit is None and data.name == DATA[arguments.dataset]
@@ -90,17 +92,7 @@ def aligned(arguments: argparse.Namespace, out: Path, seed: int, start: Path) ->
     runs = {"dpo": (1, 1, "sigmoid"), "s-dpo": (1, arguments.rejected, "softmax")}
     runs["rounds"] = (arguments.rounds, arguments.rejected, "softmax")
     for name, (rounds, rejected, loss) in runs.items():
-        yamls = [ROOT / "yamls/stage3.yaml", *(FOLDERS[arguments.dataset] / y for y in MODELS[arguments.dataset])]
-        overrides = [
-            f"seed={seed}",
-            f"precision={cpu_precision()}",
-            f"loss.dpo_loss_type={loss}",
-            codebook_override(out),
-            f"data.catalogue={out / 'data/catalogue.jsonl'}",
-            "evaluation.exclude_seen=true",
-            "loggers.progress_bar=false",
-            *arguments.set,
-        ]
+        yamls, overrides = stage_settings(arguments, out, seed, [f"loss.dpo_loss_type={loss}"])
         words = {
             "save_folder": folder / name,
             "init_from": start,
@@ -117,6 +109,36 @@ def aligned(arguments: argparse.Namespace, out: Path, seed: int, start: Path) ->
         settings = [f"{key}={value}" for key, value in words.items()]
         run([sys.executable, ROOT / "rounds.py", ROOT / "yamls/rounds.yaml", *settings])
     return [folder / "dpo/round-1/run/latest", folder / "s-dpo/round-1/run/latest", folder / "rounds/best"]
+
+
+def grouped(arguments: argparse.Namespace, out: Path, seed: int, start: Path) -> Path:
+    """The model that is trained on groups of its own items."""
+    folder = out / f"seed{seed}/grpo"
+    data = ["data.train.streams=[]", f"data.train.local={out / 'mds/train'}"]
+    data += ["data.eval.streams=[]", f"data.eval.local={out / 'mds/validation'}"]
+    models = [f"init_from={start}", f"loss.reference_from={start}", f"save_folder={folder}"]
+    yamls, overrides = stage_settings(arguments, out, seed, [*data, *models])
+    yamls += [FOLDER / "stage3.yaml", FOLDER / "group.yaml"]
+    run([BIN / "composer", "-n", "1", ROOT / "train.py", *yamls, *overrides])
+    return folder / "latest"
+
+
+def stage_settings(
+    arguments: argparse.Namespace, out: Path, seed: int, more: list[str]
+) -> tuple[list[Path], list[str]]:
+    """YAML files, to which those of this folder are added, and overrides of a stage 3."""
+    yamls = [ROOT / "yamls/stage3.yaml", *(FOLDERS[arguments.dataset] / y for y in MODELS[arguments.dataset])]
+    overrides = [
+        f"seed={seed}",
+        f"precision={cpu_precision()}",
+        codebook_override(out),
+        f"data.catalogue={out / 'data/catalogue.jsonl'}",
+        "evaluation.exclude_seen=true",
+        "loggers.progress_bar=false",
+        *more,
+        *arguments.set,
+    ]
+    return yamls, overrides
 
 
 def evaluate(out: Path, model: Path) -> Scores:

@@ -107,6 +107,7 @@ def test_the_dry_run_counts_the_groups_memory(stage_config, shop, stages, tmp_pa
     sizes = []
     for size in (2, 64):
         report = describe(group_run(stage_config, shop, stages, tmp_path / "out", f"loss.group_size={size}"))
+        assert f"groups of {size} items" in report
         sizes.append(float(report.rpartition("activations")[0].rpartition("activations")[2].split()[0]))
     assert sizes[1] > 2 * sizes[0]
 

@@ -155,7 +155,10 @@ def _memory_lines(config: Config, estimated: Estimate) -> list[str]:
     unit, name = (GIB, "GiB") if estimated.peak >= GIB else (MIB, "MiB")
     uses_host = any(item.where == HOST for item in items)
     rows, history, target, rejected = estimated.shape
-    shape = f"history {history}, target {target}" + f", {rejected} rejected" * (rejected > 0)
+    scored = f", {rejected} rejected" * (rejected > 0)
+    if config.loss.uses_group:
+        scored = f", groups of {config.loss.group_size} items"
+    shape = f"history {history}, target {target}" + scored
     checkpoints = config.parallelism.activation_checkpointing
     with_or_without = "with" if checkpoints else "without"
     most = f"at most {estimated.most_rows} rows per microbatch" if estimated.most_rows else "not even one row does"
