@@ -2,15 +2,22 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ugt_composer.cli.options import (
     add_catalogue,
+    add_item_lists,
     add_item_score_weight,
     add_max_history,
     add_model,
     add_output_folder,
 )
+
+if TYPE_CHECKING:
+    from ugt_composer.catalogue.catalogue import Catalogue
+    from ugt_composer.config.schema import Config
+    from ugt_composer.data.manifest import Manifest
+    from ugt_composer.inference.own_preferences import Selection
 
 EPILOG = """examples:
   ugt preferences --checkpoint checkpoints/stage2/best --data mds/train --out mds/own
@@ -19,9 +26,9 @@ EPILOG = """examples:
 
 --data are recommend rows. Chosen is the item that the user took, the row's first target; rejected are the --rejected
 highest-ranked other items, best first, without those of the history, the row's other targets, all that share a semantic
-ID with one of these, and items that the catalogue marks as retired. The lists are exact: a search is repeated with a
-wider beam where a better item may have been dropped; rows for which no beam that fits into memory proves it are
-counted.
+ID with one of these, and items that --only, --exclude or "retired": true in the catalogue withhold. The lists are
+exact: a search is repeated with a wider beam where a better item may have been dropped; rows for which no beam that
+fits into memory proves it are counted.
 
 --reward picks from the target and the model's --candidates highest-ranked others instead: chosen is the item with the
 highest reward, rejected are those with the lowest rewards, lowest first. It is a file with a value for each item of
@@ -47,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output_folder(parser)
     parser.add_argument("--jsonl", metavar="FILE", help="also write the rows as JSON Lines")
     add_catalogue(parser)
+    add_item_lists(parser)
     parser.add_argument("--rejected", type=int, default=20, metavar="N", help="rejected items per row (default 20)")
     parser.add_argument("--reward", metavar="FILE|MODULE:FUNCTION", help="values of items, see below")
     parser.add_argument(
@@ -70,13 +78,10 @@ def main(arguments: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from ugt_composer.catalogue.shard_items import check_shards
     from ugt_composer.catalogue.trie import ItemTrie
     from ugt_composer.checkpoint.portable import weights_hash
     from ugt_composer.checkpoint.remote import model_folder
-    from ugt_composer.cli.loading import MOST_SEARCH_BYTES, check_actions_of, load_trained, with_item_scores
-    from ugt_composer.data.model_inputs import missing_inputs
-    from ugt_composer.errors import UserError
+    from ugt_composer.cli.loading import MOST_SEARCH_BYTES, load_trained, with_item_scores
     from ugt_composer.inference.exact_lists import beam_widths
     from ugt_composer.inference.history_length import history_length
     from ugt_composer.inference.preference_shards import write_preferences
@@ -85,28 +90,14 @@ def main(arguments: argparse.Namespace) -> int:
 
     _check_options(arguments)
     model, config, facts, catalogue = load_trained(arguments.checkpoint, arguments.catalogue)
-    if catalogue is None:
-        raise UserError(
-            f"{arguments.checkpoint} was trained without a catalogue, so its lists have items that do not exist; give "
-            "--catalogue FILE"
-        )
+    catalogue = _recommendable(arguments, catalogue)
     config = with_item_scores(config, catalogue, arguments.item_score_weight)
-    manifests = _recommend_rows(arguments.data, config)
-    check_actions_of(arguments.checkpoint, config, facts, manifests)
-    warnings = check_shards({"--data": manifests}, catalogue, config.data.max_fraction_outside_catalogue)
-    for warning in [*warnings, *missing_inputs(config.model, "--data", manifests)]:
-        print(f"warning: {warning}", file=sys.stderr)
-    trie = ItemTrie.from_catalogue(catalogue)
-    selection = _selection(arguments, catalogue)
-    loss, weight = config.loss, config.evaluation.item_score_weight
-    recommender = Recommender(
-        model.to(prepare_device(config)),
-        trie,
-        weight,
-        loss.contrastive_temperature,
-        loss.contrastive_similarity,
-        max_history=history_length(config, facts, arguments.max_history),
-    )
+    manifests = _recommend_rows(arguments, config, facts, catalogue)
+    max_history = history_length(config, facts, arguments.max_history)
+    selection, trie = _selection(arguments, catalogue), ItemTrie.from_catalogue(catalogue)
+    weight, loss = config.evaluation.item_score_weight, config.loss
+    scoring = (weight, loss.contrastive_temperature, loss.contrastive_similarity)
+    recommender = Recommender(model.to(prepare_device(config)), trie, *scoring, max_history=max_history)
     size = min(selection.list_size, len(trie))
     numbers = _sample(sum(manifest.rows for manifest in manifests), arguments.limit, arguments.seed)
     with tqdm(total=len(numbers), unit=" rows", desc="making pairs", disable=None, leave=False) as bar:
@@ -160,20 +151,49 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise UserError(f"--jsonl {arguments.jsonl} cannot be written; expected a file in a writable folder")
 
 
-def _recommend_rows(folders: Sequence[str], config):
+def _recommendable(arguments: argparse.Namespace, catalogue: "Catalogue | None") -> "Catalogue":
+    """The catalogue without what --only and --exclude withhold."""
+    from ugt_composer.catalogue.load import check_any_open
+    from ugt_composer.cli.item_lists import withhold
+    from ugt_composer.errors import UserError
+
+    catalogue, files = withhold(catalogue, arguments)
+    if catalogue is None:
+        raise UserError(
+            f"{arguments.checkpoint} was trained without a catalogue, so its lists have items that do not exist; give "
+            "--catalogue FILE"
+        )
+    for file in files:
+        if file.problem:
+            print(f"warning: {file.problem}", file=sys.stderr)
+    check_any_open(catalogue)
+    return catalogue
+
+
+def _recommend_rows(
+    arguments: argparse.Namespace, config: "Config", facts: dict[str, str], catalogue: "Catalogue"
+) -> "list[Manifest]":
+    """The manifests of --data, which fit the model and the catalogue."""
+    from ugt_composer.catalogue.shard_items import check_shards
+    from ugt_composer.cli.loading import check_actions_of
     from ugt_composer.config.schema import StreamConfig
     from ugt_composer.data.manifest import check_data
+    from ugt_composer.data.model_inputs import missing_inputs
     from ugt_composer.errors import UserError
     from ugt_composer.jsonl.schema import RECOMMEND
 
-    manifests = check_data(config, "--data", [StreamConfig(local=folder) for folder in folders])
+    manifests = check_data(config, "--data", [StreamConfig(local=folder) for folder in arguments.data])
     for manifest in manifests:
         if manifest.kind != RECOMMEND:
             raise UserError(f"--data {manifest.folder} holds {manifest.kind} rows; expected rows of --kind recommend")
+    check_actions_of(arguments.checkpoint, config, facts, manifests)
+    warnings = check_shards({"--data": manifests}, catalogue, config.data.max_fraction_outside_catalogue)
+    for warning in [*warnings, *missing_inputs(config.model, "--data", manifests)]:
+        print(f"warning: {warning}", file=sys.stderr)
     return manifests
 
 
-def _selection(arguments: argparse.Namespace, catalogue):
+def _selection(arguments: argparse.Namespace, catalogue: "Catalogue") -> "Selection":
     from ugt_composer.inference.own_preferences import Selection
     from ugt_composer.inference.rewards import read_rewards
 

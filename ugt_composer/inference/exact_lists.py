@@ -48,7 +48,8 @@ def exact_lists(
     lists: list[list[SemanticId]] = [[] for _ in rows]
     pending = list(range(len(rows)))
     for width in widths:
-        best = recommender.recommend([rows[at] for at in pending], k, width, True, [excluded[at] for at in pending])
+        exclude = [excluded[at] for at in pending]
+        best = recommender.recommend([rows[at] for at in pending], k, width, exclude_seen=True, exclude=exclude)
         assert best.best_dropped is not None
         is_exact = (best.best_dropped == float("-inf")) | (best.scores[:, -1] > best.best_dropped + MARGIN)
         counts = (best.item_index >= 0).sum(1).tolist()

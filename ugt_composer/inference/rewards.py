@@ -1,7 +1,7 @@
 """Rewards of items, from a file or from a user's own function: they choose between a model's candidates.
 
-A file has one value per item: JSON Lines such as {"item_id": "B00…", "reward": 1.5}, or CSV (.csv, .tsv) with the
-columns item_id and reward. A function, named as `my_package.my_module:my_function`, is called once per row:
+`catalogue/item_rewards.py` describes the file. A function, named as `my_package.my_module:my_function`, is called once
+per row:
 
     def my_function(user_id: str, history: list[str], candidates: list[str]) -> list[float]: ...
 
@@ -27,7 +27,7 @@ _FUNCTION = re.compile(r"\w+(\.\w+)*:\w+")
 
 
 class ItemRewards:
-    """The rewards of semantic IDs: the mean over the items that share one.
+    """The rewards of semantic IDs: the mean over the items that share one, without those that are withheld.
 
     Args:
         reward: of item ids.
@@ -44,7 +44,7 @@ class ItemRewards:
             UserError: the user's function fails, or does not return one finite number per item.
         """
         past = [items[0].item_id for items in map(self.catalogue.items_of, history) if items]
-        members = [[item.item_id for item in self.catalogue.items_of(ids)] for ids in candidates]
+        members = [self._members_of(ids) for ids in candidates]
         flat = [item_id for items in members for item_id in items]
         try:
             values = [float(value) for value in self.reward(user_id, past, flat)]
@@ -62,6 +62,11 @@ class ItemRewards:
             at += len(items)
         return means
 
+    def _members_of(self, ids: SemanticId) -> list[str]:
+        """The item ids of a semantic ID; those that are withheld only if all are, as those of a target may be."""
+        members = [item.item_id for item in self.catalogue.items_of(ids)]
+        return [item_id for item_id in members if not self.catalogue.is_withheld(item_id)] or members
+
 
 def read_rewards(option: str, catalogue: Catalogue) -> ItemRewards:
     """The rewards that an option names, a file or a function.
@@ -73,12 +78,12 @@ def read_rewards(option: str, catalogue: Catalogue) -> ItemRewards:
         return ItemRewards(_function(option), option, catalogue)
     if not Path(option).is_file():
         raise UserError(
-            f"--reward {option}: no such file{where_searched(option)}; expected JSON Lines or CSV with an {ITEM} and a "
-            f"{REWARD} per item, or a function such as my_package.my_module:my_function"
+            f"--reward {option}: no such file{where_searched(option)}; expected JSON Lines or CSV with an {ITEM} and "
+            f"a {REWARD} per item, or a function such as my_package.my_module:my_function"
         )
-    rewards = read_item_rewards("--reward", option, catalogue)
-    values = {item.item_id: value for item, value in zip(catalogue.items, rewards.tolist(), strict=True)}
-    return ItemRewards(lambda user_id, history, candidates: [values[item] for item in candidates], option, catalogue)
+    values = read_item_rewards("--reward", option, catalogue)
+    by_item = {item.item_id: float(value) for item, value in zip(catalogue.items, values, strict=True)}
+    return ItemRewards(lambda user_id, history, candidates: [by_item[item] for item in candidates], option, catalogue)
 
 
 def _function(option: str) -> Reward:
