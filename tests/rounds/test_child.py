@@ -1,0 +1,56 @@
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from ugt_composer.errors import RunError, UserError
+from ugt_composer.job.signals import SIGNALS
+from ugt_composer.rounds.child import Children, Preempted
+
+
+@pytest.fixture
+def children():
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield Children()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def python(code):
+    return [sys.executable, "-c", code]
+
+
+@pytest.mark.parametrize(("status", "error"), [(1, RunError), (2, UserError), (75, Preempted)])
+def test_an_exit_status_becomes_the_error_of_the_same_meaning(children, status, error):
+    children.run("step", python("pass"))
+    with pytest.raises(error) as raised:
+        children.run("step", python(f"raise SystemExit({status})"))
+    if error is not Preempted:
+        assert f"step failed with exit status {status}" in str(raised.value)
+
+
+def test_a_signal_is_passed_on_and_no_further_command_runs(children, tmp_path):
+    waits = (
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path('saved').touch(), sys.exit(75)))\n"
+        "pathlib.Path('started').touch()\n"
+        "time.sleep(60)\n"
+    )
+
+    def send():
+        while not (tmp_path / "started").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    with pytest.raises(Preempted):
+        children.run("step", python(f"import os; os.chdir({str(tmp_path)!r})\n{waits}"))
+    sender.join()
+    assert (tmp_path / "saved").exists()
+    with pytest.raises(Preempted):
+        children.run("step", python(f"open({str(tmp_path / 'ran')!r}, 'w')"))
+    assert not (tmp_path / "ran").exists()
