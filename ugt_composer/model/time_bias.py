@@ -63,7 +63,8 @@ class _Biases(torch.autograd.Function):
 
 
 def _biases(bias: Tensor, times: Tensor) -> Tensor:
-    return bias[:, relative_buckets(times, bias.shape[1] - 1)].transpose(0, 1)
+    buckets = relative_buckets(times, bias.shape[1] - 1)
+    return bias.index_select(1, buckets.flatten()).view(bias.shape[0], *buckets.shape).transpose(0, 1)
 
 
 @torch.library.custom_op("ugt::biased_pointwise_product", mutates_args=())
@@ -96,13 +97,15 @@ def _gradients(
 
 def _add_bias_gradient(total: Tensor, grad_scores: Tensor, times: Tensor) -> None:
     """total (H, 1 + K) += the sums of grad_scores (B, H, S, S) over the pairs of tokens in each bucket."""
-    buckets = relative_buckets(times, total.shape[1] - 1).flatten()
-    in_bucket = buckets[:, None] == torch.arange(total.shape[1], device=buckets.device)
+    buckets = relative_buckets(times, total.shape[1] - 1).flatten().to(total.dtype)
+    numbers = torch.arange(total.shape[1], dtype=total.dtype, device=total.device)
+    in_bucket = total.new_empty(len(numbers), len(buckets))
+    torch.eq(numbers[:, None], buckets, out=in_bucket)
     of_heads = grad_scores.transpose(0, 1).flatten(1)
     if total.dtype == torch.float64:
-        total += of_heads @ in_bucket.to(total.dtype)
+        total += of_heads @ in_bucket.t()
     else:
-        total += float32_matmul(of_heads, in_bucket)
+        total += float32_matmul(of_heads, in_bucket.t())
 
 
 def _sum_dtype(x: Tensor) -> torch.dtype:
