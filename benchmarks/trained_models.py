@@ -73,8 +73,8 @@ def train_stage(stage: int, folder: Path, overrides: Sequence[str]) -> None:
     run([BIN / "composer", "-n", "1", ROOT / "train.py", *yamls, *overrides])
 
 
-def write_results(text: str, folder: Path) -> None:
-    path = folder / "RESULTS.md"
+def write_results(text: str, folder: Path, name: str = "RESULTS.md") -> None:
+    path = folder / name
     path.write_text(text, "utf-8")
     print(f"written: {path}")
 
