@@ -183,7 +183,8 @@ class Catalogue:
             row, level = np.argwhere(outside)[0]
             raise UserError(
                 f"{self._place(row)}: {ITEM_KEYS[level]}: found {self.triples[row, level]}, expected at most "
-                f"{codebook_sizes[level] - 1}, because model.codebook_sizes is {list(codebook_sizes)}"
+                f"{codebook_sizes[level] - 1}, because model.codebook_sizes is {list(codebook_sizes)}; "
+                "`ugt extend` enlarges a trained model for new items, and ids made with --reserve leave room for them"
             )
 
     @cached_property

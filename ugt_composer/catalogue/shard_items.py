@@ -1,22 +1,25 @@
 """Checks that folders of shards and the catalogue come from the same import.
 
-Shards record the fingerprint of the catalogue that they were converted with. For those that record none, the items of a
-sample of rows are looked up in the catalogue.
+Shards record the fingerprint of the catalogue that they were converted with, and keep a copy of it. They are accepted
+with this catalogue, and with any that contains its items with the same semantic IDs. For those that record none, the
+items of a sample of rows are looked up in the catalogue.
 """
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from streaming.base.compression import decompress
 
 from ugt_composer.catalogue.catalogue import Catalogue
+from ugt_composer.catalogue.extension import find_catalogue, not_contained
 from ugt_composer.catalogue.id_set import SemanticIdSet
 from ugt_composer.catalogue.outside import ItemCounts, outside_items
 from ugt_composer.data.codec import decode_row
-from ugt_composer.data.integrity import INDEX_NAME, ShardFacts, read_index
+from ugt_composer.data.integrity import CATALOGUE_COPY, INDEX_NAME, ShardFacts, read_index
 from ugt_composer.data.manifest import Manifest
 from ugt_composer.data.row_batch import batch_of
 from ugt_composer.data.shard_rows import ShardRows
@@ -24,6 +27,7 @@ from ugt_composer.errors import UserError
 
 MOST_ROWS = 10_000  # of a folder, in the sample
 MOST_SHARDS, MOST_ZIPPED_SHARDS = 40, 4  # that the sample's rows are read from
+UNKNOWN_CONTENT = "its copy was not found, so it is not known which items differ"
 SHORT = 12  # characters of a fingerprint in a message
 
 
@@ -41,8 +45,9 @@ def check_shards(
     Raises:
         UserError: names both sides and how to fix it.
     """
+    find = cache(_find_catalogue)
     folders = [(f"{manifest.folder} ({key})", manifest) for key, of_key in manifests.items() for manifest in of_key]
-    _check_fingerprints(folders, catalogue)
+    _check_fingerprints(folders, catalogue, find)
     if catalogue is None:
         return []
     known = SemanticIdSet(catalogue.triples)
@@ -71,23 +76,49 @@ def check_shards(
     return warnings
 
 
-def _check_fingerprints(folders: Sequence[tuple[str, Manifest]], catalogue: Catalogue | None) -> None:
+def _find_catalogue(fingerprint: str, folder: str, file: str | None) -> Catalogue | None:
+    return find_catalogue(fingerprint, (Path(folder) / CATALOGUE_COPY, file))
+
+
+Find = Callable[[str, str, str | None], Catalogue | None]
+
+
+def _check_fingerprints(folders: Sequence[tuple[str, Manifest]], catalogue: Catalogue | None, find: Find) -> None:
     recorded = [(name, manifest) for name, manifest in folders if manifest.catalogue is not None]
     for name, manifest in recorded:
         source = f"{manifest.catalogue_file}, fingerprint {_short(manifest.catalogue)}"
-        if catalogue is not None and manifest.catalogue != catalogue.fingerprint:
-            raise UserError(
-                f"{name} was converted with another catalogue ({source}) than {catalogue.source}, fingerprint "
-                f"{_short(catalogue.fingerprint)}: the same semantic ID would mean another item; use "
-                f"{manifest.catalogue_file} (and only models that were trained with it), or {_fix(catalogue)}"
-            )
+        if catalogue is not None:
+            if (difference := _difference(manifest, catalogue, find)) is not None:
+                raise UserError(
+                    f"{name} was converted with another catalogue ({source}) than {catalogue.source}, fingerprint "
+                    f"{_short(catalogue.fingerprint)}: the same semantic ID would mean another item ({difference}); "
+                    f"use {manifest.catalogue_file} (and only models that were trained with it), or {_fix(catalogue)}"
+                )
+            continue
         first_name, first = recorded[0]
-        if manifest.catalogue != first.catalogue:
+        if not _one_contains_the_other(first, manifest, find):
             raise UserError(
                 f"{name} was converted with another catalogue ({source}) than {first_name} ({first.catalogue_file}, "
                 f"fingerprint {_short(first.catalogue)}): the same semantic ID would mean another item; use folders "
                 "that were converted with the same catalogue"
             )
+
+
+def _difference(manifest: Manifest, catalogue: Catalogue, find: Find) -> str | None:
+    """How a folder's catalogue differs from one that has to contain it; None if that one does."""
+    assert manifest.catalogue is not None
+    if manifest.catalogue == catalogue.fingerprint:
+        return None
+    own = find(manifest.catalogue, manifest.folder, manifest.catalogue_file)
+    return UNKNOWN_CONTENT if own is None else not_contained(own, catalogue)
+
+
+def _one_contains_the_other(first: Manifest, second: Manifest, find: Find) -> bool:
+    if first.catalogue == second.catalogue:
+        return True
+    catalogues = [find(str(m.catalogue), m.folder, m.catalogue_file) for m in (first, second)]
+    small, large = sorted((c for c in catalogues if c is not None), key=len) if None not in catalogues else (None, None)
+    return small is not None and large is not None and not_contained(small, large) is None
 
 
 def _fix(catalogue: Catalogue) -> str:

@@ -1,4 +1,5 @@
-"""Portable models, to be loaded by the next stage, the CLI and other programs: `model.safetensors`, `config.yaml`."""
+"""Portable models, to be loaded by the next stage, the CLI and other programs: `model.safetensors`, `config.yaml`,
+and a copy of the catalogue."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -9,10 +10,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ugt_composer.catalogue.catalogue import Catalogue
+from ugt_composer.catalogue.extension import find_catalogue, not_contained
 from ugt_composer.checkpoint.written import or_removed, unlike_written, write_hashed
 from ugt_composer.config.keys import DEFINES_WEIGHTS
 from ugt_composer.config.load import config_yaml, load_config
 from ugt_composer.config.schema import Config, ModelConfig
+from ugt_composer.data.integrity import CATALOGUE_COPY
 from ugt_composer.errors import UserError, where_searched
 from ugt_composer.model.build import build_model
 from ugt_composer.model.ugt import UGT, WEIGHTS_OF_INPUTS, reads
@@ -34,24 +38,33 @@ LONGEST_HISTORY = "longest_history"  # items of the longest history that the mod
 DATA_FINGERPRINT = "data_fingerprint"  # of a run without data.catalogue: the one that its shards record
 
 
-def save_portable(folder: str | Path, weights: dict[str, Tensor], config: Config, facts: dict[str, str]) -> None:
+def save_portable(
+    folder: str | Path,
+    weights: dict[str, Tensor],
+    config: Config,
+    facts: dict[str, str],
+    catalogue: bytes | None = None,
+) -> None:
     """Writes or replaces a portable model. At any moment each file is complete, old or new, and matches the record.
 
     Args:
         weights: UGT's state dict, full tensors.
         facts: strings stored in the header of the weights file, such as the catalogue's fingerprint and the batch.
+        catalogue: `catalogue_copy` of the catalogue that the model was trained with; None without one.
 
     Raises:
         OSError: it cannot be written. An earlier model in the folder is kept.
     """
     folder = Path(folder)
     folder.mkdir(exist_ok=True)  # not its parents: if the save folder was removed, this must fail, not create it again
-    temporary, config_temporary = folder / (WEIGHTS + ".tmp"), folder / (CONFIG + ".tmp")
-    with or_removed(temporary, config_temporary):
+    temporary, config_temporary, copy_temporary = (folder / f"{name}.tmp" for name in (WEIGHTS, CONFIG, CATALOGUE_COPY))
+    with or_removed(temporary, config_temporary, copy_temporary):
         written = {
             WEIGHTS: _write_weights(temporary, weights, facts),
             CONFIG: write_hashed(config_temporary, lambda file: file.write(config_yaml(config).encode())),
         }
+        if catalogue is not None:
+            written[CATALOGUE_COPY] = write_hashed(copy_temporary, lambda file: file.write(catalogue))
         put_in_place(folder / RECORD, written)
 
 
@@ -203,21 +216,54 @@ def _added_inputs(folder: str | Path, saved: ModelConfig, now: ModelConfig) -> l
 
 
 def check_fingerprint(
-    folder: str | Path, facts: dict[str, str], own: dict[str, str], name: str = "the current one"
-) -> None:
-    """Raises UserError if a model was trained with another catalogue, or shards of another one, than the current one.
+    name: str,
+    folder: Path,
+    facts: dict[str, str],
+    own: dict[str, str],
+    catalogue: Catalogue | None = None,
+    current_name: str = "the current one",
+) -> str | None:
+    """Compares the catalogue that a model was trained with, or that of its shards, with the current one.
 
     Args:
+        name: of the model, for messages.
+        folder: the model's, on this machine.
         facts: of the model.
         own: facts with the fingerprint of the current catalogue or shards.
-        name: of these, for the message.
+        catalogue: the current one, which may have more items than that of the model; None: they have to be equal.
+        current_name: of the current one, for messages.
+
+    Returns:
+        A note for the user if the catalogue has more items; else None.
+
+    Raises:
+        UserError: an item of the model's catalogue is missing, or has another semantic ID; the first ones are named.
     """
     trained, current = (either.get(FINGERPRINT) or either.get(DATA_FINGERPRINT) for either in (facts, own))
-    if trained and current and trained != current:
-        raise UserError(
-            f"{folder} was trained with a catalogue of fingerprint {trained[:12]}, {name} has {current[:12]}: "
-            "the same semantic ID would mean another item; use the catalogue that the model was trained with"
-        )
+    if not trained or not current or trained == current:
+        return None
+    earlier = None
+    if catalogue is not None:
+        earlier = find_catalogue(trained, (folder / CATALOGUE_COPY, load_config(folder / CONFIG).data.catalogue))
+    difference = "its items are not known, so they cannot be compared"
+    if earlier is not None and catalogue is not None:
+        missing = not_contained(earlier, catalogue)
+        if missing is None:
+            return (
+                f"{name} was trained with {len(earlier):,} of the {len(catalogue):,} items of {catalogue.source}; the "
+                f"others keep untrained entries, unless `ugt extend` gives them entries from their vectors"
+            )
+        difference = missing
+    raise UserError(
+        f"{name} was trained with a catalogue of fingerprint {trained[:12]}, {current_name} has {current[:12]}: the "
+        f"same semantic ID would mean another item ({difference}); use the catalogue that the model was trained with, "
+        "or one that contains it"
+    )
+
+
+def read_copy(folder: Path) -> bytes | None:
+    """The copy of the catalogue that a model was trained with; None if the folder has none."""
+    return (folder / CATALOGUE_COPY).read_bytes() if (folder / CATALOGUE_COPY).is_file() else None
 
 
 def check_exists(key: str, folder: str | Path) -> None:

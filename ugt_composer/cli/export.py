@@ -4,7 +4,15 @@ import argparse
 
 from ugt_composer.cli.options import add_max_history, add_model, add_output_folder
 
-FILES = ("encoder.pt2", "scorer.pt2", "usage.py", "model.safetensors", "config.yaml", "record.json")
+FILES = (
+    "encoder.pt2",
+    "scorer.pt2",
+    "usage.py",
+    "model.safetensors",
+    "config.yaml",
+    "catalogue.jsonl.zst",
+    "record.json",
+)
 EPILOG = """examples:
   ugt export --checkpoint checkpoints/stage3/best --out exported
   python exported/usage.py
@@ -16,7 +24,7 @@ DIR holds, in float32:
   scorer.pt2         user states, semantic IDs → log p(l1) + log p(l2|l1) + log p(l3|l1,l2); any number of both
   usage.py           loads both with torch and numpy and scores an example; no other code is needed. It reads as many of
                      the most recent items as the model was trained on, or --max-history
-  model.safetensors, config.yaml, record.json
+  model.safetensors, config.yaml, catalogue.jsonl.zst, record.json
                      the model itself; every --checkpoint option accepts DIR
 Exit status: 0 done, 2 bad input."""
 
@@ -39,7 +47,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     from ugt_composer import inference
     from ugt_composer.catalogue.trie import ItemTrie
-    from ugt_composer.checkpoint.portable import load_portable, save_portable
+    from ugt_composer.checkpoint.portable import load_portable, read_copy, save_portable
     from ugt_composer.checkpoint.remote import model_folder
     from ugt_composer.cli.loading import check_positive, load_catalogue_of
     from ugt_composer.errors import UserError
@@ -51,17 +59,18 @@ def main(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
     with new_folder(out, FILES, arguments.overwrite) as folder:
         trie = None
-        model, config, facts = load_portable(model_folder(arguments.checkpoint))
+        source = model_folder(arguments.checkpoint)
+        model, config, facts = load_portable(source)
         max_history = history_length(config, facts, arguments.max_history) or config.model.max_seq_len - 1
         if arguments.catalogue is not None and not model.is_over_catalogue:
             raise UserError(
                 "--catalogue: the scores of this model do not use one (model.level_softmax is codebook); leave it out"
             )
         if model.is_over_catalogue:
-            catalogue = load_catalogue_of(arguments.checkpoint, config, facts, arguments.catalogue)
+            catalogue = load_catalogue_of(arguments.checkpoint, source, config, facts, arguments.catalogue)
             assert catalogue is not None  # the config requires one
             trie = ItemTrie.from_triples(catalogue.triples)
-        save_portable(folder, model.float().state_dict(), config, facts)
+        save_portable(folder, model.float().state_dict(), config, facts, read_copy(source))
         for name, program in zip(FILES, export_programs(model, trie), strict=False):
             torch.export.save(program, folder / name)
         usage = (Path(inference.__path__[0]) / "export_usage.py").read_text("utf-8")

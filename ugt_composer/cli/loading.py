@@ -1,6 +1,7 @@
 """Loads a trained model and its catalogue for the commands."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +22,23 @@ MOST_SEARCH_BYTES = 4 * 2**30  # for one user
 
 def load_trained(checkpoint: str, catalogue: str | None) -> tuple[UGT, Config, dict[str, str], Catalogue | None]:
     """A portable model, its config, facts and catalogue, or the one given. Raises UserError if these do not match."""
-    model, config, facts = load_portable(model_folder(checkpoint))
-    return model, config, facts, load_catalogue_of(checkpoint, config, facts, catalogue)
+    folder = model_folder(checkpoint)
+    model, config, facts = load_portable(folder)
+    return model, config, facts, load_catalogue_of(checkpoint, folder, config, facts, catalogue)
 
 
-def load_catalogue_of(checkpoint: str, config: Config, facts: dict[str, str], given: str | None) -> Catalogue | None:
-    """A loaded model's catalogue, or the one given; None if there is none. Raises UserError if these do not match."""
+def load_catalogue_of(
+    checkpoint: str, folder: Path, config: Config, facts: dict[str, str], given: str | None
+) -> Catalogue | None:
+    """A loaded model's catalogue, or the one given, which may have more items; None if there is none.
+
+    Args:
+        checkpoint: as the user named it.
+        folder: of the model, on this machine.
+
+    Raises:
+        UserError: the catalogue does not match the model.
+    """
     path = given or config.data.catalogue
     if path is None:
         return None
@@ -34,7 +46,9 @@ def load_catalogue_of(checkpoint: str, config: Config, facts: dict[str, str], gi
         raise UserError(f"{path}: no such catalogue; give the one that the model was trained with by --catalogue FILE")
     items = Catalogue.load(path)
     items.check(config.model.codebook_sizes)
-    check_fingerprint(checkpoint, facts, {FINGERPRINT: items.fingerprint})
+    note = check_fingerprint(checkpoint, folder, facts, {FINGERPRINT: items.fingerprint}, items, items.source)
+    if note is not None:
+        print(f"warning: {note}", file=sys.stderr)
     return items
 
 
@@ -42,7 +56,8 @@ def check_data_of(checkpoint: str, facts: dict[str, str], manifests: Sequence[Ma
     """For a model without a catalogue. Raises UserError if folders were converted with another one than its data."""
     for manifest in manifests:
         if manifest.catalogue is not None:
-            check_fingerprint(checkpoint, facts, {FINGERPRINT: manifest.catalogue}, f"that of {manifest.folder}")
+            of_shards = {FINGERPRINT: manifest.catalogue}
+            check_fingerprint(checkpoint, Path(checkpoint), facts, of_shards, None, f"that of {manifest.folder}")
 
 
 def check_actions_of(checkpoint: str, config: Config, facts: dict[str, str], manifests: Sequence[Manifest]) -> None:

@@ -1,5 +1,5 @@
 """manifest.json: what a folder of shards holds and what it was made from. The same input and options give
-the same bytes."""
+the same bytes. A copy of the catalogue is written beside it."""
 
 import json
 import os
@@ -11,12 +11,13 @@ from typing import Any
 
 import xxhash
 
+from ugt_composer.catalogue.extension import catalogue_copy
 from ugt_composer.catalogue.outside import ItemCounts
 from ugt_composer.conversion.counts import Counts
 from ugt_composer.conversion.known_items import KnownItems
 from ugt_composer.conversion.settings import Settings
 from ugt_composer.data.codec import VERSIONS
-from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME
+from ugt_composer.data.integrity import CATALOGUE_COPY, INDEX_NAME, MANIFEST_NAME
 from ugt_composer.jsonl.schema import DECODER_TIMES, ENCODER_ACTIONS, ENCODER_TIMES, RECOMMEND
 from ugt_composer.jsonl.sources import Source
 from ugt_composer.storage.hashed_file import file_hash
@@ -77,7 +78,7 @@ def write_manifest(
             "lines": sum(inputs.lines.values()),
             "fingerprint": inputs.fingerprint(),
         },
-        **({} if known is None else {"catalogue": _catalogue(known, counts.items)}),
+        **({} if known is None else {"catalogue": _catalogue(folder, known, counts.items)}),
         "warnings": list(warnings),
         "index_hash": f"xxh3_128:{file_hash('xxh3_128', folder / INDEX_NAME)}",
     }
@@ -112,10 +113,14 @@ def input_facts(counts: Counts) -> dict[str, Any]:
     return {"inputs": {"rows_with": rows, "largest_action": max(counts.largest_action, 0), "times": times}}
 
 
-def _catalogue(known: KnownItems, counts: ItemCounts) -> dict[str, Any]:
+def _catalogue(folder: Path, known: KnownItems, counts: ItemCounts) -> dict[str, Any]:
+    fingerprint = known.fingerprint(counts)
+    if fingerprint is not None:
+        (folder / CATALOGUE_COPY).write_bytes(catalogue_copy(known.catalogue))
     return {
         "file": known.catalogue.source,
-        "fingerprint": known.fingerprint(counts),
+        "fingerprint": fingerprint,
+        **({} if fingerprint is None else {"copy": CATALOGUE_COPY}),
         "items": dict(counts.items),
         "outside": dict(counts.outside),
     }

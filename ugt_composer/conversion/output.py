@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ugt_composer.conversion.partition import QUARANTINE_NAME
-from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME
+from ugt_composer.data.integrity import CATALOGUE_COPY, INDEX_NAME, MANIFEST_NAME
 from ugt_composer.errors import UserError
 
-OUTPUT_NAMES = re.compile(rf"shard\.\d+\.mds(\.\w+)?|{re.escape(INDEX_NAME)}|{MANIFEST_NAME}|{QUARANTINE_NAME}")
+FIXED_NAMES = (INDEX_NAME, MANIFEST_NAME, QUARANTINE_NAME, CATALOGUE_COPY)
+OUTPUT_NAMES = re.compile(rf"shard\.\d+\.mds(\.\w+)?|{'|'.join(map(re.escape, FIXED_NAMES))}")
 
 
 class OutputFolder:

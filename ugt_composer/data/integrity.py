@@ -10,6 +10,7 @@ from ugt_composer.storage.hashed_file import file_hash, preferred
 
 INDEX_NAME = "index.json"
 MANIFEST_NAME = "manifest.json"
+CATALOGUE_COPY = "catalogue.jsonl.zst"  # of the catalogue that a folder of shards, or a model, was made with
 ADVICE = "convert or copy the data again"
 
 

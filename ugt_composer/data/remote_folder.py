@@ -1,13 +1,16 @@
 """Downloads the manifest and index of a remote data folder, so that they are checked like local ones."""
 
 import json
+import logging
 from pathlib import Path
 
 from ugt_composer.config.schema import StreamConfig
-from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME, index_corruption
+from ugt_composer.data.integrity import CATALOGUE_COPY, INDEX_NAME, MANIFEST_NAME, index_corruption
 from ugt_composer.data.shard_files import fetch
 from ugt_composer.errors import UserError
 from ugt_composer.storage.file_lock import locked
+
+log = logging.getLogger(__name__)
 
 
 def fetch_descriptions(stream: StreamConfig) -> None:
@@ -30,12 +33,25 @@ def fetch_descriptions(stream: StreamConfig) -> None:
             for path in (manifest, index):
                 fetch(stream.remote, path, path.name, lambda part: None)
             problem = _index_problem(manifest, index)
+            if problem is None:
+                _fetch_catalogue(stream.remote, manifest)
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written ({error.strerror}); local of a stream with a remote must be a writable folder"
         ) from None
     if problem is not None:
         raise UserError(f"{stream.remote.rstrip('/')}/{INDEX_NAME}: {problem}; upload the data again")
+
+
+def _fetch_catalogue(remote: str, manifest: Path) -> None:
+    """Downloads the copy of the catalogue, if the manifest has one. It is only needed for a larger catalogue, so that a
+    store without it is accepted."""
+    if "copy" not in (json.loads(manifest.read_text("utf-8")).get("catalogue") or {}):
+        return
+    try:
+        fetch(remote, manifest.with_name(CATALOGUE_COPY), CATALOGUE_COPY, lambda part: None)
+    except UserError as error:
+        log.warning("%s; the rows can only be used with the catalogue that they were converted with", error)
 
 
 def _index_problem(manifest: Path, index: Path) -> str | None:

@@ -8,6 +8,7 @@ the two instead of at 0. It is recorded in the manifest, which the run checks.
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ugt_composer.conversion.shards import ShardWriter, write_index
 from ugt_composer.data.codec import with_reference
 from ugt_composer.data.collate import PackedRow, collate
 from ugt_composer.data.evaluation_dataset import RowFolder
-from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME
+from ugt_composer.data.integrity import CATALOGUE_COPY, INDEX_NAME, MANIFEST_NAME
 from ugt_composer.model.reference import Reference
 from ugt_composer.parallelism.precision import precision_context
 from ugt_composer.storage.hashed_file import file_hash
@@ -79,5 +80,7 @@ def write_reference_log_probs(
         manifest["reference"] = weights_hash(model_folder)
         manifest |= {"reference_precision": precision, "reference_strategy": "ddp" if precision == "fp32" else strategy}
         (output.work / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+        if (data / CATALOGUE_COPY).is_file():
+            shutil.copy(data / CATALOGUE_COPY, output.work)
         output.publish()
     return len(rows)

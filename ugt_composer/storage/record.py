@@ -93,8 +93,13 @@ def put_in_place(record: Path, files: dict[str, Facts]) -> None:
     """
     folder = record.parent
     earlier = {name: _current_facts(record, name) for name in files}
+    added = [name for name in files if not earlier[name] and any(earlier.values())]
+    for name in added:  # files that no record lists yet do not matter to readers
+        os.replace(folder / f"{name}.tmp", folder / name)
     write_record(record, {name: [*earlier[name], facts] for name, facts in files.items()})
     for name in files:
+        if name in added:
+            continue
         os.replace(folder / f"{name}.tmp", folder / name)
     sync_folder(folder)
     if any(earlier.values()):

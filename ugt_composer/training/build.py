@@ -247,8 +247,11 @@ def _build_network(config: Config, inputs: Inputs) -> tuple[UGT, int, tuple[str,
     if vectors is not None and inputs.catalogue is not None:
         start_from_vectors(model.item_embedding, inputs.catalogue.triples, vectors, config.seed)
     if config.init_from is not None:
-        facts = load_weights(model, config.model, on_this_machine(config.init_from))
-        check_fingerprint(config.init_from, facts, inputs.facts)
+        folder = on_this_machine(config.init_from)
+        facts = load_weights(model, config.model, folder)
+        note = check_fingerprint(config.init_from, folder, facts, inputs.facts, inputs.catalogue)
+        if note is not None and dist.get_global_rank() == 0:
+            log.warning(note)
         trained_history = max(trained_history, int(facts.get(LONGEST_HISTORY, 0)))
         actions = [(config.init_from, actions_of_model(facts)), *actions]
     if config.loss.reference_log_probs == "data":
@@ -310,14 +313,15 @@ def _load_reference(config: Config, catalogue: Catalogue | None) -> Reference | 
     assert reference_from is not None  # the config's checks require one
     # The same expert capacity and the same softmax as the policy's, so that the log-probabilities of both are equal at
     # the start.
+    folder = on_this_machine(reference_from)
     model, _, facts = load_portable(
-        on_this_machine(reference_from),
+        folder,
         dropout=0.0,
         attention_dropout=0.0,
         expert_capacity_factor=config.model.expert_capacity_factor,
         level_softmax=config.model.level_softmax,
     )
-    check_fingerprint(reference_from, facts, fingerprint_facts(catalogue))
+    check_fingerprint(reference_from, folder, facts, fingerprint_facts(catalogue), catalogue)
     if config.compile:
         compile_layers(model)
     return GroupReference(model) if config.loss.uses_group else Reference(model)
@@ -403,7 +407,7 @@ def _build_checkpoints(
         criterion, guard = criteria[config.save_best_on], _build_guard(config, criteria)
     data = [manifest.index_hash for manifest in inputs.train_manifests]
     facts |= {LONGEST_HISTORY: str(trained_history), **action_facts(actions)}
-    return Checkpoints(strategy, config, facts, criterion, guard, data, open_store(config))
+    return Checkpoints(strategy, config, facts, criterion, guard, data, inputs.catalogue, open_store(config))
 
 
 def _build_guard(config: Config, criteria: Mapping[str, Criterion]) -> BestGuard:

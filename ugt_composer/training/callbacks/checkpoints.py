@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from composer.utils import dist, reproducibility
 from torch import Tensor
 
 from ugt_composer import __version__
+from ugt_composer.catalogue.catalogue import Catalogue
+from ugt_composer.catalogue.extension import catalogue_copy
 from ugt_composer.checkpoint.background_writer import Writer
 from ugt_composer.checkpoint.portable import FINGERPRINT, save_portable
 from ugt_composer.checkpoint.rank0_errors import save_on_rank_0, saving_into
@@ -46,6 +49,7 @@ class Checkpoints(Callback):
         criterion: what selects `best/`; None: `best/` equals `latest/`.
         guard: which evaluations may select it; not used without a criterion.
         data: hashes that identify the training data; a run resumes only with the same data.
+        catalogue: `data.catalogue`, of which the portable models keep a copy; None without one.
         uploads: copies the save folder to a store; on rank 0 only, None without `checkpoint.remote`.
     """
 
@@ -57,12 +61,14 @@ class Checkpoints(Callback):
         criterion: Criterion | None,
         guard: BestGuard,
         data: list[str],
+        catalogue: Catalogue | None = None,
         uploads: Uploads | None = None,
     ):
         self.uploads = uploads
         self.is_unsent = True  # whether the store may lack something
         self._renaming = threading.Lock()  # rotation and the search for files to upload exclude each other
         self.data = data
+        self.catalogue = catalogue
         self.strategy = strategy
         self.config = config
         self.facts = facts
@@ -285,12 +291,16 @@ class Checkpoints(Callback):
             "catalogue": self.facts.get(FINGERPRINT),
         }
 
+    @cached_property
+    def _catalogue_copy(self) -> bytes | None:
+        return None if self.catalogue is None else catalogue_copy(self.catalogue)
+
     def _write_portable(
         self, name: str, batch: int, weights: dict[str, Tensor], facts: dict[str, str] | None = None
     ) -> None:
         facts = {**self.facts, "batch": str(batch), **(facts or {})}
         network = {key.removeprefix(NETWORK): value for key, value in weights.items() if key.startswith(NETWORK)}
-        save_portable(self.folder / name, network, self.config, facts)
+        save_portable(self.folder / name, network, self.config, facts, self._catalogue_copy)
 
 
 def _print_once(line: str) -> None:
