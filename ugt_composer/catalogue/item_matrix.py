@@ -30,13 +30,13 @@ def first_not_finite(vectors: np.ndarray) -> int | None:
     return int(bad[0]) if len(bad) else None
 
 
-def read_catalogue_vectors(path: str | Path, catalogue: Catalogue) -> np.ndarray:
-    """Reads a float32 matrix (n, d), one row per item of the catalogue. UserErrors name init_item_vectors."""
+def read_catalogue_vectors(path: str | Path, catalogue: Catalogue, key: str = "init_item_vectors") -> np.ndarray:
+    """Reads a float32 matrix (n, d), one row per item of the catalogue. UserErrors name the key or option."""
     try:
         vectors = read_matrix(path)
         _check_for_items(vectors, path, catalogue)
     except UserError as error:
-        raise UserError(f"init_item_vectors: {error}") from None
+        raise UserError(f"{key}: {error}") from None
     return vectors
 
 

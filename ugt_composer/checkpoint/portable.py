@@ -35,7 +35,10 @@ from ugt_composer.storage.sync import forget_cached, sync_file
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
 FINGERPRINT = "catalogue_fingerprint"
 LONGEST_HISTORY = "longest_history"  # items of the longest history that the model was trained on
+EXTENDED_FROM = "extended_from"  # the fingerprint before `ugt extend`
 DATA_FINGERPRINT = "data_fingerprint"  # of a run without data.catalogue: the one that its shards record
+
+UNKNOWN_ITEMS = "its items are not known, so they cannot be compared"
 
 
 def save_portable(
@@ -242,19 +245,37 @@ def check_fingerprint(
     trained, current = (either.get(FINGERPRINT) or either.get(DATA_FINGERPRINT) for either in (facts, own))
     if not trained or not current or trained == current:
         return None
-    earlier = None
-    if catalogue is not None:
-        earlier = find_catalogue(trained, (folder / CATALOGUE_COPY, load_config(folder / CONFIG).data.catalogue))
-    difference = "its items are not known, so they cannot be compared"
-    if earlier is not None and catalogue is not None:
-        missing = not_contained(earlier, catalogue)
-        if missing is None:
-            return (
-                f"{name} was trained with {len(earlier):,} of the {len(catalogue):,} items of {catalogue.source}; the "
-                f"others keep untrained entries, unless `ugt extend` gives them entries from their vectors"
-            )
-        difference = missing
-    raise UserError(
+    if catalogue is None:
+        raise _other_catalogue(name, trained, current_name, current, UNKNOWN_ITEMS)
+    earlier = trained_catalogue(name, folder, facts, catalogue)
+    return (
+        f"{name} was trained with {len(earlier):,} of the {len(catalogue):,} items of {catalogue.source}; the others "
+        "have untrained entries, unless `ugt extend` gives them entries from their vectors"
+    )
+
+
+def trained_catalogue(name: str, folder: Path, facts: dict[str, str], catalogue: Catalogue) -> Catalogue:
+    """The catalogue that a model was trained with, which the given one has to contain.
+
+    Args:
+        name, folder, facts: of the model, see `check_fingerprint`.
+
+    Raises:
+        UserError: it is not known, or an item of it is missing in the given one, or has another semantic ID.
+    """
+    trained = facts.get(FINGERPRINT) or facts.get(DATA_FINGERPRINT)
+    if trained is None:
+        raise UserError(f"{name} was trained without a catalogue, so it is not known which items it knows")
+    places = (folder / CATALOGUE_COPY, load_config(folder / CONFIG).data.catalogue, catalogue.source)
+    earlier = find_catalogue(trained, places)
+    difference = UNKNOWN_ITEMS if earlier is None else not_contained(earlier, catalogue)
+    if earlier is None or difference is not None:
+        raise _other_catalogue(name, trained, catalogue.source, catalogue.fingerprint, str(difference))
+    return earlier
+
+
+def _other_catalogue(name: str, trained: str, current_name: str, current: str, difference: str) -> UserError:
+    return UserError(
         f"{name} was trained with a catalogue of fingerprint {trained[:12]}, {current_name} has {current[:12]}: the "
         f"same semantic ID would mean another item ({difference}); use the catalogue that the model was trained with, "
         "or one that contains it"

@@ -46,7 +46,7 @@ def load_catalogue_of(
         raise UserError(f"{path}: no such catalogue; give the one that the model was trained with by --catalogue FILE")
     items = Catalogue.load(path)
     items.check(config.model.codebook_sizes)
-    note = check_fingerprint(checkpoint, folder, facts, {FINGERPRINT: items.fingerprint}, items, items.source)
+    note = check_fingerprint(checkpoint, folder, facts, {FINGERPRINT: items.fingerprint}, items)
     if note is not None:
         print(f"warning: {note}", file=sys.stderr)
     return items

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from ugt_composer import __version__
-from ugt_composer.cli import evaluate, export, inspect, preferences, recommend, reference
+from ugt_composer.cli import evaluate, export, extend, inspect, preferences, recommend, reference
 from ugt_composer.errors import exit_on_user_error
 from ugt_composer.job.cpus import share_cpus
 
@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "inspect": inspect,
     "export": export,
+    "extend": extend,
     "preferences": preferences,
     "reference": reference,
 }
