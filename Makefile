@@ -10,11 +10,11 @@ CONSTRAINTS = constraints/py$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sy
 # If it is set, as in many container images, every process compiles all modules that it imports: 8 s more for Composer.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-fast test-slow test-gpu check parity chaos bench bench-gpu format clean
+.PHONY: help install demo demo-signals test test-fast test-slow test-gpu check parity chaos bench bench-gpu format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED)  ## create .venv with the project and its pinned dependencies (several GB, a few minutes); TORCH=2.11.0 uses that PyTorch
 
@@ -33,6 +33,9 @@ endif
 
 demo: $(INSTALLED)  ## train all three stages on generated data, a few minutes on a laptop's CPU
 	$(BIN)/python -m ugt_composer.demo.run
+
+demo-signals: $(INSTALLED)  ## train a model with and one without actions and times, on data in which they matter; minutes on a laptop's CPU
+	$(BIN)/python -m ugt_composer.demo.run_signals
 
 test: $(INSTALLED)  ## run the tests, about seven minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

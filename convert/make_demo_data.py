@@ -10,6 +10,10 @@ in facts.json. The same arguments give the same bytes.
     preference_eval.jsonl    preference rows of the customers of eval.jsonl
     facts.json               the scores of popularity and of the best possible prediction on the eval files
 
+With --law signals, what customers did with an item and when decide what they take next (ugt_composer/demo/signals.py).
+There are no preference rows; actions.json has the names of actions, and facts.json the best possible scores with and
+without actions and times.
+
 Example:
     python convert/make_demo_data.py --out data/demo
     python convert/jsonl_to_mds.py data/demo/train.jsonl --kind recommend --codebook-sizes 32 128 1024 --out mds/train
@@ -32,11 +36,14 @@ from tqdm import tqdm
 
 from ugt_composer import __version__
 from ugt_composer.data.history import SemanticId, decoder_lists, encoder_lists
-from ugt_composer.demo import bounds
+from ugt_composer.demo import bounds, signal_data
 from ugt_composer.demo.process import DemoProcess, Knobs, Offers, make_process
+from ugt_composer.demo.signals import ACTIONS, make_signal_process
+from ugt_composer.demo.signals import Knobs as SignalKnobs
 from ugt_composer.demo.taxonomy import CODEBOOK_SIZES, shop
 from ugt_composer.errors import UserError, exit_on_user_error
 from ugt_composer.importing.popularity import popularity
+from ugt_composer.jsonl.schema import ACTIONS_NAME
 from ugt_composer.seeds import seed_of
 from ugt_composer.storage.output_folder import new_folder
 
@@ -45,6 +52,8 @@ BLOCK = 4096  # customers drawn at once, to limit memory
 TARGETS = 5  # maximum number of items to predict in a training row
 JSONL = ("catalogue.jsonl", "train.jsonl", "eval.jsonl", "preference_train.jsonl", "preference_eval.jsonl")
 FACTS = "facts.json"
+SHOP, SIGNALS = "shop", "signals"  # laws
+FILES = {SHOP: (*JSONL, FACTS), SIGNALS: (*JSONL[:3], ACTIONS_NAME, FACTS)}
 
 
 @dataclass(frozen=True)
@@ -199,10 +208,38 @@ def make_demo_data(out: Path, users: int, eval_users: int, cuts: int, seed: int)
     return report
 
 
+def make_signal_data(out: Path, users: int, eval_users: int, cuts: int, seed: int) -> dict[str, Any]:
+    """Writes all files of the law SIGNALS into the folder `out`; returns the content of facts.json."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    taxonomy, knobs = shop(), SignalKnobs()
+    process, ids = make_signal_process(rng, taxonomy, knobs), taxonomy.semantic_ids()
+    training, held_out = (process.draw_events(rng, count, signal_data.LONGEST + 1) for count in (users, eval_users))
+    lengths, eval_lengths = signal_data.draw_lengths(rng, users, cuts), signal_data.draw_lengths(rng, eval_users, 1)
+    rows = (
+        (catalogue_rows(ids, taxonomy.names), len(ids)),
+        (signal_data.signal_rows("train", ids, training, lengths), lengths.size),
+        (signal_data.signal_rows("eval", ids, held_out, eval_lengths), eval_users),
+    )
+    report = {
+        "seed": seed,
+        "items": len(ids),
+        "codebook_sizes": list(CODEBOOK_SIZES),
+        "rows": {name: write_jsonl(out / name, *of) for name, of in zip(JSONL, rows, strict=False)},
+        **signal_data.signal_facts(process, training.items.ravel(), held_out, eval_lengths),
+        "law": asdict(knobs),
+    }
+    (out / ACTIONS_NAME).write_text(json.dumps(ACTIONS) + "\n", encoding="utf-8")
+    (out / FACTS).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"ugt_composer {__version__}")
     parser.add_argument("--out", type=Path, required=True, help="output folder; appears only when complete")
+    parser.add_argument(
+        "--law", choices=tuple(FILES), default=SHOP, help="what the customers' choices depend on (default %(default)s)"
+    )
     parser.add_argument("--users", type=int, default=8000, help="training customers (default %(default)s)")
     parser.add_argument("--eval-users", type=int, default=2000, help="held-out customers (default %(default)s)")
     parser.add_argument("--cuts", type=int, default=3, help="maximum training rows per customer (default %(default)s)")
@@ -219,14 +256,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
-    with new_folder(args.out, (*JSONL, FACTS), args.overwrite) as folder:
-        report = make_demo_data(folder, args.users, args.eval_users, args.cuts, args.seed)
+    make = make_demo_data if args.law == SHOP else make_signal_data
+    with new_folder(args.out, FILES[args.law], args.overwrite) as folder:
+        report = make(folder, args.users, args.eval_users, args.cuts, args.seed)
     print(f"{args.out}: {', '.join(f'{count:,} {name}' for name, count in report['rows'].items())}")
-    for title, name in (("popularity", "popularity"), ("the best possible", "ceiling")):
-        scores = report[name]
+    ceilings = [name for name in report if name.startswith("ceiling") and not name.endswith("realised")]
+    for name in ("popularity", *ceilings):
+        title, scores = name.replace("ceiling", "the best possible").replace("_", " "), report[name]
         print(f"{title:>18}: recall@10 {scores['recall@10']:.4f}, ndcg@10 {scores['ndcg@10']:.4f}")
-    accuracy = f"clicks {report['preference_of_clicks']:.4f}, the best possible {report['preference_ceiling']:.4f}"
-    print(f"pair accuracy: {accuracy}")
+    if args.law == SHOP:
+        accuracy = f"clicks {report['preference_of_clicks']:.4f}, the best possible {report['preference_ceiling']:.4f}"
+        print(f"pair accuracy: {accuracy}")
     return 0
 
 

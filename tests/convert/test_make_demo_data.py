@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from convert.jsonl_to_mds import main as to_shards
+from convert.make_demo_data import main
 from ugt_composer.demo.taxonomy import CODEBOOK_SIZES
 from ugt_composer.vocabulary import CLS, ITEM, NUM_SPECIAL_IDS, USER
 
@@ -176,3 +178,28 @@ def test_help_shows_an_example():
     done = make("--help")
     assert done.returncode == 0
     assert "python convert/make_demo_data.py --out" in done.stdout
+
+
+def test_the_law_of_signals_has_actions_times_and_its_own_bounds(tmp_path):
+    options = ["--law", "signals", "--users", "200", "--eval-users", "100", "--cuts", "2"]
+    first, again = tmp_path / "first", tmp_path / "again"
+    for out in (first, again):
+        assert main([*options, "--out", str(out)]) == 0
+    assert sorted(path.name for path in first.iterdir()) == [
+        "actions.json",
+        "catalogue.jsonl",
+        "eval.jsonl",
+        "facts.json",
+        "train.jsonl",
+    ]
+    for path in first.iterdir():
+        assert path.read_bytes() == again.joinpath(path.name).read_bytes()
+    assert len(rows(first / "train.jsonl")) == 400
+    facts = json.loads((first / "facts.json").read_text())
+    best = [facts[f"ceiling_{name}"]["recall@10"] for name in ("without_signals", "with_actions", "with_signals")]
+    assert best == sorted(best)
+    sizes = map(str, facts["codebook_sizes"])
+    shards = tmp_path / "mds"
+    command = [str(first / "eval.jsonl"), "--kind", "recommend", "--codebook-sizes", *sizes, "--out", str(shards)]
+    assert to_shards(command) == 0
+    assert json.loads((shards / "manifest.json").read_text())["actions"] == ["liked", "disliked"]

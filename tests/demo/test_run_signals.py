@@ -1,0 +1,27 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from ugt_composer.demo import run_signals
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_fraction_is_that_of_the_difference_between_the_best_possible_predictions():
+    recall = {"ceiling_without_signals": 0.3, "ceiling_with_signals": 0.8, "model_with_signals": 0.7}
+    assert run_signals.fraction_of_difference({name: {"recall@10": value} for name, value in recall.items()}) == (
+        pytest.approx(0.8)
+    )
+
+
+@pytest.mark.slow
+def test_a_model_with_signals_takes_most_of_what_they_make_possible(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert run_signals.main(["--out", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    recall = {name: scores["recall@10"] for name, scores in results["scores"].items()}
+    assert results["fraction_of_difference"] >= 0.8
+    # Targets are drawn, so a model can score higher than the expectation of the best possible one: standard error .01.
+    assert recall["model_without_signals"] < recall["ceiling_without_signals"] + 0.03
+    assert recall["model_without_signals"] > 0.8 * recall["ceiling_without_signals"]
