@@ -61,14 +61,17 @@ def test_a_narrow_beam_returns_items_of_the_kept_prefixes_with_their_exact_score
     assert all(set(result.ids[user, :, 0].tolist()) <= set(kept[user].tolist()) for user in range(B))
 
 
+@pytest.mark.parametrize("with_item_scores", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_lists_above_the_best_dropped_prefix_are_exact(seed):
+def test_lists_above_the_best_dropped_prefix_are_exact(seed, with_item_scores):
     heads, trie = TableHeads(SIZES, B, seed), random_trie(SIZES, 120, seed)
-    exact = beam_search(heads, users(B), trie, k=4, beam_width=200)
+    scores = torch.randn(B, len(trie), generator=torch.Generator().manual_seed(seed)) if with_item_scores else None
+    options = {} if scores is None else {"item_scores": lambda rows: scores[rows]}
+    exact = beam_search(heads, users(B), trie, k=4, beam_width=200, **options)
     assert (exact.best_dropped == -math.inf).all()
     proven = 0
     for width in (4, 6, 10):
-        result = beam_search(heads, users(B), trie, k=4, beam_width=width)
+        result = beam_search(heads, users(B), trie, k=4, beam_width=width, **options)
         is_exact = result.scores[:, -1] > result.best_dropped
         assert torch.equal(result.item_index[is_exact], exact.item_index[is_exact])
         wrong = (result.item_index != exact.item_index).any(1)
