@@ -220,6 +220,38 @@ def test_later_ratings_and_times_change_nothing_that_comes_before_them(tmp_path,
     assert (before / "actions.json").read_bytes() == (after / "actions.json").read_bytes()
 
 
+def remapped(row: Interaction) -> Interaction:
+    """Another rating, which no other interaction has, on the same side of every threshold, a second later."""
+    user, item, rating, seconds = row
+    assert rating is not None
+    return user, item, 4.5 if rating >= 4 else 1.5 if rating <= 2 else 3.5, seconds + 1
+
+
+@pytest.mark.parametrize("history", ["positive", "all"])
+@pytest.mark.parametrize("split", ["leave-one-out", "time"])
+def test_ratings_and_times_of_held_out_interactions_are_in_no_training_row(tmp_path, history, split):
+    table, start = pairs_table(), START + 15_000
+    changed = []
+    for user in sorted({row[0] for row in table}):
+        events = of_user(table, user)
+        liked = [row for row in events if is_liked(row)]
+        if split == "time":
+            first = sum(row[3] < start for row in events)
+        else:
+            first = events.index(liked[-2]) if len(liked) >= 3 else len(events)
+        changed += [*events[:first], *map(remapped, events[first:])]
+    assert changed != table
+    options = ("--min-rating", LIKED, "--history", history, "--cuts-per-user", "all", "--split", split)
+    bounds = ("--validation-from", start, "--test-from", start + 7_000) if split == "time" else ()
+    before, after = (
+        run(write(tmp_path / name, rows), "out", *options, *bounds)
+        for name, rows in (("before", table), ("after", changed))
+    )
+    for name in ("train.jsonl", "train_preference.jsonl", "actions.json", "catalogue.jsonl"):
+        assert (before / name).read_bytes() == (after / name).read_bytes(), name
+    assert (before / "test.jsonl").read_bytes() != (after / "test.jsonl").read_bytes()
+
+
 def test_signals_can_be_left_out_one_by_one(tmp_path):
     source = write(tmp_path, pairs_table())
     written = {name: run(source, name, "--signals", name) for name in ("all", "actions", "times", "none")}
