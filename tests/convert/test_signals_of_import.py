@@ -325,3 +325,8 @@ def test_seen_items_in_histories_are_reported(tmp_path, capsys):
     assert report["warnings"] == []
     assert "actions" not in report["histories"], "all of them are purchases"
     assert not (out / "actions.json").exists()
+
+
+def test_nothing_that_is_not_positive_is_a_warning(tmp_path, capsys):
+    run(write(tmp_path, pairs_table()), "out", "--history", "all")
+    assert "because every interaction is positive; choose what is positive with --min-rating" in capsys.readouterr().err

@@ -28,7 +28,7 @@ from ugt_composer.importing.quality import quality
 from ugt_composer.importing.settings import IdSettings, PreferenceSettings, RowSettings, SourceSettings, SplitSettings
 from ugt_composer.importing.split_report import (
     about_empty_parts,
-    about_shown_together,
+    about_others,
     about_unreachable,
     training_after_test,
     unreachable_targets,
@@ -223,6 +223,6 @@ def _write_rows(corpus: Corpus, bundle: Bundle, settings: Settings, folder: Path
         "warnings": [
             *about_empty_parts(corpus, settings.split, parts),
             *about_unreachable(unreachable, parts, row_settings.history),
-            *about_shown_together(corpus, timeline, parts),
+            *about_others(corpus, timeline, parts),
         ],
     }

@@ -41,9 +41,14 @@ def about_unreachable(counts: dict[str, int], parts: dict[str, Ranges], history:
     )
 
 
-def about_shown_together(corpus: Corpus, timeline: Timeline, parts: dict[str, Ranges]) -> tuple[str, ...]:
-    """A warning if histories hold what a user saw at the same time as the target, but did not like."""
+def about_others(corpus: Corpus, timeline: Timeline, parts: dict[str, Ranges]) -> tuple[str, ...]:
+    """A warning if --history all adds nothing to histories, or what was at the same time as the target."""
     time = corpus.log.time
+    if timeline.facts["hold"] == EVERYTHING and not timeline.facts["not_positive"]:
+        return (
+            "--history all: histories are the same as with --history positive, because every interaction is positive; "
+            "choose what is positive with --min-rating or --positive-actions",
+        )
     if not timeline.facts["not_positive"] or time is None or time.min() == time.max():
         return ()
     user, time = corpus.log.user[timeline.included], time[timeline.included]
