@@ -18,6 +18,8 @@ from ugt_composer.model.moe import MoEFeedForward
 from ugt_composer.model.norm import GroupLayerNorm
 from ugt_composer.model.pointwise_product import pointwise_product
 from ugt_composer.model.reference import Reference
+from ugt_composer.model.time_bias import biased_pointwise_product
+from ugt_composer.model.time_buckets import time_bucket
 
 WIDE = replace(TINY, d_model=128, n_heads=4, d_ff=256, n_encoder_layers=3, n_decoder_layers=3, max_seq_len=256)
 LOSS = {"lambda_contrastive": 0.1, "lambda_preference": 0.1, "num_negatives": 15, "repr_dim": WIDE.d_model}
@@ -32,17 +34,25 @@ def all_items(count: int = 400) -> ItemTrie:
     return ItemTrie.from_triples(random_ids(torch.Generator().manual_seed(3), count))
 
 
+def with_actions_and_times(batch):
+    generator, shape = torch.Generator().manual_seed(4), batch["encoder_mask"].shape
+    times = torch.randint(0, 10**6, shape, generator=generator).cumsum(1)
+    actions = torch.randint(0, 4, shape, generator=generator)
+    prediction_times = times[:, -1:] + torch.randint(0, 10**6, batch["decoder_mask"].shape, generator=generator)
+    return {**batch, "encoder_times": times, "encoder_actions": actions, "decoder_times": prediction_times}
+
+
 def step(model_config, device, dtype=None, **loss_arguments) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Losses and gradients of one batch of stage 3, on the CPU in float64."""
     model, reference = (build_model(model_config, seed).to(device).train() for seed in (1, 2))
     loss = UnifiedLoss(**{**LOSS, **loss_arguments}).to(device)
-    batch = moved(make_batch(rows=24, history=100, target=6, rejected=3, seed=5), device)
+    batch = moved(with_actions_and_times(make_batch(rows=24, history=100, target=6, rejected=3, seed=5)), device)
     trie = all_items().to(device)
     with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
         outputs = model(batch, trie, loss.has_catalogue_negatives)
         if loss.has_catalogue_negatives:
             outputs["item_rows"] = trie.find(batch["labels"][:, 0])
-        logps = Reference(reference)(batch, trie)
+        logps = Reference(reference)(batch, trie)["logps"]
         outputs |= {"reference_chosen_logps": logps[:, 0], "reference_rejected_logps": logps[:, 1:]}
         losses = loss(outputs, batch)
     losses["total_loss"].backward()
@@ -57,6 +67,7 @@ VARIANTS = {
     "over the catalogue": {"level_softmax": "catalogue"},
     "mean pooling, positions from the end": {"user_pooling": "mean", "history_positions": "from_end"},
     "relu, own head weights": {"attention_activation": "relu", "tie_embeddings": False},
+    "actions, times and their bias": {"num_actions": 3, "time_buckets": 32, "relative_time_bias": True},
 }
 
 
@@ -98,7 +109,7 @@ def test_a_policy_and_its_reference_agree_to_the_last_bit(gpu):
             policy, reference = (build_model(config, 1).to(gpu).train() for _ in range(2))
             with torch.autocast("cuda", dtype or torch.bfloat16, enabled=dtype is not None):
                 outputs = policy(batch)
-                logps = Reference(reference).train()(batch)
+                logps = Reference(reference).train()(batch)["logps"]
             ours = torch.cat((outputs["chosen_logps"][:, None], outputs["rejected_logps"]), dim=1)
             assert ours.requires_grad
             assert not logps.requires_grad
@@ -223,3 +234,25 @@ def test_a_compiled_layer_gives_what_an_eager_one_gives(gpu, capacity, half):
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         losses[compiled] = torch.stack((total.detach(), norm)).cpu()
     torch.testing.assert_close(losses[True], losses[False], rtol=2e-2 if half else 1e-4, atol=1e-5)
+
+
+def test_times_are_in_the_same_buckets_as_on_a_cpu(gpu):
+    edges = torch.tensor([2**power + step for power in range(52) for step in (-1, 0, 1)] + [-1, 2**62])
+    for buckets in (2, 32, 1000):
+        assert torch.equal(time_bucket(edges.to(gpu), buckets).cpu(), time_bucket(edges, buckets))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_a_time_bias_is_the_same_each_time(gpu, dtype):
+    generator = torch.Generator(gpu).manual_seed(0)
+    times = torch.randint(0, 10**6, (9, 300), generator=generator, device=gpu).cumsum(1)
+    q, k, v, gradient = (torch.randn(9, 4, 300, 32, generator=generator, device=gpu, dtype=dtype) for _ in range(4))
+    bias, found = torch.randn(4, 33, generator=generator, device=gpu, requires_grad=True), []
+    for _ in range(2):
+        out = biased_pointwise_product(q, k, v, bias, times, "silu")
+        found.append(torch.autograd.grad(out, bias, gradient)[0])
+    assert torch.equal(*found)
+    exact = bias.detach().double().requires_grad_()
+    out = biased_pointwise_product(q.double(), k.double(), v.double(), exact, times, "silu")
+    (expected,) = torch.autograd.grad(out, exact, gradient.double())
+    assert relative(found[0].double(), expected) < (1e-5 if dtype == torch.float32 else 2e-2)
