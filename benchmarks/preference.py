@@ -89,7 +89,7 @@ def main() -> int:
     ours = ComposerUGT(policy, loss, Reference(reference), None, [10], 10, False, 0.0)
     stored = ComposerUGT(policy, loss, None, None, [10], 10, False, 0.0)
     batch = make_batch(arguments.rows, arguments.history)
-    with_logps = {**batch, "reference_logps": Reference(reference)(batch)}
+    with_logps = {**batch, "reference_logps": Reference(reference)(batch)["logps"]}
 
     def step(total: Tensor) -> float:
         policy.zero_grad()
