@@ -15,6 +15,7 @@ _MODULES = {
     "NextTokenPredictionLoss": "ugt_composer.losses.ntp",
     "ContrastiveLoss": "ugt_composer.losses.contrastive",
     "DPOLoss": "ugt_composer.losses.dpo",
+    "GroupLoss": "ugt_composer.losses.group",
     "MoEBalanceLoss": "ugt_composer.losses.moe_balance",
     "build_trainer": "ugt_composer.training.build",
     "load_config": "ugt_composer.config.load",

@@ -21,12 +21,17 @@ STRATEGIES: dict[str, tuple[str, ...]] = {
     "fsdp-sharded": ("parallelism.strategy=fsdp", "parallelism.shard_reference=true"),
     **{f"zero-{stage}": ("parallelism.strategy=deepspeed", f"{ZERO}={stage}") for stage in range(4)},
 }
+GROUP = ("loss.preference_objective=group", "model.level_softmax=catalogue")
+OF_GROUPS = {f"group-{name}": (*STRATEGIES[name], *GROUP) for name in ("ddp-bf16", "fsdp-sharded", "zero-3")}
 CAPACITIES = ("0.2", "1.25", "null")
 STORED = ("stored-fp32", "stored-amp_bf16")
-ALL = [(capacity, name) for capacity in CAPACITIES for name in (*STRATEGIES, *STORED)]
+ALL = [(capacity, name) for capacity in CAPACITIES for name in (*STRATEGIES, *OF_GROUPS, *STORED)]
 SOME = {  # by number of ranks
-    1: [*((CAPACITIES[0], name) for name in ("ddp", "fsdp", "zero-3", *STORED)), (CAPACITIES[1], "ddp-bf16")],
-    2: [(CAPACITIES[0], name) for name in ("ddp-bf16", "fsdp-sharded", "zero-2")],
+    1: [
+        *((CAPACITIES[0], name) for name in ("ddp", "fsdp", "zero-3", *STORED, "group-zero-3")),
+        (CAPACITIES[1], "ddp-bf16"),
+    ],
+    2: [(CAPACITIES[0], name) for name in ("ddp-bf16", "fsdp-sharded", "zero-2", "group-fsdp-sharded")],
 }
 NO_EVALUATION = ("data.eval.streams=[]", "save_best_on=null")
 
@@ -54,7 +59,7 @@ def run(shop: Path, stages: Path, stored: Path, out: Path, ranks: int, cases: li
             precision = name.removeprefix("stored-")
             options = (f"precision={precision}", *stored_overrides(shop, stored / precision))
         else:
-            options = ("loss.lambda_anchor=0.3", *STRATEGIES[name])
+            options = ("loss.lambda_anchor=0.3", *(STRATEGIES | OF_GROUPS)[name])
         yaml, *rest = stage_arguments(shop, out / capacity / name, 3, stages / "stage2/best")
         few = (*NO_EVALUATION, "max_duration=2ba", "device_train_microbatch_size=8", "save_interval=9ba")
         overrides = [*rest, *few, f"model.expert_capacity_factor={capacity}", *options]
@@ -73,6 +78,9 @@ def check_margins(out: Path, cases: list[tuple[str, str]]) -> None:
                 capacity,
                 name,
             )
+        elif name in OF_GROUPS:
+            assert line["metrics/train/group_kl"] == 0.0, (capacity, name)
+            assert line["loss/train/anchor_loss"] == 0.0, (capacity, name)
         else:
             assert line["metrics/train/dpo_reward_margin"] == 0.0, (capacity, name)
             assert line["metrics/train/dpo_accuracy"] == 0.0, (capacity, name)  # a tie counts 0

@@ -106,7 +106,7 @@ class LossConfig:
     group_size: int = key(16, ON_REQUEST)
     group_rewards: tuple[float, float, float] = key((0.0, 0.0, 1.0), ON_REQUEST)
     group_scale_rewards: bool = key(True, ON_REQUEST)
-    group_kl: float = key(0.04, ON_REQUEST_UNLESS_ZERO)
+    group_kl: float = key(0.04, ON_REQUEST)
     reward_file: str | None = key(None, ON_REQUEST)
     reference_from: str | None = key(None, ON_REQUEST)
     reference_log_probs: Literal["model", "data"] = key("model", FIXED)
