@@ -1,4 +1,4 @@
-"""Baselines without training: popularity and item co-occurrence, ranked over all items.
+"""Baselines without training: popularity, item co-occurrence and transitions, ranked over all items.
 
 Shapes: U users, n items (1 to n; column 0 stays empty).
 """
@@ -9,7 +9,8 @@ import numpy as np
 from scipy import sparse
 
 HISTORY = 20
-KINDS = ("counts", "cosines")
+_ALL_BUT_LAST, _LATER = slice(None, -1), slice(1, None)
+TRANSITION_WEIGHTS = (0.25, 1.0, 4.0, 16.0, 64.0)  # beside the cosines; the best on validation is used
 DECAY = 0.5  # of an item's weight per later item; best of 1, .8, .5 and .2 on validation with all items ranked
 
 
@@ -40,6 +41,17 @@ def cooccurrence_scores(
         scale = sparse.diags(1 / np.sqrt(np.maximum(np.asarray(users.sum(axis=0)).ravel(), 1)))
         related = scale @ related @ scale
     return (_matrix(histories, items, DECAY) @ related).tocsr()
+
+
+def transition_scores(sequences: list[list[int]], items: int, histories: list[list[int]]) -> sparse.csr_matrix:
+    """Σ over the history of DECAY^age · the fraction of the item's occurrences in training that the other one followed
+    at once, (U, n + 1)."""
+    trained = [sequence[:-2] for sequence in sequences]
+    before, after = (np.concatenate([np.array(s[part], int) for s in trained]) for part in (_ALL_BUT_LAST, _LATER))
+    counts = sparse.csr_matrix((np.ones(len(before)), (before, after)), shape=(items + 1, items + 1))
+    occurrences = np.bincount(np.concatenate(trained), minlength=items + 1)
+    followed = sparse.diags(1 / np.maximum(occurrences, 1)) @ counts
+    return (_matrix(histories, items, DECAY) @ followed).tocsr()
 
 
 def _matrix(histories: list[list[int]], items: int, decay: float) -> sparse.csr_matrix:

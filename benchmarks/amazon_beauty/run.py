@@ -1,13 +1,16 @@
 """Amazon Beauty (2014, 5-core), leave-one-out, ranked against all 12,101 items: UGT and baselines.
 
     python benchmarks/amazon_beauty/run.py [--data DIR] [--out DIR] [--seeds 1 2 3] [--rival-seeds 1 2 3] [--jobs 2]
+    python benchmarks/amazon_beauty/run.py --held-out-set users    # the same on a part that no setting is chosen on
+    python benchmarks/amazon_beauty/run.py --untrained             # prints the baselines without training only
 
 Imports `sequences.txt` and `items.tsv` of --data with convert/interactions_to_jsonl.py. For each seed, trains stage 2
 with the `composer` command from the item vectors, without stage 1: its loss includes that of stage 1, and an epoch of
 stage 1 before it made the validation metrics worse. Chooses the weight of the user-item score on the first seed's
 validation items, evaluates the test items once per seed, evaluates the baselines likewise and writes RESULTS.md beside
 this file, or into --out for another data set in --data with the same format. Steps whose results are already in --out
-are skipped. Same-day interactions keep the order of the file.
+are skipped. Same-day interactions keep the order of the file. `held_out_sets.py` describes the sets of --held-out-set,
+whose results are written into --out.
 """
 
 import argparse
@@ -18,15 +21,17 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy import sparse
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.amazon_beauty import rivals, sasrec  # noqa: E402
+from benchmarks.amazon_beauty import held_out_sets, rivals, sasrec  # noqa: E402
 from benchmarks.trained_models import (  # noqa: E402
     BIN,
     Scores,
@@ -46,11 +51,29 @@ from ugt_composer.job.cpus import available_cpus  # noqa: E402
 WEIGHTS = (1.0, 4.0, 16.0)
 NAMES = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 MODES = {"all items": "--include-seen", "without the history's": "--exclude-seen"}
-PUBLISHED = {
-    "published: SASRec, tuned (cornac)": [
-        {"recall@5": 0.0508, "ndcg@5": 0.0348, "recall@10": 0.0740, "ndcg@10": 0.0423}
-    ],
-    "published: SASRec with sampled softmax (blondered)": [{"recall@10": 0.0921, "ndcg@10": 0.0531}],
+# Same data and split, by what they rank: all items, those that are not in the history, or not known which.
+PUBLISHED_ROWS: dict[str, dict[str, tuple[float | None, ...]]] = {
+    "all items": {
+        "SASRec, in TIGER's paper": (0.0387, 0.0249, 0.0605, 0.0318),
+        "TIGER (generative)": (0.0454, 0.0321, 0.0648, 0.0384),
+        "ActionPiece (generative)": (0.0511, 0.0340, 0.0775, 0.0424),
+        "SASRec, cross-entropy, RecBole (LETTER #20)": (0.0543, 0.0315, 0.0821, 0.0405),
+    },
+    "without the history's": {
+        "SASRec, sampled softmax (blondered/transformer_benchmark)": (None, None, 0.0921, 0.0531),
+        "eSASRec (arXiv 2508.06450)": (None, None, 0.0928, 0.0523),
+    },
+    "not known which items": {
+        "SASRec, tuned (cornac)": (0.0508, 0.0348, 0.0740, 0.0423),
+        "LC-Rec (generative, LLM; phonism/genrec)": (0.0525, 0.0352, 0.0791, 0.0438),
+        "EAGER-LLM (generative, LLM; second hand)": (0.0548, 0.0369, 0.0830, 0.0459),
+        "EnsRec, id model + text model (arXiv 2512.17820; second hand)": (None, None, 0.0980, 0.0565),
+    },
+}
+PUBLISHED: dict[str, list[Scores]] = {
+    f"published: {name}; {mode}": [{key: value for key, value in zip(NAMES, row, strict=True) if value is not None}]
+    for mode, rows in PUBLISHED_ROWS.items()
+    for name, row in rows.items()
 }
 
 
@@ -60,6 +83,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("beauty-run"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rival-seeds", type=int, nargs="+", help="seeds of SASRec (default: those of --seeds)")
+    parser.add_argument("--held-out-set", choices=held_out_sets.SETS, help="use this part of --data instead")
+    parser.add_argument("--untrained", action="store_true", help="train nothing; print the baselines without training")
     parser.add_argument("--jobs", type=int, default=available_cpus(), help="parallel trainings, on one core each")
     arguments = parser.parse_args()
     if not (arguments.data / "sequences.txt").exists():
@@ -68,6 +93,12 @@ def main() -> int:
         )
         return 2
     data, out = arguments.data.resolve(), arguments.out.resolve()
+    if arguments.held_out_set is not None:
+        out = out / arguments.held_out_set
+        data = held_out_data(arguments.held_out_set, data, out)
+    if arguments.untrained:
+        print("\n".join(table(NAMES, evaluate_untrained(data))))
+        return 0
     rival_seeds = arguments.rival_seeds or arguments.seeds
     out.mkdir(parents=True, exist_ok=True)
     prepare(data, out)
@@ -75,11 +106,19 @@ def main() -> int:
         trainings = pool.map(lambda seed: train(out, seed), arguments.seeds)
         networks = pool.map(lambda seed: trained_sasrec(data, out, seed), rival_seeds)
         minutes = list(trainings)
-        scores = evaluate_ours(out, arguments.seeds, pool) | evaluate_rivals(data, list(networks))
+        scores = evaluate_ours(out, arguments.seeds, pool) | evaluate_untrained(data)
+        scores |= evaluate_sasrec(data, list(networks))
     write_results(
         results(data, out, scores, minutes, arguments.seeds, rival_seeds), FOLDER if is_published(data) else out
     )
     return 0
+
+
+def held_out_data(name: str, data: Path, out: Path) -> Path:
+    folder = out / f"{data.name}-{name}"
+    if not (folder / "sequences.txt").exists():
+        held_out_sets.write_set(name, data, folder)
+    return folder
 
 
 def prepare(data: Path, out: Path) -> None:
@@ -141,23 +180,60 @@ def evaluate(out: Path, seed: int, part: str, weight: float, option: str) -> Sco
     return json.loads(report.read_text())["metrics"]
 
 
-def evaluate_rivals(data: Path, networks: list[sasrec.SASRec]) -> dict[str, list[Scores]]:
+def evaluate_untrained(data: Path) -> dict[str, list[Scores]]:
     sequences = rivals.read_sequences(data / "sequences.txt")
     items = max(map(max, sequences))
-    histories, targets = [s[:-1] for s in sequences], np.array([s[-1] for s in sequences])
-    cooccurrence = {kind: rivals.cooccurrence_scores(sequences, items, histories, kind) for kind in rivals.KINDS}
+    test, validation = (Targets.of(sequences, part) for part in (-1, -2))
+    popularity = rivals.popularity_scores(sequences, items)
+    counts, cosines = (
+        rivals.cooccurrence_scores(sequences, items, test.histories, kind) for kind in ("counts", "cosines")
+    )
+    transitions = rivals.transition_scores(sequences, items, test.histories)
+    earlier = rivals.cooccurrence_scores(sequences, items, validation.histories, "cosines")
+    earlier_transitions = rivals.transition_scores(sequences, items, validation.histories)
     results_by_name = {}
     for mode in MODES:
         exclude = mode != "all items"
-        popularity = rivals.popularity_scores(sequences, items)
-        results_by_name[f"popularity; {mode}"] = [scores_of(rivals.ranks_of(popularity, histories, targets, exclude))]
-        for kind, scores in cooccurrence.items():
-            name = f"item co-occurrence, {kind}; {mode}"
-            results_by_name[name] = [scores_of(rivals.ranks_of(scores, histories, targets, exclude))]
-        results_by_name[f"SASRec, full softmax; {mode}"] = [
-            scores_of(sasrec.ranks(network, histories, targets, exclude)) for network in networks
-        ]
+        ndcg = {
+            weight: validation.scores(earlier + weight * earlier_transitions, exclude)["ndcg@10"]
+            for weight in rivals.TRANSITION_WEIGHTS
+        }
+        best = max(ndcg, key=ndcg.__getitem__)
+        print(f"{mode}: ndcg@10 on validation by weight of the transitions: {ndcg}", file=sys.stderr)
+        for name, scores in {
+            "popularity": popularity,
+            "item co-occurrence, counts": counts,
+            "item co-occurrence, cosines": cosines,
+            "transitions": transitions,
+            f"cosines + {best:g} × transitions": cosines + best * transitions,
+        }.items():
+            results_by_name[f"{name}; {mode}"] = [test.scores(scores, exclude)]
     return results_by_name
+
+
+def evaluate_sasrec(data: Path, networks: list[sasrec.SASRec]) -> dict[str, list[Scores]]:
+    test = Targets.of(rivals.read_sequences(data / "sequences.txt"), -1)
+    return {
+        f"SASRec, full softmax; {mode}": [
+            scores_of(sasrec.ranks(network, test.histories, test.items, mode != "all items")) for network in networks
+        ]
+        for mode in MODES
+    }
+
+
+class Targets(NamedTuple):
+    """The users' items that are to be found, and what came before them."""
+
+    histories: list[list[int]]
+    items: np.ndarray
+
+    @classmethod
+    def of(cls, sequences: list[list[int]], part: int) -> "Targets":
+        """part: -1 for the test items, -2 for those of validation."""
+        return cls([sequence[:part] for sequence in sequences], np.array([sequence[part] for sequence in sequences]))
+
+    def scores(self, scores: np.ndarray | sparse.csr_matrix, exclude_seen: bool) -> Scores:
+        return scores_of(rivals.ranks_of(scores, self.histories, self.items, exclude_seen))
 
 
 def trained_sasrec(data: Path, out: Path, seed: int) -> sasrec.SASRec:
