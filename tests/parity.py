@@ -163,6 +163,7 @@ def common_overrides(out: Path, arguments: argparse.Namespace) -> list[str]:
         "model.expert_capacity_factor=null",
         "optimizer.lr=1e-3",
         "max_grad_norm=0.5",
+        "save_best_if=null",
         f"max_duration={arguments.steps}ba",
         "eval_interval=10000ba",
         f"save_interval={arguments.steps // 2}ba",

@@ -33,6 +33,7 @@ SMALL = (
     "device_train_microbatch_size=16",
     "optimizer.lr=1e-2",
     "max_duration=2ep",
+    "save_best_if=null",
     "eval_interval=5ba",
     "save_interval=3ba",
     "log_interval=1ba",

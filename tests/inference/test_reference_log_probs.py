@@ -34,6 +34,7 @@ def overrides(shop, scored):
             f"data.train.streams={streams}",
             f"data.eval.streams={evaluation}",
             "loss.reference_log_probs=data",
+            "loss.lambda_anchor=0",
         )
 
     return make
@@ -60,11 +61,13 @@ def test_rows_are_the_same_but_for_what_the_model_says_of_their_items(shop, stag
 
 def test_the_losses_are_those_with_the_reference_itself_which_is_not_loaded(stages, stage_config, overrides, tmp_path):
     config = stage_config(tmp_path / "run", 3, stages / "stage2/best", *overrides())
-    trainer = build_trainer(config)
-    assert trainer.state.model.reference is None
-    trainer.train()
-    trainer.close()
-    ours, wanted = metrics_of(tmp_path / "run"), metrics_of(stages / "stage3")
+    with_model = stage_config(tmp_path / "wanted", 3, stages / "stage2/best", "loss.lambda_anchor=0")
+    for one in (with_model, config):
+        trainer = build_trainer(one)
+        assert (trainer.state.model.reference is None) == (one is config)
+        trainer.train()
+        trainer.close()
+    ours, wanted = metrics_of(tmp_path / "run"), metrics_of(tmp_path / "wanted")
     assert len(ours) == len(wanted)
     for line, other in zip(ours, wanted, strict=True):
         for name in (
@@ -103,8 +106,9 @@ def test_probabilities_over_other_ids_are_refused(stages, stage_config, override
 
 def test_an_unused_reference_is_refused(stages, stage_config, tmp_path):
     for more in ("loss.dpo_reference_free=true", "loss.lambda_preference=0"):
+        stored = ("loss.reference_log_probs=data", "loss.lambda_anchor=0", more)
         with pytest.raises(UserError, match="reference_log_probs is data, but loss"):
-            stage_config(tmp_path, 3, stages / "stage2/best", "loss.reference_log_probs=data", more)
+            stage_config(tmp_path, 3, stages / "stage2/best", *stored)
 
 
 def test_bad_input_leaves_nothing_behind(shop, stages, scored, tmp_path):

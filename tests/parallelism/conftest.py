@@ -45,6 +45,7 @@ COMMON = (
     "max_grad_norm=0.5",
     f"max_duration={STEPS}ba",
     "eval_interval=10000ba",
+    "save_best_if=null",
     f"save_interval={STEPS // 2}ba",
     "log_interval=1ba",
     "loggers.progress_bar=false",

@@ -48,7 +48,7 @@ def stored(shop, stages, tmp_path_factory) -> Path:
 
 def stored_overrides(shop: Path, folder: Path) -> tuple[str, ...]:
     streams = f"[{{local: {folder}, proportion: 0.5}},{{local: {shop / 'train'}, proportion: 0.5}}]"
-    return (f"data.train.streams={streams}", "loss.reference_log_probs=data", *NO_EVALUATION)
+    return (f"data.train.streams={streams}", "loss.reference_log_probs=data", "loss.lambda_anchor=0", *NO_EVALUATION)
 
 
 def run(shop: Path, stages: Path, stored: Path, out: Path, ranks: int, cases: list[tuple[str, str]]) -> None:

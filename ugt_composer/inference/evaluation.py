@@ -163,7 +163,7 @@ def _without_missing_group(config: Config) -> Config:
     if not missing:
         return config
     log.warning("%s does not exist; evaluated without the group's reward, KL and entropy", " and ".join(missing))
-    return replace(config, loss=replace(config.loss, lambda_preference=0.0))
+    return replace(config, loss=replace(config.loss, lambda_preference=0.0, lambda_anchor=0.0))
 
 
 def _without_missing_metrics(config: Config) -> Config:

@@ -40,5 +40,5 @@ class Every:
 
     def __call__(self, state: State, event: Event) -> bool:
         """The form that Composer's `eval_interval` takes. Composer itself does not ask at the event FIT_START; see
-        `StartEvaluation`."""
+        `UGTTrainer`."""
         return event == Event.FIT_START or (event == Event.BATCH_END and self.is_due(state))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from composer.core import Event
-from composer.utils import dist
+from composer.utils import dist, reproducibility
 
 from ugt_composer.checkpoint.portable import FINGERPRINT
 from ugt_composer.checkpoint.rank0_errors import save_on_rank_0
@@ -23,7 +23,6 @@ from ugt_composer.training.callbacks.metrics_file import MetricsFile
 from ugt_composer.training.callbacks.preemption import Preemption
 from ugt_composer.training.callbacks.progress import Progress
 from ugt_composer.training.callbacks.random_state import RandomState
-from ugt_composer.training.callbacks.start_evaluation import StartEvaluation
 from ugt_composer.training.callbacks.training_losses import TrainingLosses
 from ugt_composer.training.composer_patches import StrategyTrainer
 from ugt_composer.training.microbatch import GlobalCounts
@@ -53,10 +52,11 @@ class UGTTrainer(StrategyTrainer):
         self.random_state = RandomState()
         checkpoints.before_save = losses.check
         grace, timeout = config.preemption.grace, watchdog.timeout
-        self.preemption = Preemption(checkpoints, self.random_state, grace, timeout, self._finish_batch)
+        self.preemption = Preemption(
+            checkpoints, self.random_state, grace, timeout, self._finish_batch, self._evaluate_start
+        )
         self.dataset_position: dict[str, Any] | None = None  # of the checkpoint that the run resumed from
         self.until_closed = ExitStack()  # the lock of the save folder
-        start_evaluation = StartEvaluation(checkpoints.guard, self._evaluate_start)
         super().__init__(
             strategy,
             GlobalCounts(timeout),
@@ -68,7 +68,6 @@ class UGTTrainer(StrategyTrainer):
                 checkpoints,
                 self.preemption,
                 Progress(watchdog),
-                start_evaluation,
             ],
             **kwargs,
         )
@@ -121,8 +120,14 @@ class UGTTrainer(StrategyTrainer):
             self.until_closed.close()
 
     def _evaluate_start(self) -> None:
+        """Evaluates the model that the run starts from, if `save_best_if` needs its values. Training continues with the
+        random state from before it, so that its losses are those of a run without it."""
+        if self.state.timestamp.batch.value > 0 or not self.checkpoints.guard.needs_start:
+            return
+        before = reproducibility.get_rng_state()
         self._run_evaluators(Event.FIT_START)
         self.engine.run_event(Event.BATCH_CHECKPOINT)  # writes the line of batch 0
+        reproducibility.load_rng_state(before)
 
     def _finish_batch(self) -> None:
         """Finishes a batch that was saved during its evaluation: the evaluation from its start, and what follows it."""

@@ -147,7 +147,7 @@ class Checkpoints(Callback):
             return
         name, batch = self.criterion.metric, state.timestamp.batch.value
         values = {key: float(metric.compute()) for key, metric in state.eval_metrics[EVAL_LABEL].items()}
-        is_start = batch == 0  # see `StartEvaluation`
+        is_start = batch == 0
         if is_start:
             self.guard.begin(values)
         is_allowed = self.guard.allows(values)

@@ -29,6 +29,7 @@ class Preemption(Callback):
         grace: seconds from the signal to the exit.
         dist_timeout: returns the seconds to wait for a rank that does not answer.
         finish_batch: runs the evaluation that the saved batch still lacks, and what follows it.
+        evaluate_start: runs the evaluation before the first batch, if there is one.
     """
 
     def __init__(
@@ -38,12 +39,14 @@ class Preemption(Callback):
         grace: float,
         dist_timeout: Callable[[], float],
         finish_batch: Callable[[], None],
+        evaluate_start: Callable[[], None],
     ):
         self.checkpoints = checkpoints
         self.random_state = random_state
         self.grace = grace
         self.dist_timeout = dist_timeout
         self.finish_batch = finish_batch
+        self.evaluate_start = evaluate_start
         self.all_reduce: CpuAllReduce | None = None
         self.is_leaving = False
         self.saved_batch: int | None = None
@@ -73,6 +76,7 @@ class Preemption(Callback):
             self.random_state.restore()
             self.finish_batch()
             self.random_state.pending = reproducibility.get_rng_state()
+        self.evaluate_start()
 
     def give_signals_back(self) -> None:
         """Restores the signal handlers from before fit, however fit ended."""

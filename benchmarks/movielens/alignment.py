@@ -1,0 +1,186 @@
+"""What stage 3 trades on several data sets: preference pairs gained, and ndcg of the next item lost.
+
+    python benchmarks/movielens/alignment.py [--data DIR] [--out DIR] [--sets NAME …] [--batches 60]
+
+Makes data sets of different sizes: ml-latest-small, half of its users, its films with 30 ratings or more, its first
+half in time, and generated customers. Trains a tiny model with stages 1 and 2 on each, and aligns it with each of a few
+settings, which are the same for all data sets. Reports the last model or, where `save_best_if` is set, the one in
+`best/`, on the part of the validation rows that `best/` was selected with. Trainings whose results are in --out are
+skipped. Writes ALIGNMENT.md beside this file, or into --out if not all data sets are compared or --data is another one.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+
+FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parents[1]
+DATA = ROOT.parent / "shared/data/ml-latest-small"
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.movielens import run as movielens  # noqa: E402
+from benchmarks.trained_models import codebook_override, convert_once  # noqa: E402
+
+SEED = 1
+ROWS = {"validation": 400, "validation_preference": 700}  # evaluated, at most
+NAMES = ("preference_accuracy", "recall@10", "ndcg@10")
+DPO, NO_CONDITION = "loss.dpo_loss_type", ["loss.lambda_anchor=0", "save_best_if=null"]
+SETTINGS = {
+    "sigmoid, λ2 .1, lr 1e-5": ["loss.lambda_preference=0.1", f"{DPO}=sigmoid", *NO_CONDITION, "optimizer.lr=1e-5"],
+    "S-DPO, λ2 5, lr 5e-4": ["loss.lambda_preference=5", f"{DPO}=softmax", *NO_CONDITION, "optimizer.lr=5e-4"],
+    "yamls/stage3.yaml, lr 5e-4": ["optimizer.lr=5e-4"],
+}
+
+
+def half_of_the_users(ratings: pl.DataFrame) -> pl.DataFrame:
+    return ratings.filter(pl.col("userId") % 2 == 0)
+
+
+def popular_films(ratings: pl.DataFrame) -> pl.DataFrame:
+    return ratings.filter(pl.len().over("movieId") >= 30)
+
+
+def first_half_of_time(ratings: pl.DataFrame) -> pl.DataFrame:
+    return ratings.filter(pl.col("timestamp") < ratings["timestamp"].median())
+
+
+MOVIELENS: dict[str, Callable[[pl.DataFrame], pl.DataFrame]] = {
+    "popular": popular_films,
+    "half-users": half_of_the_users,
+    "first-half": first_half_of_time,
+    "full": lambda ratings: ratings,
+}
+GENERATED = {"generated": ["--users", "8000"], "generated-small": ["--users", "2000", "--eval-users", "800"]}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--out", type=Path, default=Path("alignment-run"))
+    parser.add_argument("--sets", nargs="+", choices=[*MOVIELENS, *GENERATED], default=[*MOVIELENS, *GENERATED])
+    parser.add_argument("--batches", type=int, default=60, help="of stage 3, of 64 rows each")
+    arguments = parser.parse_args()
+    lines = ["| data | setting | " + " | ".join(f"{name} before → after" for name in NAMES) + " | ndcg@10 |"]
+    lines.append("|---|---|---|---|---|---|")
+    for name in arguments.sets:
+        out = arguments.out.resolve() / name
+        prepare(name, out, arguments.data.resolve())
+        for setting, options in SETTINGS.items():
+            before, after = align(out, setting, options, arguments.batches)
+            cells = [f"{before[metric]:.4f} → {after[metric]:.4f}" for metric in NAMES]
+            change = after[NAMES[-1]] / before[NAMES[-1]] - 1
+            lines.append(f"| {name} | {setting} | {' | '.join(cells)} | {100 * change:+.1f} % |")
+            print(lines[-1], flush=True)
+    is_whole = arguments.sets == [*MOVIELENS, *GENERATED] and arguments.data == DATA
+    path = (FOLDER if is_whole else arguments.out) / "ALIGNMENT.md"
+    path.write_text("\n".join([*about(arguments.batches), *lines]) + "\n", "utf-8")
+    print(f"written: {path}")
+    return 0
+
+
+def about(batches: int) -> list[str]:
+    return [
+        "# What stage 3 trades",
+        "",
+        f"Written by `python benchmarks/movielens/alignment.py`: one seed, {batches} batches of 64 rows, on at most "
+        f"{ROWS['validation']} recommend and {ROWS['validation_preference']} preference rows of validation, without "
+        "seen items. The settings are the same for all data sets. Without `save_best_if` the last model, with it "
+        "`best/`, on the rows that selected it.",
+        "",
+    ]
+
+
+def prepare(name: str, out: Path, data: Path) -> None:
+    """Rows, shards, and the model before stage 3."""
+    (out / "source").mkdir(parents=True, exist_ok=True)
+    if name in MOVIELENS:
+        if not (out / "source/movies.csv").exists():
+            MOVIELENS[name](pl.read_csv(data / "ratings.csv")).write_csv(out / "source/ratings.csv")
+            shutil.copy(data / "movies.csv", out / "source/movies.csv")
+        movielens.prepare(out / "source", out)
+        for part, most in ROWS.items():
+            sampled(out, part, most)
+    elif not (out / "mds/part_preference/index.json").exists():
+        make_generated(out, GENERATED[name])
+    folder = out / f"seed{SEED}"
+    movielens.train(out, SEED, 1, folder / "stage1", ["max_duration=12ep", "eval_interval=2ep"], None)
+    movielens.train(out, SEED, 2, folder / "stage2", ["max_duration=4ep"], folder / "stage1/best")
+
+
+def sampled(out: Path, part: str, most: int) -> None:
+    """Converts a sample of the rows to the shards part or part_preference."""
+    name = "part" + part.removeprefix("validation")
+    if not (out / f"data/{name}.jsonl").exists():
+        lines = (out / f"data/{part}.jsonl").read_text("utf-8").splitlines(keepends=True)
+        random.Random(0).shuffle(lines)
+        (out / f"data/{name}.jsonl").write_text("".join(lines[:most]), "utf-8")
+    convert_once(out, name, ["--max-positions", "64", "--max-target", "8"])
+
+
+def make_generated(out: Path, options: list[str]) -> None:
+    """The demo's data under the names of an import."""
+    command = [sys.executable, ROOT / "convert/make_demo_data.py", "--out", out / "data", "--overwrite", *options]
+    subprocess.run([str(word) for word in command], check=True)
+    sizes = json.loads((out / "data/facts.json").read_text())["codebook_sizes"]
+    (out / "data/report.json").write_text(json.dumps({"codebook_sizes": sizes}))
+    names = {"preference_train": "train_preference", "eval": "validation", "preference_eval": "validation_preference"}
+    for old, new in names.items():
+        (out / f"data/{old}.jsonl").rename(out / f"data/{new}.jsonl")
+    for part in ("train", "train_preference", "validation"):
+        convert_once(out, part, ["--max-positions", "64", "--max-target", "8"])
+    for part, most in ROWS.items():
+        sampled(out, part, most)
+
+
+def align(out: Path, setting: str, options: list[str], batches: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Trains stage 3. Returns the evaluations before it and of the model that it gives."""
+    from ugt_composer.checkpoint.portable import read_facts
+    from ugt_composer.config.load import load_config
+    from ugt_composer.training.build import build_trainer
+
+    number, before, mds = list(SETTINGS).index(setting), out / f"seed{SEED}/stage2/best", out / "mds"
+    folder = out / f"seed{SEED}/align{number}-{batches}"
+    streams = f"[{{local: {mds / 'train_preference'}, proportion: 0.5}},{{local: {mds / 'train'}, proportion: 0.5}}]"
+    overrides = [
+        f"data.train.streams={streams}",
+        f"data.eval.streams=[{{local: {mds / 'part'}}},{{local: {mds / 'part_preference'}}}]",
+        f"data.catalogue={out / 'data/catalogue.jsonl'}",
+        codebook_override(out),
+        f"init_from={before}",
+        f"loss.reference_from={before}",
+        f"save_folder={folder}",
+        f"seed={SEED}",
+        f"max_duration={batches}ba",
+        f"eval_interval={batches // 3}ba",
+        "save_best_on=preference_accuracy",
+        "global_train_batch_size=64",
+        "device_train_microbatch_size=64",
+        "data.train.num_workers=0",
+        "evaluation.exclude_seen=true",
+        "loggers.progress_bar=false",
+    ]
+    yamls = [str(ROOT / "yamls/stage3.yaml"), str(ROOT / "benchmarks/movielens/model.yaml")]
+    config = load_config(*yamls, overrides=[*overrides, *options])
+    trainer = build_trainer(config)
+    start = trainer.evaluate() if config.save_best_if is None and not trainer.is_finished else None
+    if start is not None:
+        (folder / "start.json").write_text(json.dumps(start))
+    trainer.train()
+    trainer.close()
+    lines = {line["batch"]: line for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())}
+    if config.save_best_if is None:
+        first, last = json.loads((folder / "start.json").read_text()), lines[batches]
+    else:
+        first, last = lines[0], lines[int(read_facts(folder / "best")["batch"])]
+    return tuple({name: line[f"metrics/eval/{name}"] for name in NAMES} for line in (first, last))  # type: ignore[return-value]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
