@@ -10,6 +10,7 @@ compressed (.gz, .zst). Several files, a folder or a pattern are read as one tab
     semantic_ids.json                                    the same ids as a versioned bundle, for --codes
     actions.json                                         the names of encoder_actions, if there are ratings or actions
     item_vectors.npy                                     one row per line of the catalogue, for init_item_vectors
+    item_neighbours.npz                                  what users chose after an item, for evaluation.item_neighbours
     report.json                                          counts, warnings, quality of the ids, scores of popularity
 
 Validation and test items are not used for training rows, training preferences or semantic IDs. A user's interactions

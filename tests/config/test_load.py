@@ -103,6 +103,8 @@ def test_the_config_is_immutable():
         ("seed=-1", ["seed is -1"]),
         ("optimizer.lr=nan", ["optimizer.lr is nan"]),
         ("loss.lambda_contrastive=inf", ["loss.lambda_contrastive is inf"]),
+        ("evaluation.neighbour_weight=1", ["evaluation.neighbour_weight is 1.0", "below 1"]),
+        ("evaluation.neighbour_weight=0.2", ["item_neighbours null", "expected a file for item_neighbours"]),
         (
             "loss.lambda_distillation=1",
             [

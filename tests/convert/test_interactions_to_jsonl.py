@@ -18,6 +18,7 @@ REAL = ROOT.parent / "shared" / "data"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"the shared data sets are not at {REAL}")
 FILES = [
     "catalogue.jsonl",
+    "item_neighbours.npz",
     "item_vectors.npy",
     "report.json",
     "semantic_ids.json",

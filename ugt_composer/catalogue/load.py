@@ -5,6 +5,8 @@ import numpy as np
 from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.catalogue.item_matrix import read_catalogue_vectors
 from ugt_composer.catalogue.item_rewards import read_item_rewards
+from ugt_composer.catalogue.neighbours import ItemNeighbours, load_neighbours
+from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.config.schema import Config
 from ugt_composer.errors import UserError
 
@@ -34,6 +36,15 @@ def load_item_vectors(config: Config, catalogue: Catalogue | None) -> np.ndarray
         return None
     assert catalogue is not None  # the config was refused without one
     return read_catalogue_vectors(config.init_item_vectors, catalogue)
+
+
+def load_item_neighbours(config: Config, trie: ItemTrie | None) -> tuple[ItemNeighbours, float] | None:
+    """The neighbours of `evaluation.item_neighbours`, on the CPU, and their weight; None if that is 0."""
+    evaluation = config.evaluation
+    if evaluation.item_neighbours is None or evaluation.neighbour_weight == 0:
+        return None
+    assert trie is not None  # the config was refused without one
+    return load_neighbours(evaluation.item_neighbours, trie), evaluation.neighbour_weight
 
 
 def load_item_rewards(config: Config, catalogue: Catalogue | None) -> np.ndarray | None:

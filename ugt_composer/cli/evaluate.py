@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ugt_composer.cli.options import add_catalogue, add_item_lists, add_item_score_weight, add_max_history, add_model
+from ugt_composer.cli.options import add_catalogue, add_item_lists, add_item_scores, add_max_history, add_model
 
 if TYPE_CHECKING:
     from ugt_composer.catalogue.catalogue import Catalogue
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="prefixes kept at each level (default: that of the model's config, at least k)",
     )
     add_item_lists(parser)
-    add_item_score_weight(parser)
+    add_item_scores(parser)
     add_max_history(parser)
     parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="rows per batch (default 256)")
     parser.add_argument("--json", metavar="FILE", help="write all results, unrounded")
@@ -92,7 +92,7 @@ def main(arguments: argparse.Namespace) -> int:
     for option, path in (("--json", arguments.json), ("--plot", arguments.plot)):
         _check_writable(option, path)
     model, config, facts, catalogue = load_trained(arguments.checkpoint, arguments.catalogue)
-    config = with_item_scores(config, catalogue, arguments.item_score_weight)
+    config = with_item_scores(config, catalogue, arguments)
     with _named_as_options(arguments):
         config = evaluation_config(
             config,
@@ -130,6 +130,7 @@ def main(arguments: argparse.Namespace) -> int:
         "exclude_seen": config.evaluation.exclude_seen,
         "max_history": max_history,
         "item_score_weight": config.evaluation.item_score_weight,
+        "neighbour_weight": config.evaluation.neighbour_weight,
         "rows": rows,
         "ranked_rows": evaluation.ranked_rows,
         "unreachable_rows": evaluation.unreachable_rows,

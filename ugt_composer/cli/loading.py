@@ -66,15 +66,18 @@ def check_actions_of(checkpoint: str, config: Config, facts: dict[str, str], man
         common_action_names([(checkpoint, actions_of_model(facts)), *named_actions(manifests)])
 
 
-def with_item_scores(config: Config, catalogue: Catalogue | None, weight: float | None) -> Config:
-    """The config with this `evaluation.item_score_weight`, unless None. Raises UserError for an invalid weight."""
-    if weight is None:
+def with_item_scores(config: Config, catalogue: Catalogue | None, arguments: argparse.Namespace) -> Config:
+    """The config with what the options of `add_item_scores` set. Raises UserError for an invalid value."""
+    names = ("item_score_weight", "item_neighbours", "neighbour_weight")
+    given = {name: vars(arguments)[name] for name in names if vars(arguments)[name] is not None}
+    if not given:
         return config
     data = replace(config.data, catalogue=None if catalogue is None else catalogue.source)
     try:
-        return replace(config, data=data, evaluation=replace(config.evaluation, item_score_weight=weight))
+        return replace(config, data=data, evaluation=replace(config.evaluation, **given))
     except ValueError as error:
-        raise UserError(f"--item-score-weight {weight:g}: {error}") from None
+        options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items())
+        raise UserError(f"{options}: {error}") from None
 
 
 def check_positive(arguments: argparse.Namespace, *names: str) -> None:

@@ -41,12 +41,23 @@ def add_item_lists(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_item_score_weight(parser: argparse.ArgumentParser) -> None:
+def add_item_scores(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--item-score-weight",
         type=float,
         metavar="W",
         help="weight of the user-item score that is added to the log-probability (default: that of the model's config)",
+    )
+    parser.add_argument(
+        "--item-neighbours",
+        metavar="FILE",
+        help="item_neighbours.npz of the import (default: evaluation.item_neighbours of the model's config)",
+    )
+    parser.add_argument(
+        "--neighbour-weight",
+        type=float,
+        metavar="A",
+        help="share of these neighbours in the user-item score (default: that of the model's config)",
     )
 
 

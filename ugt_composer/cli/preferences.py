@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ugt_composer.cli.options import (
     add_catalogue,
     add_item_lists,
-    add_item_score_weight,
+    add_item_scores,
     add_max_history,
     add_model,
     add_output_folder,
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=int, metavar="N", help="use a random sample of N rows (default: all)")
     parser.add_argument("--seed", type=int, metavar="N", help="of that sample (default 42)")
-    add_item_score_weight(parser)
+    add_item_scores(parser)
     add_max_history(parser)
     parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="rows per batch (default 256)")
 
@@ -78,6 +78,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
+    from ugt_composer.catalogue.load import load_item_neighbours
     from ugt_composer.catalogue.trie import ItemTrie
     from ugt_composer.checkpoint.portable import weights_hash
     from ugt_composer.checkpoint.remote import model_folder
@@ -91,13 +92,16 @@ def main(arguments: argparse.Namespace) -> int:
     _check_options(arguments)
     model, config, facts, catalogue = load_trained(arguments.checkpoint, arguments.catalogue)
     catalogue = _recommendable(arguments, catalogue)
-    config = with_item_scores(config, catalogue, arguments.item_score_weight)
+    config = with_item_scores(config, catalogue, arguments)
     manifests = _recommend_rows(arguments, config, facts, catalogue)
     max_history = history_length(config, facts, arguments.max_history)
     selection, trie = _selection(arguments, catalogue), ItemTrie.from_catalogue(catalogue)
     weight, loss = config.evaluation.item_score_weight, config.loss
     scoring = (weight, loss.contrastive_temperature, loss.contrastive_similarity)
-    recommender = Recommender(model.to(prepare_device(config)), trie, *scoring, max_history=max_history)
+    neighbours = load_item_neighbours(config, trie)
+    recommender = Recommender(
+        model.to(prepare_device(config)), trie, *scoring, max_history=max_history, neighbours=neighbours
+    )
     size = min(selection.list_size, len(trie))
     numbers = _sample(sum(manifest.rows for manifest in manifests), arguments.limit, arguments.seed)
     with tqdm(total=len(numbers), unit=" rows", desc="making pairs", disable=None, leave=False) as bar:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ugt_composer.cli.options import add_catalogue, add_item_lists, add_item_score_weight, add_max_history, add_model
+from ugt_composer.cli.options import add_catalogue, add_item_lists, add_item_scores, add_max_history, add_model
 
 if TYPE_CHECKING:
     from ugt_composer.catalogue.catalogue import Catalogue
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--beam-width", type=int, default=50, help="prefixes kept at each level (default 50, at least k)"
     )
     add_item_lists(parser)
-    add_item_score_weight(parser)
+    add_item_scores(parser)
     add_max_history(parser)
     parser.add_argument("--batch-size", type=int, default=256, help="users per batch (default 256)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per user instead of a table")
@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     # Heavy imports only after the arguments are parsed, so that --help is fast.
+    from ugt_composer.catalogue.load import load_item_neighbours
     from ugt_composer.catalogue.trie import ItemTrie
     from ugt_composer.cli.histories import history_settings, read_histories
     from ugt_composer.cli.history_inputs import KEYS
@@ -68,7 +69,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     check_positive(arguments, "k", "beam_width", "batch_size", "max_history")
     model, config, facts, catalogue = load_trained(arguments.checkpoint, arguments.catalogue)
-    config = with_item_scores(config, catalogue, arguments.item_score_weight)
+    config = with_item_scores(config, catalogue, arguments)
     catalogue, files = withhold(catalogue, arguments)
     for file in files:
         if file.problem:
@@ -79,7 +80,8 @@ def main(arguments: argparse.Namespace) -> int:
     batch_size = max(1, min(arguments.batch_size, MOST_PLACES // k))
     weight, loss = config.evaluation.item_score_weight, config.loss
     scoring = (weight, loss.contrastive_temperature, loss.contrastive_similarity)
-    recommender = Recommender(model.to(prepare_device(config)), trie, *scoring)
+    neighbours = load_item_neighbours(config, trie)
+    recommender = Recommender(model.to(prepare_device(config)), trie, *scoring, neighbours=neighbours)
     max_history = history_length(config, facts, arguments.max_history)
     settings = history_settings(config.model.codebook_sizes, config.model.max_seq_len, max_history)
     if config.model.num_actions:

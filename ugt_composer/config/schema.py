@@ -344,6 +344,8 @@ class EvaluationConfig:
     exclude_seen: bool = False
     max_history: int | None = None
     item_score_weight: float = 0.0
+    item_neighbours: str | None = None
+    neighbour_weight: float = 0.0
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -354,6 +356,15 @@ class EvaluationConfig:
             raise ValueError(f"evaluation.k_values is {list(self.k_values)}; expected at most {LARGEST_K:,}")
         if not 0 <= self.item_score_weight < math.inf:
             raise ValueError(f"evaluation.item_score_weight is {self.item_score_weight}; expected 0 or more")
+        if not 0 <= self.neighbour_weight < 1:
+            raise ValueError(f"evaluation.neighbour_weight is {self.neighbour_weight}; expected from 0 to below 1")
+        if self.neighbour_weight > 0 and not (self.item_neighbours and self.item_score_weight):
+            raise ValueError(
+                f"evaluation.neighbour_weight is {self.neighbour_weight} with item_neighbours "
+                f"{self.item_neighbours or 'null'} and item_score_weight {self.item_score_weight:g}: the neighbours "
+                "are a share of the user-item score; expected a file for item_neighbours and an item_score_weight "
+                "above 0, or neighbour_weight 0"
+            )
         if self.beam_width < max(self.k_values):
             raise ValueError(
                 f"evaluation.beam_width is {self.beam_width}; expected at least the largest of "

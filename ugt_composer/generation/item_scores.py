@@ -3,13 +3,18 @@
 Shapes: B users, n items, D width.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ugt_composer.catalogue.neighbours import ItemNeighbours, recent_items
+from ugt_composer.catalogue.trie import ItemTrie
+from ugt_composer.data.batch import Batch
 from ugt_composer.float32_product import float32_matmul
 
 Similarity = Literal["cosine", "dot"]
@@ -21,14 +26,42 @@ def comparable(x: Tensor, similarity: Similarity) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
+class NeighbourScores:
+    """The probabilities that the neighbours of B users' recent items are next.
+
+    Attributes:
+        neighbours: of the items of the catalogue.
+        recent: int64 (B, H), see `recent_items`.
+        weight: share of these probabilities in the user-item score, from 0 to below 1.
+    """
+
+    neighbours: ItemNeighbours
+    recent: Tensor
+    weight: float
+
+    @classmethod
+    def of(cls, batch: Batch, trie: ItemTrie, neighbours: ItemNeighbours, weight: float) -> "NeighbourScores":
+        return cls(neighbours, recent_items(batch["encoder_ids"], batch["encoder_mask"], trie), weight)
+
+    def mixed(self, log_probs: Tensor, rows: slice) -> Tensor:
+        """log((1 - weight) · probs + weight · neighbours' probabilities), given log_probs float32 (b, n)."""
+        counted = self.neighbours(self.recent[rows])
+        return torch.logaddexp(log_probs + math.log1p(-self.weight), (counted * self.weight).log())
+
+
+@dataclass(frozen=True, eq=False)
 class ItemScores:
     """weight · log softmax, over the catalogue, of similarity / temperature.
+
+    With `neighbours` the probabilities are a mixture of this softmax and of what followed the user's recent items in
+    training, as language models are interpolated with counts (Khandelwal et al., 2020).
 
     Attributes:
         users: (B, D) user vectors.
         items: (n, D) item vectors, in the order of `trie.items`.
         temperature, similarity: those of the contrastive loss that the vectors were trained with.
         weight: 0 or larger.
+        neighbours: of the same users; None: no mixture.
     """
 
     users: Tensor
@@ -36,12 +69,16 @@ class ItemScores:
     temperature: float
     weight: float
     similarity: Similarity = "cosine"
+    neighbours: NeighbourScores | None = None
 
     def __call__(self, rows: slice) -> Tensor:
         """float32 (b, n) for a slice of the users."""
         users = comparable(self.users[rows], self.similarity)
         logits = float32_matmul(users, self._centred_items.T) / self.temperature
-        return self.weight * logits.log_softmax(dim=-1)
+        log_probs = logits.log_softmax(dim=-1)
+        if self.neighbours is not None:
+            log_probs = self.neighbours.mixed(log_probs, rows)
+        return self.weight * log_probs
 
     @cached_property
     def _centred_items(self) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ugt_composer.catalogue.neighbours import save_neighbours
 from ugt_composer.errors import UserError
 from ugt_composer.importing.assign import Assigned, Given, assign_ids, read_given
 from ugt_composer.importing.assigner import FILE as ASSIGNER
@@ -22,6 +23,8 @@ from ugt_composer.importing.interactions import Interactions
 from ugt_composer.importing.items import Items, all_items, read_items
 from ugt_composer.importing.jsonl import write_preferences, write_recommend
 from ugt_composer.importing.matching import match_codes
+from ugt_composer.importing.neighbours import FILE as NEIGHBOURS
+from ugt_composer.importing.neighbours import count_neighbours
 from ugt_composer.importing.popularity import popularity
 from ugt_composer.importing.preferences import preference_rows
 from ugt_composer.importing.quality import quality
@@ -41,7 +44,7 @@ from ugt_composer.jsonl.schema import ACTIONS_NAME
 BUNDLE, REPORT = "semantic_ids.json", "report.json"
 FILES = (
     *("train.jsonl", "validation.jsonl", "test.jsonl", "train_preference.jsonl", "validation_preference.jsonl"),
-    *(CATALOGUE, BUNDLE, ASSIGNER, VECTORS, ACTIONS_NAME, REPORT),
+    *(CATALOGUE, BUNDLE, ASSIGNER, VECTORS, NEIGHBOURS, ACTIONS_NAME, REPORT),
 )
 ID_FILES = (CATALOGUE, BUNDLE, ASSIGNER, VECTORS, REPORT)
 Say = Callable[[str], object]
@@ -202,6 +205,9 @@ def _write_rows(corpus: Corpus, bundle: Bundle, settings: Settings, folder: Path
             write_recommend(folder / name, *tokens, users, ids, timeline.offsets, members, bar.update)
         for name, rows in preferences.items():
             write_preferences(folder / name, rows, timeline.histories, users, ids, bar.update)
+    trained = corpus.trained
+    counted = count_neighbours(corpus.user[trained], corpus.item[trained], len(corpus.items))
+    save_neighbours(folder / NEIGHBOURS, ids, *counted)
     if timeline.action_names:
         (folder / ACTIONS_NAME).write_text(
             json.dumps(timeline.action_names, ensure_ascii=False) + "\n", encoding="utf-8"

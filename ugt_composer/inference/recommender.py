@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ugt_composer.catalogue.neighbours import ItemNeighbours
 from ugt_composer.catalogue.open_nodes import OnlyItems
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.data.codec import Row, encode_row, width_for
@@ -14,7 +15,7 @@ from ugt_composer.data.collate import PackedRow, collate
 from ugt_composer.data.history import SemanticId
 from ugt_composer.data.recent_history import with_recent_history
 from ugt_composer.generation.beam_search import Recommendations, beam_search
-from ugt_composer.generation.item_scores import ItemScores, Similarity
+from ugt_composer.generation.item_scores import ItemScores, NeighbourScores, Similarity
 from ugt_composer.model.ugt import UGT
 from ugt_composer.vocabulary import LEVELS
 
@@ -27,6 +28,7 @@ class Recommender:
         trie: the catalogue; None: all combinations of ids can be recommended.
         item_score_weight: weight of the user-item score (`ItemScores`) in the ranking; above 0 it needs a trie.
         temperature, similarity: those of the contrastive loss, for that score.
+        neighbours: of the catalogue's items, and their share in that score; None: it is that of the vectors alone.
         max_history: items of a row's history that the model reads, the most recent ones; None: all.
     """
 
@@ -38,6 +40,7 @@ class Recommender:
         temperature: float = 0.07,
         similarity: Similarity = "cosine",
         max_history: int | None = None,
+        neighbours: tuple[ItemNeighbours, float] | None = None,
     ):
         self.device = next(model.parameters()).device
         self.model = model.eval()
@@ -46,6 +49,7 @@ class Recommender:
         self.temperature = temperature
         self.similarity: Similarity = similarity
         self.max_history = max_history
+        self.neighbours = None if neighbours is None else (neighbours[0].to(self.device), neighbours[1])
         self.item_vectors = None
         if item_score_weight > 0:
             assert self.trie is not None
@@ -89,7 +93,11 @@ class Recommender:
         if self.item_vectors is not None:
             users = self.model.user_vector(memory, batch["encoder_mask"])
             weight = self.item_score_weight
-            scores = ItemScores(users, self.item_vectors, self.temperature, weight, self.similarity)
+            counted = None
+            if self.neighbours is not None:
+                assert self.trie is not None
+                counted = NeighbourScores.of(batch, self.trie, *self.neighbours)
+            scores = ItemScores(users, self.item_vectors, self.temperature, weight, self.similarity, counted)
         hidden = self.model.start_over(memory, batch)
         heads, width, over_catalogue = self.model.level_logits, max(k, beam_width), self.model.is_over_catalogue
         return beam_search(heads, hidden, self.trie, k, width, closed, scores, over_catalogue, only=opened)

@@ -66,6 +66,9 @@ class Commands:
         evaluation, catalogue = self.config.evaluation, str(self.config.data.catalogue)
         words = [str(BIN / "ugt"), command, "--checkpoint", str(model), "--catalogue", catalogue]
         words += ["--item-score-weight", str(evaluation.item_score_weight)]
+        if evaluation.item_neighbours is not None:
+            words += ["--item-neighbours", evaluation.item_neighbours]
+        words += ["--neighbour-weight", str(evaluation.neighbour_weight)]
         return [*words, *(["--max-history", str(evaluation.max_history)] if evaluation.max_history else [])]
 
     def _overrides(self, run: Path, model: Path, streams: Sequence[str]) -> list[str]:

@@ -17,7 +17,13 @@ from composer.utils import dist
 
 from ugt_composer import torch_patches
 from ugt_composer.catalogue.catalogue import Catalogue
-from ugt_composer.catalogue.load import about_catalogue, load_catalogue, load_item_rewards, load_item_vectors
+from ugt_composer.catalogue.load import (
+    about_catalogue,
+    load_catalogue,
+    load_item_neighbours,
+    load_item_rewards,
+    load_item_vectors,
+)
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.checkpoint.fetch_at_start import on_this_machine, open_store
 from ugt_composer.checkpoint.folder_lock import folder_lock
@@ -282,6 +288,7 @@ def build_composer_model(
     evaluation = config.evaluation
     trie = None if catalogue is None else ItemTrie.from_catalogue(catalogue)
     rewards = load_item_rewards(config, catalogue)
+    neighbours = load_item_neighbours(config, trie)
     taken = evaluation_metrics(
         loss.means, loss.evaluation_losses(), evaluation.k_values, catalogue_size=None, has_shared_ids=True
     )
@@ -299,6 +306,7 @@ def build_composer_model(
         max_history=max_history,
         item_rewards=None if rewards is None else _of_trie(rewards, trie, catalogue).to(device),
         seed=config.seed,
+        neighbours=None if neighbours is None else (neighbours[0].to(device), neighbours[1]),
     )
 
 

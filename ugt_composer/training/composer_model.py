@@ -1,6 +1,7 @@
 """ComposerUGT: joins model, losses and metrics for Composer's Trainer."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,11 +9,12 @@ from composer.models import ComposerModel
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from ugt_composer.catalogue.neighbours import ItemNeighbours
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.data.batch import Batch
 from ugt_composer.data.recent_history import with_recent_history
 from ugt_composer.generation.beam_search import Recommendations, beam_search
-from ugt_composer.generation.item_scores import ItemScores
+from ugt_composer.generation.item_scores import ItemScores, NeighbourScores
 from ugt_composer.losses.level_distillation import level_targets
 from ugt_composer.losses.normalization import ROWS, batch_counts
 from ugt_composer.losses.unified import UnifiedLoss
@@ -40,6 +42,8 @@ class ComposerUGT(ComposerModel):
         max_history: in evaluation, items of a history that the model reads, besides the user's token; None: all.
         item_score_weight: weight of the user-item score (`ItemScores`) in the ranking; above 0 it needs a trie.
         user_metrics: the user's own metrics of the evaluation, by name; see `metrics/user_metrics.py`.
+        neighbours: of the items of the trie, and their share in the user-item score of the ranking; None: that score is
+            the similarity of vectors alone.
         item_rewards: float32 (n,), what a loss with a group adds to the reward of each item of the trie; None: 0.
         seed: of the run, for the items of a group.
         half_on_cpu: compute model and loss under bfloat16 autocast on a CPU. On a GPU, Trainer and strategy do that.
@@ -60,6 +64,7 @@ class ComposerUGT(ComposerModel):
         max_history: int | None = None,
         item_rewards: Tensor | None = None,
         seed: int = 0,
+        neighbours: tuple[ItemNeighbours, float] | None = None,
     ):
         super().__init__()
         self.half_on_cpu = half_on_cpu
@@ -74,6 +79,7 @@ class ComposerUGT(ComposerModel):
         self.item_score_weight = item_score_weight
         self.item_rewards = item_rewards
         self.seed = seed
+        self.neighbours = neighbours
         self._user_metrics = dict(user_metrics or {})
         # Sums over the rows of the current step; `TrainingMetrics` reads and clears them.
         self.step_metrics: dict[str, Tensor] = {}
@@ -113,7 +119,7 @@ class ComposerUGT(ComposerModel):
         elif "rejected_logps" in outputs or self.unified_loss.has_anchor:
             outputs |= self._reference_outputs(batch)
         if recommend:
-            outputs["recommended"] = self._recommend(seen, outputs)
+            outputs["recommended"] = self._recommend(seen, outputs, batch)
         return outputs
 
     def _judge_group(self, batch: Batch, outputs: dict[str, Any]) -> None:
@@ -148,10 +154,13 @@ class ComposerUGT(ComposerModel):
         step = batch.get("step") if self.training else None
         return batch["row_ids"].new_zeros(()) if step is None else step
 
-    def _recommend(self, seen: Tensor | None, outputs: dict[str, Tensor]) -> Recommendations:
+    def _recommend(self, seen: Tensor | None, outputs: dict[str, Tensor], batch: Batch) -> Recommendations:
         scores = None
         if self.item_score_weight > 0:
             scores = self._item_scores(outputs, self.item_score_weight)
+            if self.neighbours is not None:
+                assert self.trie is not None
+                scores = replace(scores, neighbours=NeighbourScores.of(batch, self.trie, *self.neighbours))
         k, width = max(self.k_values), self.beam_width
         heads, over_catalogue = self.model.level_logits, self.model.is_over_catalogue
         return beam_search(heads, outputs["bos_hidden"], self.trie, k, width, seen, scores, over_catalogue)

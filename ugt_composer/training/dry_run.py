@@ -6,7 +6,14 @@ from pathlib import Path
 
 import torch
 
-from ugt_composer.catalogue.load import about_catalogue, load_catalogue, load_item_rewards, load_item_vectors
+from ugt_composer.catalogue.load import (
+    about_catalogue,
+    load_catalogue,
+    load_item_neighbours,
+    load_item_rewards,
+    load_item_vectors,
+)
+from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.checkpoint.portable import CONFIG, WEIGHTS
 from ugt_composer.config.best_condition import parse_best_condition
 from ugt_composer.config.checks import device_batch_size
@@ -41,6 +48,7 @@ def describe(config: Config) -> str:
     catalogue = load_catalogue(config)
     load_item_vectors(config, catalogue)
     load_item_rewards(config, catalogue)
+    load_item_neighbours(config, None if catalogue is None else ItemTrie.from_catalogue(catalogue))
     evaluation = (
         check_data(config, "data.eval", streams_of("data.eval", config.data.eval)) if config.data.eval.is_given else []
     )

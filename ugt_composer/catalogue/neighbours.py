@@ -1,0 +1,110 @@
+"""Item neighbours: for each item, the items that users chose after it or near it, with their probabilities.
+
+A count of the training interactions, stored in a file that the import writes. It knows what a model with item vectors
+of some hundred dimensions cannot hold: which single item follows which.
+
+Shapes: n items, K neighbours of each at most, B rows, S history tokens, H recent items.
+"""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ugt_composer.catalogue.trie import ItemTrie
+from ugt_composer.errors import UserError
+from ugt_composer.vocabulary import LEVELS
+
+RECENT = 20  # items of a history that count, the most recent ones
+DECAY = 0.4  # of an item's weight per later item; chosen on the validation items of Amazon Beauty
+ARRAYS = ("ids", "neighbours", "probabilities")
+
+
+@dataclass(frozen=True, eq=False)
+class ItemNeighbours:
+    """
+    Attributes:
+        neighbours: int64 (n, K), item indices of the trie; n where an item has fewer than K neighbours.
+        probabilities: float32 (n, K), of each row at most 1 in total; 0 where there is no neighbour.
+    """
+
+    neighbours: Tensor
+    probabilities: Tensor
+
+    def to(self, device: torch.device | str) -> "ItemNeighbours":
+        return ItemNeighbours(self.neighbours.to(device), self.probabilities.to(device))
+
+    def __call__(self, recent: Tensor) -> Tensor:
+        """The probabilities of all items to be next, float32 (B, n): a mean over the recent items, int64 (B, H), the
+        newest first, -1 where there is none. An item weighs DECAY times as much as the one after it."""
+        is_item = recent >= 0
+        weights = is_item * DECAY ** torch.arange(recent.shape[1], device=recent.device)
+        weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        rows, items = recent.clamp(min=0), len(self.neighbours)
+        values = (self.probabilities[rows] * weights.unsqueeze(-1)).flatten(1)
+        empty = values.new_zeros(len(recent), items + 1)
+        return empty.scatter_add(1, self.neighbours[rows].flatten(1), values)[:, :items]
+
+
+def recent_items(ids: Tensor, mask: Tensor, trie: ItemTrie) -> Tensor:
+    """The item indices of each history's most recent items, newest first: int64 (B, H), -1 where there are no more.
+
+    ids int64 (B, S, 3), mask bool (B, S). Tokens that are no item of the catalogue are left out.
+    """
+    items = trie.find(ids).masked_fill(~mask, -1)
+    places = torch.where(items >= 0, torch.arange(ids.shape[1], device=ids.device), -1)
+    newest = places.topk(min(RECENT, ids.shape[1]), dim=1).values  # sorted, largest first
+    return items.gather(1, newest.clamp(min=0)).masked_fill(newest < 0, -1)
+
+
+def save_neighbours(path: Path, ids: np.ndarray, neighbours: np.ndarray, probabilities: np.ndarray) -> None:
+    """Writes the neighbours of items with the semantic IDs `ids` (n, 3), as row numbers (n, K) of `ids`, -1: none."""
+    np.savez_compressed(
+        path,
+        ids=ids.astype(np.int32),
+        neighbours=neighbours.astype(np.int32),
+        probabilities=probabilities.astype(np.float32),
+    )
+
+
+def load_neighbours(path: str, trie: ItemTrie) -> ItemNeighbours:
+    """Reads a file of `save_neighbours` for a catalogue that has all of its items.
+
+    Raises:
+        UserError: it cannot be read, is no such file, or was made with other semantic IDs.
+    """
+    ids, rows, probabilities = _read(path)
+    index = trie.find(torch.from_numpy(ids)).numpy()
+    if missing := int((index < 0).sum()):
+        raise UserError(
+            f"{path}: {missing:,} of its {len(ids):,} items are not in the catalogue, so it is from another import; "
+            "expected the item_neighbours.npz that was written with this catalogue"
+        )
+    items, most = len(trie), rows.shape[1]
+    # Items that share a semantic ID are one item of the trie: the neighbours of the last one are used.
+    neighbours = np.full((items, most), items, np.int64)
+    values = np.zeros((items, most), np.float32)
+    neighbours[index] = np.where(rows >= 0, index[rows.clip(min=0)], items)
+    values[index] = np.where(rows >= 0, probabilities, 0.0)
+    return ItemNeighbours(torch.from_numpy(neighbours), torch.from_numpy(values))
+
+
+def _read(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """ids int64 (n, 3), neighbours int64 (n, K), probabilities float32 (n, K)."""
+    expected = "expected the item_neighbours.npz that convert/interactions_to_jsonl.py writes"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            ids, rows, probabilities = (arrays[name] for name in ARRAYS)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {expected}") from None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); {expected}") from None
+    are_rows = rows.ndim == 2 and rows.shape == probabilities.shape and rows.dtype.kind == "i"
+    if not (are_rows and ids.shape == (len(rows), LEVELS) and len(ids) and rows.min() >= -1 and rows.max() < len(ids)):
+        raise UserError(f"{path}: its arrays do not fit each other; {expected}")
+    if not (np.isfinite(probabilities).all() and probabilities.min() >= 0):
+        raise UserError(f"{path}: found a probability that is negative or not finite; {expected}")
+    return ids.astype(np.int64), rows.astype(np.int64), probabilities.astype(np.float32)

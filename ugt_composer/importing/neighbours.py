@@ -1,0 +1,55 @@
+"""Counts which items users choose after an item, or near it: the file `item_neighbours.npz`.
+
+P training interactions, n items, K neighbours.
+"""
+
+import numpy as np
+from scipy import sparse
+
+from ugt_composer.importing.item_vectors import MAX_PAIRS
+
+FILE = "item_neighbours.npz"
+MOST = 50  # neighbours of an item; on the validation items of Amazon Beauty 100 ranked no better
+WINDOW = 20  # interactions between two items that are near each other
+NEXT_SHARE = 0.5  # of the items that followed directly; the rest is that of near items. Chosen on the same items
+
+
+def count_neighbours(user: np.ndarray, item: np.ndarray, items: int) -> tuple[np.ndarray, np.ndarray]:
+    """The most probable neighbours of each item, int32 (n, K), best first, -1: none; and their probabilities (n, K).
+
+    The probability of j after i is NEXT_SHARE · count(i, then j) / (1 + count(i, then any)) + (1 - NEXT_SHARE) ·
+    cosine(i, j) / Σ cosine(i, any), where the cosine is that of the two items' sets of interactions, of which a pair
+    counts as common if one user has both at most WINDOW interactions apart. Rows sum to at most 1.
+
+    Args:
+        user, item: int (P,), grouped by user, oldest first.
+    """
+    following = sparse.csr_matrix((items, items), dtype=np.float64)
+    near = sparse.csr_matrix((items, items), dtype=np.float64)
+    for distance in range(1, min(WINDOW, max(MAX_PAIRS // max(len(user), 1), 1)) + 1):
+        same = (user[distance:] == user[:-distance]) & (item[distance:] != item[:-distance])
+        pair = item[:-distance][same], item[distance:][same]
+        counts = sparse.coo_matrix((np.ones(len(pair[0])), pair), shape=(items, items)).tocsr()
+        following = counts if distance == 1 else following
+        near = near + counts + counts.T
+    scale = sparse.diags(1 / np.sqrt(np.maximum(np.bincount(item, minlength=items), 1)))
+    near = scale @ near @ scale
+    near_total = np.asarray(near.sum(axis=1)).ravel()
+    following_total = np.asarray(following.sum(axis=1)).ravel()
+    near = sparse.diags((1 - NEXT_SHARE) / np.where(near_total > 0, near_total, 1)) @ near
+    return _best_of_rows((near + sparse.diags(NEXT_SHARE / (1 + following_total)) @ following).tocsr())
+
+
+def _best_of_rows(matrix: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """The columns (n, K) of the MOST largest values of each row, -1: none; and the values. Ties go to lower columns."""
+    matrix.sort_indices()
+    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    order = np.lexsort((matrix.indices, -matrix.data, row))
+    place = np.arange(len(order)) - matrix.indptr[row]
+    kept = place < MOST
+    width = int(place[kept].max(initial=-1)) + 1 or 1
+    columns = np.full((matrix.shape[0], width), -1, np.int32)
+    values = np.zeros((matrix.shape[0], width), np.float32)
+    at = row[kept], place[kept]
+    columns[at], values[at] = matrix.indices[order[kept]], matrix.data[order[kept]]
+    return columns, values
