@@ -6,11 +6,11 @@
 
 Imports `sequences.txt` and `items.tsv` of --data with convert/interactions_to_jsonl.py. For each seed, trains stage 2
 with the `composer` command from the item vectors, without stage 1: its loss includes that of stage 1, and an epoch of
-stage 1 before it made the validation metrics worse. Chooses the weight of the user-item score on the first seed's
-validation items, evaluates the test items once per seed, evaluates the baselines likewise and writes RESULTS.md beside
-this file, or into --out for another data set in --data with the same format. Steps whose results are already in --out
-are skipped. Same-day interactions keep the order of the file. `held_out_sets.py` describes the sets of --held-out-set,
-whose results are written into --out.
+stage 1 before it made the validation metrics worse. Chooses the weight of the user-item score, then the share of the
+counted neighbours in it, on the first seed's validation items, evaluates the test items once per seed, evaluates the
+baselines likewise and writes RESULTS.md beside this file, or into --out for another data set in --data with the same
+format. Steps whose results are already in --out are skipped. Same-day interactions keep the order of the file.
+`held_out_sets.py` describes the sets of --held-out-set, whose results are written into --out.
 """
 
 import argparse
@@ -49,6 +49,7 @@ from benchmarks.trained_models import (  # noqa: E402
 from ugt_composer.job.cpus import available_cpus  # noqa: E402
 
 WEIGHTS = (1.0, 4.0, 16.0)
+NEIGHBOUR_WEIGHTS = (0.0, 0.1, 0.2, 0.4)
 NAMES = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 MODES = {"all items": "--include-seen", "without the history's": "--exclude-seen"}
 # Same data and split, by what they rank: all items, those that are not in the history, or not known which.
@@ -152,21 +153,37 @@ def train(out: Path, seed: int) -> float:
 
 
 def evaluate_ours(out: Path, seeds: list[int], pool: ThreadPoolExecutor) -> dict[str, list[Scores]]:
-    """Test scores per seed for each mode, with the weight that is best on the first seed's validation items."""
+    """Test scores per seed for each mode, with the weights that are best on the first seed's validation items."""
     results_by_name = {}
     for mode, option in MODES.items():
-        scores = pool.map(lambda weight: evaluate(out, seeds[0], "validation", weight, option), WEIGHTS)  # noqa: B023
-        ndcg = {weight: score["ndcg@10"] for weight, score in zip(WEIGHTS, scores, strict=True)}
-        best = max(ndcg, key=ndcg.__getitem__)
-        print(f"{mode}: ndcg@10 on validation by weight: {ndcg}")
-        for name, weight in (("generated score alone", 0.0), (f"with {best:g} × the user-item score", best)):
-            tests = pool.map(lambda seed: evaluate(out, seed, "test", weight, option), seeds)  # noqa: B023
+        plain = best_on_validation(out, seeds[0], [(weight, 0.0) for weight in WEIGHTS], option, pool)
+        mixed = best_on_validation(out, seeds[0], [(plain[0], share) for share in NEIGHBOUR_WEIGHTS], option, pool)
+        rankings = {
+            "generated score alone": (0.0, 0.0),
+            f"with {plain[0]:g} × the user-item score": plain,
+            f"with {mixed[0]:g} × that score, {mixed[1]:g} of it from neighbours": mixed,
+        }
+        for name, weights in rankings.items():
+            tests = pool.map(lambda seed: evaluate(out, seed, "test", weights, option), seeds)  # noqa: B023
             results_by_name[f"UGT, {name}; {mode}"] = list(tests)
     return results_by_name
 
 
-def evaluate(out: Path, seed: int, part: str, weight: float, option: str) -> Scores:
-    report = out / f"seed{seed}/{part}-{weight:g}{option}.json"
+Weights = tuple[float, float]  # of the user-item score, and of the neighbours in it
+
+
+def best_on_validation(
+    out: Path, seed: int, candidates: list[Weights], option: str, pool: ThreadPoolExecutor
+) -> Weights:
+    scores = pool.map(lambda weights: evaluate(out, seed, "validation", weights, option), candidates)
+    ndcg = {weights: score["ndcg@10"] for weights, score in zip(candidates, scores, strict=True)}
+    print(f"{option}: ndcg@10 on validation by weights: {ndcg}")
+    return max(ndcg, key=ndcg.__getitem__)
+
+
+def evaluate(out: Path, seed: int, part: str, weights: Weights, option: str) -> Scores:
+    weight, share = weights
+    report = out / f"seed{seed}/{part}-{weight:g}-{share:g}{option}.json"
     if not report.exists():
         command = [
             BIN / "ugt",
@@ -176,6 +193,7 @@ def evaluate(out: Path, seed: int, part: str, weight: float, option: str) -> Sco
             "--data",
             out / f"mds/{part}",
         ]
+        command += ["--item-neighbours", out / "data/item_neighbours.npz", "--neighbour-weight", share]
         run([*command, "-k", "5", "10", "--beam-width", "50", "--item-score-weight", weight, option, "--json", report])
     return json.loads(report.read_text())["metrics"]
 
