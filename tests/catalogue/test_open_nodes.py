@@ -14,7 +14,7 @@ LISTS = st.lists(TRIPLE, min_size=5, max_size=5)
 
 
 @given(st.data(), TRIPLES, st.lists(st.tuples(LISTS, LISTS, st.booleans()), min_size=1, max_size=3))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_a_node_may_be_chosen_if_an_item_that_is_left_is_below_it(data, triples, users):
     withheld = data.draw(st.lists(st.booleans(), min_size=len(triples), max_size=len(triples)))
     trie = ItemTrie.from_triples(np.array(triples), np.array(withheld))

@@ -125,7 +125,7 @@ def test_items_that_are_withheld_are_in_no_list_and_never_found(rows, sizes, dat
 
 
 @given(DISTINCT_ROWS, st.one_of(SIZES, st.just([1] * len(CATALOGUE))), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_known_targets_and_exposure_are_those_of_the_items_that_are_left(rows, sizes, data):
     gone, left, withheld = withhold(rows, sizes, data)
     left[0] = ([CATALOGUE[0]], left[0][1])

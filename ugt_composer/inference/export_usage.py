@@ -15,6 +15,8 @@ encoder, scorer = (torch.export.load(FOLDER / f"{name}.pt2").module() for name i
 def score(histories, candidates, actions=None, times=None, now=None):
     """Histories of (l1, l2, l3), oldest first, and N candidates per history → log-probabilities (users, N).
 
+    Only candidates can be recommended, so leave out items that are retired, out of stock or not for the user.
+
     For a model that reads them: actions and times have a number for each item of each history, an action (0: unknown)
     and seconds (-1: unknown); now has the seconds of each user's recommendation. Without them all are unknown.
     """
