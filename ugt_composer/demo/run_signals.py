@@ -16,7 +16,7 @@ from rich.table import Table
 from ugt_composer.demo.run import best_evaluation, console, heading, metrics_of, run
 from ugt_composer.errors import UserError, exit_on_user_error
 
-USERS = 12_000
+USERS = 20_000
 MODELS: dict[str, tuple[str, ...]] = {
     "without_signals": ("model.num_actions=0", "model.time_buckets=0"),
     "with_signals": (),
