@@ -67,7 +67,8 @@ def test_the_folder_holds_what_is_promised(stages, stage):
     folder = stages / f"stage{stage}"
     assert (folder / "config.yaml").is_file()
     for name in ("best", "latest"):
-        assert {path.name for path in (folder / name).iterdir()} == {"model.safetensors", "config.yaml", "record.json"}
+        files = {"model.safetensors", "config.yaml", "catalogue.jsonl.zst", "record.json"}
+        assert {path.name for path in (folder / name).iterdir()} == files
     assert len(list(folder.glob("ba*.pt"))) == 3
     assert not list(folder.rglob("*.tmp"))
 
