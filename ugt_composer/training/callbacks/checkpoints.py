@@ -14,6 +14,7 @@ from typing import Any
 from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
 from torch import Tensor
+from tqdm import tqdm
 
 from ugt_composer import __version__
 from ugt_composer.catalogue.catalogue import Catalogue
@@ -305,4 +306,4 @@ class Checkpoints(Callback):
 
 def _print_once(line: str) -> None:
     if dist.get_global_rank() == 0:
-        print(line, file=sys.stderr, flush=True)
+        tqdm.write(line, file=sys.stderr)  # on a line of its own, even below a progress bar
