@@ -16,6 +16,7 @@ def test_the_fraction_is_that_of_the_difference_between_the_best_possible_predic
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # trains two models
 def test_a_model_with_signals_takes_most_of_what_they_make_possible(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert run_signals.main(["--out", str(tmp_path)]) == 0
