@@ -36,6 +36,7 @@ SETTINGS = {
     "sigmoid, λ2 .1, lr 1e-5": ["loss.lambda_preference=0.1", f"{DPO}=sigmoid", *NO_CONDITION, "optimizer.lr=1e-5"],
     "S-DPO, λ2 5, lr 5e-4": ["loss.lambda_preference=5", f"{DPO}=softmax", *NO_CONDITION, "optimizer.lr=5e-4"],
     "yamls/stage3.yaml, lr 5e-4": ["optimizer.lr=5e-4"],
+    "the same with S-DPO, λ2 5": ["loss.lambda_preference=5", f"{DPO}=softmax", "optimizer.lr=5e-4"],
 }
 
 

@@ -110,6 +110,13 @@ def test_where_nothing_selects_the_best_a_warning_says_that_it_is_the_latest(tra
     assert "save_best_if has no effect, because" in caplog.text
 
 
+def test_without_rows_of_its_metric_a_condition_has_no_effect_and_a_warning_says_so(trained, shop, caplog):
+    pairs = f"data.eval.streams=[{{local: {shop / 'preference_eval'}}}]"
+    trained("run", 2, "save_best_on=loss", "save_best_if=ndcg@10 >= 9 of the start", pairs)
+    assert "save_best_if has no effect, because ndcg@10 is computed from recommend rows" in caplog.text
+    assert "did not fulfil" not in caplog.text
+
+
 def test_a_start_measured_with_other_settings_is_refused(trained):
     trained("run", 2, *ALWAYS)
     with pytest.raises(UserError, match=r"cannot be compared any more .evaluation.exclude_seen was false, now it is"):

@@ -12,7 +12,7 @@ from ugt_composer.cli.options import add_catalogue, add_model, add_output_folder
 EPILOG = """examples:
   ugt reference --checkpoint checkpoints/stage2/best --data mds/preference --out mds/preference-scored
   # then replace mds/preference by mds/preference-scored under data.train.streams in the YAML, and:
-  composer train.py yamls/stage3.yaml loss.reference_log_probs=data loss.lambda_anchor=0
+  composer train.py yamls/stage3.yaml loss.reference_log_probs=data
   # for a run in bf16 under fsdp
   ugt reference … --precision amp_bf16 --strategy fsdp
 

@@ -199,7 +199,7 @@ def _check_starting_point(config: "Config") -> None:
         )
     if config.loss.needs_reference and not (config.loss.reference_from or config.init_from):
         cause, instead = "lambda_preference", "dpo_reference_free=true"
-        if config.loss.lambda_anchor > 0:
+        if not config.loss.preference_needs_reference:
             cause, instead = "lambda_anchor", "lambda_anchor=0"
         elif config.loss.uses_group:
             instead = "group_kl=0"

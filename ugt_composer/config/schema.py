@@ -85,6 +85,9 @@ class ModelConfig:
             )
 
 
+USUAL_ANCHOR = 20.0  # kept ndcg within 3 % of the start with S-DPO and λ2 5; see benchmarks/movielens/alignment.py
+
+
 @dataclass(frozen=True)
 class LossConfig:
     l1_weight: float = key(0.5, ON_REQUEST)
@@ -110,7 +113,7 @@ class LossConfig:
     reward_file: str | None = key(None, ON_REQUEST)
     reference_from: str | None = key(None, ON_REQUEST)
     reference_log_probs: Literal["model", "data"] = key("model", FIXED)
-    lambda_anchor: float = key(0.0, ON_REQUEST_UNLESS_ZERO)
+    lambda_anchor: float | None = key(0.0, ON_REQUEST_UNLESS_ZERO)
     lambda_moe_balance: float = key(0.01, ON_REQUEST)
 
     def __post_init__(self):
@@ -140,11 +143,11 @@ class LossConfig:
                 f"supports; expected 0 with {self.dpo_loss_type}"
             )
         self._check_group()
-        if self.reference_log_probs == "data" and self.lambda_anchor > 0:
+        if self.reference_log_probs == "data" and self.anchor_weight > 0:
             raise ValueError(
                 f"loss.reference_log_probs is data with loss.lambda_anchor {self.lambda_anchor}, which needs the "
                 "reference's probabilities of all ids, and the rows store only those of the pairs' items; expected "
-                "model, or lambda_anchor 0"
+                "model, or lambda_anchor 0 or null"
             )
         if self.reference_log_probs == "data" and not self.needs_reference:
             why = "lambda_preference is 0" if self.lambda_preference == 0 else "dpo_reference_free is true"
@@ -152,7 +155,7 @@ class LossConfig:
                 f"loss.reference_log_probs is data, but loss.{why}, so no reference is used; expected model"
             )
         for name, value in vars(self).items():
-            if name.startswith("lambda_") and not 0 <= value < math.inf:
+            if name.startswith("lambda_") and value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"loss.{name} is {value}; expected 0 or more")
 
     def _check_group(self) -> None:
@@ -197,7 +200,15 @@ class LossConfig:
 
     @property
     def needs_reference(self) -> bool:
-        return self.lambda_anchor > 0 or self.preference_needs_reference
+        return self.anchor_weight > 0 or self.preference_needs_reference
+
+    @property
+    def anchor_weight(self) -> float:
+        """`lambda_anchor`; if it is null, USUAL_ANCHOR where the pairs' loss has a reference model, and 0 elsewhere."""
+        if self.lambda_anchor is not None:
+            return self.lambda_anchor
+        has_model = self.preference_needs_reference and self.reference_log_probs == "model"
+        return USUAL_ANCHOR if has_model and self.preference_objective == "dpo" else 0.0
 
     @property
     def preference_needs_reference(self) -> bool:

@@ -53,7 +53,7 @@ class UnifiedLoss(nn.Module):
         self.group = GroupLoss(config.group_rewards, config.group_kl, config.group_scale_rewards)
         self.group_size = config.group_size if config.uses_group else 0
         self.anchor = AnchorLoss(config.l1_weight, config.l2_weight, config.l3_weight)
-        self.has_anchor = config.lambda_anchor > 0
+        self.has_anchor = config.anchor_weight > 0
         self.moe_balance = MoEBalanceLoss()
         self.has_catalogue_negatives = config.lambda_contrastive > 0 and config.contrastive_negatives == "catalogue"
         self.has_level_targets = config.lambda_distillation > 0
@@ -70,7 +70,7 @@ class UnifiedLoss(nn.Module):
                 self.group if config.preference_objective == "group" else self.dpo,
                 "lambda_preference",
             ),
-            WeightedTerm(config.lambda_anchor, self.anchor, "lambda_anchor"),
+            WeightedTerm(config.anchor_weight, self.anchor, "lambda_anchor"),
             WeightedTerm(config.lambda_moe_balance, self.moe_balance, "lambda_moe_balance"),
         )
 

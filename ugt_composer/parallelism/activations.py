@@ -156,7 +156,7 @@ class Activations:
         smoothing = (2 * FLOAT + 1) * count if self.loss.label_smoothing > 0 else 0
         gathered = 2 * h * count if self.model.level_softmax == "catalogue" else 0
         # The reference's logits, their log-softmax, the policy's, and the difference of the two with its mask.
-        anchor = (4 * FLOAT + 1) * count if self.loss.lambda_anchor > 0 else 0
+        anchor = (4 * FLOAT + 1) * count if self.loss.anchor_weight > 0 else 0
         # The previous microbatch's logits, then this one's log-softmax.
         kept = FLOAT * count + smoothing + gathered + anchor
         return Logits(FLOAT * count, kept, 2 * FLOAT * largest)

@@ -43,10 +43,15 @@ def check_best_metrics(config: Config, model: "ComposerUGT", kinds: Sequence[str
     """
     if config.save_best_on is None:
         return
-    _check_best_metric("save_best_on", config.save_best_on, model, kinds)
+    _check_best_metric("save_best_on", config.save_best_on, model)
+    if missing := missing_rows(config.save_best_on, model, kinds):
+        raise UserError(
+            f"save_best_on names {config.save_best_on!r}, which is computed from {missing} rows, but data.eval has "
+            "none; expected another metric, such as loss, or a folder with such rows"
+        )
     if config.save_best_if is not None:
         condition = parse_best_condition(config.save_best_if)
-        _check_best_metric("save_best_if", condition.metric, model, kinds)
+        _check_best_metric("save_best_if", condition.metric, model)
         higher = model.get_metrics(is_train=False)[condition.metric].higher_is_better
         if higher != condition.is_lower_bound:
             raise UserError(
@@ -55,9 +60,18 @@ def check_best_metrics(config: Config, model: "ComposerUGT", kinds: Sequence[str
             )
 
 
-def _check_best_metric(key: str, name: str, model: "ComposerUGT", kinds: Sequence[str]) -> None:
-    """Raises UserError if a key does not name a metric of the evaluation, or one that does not set `higher_is_better`,
-    or one that none of the rows count for."""
+def missing_rows(name: str, model: "ComposerUGT", kinds: Sequence[str]) -> str | None:
+    """The kind of rows that a metric is computed from, if none of these kinds is; None: it can be computed."""
+    metric = model.get_metrics(is_train=False)[name]
+    if not isinstance(metric, EvaluationMetric):
+        return None
+    needed = {RECOMMEND: metric.sums.is_of_ranking(name), PREFERENCE: metric.sums.is_of_pairs(name)}
+    return next((kind for kind, is_needed in needed.items() if is_needed and kind not in kinds), None)
+
+
+def _check_best_metric(key: str, name: str, model: "ComposerUGT") -> None:
+    """Raises UserError if a key does not name a metric of the evaluation, or one that does not set
+    `higher_is_better`."""
     metrics = model.get_metrics(is_train=False)
     check_metric_name(key, name, metrics, model.unified_loss.not_computed)
     metric = metrics[name]
@@ -65,11 +79,3 @@ def _check_best_metric(key: str, name: str, model: "ComposerUGT", kinds: Sequenc
         raise UserError(
             f"{key} names {name!r}, whose class does not set higher_is_better; set it to True or False there"
         )
-    if not isinstance(metric, EvaluationMetric):
-        return
-    for kind, needed in ((RECOMMEND, metric.sums.is_of_ranking(name)), (PREFERENCE, metric.sums.is_of_pairs(name))):
-        if needed and kind not in kinds:
-            raise UserError(
-                f"{key} names {name!r}, which is computed from {kind} rows, but data.eval has none; expected "
-                f"another metric, such as loss, or a folder with such rows{', or null' * (key == 'save_best_if')}"
-            )

@@ -67,7 +67,7 @@ from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.patches import check_patches
 from ugt_composer.training import composer_patches
 from ugt_composer.training.best_guard import BestGuard
-from ugt_composer.training.best_metric import check_best_metrics, check_metric_name
+from ugt_composer.training.best_metric import check_best_metrics, check_metric_name, missing_rows
 from ugt_composer.training.best_model import Criterion, criterion_of
 from ugt_composer.training.callbacks.checkpoints import EVAL_LABEL, Checkpoints
 from ugt_composer.training.callbacks.configured import configured_callbacks
@@ -126,7 +126,9 @@ def build_trainer(config: Config) -> UGTTrainer:
         if inputs.eval_loader is not None:
             kinds = [manifest.kind for manifest in inputs.eval_manifests]
             check_best_metrics(config, composer_model, kinds)
-        _warn_of_unused_condition(config, inputs.eval_loader is not None)
+        unused = _missing_for_condition(config, composer_model, inputs)
+        if unused is not None and dist.get_global_rank() == 0:
+            log.warning("save_best_if has no effect, because %s", unused)
         configured = _build_configured_callbacks(config, composer_model)
         strategy = _place(config, composer_model, model, precision)
         _open_save_folder(config, until_closed)
@@ -232,14 +234,6 @@ def _warn_of_long_histories(config: Config, manifests: list[Manifest], max_histo
             source,
             f"{max_history:,}",
         )
-
-
-def _warn_of_unused_condition(config: Config, is_evaluated: bool) -> None:
-    if config.save_best_if is None or (is_evaluated and config.save_best_on is not None):
-        return
-    if dist.get_global_rank() == 0:
-        reason = "save_best_on is null" if config.save_best_on is None else "data.eval is empty"
-        log.warning("save_best_if has no effect, because %s: best/ will be the latest model", reason)
 
 
 def _build_network(config: Config, inputs: Inputs) -> tuple[UGT, int, tuple[str, ...]]:
@@ -412,16 +406,29 @@ def _build_checkpoints(
             name: criterion_of(config, name, metric, rows, facts.get(FINGERPRINT), retired)
             for name, metric in model.get_metrics(is_train=False).items()
         }
-        criterion, guard = criteria[config.save_best_on], _build_guard(config, criteria)
+        missing = _missing_for_condition(config, model, inputs)
+        criterion, guard = criteria[config.save_best_on], _build_guard(config, criteria, missing is None)
     data = [manifest.index_hash for manifest in inputs.train_manifests]
     facts |= {LONGEST_HISTORY: str(trained_history), **action_facts(actions)}
     return Checkpoints(strategy, config, facts, criterion, guard, data, inputs.catalogue, open_store(config))
 
 
-def _build_guard(config: Config, criteria: Mapping[str, Criterion]) -> BestGuard:
+def _missing_for_condition(config: Config, model: ComposerUGT, inputs: Inputs) -> str | None:
+    """Why `save_best_if` has no effect; None if it has one or is not given."""
+    if config.save_best_if is None:
+        return None
+    if inputs.eval_loader is None or config.save_best_on is None:
+        reason = "save_best_on is null" if config.save_best_on is None else "data.eval is empty"
+        return f"{reason}: best/ will be the latest model"
+    name = parse_best_condition(config.save_best_if).metric
+    missing = missing_rows(name, model, [manifest.kind for manifest in inputs.eval_manifests])
+    return missing and f"{name} is computed from {missing} rows, of which data.eval has none"
+
+
+def _build_guard(config: Config, criteria: Mapping[str, Criterion], has_condition: bool) -> BestGuard:
     """The guard of `save_best_if`; `criteria` are those of all metrics."""
     settings = {key: value for criterion in criteria.values() for key, value in criterion.settings.items()}
-    if config.save_best_if is None:
+    if config.save_best_if is None or not has_condition:
         return BestGuard(settings=settings)
     condition = parse_best_condition(config.save_best_if)
     return BestGuard(condition, criteria[condition.metric], settings, config.save_best_patience)
