@@ -59,11 +59,16 @@ def heads(level: int, hidden: Tensor, prefix: Tensor, beam: Tensor, ids: Tensor)
     return torch.sin(user * (level + 1) + 0.7 * above + 1.3 * ids)
 
 
-def test_the_loss_is_the_divergence_summed_over_levels_and_averaged_over_rows_with_a_target():
+def make_levels() -> tuple[ItemScores, Tensor, list[Tensor], list[Tensor]]:
+    """Scores and items as of `make`, logits of the levels and their targets, (B, C_l) each."""
     scores, ids = make()
     hidden = torch.randn(B, D, generator=torch.Generator().manual_seed(1))
     logits = [children.logits for children in child_logits(heads, hidden, ids, TRIE)]
-    targets = list(level_targets(scores, ids, TRIE).values())
+    return scores, ids, logits, list(level_targets(scores, ids, TRIE).values())
+
+
+def test_the_loss_is_the_divergence_summed_over_levels_and_averaged_over_rows_with_a_target():
+    scores, ids, logits, targets = make_levels()
     valid = torch.tensor([True, True, False, True, True, True])
     loss, _ = LevelDistillationLoss()(logits, targets, valid)
     total = 0.0
@@ -96,10 +101,7 @@ def test_the_score_learns_nothing_from_the_levels():
 
 
 def test_microbatches_add_up_to_the_batch():
-    scores, ids = make()
-    hidden = torch.randn(B, D, generator=torch.Generator().manual_seed(1))
-    logits = [children.logits for children in child_logits(heads, hidden, ids, TRIE)]
-    targets = list(level_targets(scores, ids, TRIE).values())
+    _, _, logits, targets = make_levels()
     valid = torch.tensor([True, False, True, True, True, True])
     whole, _ = LevelDistillationLoss()(logits, targets, valid)
     totals = torch.zeros(6)
