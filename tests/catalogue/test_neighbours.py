@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ugt_composer.catalogue.neighbours import DECAY, RECENT, load_neighbours, recent_items, save_neighbours
+from ugt_composer.catalogue.neighbour_file import save_neighbours
+from ugt_composer.catalogue.neighbours import DECAY, RECENT, load_neighbours, recent_items
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.errors import UserError
 from ugt_composer.generation.item_scores import ItemScores, NeighbourScores

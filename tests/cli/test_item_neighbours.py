@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.shop import shop_item
-from ugt_composer.catalogue.neighbours import save_neighbours
+from ugt_composer.catalogue.neighbour_file import save_neighbours
 from ugt_composer.checkpoint.portable import load_portable, save_portable
 from ugt_composer.cli.main import main
 from ugt_composer.errors import UserError

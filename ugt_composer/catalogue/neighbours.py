@@ -1,26 +1,23 @@
 """Item neighbours: for each item, the items that users chose after it or near it, with their probabilities.
 
-A count of the training interactions, stored in a file that the import writes. It knows what a model with item vectors
+A count of the training interactions, from a file that the import writes. It knows what a model with item vectors
 of some hundred dimensions cannot hold: which single item follows which.
 
 Shapes: n items, K neighbours of each at most, B rows, S history tokens, H recent items.
 """
 
-import zipfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ugt_composer.catalogue.neighbour_file import read_neighbours
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.errors import UserError
-from ugt_composer.vocabulary import LEVELS
 
 RECENT = 20  # items of a history that count, the most recent ones
 DECAY = 0.4  # of an item's weight per later item; chosen on the validation items of Amazon Beauty
-ARRAYS = ("ids", "neighbours", "probabilities")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,23 +57,13 @@ def recent_items(ids: Tensor, mask: Tensor, trie: ItemTrie) -> Tensor:
     return items.gather(1, newest.clamp(min=0)).masked_fill(newest < 0, -1)
 
 
-def save_neighbours(path: Path, ids: np.ndarray, neighbours: np.ndarray, probabilities: np.ndarray) -> None:
-    """Writes the neighbours of items with the semantic IDs `ids` (n, 3), as row numbers (n, K) of `ids`, -1: none."""
-    np.savez_compressed(
-        path,
-        ids=ids.astype(np.int32),
-        neighbours=neighbours.astype(np.int32),
-        probabilities=probabilities.astype(np.float32),
-    )
-
-
 def load_neighbours(path: str, trie: ItemTrie) -> ItemNeighbours:
     """Reads a file of `save_neighbours` for a catalogue that has all of its items.
 
     Raises:
         UserError: it cannot be read, is no such file, or was made with other semantic IDs.
     """
-    ids, rows, probabilities = _read(path)
+    ids, rows, probabilities = read_neighbours(path)
     index = trie.find(torch.from_numpy(ids)).numpy()
     if missing := int((index < 0).sum()):
         raise UserError(
@@ -90,21 +77,3 @@ def load_neighbours(path: str, trie: ItemTrie) -> ItemNeighbours:
     neighbours[index] = np.where(rows >= 0, index[rows.clip(min=0)], items)
     values[index] = np.where(rows >= 0, probabilities, 0.0)
     return ItemNeighbours(torch.from_numpy(neighbours), torch.from_numpy(values))
-
-
-def _read(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """ids int64 (n, 3), neighbours int64 (n, K), probabilities float32 (n, K)."""
-    expected = "expected the item_neighbours.npz that convert/interactions_to_jsonl.py writes"
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            ids, rows, probabilities = (arrays[name] for name in ARRAYS)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {expected}") from None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); {expected}") from None
-    are_rows = rows.ndim == 2 and rows.shape == probabilities.shape and rows.dtype.kind == "i"
-    if not (are_rows and ids.shape == (len(rows), LEVELS) and len(ids) and rows.min() >= -1 and rows.max() < len(ids)):
-        raise UserError(f"{path}: its arrays do not fit each other; {expected}")
-    if not (np.isfinite(probabilities).all() and probabilities.min() >= 0):
-        raise UserError(f"{path}: found a probability that is negative or not finite; {expected}")
-    return ids.astype(np.int64), rows.astype(np.int64), probabilities.astype(np.float32)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ugt_composer.catalogue.neighbours import save_neighbours
+from ugt_composer.catalogue.neighbour_file import save_neighbours
 from ugt_composer.errors import UserError
 from ugt_composer.importing.assign import Assigned, Given, assign_ids, read_given
 from ugt_composer.importing.assigner import FILE as ASSIGNER
