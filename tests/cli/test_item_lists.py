@@ -170,6 +170,23 @@ def test_a_list_of_a_history_that_is_not_one_is_named(market, key, value):
         market.recommend([{"items": []}, {"items": [], key: value}])
 
 
+@pytest.mark.parametrize("market", ["own"], indirect=True)
+def test_a_user_to_whom_nothing_may_be_recommended_gets_an_empty_list(market):
+    users = [{"items": ["item-1"], "only": only} for only in ([], ["gone"])]
+    for batch in (users, users[:1], [*users, {"items": ["item-1"]}]):
+        found, remarks = market.recommend(batch, "-k", 3)
+        assert found[: len(users)] == [[]] * min(len(batch), 2)
+        assert "line-1: 0 items can be recommended" in remarks
+
+
+@pytest.mark.parametrize("market", ["own"], indirect=True)
+@pytest.mark.parametrize(("key", "meant"), [("exlude", "exclude"), ("time", "times"), ("action", "actions")])
+def test_a_misspelt_key_of_a_history_is_an_error(market, key, meant):
+    with pytest.raises(UserError, match=rf"users.jsonl:1: {key} is unknown; did you mean {meant}\?"):
+        market.recommend([{"items": ["item-1"], key: ["item-2"]}])
+    assert market.recommend([{"items": ["item-1"], "name": "Anna", "timestamp": 3}])[0][0]
+
+
 def test_item_ids_need_a_catalogue(stages, tmp_path):
     from dataclasses import replace
 

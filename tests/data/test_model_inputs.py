@@ -23,7 +23,8 @@ WITH_ALL = {"encoder_actions": 4, "encoder_times": 1, "decoder_times": 9}
     [
         ({}, {}, []),
         ({"num_actions": 2}, {}, ["encoder_actions"]),
-        ({"time_buckets": 8}, {}, ["encoder_times", "decoder_times"]),
+        ({"time_buckets": 8}, {}, ["encoder_times"]),
+        ({"time_buckets": 8}, {"encoder_times": 1}, ["decoder_times"]),
         ({"num_actions": 2, "time_buckets": 8}, WITH_ALL, []),
         ({"num_actions": 2, "time_buckets": 8}, WITH_ALL | {"decoder_times": 0}, ["decoder_times"]),
     ],

@@ -118,6 +118,8 @@ def distinct_nodes(nodes: Tensor, none: int) -> Tensor:
 def is_among(members: Tensor, nodes: Tensor) -> Tensor:
     """Whether each of the ascending nodes (B, R) is one of the set of nodes `members`: bool (B, R)."""
     slots = nodes.shape[1]
+    if not slots:
+        return torch.zeros_like(nodes, dtype=torch.bool)
     at = torch.searchsorted(nodes, members).clamp_(max=slots - 1)
     at = torch.where(nodes.gather(1, at) == members, at, slots)
     return torch.zeros(len(nodes), slots + 1, dtype=torch.bool, device=nodes.device).scatter(1, at, True)[:, :-1]

@@ -3,12 +3,13 @@
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.cli.history_inputs import ACTIONS, ITEMS, NOW, TIMES, take_inputs, take_now
-from ugt_composer.cli.item_lists import UserLists, checked_ids, user_lists
+from ugt_composer.cli.item_lists import EXCLUDE, ONLY, UserLists, checked_ids, user_lists
 from ugt_composer.conversion.canonical import canonical_row
 from ugt_composer.conversion.counts import Counts
 from ugt_composer.conversion.rows import CheckedRow, check_row
@@ -30,6 +31,8 @@ from ugt_composer.jsonl.schema import (
 from ugt_composer.vocabulary import ITEM, LEVELS, MAX_HISTORY, NUM_SPECIAL_IDS, USER
 
 LARGEST_LINE = 1 << 30  # bytes
+OPTIONAL = (ACTIONS, TIMES, NOW, ONLY, EXCLUDE)
+KNOWN_KEYS = {ITEMS, *OPTIONAL}
 NOTHING_TO_PREDICT = decoder_lists([(NUM_SPECIAL_IDS,) * 3])  # a row needs a target; recommending ignores it
 
 
@@ -115,7 +118,10 @@ def history_settings(codebook_sizes: tuple[int, ...], max_seq_len: int, max_hist
 
 
 def _check_keys(user: dict[str, Any], place: str) -> None:
-    """UserError unless a history is given, in one of its two forms."""
+    """UserError unless a history is given, in one of its two forms, with no optional key misspelt."""
+    for key in user.keys() - KNOWN_KEYS:
+        if close := get_close_matches(key, OPTIONAL, n=1, cutoff=0.8):
+            raise UserError(f"{place}: {shown_name(key)} is unknown; did you mean {close[0]}?")
     lists = [key for key in ENCODER_KEYS if key in user]
     for key, instead in ((ACTIONS, ENCODER_ACTIONS), (TIMES, ENCODER_TIMES)):
         if lists and key in user:

@@ -68,7 +68,8 @@ def _print(report: dict[str, Any]) -> None:
         table = Table("", "", title=Text(title), title_justify="left", show_header=False)
         table.columns[1].overflow = "fold"  # do not truncate fingerprints
         for name, value in facts.items():
-            table.add_row(Text(name), Text(_cell(value)))
+            whole = ", ".join(map(_cell, value)) if name == "actions" else _cell(value)  # a name stands for its place
+            table.add_row(Text(name), Text(whole))
         console.print(table)
 
     report = {name: value for name, value in report.items() if value not in ([], {})}

@@ -14,7 +14,7 @@ ACTION_NAMES = "actions"  # of the facts of a portable model
 MISSING = {
     ENCODER_ACTIONS: "every action is unknown to the model",
     ENCODER_TIMES: "every time is unknown to the model",
-    DECODER_TIMES: "the model takes the time of the last history token for the moment of prediction",
+    DECODER_TIMES: "the model takes the time of the last item for the moment of prediction",
 }
 
 
@@ -42,7 +42,8 @@ def missing_lists(
     reads = {
         ENCODER_ACTIONS: (model.num_actions > 0, f"model.num_actions is {model.num_actions}"),
         ENCODER_TIMES: (model.time_buckets > 0, times),
-        DECODER_TIMES: (model.time_buckets > 0, times),
+        # Without any times, the moment of prediction says nothing, and one warning is enough.
+        DECODER_TIMES: (model.time_buckets > 0 and bool(rows_with.get(ENCODER_TIMES)), times),
     }
     return [
         f"no row of {place} has {(shown or {}).get(name, name)}, although {setting}: {MISSING[name]}"
