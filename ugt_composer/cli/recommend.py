@@ -103,8 +103,8 @@ def main(arguments: argparse.Namespace) -> int:
                 why = _missing(len(entries), arguments.include_seen, user.own)
                 print(f"{user.row.user_id}: {why}", file=sys.stderr)
             show(user.row.user_id, entries)
-    histories = "standard input" if arguments.history == "-" else arguments.history
-    for warning in missing_lists(config.model, histories, has_lists, KEYS):
+    place = "standard input" if arguments.history == "-" else arguments.history
+    for warning in missing_lists(config.model, place, has_lists, KEYS):
         print(f"warning: {warning}", file=sys.stderr)
     return 0
 
