@@ -159,6 +159,15 @@ def test_what_cannot_work_is_named_before_the_first_step(settings, changes, word
         Commands(replace(settings, **changes))
 
 
+def test_pairs_are_refused_as_data_and_accepted_beside_rows_of_the_validation(settings, shop):
+    pairs = str(shop / "preference")
+    with pytest.raises(UserError, match=r"data names .*, which holds preference rows; expected rows of --kind rec"):
+        Commands(replace(settings, data=[*settings.data, pairs]))
+    with pytest.raises(UserError, match=r"validation names .*, without rows of --kind recommend"):
+        Commands(replace(settings, validation=[pairs]))
+    Commands(replace(settings, validation=[*settings.validation, pairs]))
+
+
 def test_a_folder_has_one_process(tmp_path):
     with only_here(tmp_path), pytest.raises(UserError, match="is in use by another process"), only_here(tmp_path):
         pass

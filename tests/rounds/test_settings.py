@@ -33,6 +33,9 @@ def shipped_order():
         ("data=[]", "data is empty"),
         ("proportion=1.5", "proportion is 1.5; expected above 0 and at most 1"),
         ("init_from=s3://bucket/best", "download it first"),
+        ("save_folder=s3://bucket/rounds", "expected a folder on this machine"),
+        ("preferences.candidates=40", "preferences.candidates is 40 with preferences.reward null"),
+        ("preferences={reward: r.csv, candidates: 9}", r"candidates is 9; expected at least preferences.rejected .20."),
     ],
 )
 def test_wrong_values_are_named(override, words):

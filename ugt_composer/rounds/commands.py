@@ -6,8 +6,9 @@ from pathlib import Path
 
 from ugt_composer.config.load import load_config
 from ugt_composer.config.schema import Config
-from ugt_composer.data.manifest import read_manifest
+from ugt_composer.data.manifest import Manifest, read_manifest
 from ugt_composer.errors import UserError, nearest
+from ugt_composer.jsonl.schema import RECOMMEND
 from ugt_composer.rounds.settings import RoundsSettings
 
 BIN = Path(sys.executable).parent
@@ -19,7 +20,7 @@ class Commands:
     """Makes the commands, and checks at once all that can be checked before the first of them runs.
 
     Raises:
-        UserError: the preference stage or the metric is not valid, or a folder of rows is missing.
+        UserError: the preference stage or the metric is not valid, or a folder of rows is missing or holds other rows.
     """
 
     def __init__(self, settings: RoundsSettings):
@@ -27,9 +28,9 @@ class Commands:
         self.config = load_config(
             *settings.stage, overrides=self._overrides(Path("round"), Path("start"), ["{local: mds}"])
         )
-        self.rows = [read_manifest(folder).rows for folder in settings.data]
-        for folder in settings.validation:
-            read_manifest(folder)
+        manifests = [read_manifest(folder) for folder in settings.data]
+        self.rows = [manifest.rows for manifest in manifests]
+        _check_kinds(manifests, [read_manifest(folder) for folder in settings.validation])
         _check(settings, self.config)
 
     def preferences(self, model: Path, out: Path, number: int) -> list[str]:
@@ -94,6 +95,17 @@ class Commands:
 def _each(option: str, values: Sequence[str]) -> Iterator[str]:
     for value in values:
         yield from (option, value)
+
+
+def _check_kinds(data: Sequence[Manifest], validation: Sequence[Manifest]) -> None:
+    for manifest in data:
+        if manifest.kind != RECOMMEND:
+            raise UserError(
+                f"data names {manifest.folder}, which holds {manifest.kind} rows; expected rows of --kind {RECOMMEND}"
+            )
+    if all(manifest.kind != RECOMMEND for manifest in validation):
+        folders = ", ".join(manifest.folder for manifest in validation)
+        raise UserError(f"validation names {folders}, without rows of --kind {RECOMMEND}; expected a folder of them")
 
 
 def _check(settings: RoundsSettings, config: Config) -> None:

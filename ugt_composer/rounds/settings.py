@@ -21,6 +21,16 @@ class PreferencesSettings:
 
     def __post_init__(self):
         check_positive(self, "preferences.", "rejected", "limit", "candidates", "reward_scale", "batch_size")
+        for name in ("candidates", "reward_scale"):
+            if self.reward is None and (value := getattr(self, name)) is not None:
+                raise ValueError(
+                    f"preferences.{name} is {value} with preferences.reward null, which it belongs to; expected null, "
+                    "or a reward"
+                )
+        if self.candidates is not None and self.candidates < self.rejected:
+            raise ValueError(
+                f"preferences.candidates is {self.candidates}; expected at least preferences.rejected ({self.rejected})"
+            )
 
 
 @dataclass(frozen=True)
@@ -49,5 +59,7 @@ class RoundsSettings:
             raise ValueError(f"proportion is {self.proportion}; expected above 0 and at most 1")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise ValueError(f"seed is {self.seed}; expected from 0 to {LARGEST_SEED}")
+        if is_url(self.save_folder):
+            raise ValueError(f"save_folder is {self.save_folder}; expected a folder on this machine")
         if is_url(self.init_from):
             raise ValueError(f"init_from is {self.init_from}; expected a folder on this machine: download it first")
