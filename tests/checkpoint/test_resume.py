@@ -151,6 +151,11 @@ def test_a_run_cannot_resume_with_changed_fixed_keys(stages, stage_config, overr
     assert "resume_despite" not in str(error.value)
 
 
+def test_a_run_cannot_resume_with_a_number_for_an_anchor_that_was_null(stages, stage_config):
+    with pytest.raises(UserError, match=r"lambda_anchor = None, now it is 20\.0: the run cannot resume"):
+        build_trainer(stage_config(stages / "stage3", 3, stages / "stage2/best", "loss.lambda_anchor=20"))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -11,6 +11,7 @@ from ugt_composer.cli.main import main as ugt
 from ugt_composer.data.codec import decode_row
 from ugt_composer.data.evaluation_dataset import RowFolder
 from ugt_composer.errors import UserError
+from ugt_composer.inference.evaluation import evaluation_config
 from ugt_composer.training.build import build_trainer
 from ugt_composer.training.dry_run import describe
 
@@ -109,6 +110,13 @@ def test_an_unused_reference_is_refused(stages, stage_config, tmp_path):
         stored = ("loss.reference_log_probs=data", "loss.lambda_anchor=0", more)
         with pytest.raises(UserError, match="reference_log_probs is data, but loss"):
             stage_config(tmp_path, 3, stages / "stage2/best", *stored)
+
+
+def test_an_evaluation_with_the_reference_has_the_anchor_of_the_training(stages, stage_config, tmp_path):
+    for options, anchor in ((("loss.reference_log_probs=data",), 0), ((), 20)):
+        config = stage_config(tmp_path, 3, stages / "stage2/best", *options)
+        assert config.loss.lambda_anchor is None
+        assert evaluation_config(config, [], batch_size=8).loss.anchor_weight == anchor
 
 
 def test_bad_input_leaves_nothing_behind(shop, stages, scored, tmp_path):

@@ -77,7 +77,8 @@ def _config_differences(
 
 def _can_change(on_resume: OnResume, before: Any, now: Any) -> bool:
     if on_resume is ON_REQUEST_UNLESS_ZERO:
-        return (before > 0) == (now > 0)
+        # null stands for a value that other keys decide, so only another null is surely not from or to 0.
+        return before is not None and now is not None and (before > 0) == (now > 0)
     return on_resume is not FIXED
 
 

@@ -78,7 +78,8 @@ def evaluation_config(config: Config, folders: Sequence[str], batch_size: int, *
             data=replace(config.data, eval=EvalDataConfig(streams=streams)),
             evaluation=replace(config.evaluation, **changes),
             device_eval_batch_size=batch_size,
-            loss=replace(config.loss, reference_log_probs="model"),
+            # The anchor is the training's, which null would not be with another reference_log_probs.
+            loss=replace(config.loss, reference_log_probs="model", lambda_anchor=config.loss.anchor_weight),
             compile=False,
         )
     except ValueError as error:
