@@ -57,7 +57,7 @@ def add_item_scores(parser: argparse.ArgumentParser) -> None:
         "--neighbour-weight",
         type=float,
         metavar="A",
-        help="share of these neighbours in the user-item score (default: that of the model's config)",
+        help="fraction of these neighbours in the user-item score (default: that of the model's config)",
     )
 
 
