@@ -232,3 +232,17 @@ def test_anything_else_is_refused_with_what_was_expected(shop, tmp_path):
         assert "expected a model" in refused(path)
     assert "item_id" in refused(shop / "eval.jsonl")
     assert "--rows" in refused(shop / "eval", "--rows", "-1")
+
+
+def test_the_table_has_the_names_of_all_actions(tmp_path, capsys):
+    from convert.jsonl_to_mds import main as convert
+
+    row = recommend_row(random.Random(0), history=2, targets=1) | {"encoder_actions": [0, 2, 12]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "actions.json").write_text(json.dumps([f"act{number}" for number in range(1, 13)]))
+    words = [str(tmp_path / "rows.jsonl"), "--kind", "recommend", "--out", str(tmp_path / "data"), *SMALL]
+    assert convert(words) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "data")]) == 0
+    shown = capsys.readouterr().out
+    assert [number for number in range(1, 13) if f"act{number}" not in shown] == []

@@ -373,7 +373,7 @@ class EvaluationConfig:
             raise ValueError(
                 f"evaluation.neighbour_weight is {self.neighbour_weight} with item_neighbours "
                 f"{self.item_neighbours or 'null'} and item_score_weight {self.item_score_weight:g}: the neighbours "
-                "are a share of the user-item score; expected a file for item_neighbours and an item_score_weight "
+                "are a fraction of the user-item score; expected a file for item_neighbours and an item_score_weight "
                 "above 0, or neighbour_weight 0"
             )
         if self.beam_width < max(self.k_values):
