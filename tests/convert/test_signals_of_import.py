@@ -252,6 +252,15 @@ def test_ratings_and_times_of_held_out_interactions_are_in_no_training_row(tmp_p
     assert (before / "test.jsonl").read_bytes() != (after / "test.jsonl").read_bytes()
 
 
+def test_the_largest_held_out_rating_moves_no_threshold_of_training_pairs(tmp_path):
+    table = pairs_table()
+    start = max(row[3] for row in table if row[0] == "u0")
+    higher = [(*row[:2], 50.0, row[3]) if row[3] == start and row[0] == "u0" else row for row in table]
+    assert higher != table
+    before, after = (run(write(tmp_path / str(n), rows), "out") for n, rows in enumerate((table, higher)))
+    assert (before / "train_preference.jsonl").read_bytes() == (after / "train_preference.jsonl").read_bytes()
+
+
 def test_signals_can_be_left_out_one_by_one(tmp_path):
     source = write(tmp_path, pairs_table())
     written = {name: run(source, name, "--signals", name) for name in ("all", "actions", "times", "none")}

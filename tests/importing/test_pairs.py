@@ -1,5 +1,7 @@
 """Preference pairs compared with a brute-force implementation without arrays."""
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -110,6 +112,15 @@ def test_held_out_users_validate_and_never_train(log):
     assert apart[log.user[validation.chosen]].all()
     assert (log.part[training.chosen] == TRAIN).all()
     assert (log.part[validation.chosen] != TEST).all()
+
+
+@settings(max_examples=100)
+@given(logs())
+def test_training_pairs_do_not_depend_on_what_users_chose_who_are_held_out(log):
+    apart = np.arange(log.user.max() + 1) % 2 == 0
+    others = replace(log, chosen=log.chosen ^ apart[log.user])
+    pairs = [listed(make_pairs(each, apart, 5, 3, 1, random())[0]) for each in (log, others)]
+    assert pairs[0] == pairs[1]
 
 
 @given(logs(), st.integers(1, 3))

@@ -261,13 +261,13 @@ def add_preference_options(parser: argparse.ArgumentParser) -> None:
         "--chosen-min",
         type=float,
         metavar="R",
-        help="items rated R or more are chosen (default: 0.8 of the largest rating)",
+        help="items rated R or more are chosen (default: 0.8 of the largest training rating)",
     )
     pairs(
         "--rejected-max",
         type=float,
         metavar="R",
-        help="items rated R or less are rejected (default: 0.4 of the largest rating)",
+        help="items rated R or less are rejected (default: 0.4 of the largest training rating)",
     )
     pairs(
         "--chosen-actions",

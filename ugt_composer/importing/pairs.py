@@ -79,16 +79,17 @@ def make_pairs(
         per_user: maximum number of training pairs and of validation pairs per user; None for all.
     """
     known = log.part != TEST
+    of_validation, of_training = rng.spawn(2)  # so that no training pair depends on how many validation pairs there are
     if held_out_user.any():
         held_out = held_out_user[log.user]
-        validation = find_pairs(log, known & held_out, known & held_out, window, most_rejected, per_user, rng)
+        validation = find_pairs(log, known & held_out, known & held_out, window, most_rejected, per_user, of_validation)
         training = known & ~held_out & (log.part == TRAIN)
-        return find_pairs(log, training, training, window, most_rejected, per_user, rng), validation
-    validation = find_pairs(log, log.part == VALIDATION, known, window, most_rejected, per_user, rng)
+        return find_pairs(log, training, training, window, most_rejected, per_user, of_training), validation
+    validation = find_pairs(log, log.part == VALIDATION, known, window, most_rejected, per_user, of_validation)
     used = validation.rejected[validation.rejected >= 0]
     training = log.part == TRAIN
     fresh = training & ~np.isin(_key(log), _key(log)[used])
-    return find_pairs(log, training, fresh, window, most_rejected, per_user, rng), validation
+    return find_pairs(log, training, fresh, window, most_rejected, per_user, of_training), validation
 
 
 def find_pairs(

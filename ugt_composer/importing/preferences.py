@@ -11,7 +11,7 @@ from ugt_composer.importing.corpus import Corpus
 from ugt_composer.importing.pairs import Log, Pairs, make_pairs
 from ugt_composer.importing.quality import prefix_numbers
 from ugt_composer.importing.settings import PreferenceSettings
-from ugt_composer.importing.splits import Ranges
+from ugt_composer.importing.splits import TRAIN, Ranges
 from ugt_composer.importing.timeline import Timeline, parts_of_corpus
 
 # Fractions of the largest rating: 4 and 2 of 5 stars, 8 and 4 of 10.
@@ -91,7 +91,11 @@ def _chosen_and_rejected(
         if thresholds != (None, None):
             raise UserError("--chosen-min and --rejected-max: no column of ratings was found; see --rating-column")
         return None, None, {"why_none": "no ratings" + ("" if log.action is None else ACTIONS_INSTEAD)}
-    largest = float(np.nanmax(log.rating))
+    trained = (parts_of_corpus(corpus) == TRAIN) & ~corpus.held_out_user[log.user] & ~np.isnan(log.rating)
+    if not trained.any() and None in thresholds:
+        return None, None, {"why_none": "no training interaction has a rating; give --chosen-min and --rejected-max"}
+    # What is held out decides nothing about training pairs.
+    largest = float(log.rating[trained].max()) if trained.any() else 0.0
     if largest <= 0 and None in thresholds:
         return None, None, {"why_none": f"the largest rating is {largest:g}; give --chosen-min and --rejected-max"}
     chosen_min = CHOSEN_FRACTION * largest if settings.chosen_min is None else settings.chosen_min
