@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ugt_composer.importing.interactions import Interactions, read_interactions
-from ugt_composer.importing.signals import actions_of, seconds_of
+from ugt_composer.importing.signals import about_clipped_times, actions_of, seconds_of
 
 
 def log_of(rating: list[float | None] | None = None, action: list[str | None] | None = None) -> Interactions:
@@ -74,7 +74,7 @@ def test_actions_are_by_name_in_alphabetical_order_and_with_their_rating():
     log = log_of([4, None, None, 1], ["review", "click", None, "review"])
     actions = actions_of(log, np.ones(4, bool))
     assert actions is not None
-    assert actions.names == ("click", "review, rated 1", "review, rated 4")
+    assert actions.names == ("click", "review (rated 1)", "review (rated 4)")
     assert actions.number.tolist() == [3, 1, 0, 2]
 
 
@@ -109,9 +109,13 @@ def test_times_of_every_form_become_seconds(tmp_path, times):
 def test_times_before_1970_and_after_2106_are_those_years(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("user,item,timestamp\nu,1,1950-01-01\nu,2,2014-07-01\nu,3,9999-12-31\n")
-    seconds, _ = seconds_of(read_interactions(path))
+    log = read_interactions(path)
+    seconds, _ = seconds_of(log)
     assert seconds is not None
     assert seconds.tolist() == [0, 1404172800, 2**32 - 2]
+    (warning,) = about_clipped_times(log, seconds, "log.csv")
+    assert warning.startswith("log.csv: 2 of 3 times are before 1970 or after 2106")
+    assert about_clipped_times(log.only(np.array([False, True, False])), seconds[1:2], "log.csv") == ()
 
 
 @pytest.mark.parametrize(

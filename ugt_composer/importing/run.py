@@ -29,6 +29,7 @@ from ugt_composer.importing.popularity import popularity
 from ugt_composer.importing.preferences import preference_rows
 from ugt_composer.importing.quality import quality
 from ugt_composer.importing.settings import IdSettings, PreferenceSettings, RowSettings, SourceSettings, SplitSettings
+from ugt_composer.importing.signals import about_clipped_times
 from ugt_composer.importing.split_report import (
     about_empty_parts,
     about_others,
@@ -230,5 +231,6 @@ def _write_rows(corpus: Corpus, bundle: Bundle, settings: Settings, folder: Path
             *about_empty_parts(corpus, settings.split, parts),
             *about_unreachable(unreachable, parts, row_settings.history),
             *about_others(corpus, timeline, parts),
+            *about_clipped_times(corpus.log, timeline.seconds, shown(settings.source.interactions)),
         ],
     }

@@ -29,7 +29,7 @@ class Actions:
 
 
 def actions_of(log: Interactions, trained: np.ndarray) -> Actions | None:
-    """The actions of interactions: their ratings, their actions by name, or both (`click, rated 4`).
+    """The actions of interactions: their ratings, their actions by name, or both (`click (rated 4)`).
 
     Args:
         trained: bool (N,): the training interactions in histories.
@@ -44,10 +44,16 @@ def actions_of(log: Interactions, trained: np.ndarray) -> Actions | None:
     if len(known) < 2:
         return None
     known = known[known > 0]
-    parts = [(named[at // (len(rated) + 1)], ["", *rated][at % (len(rated) + 1)]) for at in known.tolist()]
+    parts = [divmod(at, len(rated) + 1) for at in known.tolist()]
+    names = [_joined(named[of_name], ["", *rated][of_rated]) for of_name, of_rated in parts]
     number = np.zeros((len(named) + 1) * (len(rated) + 1), np.uint16)
     number[known] = np.arange(1, len(known) + 1)
-    return Actions(tuple(", ".join(filter(None, words)) for words in parts), number[key])
+    return Actions(tuple(names), number[key])
+
+
+def _joined(action: str, rating: str) -> str:
+    """Without a comma, which separates names in messages."""
+    return f"{action} ({rating})" if action and rating else action or rating
 
 
 def _ratings(rating: np.ndarray | None, trained: np.ndarray) -> tuple[list[str], np.ndarray]:
@@ -108,3 +114,22 @@ def seconds_of(log: Interactions) -> tuple[np.ndarray | None, str]:
         return None, "all are the same"
     seconds = log.time // int(PER_SECOND[log.time_form.unit])
     return np.clip(seconds, 0, LARGEST_TIME).astype(np.uint32), ""
+
+
+def about_clipped_times(log: Interactions, seconds: np.ndarray | None, place: str) -> tuple[str, ...]:
+    """A warning if times are not between those that rows can hold.
+
+    Args:
+        seconds: what `seconds_of` returned.
+    """
+    if seconds is None or log.time is None or log.time_form is None or log.time_form.unit is None:
+        return ()
+    exact = log.time // int(PER_SECOND[log.time_form.unit])
+    outside = int((exact != seconds).sum())
+    if not outside:
+        return ()
+    return (
+        f"{place}: {outside:,} of {len(log):,} times are before 1970 or after 2106; rows have the nearest time that "
+        "they can hold instead, so no time passes between such interactions. Move all times by the same amount, or "
+        "leave them out of the rows with --signals actions (or none)",
+    )
