@@ -84,9 +84,8 @@ def test_log_probabilities_are_put_into_a_packed_row_and_replaced(row, width):
 def test_a_batch_holds_log_probabilities_where_all_pairs_carry_them(given_rows, longest_first):
     packed = [PackedRow(i, encode_row(row, 2), counts) for i, (row, counts) in enumerate(given_rows)]
     batch = collate(packed, min_rejected=1, longest_first=longest_first)
-    carried = [row.reference is not None for row, _ in given_rows]
     missing = [row.reference is None and len(row.rejected) > 0 for row, _ in given_rows]
-    assert ("reference_logps" in batch) == (any(carried) and not any(missing))
+    assert ("reference_logps" in batch) == (not any(missing))
     if "reference_logps" not in batch:
         return
     assert batch["reference_logps"].shape == (len(packed), 1 + batch["rejected_ids"].shape[1])
@@ -190,6 +189,8 @@ def test_a_batch_without_rejected_items_has_room_for_one_if_requested():
     batch = collate(rows, min_rejected=1)
     assert batch["rejected_ids"].shape == (1, 1, 3)
     assert not batch["rejected_mask"].any()
+    assert batch["reference_logps"].tolist() == [[0, 0]]
+    assert "reference_logps" not in collate(rows)
 
 
 @given(st.lists(st.tuples(rows(), st.booleans()), min_size=1, max_size=7))

@@ -198,7 +198,8 @@ def _print_table(user_id: str, entries: list[dict[str, Any]]) -> None:
         table.add_column(heading, justify="right" if heading in ("rank", "probability", "score") else "left")
     for entry in entries:
         triple = f"{entry['l1_id']} / {entry['l2_id']} / {entry['l3_id']}"
-        probability = f"{math.exp(entry['log_prob']):.4f}"
+        value = math.exp(entry["log_prob"])
+        probability = f"{value:.4f}" if value >= 0.001 else f"{value:.1e}"
         cells = [str(entry["rank"]), entry.get("item_id", "–"), entry.get("name") or "", triple, probability]
         table.add_row(*(Text(cell) for cell in [*cells, f"{entry['score']:.3f}"][: len(headings)]))
     Console().print(table)

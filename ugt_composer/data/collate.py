@@ -81,7 +81,8 @@ def collate(rows: Sequence[PackedRow], min_rejected: int = 0, longest_first: boo
         "row_mask": _tensor(counts),
     }
     has_reference = (headers["flags"] & codec.HAS_REFERENCE) > 0
-    if (has_reference | (headers["rejected"] == 0)).all() and has_reference.any():
+    # A batch without pairs has places for them if others have pairs, and then also places for the reference's values.
+    if (has_reference | (headers["rejected"] == 0)).all() and (has_reference.any() or rejected_mask.shape[1] > 0):
         batch["reference_logps"] = _reference(joined, sizes, headers, order, rejected_mask.shape[1])
     if (headers["flags"] & codec.HAS_MEMBERS).any():
         batch["label_members"] = _members(joined, sizes, headers, order, decoder_mask.shape[1])
