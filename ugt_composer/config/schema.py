@@ -191,8 +191,9 @@ class LossConfig:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Arguments of `UnifiedLoss`: all keys except those about the reference."""
-        return {key: value for key, value in asdict(self).items() if not key.startswith("reference_")}
+        """Arguments of `UnifiedLoss`: all keys except those about the reference, which decide what a null anchor is."""
+        known = {key: value for key, value in asdict(self).items() if not key.startswith("reference_")}
+        return known | {"lambda_anchor": self.anchor_weight}
 
     @property
     def uses_group(self) -> bool:
