@@ -58,7 +58,7 @@ def test_without_an_evaluation_that_fulfils_it_best_is_the_starts_model_and_the_
     assert [line["batch"] for line in metrics_of(tmp_path / "run")] == [0, 1, 2, 3]
     lines = capsys.readouterr().err
     assert "batch 1: preference_accuracy" in lines
-    assert "limit +800 %: not kept" in lines
+    assert "limit +800 %: not kept, outside the limit" in lines
     assert "3 evaluations in a row did not fulfil save_best_if" in lines
 
     again = trained("run", None, *NEVER)
@@ -176,3 +176,10 @@ def test_two_ranks_end_at_the_same_batch_and_a_rerun_does_not_train(shop, stages
         assert len(re.findall(message, done.stderr)) == 1, done.stderr
         assert [line["batch"] for line in metrics_of(tmp_path / "run")] == [0, 1, 2, 3]
     assert equal(tmp_path / "run/best", stages / "stage2/best")
+
+
+def test_a_metric_that_selects_best_and_limits_it_is_printed_once():
+    guard = BestGuard(parse_best_condition("ndcg@10 >= 0.97 of the start"))
+    guard.begin({"ndcg@10": 0.5})
+    line = guard.comparison(5, "ndcg@10", {"ndcg@10": 0.6}, "kept as best/")
+    assert line == "batch 5: ndcg@10 0.5000 → 0.6000 (+20.0 %), limit -3 %: kept as best/"

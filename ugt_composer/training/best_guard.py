@@ -112,9 +112,10 @@ class BestGuard:
         metric = self.condition.metric
         before, now = self._start_of(metric), values[metric]
         change = f" ({100 * (now - before) / abs(before):+.1f} %)" if before else ""
+        gain = f"{best_metric} {self._start_of(best_metric):.4f} → {values[best_metric]:.4f}, "
         return (
-            f"batch {batch}: {best_metric} {self._start_of(best_metric):.4f} → {values[best_metric]:.4f}, "
-            f"{metric} {before:.4f} → {now:.4f}{change}, {self.condition.limit_in_words}: {outcome}"
+            f"batch {batch}: {gain if best_metric != metric else ''}{metric} {before:.4f} → {now:.4f}{change}, "
+            f"{self.condition.limit_in_words}: {outcome}"
         )
 
     def about_end(self) -> str:

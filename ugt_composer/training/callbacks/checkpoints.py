@@ -158,7 +158,8 @@ class Checkpoints(Callback):
             self._save_best(batch, values[name])
         if not is_start and self.guard.condition is not None:
             self.guard.count(is_allowed)
-            outcome = "kept as best/" if is_best else "not kept"
+            reason = "not better than best/" if is_allowed else "outside the limit"
+            outcome = "kept as best/" if is_best else f"not kept, {reason}"
             _print_once(self.guard.comparison(batch, name, values, outcome))
             if self.guard.is_hopeless:
                 _print_once(f"{self.folder}: ends after batch {batch}: {self.guard.about_end()}")
