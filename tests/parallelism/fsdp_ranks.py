@@ -227,8 +227,8 @@ def half() -> dict[str, Any]:
             "input": strategy.model.input_dtype,
             "gradients": gradients,
             "policy": logps[0],
-            "placed": placed(batch),
-            "sharded": together(batch),
+            "placed": placed(batch)["logps"],
+            "sharded": together(batch)["logps"],
         }
 
 
