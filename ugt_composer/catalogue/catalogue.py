@@ -184,7 +184,8 @@ class Catalogue:
             raise UserError(
                 f"{self._place(row)}: {ITEM_KEYS[level]}: found {self.triples[row, level]}, expected at most "
                 f"{codebook_sizes[level] - 1}, because model.codebook_sizes is {list(codebook_sizes)}; "
-                "`ugt extend` enlarges a trained model for new items, and ids made with --reserve leave room for them"
+                "`ugt extend` enlarges a trained model for new items and prints the model.codebook_sizes that it then "
+                "has, which the next stage needs; ids made with --reserve leave room for new items"
             )
 
     @cached_property
