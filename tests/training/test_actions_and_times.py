@@ -119,7 +119,7 @@ def test_what_no_history_has_is_said(program, tmp_path, trained):
     assert [line for line in messages.splitlines() if line.startswith("warning")] == [
         f"warning: no row of {file} has actions, although model.num_actions is 3: every action is unknown to the model",
         f"warning: no row of {file} has now, although model.time_buckets is 8: the model takes the time of the last "
-        "history token for the moment of prediction",
+        "item for the moment of prediction",
     ]
 
 
@@ -148,7 +148,7 @@ def test_evaluation_and_reference_read_them(program, tmp_path, timed_shop, shop,
     shown = program("evaluate", *words, timed_shop / "eval", "--json", tmp_path / "timed.json")
     assert "although model" not in shown.err
     shown = program("evaluate", *words, shop / "eval", "--json", tmp_path / "plain.json")
-    assert shown.err.count("although model") == 3
+    assert shown.err.count("although model") == 2
     metrics = [json.loads((tmp_path / f"{name}.json").read_text())["metrics"] for name in ("timed", "plain")]
     assert metrics[0] != metrics[1]
     program("reference", *words, timed_shop / "preference_eval", "--out", tmp_path / "scored")
@@ -211,7 +211,7 @@ def test_a_dry_run_says_what_rows_have_and_lack(timed_shop, shop, tmp_path):
     assert "train (encoder_actions 100%, encoder_times 100%, decoder_times 100%)" in report
     assert "although" not in report
     lines = describe(config_of(shop, tmp_path / "run")).splitlines()
-    assert sum("although model." in line for line in lines) == 6
+    assert sum("although model." in line for line in lines) == 4
     assert f"{'train':6} {205:>12,} recommend rows in {shop / 'train'}" in lines
 
 
@@ -219,5 +219,5 @@ def test_training_warns_of_lists_that_no_row_has(shop, tmp_path, caplog):
     trainer = build_trainer(config_of(shop, tmp_path / "run"))
     trainer.close()
     warnings = [record.message for record in caplog.records if "although model." in record.message]
-    assert len(warnings) == 6
+    assert len(warnings) == 4
     assert warnings[0].startswith("no row of data.train has encoder_actions, although model.num_actions is 3")
