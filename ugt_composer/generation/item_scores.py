@@ -32,7 +32,7 @@ class NeighbourScores:
     Attributes:
         neighbours: of the items of the catalogue.
         recent: int64 (B, H), see `recent_items`.
-        weight: share of these probabilities in the user-item score, from 0 to below 1.
+        weight: fraction of the user-item score that these probabilities make up, from 0 to below 1.
     """
 
     neighbours: ItemNeighbours

@@ -42,8 +42,8 @@ class ComposerUGT(ComposerModel):
         max_history: in evaluation, items of a history that the model reads, besides the user's token; None: all.
         item_score_weight: weight of the user-item score (`ItemScores`) in the ranking; above 0 it needs a trie.
         user_metrics: the user's own metrics of the evaluation, by name; see `metrics/user_metrics.py`.
-        neighbours: of the items of the trie, and their share in the user-item score of the ranking; None: that score is
-            the similarity of vectors alone.
+        neighbours: of the items of the trie, and their fraction of the user-item score in the ranking; None: that score
+            is the similarity of vectors alone.
         item_rewards: float32 (n,), what a loss with a group adds to the reward of each item of the trie; None: 0.
         seed: of the run, for the items of a group.
         half_on_cpu: compute model and loss under bfloat16 autocast on a CPU. On a GPU, Trainer and strategy do that.
