@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ugt_composer.importing import neighbours
-from ugt_composer.importing.neighbours import NEXT_SHARE, WINDOW, count_neighbours
+from ugt_composer.importing.neighbours import NEXT_FRACTION, WINDOW, count_neighbours
 
 ITEMS = 6
 LISTS = st.lists(st.lists(st.integers(0, ITEMS - 1), max_size=8), min_size=1, max_size=6)
@@ -30,9 +30,9 @@ def brute_force(users: list[list[int]]) -> np.ndarray:
     for one in range(ITEMS):
         cosines = [near[one, other] / math.sqrt(count[one] * count[other]) for other in range(ITEMS)]
         for other in range(ITEMS):
-            result[one, other] = NEXT_SHARE * following[one, other] / (1 + following[one].sum())
+            result[one, other] = NEXT_FRACTION * following[one, other] / (1 + following[one].sum())
             if sum(cosines):
-                result[one, other] += (1 - NEXT_SHARE) * cosines[other] / sum(cosines)
+                result[one, other] += (1 - NEXT_FRACTION) * cosines[other] / sum(cosines)
     return result
 
 

@@ -11,13 +11,13 @@ from ugt_composer.importing.item_vectors import MAX_PAIRS
 FILE = "item_neighbours.npz"
 MOST = 50  # neighbours of an item; on the validation items of Amazon Beauty 100 ranked no better
 WINDOW = 20  # interactions between two items that are near each other
-NEXT_SHARE = 0.5  # of the items that followed directly; the rest is that of near items. Chosen on the same items
+NEXT_FRACTION = 0.5  # of the items that followed directly; the rest is that of near items. Chosen on the same items
 
 
 def count_neighbours(user: np.ndarray, item: np.ndarray, items: int) -> tuple[np.ndarray, np.ndarray]:
     """The most probable neighbours of each item, int32 (n, K), best first, -1: none; and their probabilities (n, K).
 
-    The probability of j after i is NEXT_SHARE · count(i, then j) / (1 + count(i, then any)) + (1 - NEXT_SHARE) ·
+    The probability of j after i is NEXT_FRACTION · count(i, then j) / (1 + count(i, then any)) + (1 - NEXT_FRACTION) ·
     cosine(i, j) / Σ cosine(i, any), where the cosine is that of the two items' sets of interactions, of which a pair
     counts as common if one user has both at most WINDOW interactions apart. Rows sum to at most 1.
 
@@ -36,8 +36,8 @@ def count_neighbours(user: np.ndarray, item: np.ndarray, items: int) -> tuple[np
     near = scale @ near @ scale
     near_total = np.asarray(near.sum(axis=1)).ravel()
     following_total = np.asarray(following.sum(axis=1)).ravel()
-    near = sparse.diags((1 - NEXT_SHARE) / np.where(near_total > 0, near_total, 1)) @ near
-    return _best_of_rows((near + sparse.diags(NEXT_SHARE / (1 + following_total)) @ following).tocsr())
+    near = sparse.diags((1 - NEXT_FRACTION) / np.where(near_total > 0, near_total, 1)) @ near
+    return _best_of_rows((near + sparse.diags(NEXT_FRACTION / (1 + following_total)) @ following).tocsr())
 
 
 def _best_of_rows(matrix: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
