@@ -114,7 +114,7 @@ def test_an_unused_reference_is_refused(stages, stage_config, tmp_path):
 
 
 def test_an_evaluation_with_the_reference_has_the_anchor_of_the_training(stages, stage_config, tmp_path):
-    for options, anchor in ((("loss.reference_log_probs=data",), 0), ((), 20)):
+    for options, anchor in ((("loss.reference_log_probs=data",), 0), ((), 0.4)):
         config = stage_config(tmp_path, 3, stages / "stage2/best", *options)
         assert config.loss.lambda_anchor is None
         assert evaluation_config(config, [], batch_size=8).loss.anchor_weight == anchor

@@ -46,7 +46,7 @@ def test_losses_fall_and_each_stage_has_its_losses(stages):
     # Bit for bit, although experts drop tokens over their capacity.
     assert third[0]["metrics/train/dpo_reward_margin"] == third[0]["metrics/train/dpo_accuracy"] == 0
     assert third[-1]["loss/train/dpo_loss"] < third[0]["loss/train/dpo_loss"]
-    parts = {"ntp": 1.0, "contrastive": 0.1, "dpo": 0.1, "anchor": 20.0, "moe_balance": 0.01}
+    parts = {"ntp": 1.0, "contrastive": 0.1, "dpo": 0.1, "anchor": 0.4, "moe_balance": 0.01}
     total = sum(weight * third[-1][f"loss/train/{name}_loss"] for name, weight in parts.items())
     assert third[-1]["loss/train/total"] == pytest.approx(total, rel=1e-5)
 

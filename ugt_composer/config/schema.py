@@ -85,7 +85,7 @@ class ModelConfig:
             )
 
 
-USUAL_ANCHOR = 20.0  # kept ndcg within 3 % of the start with S-DPO and λ2 5; see benchmarks/movielens/alignment.py
+ANCHOR_RATIO = 4.0  # of a null lambda_anchor to lambda_preference; see benchmarks/movielens/alignment.py
 
 
 @dataclass(frozen=True)
@@ -205,11 +205,11 @@ class LossConfig:
 
     @property
     def anchor_weight(self) -> float:
-        """`lambda_anchor`; if it is null, USUAL_ANCHOR where the pairs' loss has a reference model, and 0 elsewhere."""
+        """`lambda_anchor`; null is ANCHOR_RATIO · `lambda_preference` if a reference model scores pairs, else 0."""
         if self.lambda_anchor is not None:
             return self.lambda_anchor
         has_model = self.preference_needs_reference and self.reference_log_probs == "model"
-        return USUAL_ANCHOR if has_model and self.preference_objective == "dpo" else 0.0
+        return ANCHOR_RATIO * self.lambda_preference if has_model and self.preference_objective == "dpo" else 0.0
 
     @property
     def preference_needs_reference(self) -> bool:

@@ -24,8 +24,7 @@ SHARDS = {"train": "recommend", "eval": "recommend", "preference_train": "prefer
 STAGES: dict[int, tuple[str, ...]] = {
     1: ("max_duration=4ep", "optimizer.lr=3e-3"),
     2: ("max_duration=2ep", "optimizer.lr=5e-4"),
-    # Without the anchor, whose weight suits longer stages: it would keep so few batches from changing anything.
-    3: ("max_duration=1ep", "optimizer.lr=5e-4", "loss.lambda_anchor=0", "save_best_if=null"),
+    3: ("max_duration=1ep", "optimizer.lr=5e-4", "eval_interval=40ba"),
 }
 console = Console()
 
