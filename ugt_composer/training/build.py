@@ -4,7 +4,6 @@ import getpass
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,7 +36,7 @@ from ugt_composer.checkpoint.portable import (
 )
 from ugt_composer.checkpoint.rank0_errors import save_on_rank_0, saving_into
 from ugt_composer.checkpoint.run_checkpoints import clean, set_aside
-from ugt_composer.config.best_condition import parse_best_condition
+from ugt_composer.config.best_condition import BestCondition, parse_best_condition
 from ugt_composer.config.load import config_yaml
 from ugt_composer.config.schema import Config
 from ugt_composer.data import streaming_patches
@@ -68,7 +67,7 @@ from ugt_composer.patches import check_patches
 from ugt_composer.training import composer_patches
 from ugt_composer.training.best_guard import BestGuard
 from ugt_composer.training.best_metric import check_best_metrics, check_metric_name, missing_rows
-from ugt_composer.training.best_model import Criterion, criterion_of
+from ugt_composer.training.best_model import criterion_of
 from ugt_composer.training.callbacks.checkpoints import EVAL_LABEL, Checkpoints
 from ugt_composer.training.callbacks.configured import configured_callbacks
 from ugt_composer.training.callbacks.epoch_length import EpochLength
@@ -126,9 +125,10 @@ def build_trainer(config: Config) -> UGTTrainer:
         if inputs.eval_loader is not None:
             kinds = [manifest.kind for manifest in inputs.eval_manifests]
             check_best_metrics(config, composer_model, kinds)
-        unused = _missing_for_condition(config, composer_model, inputs)
+        unused = _why_condition_is_unused(config, composer_model, inputs)
         if unused is not None and dist.get_global_rank() == 0:
             log.warning("save_best_if has no effect, because %s", unused)
+        condition = None if config.save_best_if is None or unused else parse_best_condition(config.save_best_if)
         configured = _build_configured_callbacks(config, composer_model)
         strategy = _place(config, composer_model, model, precision)
         _open_save_folder(config, until_closed)
@@ -137,7 +137,7 @@ def build_trainer(config: Config) -> UGTTrainer:
             config,
             inputs.length,
             strategy,
-            _build_checkpoints(config, strategy, inputs, composer_model, trained_history, actions),
+            _build_checkpoints(config, strategy, inputs, composer_model, condition, trained_history, actions),
             losses,
             watchdog,
             model=composer_model,
@@ -395,6 +395,7 @@ def _build_checkpoints(
     strategy: Strategy,
     inputs: Inputs,
     model: ComposerUGT,
+    condition: BestCondition | None,
     trained_history: int,
     actions: tuple[str, ...],
 ) -> Checkpoints:
@@ -406,14 +407,16 @@ def _build_checkpoints(
             name: criterion_of(config, name, metric, rows, facts.get(FINGERPRINT), retired)
             for name, metric in model.get_metrics(is_train=False).items()
         }
-        missing = _missing_for_condition(config, model, inputs)
-        criterion, guard = criteria[config.save_best_on], _build_guard(config, criteria, missing is None)
+        settings = {key: value for criterion in criteria.values() for key, value in criterion.settings.items()}
+        of_condition = None if condition is None else criteria[condition.metric]
+        criterion = criteria[config.save_best_on]
+        guard = BestGuard(condition, of_condition, settings, config.save_best_patience)
     data = [manifest.index_hash for manifest in inputs.train_manifests]
     facts |= {LONGEST_HISTORY: str(trained_history), **action_facts(actions)}
     return Checkpoints(strategy, config, facts, criterion, guard, data, inputs.catalogue, open_store(config))
 
 
-def _missing_for_condition(config: Config, model: ComposerUGT, inputs: Inputs) -> str | None:
+def _why_condition_is_unused(config: Config, model: ComposerUGT, inputs: Inputs) -> str | None:
     """Why `save_best_if` has no effect; None if it has one or is not given."""
     if config.save_best_if is None:
         return None
@@ -423,15 +426,6 @@ def _missing_for_condition(config: Config, model: ComposerUGT, inputs: Inputs) -
     name = parse_best_condition(config.save_best_if).metric
     missing = missing_rows(name, model, [manifest.kind for manifest in inputs.eval_manifests])
     return missing and f"{name} is computed from {missing} rows, of which data.eval has none"
-
-
-def _build_guard(config: Config, criteria: Mapping[str, Criterion], has_condition: bool) -> BestGuard:
-    """The guard of `save_best_if`; `criteria` are those of all metrics."""
-    settings = {key: value for criterion in criteria.values() for key, value in criterion.settings.items()}
-    if config.save_best_if is None or not has_condition:
-        return BestGuard(settings=settings)
-    condition = parse_best_condition(config.save_best_if)
-    return BestGuard(condition, criteria[condition.metric], settings, config.save_best_patience)
 
 
 def _resume_or_start_afresh(config: Config, trainer: UGTTrainer) -> None:
