@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ugt_composer.config.schema import LossConfig
-from ugt_composer.losses.normalization import LABELS_L1, LABELS_L2, LABELS_L3, batch_mean
-from ugt_composer.losses.term import Mean
+from ugt_composer.losses.normalization import batch_mean
+from ugt_composer.losses.term import level_means
 from ugt_composer.vocabulary import IGNORE_INDEX
 
 
@@ -32,11 +32,7 @@ class AnchorLoss(nn.Module):
         l3_weight: float = LossConfig.l3_weight,
     ) -> None:
         super().__init__()
-        self.means = (
-            Mean("anchor_l1_loss", LABELS_L1, weight=l1_weight),
-            Mean("anchor_l2_loss", LABELS_L2, weight=l2_weight),
-            Mean("anchor_l3_loss", LABELS_L3, weight=l3_weight),
-        )
+        self.means = level_means("anchor", (l1_weight, l2_weight, l3_weight))
 
     def forward(
         self,

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ugt_composer.config.schema import LossConfig
-from ugt_composer.losses.normalization import LABELS_L1, LABELS_L2, LABELS_L3, batch_mean
-from ugt_composer.losses.term import Mean
+from ugt_composer.losses.normalization import batch_mean
+from ugt_composer.losses.term import level_means
 from ugt_composer.vocabulary import IGNORE_INDEX
 
 _SUM_TOLERANCE = 1e-6
@@ -37,11 +37,7 @@ class NextTokenPredictionLoss(nn.Module):
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), found {label_smoothing}")
         self.label_smoothing = label_smoothing
-        self.means = (
-            Mean("ntp_l1_loss", LABELS_L1, weight=l1_weight),
-            Mean("ntp_l2_loss", LABELS_L2, weight=l2_weight),
-            Mean("ntp_l3_loss", LABELS_L3, weight=l3_weight),
-        )
+        self.means = level_means("ntp", weights)
 
     def forward(
         self,

@@ -4,10 +4,12 @@ To add a loss: a module of this package with a class like `DPOLoss`, its keys in
 `UnifiedLoss.__init__`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
+
+from ugt_composer.losses.normalization import LABELS_L1, LABELS_L2, LABELS_L3
 
 
 class Mean(NamedTuple):
@@ -25,6 +27,13 @@ class Mean(NamedTuple):
     counted_by: int
     higher_is_better: bool = False
     weight: float = 0.0
+
+
+def level_means(name: str, weights: Sequence[float]) -> tuple[Mean, ...]:
+    """The means of a loss over the labels of each level, `NAME_l1_loss` to `NAME_l3_loss`, with their weights in it."""
+    counts = (LABELS_L1, LABELS_L2, LABELS_L3)
+    levels = enumerate(zip(counts, weights, strict=True), start=1)
+    return tuple(Mean(f"{name}_l{level}_loss", count, weight=weight) for level, (count, weight) in levels)
 
 
 class LossTerm(Protocol):
