@@ -20,6 +20,14 @@ Scores = Mapping[str, float]
 LARGEST_CODEBOOKS = (*DEFAULT_CODEBOOK_SIZES[:2], 65_536)
 
 
+def has_data(folder: Path, name: str) -> bool:
+    """Whether --data, `folder`, has the file `name`. If not, an error is printed; the program should end with 2."""
+    if (folder / name).exists():
+        return True
+    print(f"error: {folder} has no {name}; set --data to the folder that contains it", file=sys.stderr)
+    return False
+
+
 def run(command: Sequence[object]) -> None:
     """Runs a program on one core, with its output on the terminal. Raises CalledProcessError if it fails."""
     subprocess.run(

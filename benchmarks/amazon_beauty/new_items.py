@@ -28,7 +28,7 @@ FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.trained_models import BIN, cpu_precision, run  # noqa: E402
+from benchmarks.trained_models import BIN, cpu_precision, has_data, run  # noqa: E402
 
 HELD_OUT, OLD_TARGETS, K = 0.1, 2000, 10
 LABELS = ("labels_l1", "labels_l2", "labels_l3")
@@ -42,8 +42,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    if not (arguments.data / "sequences.txt").exists():
-        print(f"error: {arguments.data} has no sequences.txt; set --data to the folder that has it", file=sys.stderr)
+    if not has_data(arguments.data, "sequences.txt"):
         return 2
     data, out = arguments.data.resolve(), arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)

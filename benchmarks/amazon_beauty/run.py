@@ -38,6 +38,7 @@ from benchmarks.trained_models import (  # noqa: E402
     codebook_override,
     convert_once,
     cpu_precision,
+    has_data,
     import_once,
     import_report,
     run,
@@ -88,10 +89,7 @@ def main() -> int:
     parser.add_argument("--untrained", action="store_true", help="train nothing; print the baselines without training")
     parser.add_argument("--jobs", type=int, default=available_cpus(), help="parallel trainings, on one core each")
     arguments = parser.parse_args()
-    if not (arguments.data / "sequences.txt").exists():
-        print(
-            f"error: {arguments.data} has no sequences.txt; set --data to the folder that contains it", file=sys.stderr
-        )
+    if not has_data(arguments.data, "sequences.txt"):
         return 2
     data, out = arguments.data.resolve(), arguments.out.resolve()
     if arguments.held_out_set is not None:

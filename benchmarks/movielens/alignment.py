@@ -26,7 +26,7 @@ DATA = ROOT.parent / "shared/data/ml-latest-small"
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.movielens import run as movielens  # noqa: E402
-from benchmarks.trained_models import codebook_override, convert_once  # noqa: E402
+from benchmarks.trained_models import codebook_override, convert_once, has_data  # noqa: E402
 
 SEED = 1
 ROWS = {"validation": 400, "validation_preference": 700}  # evaluated, at most
@@ -68,6 +68,8 @@ def main() -> int:
     parser.add_argument("--sets", nargs="+", choices=[*MOVIELENS, *GENERATED], default=[*MOVIELENS, *GENERATED])
     parser.add_argument("--batches", type=int, default=60, help="of stage 3, of 64 rows each")
     arguments = parser.parse_args()
+    if not (set(arguments.sets) <= set(GENERATED) or has_data(arguments.data, "ratings.csv")):
+        return 2
     lines = ["| data | setting | " + " | ".join(f"{name} before → after" for name in NAMES) + " | ndcg@10 |"]
     lines.append("|---|---|---|---|---|---|")
     for name in arguments.sets:

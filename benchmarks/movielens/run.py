@@ -26,6 +26,7 @@ from benchmarks.trained_models import (  # noqa: E402
     Scores,
     codebook_override,
     convert_once,
+    has_data,
     import_once,
     import_report,
     run,
@@ -52,8 +53,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--jobs", type=int, default=available_cpus(), help="parallel trainings, on one core each")
     arguments = parser.parse_args()
-    if not (arguments.data / "ratings.csv").exists():
-        print(f"error: {arguments.data} has no ratings.csv; set --data to the folder that contains it", file=sys.stderr)
+    if not has_data(arguments.data, "ratings.csv"):
         return 2
     data, out = arguments.data.resolve(), arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,7 @@ from benchmarks.movielens.run import HELD_OUT, NAMES, evaluate, train  # noqa: E
 from benchmarks.trained_models import (  # noqa: E402
     Scores,
     convert_once,
+    has_data,
     import_once,
     seeds_in_words,
     table,
@@ -69,8 +70,7 @@ def main() -> int:
         "--durations", nargs=3, metavar="TIME", help="of the three stages, such as 2ep 1ep 20ba (default: as in run.py)"
     )
     arguments = parser.parse_args()
-    if not (arguments.data / "ratings.csv").exists():
-        print(f"error: {arguments.data} has no ratings.csv; set --data to the folder that contains it", file=sys.stderr)
+    if not has_data(arguments.data, "ratings.csv"):
         return 2
     data, out = arguments.data.resolve(), arguments.out.resolve()
     for history in {MODELS[name].history for name in arguments.models}:

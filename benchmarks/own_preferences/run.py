@@ -32,6 +32,7 @@ from benchmarks.trained_models import (  # noqa: E402
     Scores,
     codebook_override,
     cpu_precision,
+    has_data,
     run,
     seeds_in_words,
     table,
@@ -39,6 +40,7 @@ from benchmarks.trained_models import (  # noqa: E402
 
 NAMES = ("ndcg@10", "recall@10")
 DATA = {"beauty": "amazon_beauty", "movielens": "ml-latest-small"}
+FILES = {"beauty": "sequences.txt", "movielens": "ratings.csv"}
 MODELS = {"beauty": ["model.yaml", "stage2.yaml"], "movielens": ["model.yaml"]}
 FOLDERS = {"beauty": beauty.FOLDER, "movielens": movielens.FOLDER}
 
@@ -56,8 +58,7 @@ def main() -> int:
     arguments = parser.parse_args()
     data = (arguments.data or ROOT.parent / "shared/data" / DATA[arguments.dataset]).resolve()
     out = (arguments.out or Path(f"{arguments.dataset}-own-preferences")).resolve()
-    if not data.is_dir():
-        print(f"error: {data} is no folder; set --data to the folder with the data set", file=sys.stderr)
+    if not has_data(data, FILES[arguments.dataset]):
         return 2
     out.mkdir(parents=True, exist_ok=True)
     (beauty if arguments.dataset == "beauty" else movielens).prepare(data, out)
