@@ -62,6 +62,9 @@ VARIANTS = {
             "init_from=null",
         ),
     ),
+    "actions-and-times": Job(
+        2, ("model.num_actions=3", "model.time_buckets=8", "model.relative_time_bias=true", "init_from=null")
+    ),
     "catalogue-dot": Job(
         2,
         (
