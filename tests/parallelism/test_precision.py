@@ -37,7 +37,9 @@ def test_each_stage_trains_in_half_as_it_does_in_single(stage_config, stages, tm
     lines, dtypes = {}, set()
     for precision in ("fp32", "amp_bf16"):
         out = tmp_path / precision
-        trainer = build_trainer(stage_config(out, stage, previous, f"precision={precision}", "max_duration=4ba"))
+        # With the tests' usual learning rate of .01, steps amplify rounding errors to several per cent in four batches.
+        overrides = [f"precision={precision}", "optimizer.lr=1e-3", "max_duration=4ba"]
+        trainer = build_trainer(stage_config(out, stage, previous, *overrides))
         product = trainer.state.model.model.encoder.layers[0].ff.up
         product.register_forward_hook(lambda module, given, made: dtypes.add(made.dtype))
         assert all(p.dtype == torch.float32 for p in trainer.state.model.parameters())
@@ -47,7 +49,7 @@ def test_each_stage_trains_in_half_as_it_does_in_single(stage_config, stages, tm
         dtypes.clear()
         lines[precision] = comparable(out)
     for single, half in zip(lines["fp32"], lines["amp_bf16"], strict=True):
-        assert half["loss/train/total"] == pytest.approx(single["loss/train/total"], rel=0.02)
+        assert half["loss/train/total"] == pytest.approx(single["loss/train/total"], rel=0.01)
     assert lines["fp32"] != lines["amp_bf16"]
 
 
