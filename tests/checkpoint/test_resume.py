@@ -156,6 +156,12 @@ def test_a_run_cannot_resume_with_a_number_for_an_anchor_that_was_null(stages, s
         build_trainer(stage_config(stages / "stage3", 3, stages / "stage2/best", "loss.lambda_anchor=20"))
 
 
+def test_a_null_anchor_and_the_number_that_it_stands_for_are_the_same_run(stages, stage_config):
+    build_trainer(stage_config(stages / "stage3", 3, stages / "stage2/best", "loss.lambda_anchor=0.4")).close()
+    with pytest.raises(UserError, match=r"lambda_anchor = None, now it is 0\.5: the run cannot resume"):
+        build_trainer(stage_config(stages / "stage3", 3, stages / "stage2/best", "loss.lambda_anchor=0.5"))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

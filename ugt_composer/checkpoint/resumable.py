@@ -5,6 +5,7 @@ may; strategy and number of ranks may unless the checkpoint is sharded.
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from omegaconf import OmegaConf
 from ugt_composer.config.checks import is_within, on_resume_of_keys
 from ugt_composer.config.keys import FIXED, FREE, ON_REQUEST_UNLESS_ZERO, OnResume
 from ugt_composer.config.load import config_yaml
-from ugt_composer.config.schema import Config
+from ugt_composer.config.schema import Config, LossConfig
 from ugt_composer.errors import UserError
 
+ANCHOR = "loss.lambda_anchor"
 CATALOGUE = "data.catalogue"  # compared by its content, wherever the file is
 SCHEDULE_END = "scheduler.t_max"  # compared by the learning rate, see `training/schedule.py`
 INSTEAD = "or train into another save_folder with init_from"
@@ -44,7 +46,12 @@ def check_resumable(
             f"{_hashes(data)}): the run cannot resume with other data; use the folders it began with, {INSTEAD}"
         )
     on_resume = on_resume_of_keys(Config)
-    differences = _config_differences(content, config, on_resume)
+    free = tuple(name for name, rule in on_resume.items() if rule is FREE)
+    differences = {
+        name: values
+        for name, values in config_differences(content["config"], config).items()
+        if name not in (CATALOGUE, SCHEDULE_END) and not is_within(name, free)
+    }
     if content["catalogue"] != catalogue:
         differences[CATALOGUE] = (_short(content["catalogue"]), _short(catalogue))
     for name, (before, now) in differences.items():
@@ -59,20 +66,24 @@ def check_resumable(
     return differences
 
 
-def _config_differences(
-    content: Mapping[str, Any], config: Config, on_resume: Mapping[str, OnResume]
-) -> dict[str, tuple[Any, Any]]:
-    """{key: (value in the checkpoint, value now)} of the keys that differ and are not free to change.
+def config_differences(text: str, config: Config) -> dict[str, tuple[Any, Any]]:
+    """{key: (value before, value now)} of what differs from an earlier config, the text of `config_yaml`.
 
-    A key that the checkpoint lacks, because an older version wrote it, counts as having its default.
+    A key that it lacks, because an older version wrote it, counts as having its default. A null loss.lambda_anchor
+    equals the number that it stands for.
     """
-    free = tuple(name for name, rule in on_resume.items() if rule is FREE)
-    texts = content["config"], config_yaml(config), config_yaml(Config())
+    texts = text, config_yaml(config), config_yaml(Config())
     before, now, default = (_flat(OmegaConf.to_container(OmegaConf.create(text))) for text in texts)
     before = {name: value for name, value in default.items() if name not in before} | before
-    elsewhere = (CATALOGUE, SCHEDULE_END)
-    names = [name for name in dict.fromkeys([*before, *now]) if name not in elsewhere and not is_within(name, free)]
-    return {name: (before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)}
+    names = dict.fromkeys([*before, *now])
+    differences = {name: (before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)}
+    if ANCHOR in differences and _loss_of(before).anchor_weight == config.loss.anchor_weight:
+        del differences[ANCHOR]
+    return differences
+
+
+def _loss_of(flat: Mapping[str, Any]) -> LossConfig:
+    return LossConfig(**{field.name: flat[f"loss.{field.name}"] for field in fields(LossConfig)})
 
 
 def _can_change(on_resume: OnResume, before: Any, now: Any) -> bool:
