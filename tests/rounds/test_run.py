@@ -135,6 +135,70 @@ def test_more_rounds_continue_and_other_settings_are_refused(settings):
         run_rounds(changed, Commands(changed), Simulated())
 
 
+def edited(settings, folder, old, new):
+    """The settings with a copy of the stage's YAML in which a text is replaced."""
+    text = Path(settings.stage[0]).read_text()
+    assert old in text
+    (folder / "edited.yaml").write_text(text.replace(old, new))
+    return replace(settings, stage=[str(folder / "edited.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "edit", "words"),
+    [
+        (["optimizer.lr=2e-5"], None, r"optimizer\.lr of the stage was 0\.01 when these rounds began, now it is 2e-05"),
+        ([], ("dpo_beta: 0.1", "dpo_beta: 0.3"), r"loss\.dpo_beta of the stage was 0\.1 .* now it is 0\.3"),
+        ([], ("exclude_seen: false", "exclude_seen: true"), r"evaluation\.exclude_seen of the stage was False"),
+        (["evaluation.item_score_weight=0.5"], None, r"evaluation\.item_score_weight of the stage was 0\.0 .* 0\.5"),
+    ],
+)
+def test_rounds_do_not_resume_with_another_stage(settings, tmp_path, overrides, edit, words):
+    run_rounds(replace(settings, rounds=1), Commands(settings), Simulated(0.2, 0.3))
+    changed = replace(settings, overrides=[*settings.overrides, *overrides])
+    changed = edited(changed, tmp_path, *edit) if edit else changed
+    with pytest.raises(UserError, match=words + ".*; set it back to resume them, or use another save_folder"):
+        run_rounds(changed, Commands(changed), Simulated())
+
+
+def test_rounds_resume_with_keys_that_are_free_and_with_the_same_stage_in_other_words(settings, tmp_path):
+    run_rounds(replace(settings, rounds=1), Commands(settings), Simulated(0.2, 0.3))
+    changed = edited(settings, tmp_path, "\n  dpo_beta: 0.1", "\n  dpo_beta: 0.5")
+    free = ["device_train_microbatch_size=64", "data.train.num_workers=0", "save_interval=7ba", "precision=fp32"]
+    same = ["loss.dpo_beta=0.1", "loss.lambda_anchor=0.4"]  # what null stands for
+    preferences = PreferencesSettings(batch_size=8)
+    changed = replace(changed, overrides=[*same, *free, *changed.overrides], preferences=preferences, rounds=2)
+    run = Simulated(0.2, 0.3, 0.4)
+    assert len(run_rounds(changed, Commands(changed), run)) == 3
+    assert list(run.ran) == ["round-2/preferences", "round-2/run", "round-2/evaluation"]
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "instead"),
+    [
+        ("init_from=null", "init_from", "init_from"),
+        ("save_folder=out", "save_folder", "save_folder"),
+        ("loss={reference_from: other, dpo_beta: 0.2}", r"loss\.reference_from", "init_from"),
+        ("data.train.local=mds/other", r"data\.train\.local", "data"),
+        ("data.train.remote=s3://bucket/rows", r"data\.train\.remote", "data"),
+        ("data={train: {streams: [{local: mds/other}]}}", r"data\.train\.streams", "data and proportion"),
+    ],
+)
+def test_an_override_that_each_round_replaces_is_refused(settings, override, key, instead):
+    with pytest.raises(
+        UserError, match=rf"each round sets {key} itself; leave it out, and set {instead} of the rounds"
+    ):
+        Commands(replace(settings, overrides=[*settings.overrides, override]))
+
+
+def test_a_stage_that_reads_from_a_store_trains_on_the_rows_of_the_rounds(settings, tmp_path):
+    (tmp_path / "store.yaml").write_text(
+        "data: {train: {local: a, remote: s3://b/a, streams: []}, eval: {local: c, remote: s3://b/c, streams: []}}"
+    )
+    config = Commands(replace(settings, stage=[*settings.stage, str(tmp_path / "store.yaml")])).config
+    assert (config.data.train.remote, config.data.eval.remote) == (None, None)
+    assert [stream.local for stream in config.data.eval.streams] == settings.validation
+
+
 def test_each_round_draws_another_sample(settings):
     settings = replace(settings, preferences=PreferencesSettings(limit=9, reward="r.csv", reward_scale=0.5), seed=7)
     run = Simulated(0.2, 0.3, 0.2)

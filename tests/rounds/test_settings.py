@@ -33,6 +33,8 @@ def shipped_order():
         ("data=[]", "data is empty"),
         ("proportion=1.5", "proportion is 1.5; expected above 0 and at most 1"),
         ("init_from=s3://bucket/best", "download it first"),
+        ("init_from=null", "init_from is null; expected a folder on this machine"),
+        ("save_folder=~", "save_folder is ~; expected a folder on this machine"),
         ("save_folder=s3://bucket/rounds", "expected a folder on this machine"),
         ("preferences.candidates=40", "preferences.candidates is 40 with preferences.reward null"),
         ("preferences={reward: r.csv, candidates: 9}", r"candidates is 9; expected at least preferences.rejected .20."),

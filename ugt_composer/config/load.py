@@ -6,7 +6,7 @@ immutable.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -59,6 +59,15 @@ def _merged(schema: type, paths: Sequence[str | Path], overrides: Sequence[str])
         except OmegaConfBaseException as error:
             raise UserError(f"{source}: {_first_line(error)}") from None
     return merged
+
+
+def keys_of_override(text: str, schema: type) -> list[str]:
+    """The keys that an override sets: optimizer.lr for `optimizer.lr=1` and for `optimizer={lr: 1}`.
+
+    Raises:
+        UserError: it is not key=value.
+    """
+    return list(_keys_of_node(_read_override(text, schema)[1]))
 
 
 def config_yaml(config: Config) -> str:
@@ -173,6 +182,14 @@ def _read_override(text: str, schema: type) -> tuple[str, yaml.Node]:
     for name in reversed(names):
         node = yaml.MappingNode("tag:yaml.org,2002:map", [(plain_text(name), node)])
     return source, node
+
+
+def _keys_of_node(node: yaml.Node, name: str = "") -> Iterator[str]:
+    if not isinstance(node, yaml.MappingNode):
+        yield name
+        return
+    for key, value in node.value:
+        yield from _keys_of_node(value, f"{name}.{key.value}" if name else str(key.value))
 
 
 def _hint_of(names: Sequence[str], source: str, schema: type) -> Any:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ugt_composer.config.load import load_config
+from ugt_composer.config.load import keys_of_override, load_config
 from ugt_composer.config.schema import Config
 from ugt_composer.data.manifest import Manifest, read_manifest
 from ugt_composer.errors import UserError, nearest
@@ -13,6 +13,14 @@ from ugt_composer.rounds.settings import RoundsSettings
 
 BIN = Path(sys.executable).parent
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
+SET_BY_ROUNDS = {
+    "data.train.local": "data",
+    "data.train.remote": "data",
+    "data.train.streams": "data and proportion",
+    "init_from": "init_from",
+    "loss.reference_from": "init_from",
+    "save_folder": "save_folder",
+}  # keys of each training, and the key of the rounds that a user sets instead
 METRICS = ("recall", "ndcg", "hit_rate")  # of `ugt evaluate`, at a cut-off; all are better when higher
 
 
@@ -20,11 +28,14 @@ class Commands:
     """Makes the commands, and checks at once all that can be checked before the first of them runs.
 
     Raises:
-        UserError: the preference stage or the metric is not valid, or a folder of rows is missing or holds other rows.
+        UserError: the preference stage or the metric is not valid, an override has no effect, or a folder of rows is
+            missing or holds other rows.
     """
 
     def __init__(self, settings: RoundsSettings):
         self.settings = settings
+        for override in settings.overrides:
+            _check_override(override)
         self.config = load_config(
             *settings.stage, overrides=self._overrides(Path("round"), Path("start"), ["{local: mds}"])
         )
@@ -81,10 +92,12 @@ class Commands:
         held_out = ",".join(f"{{local: '{folder}'}}" for folder in self.settings.validation)
         return [
             "data.eval.local=null",
+            "data.eval.remote=null",
             f"data.eval.streams=[{held_out}]",
             f"save_best_on={self.settings.metric}",
             *self.settings.overrides,
             "data.train.local=null",
+            "data.train.remote=null",
             f"data.train.streams=[{','.join(streams)}]",
             f"init_from={model}",
             f"loss.reference_from={model}",
@@ -95,6 +108,15 @@ class Commands:
 def _each(option: str, values: Sequence[str]) -> Iterator[str]:
     for value in values:
         yield from (option, value)
+
+
+def _check_override(text: str) -> None:
+    for key in keys_of_override(text, Config):
+        if key in SET_BY_ROUNDS:
+            raise UserError(
+                f"overrides has {text}, but each round sets {key} itself; leave it out, and set {SET_BY_ROUNDS[key]} "
+                "of the rounds instead"
+            )
 
 
 def _check_kinds(data: Sequence[Manifest], validation: Sequence[Manifest]) -> None:

@@ -51,7 +51,7 @@ def run_rounds(settings: RoundsSettings, commands: Commands, run: Run) -> list[R
 
     Returns: the start and all rounds.
     """
-    folder, state = Path(settings.save_folder), State(settings)
+    folder, state = Path(settings.save_folder), State(settings, commands.config)
 
     def step(name: str, command: list[str]) -> None:
         if name not in state.finished:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from ugt_composer.config.checks import check_positive
+from ugt_composer.config.values import NULLS
 from ugt_composer.seeds import LARGEST_SEED
 from ugt_composer.storage.s3_url import is_url
 
@@ -59,6 +60,9 @@ class RoundsSettings:
             raise ValueError(f"proportion is {self.proportion}; expected above 0 and at most 1")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise ValueError(f"seed is {self.seed}; expected from 0 to {LARGEST_SEED}")
+        for name in ("save_folder", "init_from"):
+            if getattr(self, name) in NULLS:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a folder on this machine")
         if is_url(self.save_folder):
             raise ValueError(f"save_folder is {self.save_folder}; expected a folder on this machine")
         if is_url(self.init_from):

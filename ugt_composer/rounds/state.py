@@ -9,43 +9,70 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ugt_composer.checkpoint.resumable import config_differences
+from ugt_composer.config.checks import is_within, on_resume_of_keys
+from ugt_composer.config.keys import FREE
+from ugt_composer.config.load import config_yaml
+from ugt_composer.config.schema import Config
 from ugt_composer.errors import UserError
 from ugt_composer.rounds.settings import RoundsSettings
 
 STATE, LOCK = "state.json", ".rounds.lock"
-MAY_CHANGE = ("rounds", "composer", "save_folder")
+# `stage` and `overrides` are compared by the keys that they set.
+MAY_CHANGE = ("rounds", "composer", "save_folder", "stage", "overrides", "preferences.batch_size")
+EVALUATION = "evaluation"  # free in a run, but the metrics of all rounds are compared
 
 
 class State:
     """
+    Args:
+        config: of the trainings, the same for all rounds.
+
     Attributes:
         finished: names of the steps that are finished.
+
+    Raises:
+        UserError: steps were finished with other settings, or another config; with the key and both values.
     """
 
-    def __init__(self, settings: RoundsSettings):
+    def __init__(self, settings: RoundsSettings, config: Config):
         self.path = Path(settings.save_folder) / STATE
-        self._settings = asdict(settings)
+        self._settings, self._config = asdict(settings), config
         self.finished: list[str] = []
         if self.path.exists():
             self._read()
 
     def add(self, step: str) -> None:
         self.finished.append(step)
-        write_json(self.path, {"settings": self._settings, "finished": self.finished})
+        content = {"settings": self._settings, "config": config_yaml(self._config), "finished": self.finished}
+        write_json(self.path, content)
 
     def _read(self) -> None:
         try:
             content = json.loads(self.path.read_text("utf-8"))
-            before, self.finished = content["settings"], list(content["finished"])
+            before, config, self.finished = content["settings"], content["config"], list(content["finished"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path}: cannot be read ({error!r}); use another save_folder") from None
-        for key, value in _flat(self._settings).items():
-            old = _flat(before).get(key, value)
-            if key not in MAY_CHANGE and old != value:
-                raise UserError(
-                    f"{self.path}: {key} was {old!r} when these rounds began, now it is {value!r}; set it back to "
-                    "resume them, or use another save_folder"
-                )
+        for key, (value, now) in (self._changed_settings(before) | self._changed_keys(config)).items():
+            raise UserError(
+                f"{self.path}: {key} was {value!r} when these rounds began, now it is {now!r}; set it back to resume "
+                "them, or use another save_folder"
+            )
+
+    def _changed_settings(self, before: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """{key: (value before, value now)} of the keys of the rounds that differ and must not."""
+        old, new = _flat(before), _flat(self._settings)
+        values = {key: (old.get(key, value), value) for key, value in new.items() if key not in MAY_CHANGE}
+        return {key: (value, now) for key, (value, now) in values.items() if value != now}
+
+    def _changed_keys(self, config: str) -> dict[str, tuple[Any, Any]]:
+        """The same of the keys of the trainings, whose config was `config`, as YAML."""
+        free = tuple(key for key, rule in on_resume_of_keys(Config).items() if rule is FREE)
+        return {
+            f"{key} of the stage": values
+            for key, values in config_differences(config, self._config).items()
+            if is_within(key, (EVALUATION,)) or not is_within(key, free)
+        }
 
 
 def write_json(path: Path, content: Any) -> None:
