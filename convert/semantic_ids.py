@@ -15,6 +15,7 @@ stored centres of each level, and no id of the other items changes.
 """
 
 import argparse
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -28,6 +29,8 @@ if __name__ == "__main__":
 from ugt_composer import __version__
 from ugt_composer.errors import UserError, exit_on_user_error
 from ugt_composer.importing import options
+from ugt_composer.importing.assigner import VECTORS
+from ugt_composer.importing.bundle import CATALOGUE
 from ugt_composer.importing.quality import summary
 from ugt_composer.importing.report_lines import lines_about_interactions
 from ugt_composer.importing.run import ID_FILES, add_items, make_ids
@@ -109,7 +112,16 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"codebook sizes {' '.join(map(str, report['codebook_sizes']))}, fingerprint {report['fingerprint']}")
     if not args.report:
         print(f"The files are in {args.out}")
+    if args.extend is not None:
+        print_next(args.out)
     return 0
+
+
+def print_next(out: Path) -> None:
+    """The command that gives a trained model the new items, to be copied into a shell."""
+    command = ["ugt", "extend", "--checkpoint", "checkpoints/stage3/best", "--catalogue", str(out / CATALOGUE)]
+    print("Next, with the folder of a model that was trained on the items so far as --checkpoint:")
+    print("  " + shlex.join([*command, "--item-vectors", str(out / VECTORS), "--out", "extended"]))
 
 
 def _check_extend(args: argparse.Namespace) -> None:

@@ -1,4 +1,6 @@
+import argparse
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from convert.interactions_to_jsonl import main as import_interactions
 from convert.semantic_ids import main
 from ugt_composer.catalogue.catalogue import Catalogue
+from ugt_composer.cli.extend import add_arguments
 from ugt_composer.errors import UserError
 
 COLOURS, THINGS = ("red", "blue", "green", "grey"), ("lipstick", "brush", "mirror", "soap", "comb", "oil")
@@ -83,6 +86,18 @@ def test_retired_items_stay_so_where_their_ids_are_used_again(base, tmp_path):
         assert [item.item_id for item in catalogue.items if item.retired] == ["i3", "i50"]
         assert json.loads((tmp_path / folder / "report.json").read_text())["retired_items"] == 2
     assert Catalogue.load(tmp_path / "again" / "catalogue.jsonl").fingerprint == fingerprint
+
+
+def test_the_printed_command_gives_a_model_the_new_items(base, tmp_path, capsys):
+    out = tmp_path / "more items"
+    extend(base, out, "--items", table(tmp_path / "new.csv", range(55, 70)))
+    line = capsys.readouterr().out.splitlines()[-1]
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    program, command, *arguments = shlex.split(line)
+    parsed = parser.parse_args(arguments)
+    assert (program, command, parsed.catalogue) == ("ugt", "extend", str(out / "catalogue.jsonl"))
+    assert len(np.load(parsed.item_vectors)) == len(Catalogue.load(parsed.catalogue)) == 70
 
 
 def test_the_same_items_in_another_order_get_the_same_ids_and_an_extension_can_be_extended(base, tmp_path):
