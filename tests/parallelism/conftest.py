@@ -80,6 +80,7 @@ SLOW_VARIANTS: dict[str, tuple[str, ...]] = {
 THIN, SLOW_THIN = 2, 10  # rows per batch: one per rank; and with a smaller last batch
 SHARDED, SLOW_SHARDED = ("FSDP2", "ZeRO-3"), ("ZeRO-2",)
 OF_CATALOGUE = ("DDP", "FSDP2", "ZeRO-3")
+AVERAGED = ("DDP", "FSDP2")
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +104,7 @@ def make_runs(out: Path) -> None:
             *clip_jobs(out, common, [BASE]),
             *catalogue_jobs(out, common, [BASE]),
             *group_jobs(out, common, [BASE]),
+            *average_jobs(out, common, [BASE]),
             evaluation_job(out, common, 1),
             *thin_jobs(out / "thin", [BASE], THIN),
         ]
@@ -115,6 +117,7 @@ def make_runs(out: Path) -> None:
         *clip_jobs(out, common, OTHERS),
         *catalogue_jobs(out, common, OF_CATALOGUE),
         *group_jobs(out, common, OF_CATALOGUE),
+        *average_jobs(out, common, AVERAGED),
         evaluation_job(out, common, 2),
         *thin_jobs(out / "thin", OTHERS, THIN),
     ]
@@ -184,6 +187,12 @@ def group_jobs(out: Path, common: list[str], names: Sequence[str]) -> list[Job]:
         stage_job(out, 3, name, [*overrides, *(sharded if name in SHARDED else [])], f"group/{name}") | {"stop": 5}
         for name in names
     ]
+
+
+def average_jobs(out: Path, common: list[str], names: Sequence[str]) -> list[Job]:
+    """An evaluation with the average of the weights, which is saved in the middle and at the end."""
+    overrides = [*common, "ema_decay=0.5", "eval_interval=4ba"]
+    return [stage_job(out, 2, name, overrides, f"average/{name}") | {"stop": 4} for name in names]
 
 
 def thin_jobs(out: Path, names: list[str], rows: int) -> list[Job]:

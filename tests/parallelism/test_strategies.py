@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.parallelism.conftest import (
+    AVERAGED,
     ITSELF,
     OF_CATALOGUE,
     PAIRS,
@@ -130,6 +131,19 @@ def test_a_group_is_drawn_and_judged_as_by_one_process(runs, name):
     assert alone[-1]["metrics/train/group_kl"] > 0
     assert alone[-1]["metrics/eval/group_kl"] > 0
     assert largest_difference(alone, together) <= BOUND
+
+
+@pytest.mark.parametrize("name", AVERAGED)
+def test_the_average_of_the_weights_is_that_of_one_process(runs, name):
+    alone, together = (metrics_of(runs / "stage2/average" / n) for n in (BASE, name))
+    assert largest_difference(alone, together) <= BOUND
+    assert largest_difference(alone, metrics_of(runs / "stage2" / BASE)[: len(alone)]) > BOUND
+    ours, theirs = (read_checkpoint(list_checkpoints(runs / "stage2/average" / n)[0]) for n in (BASE, name))
+    assert ours["average"].keys() == theirs["average"].keys()
+    weights = load_file(runs / "stage2/average" / name / "latest/model.safetensors")
+    for key, tensor in ours["average"].items():
+        torch.testing.assert_close(theirs["average"][key], tensor, rtol=1e-3, atol=1e-4)
+        assert torch.equal(weights[key.removeprefix("model.")], theirs["average"][key])
 
 
 @pytest.mark.parametrize("name", SHARDED)

@@ -97,6 +97,8 @@ VARIANTS = {
     "tf32": Job(3, ("precision=fp32", "allow_tf32=true")),
     "auto-microbatch": Job(1, ("device_train_microbatch_size=auto",)),
     "workers": Job(1, ("data.train.num_workers=1", "data.eval.num_workers=1")),
+    "average": Job(2, ("ema_decay=0.9", "save_best_on=loss")),
+    "average-offload-fsdp": Job(1, (FSDP, "parallelism.fsdp.cpu_offload=true", "ema_decay=0.9")),
     "memory-monitor": Job(1, ("callbacks.memory_monitor=true",)),
 }
 DETERMINISTIC = {

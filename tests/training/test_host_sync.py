@@ -87,7 +87,7 @@ class Watch(Callback):
 GROUP = ("loss.preference_objective=group", "model.level_softmax=catalogue")
 
 
-@pytest.mark.parametrize(("stage", "options"), [(1, ()), (2, ()), (3, ()), (3, GROUP)])
+@pytest.mark.parametrize(("stage", "options"), [(1, ("ema_decay=0.9",)), (2, ()), (3, ()), (3, GROUP)])
 def test_a_step_reads_nothing_from_the_device(stages, stage_config, tmp_path, monkeypatch, stage, options):
     monkeypatch.setattr(moe, "READABLE_WITHOUT_SYNC", ())
     more = ("log_interval=5ba", "save_interval=100ba", "eval_interval=100ba", "max_duration=9ba")

@@ -10,6 +10,7 @@ from composer import Logger, State
 from composer.utils import dist
 from omegaconf import OmegaConf
 
+from ugt_composer.checkpoint.run_checkpoints import AVERAGE
 from ugt_composer.checkpoint.sharded import restore_sharded
 from ugt_composer.checkpoint.whole_state import (
     from_rank_0,
@@ -24,7 +25,7 @@ from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.torch_patches import recomputed_lrs
 
 log = logging.getLogger(__name__)
-ON_RANK_0_ONLY = ("model", "optimizer")  # parts of a checkpoint's content
+ON_RANK_0_ONLY = ("model", "optimizer", AVERAGE)  # parts of a checkpoint's content
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def restore(
     logger: Logger,
     changed: Mapping[str, tuple[Any, Any]],
     is_schedule_changed: bool,
+    average_from_model: Callable[[], None] | None = None,
 ) -> Restored:
     """Puts a checkpoint into the strategy and Composer's state. A collective.
 
@@ -81,6 +83,7 @@ def restore(
         path, content: of the checkpoint, as `find_on_rank_0` returns them.
         changed: keys that differ from the checkpoint's and may, as `check_resumable` returns them.
         is_schedule_changed: the learning rate is put on the config's schedule although no key of it has changed.
+        average_from_model: sets the average of the weights to the model's; None: the run has no average.
 
     Raises:
         UserError: it holds shards of another strategy or number of ranks.
@@ -89,6 +92,9 @@ def restore(
     if "sharded" in content:
         restore_sharded(path, content["sharded"], config.parallelism, strategy)
     else:
+        if average_from_model is not None:
+            scatter_weights(strategy, content.get(AVERAGE))
+            average_from_model()
         scatter_weights(strategy, content.get("model"))
         scatter_optimizer(strategy, content.get("optimizer"))
     dataset_position = dict(content["state"]["dataset_state"]["train"])  # load_state_dict sets it to None

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 LIGHT_KEYS = {"state", "scaler", "rng", "config", "data", "catalogue"}
 WHOLE_KEYS = LIGHT_KEYS | {"model", "optimizer"}
 SHARDED_KEYS = LIGHT_KEYS | {"sharded"}
+AVERAGE = "average"  # of the weights, with `ema_decay`
 VERSION = "version"  # of the program that wrote it; the first checkpoints do not have this key
 SHARDS, STATE = "shards", "state.pt"  # in the folder of a sharded checkpoint
 REPLACED = ".replaced"  # suffix of an old folder while a new one of its name is put in place
@@ -208,7 +209,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such file; expected a training checkpoint such as ba00001000.pt") from None
     except Exception as error:  # a truncated file can fail in any way
         raise UserError(f"{path}: cannot be read as a checkpoint ({_first_line(error)})") from None
-    if not isinstance(content, dict) or content.keys() - {VERSION} not in (WHOLE_KEYS, SHARDED_KEYS):
+    if not isinstance(content, dict) or content.keys() - {VERSION, AVERAGE} not in (WHOLE_KEYS, SHARDED_KEYS):
         raise UserError(f"{path}: not a training checkpoint; expected one such as ba00001000.pt")
     return content
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ugt_composer.config.best_condition import parse_best_condition
 from ugt_composer.config.keys import FIXED, FREE, ON_RESUME, OnResume
+from ugt_composer.config.strategies import STRATEGIES
 from ugt_composer.errors import UserError, nearest
 from ugt_composer.storage.s3_url import is_url, split_url
 
@@ -122,6 +123,17 @@ def _check_strategy(config: "Config") -> None:
         raise ValueError(
             f"checkpoint.sharded is true with parallelism.strategy {parallelism.strategy}, which does not shard; "
             "expected fsdp or deepspeed"
+        )
+    if config.ema_decay is not None and not parallelism.facts.averages_weights:
+        supported = [name for name, facts in STRATEGIES.items() if facts.averages_weights]
+        raise ValueError(
+            f"ema_decay is {config.ema_decay} with parallelism.strategy {parallelism.strategy}, which keeps "
+            f"the float32 weights in its own form; expected {' or '.join(supported)}, or ema_decay null"
+        )
+    if config.ema_decay is not None and config.checkpoint.sharded:
+        raise ValueError(
+            f"ema_decay is {config.ema_decay} with checkpoint.sharded true: shards hold no average of the weights; "
+            "expected false, or ema_decay null"
         )
     if config.precision == "amp_fp16" and parallelism.strategy == "fsdp" and parallelism.fsdp.cpu_offload:
         raise ValueError(

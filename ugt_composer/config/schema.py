@@ -497,6 +497,7 @@ class Config:
     device_eval_batch_size: int = key(256, FREE)
     precision: Literal["amp_bf16", "amp_fp16", "fp32", "auto"] = key("auto", FREE)
     max_grad_norm: float = key(1.0, ON_REQUEST)
+    ema_decay: float | None = key(None, FIXED)
     eval_interval: str = key("500ba", FREE)
     save_interval: str = key("1000ba", FREE)
     save_num_checkpoints_to_keep: int = key(3, FREE)
@@ -527,6 +528,8 @@ class Config:
         check_positive(self, "", "global_train_batch_size", "device_eval_batch_size", "max_grad_norm")
         check_positive(self, "", "save_num_checkpoints_to_keep", "dist_timeout", "dist_start_timeout")
         check_positive(self, "", "save_best_patience")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; expected a number between 0 and 1 such as 0.999, or null")
         for name in ("max_duration", "eval_interval", "save_interval", "log_interval"):
             check_time("", name, getattr(self, name), percent=False)
         if not self.log_interval.endswith("ba"):

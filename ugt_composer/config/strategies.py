@@ -13,26 +13,37 @@ class StrategyFacts:
         shards_parameters: whether no rank has a whole model, given `parallelism.deepspeed.zero_stage`.
         retries_microbatches: the gradients of a microbatch can be computed again after it ran out of memory.
         half_precision_on_cpu: supports amp_bf16 without a GPU.
+        averages_weights: supports `ema_decay`.
     """
 
     shards: bool
     shards_parameters: Callable[[int], bool]
     retries_microbatches: bool
     half_precision_on_cpu: bool
+    averages_weights: bool
 
 
 STRATEGIES = {
     "ddp": StrategyFacts(
-        shards=False, shards_parameters=lambda _: False, retries_microbatches=True, half_precision_on_cpu=True
+        shards=False,
+        shards_parameters=lambda _: False,
+        retries_microbatches=True,
+        half_precision_on_cpu=True,
+        averages_weights=True,
     ),
     "fsdp": StrategyFacts(
-        shards=True, shards_parameters=lambda _: True, retries_microbatches=False, half_precision_on_cpu=False
+        shards=True,
+        shards_parameters=lambda _: True,
+        retries_microbatches=False,
+        half_precision_on_cpu=False,
+        averages_weights=True,
     ),
     "deepspeed": StrategyFacts(
         shards=True,
         shards_parameters=lambda zero_stage: zero_stage == 3,
         retries_microbatches=False,
         half_precision_on_cpu=False,
+        averages_weights=False,
     ),
 }
 # Names that other programs use, and what to write here.

@@ -1,5 +1,6 @@
 """DDP: each rank has the whole model; gradients are averaged after the last microbatch. Composer wraps the model."""
 
+from collections.abc import Iterator
 from typing import Self
 
 import torch
@@ -34,6 +35,7 @@ class DdpStrategy(Strategy):
             MemoryItem("gradients", FLOAT * sizes.trainable),
             MemoryItem("optimizer", 2 * FLOAT * sizes.trainable),
             *([MemoryItem("buckets", FLOAT * sizes.trainable)] if world_size > 1 else []),
+            *([MemoryItem("average of the weights", FLOAT * sizes.trainable)] if config.ema_decay is not None else []),
         ]
 
     def clip_gradients(self, max_norm: float) -> None:
@@ -41,6 +43,9 @@ class DdpStrategy(Strategy):
 
     def gradient_norm(self) -> Tensor:
         return self._norm
+
+    def trainable_parts(self) -> Iterator[tuple[str, Tensor]]:
+        yield from ((name, weight.detach()) for name, weight in self.named_parameters() if weight.requires_grad)
 
     def read_weight(self, parameter: nn.Parameter) -> Tensor:
         return parameter.detach()

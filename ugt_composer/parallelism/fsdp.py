@@ -3,6 +3,7 @@
 N ranks, E experts, D width, F expert width.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -123,6 +124,8 @@ class FsdpStrategy(Strategy):
             MemoryItem("optimizer", 2 * FLOAT * trainable, where),
             MemoryItem("gathered", at_once * cls.weight_bytes(config, precision)),
         ]
+        if config.ema_decay is not None:
+            items.append(MemoryItem("average of the weights", FLOAT * trainable, where))
         if accumulates and not fsdp.reduce_every_microbatch:
             # Until the last microbatch every rank accumulates the gradients of the whole model on its device, for any
             # number of ranks and with offloading too.
@@ -165,6 +168,9 @@ class FsdpStrategy(Strategy):
     def named_parameters(self):
         self.reshard()
         yield from self.model.named_parameters()
+
+    def trainable_parts(self) -> Iterator[tuple[str, Tensor]]:
+        yield from ((name, _local(weight.detach())) for name, weight in self.named_parameters() if weight.requires_grad)
 
     def read_weight(self, parameter: nn.Parameter) -> Tensor:
         return self._whole(parameter, parameter.detach())

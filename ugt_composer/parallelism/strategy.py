@@ -112,6 +112,11 @@ class Strategy(ABC):
         """The model's parameters, including frozen ones, in the same order on every rank."""
         yield from self.model.named_parameters()
 
+    def trainable_parts(self) -> Iterator[tuple[str, Tensor]]:
+        """By name, this rank's float32 part of each trained weight; what is written into it is in the model. Only for
+        strategies whose `StrategyFacts` say that weights can be averaged."""
+        raise NotImplementedError(f"{type(self).__name__} keeps the float32 weights to itself")
+
     # The four below are collectives: every rank calls them with the same parameter.
 
     @abstractmethod

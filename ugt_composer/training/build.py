@@ -73,6 +73,7 @@ from ugt_composer.training.callbacks.configured import configured_callbacks
 from ugt_composer.training.callbacks.epoch_length import EpochLength
 from ugt_composer.training.callbacks.training_losses import TrainingLosses
 from ugt_composer.training.callbacks.training_metrics import TrainingMetrics
+from ugt_composer.training.callbacks.weight_average import WeightAverage
 from ugt_composer.training.composer_model import ComposerUGT
 from ugt_composer.training.gradient_clipping import GradientNormClipping
 from ugt_composer.training.intervals import Every
@@ -413,7 +414,8 @@ def _build_checkpoints(
         guard = BestGuard(condition, of_condition, settings, config.save_best_patience)
     data = [manifest.index_hash for manifest in inputs.train_manifests]
     facts |= {LONGEST_HISTORY: str(trained_history), **action_facts(actions)}
-    return Checkpoints(strategy, config, facts, criterion, guard, data, inputs.catalogue, open_store(config))
+    average = None if config.ema_decay is None else WeightAverage(strategy, config.ema_decay)
+    return Checkpoints(strategy, config, facts, criterion, guard, data, inputs.catalogue, open_store(config), average)
 
 
 def _why_condition_is_unused(config: Config, model: ComposerUGT, inputs: Inputs) -> str | None:

@@ -66,6 +66,7 @@ class UGTTrainer(StrategyTrainer):
                 losses,
                 self.random_state,
                 checkpoints,
+                *([] if checkpoints.average is None else [checkpoints.average]),
                 self.preemption,
                 Progress(watchdog),
             ],
@@ -204,8 +205,19 @@ class UGTTrainer(StrategyTrainer):
     def _restore(self, path: Path, content: dict[str, Any]) -> None:
         catalogue = self.checkpoints.facts.get(FINGERPRINT)
         changed = check_resumable(path, content, self.config, self.checkpoints.data, catalogue)
+        average = self.checkpoints.average
         schedule = is_schedule_changed(path, content, self.config, self.length)
-        restored = restore(path, content, self.config, self.strategy, self.state, self.logger, changed, schedule)
+        restored = restore(
+            path,
+            content,
+            self.config,
+            self.strategy,
+            self.state,
+            self.logger,
+            changed,
+            schedule,
+            None if average is None else average.take_weights,
+        )
         if (warning := self.checkpoints.guard.resume()) is not None and dist.get_global_rank() == 0:
             log.warning(warning)
         self.checkpoints.continue_selection(restored.save_best_on, self.is_finished)

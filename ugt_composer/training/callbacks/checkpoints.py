@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,14 @@ from ugt_composer.catalogue.extension import catalogue_copy
 from ugt_composer.checkpoint.background_writer import Writer
 from ugt_composer.checkpoint.portable import FINGERPRINT, save_portable
 from ugt_composer.checkpoint.rank0_errors import save_on_rank_0, saving_into
-from ugt_composer.checkpoint.run_checkpoints import VERSION, checkpoint_path, rotate, unreadable, write_checkpoint
+from ugt_composer.checkpoint.run_checkpoints import (
+    AVERAGE,
+    VERSION,
+    checkpoint_path,
+    rotate,
+    unreadable,
+    write_checkpoint,
+)
 from ugt_composer.checkpoint.sharded import state_beside_shards, write_sharded
 from ugt_composer.checkpoint.uploads import Uploads
 from ugt_composer.checkpoint.whole_state import HostMemory, gather_optimizer, gather_weights
@@ -32,6 +40,7 @@ from ugt_composer.errors import UserError
 from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.training.best_guard import BestGuard
 from ugt_composer.training.best_model import Best, Criterion, is_better
+from ugt_composer.training.callbacks.weight_average import WeightAverage
 from ugt_composer.training.intervals import Every
 
 log = logging.getLogger(__name__)
@@ -51,6 +60,7 @@ class Checkpoints(Callback):
         guard: which evaluations may select it; not used without a criterion.
         data: hashes that identify the training data; a run resumes only with the same data.
         catalogue: `data.catalogue`, of which the portable models keep a copy; None without one.
+        average: of the weights, which `best/` and `latest/` then have; None without `ema_decay`.
         uploads: copies the save folder to a store; on rank 0 only, None without `checkpoint.remote`.
     """
 
@@ -64,7 +74,9 @@ class Checkpoints(Callback):
         data: list[str],
         catalogue: Catalogue | None = None,
         uploads: Uploads | None = None,
+        average: WeightAverage | None = None,
     ):
+        self.average = average
         self.uploads = uploads
         self.is_unsent = True  # whether the store may lack something
         self._renaming = threading.Lock()  # rotation and the search for files to upload exclude each other
@@ -83,6 +95,7 @@ class Checkpoints(Callback):
         self.writer = Writer(self.folder)
         self._config_text = config_yaml(config)
         self._memory = HostMemory()  # reused for the copies that the writer writes
+        self._average_memory = HostMemory()
         self.before_save: Callable[[], None] = lambda: None  # raises an error if nothing may be saved
         # Called in the writer's thread when the checkpoint is written.
         self.after_save: Callable[[], None] = lambda: None
@@ -169,7 +182,7 @@ class Checkpoints(Callback):
         assert self.criterion is not None
         facts = {f"best {self.criterion.metric}": f"{value:.6g}", **self.criterion.facts}
         self.writer.finish()
-        weights = gather_weights(self.strategy)
+        weights = self._gather_weights(averaged=True)
         save_on_rank_0(self.folder, lambda: self._write_portable("best", batch, weights, facts))
         self.is_unsent = True
 
@@ -230,14 +243,15 @@ class Checkpoints(Callback):
         if self.criterion is None:
             self.best = None
         started = time.monotonic()
-        weights = gather_weights(self.strategy, self._memory)
+        weights = self._gather_weights(averaged=False, memory=self._memory)
+        portable = weights if self.average is None else self._gather_weights(averaged=True, memory=self._average_memory)
         path = checkpoint_path(self.folder, state.timestamp.batch.value, self.config.checkpoint.sharded)
         if self.config.checkpoint.sharded:
             beside = state_beside_shards(weights, self.config.parallelism, self.strategy)
             write_sharded(path, self._light_state(state) | {"sharded": beside}, self.strategy)
             content = None
         else:
-            content = self._whole_state(state, weights, self._memory)
+            content = self._whole_state(state, weights, portable, self._memory)
         names = ("latest",) if self.best is not None else ("latest", "best")
         batch = state.timestamp.batch.value
 
@@ -249,7 +263,7 @@ class Checkpoints(Callback):
             with self._renaming:
                 rotate(self.folder, self.config.save_num_checkpoints_to_keep, self.good, keep_also)
             for name in names:
-                self._write_portable(name, batch, weights)
+                self._write_portable(name, batch, portable)
             self.is_unsent = True
             self.save_seconds = time.monotonic() - started
             self.after_save()
@@ -260,15 +274,30 @@ class Checkpoints(Callback):
     def write(self, path: Path, state: State) -> None:
         """Writes one file that any strategy on any number of ranks can resume from."""
         self.writer.finish()
-        content = self._whole_state(state, gather_weights(self.strategy))
+        weights = self._gather_weights(averaged=False)
+        portable = weights if self.average is None else self._gather_weights(averaged=True)
+        content = self._whole_state(state, weights, portable)
         save_on_rank_0(path.parent, lambda: write_checkpoint(path, content))
 
     def _whole_state(
-        self, state: State, weights: dict[str, Tensor], memory: HostMemory | None = None
+        self,
+        state: State,
+        weights: dict[str, Tensor],
+        averaged: dict[str, Tensor],
+        memory: HostMemory | None = None,
     ) -> dict[str, Any]:
         """A copy, so that training may continue."""
-        light = copy.deepcopy(self._light_state(state))
-        return light | {"model": weights, "optimizer": gather_optimizer(self.strategy, memory)}
+        content = copy.deepcopy(self._light_state(state))
+        content |= {"model": weights, "optimizer": gather_optimizer(self.strategy, memory)}
+        if self.average is not None:
+            content[AVERAGE] = {name: averaged[name] for name in self.average.names if name in averaged}
+        return content
+
+    def _gather_weights(self, averaged: bool, memory: HostMemory | None = None) -> dict[str, Tensor]:
+        """Of the average, or those that are trained, whichever of them the model has now. Without `ema_decay` they are
+        the same."""
+        with nullcontext() if self.average is None else self.average.in_model(averaged):
+            return gather_weights(self.strategy, memory)
 
     def _check_states(self, state: State) -> None:
         """UserError if a checkpoint could not hold the state of one of the callbacks."""
