@@ -4,19 +4,20 @@
 
 Makes data sets of different sizes: ml-latest-small, half of its users, its films with 30 ratings or more, its first
 half in time, and generated customers. Trains a tiny model with stages 1 and 2 on each, and aligns it with each of a few
-settings, which are the same for all data sets. Reports the last model or, where `save_best_if` is set, the one in
-`best/`, on the part of the validation rows that `best/` was selected with. Trainings whose results are in --out are
-skipped. Writes ALIGNMENT.md beside this file, or into --out if not all data sets are compared or --data is another one.
+settings, which are the same for all data sets. The model is the last one or, where `save_best_if` is set, the one in
+`best/`, which has the most pairs right of the evaluations within the limit. It is measured on the rows that selected it
+and on others, which did not (held_out.py). Trainings and measurements whose results are in --out are skipped. Writes
+ALIGNMENT.md beside this file, or into --out if not all data sets are compared or --data is another one.
 """
 
 import argparse
 import json
-import random
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 
 import polars as pl
 
@@ -26,15 +27,18 @@ DATA = ROOT.parent / "shared/data/ml-latest-small"
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.movielens import run as movielens  # noqa: E402
+from benchmarks.movielens.held_out import change, measure, write_parts  # noqa: E402
 from benchmarks.trained_models import codebook_override, convert_once, has_data  # noqa: E402
 
 SEED = 1
-ROWS = {"validation": 400, "validation_preference": 700}  # evaluated, at most
-NAMES = ("preference_accuracy", "recall@10", "ndcg@10")
+PARTS = ("select", "report")
+SELECTING, REPORTING = (400, 700), (3000, 2000)  # recommend and preference rows, at most
+LENGTHS = ["--max-positions", "64", "--max-target", "8"]
 DPO, NO_CONDITION = "loss.dpo_loss_type", ["loss.lambda_anchor=0", "save_best_if=null"]
 SETTINGS = {
     "sigmoid, λ2 .1, lr 1e-5": ["loss.lambda_preference=0.1", f"{DPO}=sigmoid", *NO_CONDITION, "optimizer.lr=1e-5"],
     "S-DPO, λ2 5, lr 5e-4": ["loss.lambda_preference=5", f"{DPO}=softmax", *NO_CONDITION, "optimizer.lr=5e-4"],
+    "yamls/stage3.yaml": [],
     "yamls/stage3.yaml, lr 5e-4": ["optimizer.lr=5e-4"],
     "the same with S-DPO, λ2 5": ["loss.lambda_preference=5", f"{DPO}=softmax", "optimizer.lr=5e-4"],
 }
@@ -70,16 +74,15 @@ def main() -> int:
     arguments = parser.parse_args()
     if not (set(arguments.sets) <= set(GENERATED) or has_data(arguments.data, "ratings.csv")):
         return 2
-    lines = ["| data | setting | " + " | ".join(f"{name} before → after" for name in NAMES) + " | ndcg@10 |"]
+    lines = ["| data | setting | pairs, selecting | ndcg@10, selecting | pairs, others | ndcg@10, others |"]
     lines.append("|---|---|---|---|---|---|")
     for name in arguments.sets:
         out = arguments.out.resolve() / name
         prepare(name, out, arguments.data.resolve())
         for setting, options in SETTINGS.items():
-            before, after = align(out, setting, options, arguments.batches)
-            cells = [f"{before[metric]:.4f} → {after[metric]:.4f}" for metric in NAMES]
-            change = after[NAMES[-1]] / before[NAMES[-1]] - 1
-            lines.append(f"| {name} | {setting} | {' | '.join(cells)} | {100 * change:+.1f} % |")
+            model = align(out, setting, options, arguments.batches)
+            cells = [cell for part in PARTS for cell in compared(out, model, part)]
+            lines.append(f"| {name} | {setting} | {' | '.join(cells)} |")
             print(lines[-1], flush=True)
     is_whole = arguments.sets == [*MOVIELENS, *GENERATED] and arguments.data == DATA
     path = (FOLDER if is_whole else arguments.out) / "ALIGNMENT.md"
@@ -92,12 +95,22 @@ def about(batches: int) -> list[str]:
     return [
         "# What stage 3 trades",
         "",
-        f"Written by `python benchmarks/movielens/alignment.py`: one seed, {batches} batches of 64 rows, on at most "
-        f"{ROWS['validation']} recommend and {ROWS['validation_preference']} preference rows of validation, without "
-        "seen items. The settings are the same for all data sets. Without `save_best_if` the last model, with it "
-        "`best/`, on the rows that selected it.",
+        f"Written by `python benchmarks/movielens/alignment.py`: one seed, {batches} batches of 64 rows, without seen "
+        f"items. The settings are the same for all data sets. Without `save_best_if` the last model, with it `best/`, "
+        f"selected by its pairs with at most {SELECTING[0]} recommend and {SELECTING[1]} preference rows. The others, "
+        f"at most {REPORTING[0]} and {REPORTING[1]}, select nothing. ± is the standard error over these rows.",
         "",
     ]
+
+
+def compared(out: Path, model: Path, part: str) -> tuple[str, str]:
+    """How pairs and ndcg@10 of a part's rows have changed since the model before stage 3."""
+    before, after = measure(out / f"seed{SEED}/stage2/best", out, part), measure(model, out, part)
+    relative, error = change(before.ndcg, after.ndcg)
+    return (
+        f"{before.pairs:.4f} → {after.pairs:.4f}",
+        f"{mean(before.ndcg):.4f} → {mean(after.ndcg):.4f}, {100 * relative:+.1f} ± {100 * error:.1f} %",
+    )
 
 
 def prepare(name: str, out: Path, data: Path) -> None:
@@ -108,23 +121,16 @@ def prepare(name: str, out: Path, data: Path) -> None:
             MOVIELENS[name](pl.read_csv(data / "ratings.csv")).write_csv(out / "source/ratings.csv")
             shutil.copy(data / "movies.csv", out / "source/movies.csv")
         movielens.prepare(out / "source", out)
-        for part, most in ROWS.items():
-            sampled(out, part, most)
-    elif not (out / "mds/part_preference/index.json").exists():
+    elif not (out / "mds/validation/index.json").exists():
         make_generated(out, GENERATED[name])
+    if not (out / "data/report_preference.jsonl").exists():
+        write_parts(out / "data", SELECTING, REPORTING)
+    for part in PARTS:
+        convert_once(out, part, LENGTHS)
+        convert_once(out, f"{part}_preference", LENGTHS)
     folder = out / f"seed{SEED}"
     movielens.train(out, SEED, 1, folder / "stage1", ["max_duration=12ep", "eval_interval=2ep"], None)
     movielens.train(out, SEED, 2, folder / "stage2", ["max_duration=4ep"], folder / "stage1/best")
-
-
-def sampled(out: Path, part: str, most: int) -> None:
-    """Converts a sample of the rows to the shards part or part_preference."""
-    name = "part" + part.removeprefix("validation")
-    if not (out / f"data/{name}.jsonl").exists():
-        lines = (out / f"data/{part}.jsonl").read_text("utf-8").splitlines(keepends=True)
-        random.Random(0).shuffle(lines)
-        (out / f"data/{name}.jsonl").write_text("".join(lines[:most]), "utf-8")
-    convert_once(out, name, ["--max-positions", "64", "--max-target", "8"])
 
 
 def make_generated(out: Path, options: list[str]) -> None:
@@ -137,14 +143,11 @@ def make_generated(out: Path, options: list[str]) -> None:
     for old, new in names.items():
         (out / f"data/{old}.jsonl").rename(out / f"data/{new}.jsonl")
     for part in ("train", "train_preference", "validation"):
-        convert_once(out, part, ["--max-positions", "64", "--max-target", "8"])
-    for part, most in ROWS.items():
-        sampled(out, part, most)
+        convert_once(out, part, LENGTHS)
 
 
-def align(out: Path, setting: str, options: list[str], batches: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Trains stage 3. Returns the evaluations before it and of the model that it gives."""
-    from ugt_composer.checkpoint.portable import read_facts
+def align(out: Path, setting: str, options: list[str], batches: int) -> Path:
+    """Trains stage 3. Returns the model that it gives."""
     from ugt_composer.config.load import load_config
     from ugt_composer.training.build import build_trainer
 
@@ -153,7 +156,7 @@ def align(out: Path, setting: str, options: list[str], batches: int) -> tuple[di
     streams = f"[{{local: {mds / 'train_preference'}, proportion: 0.5}},{{local: {mds / 'train'}, proportion: 0.5}}]"
     overrides = [
         f"data.train.streams={streams}",
-        f"data.eval.streams=[{{local: {mds / 'part'}}},{{local: {mds / 'part_preference'}}}]",
+        f"data.eval.streams=[{{local: {mds / 'select'}}},{{local: {mds / 'select_preference'}}}]",
         f"data.catalogue={out / 'data/catalogue.jsonl'}",
         codebook_override(out),
         f"init_from={before}",
@@ -172,17 +175,9 @@ def align(out: Path, setting: str, options: list[str], batches: int) -> tuple[di
     yamls = [str(ROOT / "yamls/stage3.yaml"), str(ROOT / "benchmarks/movielens/model.yaml")]
     config = load_config(*yamls, overrides=[*overrides, *options])
     trainer = build_trainer(config)
-    start = trainer.evaluate() if config.save_best_if is None and not trainer.is_finished else None
-    if start is not None:
-        (folder / "start.json").write_text(json.dumps(start))
     trainer.train()
     trainer.close()
-    lines = {line["batch"]: line for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())}
-    if config.save_best_if is None:
-        first, last = json.loads((folder / "start.json").read_text()), lines[batches]
-    else:
-        first, last = lines[0], lines[int(read_facts(folder / "best")["batch"])]
-    return tuple({name: line[f"metrics/eval/{name}"] for name in NAMES} for line in (first, last))  # type: ignore[return-value]
+    return folder / ("latest" if config.save_best_if is None else "best")
 
 
 if __name__ == "__main__":
