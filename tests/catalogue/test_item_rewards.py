@@ -51,3 +51,4 @@ def test_items_that_share_a_semantic_id_have_the_mean_of_their_rewards():
     trie = ItemTrie.from_triples(CATALOGUE.triples)
     assert trie.items.tolist() == [[5, 5, 5], [6, 5, 6]]
     assert trie.means(np.array([4.0, 1.0, -2.5]), CATALOGUE.triples).tolist() == [1.0, 0.75]
+    assert trie.means(np.array([-2.5]), CATALOGUE.triples[2:]).tolist() == [0.0, -2.5]

@@ -1,11 +1,13 @@
+import numpy as np
 import pytest
 import torch
 from scipy import stats
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.generation.head_tables import TableHeads, random_trie, users
+from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.generation.item_log_probs import score_items
-from ugt_composer.generation.item_samples import distributions_at, sample_items
+from ugt_composer.generation.item_samples import distributions_at, draw_group, sample_items
 from ugt_composer.row_random import RowNoise
 
 SIZES, ITEMS, USERS, DRAWS = (8, 9, 10), 20, 3, 40
@@ -37,6 +39,25 @@ def test_log_probs_are_those_of_the_items_and_every_distribution_sums_to_one():
     for level, distribution in enumerate(samples.distributions):
         assert distribution.shape[:2] == (USERS, DRAWS if level else 1)
         torch.testing.assert_close(distribution.exp().sum(-1), torch.ones(distribution.shape[:2]))
+
+
+def test_retired_items_are_drawn_as_if_the_catalogue_did_not_have_them():
+    retired = (np.arange(ITEMS) % 3 == 0) | (TRIE.items[:, 0] == 6).numpy()
+    alone, trie = ItemTrie.from_triples(TRIE.items[~retired]), ItemTrie.from_triples(TRIE.items, retired)
+    targets = TRIE.items[[1, 2, 3]]  # the last one is retired
+    noise = RowNoise(torch.arange(USERS), torch.tensor(0), seed=1)
+    group = draw_group(HEADS, users(USERS), targets, trie, 400, noise)
+    assert torch.equal(trie.items[group["group_items"]], group["group_ids"])
+    assert (alone.find(group["group_ids"]) >= 0).all()
+    assert len(group["group_items"].unique()) > len(alone) / 2
+    scored = score_items(HEADS, users(USERS), group["group_ids"], alone)
+    torch.testing.assert_close(group["group_log_probs"].sum(-1), scored)
+    for level in (1, 2, 3):
+        total = group[f"group_l{level}_log_probs"].exp().sum(-1)
+        torch.testing.assert_close(total, torch.ones_like(total))
+    assert group["group_target_items"].tolist() == [1, 2, -1]
+    expected = score_items(HEADS, users(USERS), targets[:, None], alone)[:, 0]
+    torch.testing.assert_close(group["group_target_log_probs"], expected)
 
 
 def test_another_model_gives_its_distributions_at_the_same_items():

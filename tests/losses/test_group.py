@@ -3,28 +3,37 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from tests.generation.head_tables import TableHeads, random_trie, users
+from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.generation.item_log_probs import score_items
-from ugt_composer.generation.item_samples import distributions_at, sample_items
+from ugt_composer.generation.item_samples import distributions_at, draw_group, sample_items
 from ugt_composer.losses.group import GroupLoss
 from ugt_composer.losses.normalization import ROWS, TARGETS
 from ugt_composer.row_random import RowNoise
 
 SIZES, ITEMS, GROUP = (8, 9, 10), 20, 6
 TRIE = random_trie(SIZES, ITEMS)
+RETIRED = (TRIE.items[:, 0] == 5).numpy() | (np.arange(ITEMS) % 3 == 0)  # one prefix, and parts of others
+PARTLY_RETIRED = ItemTrie.from_triples(TRIE.items, RETIRED)
 GRADED = (0.1, 0.3, 1.0)
 BETA = 0.3
 VALUES = torch.linspace(-0.2, 0.4, ITEMS)
 
 
 class Toy:
-    """A policy of one user, whose logits are its parameters, and another one as reference."""
+    """A policy of one user, whose logits are its parameters, and another one as reference.
 
-    def __init__(self, target: int = 7, seed: int = 0):
+    `items` are those that can be drawn, as rows of TRIE.
+    """
+
+    def __init__(self, target: int = 7, seed: int = 0, trie: ItemTrie = TRIE):
+        self.trie = trie
+        self.items = [n for n in range(ITEMS) if trie is TRIE or not RETIRED[n]]
         self.policy, self.reference = TableHeads(SIZES, 1, seed), TableHeads(SIZES, 1, seed)
         for table in self.reference.tables:
             table += 0.5 * torch.randn(table.shape, generator=torch.Generator().manual_seed(9))
@@ -36,19 +45,20 @@ class Toy:
         """Loss and metrics of rows that differ only in their noise."""
         hidden, target = users(1).expand(rows, -1), self.target.expand(rows, -1)
         row_ids = torch.arange(first_row, first_row + rows)
-        samples = sample_items(self.policy, hidden, TRIE, GROUP, RowNoise(row_ids, torch.tensor(step), 3))
-        found = TRIE.find(target)
+        noise = RowNoise(row_ids, torch.tensor(step), 3)
+        group = draw_group(self.policy, hidden, target, self.trie, GROUP, noise)
+        found = group["group_target_items"]
         return GroupLoss(**settings)(
-            samples.ids,
-            samples.log_probs,
-            samples.distributions,
+            group["group_ids"],
+            group["group_log_probs"],
+            [group[f"group_l{level}_log_probs"] for level in (1, 2, 3)],
             target,
-            score_items(self.policy, hidden, target[:, None], TRIE)[:, 0],
+            group["group_target_log_probs"],
             torch.ones(rows),
             found >= 0,
             torch.ones(rows, dtype=torch.bool),
-            distributions_at(self.reference, hidden, TRIE, samples.ids),
-            None if values is None else values[samples.items],
+            distributions_at(self.reference, hidden, self.trie, group["group_ids"]),
+            None if values is None else values[group["group_items"]],
             None if values is None else torch.where(found >= 0, values[found], 0),
         )
 
@@ -58,8 +68,8 @@ class Toy:
         )
 
     def probabilities(self, heads: TableHeads) -> Tensor:
-        """p of each item, one softmax after the other over the ids that exist below a prefix."""
-        items = [tuple(item) for item in TRIE.items.tolist()]
+        """p of each of `items`, one softmax after the other over the ids that they have below a prefix."""
+        items = [tuple(item) for item in TRIE.items[self.items].tolist()]
         result = []
         for item in items:
             p = torch.ones(())
@@ -72,10 +82,10 @@ class Toy:
 
     def rewards(self, rewards=GRADED, values=VALUES) -> Tensor:
         graded = []
-        for item in TRIE.items.tolist():
+        for item in TRIE.items[self.items].tolist():
             shared = next((n for n in (3, 2, 1) if item[:n] == self.target[:n].tolist()), 0)
             graded.append(rewards[shared - 1] if shared else 0.0)
-        return torch.tensor(graded) + (0 if values is None else values)
+        return torch.tensor(graded) + (0 if values is None else values[self.items])
 
     def exact(self, beta: float, **settings) -> tuple[Tensor, Tensor, Tensor]:
         """Expected reward and KL, and the loss that they make."""
@@ -101,6 +111,18 @@ def test_the_mean_of_sampled_gradients_is_the_exact_gradient(beta):
     error, bound = sampled.mean(0) - exact, sampled.std(0) / math.sqrt(CHUNKS)
     assert (error.abs() <= 5 * bound + 1e-3 * exact.abs().max()).all()  # some prefixes are hardly ever drawn
     assert error.norm() < 0.05 * exact.norm()  # so the bound is not met by noise alone
+
+
+@pytest.mark.parametrize("target", [7, 6])  # the other one is retired too
+def test_retired_items_have_no_part_in_the_gradient(target):
+    toy = Toy(target, trie=PARTLY_RETIRED)
+    assert len(toy.items) < ITEMS - 6
+    assert (target in toy.items) == (target == 7)
+    sampled = sampled_gradients(toy, rewards=GRADED, kl=BETA, scale_rewards=False)
+    exact = toy.gradient(toy.exact(BETA)[2])
+    error, bound = sampled.mean(0) - exact, sampled.std(0) / math.sqrt(CHUNKS)
+    assert (error.abs() <= 5 * bound + 1e-3 * exact.abs().max()).all()
+    assert error.norm() < 0.1 * exact.norm()
 
 
 @pytest.mark.parametrize("target", [-1, 3])

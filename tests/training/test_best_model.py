@@ -122,6 +122,13 @@ def test_items_that_are_retired_between_starts_select_afresh_by_a_ranking_metric
     assert criterion("loss", retired="3 (a)").change_from(criterion("loss")) is None
 
 
+def test_items_that_are_retired_between_starts_select_afresh_by_a_loss_with_a_group():
+    group = ["loss.preference_objective=group", "loss.lambda_preference=1", "loss.reference_from=best"]
+    group += ["model.level_softmax=catalogue", "data.catalogue=catalogue.jsonl"]
+    message = "retired items was none, now it is 3 (a)"
+    assert criterion("loss", *group, retired="3 (a)").change_from(criterion("loss", *group)) == message
+
+
 @pytest.mark.parametrize("after", ["ndcg@5", "loss"])
 def test_a_checkpoint_that_records_no_name_has_the_one_of_its_config(trained, caplog, after):
     folder = trained(2, "save_best_on=ndcg@5")

@@ -103,6 +103,20 @@ def test_a_reward_file_is_read_by_run_and_dry_run(stage_config, shop, stages, tm
             build(config)
 
 
+def test_a_run_draws_no_retired_items(stage_config, shop, stages, tmp_path):
+    """All items but one are retired, so that nothing is random. The targets are other ones."""
+    items = [json.loads(line) for line in (shop / "catalogue.jsonl").read_text().splitlines()]
+    catalogue, rewards = tmp_path / "catalogue.jsonl", tmp_path / "rewards.jsonl"
+    catalogue.write_text("".join(json.dumps(item | {"retired": item != items[7]}) + "\n" for item in items))
+    rewards.write_text("".join(json.dumps({"item_id": f"item-{n}", "reward": n}) + "\n" for n in range(60)))
+    overrides = [f"data.catalogue={catalogue}", f"loss.reward_file={rewards}", "loss.group_rewards=[0,0,0]"]
+    trained(group_run(stage_config, shop, stages, tmp_path / "out", *overrides, "max_duration=2ba"))
+    first, last = lines_of(tmp_path / "out")
+    for line, part in ((first, "train"), (last, "eval")):
+        assert line[f"metrics/{part}/group_entropy"] == line[f"metrics/{part}/group_kl"] == 0
+        assert 6 < line[f"metrics/{part}/group_reward"] <= 7
+
+
 def test_the_dry_run_counts_the_groups_memory(stage_config, shop, stages, tmp_path):
     sizes = []
     for size in (2, 64):

@@ -132,10 +132,10 @@ class ItemTrie:
 
     def means(self, values: np.ndarray, triples: np.ndarray) -> Tensor:
         """float32 (n,), for each triple of the trie, the mean of the values (m,) of the items, triples (m, 3), that
-        share it."""
+        share it; 0 where there is none."""
         at = self.find(torch.from_numpy(triples)).numpy()
         sums = np.bincount(at, weights=values, minlength=len(self))
-        return torch.from_numpy(sums / np.bincount(at, minlength=len(self))).float()
+        return torch.from_numpy(sums / np.bincount(at, minlength=len(self)).clip(1)).float()
 
     @property
     def has_shared_ids(self) -> bool:
@@ -177,6 +177,10 @@ class ItemTrie:
         filled = slot < ends[:, -1:]
         child = (slot + (begin - ends + counts).gather(1, beam)).masked_fill_(~filled, len(here) - 1)
         return Children(beam, here.ids[child], child, filled)
+
+    def open_among(self, level: int, nodes: Tensor, candidates: Tensor) -> Tensor:
+        """Which of the candidates, bool like nodes int64 (...) of `level`, lead to an item that may be recommended."""
+        return candidates if self.open is None else candidates & self.open.nodes[level][nodes]
 
     def find(self, ids: Tensor) -> Tensor:
         """Item index of each triple. ids: int64 (..., 3) -> int64 (...), -1 where there is no such item."""

@@ -45,20 +45,25 @@ class ChildLogits(NamedTuple):
     slots: Tensor
 
 
-def child_logits(heads: LevelLogits, hidden: Tensor, ids: Tensor, trie: ItemTrie) -> list[ChildLogits]:
+def child_logits(
+    heads: LevelLogits, hidden: Tensor, ids: Tensor, trie: ItemTrie, only_open: bool = False
+) -> list[ChildLogits]:
     """For each level, the logits of the ids that the catalogue has below the given ids of the levels above.
 
-    hidden (N, D), ids int64 (N, 3).
+    hidden (N, D), ids int64 (N, 3). With `only_open` as if the catalogue had only what may be recommended.
     """
     per_level = []
     parents = torch.zeros_like(ids[:, 0])  # the root
     for level, nodes in enumerate(trie.path(ids)):
+        if only_open:
+            nodes = torch.where(trie.open_among(level, nodes.clamp(min=0), nodes >= 0), nodes, -1)
         exists = parents >= 0
         parent_nodes = parents.clamp(min=0)
         children = trie.children(level, parent_nodes[:, None], exists[:, None])
         prefix = ids[:, None, :level].clamp(min=0)
         logits = heads(level, hidden[:, None], prefix, children.beam, children.ids)
-        logits = logits.masked_fill(~children.filled & exists[:, None], float("-inf"))
+        filled = trie.open_among(level, children.nodes, children.filled) if only_open else children.filled
+        logits = logits.masked_fill(~filled & exists[:, None], float("-inf"))
         logits = logits.masked_fill(~exists[:, None], 0.0)
         slots = torch.where(nodes >= 0, nodes - trie.levels[level].first[parent_nodes], -1)
         per_level.append(ChildLogits(logits, slots))
@@ -66,7 +71,9 @@ def child_logits(heads: LevelLogits, hidden: Tensor, ids: Tensor, trie: ItemTrie
     return per_level
 
 
-def score_items(heads: LevelLogits, hidden: Tensor, ids: Tensor, trie: ItemTrie | None = None) -> Tensor:
+def score_items(
+    heads: LevelLogits, hidden: Tensor, ids: Tensor, trie: ItemTrie | None = None, only_open: bool = False
+) -> Tensor:
     """Log-probabilities of given items, differentiable: hidden (B, D), ids int64 (B, N, 3) -> float32 (B, N).
 
     Level 1 does not depend on the item, so it takes one head evaluation per row. The other two make (B, N, V_l) logits:
@@ -74,10 +81,10 @@ def score_items(heads: LevelLogits, hidden: Tensor, ids: Tensor, trie: ItemTrie 
     with one evaluation per prefix. Ids must be valid (0 <= id < V_l); the caller has to ignore the scores of padding.
 
     With a trie each level's softmax runs over the ids that it has below the levels above; the log-probability of an
-    item that it does not have is UNKNOWN_LOG_PROB.
+    item that it does not have is UNKNOWN_LOG_PROB. With `only_open` as if it had only what may be recommended.
     """
     if trie is not None:
-        return _over_catalogue(heads, hidden, ids, trie)
+        return _over_catalogue(heads, hidden, ids, trie, only_open)
     # Two-dimensional matrix products: for three dimensions PyTorch chooses the kernel by whether a gradient is needed,
     # and a policy and a reference with equal weights would differ in the last bits.
     per_item, flat = hidden.repeat_interleave(ids.shape[1], dim=0), ids.flatten(0, 1)
@@ -88,10 +95,10 @@ def score_items(heads: LevelLogits, hidden: Tensor, ids: Tensor, trie: ItemTrie 
     return total
 
 
-def _over_catalogue(heads: LevelLogits, hidden: Tensor, ids: Tensor, trie: ItemTrie) -> Tensor:
+def _over_catalogue(heads: LevelLogits, hidden: Tensor, ids: Tensor, trie: ItemTrie, only_open: bool) -> Tensor:
     states = hidden.unsqueeze(1).expand(-1, ids.shape[1], -1)
     total = torch.zeros_like(ids[..., 0].flatten(), dtype=torch.float32)
-    for logits, slots in child_logits(heads, states.flatten(0, 1), ids.flatten(0, 1), trie):
+    for logits, slots in child_logits(heads, states.flatten(0, 1), ids.flatten(0, 1), trie, only_open):
         logits = logits.float()
         log_probs = logits.gather(1, slots.clamp(min=0)[:, None]).squeeze(1) - logits.logsumexp(1)
         total = torch.where(slots >= 0, total + log_probs, UNKNOWN_LOG_PROB)

@@ -3,7 +3,8 @@
 Shapes: B users, G items of a user, D width, L = 3 levels, C_l the most children that a node above level l has.
 
 Each level's softmax runs over the ids that the catalogue has below the levels above, so p sums to 1 over the catalogue,
-and drawing an id at each level (ancestral sampling) draws an item with exactly its probability.
+and drawing an id at each level (ancestral sampling) draws an item with exactly its probability. Here p is as if the
+catalogue had only what may be recommended.
 """
 
 from typing import NamedTuple
@@ -68,16 +69,18 @@ def draw_group(
         group_ids, group_items, group_log_probs: see `ItemSamples`.
         group_l1_log_probs, group_l2_log_probs, group_l3_log_probs: its `distributions`.
         group_target_log_probs: (B,) log p of the target.
-        group_target_items: int64 (B,) the target's row of `trie.items`, -1 if the catalogue does not have it.
+        group_target_items: int64 (B,) the target's row of `trie.items`, -1 if it cannot be drawn.
     """
+    found = trie.find(target)
+    can_be_drawn = trie.open_among(LEVELS - 1, found.clamp(min=0), found >= 0)
     samples = sample_items(heads, hidden, trie, count, noise)
     levels = {f"group_l{level}_log_probs": values for level, values in enumerate(samples.distributions, start=1)}
     return levels | {
         "group_ids": samples.ids,
         "group_items": samples.items,
         "group_log_probs": samples.log_probs,
-        "group_target_log_probs": score_items(heads, hidden, target[:, None], trie).squeeze(1),
-        "group_target_items": trie.find(target),
+        "group_target_log_probs": score_items(heads, hidden, target[:, None], trie, only_open=True).squeeze(1),
+        "group_target_items": torch.where(can_be_drawn, found, -1),
     }
 
 
@@ -96,7 +99,7 @@ def distributions_at(heads: LevelLogits, hidden: Tensor, trie: ItemTrie, ids: Te
 def _below(
     heads: LevelLogits, hidden: Tensor, trie: ItemTrie, level: int, nodes: Tensor, prefix: Tensor
 ) -> tuple[Tensor, Children]:
-    """The distribution of a level's ids below nodes (B, W) of the level above, whose ids are prefix (B, W, level).
+    """The distribution of a level's open ids below nodes (B, W) of the level above, whose ids are prefix (B, W, level).
 
     Returns log-probabilities (B, W, C), -inf in empty slots, and the children, each (B, W, C).
     """
@@ -105,5 +108,6 @@ def _below(
     children = trie.children(level, flat, torch.ones_like(flat, dtype=torch.bool))
     states = hidden.unsqueeze(1).expand(-1, shape[1], -1).flatten(0, 1)[:, None]
     logits = heads(level, states, prefix.flatten(0, 1)[:, None], children.beam, children.ids).float()
-    log_softmax = logits.masked_fill(~children.filled, float("-inf")).log_softmax(dim=-1)
+    is_open = trie.open_among(level, children.nodes, children.filled)
+    log_softmax = logits.masked_fill(~is_open, float("-inf")).log_softmax(dim=-1)
     return log_softmax.unflatten(0, shape), Children(*(part.unflatten(0, shape) for part in children))

@@ -20,7 +20,7 @@ class GroupLoss(nn.Module):
     """Group relative policy optimisation (GRPO; Shao et al. 2024, arXiv 2402.03300), averaged over rows with a target.
 
     A group x_1 … x_G is drawn from the policy pi, with replacement, and joined by the target t with its exact
-    probability as its weight:
+    probability as its weight (0 if it cannot be drawn: the catalogue lacks it, or it is not recommended any more):
 
         E[r] = pi(t) r(t) + E over x ~ pi of r(x) [x ≠ t] ≈ R = pi(t) r(t) + 1/G sum of r(x_i) [x_i ≠ t]
         gradient = pi(t) A(t) grad log pi(t) + 1/G sum of A(x_i) [x_i ≠ t] grad log pi(x_i) - beta grad KL(pi || ref)

@@ -103,6 +103,8 @@ def criterion_of(
     if isinstance(metric, EvaluationMetric) and name in metric.sums.losses:
         settings |= {f"loss.{key}": value for key, value in config.loss.arguments.items()}
         settings["loss.reference_from"] = config.loss.reference_from
+        if config.loss.uses_group:  # which is drawn from the others
+            settings["retired items"] = retired
     elif name != "preference_accuracy":
         settings |= {
             f"evaluation.{field.name}": getattr(evaluation, field.name)

@@ -308,7 +308,8 @@ def build_composer_model(
 def _of_trie(rewards: np.ndarray, trie: ItemTrie | None, catalogue: Catalogue | None) -> torch.Tensor:
     assert trie is not None  # rewards are those of a catalogue
     assert catalogue is not None
-    return trie.means(rewards, catalogue.triples)
+    kept = ~catalogue.withheld  # others cannot be drawn
+    return trie.means(rewards[kept], catalogue.triples[kept])
 
 
 def _load_reference(config: Config, catalogue: Catalogue | None) -> Reference | GroupReference:
