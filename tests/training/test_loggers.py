@@ -2,6 +2,7 @@
 
 import shutil
 
+import pytest
 from composer import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -45,6 +46,30 @@ class CopyAt(Callback):
     def batch_checkpoint(self, state, logger):
         if state.timestamp.batch.value == self.batch:
             shutil.copytree(self.source, self.target)
+
+
+@pytest.mark.parametrize(
+    ("rows", "absent", "present"),
+    [
+        ("eval", "preference_accuracy", "recall@10"),
+        ("preference_eval", "recall@10", "preference_accuracy"),
+    ],
+)
+def test_a_metric_that_no_row_counts_for_is_shown_by_no_logger(
+    stage_config, stages, shop, tmp_path, capsys, rows, absent, present
+):
+    data = ("data.eval.streams=[]", f"data.eval.local={shop / rows}", "max_duration=2ba", "eval_interval=1ba")
+    loggers = ("loggers.tensorboard=true", "loggers.console=true", "run_name=ugt")
+    trainer = build_trainer(stage_config(tmp_path / "run", 3, stages / "stage2/best", *data, *loggers))
+    trainer.train()
+    trainer.close()
+    shown = capsys.readouterr()
+    console = shown.out + shown.err
+    assert f"metrics/eval/{present}: " in console
+    assert "nan" not in console.lower()
+    for names in (curves(tmp_path / "run").keys(), metrics_of(tmp_path / "run")[-1].keys()):
+        assert f"metrics/eval/{present}" in names
+        assert f"metrics/eval/{absent}" not in names
 
 
 def test_tensorboard_has_all_that_was_logged_before_a_checkpoint(stage_config, tmp_path):

@@ -4,6 +4,7 @@ Independent of UGT. `PATCHES` names every private method that is overridden or c
 explains how an upgrade of Composer is detected, `docs/architecture.md` what each patch is worth.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import islice
@@ -14,6 +15,7 @@ from composer import Trainer
 from composer.core import Event, TrainerMode
 from composer.utils import dist
 from torch import Tensor
+from torchmetrics import Metric
 
 from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.patches import Patch
@@ -120,6 +122,11 @@ class StrategyTrainer(Trainer):
         rows = self.counts.rows if in_training else int(num_samples) * dist.get_world_size()
         return rows, num_tokens, batch_time
 
+    def _compute_and_log_metrics(self, dataloader_label: str, metrics: dict[str, Metric]) -> None:
+        """Does what Composer's does, but leaves out metrics that are NaN, because no row counts for them."""
+        counted = {name: metric for name, metric in metrics.items() if not math.isnan(float(metric.compute()))}
+        super()._compute_and_log_metrics(dataloader_label, counted)
+
 
 TRAINER = "composer.trainer.trainer:Trainer."
 PATCHES = [
@@ -180,6 +187,13 @@ PATCHES = [
         "two collectives on the device and three reads from it per batch",
         "counts that Composer sums on the CPU",
         ("a7a8ddb3e21b",),
+    ),
+    Patch(
+        TRAINER + "_compute_and_log_metrics",
+        "extended: metrics that are NaN, which no row counts for, are not logged",
+        "console, progress bar and loggers would show `preference_accuracy: nan` where no row has a pair",
+        "metrics that may have no value",
+        ("a3ad0e89574f",),
     ),
     Patch(
         TRAINER + "_run_evaluators",
