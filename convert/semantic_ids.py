@@ -11,6 +11,8 @@ stored centres of each level, and no id of the other items changes.
     semantic_ids.npz    what gives ids to new items: the centres of each level, the words of the texts
     catalogue.jsonl     the same ids, for data.catalogue
     item_vectors.npy    the vectors of the items, for init_item_vectors: one row per line of the catalogue
+    item_neighbours.npz with --extend, if the earlier ids have such a file beside them: also of the new items, by their
+                        vectors, for evaluation.item_neighbours
     report.json         the quality of the ids
 """
 
@@ -33,7 +35,7 @@ from ugt_composer.importing.assigner import VECTORS
 from ugt_composer.importing.bundle import CATALOGUE
 from ugt_composer.importing.quality import summary
 from ugt_composer.importing.report_lines import lines_about_interactions
-from ugt_composer.importing.run import ID_FILES, add_items, make_ids
+from ugt_composer.importing.run import EXTENDED_FILES, ID_FILES, add_items, make_ids
 from ugt_composer.importing.settings import IdSettings, SplitSettings
 from ugt_composer.storage.output_folder import new_folder
 
@@ -97,7 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as scratch:
             report = make_ids(*settings, Path(scratch), say)
     else:
-        with new_folder(args.out, ID_FILES, args.overwrite) as folder:
+        files = ID_FILES if args.extend is None else EXTENDED_FILES
+        with new_folder(args.out, files, args.overwrite) as folder:
             if args.extend is not None:
                 report = add_items(args.extend, settings[0], ids, folder, say)
             else:

@@ -7,10 +7,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from convert.interactions_to_jsonl import main as import_interactions
 from convert.semantic_ids import main
 from ugt_composer.catalogue.catalogue import Catalogue
+from ugt_composer.catalogue.neighbour_file import read_neighbours
+from ugt_composer.catalogue.neighbours import load_neighbours
+from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.cli.extend import add_arguments
 from ugt_composer.errors import UserError
 
@@ -67,6 +71,28 @@ def test_old_ids_stay_and_new_items_are_beside_those_with_the_same_words(base, t
     vectors = np.load(tmp_path / "more" / "item_vectors.npy")
     assert len(vectors) == 84
     assert (vectors[:60] == np.load(base / "ids" / "item_vectors.npy")).all()
+
+
+def test_neighbours_beside_the_ids_get_those_of_the_new_items(base, tmp_path):
+    ids = tmp_path / "ids"
+    options = ["--items", str(base / "items.csv"), "--clusters", "6", "8", "--dimensions", "8", "--reserve", "0.5"]
+    assert import_interactions([str(base / "sequences.txt"), *options, "--out", str(ids)]) == 0
+    words = ["--extend", str(ids / "semantic_ids.json"), "--items", str(table(tmp_path / "items.csv", range(60, 70)))]
+    assert main([*words, "--out", str(tmp_path / "more")]) == 0
+    trie = ItemTrie.from_catalogue(Catalogue.load(tmp_path / "more" / "catalogue.jsonl"))
+    found = load_neighbours(str(tmp_path / "more" / "item_neighbours.npz"), trie)
+    triples, *_ = read_neighbours(str(tmp_path / "more" / "item_neighbours.npz"))
+    assert len(triples) == 70
+    rows = trie.find(torch.from_numpy(triples))
+    is_new = torch.zeros(71, dtype=torch.bool)  # the last one: no neighbour
+    is_new[rows[60:]] = True
+    assert (found.probabilities[rows[60:]].sum(1) - 1).abs().max() < 1e-5
+    assert is_new[found.neighbours[rows[:60]]].any(), "new items are neighbours of old ones"
+    assert main([*words, "--out", str(tmp_path / "more"), "--overwrite"]) == 0
+    shutil.copy(tmp_path / "more" / "item_neighbours.npz", ids / "item_neighbours.npz")
+    assert main([*words, "--out", str(tmp_path / "stale")]) == 0
+    assert "is not of the items of" in json.loads((tmp_path / "stale/report.json").read_text())["warnings"][-1]
+    assert not (tmp_path / "stale/item_neighbours.npz").exists()
 
 
 def test_retired_items_stay_so_where_their_ids_are_used_again(base, tmp_path):

@@ -71,12 +71,27 @@ def joined_vectors(parts: Sequence[np.ndarray], weights: Sequence[float], seed: 
 
 def mean_of_nearest(queries: np.ndarray, basis: np.ndarray, values: np.ndarray) -> np.ndarray:
     """(m, d) of length 1: for each of `queries` (m, e), the mean `values` (n, d) of its nearest `basis` (n, e)."""
-    queries, basis, values = unit_steps(queries), unit_steps(basis), unit_steps(values)
-    sums = np.empty((len(queries), values.shape[1]))
-    count = min(NEIGHBOURS, len(basis))
+    values = unit_steps(values)
+    found = nearest(queries, basis, NEIGHBOURS)
+    return normalized(
+        np.concatenate([values[found[at : at + BLOCK]].sum(axis=1) for at in range(0, len(found), BLOCK)])
+    )
+
+
+def nearest(queries: np.ndarray, basis: np.ndarray, count: int, leave_out: np.ndarray | None = None) -> np.ndarray:
+    """int64 (m, at most count): the `basis` (n, e) with the largest products with each of `queries` (m, e).
+
+    Args:
+        leave_out: int64 (m,), a row of `basis` for each query that is not to be found.
+    """
+    queries, basis = unit_steps(queries), unit_steps(basis)
+    count = max(min(count, len(basis) - (leave_out is not None)), 0)
+    found = np.empty((len(queries), count), np.int64)
     for start in range(0, len(queries), BLOCK):
         # Whole numbers, made different so that of equally similar vectors the first ones are chosen everywhere.
         keys = (queries[start : start + BLOCK] @ basis.T) * len(basis) - np.arange(len(basis))
-        nearest = np.argpartition(-keys, count - 1, axis=1)[:, :count]
-        sums[start : start + BLOCK] = values[nearest].sum(axis=1)
-    return normalized(sums)
+        if leave_out is not None:
+            keys[np.arange(len(keys)), leave_out[start : start + BLOCK]] = -np.inf
+        if count:
+            found[start : start + BLOCK] = np.argpartition(-keys, count - 1, axis=1)[:, :count]
+    return found

@@ -37,10 +37,10 @@ def count_neighbours(user: np.ndarray, item: np.ndarray, items: int) -> tuple[np
     near_total = np.asarray(near.sum(axis=1)).ravel()
     following_total = np.asarray(following.sum(axis=1)).ravel()
     near = sparse.diags((1 - NEXT_FRACTION) / np.where(near_total > 0, near_total, 1)) @ near
-    return _best_of_rows((near + sparse.diags(NEXT_FRACTION / (1 + following_total)) @ following).tocsr())
+    return best_of_rows((near + sparse.diags(NEXT_FRACTION / (1 + following_total)) @ following).tocsr())
 
 
-def _best_of_rows(matrix: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+def best_of_rows(matrix: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
     """The columns (n, K) of the MOST largest values of each row, -1: none; and the values. Ties go to lower columns."""
     matrix.sort_indices()
     row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))

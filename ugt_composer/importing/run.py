@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from ugt_composer.catalogue.neighbour_file import save_neighbours
+from ugt_composer.catalogue.neighbour_file import read_neighbours, save_neighbours
 from ugt_composer.errors import UserError
 from ugt_composer.importing.assign import Assigned, Given, assign_ids, read_given
 from ugt_composer.importing.assigner import FILE as ASSIGNER
@@ -17,7 +18,7 @@ from ugt_composer.importing.assigner import VECTORS
 from ugt_composer.importing.bundle import CATALOGUE, Bundle, retired_items
 from ugt_composer.importing.column_names import about_columns
 from ugt_composer.importing.corpus import Corpus, make_corpus, read_log
-from ugt_composer.importing.extend import Base, extend_ids, read_base
+from ugt_composer.importing.extend import Base, Extended, extend_ids, read_base
 from ugt_composer.importing.inputs import find_parts, shown
 from ugt_composer.importing.interactions import Interactions
 from ugt_composer.importing.items import Items, all_items, read_items
@@ -25,6 +26,7 @@ from ugt_composer.importing.jsonl import write_preferences, write_recommend
 from ugt_composer.importing.matching import match_codes
 from ugt_composer.importing.neighbours import FILE as NEIGHBOURS
 from ugt_composer.importing.neighbours import count_neighbours
+from ugt_composer.importing.new_neighbours import with_new_items
 from ugt_composer.importing.popularity import popularity
 from ugt_composer.importing.preferences import preference_rows
 from ugt_composer.importing.quality import quality
@@ -48,6 +50,7 @@ FILES = (
     *(CATALOGUE, BUNDLE, ASSIGNER, VECTORS, NEIGHBOURS, ACTIONS_NAME, REPORT),
 )
 ID_FILES = (CATALOGUE, BUNDLE, ASSIGNER, VECTORS, REPORT)
+EXTENDED_FILES = (*ID_FILES, NEIGHBOURS)
 Say = Callable[[str], object]
 
 
@@ -115,15 +118,33 @@ def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, fold
 
 
 def add_items(bundle: Path, source: SourceSettings, ids: IdSettings, folder: Path, say: Say) -> dict[str, Any]:
-    """Writes ID_FILES of the bundle's items and of the new ones in the table of items. Returns the report."""
+    """Writes EXTENDED_FILES of the bundle's items and of the new ones in the table of items; NEIGHBOURS only if the
+    bundle has such a file beside it. Returns the report."""
     base = read_base(bundle)
     known = read_known_items(source, say)
     extended = extend_ids(base, known, ids, say)
     report: dict[str, Any] = {"extends": str(bundle), "extension": extended.facts}
     report |= write_ids(extended.assigned, extended.items, folder, base) | table_facts(None, known)
-    report["warnings"] = [*(() if known is None else known.warnings), *extended.warnings]
+    stale = _write_neighbours(base, extended, folder)
+    report["warnings"] = [*(() if known is None else known.warnings), *extended.warnings, *stale]
     write_report(report, folder)
     return report
+
+
+def _write_neighbours(base: Base, extended: Extended, folder: Path) -> tuple[str, ...]:
+    """Writes NEIGHBOURS if the bundle has such a file beside it. Returns a warning if that is of other items."""
+    path = base.path.with_name(NEIGHBOURS)
+    if not path.exists():
+        return ()
+    ids, neighbours, probabilities = read_neighbours(str(path))
+    if not np.array_equal(ids, base.bundle.ids):
+        return (f"{path} is not of the items of {base.path}, so {NEIGHBOURS} of the new items was not written",)
+    assigned = extended.assigned
+    assert assigned.vectors is not None
+    with threadpool_limits(1):
+        extended_neighbours = with_new_items(neighbours, probabilities, assigned.vectors)
+    save_neighbours(folder / NEIGHBOURS, assigned.bundle.ids, *extended_neighbours)
+    return ()
 
 
 def read_known_items(source: SourceSettings, say: Say) -> Items | None:
