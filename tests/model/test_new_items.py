@@ -38,7 +38,8 @@ def test_a_new_item_gets_the_mean_of_the_nearest_old_ones_and_nothing_else_chang
     for values, now in ((sums, vectors_of(model, ids)), (bias.detach().numpy()[ids[:, 2], None], None)):
         centre = values[:30].mean(axis=0)
         means = np.stack([values[row].mean(axis=0) for row in old]) - centre
-        scale = np.sqrt(((values[:30] - centre) ** 2).sum() / (means[:30] ** 2).sum())
+        ratio = np.linalg.norm(values[:30] - centre) / np.linalg.norm(means[:30])
+        scale = np.sqrt(ratio)
         now = model.heads.heads[2].bias.detach().numpy()[ids[:, 2], None] if now is None else now
         assert now[30:34] == pytest.approx(centre + scale * means[30:34], abs=1e-5)
     changed = {name for name, weight in model.state_dict().items() if not weight.equal(before[name])}

@@ -55,8 +55,11 @@ def predictor(old: np.ndarray, new: np.ndarray) -> Callable[[np.ndarray], np.nda
     """A function that predicts values of new items, (m, v), from values of old ones, (k, v).
 
     A value is the mean of the NEAREST old items' values, by the cosine of their vectors. Means vary less than what they
-    are means of, and items with such values are hardly ever recommended; so they are scaled, about the mean of all old
-    items, by the factor at which predictions of old items from one another vary as much as their values.
+    are means of, and items with such values are hardly ever recommended. Scaled, about the mean of all old items, by
+    the factor at which predictions of old items from one another vary as much as their values, they are recommended
+    more often than they are chosen, in the place of old items. So they are scaled by the square root of this factor:
+    on the validation items of Amazon Beauty (unscaled, by the root, by the factor) recall@10 is .023, .054, .095 for
+    new items and .103, .084, .069 for old ones.
 
     Args:
         old: (k, d) vectors of the old items.
@@ -70,7 +73,7 @@ def predictor(old: np.ndarray, new: np.ndarray) -> Callable[[np.ndarray], np.nda
         centre = values.mean(axis=0)
         values = values - centre
         spread = np.square(values[near_sample].mean(axis=1)).sum()
-        scale = np.sqrt(np.square(values[sample]).sum() / spread) if spread > 0 else 1.0
+        scale = (np.square(values[sample]).sum() / spread) ** 0.25 if spread > 0 else 1.0  # ratio of squares
         return centre + scale * values[near_new].mean(axis=1)
 
     return predict
