@@ -199,13 +199,16 @@ def test_a_stage_that_reads_from_a_store_trains_on_the_rows_of_the_rounds(settin
     assert [stream.local for stream in config.data.eval.streams] == settings.validation
 
 
-def test_each_round_draws_another_sample(settings):
-    settings = replace(settings, preferences=PreferencesSettings(limit=9, reward="r.csv", reward_scale=0.5), seed=7)
+def test_each_round_draws_another_sample(settings, tmp_path):
+    rewards = tmp_path / "r.csv"
+    rewards.write_text("item_id,reward\n" + "".join(f"item-{number},1\n" for number in range(60)))
+    options = PreferencesSettings(limit=9, reward=str(rewards), reward_scale=0.5)
+    settings = replace(settings, preferences=options, seed=7)
     run = Simulated(0.2, 0.3, 0.2)
     run_rounds(settings, Commands(settings), run)
     for number in (1, 2):
         words = " ".join(run.ran[f"round-{number}/preferences"])
-        assert f"--limit 9 --reward r.csv --reward-scale 0.5 --seed {7 + number}" in words
+        assert f"--limit 9 --reward {rewards} --reward-scale 0.5 --seed {7 + number}" in words
 
 
 @pytest.mark.parametrize(
@@ -216,11 +219,52 @@ def test_each_round_draws_another_sample(settings):
         ({"stage": [str(ROOT / "yamls/stage2.yaml")]}, "loss.lambda_preference is 0"),
         ({"overrides": ["optimizer.lrr=1"]}, "optimizer.lrr is unknown; did you mean optimizer.lr"),
         ({"overrides": ["data.catalogue=null"]}, "data.catalogue is missing"),
+        ({"validation": ["a", "a"]}, "validation names a twice; expected each folder once"),
+        ({"data": ["a", "b"], "validation": ["./b"]}, "validation names ./b, which data names too"),
+        ({"preferences": PreferencesSettings(reward="nowhere.csv")}, "--reward nowhere.csv: no such file"),
     ],
 )
 def test_what_cannot_work_is_named_before_the_first_step(settings, changes, words):
     with pytest.raises(UserError, match=words):
         Commands(replace(settings, **changes))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["loss.preference_objective=group", "model.level_softmax=catalogue"], "objective is group, .* expected dpo"),
+        (["loss.reference_log_probs=data"], "reference_log_probs is data, which new pairs do not have; expected model"),
+    ],
+)
+def test_a_stage_that_cannot_use_new_pairs_is_refused(settings, overrides, words):
+    with pytest.raises(UserError, match=words):
+        Commands(replace(settings, overrides=[*settings.overrides, *overrides]))
+
+
+def test_folders_may_have_any_name(settings, tmp_path):
+    folder = tmp_path / 'it\'s a "shop", {täglich}'
+    folder.symlink_to(settings.data[0])
+    settings = replace(settings, data=[str(folder)])
+    command = Commands(settings).training(Path("model"), Path("pairs"), Path("out"))
+    config = load_config(ROOT / "yamls/stage3.yaml", overrides=command[command.index(settings.stage[0]) + 1 :])
+    assert [stream.local for stream in config.data.train.streams] == ["pairs", str(folder)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"settings": 1, "config": "", "finished": []}',
+        '{"settings": {}, "config": "a: [", "finished": []}',
+    ],
+)
+def test_a_state_that_cannot_be_read_is_an_error(settings, text):
+    Path(settings.save_folder).mkdir()
+    (Path(settings.save_folder) / "state.json").write_text(text)
+    with pytest.raises(UserError, match=r"state\.json: cannot be read .*; use another save_folder"):
+        run_rounds(settings, Commands(settings), Simulated())
 
 
 def test_pairs_are_refused_as_data_and_accepted_beside_rows_of_the_validation(settings, shop):

@@ -1,13 +1,16 @@
 """The commands of a round: those that a user would type."""
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.config.load import keys_of_override, load_config
 from ugt_composer.config.schema import Config
 from ugt_composer.data.manifest import Manifest, read_manifest
 from ugt_composer.errors import UserError, nearest
+from ugt_composer.inference.rewards import read_rewards
 from ugt_composer.jsonl.schema import RECOMMEND
 from ugt_composer.rounds.settings import RoundsSettings
 
@@ -36,13 +39,15 @@ class Commands:
         self.settings = settings
         for override in settings.overrides:
             _check_override(override)
-        self.config = load_config(
-            *settings.stage, overrides=self._overrides(Path("round"), Path("start"), ["{local: mds}"])
-        )
+        _check_folders(settings)
         manifests = [read_manifest(folder) for folder in settings.data]
         self.rows = [manifest.rows for manifest in manifests]
+        streams = self._streams(Path("preferences"))
+        self.config = load_config(*settings.stage, overrides=self._overrides(Path("round"), Path("start"), streams))
         _check_kinds(manifests, [read_manifest(folder) for folder in settings.validation])
         _check(settings, self.config)
+        if settings.preferences.reward is not None:
+            read_rewards(settings.preferences.reward, Catalogue.load(str(self.config.data.catalogue)))
 
     def preferences(self, model: Path, out: Path, number: int) -> list[str]:
         """Args: number: of the round, from 1; each round draws another sample."""
@@ -57,14 +62,17 @@ class Commands:
         return command
 
     def training(self, model: Path, preferences: Path, out: Path) -> list[str]:
+        overrides = self._overrides(out, model, self._streams(preferences))
+        return [str(BIN / "composer"), *self.settings.composer, str(TRAIN), *self.settings.stage, *overrides]
+
+    def _streams(self, preferences: Path) -> list[str]:
+        """Those of `data.train`, as YAML: the preference rows, and the rows that they are made of."""
         left = 1 - self.settings.proportion
         streams = [(str(preferences), self.settings.proportion)]
         if left > 0:
             total = sum(self.rows)
             streams += [(d, left * rows / total) for d, rows in zip(self.settings.data, self.rows, strict=True)]
-        texts = [f"{{local: '{folder}', proportion: {proportion:.6g}}}" for folder, proportion in streams]
-        overrides = self._overrides(out, model, texts)
-        return [str(BIN / "composer"), *self.settings.composer, str(TRAIN), *self.settings.stage, *overrides]
+        return [f"{{local: {_quoted(folder)}, proportion: {proportion:.6g}}}" for folder, proportion in streams]
 
     def evaluation(self, model: Path, report: Path) -> list[str]:
         """The same options for every model, so that their metrics can be compared."""
@@ -87,9 +95,9 @@ class Commands:
         """Those of the training: the user's override the first ones, the last ones override the user's.
 
         Args:
-            streams: those of `data.train`, as YAML.
+            streams: see `_streams`.
         """
-        held_out = ",".join(f"{{local: '{folder}'}}" for folder in self.settings.validation)
+        held_out = ",".join(f"{{local: {_quoted(folder)}}}" for folder in self.settings.validation)
         return [
             "data.eval.local=null",
             "data.eval.remote=null",
@@ -108,6 +116,23 @@ class Commands:
 def _each(option: str, values: Sequence[str]) -> Iterator[str]:
     for value in values:
         yield from (option, value)
+
+
+def _quoted(text: str) -> str:
+    """As YAML reads it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _check_folders(settings: RoundsSettings) -> None:
+    data = [Path(folder).resolve() for folder in settings.data]
+    for name in ("data", "validation"):
+        for place, folder in enumerate(folders := getattr(settings, name)):
+            if folder in folders[:place]:
+                raise UserError(f"{name} names {folder} twice; expected each folder once")
+            if name == "validation" and Path(folder).resolve() in data:
+                raise UserError(
+                    f"validation names {folder}, which data names too; expected rows that no model is trained on"
+                )
 
 
 def _check_override(text: str) -> None:
@@ -140,3 +165,9 @@ def _check(settings: RoundsSettings, config: Config) -> None:
         raise UserError(
             f"loss.lambda_preference is 0 in {' + '.join(settings.stage)}; expected a stage with a preference loss"
         )
+    for key, found, expected, why in (
+        ("preference_objective", config.loss.preference_objective, "dpo", "does not read the pairs that rounds make"),
+        ("reference_log_probs", config.loss.reference_log_probs, "model", "new pairs do not have"),
+    ):
+        if found != expected:
+            raise UserError(f"loss.{key} is {found}, which {why}; expected {expected}")

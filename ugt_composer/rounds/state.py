@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from yaml import YAMLError
+
 from ugt_composer.checkpoint.resumable import config_differences
 from ugt_composer.config.checks import is_within, on_resume_of_keys
 from ugt_composer.config.keys import FREE
@@ -50,10 +52,11 @@ class State:
     def _read(self) -> None:
         try:
             content = json.loads(self.path.read_text("utf-8"))
-            before, config, self.finished = content["settings"], content["config"], list(content["finished"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.path}: cannot be read ({error!r}); use another save_folder") from None
-        for key, (value, now) in (self._changed_settings(before) | self._changed_keys(config)).items():
+            self.finished = list(content["finished"])
+            changed = self._changed_settings(content["settings"]) | self._changed_keys(content["config"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError) as error:
+            raise UserError(f"{self.path}: cannot be read ({type(error).__name__}); use another save_folder") from None
+        for key, (value, now) in changed.items():
             raise UserError(
                 f"{self.path}: {key} was {value!r} when these rounds began, now it is {now!r}; set it back to resume "
                 "them, or use another save_folder"
