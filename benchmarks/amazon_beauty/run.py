@@ -50,7 +50,7 @@ from benchmarks.trained_models import (  # noqa: E402
 from ugt_composer.job.cpus import available_cpus  # noqa: E402
 
 WEIGHTS = (1.0, 4.0, 16.0)
-NEIGHBOUR_WEIGHTS = (0.0, 0.1, 0.2, 0.4)
+NEIGHBOUR_WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8)
 NAMES = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 MODES = {"all items": "--include-seen", "without the history's": "--exclude-seen"}
 # Same data and split, by what they rank: all items, those that are not in the history, or not known which.
