@@ -84,7 +84,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data/amazon_beauty")
     parser.add_argument("--out", type=Path, default=Path("beauty-run"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--rival-seeds", type=int, nargs="+", help="seeds of SASRec (default: those of --seeds)")
+    parser.add_argument("--rival-seeds", type=int, nargs="*", help="seeds of SASRec (default: those of --seeds)")
     parser.add_argument("--held-out-set", choices=held_out_sets.SETS, help="use this part of --data instead")
     parser.add_argument("--untrained", action="store_true", help="train nothing; print the baselines without training")
     parser.add_argument("--jobs", type=int, default=available_cpus(), help="parallel trainings, on one core each")
@@ -98,7 +98,7 @@ def main() -> int:
     if arguments.untrained:
         print("\n".join(table(NAMES, evaluate_untrained(data))))
         return 0
-    rival_seeds = arguments.rival_seeds or arguments.seeds
+    rival_seeds = arguments.seeds if arguments.rival_seeds is None else arguments.rival_seeds
     out.mkdir(parents=True, exist_ok=True)
     prepare(data, out)
     with ThreadPoolExecutor(arguments.jobs) as pool:
@@ -106,7 +106,8 @@ def main() -> int:
         networks = pool.map(lambda seed: trained_sasrec(data, out, seed), rival_seeds)
         minutes = list(trainings)
         scores = evaluate_ours(out, arguments.seeds, pool) | evaluate_untrained(data)
-        scores |= evaluate_sasrec(data, list(networks))
+        if rival_seeds:
+            scores |= evaluate_sasrec(data, list(networks))
     write_results(
         results(data, out, scores, minutes, arguments.seeds, rival_seeds), FOLDER if is_published(data) else out
     )
@@ -278,7 +279,7 @@ def results(
 ) -> str:
     report = import_report(out)
     users, items = report["users"], report["quality"]["items"]
-    rival = "" if rival_seeds == seeds else f" (of SASRec over {seeds_in_words(rival_seeds)})"
+    rival = "" if rival_seeds in ([], seeds) else f" (of SASRec over {seeds_in_words(rival_seeds)})"
     lines = [
         f"# {data.name}: leave-one-out, {users:,} users, all {items:,} items ranked",
         "",
@@ -286,7 +287,7 @@ def results(
         f"{seeds_in_words(seeds)}{rival}, ± their standard deviation, on the test items; rows without ± involve no "
         "seed. Same-day interactions keep the order of the file. All choices were made on the validation items.",
         "",
-        f"Training UGT takes {np.mean(minutes):.0f} minutes per seed on one core, in {cpu_precision()} ({machine()}).",
+        f"Training UGT took {np.mean(minutes):.0f} minutes per seed on one core, in {cpu_precision()} ({machine()}).",
         "",
         *table(NAMES, scores | (PUBLISHED if is_published(data) else {})),
     ]
