@@ -252,7 +252,7 @@ def recalls(out: Path, checkpoint: Path, options: Sequence[object]) -> list[floa
 
 def recall(out: Path, checkpoint: Path, part: str, options: Sequence[object]) -> float:
     """Recall@K of `ugt recommend` for the test rows of a part; a row's target is its label."""
-    kinds = [name for name in ("--only", "--item-neighbours") if name in options]
+    kinds = [name for name in ("--catalogue", "--only", "--item-neighbours") if name in options]
     name = "".join([checkpoint.parent.name, "-", checkpoint.name, "-", part, *kinds, ".jsonl"])
     lists, rows = out / "lists" / name, out / f"test_{part}.jsonl"
     if not lists.exists():
