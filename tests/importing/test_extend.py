@@ -95,6 +95,22 @@ def test_neighbours_beside_the_ids_get_those_of_the_new_items(base, tmp_path):
     assert not (tmp_path / "stale/item_neighbours.npz").exists()
 
 
+def test_a_new_item_without_a_known_word_gets_no_neighbours(base, tmp_path):
+    ids = tmp_path / "ids"
+    options = ["--items", str(base / "items.csv"), "--clusters", "6", "8", "--dimensions", "8", "--reserve", "0.5"]
+    assert import_interactions([str(base / "sequences.txt"), *options, "--out", str(ids)]) == 0
+    items = table(tmp_path / "items.csv", range(60, 70))
+    items.write_text(items.read_text() + "i70,xyzzy plugh\n")
+    words = ["--extend", str(ids / "semantic_ids.json"), "--items", str(items)]
+    assert main([*words, "--out", str(tmp_path / "more")]) == 0
+    bundle = json.loads((tmp_path / "more/semantic_ids.json").read_text())
+    _, neighbours, _ = read_neighbours(str(tmp_path / "more/item_neighbours.npz"))
+    unknown = list(bundle["items"]).index("i70")
+    assert (neighbours[unknown] == -1).all()
+    assert not (neighbours == unknown).any()
+    assert (neighbours[60] >= 0).any()
+
+
 def test_retired_items_stay_so_where_their_ids_are_used_again(base, tmp_path):
     ids = tmp_path / "ids"
     shutil.copytree(base / "ids", ids)

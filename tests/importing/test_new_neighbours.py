@@ -63,3 +63,21 @@ def test_with_one_old_item_it_is_the_neighbour_of_a_single_new_one(vectors):
     neighbours, probabilities = with_new_items(np.full((1, 1), -1), np.zeros((1, 1)), vectors[:2])
     assert neighbours.tolist() == [[1], [0]]
     assert probabilities == pytest.approx(np.array([[0.25], [1 / NEAREST]]), abs=1e-6)
+
+
+def test_a_new_item_of_which_nothing_is_known_changes_nothing(vectors):
+    unknown, others = OLD + 1, np.delete(np.arange(ITEMS), OLD + 1)
+    expected = dense(*with_new_items(*counted(), vectors[others]), ITEMS - 1)
+    vectors[unknown] = 0
+    found = dense(*with_new_items(*counted(), vectors), ITEMS)
+    assert not found[unknown].any()
+    assert not found[:, unknown].any()
+    np.testing.assert_allclose(found[np.ix_(others, others)], expected, atol=1e-6)
+
+
+def test_an_old_item_of_which_nothing_is_known_keeps_its_counted_neighbours(vectors):
+    vectors[0] = 0
+    found = dense(*with_new_items(*counted(), vectors), ITEMS)
+    np.testing.assert_allclose(found[0, :OLD], dense(*counted(), OLD)[0])
+    assert not found[0, OLD:].any()
+    assert not found[OLD:, 0].any()

@@ -53,6 +53,16 @@ class Extended:
     facts: dict[str, Any]
     warnings: tuple[str, ...]
 
+    @property
+    def known_vectors(self) -> np.ndarray:
+        """(I + n, d): the vectors of all items, 0 where that is the vector of a random item."""
+        assert self.assigned.vectors is not None
+        assert self.assigned.assigner is not None
+        views = self.assigned.assigner.views.values()
+        if not views:  # the vectors were given by a file
+            return self.assigned.vectors
+        return self.assigned.vectors * np.any([view.known for view in views], axis=0)[:, None]
+
 
 def read_base(path: Path) -> Base:
     """Reads a bundle and the files beside it. Raises UserError if it cannot be extended, with the reason."""

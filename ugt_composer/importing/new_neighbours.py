@@ -25,16 +25,19 @@ def with_new_items(
     Args:
         neighbours: int (k, K), -1: none.
         probabilities: (k, K).
-        vectors: (n, d), old items first.
+        vectors: (n, d), old items first; 0 where nothing is known of an item, which then gets no neighbours by vectors
+            and becomes none.
     """
     old, items = len(neighbours), len(vectors)
     vectors = normalized(vectors.astype(np.float64))
-    new = np.arange(old, items)
+    known = np.flatnonzero(vectors.any(axis=1))
+    vectors, known_old = vectors[known], int((known < old).sum())
+    new = known[known_old:]
     row, place = np.nonzero(neighbours >= 0)
     counted = _matrix(row, neighbours[row, place], probabilities[row, place], items)
-    near_old = nearest(vectors[old:], vectors[:old], NEAREST)
+    near_old = known[nearest(vectors[known_old:], vectors[:known_old], NEAREST)]
     added = _matrix(near_old.ravel(), np.repeat(new, near_old.shape[1]), 1 / NEAREST, items)
-    near = nearest(vectors[old:], vectors, NEAREST, leave_out=new)
+    near = known[nearest(vectors[known_old:], vectors, NEAREST, leave_out=np.arange(known_old, len(known)))]
     of_new = _matrix(np.repeat(new, near.shape[1]), near.ravel(), 1 / NEAREST, items)
     totals = 1 + np.asarray(added.sum(axis=1)).ravel()
     return best_of_rows((sparse.diags(1 / totals) @ (counted + added) + of_new).tocsr())

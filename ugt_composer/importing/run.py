@@ -139,11 +139,9 @@ def _write_neighbours(base: Base, extended: Extended, folder: Path) -> tuple[str
     ids, neighbours, probabilities = read_neighbours(str(path))
     if not np.array_equal(ids, base.bundle.ids):
         return (f"{path} is not of the items of {base.path}, so {NEIGHBOURS} of the new items was not written",)
-    assigned = extended.assigned
-    assert assigned.vectors is not None
     with threadpool_limits(1):
-        extended_neighbours = with_new_items(neighbours, probabilities, assigned.vectors)
-    save_neighbours(folder / NEIGHBOURS, assigned.bundle.ids, *extended_neighbours)
+        extended_neighbours = with_new_items(neighbours, probabilities, extended.known_vectors)
+    save_neighbours(folder / NEIGHBOURS, extended.assigned.bundle.ids, *extended_neighbours)
     return ()
 
 
