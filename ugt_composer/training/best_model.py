@@ -103,7 +103,7 @@ def criterion_of(
     if isinstance(metric, EvaluationMetric) and name in metric.sums.losses:
         settings |= {f"loss.{key}": value for key, value in config.loss.arguments.items()}
         settings["loss.reference_from"] = config.loss.reference_from
-        if config.loss.uses_group:  # which is drawn from the others
+        if config.loss.uses_group:  # the groups are drawn from the items that are not retired
             settings["retired items"] = retired
     elif name != "preference_accuracy":
         settings |= {

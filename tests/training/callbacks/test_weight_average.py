@@ -10,7 +10,9 @@ from ugt_composer.checkpoint.portable import load_portable
 from ugt_composer.checkpoint.run_checkpoints import newest_checkpoint
 from ugt_composer.config.load import load_config
 from ugt_composer.errors import UserError
+from ugt_composer.parallelism.ddp import DdpStrategy
 from ugt_composer.training.build import build_trainer
+from ugt_composer.training.callbacks.weight_average import WeightAverage
 
 DECAY = 0.9
 EMA = (f"ema_decay={DECAY}", "model.dropout=0.2", "model.expert_capacity_factor=null", "device_eval_batch_size=16")
@@ -103,6 +105,21 @@ def test_a_run_that_is_preempted_while_it_evaluates_saves_the_weights_it_trains(
     assert any(not torch.equal(content["average"][f"model.{name}"], value) for name, value in after[4].items())
     trained(stage_config(tmp_path, 1, None, *EMA))
     assert comparable(tmp_path) == comparable(out)
+
+
+def test_weights_that_are_loaded_after_an_interrupted_evaluation_are_trained():
+    model = torch.nn.Linear(2, 1)
+    strategy = DdpStrategy(model, lambda network: torch.optim.SGD(network.parameters()), torch.device("cpu"))
+    average = WeightAverage(strategy, DECAY)
+    average.eval_start(None, None)  # no end: the evaluation has failed
+    with torch.no_grad():
+        model.weight.fill_(1.0)  # the checkpoint's average
+        average.take_weights()
+        model.weight.fill_(2.0)  # its weights
+    average.fit_start(None, None)
+    assert (model.weight == 2).all()
+    with average.in_model():
+        assert (model.weight == 1).all()
 
 
 def test_an_average_cannot_begin_or_end_when_a_run_resumes(whole, stage_config):

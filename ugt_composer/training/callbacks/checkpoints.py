@@ -149,6 +149,7 @@ class Checkpoints(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self._check_states(state)  # now, and not only when the first checkpoint is due
+        self.by_hand = False  # after an evaluation that was interrupted
 
     def eval_standalone_start(self, state: State, logger: Logger) -> None:
         self.by_hand = True  # an evaluation outside training does not select `best/`

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import torch
 from composer import Callback, Logger, State
-from torch import Tensor
 
 from ugt_composer.parallelism.strategy import Strategy
 
@@ -24,8 +23,6 @@ class WeightAverage(Callback):
     def __init__(self, strategy: Strategy, decay: float):
         self.strategy = strategy
         self.decay = decay
-        self._averages: dict[str, Tensor] = {}
-        self._is_in_model = False  # whether model and averages have exchanged their values
         self.take_weights()
 
     @property
@@ -37,6 +34,7 @@ class WeightAverage(Callback):
     def take_weights(self) -> None:
         """Sets the averages to the model's weights."""
         self._averages = {name: weight.clone() for name, weight in self.strategy.trainable_parts()}
+        self._is_in_model = False  # whether model and averages have exchanged their values
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self._exchange(in_model=False)  # after an evaluation that was interrupted
