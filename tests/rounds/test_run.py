@@ -220,6 +220,7 @@ def test_each_round_draws_another_sample(settings, tmp_path):
         ({"overrides": ["optimizer.lrr=1"]}, "optimizer.lrr is unknown; did you mean optimizer.lr"),
         ({"overrides": ["data.catalogue=null"]}, "data.catalogue is missing"),
         ({"validation": ["a", "a"]}, "validation names a twice; expected each folder once"),
+        ({"data": ["a", "b", "b/../a"]}, "data names b/../a twice; expected each folder once"),
         ({"data": ["a", "b"], "validation": ["./b"]}, "validation names ./b, which data names too"),
         ({"preferences": PreferencesSettings(reward="nowhere.csv")}, "--reward nowhere.csv: no such file"),
     ],

@@ -124,12 +124,12 @@ def _quoted(text: str) -> str:
 
 
 def _check_folders(settings: RoundsSettings) -> None:
-    data = [Path(folder).resolve() for folder in settings.data]
-    for name in ("data", "validation"):
-        for place, folder in enumerate(folders := getattr(settings, name)):
-            if folder in folders[:place]:
+    data, validation = ([Path(f).resolve() for f in folders] for folders in (settings.data, settings.validation))
+    for name, folders, resolved in (("data", settings.data, data), ("validation", settings.validation, validation)):
+        for place, folder in enumerate(folders):
+            if resolved[place] in resolved[:place]:
                 raise UserError(f"{name} names {folder} twice; expected each folder once")
-            if name == "validation" and Path(folder).resolve() in data:
+            if name == "validation" and resolved[place] in data:
                 raise UserError(
                     f"validation names {folder}, which data names too; expected rows that no model is trained on"
                 )
