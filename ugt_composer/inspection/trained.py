@@ -24,6 +24,7 @@ MAIN_KEYS = (
     "max_duration",
     "global_train_batch_size",
     "precision",
+    "ema_decay",
     "loss.lambda_contrastive",
     "loss.lambda_preference",
     "optimizer.name",
