@@ -46,8 +46,8 @@ def find_on_rank_0(find: Callable[[], tuple[Path, dict[str, Any]] | None]) -> tu
     """Runs `find` on rank 0, so that all ranks resume from the same file and only one reads it. A collective.
 
     Returns:
-        Path and content of a checkpoint; on the other ranks without the tensors of model and optimizer. None where
-        there is no checkpoint.
+        Path and content of a checkpoint; on the other ranks without the tensors of model, average and optimizer. None
+        where there is no checkpoint.
 
     Raises:
         UserError: on every rank, what `find` raised on rank 0.
