@@ -46,11 +46,10 @@ def check_resumable(
             f"{_hashes(data)}): the run cannot resume with other data; use the folders it began with, {INSTEAD}"
         )
     on_resume = on_resume_of_keys(Config)
-    free = tuple(name for name, rule in on_resume.items() if rule is FREE)
     differences = {
         name: values
         for name, values in config_differences(content["config"], config).items()
-        if name not in (CATALOGUE, SCHEDULE_END) and not is_within(name, free)
+        if name not in (CATALOGUE, SCHEDULE_END) and not is_free(name)
     }
     if content["catalogue"] != catalogue:
         differences[CATALOGUE] = (_short(content["catalogue"]), _short(catalogue))
@@ -80,6 +79,11 @@ def config_differences(text: str, config: Config) -> dict[str, tuple[Any, Any]]:
     if ANCHOR in differences and _loss_of(before).anchor_weight == config.loss.anchor_weight:
         del differences[ANCHOR]
     return differences
+
+
+def is_free(name: str) -> bool:
+    """Whether a key, or the key whose value contains it, such as `callbacks`, may always change."""
+    return is_within(name, tuple(key for key, rule in on_resume_of_keys(Config).items() if rule is FREE))
 
 
 def _loss_of(flat: Mapping[str, Any]) -> LossConfig:

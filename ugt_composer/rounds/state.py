@@ -11,9 +11,8 @@ from typing import Any
 
 from yaml import YAMLError
 
-from ugt_composer.checkpoint.resumable import config_differences
-from ugt_composer.config.checks import is_within, on_resume_of_keys
-from ugt_composer.config.keys import FREE
+from ugt_composer.checkpoint.resumable import config_differences, is_free
+from ugt_composer.config.checks import is_within
 from ugt_composer.config.load import config_yaml
 from ugt_composer.config.schema import Config
 from ugt_composer.errors import UserError
@@ -70,11 +69,10 @@ class State:
 
     def _changed_keys(self, config: str) -> dict[str, tuple[Any, Any]]:
         """The same of the keys of the trainings, whose config was `config`, as YAML."""
-        free = tuple(key for key, rule in on_resume_of_keys(Config).items() if rule is FREE)
         return {
             f"{key} of the stage": values
             for key, values in config_differences(config, self._config).items()
-            if is_within(key, (EVALUATION,)) or not is_within(key, free)
+            if is_within(key, (EVALUATION,)) or not is_free(key)
         }
 
 

@@ -244,8 +244,7 @@ class Checkpoints(Callback):
         if self.criterion is None:
             self.best = None
         started = time.monotonic()
-        weights = self._gather_weights(averaged=False, memory=self._memory)
-        portable = weights if self.average is None else self._gather_weights(averaged=True, memory=self._average_memory)
+        weights, portable = self._gather_both(self._memory, self._average_memory)
         path = checkpoint_path(self.folder, state.timestamp.batch.value, self.config.checkpoint.sharded)
         if self.config.checkpoint.sharded:
             beside = state_beside_shards(weights, self.config.parallelism, self.strategy)
@@ -275,24 +274,29 @@ class Checkpoints(Callback):
     def write(self, path: Path, state: State) -> None:
         """Writes one file that any strategy on any number of ranks can resume from."""
         self.writer.finish()
-        weights = self._gather_weights(averaged=False)
-        portable = weights if self.average is None else self._gather_weights(averaged=True)
-        content = self._whole_state(state, weights, portable)
+        content = self._whole_state(state, *self._gather_both())
         save_on_rank_0(path.parent, lambda: write_checkpoint(path, content))
 
     def _whole_state(
         self,
         state: State,
         weights: dict[str, Tensor],
-        averaged: dict[str, Tensor],
+        portable: dict[str, Tensor],
         memory: HostMemory | None = None,
     ) -> dict[str, Any]:
         """A copy, so that training may continue."""
         content = copy.deepcopy(self._light_state(state))
         content |= {"model": weights, "optimizer": gather_optimizer(self.strategy, memory)}
         if self.average is not None:
-            content[AVERAGE] = {name: averaged[name] for name in self.average.names if name in averaged}
+            content[AVERAGE] = {name: portable[name] for name in self.average.names if name in portable}
         return content
+
+    def _gather_both(
+        self, memory: HostMemory | None = None, average_memory: HostMemory | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The weights that are trained, and those of the portable models; without `ema_decay` the same dict."""
+        weights = self._gather_weights(averaged=False, memory=memory)
+        return weights, weights if self.average is None else self._gather_weights(averaged=True, memory=average_memory)
 
     def _gather_weights(self, averaged: bool, memory: HostMemory | None = None) -> dict[str, Tensor]:
         """Of the average, or those that are trained, whichever of them the model has now. Without `ema_decay` they are
