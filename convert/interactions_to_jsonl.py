@@ -158,6 +158,8 @@ def print_preferences(report: dict[str, Any]) -> None:
         return
     if "chosen_min" in facts:
         by = f"rated {facts['chosen_min']:g} or more against {facts['rejected_max']:g} or less"
+    elif "rating_gap" in facts:
+        by = f"any rating against those lower by {facts['rating_gap']:g} or more"
     else:
         by = f"{', '.join(facts['chosen_actions'])} against {', '.join(facts['rejected_actions'])}"
     print(f"preferences: {by}; validation by {facts['validation_by']}")

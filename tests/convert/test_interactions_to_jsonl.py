@@ -121,8 +121,10 @@ def test_held_out_items_change_nothing_that_comes_before_them(source, changed, s
     assert (before / "test.jsonl").read_bytes() != (after / "test.jsonl").read_bytes()
 
 
-def test_preferences_follow_the_ratings_and_train_on_the_past_alone(source):
-    out = run(source, "out", "--items", source.with_name("items.csv"), "--pairs-per-user", "all")
+@pytest.mark.parametrize("gap", [None, 1.0])
+def test_preferences_follow_the_ratings_and_train_on_the_past_alone(source, gap):
+    options = [] if gap is None else ["--rating-gap", gap]
+    out = run(source, "out", "--items", source.with_name("items.csv"), "--pairs-per-user", "all", *options)
     decoder = Decoder(out)
     stars = {(str(u), str(i)): (r, t) for u, i, r, t in ratings().iter_rows()}
     for name, held_out in (("train_preference.jsonl", False), ("validation_preference.jsonl", True)):
@@ -131,10 +133,10 @@ def test_preferences_follow_the_ratings_and_train_on_the_past_alone(source):
         for row in read:
             user = row["user_id"]
             rating, time = stars[user, decoder.item(row["chosen_item"])]
-            assert rating >= 4
+            assert gap or rating >= 4
             assert (time == EACH - 2) == held_out
             rejected = [stars[user, decoder.item(item)] for item in row["rejected_items"]]
-            assert all(other <= 2 for other, _ in rejected)
+            assert all(other <= (rating - gap if gap else 2) for other, _ in rejected)
             assert all(when < EACH - 1 - (not held_out) for _, when in rejected)
             history = decoder.items(row["user_sequence"], "encoder")
             assert history == sequences()[user][: min(time, *(when for _, when in rejected))]
@@ -287,6 +289,9 @@ def test_items_without_a_code_are_refused_or_left_out(source):
         (["--codes", "none.json"], "none.json: cannot be read"),
         (["--codes", "a", "--vectors", "b"], "expected only one of them"),
         (["--chosen-min", "2", "--rejected-max", "3"], "--rejected-max 3 is not below --chosen-min 2"),
+        (["--rating-gap", "0"], "--rating-gap 0: expected a number above 0"),
+        (["--rating-gap", "nan"], "--rating-gap nan: expected a number above 0"),
+        (["--rating-gap", "1", "--chosen-min", "4"], "--rating-gap: not together with --chosen-min"),
         (["--positive-actions", "click"], "--positive-actions: no column of actions was found"),
         (["--codebook-sizes", "5", "5", "5"], "--codebook-sizes 5 5 5: expected 3 sizes above 5"),
         (["--codebook-sizes", "6", "6", "6"], "--codebook-sizes 6 6 6: room for 1 item, but there are 40"),

@@ -6,7 +6,17 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ugt_composer.importing.pairs import REPEATS, Log, Pairs, find_pairs, make_pairs, parts_of_log
+from ugt_composer.importing.pairs import (
+    NEVER,
+    REPEATS,
+    Log,
+    Pairs,
+    find_pairs,
+    levels_of_ratings,
+    make_pairs,
+    parts_of_log,
+    two_levels,
+)
 from ugt_composer.importing.splits import TEST, TRAIN, VALIDATION, leave_one_out, user_offsets
 
 
@@ -21,25 +31,33 @@ def logs(draw) -> Log:
     if not positive.any():
         positive[0] = True
     part = leave_one_out(user[positive], user_offsets(user[positive], len(counts)), 3)
-    return Log(user, items, parts_of_log(user, positive, part), positive, kind == "c", kind == "r")
+    if draw(st.booleans()):
+        levels = two_levels(kind == "c", kind == "r")
+    else:
+        levels = levels_of_ratings(np.array(draw(ratings(size)), np.float32), draw(st.sampled_from([0.5, 1, 2.5])))
+    return Log(user, items, parts_of_log(user, positive, part), positive, *levels)
+
+
+def ratings(size: int):
+    return st.lists(st.sampled_from([0.5, 1, 2, 2.5, 4, 4.5, 5, np.nan]), min_size=size, max_size=size)
 
 
 def twin(log: Log, may_choose, may_reject, window: int, most: int) -> list[tuple[int, list[int], int]]:
     """[(chosen, rejected, the earliest of them)]."""
     size, found = len(log.user), []
     for i in range(size):
-        if not (log.chosen[i] and may_choose[i]):
+        if not (log.chosen[i] >= 0 and may_choose[i]):
             continue
         liked = {
             int(log.meaning[j])
             for j in range(size)
-            if log.user[j] == log.user[i] and log.chosen[j] and (may_choose[j] or may_reject[j])
+            if log.user[j] == log.user[i] and log.chosen[j] >= log.chosen[i] and (may_choose[j] or may_reject[j])
         }
         usable = [
             j
             for j in range(size)
             if log.user[j] == log.user[i]
-            and log.rejected[j]
+            and log.rejected[j] <= log.chosen[i]
             and may_reject[j]
             and log.meaning[j] not in liked
             and any(log.positive[k] and log.user[k] == log.user[i] for k in range(j))
@@ -118,7 +136,7 @@ def test_held_out_users_validate_and_never_train(log):
 @given(logs())
 def test_training_pairs_do_not_depend_on_what_users_chose_who_are_held_out(log):
     apart = np.arange(log.user.max() + 1) % 2 == 0
-    others = replace(log, chosen=log.chosen ^ apart[log.user])
+    others = replace(log, chosen=np.where(apart[log.user], -1 - log.chosen, log.chosen).astype(np.int16))
     pairs = [listed(make_pairs(each, apart, 5, 3, 1, random())[0]) for each in (log, others)]
     assert pairs[0] == pairs[1]
 
@@ -138,3 +156,17 @@ def test_items_rejected_after_the_validation_item_are_not_trained_on():
     positive = np.array([True, False, True, True, False, True, False])
     part = leave_one_out(user[positive], user_offsets(user[positive], 1), 3)
     assert parts_of_log(user, positive, part).tolist() == [TRAIN] * 3 + [VALIDATION] * 2 + [TEST] * 2
+
+
+@given(st.integers(1, 12).flatmap(ratings), st.sampled_from([0.5, 1, 1.5, 3, 9]))
+def test_an_item_is_chosen_over_those_rated_lower_by_the_gap(values, gap):
+    chosen, rejected = levels_of_ratings(np.array(values, np.float32), gap)
+    for i, high in enumerate(values):
+        for j, low in enumerate(values):
+            preferred = chosen[i] >= 0 and rejected[j] <= chosen[i]
+            assert preferred == (high - low >= gap), "never with a missing rating"
+
+
+def test_a_gap_between_ratings_with_decimals_is_compared_as_written():
+    chosen, rejected = levels_of_ratings(np.array([4.0, 4.1, 4.3], np.float32), 0.1)
+    assert (chosen.tolist(), rejected.tolist()) == ([0, 1, 2], [1, 2, NEVER])

@@ -270,6 +270,12 @@ def add_preference_options(parser: argparse.ArgumentParser) -> None:
         help="items rated R or less are rejected (default: 0.4 of the largest training rating)",
     )
     pairs(
+        "--rating-gap",
+        type=float,
+        metavar="R",
+        help="instead of both: any item is chosen over those that the user rated lower by R or more",
+    )
+    pairs(
         "--chosen-actions",
         nargs="+",
         metavar="ACTION",

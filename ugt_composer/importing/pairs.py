@@ -11,6 +11,7 @@ from ugt_composer.importing.draws import draw_places
 from ugt_composer.importing.splits import TEST, TRAIN, VALIDATION, user_offsets
 
 BLOCK = 1 << 19  # pairs made at a time, to bound the memory
+NEVER = np.iinfo(np.int16).max
 REPEATS = 2  # rejected interactions examined on each side in addition to K, since an item may be rejected twice
 
 
@@ -23,7 +24,8 @@ class Log:
         meaning: int (N,): equal for items that share a semantic id, which no preference can distinguish.
         part: (N,) TRAIN, VALIDATION or TEST.
         positive: bool (N,): whether the interaction is part of the histories.
-        chosen, rejected: bool (N,): by rating or action.
+        chosen: int16 (N,): how much the user preferred the item, from 0; −1 if it is never chosen.
+        rejected: int16 (N,): the smallest value of `chosen` that is preferred to the item; NEVER if none is.
     """
 
     user: np.ndarray
@@ -32,6 +34,27 @@ class Log:
     positive: np.ndarray
     chosen: np.ndarray
     rejected: np.ndarray
+
+
+def two_levels(chosen: np.ndarray, rejected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`Log.chosen` and `Log.rejected` where every chosen item is preferred to every rejected one; both bool (N,)."""
+    return np.where(chosen, 0, -1).astype(np.int16), np.where(rejected & ~chosen, 0, NEVER).astype(np.int16)
+
+
+def levels_of_ratings(rating: np.ndarray, gap: float) -> tuple[np.ndarray, np.ndarray]:
+    """`Log.chosen` and `Log.rejected` where an item is preferred to those rated lower by `gap` or more.
+
+    Args:
+        rating: float32 (N,) with at most NEVER different values; NaN if there is none, which is in no pair.
+        gap: above 0.
+    """
+    missing = np.isnan(rating)
+    values = np.unique(rating[~missing])
+    # Thresholds are float32, like the ratings: 4.1 is .1 above 4.
+    above = np.searchsorted(values, (values.astype(np.float64) + gap).astype(np.float32))
+    above = np.append(np.where(above < len(values), above, NEVER), NEVER).astype(np.int16)
+    chosen = np.where(missing, -1, np.searchsorted(values, rating)).astype(np.int16)
+    return chosen, above[chosen]  # the last one for −1
 
 
 @dataclass(frozen=True)
@@ -103,26 +126,34 @@ def find_pairs(
 ) -> Pairs:
     """Pairs each chosen interaction with the user's nearest rejected ones, at most `window` interactions away.
 
-    An item that the user chose, in an interaction that may be chosen or rejected here, is never rejected, and an item
-    is rejected at most once in a pair; K + REPEATS rejected interactions on each side are examined. Chosen and rejected
-    interactions must have a positive one of the same user before them.
+    An item that the user chose as much, in an interaction that may be chosen or rejected here, is not rejected, and an
+    item is rejected at most once in a pair; K + REPEATS rejected interactions on each side are examined. Chosen and
+    rejected interactions must have a positive one of the same user before them.
     """
     before = np.cumsum(log.positive) - log.positive
     with_history = before > before[user_offsets(log.user, int(log.user.max()) + 1)[log.user]]
     key = _key(log)
-    liked = log.chosen & (may_choose | may_reject)
-    chosen = np.flatnonzero(log.chosen & may_choose & with_history)
-    rejected = np.flatnonzero(log.rejected & may_reject & with_history)
-    rejected = rejected[~np.isin(key[rejected], key[liked])]
-    if not len(chosen) or not len(rejected):
-        return Pairs(np.zeros(0, np.int64), np.zeros((0, most_rejected), np.int64), np.zeros(0, np.int64))
-    chosen = chosen[_has_rejected_nearby(chosen, rejected, log.user, window)]
+
+    def rejected_at(level: int) -> np.ndarray:
+        liked = (log.chosen >= level) & (may_choose | may_reject)
+        rejected = np.flatnonzero((log.rejected <= level) & may_reject & with_history)
+        return rejected[~np.isin(key[rejected], key[liked])]
+
+    candidates = np.flatnonzero((log.chosen >= 0) & may_choose & with_history)
+    levels = np.unique(log.chosen[candidates]).tolist()
+    usable = np.zeros(len(candidates), bool)
+    for level in levels:
+        here = np.flatnonzero(log.chosen[candidates] == level)
+        usable[here] = _has_rejected_nearby(candidates[here], rejected_at(level), log.user, window)
+    chosen = candidates[usable]
     first, count = np.unique(log.user[chosen], return_index=True, return_counts=True)[1:]
     owner, place = draw_places(count, per_user, rng)
     chosen = chosen[first[owner] + place]
-    blocks = [chosen[at : at + BLOCK] for at in range(0, len(chosen), BLOCK)]
-    nearest = [_nearest(block, rejected, log.user, key, window, most_rejected) for block in blocks]
-    partners = np.concatenate([np.zeros((0, most_rejected), np.int64), *nearest])
+    partners = np.full((len(chosen), most_rejected), -1)
+    for level in levels:
+        here, rejected = np.flatnonzero(log.chosen[chosen] == level), rejected_at(level)
+        for block in (here[at : at + BLOCK] for at in range(0, len(here), BLOCK)):
+            partners[block] = _nearest(chosen[block], rejected, log.user, key, window, most_rejected)
     earliest = np.minimum(chosen, np.where(partners < 0, chosen[:, None], partners).min(axis=1))
     return Pairs(chosen, partners, earliest)
 
@@ -134,6 +165,8 @@ def _key(log: Log) -> np.ndarray:
 
 def _has_rejected_nearby(chosen: np.ndarray, rejected: np.ndarray, user: np.ndarray, window: int) -> np.ndarray:
     """bool (R,): whether the user of a chosen interaction has a rejected one within the window."""
+    if not len(rejected):
+        return np.zeros(len(chosen), bool)
     at = np.searchsorted(rejected, chosen)
     left, right = rejected[np.maximum(at - 1, 0)], rejected[np.minimum(at, len(rejected) - 1)]
     close = [(np.abs(other - chosen) <= window) & (user[other] == user[chosen]) for other in (left, right)]

@@ -163,11 +163,15 @@ class RowSettings:
 
 @dataclass(frozen=True)
 class PreferenceSettings:
-    """What is chosen and rejected. Thresholds of None follow the largest rating; `pairs_per_user` is None for all."""
+    """What is chosen and rejected. Thresholds of None follow the largest rating; `pairs_per_user` is None for all.
+
+    With a `rating_gap` there are no thresholds: items are chosen over those that the user rated lower by it or more.
+    """
 
     off: bool = False
     chosen_min: float | None = None
     rejected_max: float | None = None
+    rating_gap: float | None = None
     chosen_actions: tuple[str, ...] | None = None
     rejected_actions: tuple[str, ...] | None = None
     window: int = 20
@@ -180,6 +184,21 @@ class PreferenceSettings:
         _check_positive({**numbers, "--pairs-per-user": self.pairs_per_user})
         if (self.chosen_actions is None) != (self.rejected_actions is None):
             raise UserError("--chosen-actions and --rejected-actions: expected both of them")
+        if self.rating_gap is not None and not self.rating_gap > 0:
+            raise UserError(f"--rating-gap {self.rating_gap:g}: expected a number above 0")
+        others = [*self.rating_options(), *(["--chosen-actions"] if self.chosen_actions else [])]
+        if self.rating_gap is not None and len(others) > 1:
+            others.remove("--rating-gap")
+            raise UserError(f"--rating-gap: not together with {', '.join(others)}")
+
+    def rating_options(self) -> list[str]:
+        """The options in use that decide by ratings."""
+        values = {
+            "--chosen-min": self.chosen_min,
+            "--rejected-max": self.rejected_max,
+            "--rating-gap": self.rating_gap,
+        }
+        return [option for option, value in values.items() if value is not None]
 
 
 def _check_positive(numbers: Mapping[str, int | None]) -> None:
