@@ -15,8 +15,8 @@ Two data sets of --data:
 A model is trained on the old items with the settings of benchmarks/amazon_beauty (model.yaml and stage2.yaml), its ids
 made with --reserve. Then convert/semantic_ids.py --extend adds the new items by their texts, and `ugt extend` gives the
 model their entries. Recall@10 is reported on rows whose target is a new item, among all items and among the new ones
-only (`ugt recommend --only`), and on rows whose target is an old one, among all items. Items of the history are not
-ranked. Rankings:
+only (`ugt recommend --only`), and on rows whose target is an old one, among all items; their mean in the proportion of
+the test rows is what all users see. Items of the history are not ranked. Rankings:
 
 - before: the trained model, which knows the old items only.
 - random start: the trained model with the larger catalogue. The new items' entries are as they were initialised.
@@ -54,6 +54,7 @@ LABELS = ("labels_l1", "labels_l2", "labels_l3")
 IDS = ("l1_id", "l2_id", "l3_id")
 ROWS = ("--max-history", 20, "--max-targets", 1)
 NAMES = ("new, all items", "new, new items only", "old, all items")
+ALL_ROWS = "all rows, all items"
 
 
 class Sources(NamedTuple):
@@ -169,13 +170,25 @@ def prepare(sources: Sources, out: Path) -> None:
         options = ["--kind", "recommend", "--codebook-sizes", *sizes_of(out), "--max-positions", 32, "--max-target", 1]
         run([sys.executable, convert / "jsonl_to_mds.py", out / "old/train.jsonl", *options, "--out", out / "mds"])
     (out / "new.txt").write_text("".join(f"{item}\n" for item in sorted(sources.new)))
-    is_new = {tuple(line[key] for key in IDS): line["item_id"] in sources.new for line in catalogue_of(out)}
+    for part, lines in test_rows(out).items():
+        order = np.random.default_rng(0).permutation(len(lines))[: MOST_ROWS[part]]
+        (out / f"test_{part}.jsonl").write_text("".join(f"{lines[at]}\n" for at in sorted(order)), "utf-8")
+
+
+def test_rows(out: Path) -> dict[str, list[str]]:
+    """All test rows, by whether their target is new or old."""
+    new = set((out / "new.txt").read_text().split())
+    is_new = {tuple(line[key] for key in IDS): line["item_id"] in new for line in catalogue_of(out)}
     rows: dict[str, list[str]] = {"new": [], "old": []}
     for line in (out / "full/test.jsonl").read_text("utf-8").splitlines():
         rows["new" if is_new[target_of(json.loads(line))] else "old"].append(line)
-    for part, lines in rows.items():
-        order = np.random.default_rng(0).permutation(len(lines))[: MOST_ROWS[part]]
-        (out / f"test_{part}.jsonl").write_text("".join(f"{lines[at]}\n" for at in sorted(order)), "utf-8")
+    return rows
+
+
+def fraction_new(out: Path) -> float:
+    """Fraction of the test rows whose target is a new item."""
+    counts = {part: len(lines) for part, lines in test_rows(out).items()}
+    return counts["new"] / sum(counts.values())
 
 
 def train(out: Path, epochs: int, seed: int) -> Path:
@@ -220,7 +233,8 @@ def about(title: str, out: Path, model: Path, epochs: int) -> list[str]:
         "",
         f"{items['old_items']:,} old items, {items['new_items']:,} new ones; {rows:,} training "
         f"rows; the model was trained for {trained:,} of {scheduled:,} batches{stopped}; {counts['new']:,} test "
-        f"rows with a new target, {counts['old']:,} with an old one.",
+        f"rows with a new target, {counts['old']:,} with an old one, drawn of all test rows, of which "
+        f"{fraction_new(out):.1%} have a new target.",
     ]
 
 
@@ -230,24 +244,27 @@ def table(out: Path, model: Path) -> list[str]:
     old_neighbours, neighbours = (
         ["--item-neighbours", out / name / "item_neighbours.npz", "--neighbour-weight", 0.2] for name in ("old", "new")
     )
-    rows: dict[str, Sequence[float | None]] = {
-        "before": [None, None, recall(out, latest, "old", [])],
-        "before, with neighbours": [None, None, recall(out, latest, "old", old_neighbours)],
+    rows: dict[str, tuple[float | None, float | None, float]] = {
+        "before": (None, None, recall(out, latest, "old", [])),
+        "before, with neighbours": (None, None, recall(out, latest, "old", old_neighbours)),
         "random start": recalls(out, latest, more),
         "from vectors": recalls(out, extended, []),
         "from vectors, with neighbours": recalls(out, extended, neighbours),
         "nearest vectors": nearest_vectors(out),
     }
-    lines = ["| | " + " | ".join(NAMES) + " |", "|---|---|---|---|"]
-    for title, values in rows.items():
+    lines = ["| | " + " | ".join([*NAMES, ALL_ROWS]) + " |", "|---|" + "---|" * (len(NAMES) + 1)]
+    weight = fraction_new(out)
+    for title, (new, only_new, old) in rows.items():
+        values = new, only_new, old, weight * (new or 0.0) + (1 - weight) * old
         lines.append(f"| {title} | " + " | ".join("" if value is None else f"{value:.4f}" for value in values) + " |")
     return lines
 
 
-def recalls(out: Path, checkpoint: Path, options: Sequence[object]) -> list[float]:
+def recalls(out: Path, checkpoint: Path, options: Sequence[object]) -> tuple[float, float, float]:
     """Recall@K for each of NAMES."""
     only = ["--only", out / "new.txt"]
-    return [recall(out, checkpoint, *rest) for rest in (("new", options), ("new", [*options, *only]), ("old", options))]
+    new, only_new = recall(out, checkpoint, "new", options), recall(out, checkpoint, "new", [*options, *only])
+    return new, only_new, recall(out, checkpoint, "old", options)
 
 
 def recall(out: Path, checkpoint: Path, part: str, options: Sequence[object]) -> float:
@@ -268,7 +285,7 @@ def recall(out: Path, checkpoint: Path, part: str, options: Sequence[object]) ->
     return float(np.mean(hits))
 
 
-def nearest_vectors(out: Path) -> list[float]:
+def nearest_vectors(out: Path) -> tuple[float, float, float]:
     """Recall@K for each of NAMES."""
     vectors = np.load(out / "new/item_vectors.npy")
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
@@ -287,7 +304,8 @@ def nearest_vectors(out: Path) -> list[float]:
             above = scores > scores[row_of[target_of(row)]]
             ranks.append((above.sum(), above[is_new].sum()))
         above_target[part] = (np.array(ranks) < K).mean(axis=0)
-    return [*above_target["new"].tolist(), float(above_target["old"][0])]
+    new, only_new = above_target["new"].tolist()
+    return new, only_new, float(above_target["old"][0])
 
 
 def sizes_of(out: Path) -> list[int]:
