@@ -6,12 +6,12 @@
 Trains the models before stage 3 as benchmarks/amazon_beauty or benchmarks/movielens do, then stage 3 by rounds.py:
 
     DPO         one round, sigmoid loss, one rejected item: the model's best other one
-    S-DPO       one round, softmax loss, --rejected items
-    rounds      up to --rounds rounds of S-DPO, each with the batches of the one round above; what validation does not
-                keep is left out
+    S-DPO       one round, softmax loss, --rejected items; the first of the rounds below
+    rounds      up to --rounds rounds of S-DPO; what validation does not keep is left out
     GRPO        no pairs: as many batches of recommend rows with `loss.preference_objective: group`, see group.yaml
 
-For DPO, S-DPO and GRPO the model after the last batch is evaluated, kept or not. All figures are for the test items,
+For DPO, S-DPO and GRPO the model after the last batch is evaluated, kept or not. GRPO needs softmaxes over the
+catalogue's ids, so all models have them. All figures are for the test items,
 with those of the history excluded; choices are made on the validation items. Writes RESULTS-DATASET.md beside this
 file, or into --out with --set, --limit or another data set. Steps whose results are already in --out are skipped.
 """
@@ -42,6 +42,7 @@ NAMES = ("ndcg@10", "recall@10")
 DATA = {"beauty": "amazon_beauty", "movielens": "ml-latest-small"}
 FILES = {"beauty": "sequences.txt", "movielens": "ratings.csv"}
 MODELS = {"beauty": ["model.yaml", "stage2.yaml"], "movielens": ["model.yaml"]}
+OVER_CATALOGUE = "model.level_softmax=catalogue"
 FOLDERS = {"beauty": beauty.FOLDER, "movielens": movielens.FOLDER}
 
 
@@ -82,16 +83,15 @@ def before(dataset: str, out: Path, seed: int) -> Path:
         beauty.train(out, seed)
     else:
         folder = out / f"seed{seed}"
-        movielens.train(out, seed, 1, folder / "stage1", [], None)
-        movielens.train(out, seed, 2, folder / "stage2", [], folder / "stage1/best")
+        movielens.train(out, seed, 1, folder / "stage1", [OVER_CATALOGUE], None)
+        movielens.train(out, seed, 2, folder / "stage2", [OVER_CATALOGUE], folder / "stage1/best")
     return out / f"seed{seed}/stage2/best"
 
 
 def aligned(arguments: argparse.Namespace, out: Path, seed: int, start: Path) -> list[Path]:
     """The models of DPO, S-DPO and rounds."""
     folder = out / f"seed{seed}"
-    runs = {"dpo": (1, 1, "sigmoid"), "s-dpo": (1, arguments.rejected, "softmax")}
-    runs["rounds"] = (arguments.rounds, arguments.rejected, "softmax")
+    runs = {"dpo": (1, 1, "sigmoid"), "rounds": (arguments.rounds, arguments.rejected, "softmax")}
     for name, (rounds, rejected, loss) in runs.items():
         yamls, overrides = stage_settings(arguments, out, seed, [f"loss.dpo_loss_type={loss}"])
         words = {
@@ -109,7 +109,7 @@ def aligned(arguments: argparse.Namespace, out: Path, seed: int, start: Path) ->
         }
         settings = [f"{key}={value}" for key, value in words.items()]
         run([sys.executable, ROOT / "rounds.py", ROOT / "yamls/rounds.yaml", *settings])
-    return [folder / "dpo/round-1/run/latest", folder / "s-dpo/round-1/run/latest", folder / "rounds/best"]
+    return [folder / "dpo/round-1/run/latest", folder / "rounds/round-1/run/latest", folder / "rounds/best"]
 
 
 def grouped(arguments: argparse.Namespace, out: Path, seed: int, start: Path) -> Path:
@@ -134,6 +134,7 @@ def stage_settings(
         f"precision={cpu_precision()}",
         codebook_override(out),
         f"data.catalogue={out / 'data/catalogue.jsonl'}",
+        OVER_CATALOGUE,
         "evaluation.exclude_seen=true",
         "loggers.progress_bar=false",
         *more,
