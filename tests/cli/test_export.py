@@ -4,6 +4,7 @@ import json
 import runpy
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -106,11 +107,12 @@ def test_nothing_is_left_if_the_model_cannot_be_read(tmp_path):
 
 
 def test_a_scorer_over_the_catalogue_carries_it_for_any_sizes(tiny_model, random_batch, tmp_path):
-    model = tiny_model(level_softmax="catalogue")
+    model = tiny_model(level_softmax="catalogue", pair_buckets=100)
+    torch.nn.init.normal_(model.heads.heads[1].pairs.weight)
     sizes = model.codebook_sizes
     trie = ItemTrie.from_triples(random_items(sizes, 300))
     hidden = model.start(random_batch(rows=5))
-    _, scorer = export_programs(tiny_model(level_softmax="catalogue"), trie)
+    _, scorer = export_programs(deepcopy(model), trie)
     torch.export.save(scorer, tmp_path / "scorer.pt2")
     alone = torch.export.load(tmp_path / "scorer.pt2").module()
     for rows, items in ((5, trie.items[:9]), (1, trie.items[40:42]), (3, random_items(sizes, 4))):

@@ -56,6 +56,7 @@ VARIANTS = {
         2,
         (
             "model.level_softmax=catalogue",
+            "model.pair_buckets=100",
             "model.decoder_start=user",
             CATALOGUE_NEGATIVES,
             "loss.lambda_distillation=1.0",

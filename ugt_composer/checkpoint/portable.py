@@ -212,8 +212,8 @@ def _added_inputs(folder: str | Path, saved: ModelConfig, now: ModelConfig) -> l
         before, value = getattr(saved, key), getattr(now, key)
         if before and before != value:
             raise UserError(
-                f"{folder} was trained with model.{key} = {before}, now it is {value}: a model keeps the inputs that "
-                f"it was trained with; set model.{key}={before}"
+                f"{folder} was trained with model.{key} = {before}, now it is {value}: a model keeps what it "
+                f"was trained with; set model.{key}={before}"
             )
     return [key for key in WEIGHTS_OF_INPUTS if getattr(now, key) and not getattr(saved, key)]
 

@@ -47,6 +47,7 @@ class ModelConfig:
     decoder_start: Literal["bos", "user"] = key("bos", FIXED)
     tie_embeddings: bool = key(True, FIXED)
     level_softmax: Literal["codebook", "catalogue"] = key("codebook", FIXED)
+    pair_buckets: int = key(0, FIXED)
     num_actions: int = key(0, FIXED)
     time_buckets: int = key(0, FIXED)
     relative_time_bias: bool = key(False, FIXED)
@@ -71,6 +72,16 @@ class ModelConfig:
             raise ValueError(
                 f"model.codebook_sizes is {list(self.codebook_sizes)}; "
                 f"expected three sizes above {NUM_SPECIAL_IDS} (the special ids)"
+            )
+        if self.pair_buckets < 0:
+            raise ValueError(
+                f"model.pair_buckets is {self.pair_buckets}; expected 0 for none, or a number such as 65536"
+            )
+        if self.pair_buckets and self.level_softmax != "catalogue":
+            raise ValueError(
+                f"model.pair_buckets is {self.pair_buckets} with model.level_softmax {self.level_softmax}: vectors of "
+                "pairs are for the ids that the catalogue has below a prefix; expected level_softmax catalogue, or "
+                "pair_buckets 0"
             )
         if not 0 <= self.num_actions <= LARGEST_ACTION:
             raise ValueError(f"model.num_actions is {self.num_actions}; expected 0 to {LARGEST_ACTION:,}")

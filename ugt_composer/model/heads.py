@@ -15,12 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ugt_composer.model.embedding import ItemEmbedding
+from ugt_composer.model.pair_products import row_products
+from ugt_composer.model.zero_embedding import ZeroEmbedding
+from ugt_composer.row_random import LOW_32_BITS, mix
 
 
 class LevelHead(nn.Module):
-    """Logits of one level: products of the level's id vectors with the hidden state, conditioned on the ids above."""
+    """Logits of one level: products of the level's id vectors with the hidden state, conditioned on the ids above.
 
-    def __init__(self, level: int, codebook_size: int, d_model: int, tied: bool):
+    An id's vector is the same below every prefix. With `pair_buckets` the second level adds a vector of its own to each
+    pair of ids, so that an L2 id can mean something else below each L1 id. Pairs are hashed into that many buckets,
+    like the n-grams of Pagnoni et al. 2024 (https://arxiv.org/abs/2412.09871). These vectors are zero at first. They
+    are only used where ids to compute logits for are given, which softmaxes over the catalogue do.
+    """
+
+    def __init__(self, level: int, codebook_size: int, d_model: int, tied: bool, pair_buckets: int = 0):
         super().__init__()
         if level > 0:
             self.hidden_proj = nn.Linear(d_model, d_model)
@@ -30,6 +39,7 @@ class LevelHead(nn.Module):
         self.norm = nn.LayerNorm(d_model)
         self.bias = nn.Parameter(torch.zeros(codebook_size))
         self.weight = None if tied else nn.Parameter(torch.empty(codebook_size, d_model))
+        self.pairs = ZeroEmbedding(pair_buckets, d_model) if level == 1 and pair_buckets else None
 
     def forward(
         self,
@@ -59,17 +69,34 @@ class LevelHead(nn.Module):
         states = self.norm(hidden)
         if beam is None or ids is None:
             return F.linear(states, weight) + bias
+        owners = torch.arange(states.shape[0], device=ids.device).unsqueeze(1) * states.shape[1] + beam
+        logits = self._of_ids(states, weight, bias, beam, ids, owners)
+        if self.pairs is None:
+            return logits
+        rows = pair_bucket(prefix[..., 0].gather(1, beam), ids, len(self.pairs.weight))
+        flat = states.flatten(0, 1)
+        if _samples_products(self.pairs.weight):
+            return logits + _sampled_products(flat.to(weight.dtype), self.pairs.weight, owners, rows)
+        return logits + row_products(flat, self.pairs.weight, owners.flatten(), rows.flatten()).view_as(logits)
+
+    @staticmethod
+    def _of_ids(states: Tensor, weight: Tensor, bias: Tensor, beam: Tensor, ids: Tensor, owners: Tensor) -> Tensor:
+        """The logits (B, R) of ids below prefixes, owners (B, R) of `states` (B · W, D) if these are flattened."""
         gathered_size, codebook_size = ids.shape[1] * weight.shape[1], states.shape[1] * weight.shape[0]
         if gathered_size >= codebook_size:  # gathering vectors would cost more than logits of the whole codebook
             logits = F.linear(states, weight) + bias
             return logits.flatten(1).gather(1, beam * weight.shape[0] + ids)
         bias, samples = F.embedding(ids, bias.unsqueeze(1)).squeeze(2), _samples_products(weight)
-        owners = torch.arange(states.shape[0], device=ids.device).unsqueeze(1) * states.shape[1] + beam
         states = states.flatten(0, 1)
         if samples:
             return _sampled_products(states.to(weight.dtype), weight, owners, ids) + bias
         # F.embedding copies whole vectors, unlike gather
         return (F.embedding(ids, weight) * F.embedding(owners, states)).sum(2) + bias
+
+
+def pair_bucket(l1_ids: Tensor, l2_ids: Tensor, buckets: int) -> Tensor:
+    """The bucket of pairs of ids below 2^16 and 2^20, int64 (…), whatever the sizes of the codebooks."""
+    return mix((l1_ids << 20 | l2_ids) & LOW_32_BITS) % buckets
 
 
 def _rounds_products(weight: Tensor) -> bool:
@@ -108,9 +135,11 @@ def _pass_beta_warning() -> None:
 
 
 class LevelHeads(nn.Module):
-    def __init__(self, codebook_sizes: Sequence[int], d_model: int, tied: bool):
+    def __init__(self, codebook_sizes: Sequence[int], d_model: int, tied: bool, pair_buckets: int = 0):
         super().__init__()
-        self.heads = nn.ModuleList(LevelHead(level, size, d_model, tied) for level, size in enumerate(codebook_sizes))
+        self.heads = nn.ModuleList(
+            LevelHead(level, size, d_model, tied, pair_buckets) for level, size in enumerate(codebook_sizes)
+        )
 
     def forward(self, level: int, *inputs: Tensor | None, embedding: ItemEmbedding) -> Tensor:
         """Logits of level 0, 1 or 2; inputs as for LevelHead."""

@@ -26,8 +26,9 @@ from ugt_composer.model.zero_embedding import ZeroEmbedding
 from ugt_composer.row_random import RowNoise
 from ugt_composer.vocabulary import BOS, ITEM, LEVELS
 
-# The weights, all zero at first, that only a model with an input has, by the key that gives it the input.
+# The weights, all zero at first, that only some models have, by the key that adds them; most read an input.
 WEIGHTS_OF_INPUTS = {
+    "pair_buckets": ("pairs",),
     "num_actions": ("action_embedding",),
     "time_buckets": ("since_embedding", "gap_embedding", "elapsed_embedding"),
     "relative_time_bias": ("time_bias",),
@@ -66,6 +67,8 @@ class UGT(nn.Module):
         decoder_start: user adds a projection of the pooled encoder output (`user_pooling`) to BOS, from which the next
             item is generated; with bos it comes from cross-attention alone.
         tie_embeddings: the level heads use the level embeddings as their weight.
+        pair_buckets: rows of the table of vectors of (L1, L2) pairs, see `LevelHead`; 0: none. For a softmax over the
+            catalogue.
         num_actions: number of actions, with ids from 1, that the encoder reads; 0: it reads none.
         time_buckets: buckets of the times since a token and since the one before it, which the encoder reads, and of
             the time since the newest token, which the decoder reads; 0: neither reads times. See `time_bucket`.
@@ -94,6 +97,7 @@ class UGT(nn.Module):
         decoder_start: Literal["bos", "user"],
         tie_embeddings: bool,
         level_softmax: Literal["codebook", "catalogue"],
+        pair_buckets: int,
         num_actions: int,
         time_buckets: int,
         relative_time_bias: bool,
@@ -132,7 +136,7 @@ class UGT(nn.Module):
             dropout=dropout,
             attention_dropout=attention_dropout,
         )
-        self.heads = LevelHeads(codebook_sizes, d_model, tie_embeddings)
+        self.heads = LevelHeads(codebook_sizes, d_model, tie_embeddings, pair_buckets)
         self.user_proj = Float32Linear(d_model, d_model)
         self.item_proj = Float32Linear(d_model, d_model)
         self.action_embedding = ZeroEmbedding(1 + num_actions, d_model) if num_actions > 0 else None

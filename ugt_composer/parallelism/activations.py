@@ -19,6 +19,7 @@ from ugt_composer.generation.beam_search import ITEM_BYTES, MEMORY_BOUND
 from ugt_composer.losses.catalogue_contrastive import LOGITS_BYTES
 from ugt_composer.losses.level_distillation import PROBABILITIES_BYTES
 from ugt_composer.model.moe import FEW_TOKENS
+from ugt_composer.model.pair_products import BLOCK_BYTES
 from ugt_composer.model.pointwise_product import PIECE_BYTES
 from ugt_composer.parallelism.memory import FLOAT, HALF
 from ugt_composer.vocabulary import LEVELS
@@ -159,7 +160,8 @@ class Activations:
         anchor = (4 * FLOAT + 1) * count if self.loss.anchor_weight > 0 else 0
         # The previous microbatch's logits, then this one's log-softmax.
         kept = FLOAT * count + smoothing + gathered + anchor
-        return Logits(FLOAT * count, kept, 2 * FLOAT * largest)
+        pairs = 3 * BLOCK_BYTES if self.model.pair_buckets else 0  # the products' gradients, block by block
+        return Logits(FLOAT * count, kept, 2 * FLOAT * largest + pairs)
 
     def _pairs(self, shape: Shape) -> Part:
         """The logits of each row's chosen and rejected items; their log-softmax is recomputed."""
