@@ -80,12 +80,16 @@ def test_a_missing_reference_is_refused_with_its_key(stages, stage_config, tmp_p
 def saved(folder: Path, model: UGT, **changes) -> Path:
     """A portable model of the tiny config with changes."""
     folder.mkdir(exist_ok=True)
-    config = replace(load_config(), model=replace(TINY, **changes))
+    config = load_config()
+    config = replace(config, model=replace(TINY, **changes), data=replace(config.data, catalogue="catalogue.jsonl"))
     save_portable(folder, model.state_dict(), config, {})
     return folder
 
 
 INPUTS = {"num_actions": 2, "time_buckets": 8, "relative_time_bias": True}
+
+
+OPTIONAL = {**INPUTS, "pair_buckets": 100, "level_softmax": "catalogue"}
 
 
 @pytest.mark.parametrize("new", [INPUTS, {"num_actions": 2}, {"time_buckets": 8, "relative_time_bias": True}])
@@ -96,10 +100,22 @@ def test_a_stage_may_read_more_than_the_model_that_it_starts_from(tiny_model, ra
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_stage_may_add_vectors_of_pairs(tiny_model, tmp_path):
+    old = tiny_model(seed=1, level_softmax="catalogue")
+    new = {"level_softmax": "catalogue", "pair_buckets": 100}
+    model = tiny_model(seed=2, **new)
+    load_weights(model, replace(TINY, **new), saved(tmp_path / "old", old, level_softmax="catalogue"))
+    pairs = model.heads.heads[1].pairs.weight
+    assert not pairs.any()
+    others = [parameter for parameter in model.parameters() if parameter is not pairs]
+    assert all(torch.equal(a, b) for a, b in zip(old.parameters(), others, strict=True))
+
+
 def test_a_model_with_inputs_is_loaded_with_their_weights(tiny_model, tmp_path):
-    model, other = tiny_model(**INPUTS), tiny_model(seed=2, **INPUTS)
+    model, other = tiny_model(**OPTIONAL), tiny_model(seed=2, **OPTIONAL)
     torch.nn.init.normal_(model.gap_embedding.weight)
-    load_weights(other, replace(TINY, **INPUTS), saved(tmp_path / "model", model, **INPUTS))
+    torch.nn.init.normal_(model.heads.heads[1].pairs.weight)
+    load_weights(other, replace(TINY, **OPTIONAL), saved(tmp_path / "model", model, **OPTIONAL))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 
@@ -110,10 +126,11 @@ def test_a_model_with_inputs_is_loaded_with_their_weights(tiny_model, tmp_path):
         ({"num_actions": 3}, "model.num_actions = 2, now it is 3"),
         ({"time_buckets": 16}, "model.time_buckets = 8, now it is 16"),
         ({"relative_time_bias": False}, "model.relative_time_bias = True, now it is False"),
+        ({"pair_buckets": 0}, "model.pair_buckets = 100, now it is 0"),
     ],
 )
 def test_an_input_that_a_model_was_trained_with_is_not_dropped_or_changed(tiny_model, tmp_path, change, sentence):
-    folder = saved(tmp_path / "model", tiny_model(**INPUTS), **INPUTS)
-    now = {**INPUTS, **change}
-    with pytest.raises(UserError, match=f"was trained with {sentence}.*keeps the inputs"):
+    folder = saved(tmp_path / "model", tiny_model(**OPTIONAL), **OPTIONAL)
+    now = {**OPTIONAL, **change}
+    with pytest.raises(UserError, match=f"was trained with {sentence}.*keeps what it was trained with"):
         load_weights(tiny_model(**now), replace(TINY, **now), folder)
