@@ -8,14 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LOW_32_BITS = 0xFFFFFFFF
+_LOW_32_BITS = 0xFFFFFFFF
 _LARGEST_BELOW_1 = 1 - 2**-24  # in float32
 
 
 def row_keys(row_ids: Tensor, step: Tensor, seed: int) -> Tensor:
     """Numbers int64 below 2^32, one per row id, drawn anew in each step: row_ids (R,), step () int64."""
-    salt = mix((step + seed * 0x9E3779B9) & LOW_32_BITS)
-    return mix(((row_ids ^ (row_ids >> 32)) & LOW_32_BITS) ^ salt)
+    salt = mix((step + seed * 0x9E3779B9) & _LOW_32_BITS)
+    return mix(((row_ids ^ (row_ids >> 32)) & _LOW_32_BITS) ^ salt)
 
 
 def mix(x: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def mix(x: Tensor) -> Tensor:
     The factor has 27 bits, so that no product overflows.
     """
     for _ in range(2):
-        x = ((x ^ (x >> 16)) * 0x45D9F3B) & LOW_32_BITS
+        x = ((x ^ (x >> 16)) * 0x45D9F3B) & _LOW_32_BITS
     return x ^ (x >> 16)
 
 

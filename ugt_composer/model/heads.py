@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ugt_composer.model.embedding import ItemEmbedding
 from ugt_composer.model.pair_products import row_products
 from ugt_composer.model.zero_embedding import ZeroEmbedding
-from ugt_composer.row_random import LOW_32_BITS, mix
+from ugt_composer.row_random import mix
 
 
 class LevelHead(nn.Module):
@@ -95,8 +95,8 @@ class LevelHead(nn.Module):
 
 
 def pair_bucket(l1_ids: Tensor, l2_ids: Tensor, buckets: int) -> Tensor:
-    """The bucket of pairs of ids below 2^16 and 2^20, int64 (…), whatever the sizes of the codebooks."""
-    return mix((l1_ids << 20 | l2_ids) & LOW_32_BITS) % buckets
+    """The bucket of each pair of ids, int64 (…) below 2^32; it does not depend on the sizes of the codebooks."""
+    return mix(mix(l1_ids) ^ l2_ids) % buckets
 
 
 def _rounds_products(weight: Tensor) -> bool:
