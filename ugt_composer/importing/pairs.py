@@ -140,18 +140,18 @@ def find_pairs(
         return rejected[~np.isin(key[rejected], key[liked])]
 
     candidates = np.flatnonzero((log.chosen >= 0) & may_choose & with_history)
-    levels = np.unique(log.chosen[candidates]).tolist()
+    rejected_of = {level: rejected_at(level) for level in np.unique(log.chosen[candidates]).tolist()}
     usable = np.zeros(len(candidates), bool)
-    for level in levels:
+    for level, rejected in rejected_of.items():
         here = np.flatnonzero(log.chosen[candidates] == level)
-        usable[here] = _has_rejected_nearby(candidates[here], rejected_at(level), log.user, window)
+        usable[here] = _has_rejected_nearby(candidates[here], rejected, log.user, window)
     chosen = candidates[usable]
     first, count = np.unique(log.user[chosen], return_index=True, return_counts=True)[1:]
     owner, place = draw_places(count, per_user, rng)
     chosen = chosen[first[owner] + place]
     partners = np.full((len(chosen), most_rejected), -1)
-    for level in levels:
-        here, rejected = np.flatnonzero(log.chosen[chosen] == level), rejected_at(level)
+    for level, rejected in rejected_of.items():
+        here = np.flatnonzero(log.chosen[chosen] == level)
         for block in (here[at : at + BLOCK] for at in range(0, len(here), BLOCK)):
             partners[block] = _nearest(chosen[block], rejected, log.user, key, window, most_rejected)
     earliest = np.minimum(chosen, np.where(partners < 0, chosen[:, None], partners).min(axis=1))

@@ -186,9 +186,9 @@ class PreferenceSettings:
             raise UserError("--chosen-actions and --rejected-actions: expected both of them")
         if self.rating_gap is not None and not self.rating_gap > 0:
             raise UserError(f"--rating-gap {self.rating_gap:g}: expected a number above 0")
-        others = [*self.rating_options(), *(["--chosen-actions"] if self.chosen_actions else [])]
-        if self.rating_gap is not None and len(others) > 1:
-            others.remove("--rating-gap")
+        others = [option for option in self.rating_options() if option != "--rating-gap"]
+        others += ["--chosen-actions"] if self.chosen_actions else []
+        if self.rating_gap is not None and others:
             raise UserError(f"--rating-gap: not together with {', '.join(others)}")
 
     def rating_options(self) -> list[str]:
