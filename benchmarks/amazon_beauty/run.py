@@ -6,7 +6,7 @@
 
 Imports `sequences.txt` and `items.tsv` of --data with convert/interactions_to_jsonl.py. For each seed, trains stage 2
 with the `composer` command from the item vectors, without stage 1: its loss includes that of stage 1, and an epoch of
-stage 1 before it made the validation metrics worse. Chooses the weight of the user-item score, then the part of the
+stage 1 before it made the validation metrics worse. Chooses the weight of the user-item score, then the fraction of the
 counted neighbours in it, on the first seed's validation items, evaluates the test items once per seed, evaluates the
 baselines likewise and writes RESULTS.md beside this file, or into --out for another data set in --data with the same
 format. Steps whose results are already in --out are skipped. Same-day interactions keep the order of the file.
@@ -157,7 +157,7 @@ def evaluate_ours(out: Path, seeds: list[int], pool: ThreadPoolExecutor) -> dict
     for mode, option in MODES.items():
         plain = best_on_validation(out, seeds[0], [(weight, 0.0) for weight in WEIGHTS], option, pool)
         mixed = best_on_validation(
-            out, seeds[0], [(plain[0], mixed_in) for mixed_in in NEIGHBOUR_WEIGHTS], option, pool
+            out, seeds[0], [(plain[0], fraction) for fraction in NEIGHBOUR_WEIGHTS], option, pool
         )
         rankings = {
             "generated score alone": (0.0, 0.0),
@@ -183,8 +183,8 @@ def best_on_validation(
 
 
 def evaluate(out: Path, seed: int, part: str, weights: Weights, option: str) -> Scores:
-    weight, mixed_in = weights
-    report = out / f"seed{seed}/{part}-{weight:g}-{mixed_in:g}{option}.json"
+    weight, fraction = weights
+    report = out / f"seed{seed}/{part}-{weight:g}-{fraction:g}{option}.json"
     if not report.exists():
         command = [
             BIN / "ugt",
@@ -194,7 +194,7 @@ def evaluate(out: Path, seed: int, part: str, weights: Weights, option: str) -> 
             "--data",
             out / f"mds/{part}",
         ]
-        command += ["--item-neighbours", out / "data/item_neighbours.npz", "--neighbour-weight", mixed_in]
+        command += ["--item-neighbours", out / "data/item_neighbours.npz", "--neighbour-weight", fraction]
         run([*command, "-k", "5", "10", "--beam-width", "50", "--item-score-weight", weight, option, "--json", report])
     return json.loads(report.read_text())["metrics"]
 

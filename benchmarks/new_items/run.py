@@ -93,9 +93,9 @@ def main() -> int:
         out = arguments.out.resolve() / name
         out.mkdir(parents=True, exist_ok=True)
         sources = split((arguments.data / folder).resolve(), out)
-        prepare(sources, out)
+        fraction_new = prepare(sources, out)
         model = train(out, arguments.epochs, arguments.seed)
-        lines += ["", *about(folder, out, model, arguments.epochs), "", *table(out, model)]
+        lines += ["", *about(folder, out, model, arguments.epochs, fraction_new), "", *table(out, model, fraction_new)]
     is_default = (arguments.epochs, arguments.seed, arguments.sets) == (7, 1, list(SETS)) and arguments.data == DATA
     head = [
         "# New items",
@@ -153,8 +153,11 @@ SETS: dict[str, tuple[str, str, Callable[[Path, Path], Sources]]] = {
 }
 
 
-def prepare(sources: Sources, out: Path) -> None:
-    """The rows and ids of the old items, the ids of all, the test rows, and the shards to train on."""
+def prepare(sources: Sources, out: Path) -> float:
+    """The rows and ids of the old items, the ids of all, the test rows, and the shards to train on.
+
+    Returns the fraction of all test rows whose target is a new item.
+    """
     convert = ROOT / "convert"
     to_rows: list[object] = [sys.executable, convert / "interactions_to_jsonl.py"]
     if not (out / "old/report.json").exists():
@@ -170,25 +173,14 @@ def prepare(sources: Sources, out: Path) -> None:
         options = ["--kind", "recommend", "--codebook-sizes", *sizes_of(out), "--max-positions", 32, "--max-target", 1]
         run([sys.executable, convert / "jsonl_to_mds.py", out / "old/train.jsonl", *options, "--out", out / "mds"])
     (out / "new.txt").write_text("".join(f"{item}\n" for item in sorted(sources.new)))
-    for part, lines in test_rows(out).items():
-        order = np.random.default_rng(0).permutation(len(lines))[: MOST_ROWS[part]]
-        (out / f"test_{part}.jsonl").write_text("".join(f"{lines[at]}\n" for at in sorted(order)), "utf-8")
-
-
-def test_rows(out: Path) -> dict[str, list[str]]:
-    """All test rows, by whether their target is new or old."""
-    new = set((out / "new.txt").read_text().split())
-    is_new = {tuple(line[key] for key in IDS): line["item_id"] in new for line in catalogue_of(out)}
+    is_new = {tuple(line[key] for key in IDS): line["item_id"] in sources.new for line in catalogue_of(out)}
     rows: dict[str, list[str]] = {"new": [], "old": []}
     for line in (out / "full/test.jsonl").read_text("utf-8").splitlines():
         rows["new" if is_new[target_of(json.loads(line))] else "old"].append(line)
-    return rows
-
-
-def fraction_new(out: Path) -> float:
-    """Fraction of the test rows whose target is a new item."""
-    counts = {part: len(lines) for part, lines in test_rows(out).items()}
-    return counts["new"] / sum(counts.values())
+    for part, lines in rows.items():
+        order = np.random.default_rng(0).permutation(len(lines))[: MOST_ROWS[part]]
+        (out / f"test_{part}.jsonl").write_text("".join(f"{lines[at]}\n" for at in sorted(order)), "utf-8")
+    return len(rows["new"]) / (len(rows["new"]) + len(rows["old"]))
 
 
 def train(out: Path, epochs: int, seed: int) -> Path:
@@ -222,7 +214,7 @@ def extended_of(model: Path) -> Path:
     return model.with_name(f"{model.name}-extended")
 
 
-def about(title: str, out: Path, model: Path, epochs: int) -> list[str]:
+def about(title: str, out: Path, model: Path, epochs: int, fraction_new: float) -> list[str]:
     old, new = (json.loads((out / name / "report.json").read_text()) for name in ("old", "new"))
     counts = {part: len(list(read_lines(out / f"test_{part}.jsonl"))) for part in MOST_ROWS}
     items, rows = new["extension"], old["rows"]["train.jsonl"]
@@ -234,11 +226,11 @@ def about(title: str, out: Path, model: Path, epochs: int) -> list[str]:
         f"{items['old_items']:,} old items, {items['new_items']:,} new ones; {rows:,} training "
         f"rows; the model was trained for {trained:,} of {scheduled:,} batches{stopped}; {counts['new']:,} test "
         f"rows with a new target, {counts['old']:,} with an old one, drawn of all test rows, of which "
-        f"{fraction_new(out):.1%} have a new target.",
+        f"{fraction_new:.1%} have a new target.",
     ]
 
 
-def table(out: Path, model: Path) -> list[str]:
+def table(out: Path, model: Path, fraction_new: float) -> list[str]:
     latest, extended = model / "latest", extended_of(model)
     more = ["--catalogue", out / "new/catalogue.jsonl"]
     old_neighbours, neighbours = (
@@ -253,9 +245,8 @@ def table(out: Path, model: Path) -> list[str]:
         "nearest vectors": nearest_vectors(out),
     }
     lines = ["| | " + " | ".join([*NAMES, ALL_ROWS]) + " |", "|---|" + "---|" * (len(NAMES) + 1)]
-    weight = fraction_new(out)
     for title, (new, only_new, old) in rows.items():
-        values = new, only_new, old, weight * (new or 0.0) + (1 - weight) * old
+        values = new, only_new, old, fraction_new * (new or 0.0) + (1 - fraction_new) * old
         lines.append(f"| {title} | " + " | ".join("" if value is None else f"{value:.4f}" for value in values) + " |")
     return lines
 

@@ -11,9 +11,9 @@ Trains the models before stage 3 as benchmarks/amazon_beauty or benchmarks/movie
     GRPO        no pairs: as many batches of recommend rows with `loss.preference_objective: group`, see group.yaml
 
 For DPO, S-DPO and GRPO the model after the last batch is evaluated, kept or not. GRPO needs softmaxes over the
-catalogue's ids, so all models have them. All figures are for the test items,
-with those of the history excluded; choices are made on the validation items. Writes RESULTS-DATASET.md beside this
-file, or into --out with --set, --limit or another data set. Steps whose results are already in --out are skipped.
+catalogue's ids, so all models have them. All figures are for the test items, with those of the history excluded;
+choices are made on the validation items. Writes RESULTS-DATASET.md beside this file, or into --out with --set, --limit
+or another data set. Steps whose results are already in --out are skipped.
 """
 
 import argparse
