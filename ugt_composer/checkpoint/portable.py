@@ -19,7 +19,7 @@ from ugt_composer.config.schema import Config, ModelConfig
 from ugt_composer.data.integrity import CATALOGUE_COPY
 from ugt_composer.errors import UserError, where_searched
 from ugt_composer.model.build import build_model
-from ugt_composer.model.ugt import UGT, WEIGHTS_OF_INPUTS, reads
+from ugt_composer.model.ugt import OPTIONAL_WEIGHTS, UGT, is_added_by
 from ugt_composer.storage.hashed_file import file_hash
 from ugt_composer.storage.record import (
     RECORD,
@@ -175,7 +175,7 @@ def _load_checked(model: UGT, config: ModelConfig, folder: str | Path) -> dict[s
                 f"{folder} was trained with model.{field.name} = {before}, now it is {now}: the weights have the right "
                 "shapes, but would mean something else; set it back"
             )
-    added = _added_inputs(folder, saved_config, config)
+    added = _added_keys(folder, saved_config, config)
     try:
         with safe_open(path, "pt") as file:
             facts = file.metadata() or {}
@@ -183,7 +183,7 @@ def _load_checked(model: UGT, config: ModelConfig, folder: str | Path) -> dict[s
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from None
     expected = model.state_dict()
-    weights = {name: tensor for name, tensor in expected.items() if reads(name, added)} | weights
+    weights = {name: tensor for name, tensor in expected.items() if is_added_by(name, added)} | weights
     problems = [
         _listed("missing", sorted(expected.keys() - weights.keys())),
         _listed("unexpected", sorted(weights.keys() - expected.keys())),
@@ -202,20 +202,20 @@ def _load_checked(model: UGT, config: ModelConfig, folder: str | Path) -> dict[s
     return facts
 
 
-def _added_inputs(folder: str | Path, saved: ModelConfig, now: ModelConfig) -> list[str]:
-    """The keys of inputs that a model reads and the saved one does not.
+def _added_keys(folder: str | Path, saved: ModelConfig, now: ModelConfig) -> list[str]:
+    """The keys that add weights to a model which the saved one does not have.
 
     Raises:
-        UserError: the saved model reads an input that the model does not, or reads it in another way.
+        UserError: such a key of the saved model is off or has another value in the model.
     """
-    for key in WEIGHTS_OF_INPUTS:
+    for key in OPTIONAL_WEIGHTS:
         before, value = getattr(saved, key), getattr(now, key)
         if before and before != value:
             raise UserError(
                 f"{folder} was trained with model.{key} = {before}, now it is {value}: a model keeps what it "
                 f"was trained with; set model.{key}={before}"
             )
-    return [key for key in WEIGHTS_OF_INPUTS if getattr(now, key) and not getattr(saved, key)]
+    return [key for key in OPTIONAL_WEIGHTS if getattr(now, key) and not getattr(saved, key)]
 
 
 def check_fingerprint(

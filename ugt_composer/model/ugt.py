@@ -26,8 +26,8 @@ from ugt_composer.model.zero_embedding import ZeroEmbedding
 from ugt_composer.row_random import RowNoise
 from ugt_composer.vocabulary import BOS, ITEM, LEVELS
 
-# The weights, all zero at first, that only some models have, by the key that adds them; most read an input.
-WEIGHTS_OF_INPUTS = {
+# The weights, all zero at first, that only some models have, by the key that adds them.
+OPTIONAL_WEIGHTS = {
     "pair_buckets": ("pairs",),
     "num_actions": ("action_embedding",),
     "time_buckets": ("since_embedding", "gap_embedding", "elapsed_embedding"),
@@ -35,9 +35,9 @@ WEIGHTS_OF_INPUTS = {
 }
 
 
-def reads(weight: str, inputs: Iterable[str]) -> bool:
-    """Whether a weight, by its name in the state dict, belongs to one of these inputs."""
-    return any(name in weight.split(".") for key in inputs for name in WEIGHTS_OF_INPUTS[key])
+def is_added_by(weight: str, keys: Iterable[str]) -> bool:
+    """Whether a weight, by its name in the state dict, is one that these keys add."""
+    return any(name in weight.split(".") for key in keys for name in OPTIONAL_WEIGHTS[key])
 
 
 class UGT(nn.Module):
@@ -149,7 +149,7 @@ class UGT(nn.Module):
     def _init_weights(self, n_encoder_layers: int, n_decoder_layers: int) -> None:
         """Linear layers keep the variance; the last of each residual branch is scaled down with depth (GPT-2, 2019)."""
         for name, parameter in self.named_parameters():
-            if parameter.dim() < 2 or "norm" in name or name.endswith("bias") or reads(name, WEIGHTS_OF_INPUTS):
+            if parameter.dim() < 2 or "norm" in name or name.endswith("bias") or is_added_by(name, OPTIONAL_WEIGHTS):
                 continue  # they stay at ones and zeros
             if "embedding" in name or "position" in name or "token_type" in name or name.startswith("heads."):
                 nn.init.normal_(parameter, std=EMBEDDING_STD)
