@@ -37,7 +37,7 @@ from benchmarks.trained_models import (  # noqa: E402
     Scores,
     codebook_override,
     convert_once,
-    cpu_precision,
+    fast_precision,
     has_data,
     import_once,
     import_report,
@@ -136,7 +136,7 @@ def train(out: Path, seed: int) -> float:
     started = time.monotonic()
     overrides = [
         f"seed={seed}",
-        f"precision={cpu_precision()}",
+        f"precision={fast_precision()}",
         f"save_folder={out / f'seed{seed}/stage2'}",
         codebook_override(out),
         f"data.catalogue={out / 'data/catalogue.jsonl'}",
@@ -289,7 +289,7 @@ def results(
         f"{seeds_in_words(seeds)}{rival}, ± their standard deviation, on the test items; rows without ± involve no "
         "seed. Same-day interactions keep the order of the file. All choices were made on the validation items.",
         "",
-        f"Training UGT took {np.mean(minutes):.0f} minutes per seed on one core, in {cpu_precision()} ({machine()}).",
+        f"Training UGT took {np.mean(minutes):.0f} minutes per seed on {device()} ({machine()}).",
         "",
         *table(NAMES, scores | (PUBLISHED if is_published(data) else {})),
     ]
@@ -298,6 +298,10 @@ def results(
 
 def is_published(data: Path) -> bool:
     return data.name == FOLDER.name
+
+
+def device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"one core, in {fast_precision()}"
 
 
 def machine() -> str:

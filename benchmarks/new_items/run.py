@@ -44,7 +44,7 @@ ROOT = FOLDER.parents[1]
 DATA = ROOT.parent / "shared/data"
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.trained_models import BIN, cpu_precision, has_data, run, write_results  # noqa: E402
+from benchmarks.trained_models import BIN, fast_precision, has_data, run, write_results  # noqa: E402
 from ugt_composer.checkpoint.portable import read_facts  # noqa: E402
 
 K, MOST_ROWS = 10, {"new": 1000, "old": 1000}
@@ -191,7 +191,7 @@ def train(out: Path, epochs: int, seed: int) -> Path:
         f"max_duration={epochs}ep",
         "eval_interval=100ep",
         "save_best_on=null",
-        f"precision={cpu_precision()}",
+        f"precision={fast_precision()}",
         f"save_folder={folder}",
         f"model.codebook_sizes={sizes_of(out)}",
         f"data.catalogue={out / 'old/catalogue.jsonl'}",

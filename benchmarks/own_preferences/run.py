@@ -31,7 +31,7 @@ from benchmarks.trained_models import (  # noqa: E402
     BIN,
     Scores,
     codebook_override,
-    cpu_precision,
+    fast_precision,
     has_data,
     run,
     seeds_in_words,
@@ -131,7 +131,7 @@ def stage_settings(
     yamls = [ROOT / "yamls/stage3.yaml", *(FOLDERS[arguments.dataset] / y for y in MODELS[arguments.dataset])]
     overrides = [
         f"seed={seed}",
-        f"precision={cpu_precision()}",
+        f"precision={fast_precision()}",
         codebook_override(out),
         f"data.catalogue={out / 'data/catalogue.jsonl'}",
         OVER_CATALOGUE,
