@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
 from ugt_composer.catalogue.catalogue import Catalogue
 
@@ -21,6 +20,8 @@ def pair_accuracies(ratings: Path, columns: Mapping[str, str], catalogue: Path, 
         columns: the names of its columns for "user", "item" and "rating".
         pairs: preference rows of held-out users, whose ratings are excluded.
     """
+    import polars as pl  # here, because other benchmarks import this module, and need no tables
+
     names = {item.triple: item.item_id for item in Catalogue.load(catalogue).items}
     rows = [json.loads(line) for line in pairs.read_text("utf-8").splitlines()]
     types = {columns["user"]: pl.String, columns["item"]: pl.String, columns["rating"]: pl.Float64}

@@ -37,7 +37,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import polars as pl
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
@@ -92,8 +91,10 @@ def main() -> int:
             return 2
         out = arguments.out.resolve() / name
         out.mkdir(parents=True, exist_ok=True)
-        sources = split((arguments.data / folder).resolve(), out)
-        fraction_new = prepare(sources, out)
+        prepared = out / "fraction_new.json"
+        if not prepared.exists():
+            prepared.write_text(json.dumps(prepare(split((arguments.data / folder).resolve(), out), out)))
+        fraction_new = json.loads(prepared.read_text())
         model = train(out, arguments.epochs, arguments.seed)
         lines += ["", *about(folder, out, model, arguments.epochs, fraction_new), "", *table(out, model, fraction_new)]
     is_default = (arguments.epochs, arguments.seed, arguments.sets) == (7, 1, list(SETS)) and arguments.data == DATA
@@ -110,6 +111,8 @@ def main() -> int:
 
 def movielens(data: Path, out: Path) -> Sources:
     """Split at the moment at which TRAINED of all ratings are given."""
+    import polars as pl  # here, because prepared data are trained on without it
+
     ratings, films = pl.read_csv(data / "ratings.csv"), pl.read_csv(data / "movies.csv")
     moment = ratings["timestamp"].sort()[int(TRAINED * len(ratings))]
     earlier = ratings.filter(pl.col("timestamp") < moment)
