@@ -3,13 +3,15 @@
     python benchmarks/amazon_beauty/run.py [--data DIR] [--out DIR] [--seeds 1 2 3] [--rival-seeds 1 2 3] [--jobs 2]
     python benchmarks/amazon_beauty/run.py --held-out-set users    # the same on a part that no setting is chosen on
     python benchmarks/amazon_beauty/run.py --untrained             # prints the baselines without training only
+    python benchmarks/amazon_beauty/run.py --out DIR --set max_duration=9ep model.dropout=0.3
 
 Imports `sequences.txt` and `items.tsv` of --data with convert/interactions_to_jsonl.py. For each seed, trains stage 2
 with the `composer` command from the item vectors, without stage 1: its loss includes that of stage 1, and an epoch of
 stage 1 before it made the validation metrics worse. Chooses the weight of the user-item score, then the fraction of the
 counted neighbours in it, on the first seed's validation items, evaluates the test items once per seed, evaluates the
-baselines likewise and writes RESULTS.md beside this file, or into --out for another data set in --data with the same
-format. Steps whose results are already in --out are skipped. Same-day interactions keep the order of the file.
+baselines likewise and writes RESULTS.md beside this file, or into --out with --set or for another data set in --data
+with the same format. Steps whose results are already in --out are skipped, so each --set needs its own. Same-day
+interactions keep the order of the file.
 `held_out_sets.py` describes the sets of --held-out-set, whose results are written into --out.
 """
 
@@ -19,6 +21,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -88,6 +91,7 @@ def main() -> int:
     parser.add_argument("--held-out-set", choices=held_out_sets.SETS, help="use this part of --data instead")
     parser.add_argument("--untrained", action="store_true", help="train nothing; print the baselines without training")
     parser.add_argument("--jobs", type=int, default=available_cpus(), help="parallel trainings, on one core each")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the training")
     arguments = parser.parse_args()
     if not has_data(arguments.data, "sequences.txt"):
         return 2
@@ -102,15 +106,14 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     prepare(data, out)
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        trainings = pool.map(lambda seed: train(out, seed), arguments.seeds)
+        trainings = pool.map(lambda seed: train(out, seed, arguments.set), arguments.seeds)
         networks = pool.map(lambda seed: trained_sasrec(data, out, seed), rival_seeds)
         minutes = list(trainings)
         scores = evaluate_ours(out, arguments.seeds, pool) | evaluate_untrained(data)
         if rival_seeds:
             scores |= evaluate_sasrec(data, list(networks))
-    write_results(
-        results(data, out, scores, minutes, arguments.seeds, rival_seeds), FOLDER if is_published(data) else out
-    )
+    text = results(data, out, scores, minutes, arguments.seeds, rival_seeds)
+    write_results(text, FOLDER if is_published(data) and not arguments.set else out)
     return 0
 
 
@@ -128,8 +131,12 @@ def prepare(data: Path, out: Path) -> None:
         convert_once(out, part, ["--max-positions", "32", "--max-target", "1"])
 
 
-def train(out: Path, seed: int) -> float:
-    """Trains stage 2 from the item vectors. Returns the duration in minutes."""
+def train(out: Path, seed: int, options: Sequence[str] = ()) -> float:
+    """Trains stage 2 from the item vectors. Returns the duration in minutes.
+
+    Args:
+        options: overrides, such as "max_duration=9ep".
+    """
     clock = out / f"seed{seed}/minutes.json"
     if clock.exists():
         return json.loads(clock.read_text())
@@ -144,6 +151,7 @@ def train(out: Path, seed: int) -> float:
         f"data.eval.local={out / 'mds/validation'}",
         "init_from=null",
         f"init_item_vectors={out / 'data/item_vectors.npy'}",
+        *options,
     ]
     train_stage(2, FOLDER, overrides)
     minutes = (time.monotonic() - started) / 60
