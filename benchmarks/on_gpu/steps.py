@@ -124,7 +124,7 @@ def build_stage(config: Config) -> Stage:
         model = UGT(**asdict(config.model))
         loss = UnifiedLoss(**config.loss.arguments, repr_dim=config.model.d_model, seed=config.seed)
         reference = Reference(UGT(**asdict(config.model))) if config.loss.needs_reference_model else None
-    freeze_untrained(model, config.loss.lambda_contrastive)
+    freeze_untrained(model, config.loss)
     trie = ItemTrie.from_triples(random_items(config, 1000)).to("cuda")
     composer_model = ComposerUGT(
         model,

@@ -89,7 +89,7 @@ def saved(folder: Path, model: UGT, **changes) -> Path:
 INPUTS = {"num_actions": 2, "time_buckets": 8, "relative_time_bias": True}
 
 
-OPTIONAL = {**INPUTS, "pair_buckets": 100, "level_softmax": "catalogue"}
+OPTIONAL = {**INPUTS, "pair_buckets": 100, "repeat_bias": True, "level_softmax": "catalogue"}
 
 
 @pytest.mark.parametrize("new", [INPUTS, {"num_actions": 2}, {"time_buckets": 8, "relative_time_bias": True}])
@@ -100,14 +100,14 @@ def test_a_stage_may_read_more_than_the_model_that_it_starts_from(tiny_model, ra
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_stage_may_add_vectors_of_pairs(tiny_model, tmp_path):
+def test_a_stage_may_add_vectors_of_pairs_and_a_bias_for_repeats(tiny_model, tmp_path):
     old = tiny_model(seed=1, level_softmax="catalogue")
-    new = {"level_softmax": "catalogue", "pair_buckets": 100}
+    new = {"level_softmax": "catalogue", "pair_buckets": 100, "repeat_bias": True}
     model = tiny_model(seed=2, **new)
     load_weights(model, replace(TINY, **new), saved(tmp_path / "old", old, level_softmax="catalogue"))
-    pairs = model.heads.heads[1].pairs.weight
-    assert not pairs.any()
-    others = [parameter for parameter in model.parameters() if parameter is not pairs]
+    added = {model.heads.heads[1].pairs.weight, *model.level_repeats.parameters(), *model.user_repeats.parameters()}
+    assert not any(parameter.any() for parameter in added)
+    others = [parameter for parameter in model.parameters() if parameter not in added]
     assert all(torch.equal(a, b) for a, b in zip(old.parameters(), others, strict=True))
 
 
@@ -115,6 +115,7 @@ def test_a_model_with_inputs_is_loaded_with_their_weights(tiny_model, tmp_path):
     model, other = tiny_model(**OPTIONAL), tiny_model(seed=2, **OPTIONAL)
     torch.nn.init.normal_(model.gap_embedding.weight)
     torch.nn.init.normal_(model.heads.heads[1].pairs.weight)
+    torch.nn.init.normal_(model.level_repeats.weight)
     load_weights(other, replace(TINY, **OPTIONAL), saved(tmp_path / "model", model, **OPTIONAL))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
@@ -127,6 +128,7 @@ def test_a_model_with_inputs_is_loaded_with_their_weights(tiny_model, tmp_path):
         ({"time_buckets": 16}, "model.time_buckets = 8, now it is 16"),
         ({"relative_time_bias": False}, "model.relative_time_bias = True, now it is False"),
         ({"pair_buckets": 0}, "model.pair_buckets = 100, now it is 0"),
+        ({"repeat_bias": False}, "model.repeat_bias = True, now it is False"),
     ],
 )
 def test_an_input_that_a_model_was_trained_with_is_not_dropped_or_changed(tiny_model, tmp_path, change, sentence):

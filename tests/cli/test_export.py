@@ -19,6 +19,7 @@ from ugt_composer.data.codec import Row, encode_row
 from ugt_composer.data.collate import PackedRow, collate
 from ugt_composer.data.history import encoder_lists
 from ugt_composer.errors import UserError
+from ugt_composer.generation.item_log_probs import score_items
 from ugt_composer.inference.export_programs import INPUTS, NO_ITEMS, export_programs
 from ugt_composer.vocabulary import NUM_SPECIAL_IDS
 
@@ -119,6 +120,36 @@ def test_a_scorer_over_the_catalogue_carries_it_for_any_sizes(tiny_model, random
         candidates = items.expand(rows, -1, -1)
         expected = model.item_logps(hidden[:rows], candidates, trie)
         torch.testing.assert_close(alone(hidden[:rows], candidates), expected)
+
+
+def test_an_exported_model_knows_what_the_history_has(tiny_model, tmp_path):
+    changes = {"level_softmax": "catalogue", "repeat_bias": True, "n_encoder_layers": 1, "n_decoder_layers": 1}
+    model = tiny_model(**changes)
+    torch.nn.init.normal_(model.level_repeats.weight)
+    items = random_items(CODEBOOKS, 30)
+    lines = [
+        {"item_id": str(row), **{f"l{level}_id": x for level, x in enumerate(ids, 1)}}
+        for row, ids in enumerate(items.tolist())
+    ]
+    (tmp_path / "catalogue.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (tmp_path / "model").mkdir()
+    config = load_config()
+    data = replace(config.data, catalogue=str(tmp_path / "catalogue.jsonl"))
+    config = replace(config, model=replace(TINY, **changes), data=data)
+    save_portable(tmp_path / "model", model.state_dict(), config, {"longest_history": "4"})
+    out = tmp_path / "exported"
+    catalogue = ["--catalogue", str(tmp_path / "catalogue.jsonl")]
+    assert main(["export", "--checkpoint", str(tmp_path / "model"), *catalogue, "--out", str(out)]) == 0
+    score = runpy.run_path(str(out / "usage.py"))["score"]
+    trie = ItemTrie.from_triples(items)
+    for histories in ([items[:6].tolist(), [], items[[9, 9, 20]].tolist()], [items[3:4].tolist()]):
+        batch = batch_of([history[-4:] for history in histories])
+        hidden = model.start(batch)
+        candidates = trie.items.expand(len(histories), -1, -1)
+        biases = model.repeat_biases(hidden[:, None], model.seen_nodes(batch, trie))
+        expected = model.item_logps(hidden, candidates, trie, biases).detach()
+        assert (expected - score_items(model.level_logits, hidden, candidates, trie)).abs().max() > 0.1
+        torch.testing.assert_close(torch.from_numpy(score(histories, candidates)), expected)
 
 
 def test_an_exported_model_reads_actions_and_times(tiny_model, tmp_path):

@@ -115,6 +115,7 @@ def test_the_config_is_immutable():
         ),
         ("model.dropout=1.0", ["model.dropout is 1.0", "below 1"]),
         ("model.pair_buckets=-1", ["model.pair_buckets is -1", "0 for none"]),
+        ("model.repeat_bias=true", ["model.level_softmax codebook", "expected level_softmax catalogue"]),
         ("model.pair_buckets=64", ["model.level_softmax codebook", "expected level_softmax catalogue"]),
         ("data.eval.num_workers=-1", ["data.eval.num_workers is -1"]),
         ("data.train.cache_limit=abc", ["data.train.cache_limit", "100gb"]),

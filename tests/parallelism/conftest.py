@@ -172,7 +172,7 @@ def catalogue_jobs(out: Path, common: list[str], names: Sequence[str]) -> list[J
     """All items as negatives and in every softmax, in uneven microbatches, then an evaluation with both scores."""
     options = ["loss.contrastive_negatives=catalogue", "evaluation.item_score_weight=0.5", "eval_interval=3ba"]
     options += ["model.level_softmax=catalogue", "loss.lambda_moe_balance=0"]  # which depends on the microbatches
-    options += ["loss.lambda_distillation=0.5", "model.pair_buckets=100"]
+    options += ["loss.lambda_distillation=0.5", "model.pair_buckets=100", "model.repeat_bias=true"]
     overrides = [*common, *options, "device_train_microbatch_size=12"]
     return [stage_job(out, 2, name, overrides, f"catalogue/{name}") | {"stop": 3} for name in names]
 

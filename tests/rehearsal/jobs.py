@@ -57,6 +57,7 @@ VARIANTS = {
         (
             "model.level_softmax=catalogue",
             "model.pair_buckets=100",
+            "model.repeat_bias=true",
             "model.decoder_start=user",
             CATALOGUE_NEGATIVES,
             "loss.lambda_distillation=1.0",

@@ -57,7 +57,7 @@ def build(config: Config, precision: str, items: int) -> tuple[ComposerUGT, Stra
         model = UGT(**asdict(config.model))
         loss = UnifiedLoss(**config.loss.arguments, repr_dim=config.model.d_model, seed=config.seed)
         reference = Reference(UGT(**asdict(config.model))) if config.loss.needs_reference_model else None
-    freeze_untrained(model, config.loss.lambda_contrastive)
+    freeze_untrained(model, config.loss)
     checkpointing = config.parallelism.activation_checkpointing
     model.encoder.activation_checkpointing = model.decoder.activation_checkpointing = checkpointing
     generator = np.random.default_rng(0)

@@ -110,9 +110,13 @@ class NodeLimits(NamedTuple):
 def distinct_nodes(nodes: Tensor, none: int) -> Tensor:
     """The set of nodes int64 (B, X) in any order, padded with `none`, the largest value."""
     nodes = nodes.sort(1).values
-    repeated = torch.zeros_like(nodes, dtype=torch.bool)
-    repeated[:, 1:] = nodes[:, 1:] == nodes[:, :-1]
-    return nodes.masked_fill(repeated, none).sort(1).values
+    return nodes.masked_fill(~is_first(nodes), none).sort(1).values
+
+
+def is_first(nodes: Tensor) -> Tensor:
+    """Which of the ascending nodes (B, X) differ from the one before: bool (B, X)."""
+    # Not by a comparison of slices, which would exclude widths of 1 and 2 from an exported program.
+    return torch.searchsorted(nodes, nodes) == torch.arange(nodes.shape[1], device=nodes.device)
 
 
 def is_among(members: Tensor, nodes: Tensor) -> Tensor:

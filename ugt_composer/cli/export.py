@@ -21,7 +21,8 @@ DIR holds, in float32:
   encoder.pt2        histories → user state (for the scorer) and user vector; any number of rows and tokens. Inputs:
                      ids, positions, token types, mask; then, if the model reads them, actions; times of the tokens
                      and of the recommendation
-  scorer.pt2         user states, semantic IDs → log p(l1) + log p(l2|l1) + log p(l3|l1,l2); any number of both
+  scorer.pt2         user states, semantic IDs → log p(l1) + log p(l2|l1) + log p(l3|l1,l2); any number of both.
+                     A model with repeat_bias reads the history's ids, too
   usage.py           loads both with torch and numpy and scores an example; no other code is needed. It reads as many of
                      the most recent items as the model was trained on, or --max-history
   model.safetensors, config.yaml, catalogue.jsonl.zst, record.json
@@ -77,6 +78,7 @@ def main(arguments: argparse.Namespace) -> int:
         usage = usage.replace("MAX_HISTORY = None", f"MAX_HISTORY = {max_history}", 1)
         usage = usage.replace("READS_ACTIONS = False", f"READS_ACTIONS = {config.model.num_actions > 0}", 1)
         usage = usage.replace("READS_TIMES = False", f"READS_TIMES = {config.model.time_buckets > 0}", 1)
+        usage = usage.replace("KNOWS_REPEATS = False", f"KNOWS_REPEATS = {config.model.repeat_bias}", 1)
         (folder / "usage.py").write_text(usage, "utf-8")
     print(f"{out}: {', '.join(FILES)}; usage.py reads the {max_history:,} most recent items of a history")
     return 0

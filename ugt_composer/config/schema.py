@@ -48,6 +48,7 @@ class ModelConfig:
     tie_embeddings: bool = key(True, FIXED)
     level_softmax: Literal["codebook", "catalogue"] = key("codebook", FIXED)
     pair_buckets: int = key(0, FIXED)
+    repeat_bias: bool = key(False, FIXED)
     num_actions: int = key(0, FIXED)
     time_buckets: int = key(0, FIXED)
     relative_time_bias: bool = key(False, FIXED)
@@ -82,6 +83,11 @@ class ModelConfig:
                 f"model.pair_buckets is {self.pair_buckets} with model.level_softmax {self.level_softmax}: vectors of "
                 "pairs are for the ids that the catalogue has below a prefix; expected level_softmax catalogue, or "
                 "pair_buckets 0"
+            )
+        if self.repeat_bias and self.level_softmax != "catalogue":
+            raise ValueError(
+                f"model.repeat_bias is true with model.level_softmax {self.level_softmax}: the bias is for the items "
+                "of the catalogue; expected level_softmax catalogue, or repeat_bias false"
             )
         if not 0 <= self.num_actions <= LARGEST_ACTION:
             raise ValueError(f"model.num_actions is {self.num_actions}; expected 0 to {LARGEST_ACTION:,}")

@@ -23,6 +23,7 @@ from ugt_composer.catalogue.code_space import CodeSpace
 from ugt_composer.catalogue.open_nodes import NodeLimits, OnlyItems
 from ugt_composer.catalogue.trie import Children, ItemTrie
 from ugt_composer.generation.item_log_probs import LevelLogits
+from ugt_composer.generation.node_biases import NodeBiases
 from ugt_composer.vocabulary import LEVELS
 
 # Approximate bytes of working tensors; users are searched in groups that stay below it. On a CPU, memory of this size
@@ -75,6 +76,7 @@ def beam_search(
     over_catalogue: bool = False,
     memory_bound: int | None = None,
     only: OnlyItems | None = None,
+    biases: NodeBiases | None = None,
 ) -> Recommendations:
     """The K best items of each user.
 
@@ -100,7 +102,9 @@ def beam_search(
         memory_bound: bytes of working tensors above which the users are searched in several groups; None: a default
             for the device.
         only: the only items that may be recommended to some of the users; needs a trie.
+        biases: of the B users, added to logits; only with `over_catalogue`.
     """
+    assert biases is None or over_catalogue
     if not 1 <= k <= beam_width:
         raise ValueError(f"beam_width {beam_width} must be at least k {k}, and k at least 1")
     sizes = _codebook_sizes(heads, hidden)
@@ -125,7 +129,8 @@ def beam_search(
         excluded = None if exclude is None else exclude[rows]
         scored = None if item_scores is None else item_scores(rows)
         limits = space.limits(excluded, None if only is None else only.of(rows))
-        parts.append(_search(heads, hidden[rows], space, k, beam_width, limits, scored, over_catalogue))
+        of_rows = None if biases is None else biases.of(rows)
+        parts.append(_search(heads, hidden[rows], space, k, beam_width, limits, scored, over_catalogue, of_rows))
     return Recommendations(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
@@ -164,6 +169,7 @@ def _search(
     limits: list[NodeLimits],
     item_scores: Tensor | None,
     over_catalogue: bool,
+    biases: NodeBiases | None,
 ) -> Recommendations:
     best_item_scores: list[Tensor | None] = [None] * LEVELS
     if item_scores is not None:
@@ -176,7 +182,7 @@ def _search(
     for level in range(LEVELS):
         last = level == LEVELS - 1
         width = k if last else beam_width
-        rest = limits[level], best_item_scores[level], width, over_catalogue
+        rest = limits[level], best_item_scores[level], width, over_catalogue, biases
         beams, best_other = _step(heads, hidden, space, level, beams, *rest, ranked=last)
         dropped = dropped if last else torch.maximum(dropped, best_other)
     return _recommendations(beams, k, dropped)
@@ -192,6 +198,7 @@ def _step(
     best_item_scores: Tensor | None,
     width: int,
     over_catalogue: bool,
+    biases: NodeBiases | None,
     ranked: bool,
 ) -> tuple[_Beams, Tensor]:
     """Extends every beam by one id and keeps the `width` best: best first if `ranked`, else in order of nodes. Also
@@ -205,6 +212,8 @@ def _step(
     states = hidden.unsqueeze(1).expand(-1, beams.nodes.shape[1], -1)
     if over_catalogue:
         log_probs = heads(level, states, beams.ids, children.beam, children.ids).float()
+        if biases is not None:
+            log_probs = biases.added_to(level, log_probs, children.nodes)
         normaliser = _log_sum_of_beams(log_probs, children, beams.nodes.shape[1])
     else:
         logits = heads(level, states, beams.ids).float()

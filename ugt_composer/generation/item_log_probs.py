@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ugt_composer.catalogue.trie import ItemTrie
+from ugt_composer.generation.node_biases import NodeBiases
 from ugt_composer.vocabulary import LEVELS
 
 UNKNOWN_LOG_PROB = -20.0  # of an item outside the catalogue, if the softmax runs over the catalogue
@@ -46,11 +47,17 @@ class ChildLogits(NamedTuple):
 
 
 def child_logits(
-    heads: LevelLogits, hidden: Tensor, ids: Tensor, trie: ItemTrie, only_open: bool = False
+    heads: LevelLogits,
+    hidden: Tensor,
+    ids: Tensor,
+    trie: ItemTrie,
+    only_open: bool = False,
+    biases: NodeBiases | None = None,
 ) -> list[ChildLogits]:
     """For each level, the logits of the ids that the catalogue has below the given ids of the levels above.
 
-    hidden (N, D), ids int64 (N, 3). With `only_open` as if the catalogue had only what may be recommended.
+    hidden (N, D), ids int64 (N, 3), biases of N rows. With `only_open` as if the catalogue had only what may be
+    recommended.
     """
     per_level = []
     parents = torch.zeros_like(ids[:, 0])  # the root
@@ -62,6 +69,8 @@ def child_logits(
         children = trie.children(level, parent_nodes[:, None], exists[:, None])
         prefix = ids[:, None, :level].clamp(min=0)
         logits = heads(level, hidden[:, None], prefix, children.beam, children.ids)
+        if biases is not None:
+            logits = biases.added_to(level, logits, children.nodes)
         filled = trie.open_among(level, children.nodes, children.filled) if only_open else children.filled
         logits = logits.masked_fill(~filled & exists[:, None], float("-inf"))
         logits = logits.masked_fill(~exists[:, None], 0.0)
@@ -72,7 +81,12 @@ def child_logits(
 
 
 def score_items(
-    heads: LevelLogits, hidden: Tensor, ids: Tensor, trie: ItemTrie | None = None, only_open: bool = False
+    heads: LevelLogits,
+    hidden: Tensor,
+    ids: Tensor,
+    trie: ItemTrie | None = None,
+    only_open: bool = False,
+    biases: NodeBiases | None = None,
 ) -> Tensor:
     """Log-probabilities of given items, differentiable: hidden (B, D), ids int64 (B, N, 3) -> float32 (B, N).
 
@@ -81,10 +95,12 @@ def score_items(
     with one evaluation per prefix. Ids must be valid (0 <= id < V_l); the caller has to ignore the scores of padding.
 
     With a trie each level's softmax runs over the ids that it has below the levels above; the log-probability of an
-    item that it does not have is UNKNOWN_LOG_PROB. With `only_open` as if it had only what may be recommended.
+    item that it does not have is UNKNOWN_LOG_PROB. With `only_open` as if it had only what may be recommended. The
+    biases, of B rows, need a trie.
     """
     if trie is not None:
-        return _over_catalogue(heads, hidden, ids, trie, only_open)
+        return _over_catalogue(heads, hidden, ids, trie, only_open, biases)
+    assert biases is None
     # Two-dimensional matrix products: for three dimensions PyTorch chooses the kernel by whether a gradient is needed,
     # and a policy and a reference with equal weights would differ in the last bits.
     per_item, flat = hidden.repeat_interleave(ids.shape[1], dim=0), ids.flatten(0, 1)
@@ -95,10 +111,13 @@ def score_items(
     return total
 
 
-def _over_catalogue(heads: LevelLogits, hidden: Tensor, ids: Tensor, trie: ItemTrie, only_open: bool) -> Tensor:
+def _over_catalogue(
+    heads: LevelLogits, hidden: Tensor, ids: Tensor, trie: ItemTrie, only_open: bool, biases: NodeBiases | None
+) -> Tensor:
     states = hidden.unsqueeze(1).expand(-1, ids.shape[1], -1)
+    per_item = None if biases is None else biases.repeated(ids.shape[1])
     total = torch.zeros_like(ids[..., 0].flatten(), dtype=torch.float32)
-    for logits, slots in child_logits(heads, states.flatten(0, 1), ids.flatten(0, 1), trie, only_open):
+    for logits, slots in child_logits(heads, states.flatten(0, 1), ids.flatten(0, 1), trie, only_open, per_item):
         logits = logits.float()
         log_probs = logits.gather(1, slots.clamp(min=0)[:, None]).squeeze(1) - logits.logsumexp(1)
         total = torch.where(slots >= 0, total + log_probs, UNKNOWN_LOG_PROB)

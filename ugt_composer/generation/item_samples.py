@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ugt_composer.catalogue.trie import Children, ItemTrie
 from ugt_composer.generation.item_log_probs import LevelLogits, score_items
+from ugt_composer.generation.node_biases import NodeBiases
 from ugt_composer.row_random import RowNoise
 from ugt_composer.vocabulary import LEVELS
 
@@ -35,8 +36,15 @@ class ItemSamples(NamedTuple):
     distributions: tuple[Tensor, ...]
 
 
-def sample_items(heads: LevelLogits, hidden: Tensor, trie: ItemTrie, count: int, noise: RowNoise) -> ItemSamples:
-    """Draws `count` items for each hidden state (B, D) at BOS.
+def sample_items(
+    heads: LevelLogits,
+    hidden: Tensor,
+    trie: ItemTrie,
+    count: int,
+    noise: RowNoise,
+    biases: NodeBiases | None = None,
+) -> ItemSamples:
+    """Draws `count` items for each hidden state (B, D) at BOS, with biases of B rows.
 
     Each id is the argmax of its level's log-probabilities plus Gumbel noise (Gumbel 1954), so shapes do not depend on
     values. With the same noise the draws of a row do not depend on the other rows.
@@ -46,7 +54,7 @@ def sample_items(heads: LevelLogits, hidden: Tensor, trie: ItemTrie, count: int,
     nodes = torch.zeros(rows, 1, dtype=torch.int64, device=device)  # the root
     log_probs, distributions = [], []
     for level in range(LEVELS):
-        log_softmax, children = _below(heads, hidden, trie, level, nodes, ids)
+        log_softmax, children = _below(heads, hidden, trie, level, nodes, ids, biases)
         gumbel = noise.gumbel(level, count, log_softmax.shape[-1])
         slots = (log_softmax.detach() + gumbel).argmax(dim=-1, keepdim=True)  # (B, G, 1)
 
@@ -61,7 +69,13 @@ def sample_items(heads: LevelLogits, hidden: Tensor, trie: ItemTrie, count: int,
 
 
 def draw_group(
-    heads: LevelLogits, hidden: Tensor, target: Tensor, trie: ItemTrie, count: int, noise: RowNoise
+    heads: LevelLogits,
+    hidden: Tensor,
+    target: Tensor,
+    trie: ItemTrie,
+    count: int,
+    noise: RowNoise,
+    biases: NodeBiases | None = None,
 ) -> dict[str, Tensor]:
     """`count` items of the model for each hidden state (B, D), and its target (B, L), as a loss reads them.
 
@@ -73,31 +87,40 @@ def draw_group(
     """
     found = trie.find(target)
     can_be_drawn = trie.open_among(LEVELS - 1, found.clamp(min=0), found >= 0)
-    samples = sample_items(heads, hidden, trie, count, noise)
+    samples = sample_items(heads, hidden, trie, count, noise, biases)
+    of_target = score_items(heads, hidden, target[:, None], trie, only_open=True, biases=biases)
     levels = {f"group_l{level}_log_probs": values for level, values in enumerate(samples.distributions, start=1)}
     return levels | {
         "group_ids": samples.ids,
         "group_items": samples.items,
         "group_log_probs": samples.log_probs,
-        "group_target_log_probs": score_items(heads, hidden, target[:, None], trie, only_open=True).squeeze(1),
+        "group_target_log_probs": of_target.squeeze(1),
         "group_target_items": torch.where(can_be_drawn, found, -1),
     }
 
 
-def distributions_at(heads: LevelLogits, hidden: Tensor, trie: ItemTrie, ids: Tensor) -> tuple[Tensor, ...]:
+def distributions_at(
+    heads: LevelLogits, hidden: Tensor, trie: ItemTrie, ids: Tensor, biases: NodeBiases | None = None
+) -> tuple[Tensor, ...]:
     """`ItemSamples.distributions` of another model for the same draws, items ids (B, G, L) of the catalogue.
 
     Computed by the same operations on the same shapes, so that models with equal weights give bitwise equal results.
     """
     path = [torch.zeros_like(ids[:, :1, 0]), *trie.path(ids)]
     return tuple(
-        _below(heads, hidden, trie, level, path[level], ids[:, : path[level].shape[1], :level])[0]
+        _below(heads, hidden, trie, level, path[level], ids[:, : path[level].shape[1], :level], biases)[0]
         for level in range(LEVELS)
     )
 
 
 def _below(
-    heads: LevelLogits, hidden: Tensor, trie: ItemTrie, level: int, nodes: Tensor, prefix: Tensor
+    heads: LevelLogits,
+    hidden: Tensor,
+    trie: ItemTrie,
+    level: int,
+    nodes: Tensor,
+    prefix: Tensor,
+    biases: NodeBiases | None,
 ) -> tuple[Tensor, Children]:
     """The distribution of a level's open ids below nodes (B, W) of the level above, whose ids are prefix (B, W, level).
 
@@ -108,6 +131,8 @@ def _below(
     children = trie.children(level, flat, torch.ones_like(flat, dtype=torch.bool))
     states = hidden.unsqueeze(1).expand(-1, shape[1], -1).flatten(0, 1)[:, None]
     logits = heads(level, states, prefix.flatten(0, 1)[:, None], children.beam, children.ids).float()
+    if biases is not None:
+        logits = biases.repeated(shape[1]).added_to(level, logits, children.nodes)
     is_open = trie.open_among(level, children.nodes, children.filled)
     log_softmax = logits.masked_fill(~is_open, float("-inf")).log_softmax(dim=-1)
     return log_softmax.unflatten(0, shape), Children(*(part.unflatten(0, shape) for part in children))

@@ -6,7 +6,7 @@ Shapes: B users, n items, D width.
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,25 @@ class NeighbourScores:
         return torch.logaddexp(log_probs + math.log1p(-self.weight), (counted * self.weight).log())
 
 
+class SeenItems(NamedTuple):
+    """The items of B histories, and what is added to their logits.
+
+    Attributes:
+        items: int64 (B, S), ascending in each row and padded with n.
+        biases: float32 (B, 1).
+    """
+
+    items: Tensor
+    biases: Tensor
+
+    def added_to(self, logits: Tensor, rows: slice, first: int = 0) -> Tensor:
+        """The logits (b, m) of m consecutive items, from the item `first` on, with the biases of a slice of users."""
+        items = self.items[rows] - first
+        is_here = (items >= 0) & (items < logits.shape[1])
+        values = self.biases[rows].to(logits.dtype).expand(-1, items.shape[1]).masked_fill(~is_here, 0.0)
+        return logits.scatter_add(1, items.clamp(0, logits.shape[1] - 1), values)
+
+
 @dataclass(frozen=True, eq=False)
 class ItemScores:
     """weight · log softmax, over the catalogue, of similarity / temperature.
@@ -62,6 +81,7 @@ class ItemScores:
         temperature, similarity: those of the contrastive loss that the vectors were trained with.
         weight: 0 or larger.
         neighbours: of the same users; None: no mixture.
+        repeats: of the same users; None: items of the history are like others.
     """
 
     users: Tensor
@@ -70,6 +90,7 @@ class ItemScores:
     weight: float
     similarity: Similarity = "cosine"
     neighbours: NeighbourScores | None = None
+    repeats: SeenItems | None = None
 
     def __call__(self, rows: slice) -> Tensor:
         """float32 (b, n) for a slice of the users."""
@@ -78,6 +99,8 @@ class ItemScores:
         log_probs = logits.log_softmax(dim=-1)
         if self.neighbours is not None:
             log_probs = self.neighbours.mixed(log_probs, rows)
+        if self.repeats is not None:
+            log_probs = self.repeats.added_to(log_probs, rows).log_softmax(dim=-1)
         return self.weight * log_probs
 
     @cached_property

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
+from ugt_composer.catalogue.seen_nodes import SeenNodes
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.data.codec import DECODER_COLUMNS, ENCODER_COLUMNS, REJECTED_COLUMNS, Row, encode_row
 from ugt_composer.data.collate import PackedRow, collate
 from ugt_composer.generation.item_log_probs import score_items
 from ugt_composer.model.moe import MoEFeedForward
+from ugt_composer.model.repeat_bias import level_biases
 from ugt_composer.model.ugt import UGT
 from ugt_composer.vocabulary import LEVELS, NUM_SPECIAL_IDS
 
@@ -54,16 +56,23 @@ class ScorerProgram(nn.Module):
 
     def __init__(self, model: UGT, trie: ItemTrie | None):
         super().__init__()
-        self.heads, self.item_embedding = model.heads, model.item_embedding
+        self.heads, self.item_embedding, self.level_repeats = model.heads, model.item_embedding, model.level_repeats
         self.trie = trie if model.is_over_catalogue else None
         for number, level in enumerate(self.trie.levels if self.trie is not None else ()):
             for name in TRIE_TENSORS:
                 self.register_buffer(f"level{number}_{name}", getattr(level, name))
 
-    def forward(self, state: Tensor, candidates: Tensor) -> Tensor:
-        """state (B, D), candidates int64 (B, N, 3) → log p(l1) + log p(l2 | l1) + log p(l3 | l1, l2), (B, N)."""
+    def forward(self, state: Tensor, candidates: Tensor, history: Tensor | None = None) -> Tensor:
+        """state (B, D), candidates int64 (B, N, 3) and, for a model with `repeat_bias`, the encoder's ids (B, S, 3) →
+        log p(l1) + log p(l2 | l1) + log p(l3 | l1, l2), (B, N)."""
         trie = None if self.trie is None else self._trie_of_buffers(self.trie)
-        return score_items(partial(self.heads, embedding=self.item_embedding), state, candidates, trie)
+        biases = None
+        if self.level_repeats is not None:
+            assert trie is not None  # the config requires a catalogue
+            assert history is not None
+            biases = level_biases(self.level_repeats(state[:, None]), SeenNodes.of(history, trie))
+        heads = partial(self.heads, embedding=self.item_embedding)
+        return score_items(heads, state, candidates, trie, biases=biases)
 
     def _trie_of_buffers(self, trie: ItemTrie) -> ItemTrie:
         buffers: dict[str, Any] = dict(self.named_buffers(recurse=False))
@@ -91,9 +100,11 @@ def export_programs(model: UGT, trie: ItemTrie | None) -> tuple[ExportedProgram,
     inputs = tuple(batch[name] for name in encoder.inputs)  # type: ignore[literal-required]
     state, _ = encoder(*inputs)
     items = torch.full((len(state), 3, LEVELS), NUM_SPECIAL_IDS)
-    scorer = export(
-        ScorerProgram(model, trie), (state, items), dynamic_shapes=[{0: rows}, {0: rows, 1: candidates}], strict=False
-    )
-    del model.heads, model.item_proj  # the encoder's program must not include them
+    examples, shapes = [state, items], [{0: rows}, {0: rows, 1: candidates}]
+    if model.level_repeats is not None:
+        examples.append(batch["encoder_ids"])
+        shapes.append({0: rows, 1: history})
+    scorer = export(ScorerProgram(model, trie), tuple(examples), dynamic_shapes=shapes, strict=False)
+    del model.heads, model.item_proj, model.level_repeats, model.user_repeats  # not for the encoder's program
     sizes = tuple({0: rows} if name == "decoder_times" else {0: rows, 1: history} for name in encoder.inputs)
     return export(encoder, inputs, dynamic_shapes=(sizes,), strict=False), scorer

@@ -8,6 +8,7 @@ import torch
 MAX_HISTORY = None  # items of a history that the model reads, the most recent ones; None: all
 READS_ACTIONS = False
 READS_TIMES = False
+KNOWS_REPEATS = False
 FOLDER = Path(__file__).resolve().parent
 encoder, scorer = (torch.export.load(FOLDER / f"{name}.pt2").module() for name in ("encoder", "scorer"))
 
@@ -39,7 +40,8 @@ def score(histories, candidates, actions=None, times=None, now=None):
         moment = np.full(len(histories), -1) if now is None else np.asarray(now)
         inputs += [_of_items(times, histories, length, -1), moment.astype(np.int64)[:, None]]
     state, _user_vector = encoder(*map(torch.from_numpy, inputs))
-    return scorer(state, torch.as_tensor(candidates)).numpy()
+    history = [torch.from_numpy(ids)] if KNOWS_REPEATS else []
+    return scorer(state, torch.as_tensor(candidates), *history).numpy()
 
 
 def _of_items(lists, histories, length, unknown):

@@ -89,6 +89,7 @@ class Recommender:
         if self.max_history is not None:
             batch = with_recent_history(batch, self.max_history + 1)  # and the user's token
         memory = self.model.encode(batch)
+        seen = self.model.seen_nodes(batch, self.trie)
         scores = None
         if self.item_vectors is not None:
             users = self.model.user_vector(memory, batch["encoder_mask"])
@@ -97,10 +98,14 @@ class Recommender:
             if self.neighbours is not None:
                 assert self.trie is not None
                 counted = NeighbourScores.of(batch, self.trie, *self.neighbours)
-            scores = ItemScores(users, self.item_vectors, self.temperature, weight, self.similarity, counted)
+            repeats = self.model.seen_items(users, seen)
+            scores = ItemScores(users, self.item_vectors, self.temperature, weight, self.similarity, counted, repeats)
         hidden = self.model.start_over(memory, batch)
+        biases = self.model.repeat_biases(hidden[:, None], seen)
         heads, width, over_catalogue = self.model.level_logits, max(k, beam_width), self.model.is_over_catalogue
-        return beam_search(heads, hidden, self.trie, k, width, closed, scores, over_catalogue, only=opened)
+        return beam_search(
+            heads, hidden, self.trie, k, width, closed, scores, over_catalogue, only=opened, biases=biases
+        )
 
     def _padded(self, lists: Sequence[Sequence[SemanticId]]) -> Tensor:
         """int64 (B, X, 3): each list of semantic IDs, padded with zeros."""

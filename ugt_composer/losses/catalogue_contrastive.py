@@ -4,6 +4,7 @@ Shapes: B rows, n items of the catalogue, L = 3 levels, D width of the vectors.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ugt_composer.config.schema import LossConfig
 from ugt_composer.float32_product import float32_matmul
-from ugt_composer.generation.item_scores import Similarity, comparable
+from ugt_composer.generation.item_scores import SeenItems, Similarity, comparable
 from ugt_composer.losses.normalization import TARGETS, batch_mean, has_target
 from ugt_composer.losses.term import Mean
 
@@ -57,6 +58,7 @@ class CatalogueContrastiveLoss(nn.Module):
         item_rows: Tensor,
         valid: Tensor,
         batch_totals: Tensor | None = None,
+        seen: SeenItems | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """
         user_repr, item_repr: (B, D) vectors of each row's user and of its target item
@@ -65,6 +67,7 @@ class CatalogueContrastiveLoss(nn.Module):
             the candidates of its row
         valid: (B,) bool, whether the row has a target item
         batch_totals: counts of the global batch, see `normalization`
+        seen: of the B users; None: items of the history are like others
         returns: loss (), and `contrastive_u2i_acc`, the fraction of rows whose item scores above every other
         """
         device = user_repr.device.type
@@ -75,7 +78,12 @@ class CatalogueContrastiveLoss(nn.Module):
         items, targets = (items - centre).to(dtype), (targets - centre).to(dtype)
         # Rounded like the matrix products, because the logits of the other items are compared with it.
         target_logits = (users.to(dtype).float() * targets.float()).sum(dim=-1).to(dtype).float()
-        log_sum, catalogue_logits, better_counts = _over_catalogue(users, items, target_logits.detach(), item_rows)
+        if seen is not None:
+            is_seen = (seen.items == item_rows[:, None]).any(dim=1)
+            target_logits = target_logits + torch.where(is_seen, seen.biases.squeeze(1), 0.0)
+        log_sum, catalogue_logits, better_counts = _over_catalogue(
+            users, items, target_logits.detach(), item_rows, seen
+        )
         row_losses = torch.where(
             item_rows < 0, torch.logaddexp(log_sum, target_logits) - target_logits, log_sum - catalogue_logits
         )
@@ -87,15 +95,16 @@ class CatalogueContrastiveLoss(nn.Module):
         return mean(row_losses), {"contrastive_u2i_acc": mean((better_counts == 0).float())}
 
     def of_batch(
-        self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], labels: Tensor
+        self, outputs: Mapping[str, Any], batch: Mapping[str, Tensor], labels: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `LossTerm`."""
         vectors = outputs["user_repr"], outputs["item_repr"], outputs["catalogue_repr"]
-        return self(*vectors, outputs["item_rows"], has_target(labels), batch.get("batch_totals"))
+        rows, valid = outputs["item_rows"], has_target(labels)
+        return self(*vectors, rows, valid, batch.get("batch_totals"), outputs.get("seen_items"))
 
 
 def _over_catalogue(
-    users: Tensor, items: Tensor, target_logits: Tensor, item_rows: Tensor
+    users: Tensor, items: Tensor, target_logits: Tensor, item_rows: Tensor, seen: SeenItems | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compares users (B, D) with items (n, D), in the dtype of the items.
 
@@ -104,20 +113,26 @@ def _over_catalogue(
     """
     size = max(1, LOGITS_BYTES // (4 * max(1, len(users))))
     if len(items) <= size:
-        return _over_part(users, items, target_logits, item_rows)
+        return _over_part(users, items, target_logits, item_rows, seen, 0)
     parts = [
-        checkpoint(_over_part, users, part, target_logits, item_rows - number * size, use_reentrant=False)
+        checkpoint(_over_part, users, part, target_logits, item_rows, seen, number * size, use_reentrant=False)
         for number, part in enumerate(items.split(size))
     ]
     log_sums, catalogue_logits, better_counts = (torch.stack(values) for values in zip(*parts, strict=True))
     return log_sums.logsumexp(dim=0), catalogue_logits.sum(dim=0), better_counts.sum(dim=0)
 
 
-def _over_part(users: Tensor, items: Tensor, target_logits: Tensor, item_rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _over_part(
+    users: Tensor, items: Tensor, target_logits: Tensor, item_rows: Tensor, seen: SeenItems | None, first: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`_over_catalogue` for the items (m, D) from row `first` of the catalogue on."""
     if items.dtype == torch.float32:
         logits = float32_matmul(users, items.T)
     else:
         logits = (users.to(items.dtype) @ items.T).float()
+    if seen is not None:
+        logits = seen.added_to(logits, slice(None), first)
+    item_rows = item_rows - first
     is_better = logits.detach() >= target_logits[:, None]
     is_in_part = (item_rows >= 0) & (item_rows < len(items))
     column = item_rows.clamp(0, len(items) - 1)[:, None]

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import torch
 
-from ugt_composer.config.schema import ModelConfig
+from ugt_composer.config.schema import LossConfig, ModelConfig
 from ugt_composer.model.ugt import UGT
 
 
@@ -15,8 +15,10 @@ def build_model(config: ModelConfig, seed: int) -> UGT:
         return UGT(**asdict(config))
 
 
-def freeze_untrained(model: UGT, lambda_contrastive: float) -> None:
+def freeze_untrained(model: UGT, loss: LossConfig) -> None:
     """Freezes parameters that a stage's loss does not use. They exist in every stage, so the state dict is the same."""
-    if lambda_contrastive == 0:
+    if loss.lambda_contrastive == 0:
         model.user_proj.requires_grad_(False)
         model.item_proj.requires_grad_(False)
+    if model.user_repeats is not None and (loss.lambda_contrastive == 0 or loss.contrastive_negatives == "in_batch"):
+        model.user_repeats.requires_grad_(False)

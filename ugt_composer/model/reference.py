@@ -35,8 +35,10 @@ class Reference(nn.Module):
         """
         ids = torch.cat((batch["labels"][:, :1].clamp(min=0), batch["rejected_ids"]), dim=1)
         hidden, _ = self.model.decode(batch, self.model.encode(batch))
-        scores = {"logps": self.model.item_logps(hidden[:, 0], ids, trie)}
-        return scores | (self.model.target_logits(hidden, batch["labels"], trie) if with_logits else {})
+        seen = self.model.seen_nodes(batch, trie)
+        biases = self.model.repeat_biases(hidden[:, :1], seen)
+        scores = {"logps": self.model.item_logps(hidden[:, 0], ids, trie, biases)}
+        return scores | (self.model.target_logits(hidden, batch["labels"], trie, seen) if with_logits else {})
 
 
 class GroupReference(nn.Module):
@@ -54,6 +56,8 @@ class GroupReference(nn.Module):
         l1_logits, l2_logits, l3_logits: only `with_logits`; as of `UGT.forward`
         """
         hidden, _ = self.model.decode(batch, self.model.encode(batch), scores_items=True)
-        levels = distributions_at(self.model.level_logits, hidden[:, 0], trie, ids)
+        seen = self.model.seen_nodes(batch, trie)
+        biases = self.model.repeat_biases(hidden[:, :1], seen)
+        levels = distributions_at(self.model.level_logits, hidden[:, 0], trie, ids, biases)
         scores = {f"group_l{level}_log_probs": values for level, values in enumerate(levels, start=1)}
-        return scores | (self.model.target_logits(hidden, batch["labels"], trie) if with_logits else {})
+        return scores | (self.model.target_logits(hidden, batch["labels"], trie, seen) if with_logits else {})

@@ -6,21 +6,25 @@ level l.
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ugt_composer.catalogue.seen_nodes import SeenNodes
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.data.batch import Batch
 from ugt_composer.generation.item_log_probs import child_logits, score_items
 from ugt_composer.generation.item_samples import draw_group
+from ugt_composer.generation.item_scores import SeenItems
+from ugt_composer.generation.node_biases import NodeBiases
 from ugt_composer.model.decoder import Decoder
 from ugt_composer.model.embedding import EMBEDDING_STD, InputEmbedding, ItemEmbedding
 from ugt_composer.model.encoder import Encoder
 from ugt_composer.model.float32_linear import Float32Linear
 from ugt_composer.model.heads import LevelHeads
 from ugt_composer.model.moe import RouterStats
+from ugt_composer.model.repeat_bias import RepeatBias, level_biases
 from ugt_composer.model.time_buckets import history_times, since_newest, since_previous, since_token, time_bucket
 from ugt_composer.model.zero_embedding import ZeroEmbedding
 from ugt_composer.row_random import RowNoise
@@ -29,6 +33,7 @@ from ugt_composer.vocabulary import BOS, ITEM, LEVELS
 # The weights, all zero at first, that only some models have, by the key that adds them.
 OPTIONAL_WEIGHTS = {
     "pair_buckets": ("pairs",),
+    "repeat_bias": ("level_repeats", "user_repeats"),
     "num_actions": ("action_embedding",),
     "time_buckets": ("since_embedding", "gap_embedding", "elapsed_embedding"),
     "relative_time_bias": ("time_bias",),
@@ -69,6 +74,8 @@ class UGT(nn.Module):
         tie_embeddings: the level heads use the level embeddings as their weight.
         pair_buckets: rows of the table of vectors of (L1, L2) pairs, see `LevelHead`; 0: none. For a softmax over the
             catalogue.
+        repeat_bias: learns how likely a user takes an item of the history again, see `repeat_bias.py`. For a softmax
+            over the catalogue.
         num_actions: number of actions, with ids from 1, that the encoder reads; 0: it reads none.
         time_buckets: buckets of the times since a token and since the one before it, which the encoder reads, and of
             the time since the newest token, which the decoder reads; 0: neither reads times. See `time_bucket`.
@@ -98,6 +105,7 @@ class UGT(nn.Module):
         tie_embeddings: bool,
         level_softmax: Literal["codebook", "catalogue"],
         pair_buckets: int,
+        repeat_bias: bool,
         num_actions: int,
         time_buckets: int,
         relative_time_bias: bool,
@@ -139,6 +147,8 @@ class UGT(nn.Module):
         self.heads = LevelHeads(codebook_sizes, d_model, tie_embeddings, pair_buckets)
         self.user_proj = Float32Linear(d_model, d_model)
         self.item_proj = Float32Linear(d_model, d_model)
+        self.level_repeats = RepeatBias(d_model, LEVELS) if repeat_bias else None
+        self.user_repeats = RepeatBias(d_model, 1) if repeat_bias else None
         self.action_embedding = ZeroEmbedding(1 + num_actions, d_model) if num_actions > 0 else None
         has_times = time_buckets > 0
         self.since_embedding = ZeroEmbedding(1 + time_buckets, d_model) if has_times else None
@@ -178,7 +188,7 @@ class UGT(nn.Module):
         with_item_vectors: bool = False,
         group_size: int = 0,
         noise: RowNoise | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """A teacher-forced forward pass over a batch.
 
         Args:
@@ -194,6 +204,7 @@ class UGT(nn.Module):
             router_counts, router_prob_sums: (decoder layers, E), see RouterStats.
             catalogue_repr: (n, D) float32, the vectors of the catalogue.
             bos_hidden: (B, D), the hidden state that the next item is generated from.
+            bos_biases, seen_items: `NodeBiases` of that state, and `SeenItems`; only with `repeat_bias`.
             chosen_logps (B,), rejected_logps (B, N): only if the batch has rejected items; not in training with a
                 group, whose loss does not read them.
             group_…: the group and its target, see `draw_group`; only with a group_size.
@@ -201,7 +212,9 @@ class UGT(nn.Module):
         memory = self.encode(batch)
         hidden, router = self.decode(batch, memory, scores_items=group_size > 0)
         target = batch["labels"][:, 0].clamp(min=0)
-        outputs = self.target_logits(hidden, batch["labels"], trie)
+        seen = self.seen_nodes(batch, trie)
+        biases = self.repeat_biases(hidden[:, :1], seen)
+        outputs: dict[str, Any] = self.target_logits(hidden, batch["labels"], trie, seen)
         outputs |= {
             "user_repr": self.user_vector(memory, batch["encoder_mask"]),
             "item_repr": self.item_vectors(target),
@@ -209,15 +222,18 @@ class UGT(nn.Module):
             "router_prob_sums": router.prob_sums,
             "bos_hidden": hidden[:, 0],
         }
+        if seen is not None:
+            outputs |= {"bos_biases": biases, "seen_items": self.seen_items(outputs["user_repr"], seen)}
         if with_item_vectors:
             assert trie is not None
             outputs["catalogue_repr"] = self.item_vectors(trie.items)
         if group_size:
             assert trie is not None
             assert noise is not None
-            outputs |= draw_group(self.level_logits, hidden[:, 0], target, trie, group_size, noise)
+            outputs |= draw_group(self.level_logits, hidden[:, 0], target, trie, group_size, noise, biases)
         if batch["rejected_ids"].shape[1] > 0 and not (group_size and self.training):
-            logps = self.item_logps(hidden[:, 0], torch.cat((target[:, None], batch["rejected_ids"]), dim=1), trie)
+            ids = torch.cat((target[:, None], batch["rejected_ids"]), dim=1)
+            logps = self.item_logps(hidden[:, 0], ids, trie, biases)
             outputs |= {"chosen_logps": logps[:, 0], "rejected_logps": logps[:, 1:]}
         return outputs
 
@@ -284,14 +300,36 @@ class UGT(nn.Module):
         first = x[:, :1] + self.start_proj(self._pooled(memory, memory_mask)).unsqueeze(1)
         return torch.cat((first, x[:, 1:]), dim=1)
 
-    def target_logits(self, hidden: Tensor, labels: Tensor, trie: ItemTrie | None) -> dict[str, Tensor]:
+    def seen_nodes(self, batch: Batch, trie: ItemTrie | None) -> SeenNodes | None:
+        """What the histories of a batch hold, if the model has a bias for it."""
+        if self.level_repeats is None:
+            return None
+        assert trie is not None  # the config requires a catalogue
+        return SeenNodes.of(batch["encoder_ids"], trie)
+
+    def repeat_biases(self, hidden: Tensor, seen: SeenNodes | None) -> NodeBiases | None:
+        """The biases of B · T rows, given the hidden states (B, T, D)."""
+        if self.level_repeats is None or seen is None:
+            return None
+        return level_biases(self.level_repeats(hidden), seen)
+
+    def seen_items(self, users: Tensor, seen: SeenNodes | None) -> SeenItems | None:
+        """The items of the histories, with their biases in the score of the user vectors (B, D)."""
+        if self.user_repeats is None or seen is None:
+            return None
+        return SeenItems(seen.nodes[-1], self.user_repeats(users))
+
+    def target_logits(
+        self, hidden: Tensor, labels: Tensor, trie: ItemTrie | None, seen: SeenNodes | None
+    ) -> dict[str, Tensor]:
         """The logits of `forward`, given the hidden states (B, T, D)."""
         names = [f"l{level + 1}_logits" for level in range(LEVELS)]
         if not self.is_over_catalogue:
             ids = labels.clamp(min=0)  # an ignored label is conditioned on as PAD, the zero vector
             return {name: self.level_logits(level, hidden, ids[..., :level]) for level, name in enumerate(names)}
         assert trie is not None  # the config requires a catalogue
-        per_level = child_logits(self.level_logits, hidden.flatten(0, 1), labels.flatten(0, 1), trie)
+        biases = self.repeat_biases(hidden, seen)
+        per_level = child_logits(self.level_logits, hidden.flatten(0, 1), labels.flatten(0, 1), trie, biases=biases)
         logits = {name: c.logits.unflatten(0, labels.shape[:2]) for name, c in zip(names, per_level, strict=True)}
         return logits | {"label_slots": torch.stack([c.slots.view(labels.shape[:2]) for c in per_level], dim=-1)}
 
@@ -302,10 +340,14 @@ class UGT(nn.Module):
         only those of some ids, see LevelHead."""
         return self.heads(level, hidden, prefix, beam, ids, embedding=self.item_embedding)
 
-    def item_logps(self, hidden: Tensor, ids: Tensor, trie: ItemTrie | None = None) -> Tensor:
-        """log p(item), (B, N) float32, of the items ids (B, N, 3), given the hidden state at BOS, (B, D)."""
+    def item_logps(
+        self, hidden: Tensor, ids: Tensor, trie: ItemTrie | None = None, biases: NodeBiases | None = None
+    ) -> Tensor:
+        """log p(item), (B, N) float32, of the items ids (B, N, 3), given the hidden state at BOS, (B, D), and its
+        `repeat_biases`."""
         assert trie is not None or not self.is_over_catalogue
-        return score_items(self.level_logits, hidden, ids, trie if self.is_over_catalogue else None)
+        assert (biases is None) == (self.level_repeats is None)
+        return score_items(self.level_logits, hidden, ids, trie if self.is_over_catalogue else None, biases=biases)
 
     def item_vectors(self, ids: Tensor) -> Tensor:
         """The item vectors that user vectors are compared with: ids int64 (..., 3) → (..., D) float32."""

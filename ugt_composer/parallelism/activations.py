@@ -189,7 +189,7 @@ class Activations:
         if self.loss.contrastive_negatives == "catalogue":
             # Sums of embeddings, their projection, its cosines, these minus their mean, and the gradients of each.
             vectors = 6 * FLOAT * self.items * width
-            logits = 4 * min(LOGITS_BYTES, FLOAT * shape.rows * self.items)
+            logits = (4 + self.model.repeat_bias) * min(LOGITS_BYTES, FLOAT * shape.rows * self.items)
             if self.loss.lambda_distillation > 0:  # item vectors minus their mean; log-probabilities, and probabilities
                 vectors += FLOAT * self.items * width  # of items, nodes and children
                 logits = max(logits, 4 * min(PROBABILITIES_BYTES, FLOAT * shape.rows * self.items))

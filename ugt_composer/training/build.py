@@ -275,7 +275,7 @@ def build_composer_model(
         device: of the catalogue. The models stay on the CPU until a strategy places them.
     """
     loss = UnifiedLoss(**config.loss.arguments, repr_dim=config.model.d_model, seed=config.seed)
-    freeze_untrained(model, config.loss.lambda_contrastive)
+    freeze_untrained(model, config.loss)
     model.encoder.activation_checkpointing = config.parallelism.activation_checkpointing
     model.decoder.activation_checkpointing = config.parallelism.activation_checkpointing
     if config.compile:

@@ -154,7 +154,7 @@ class ComposerUGT(ComposerModel):
         step = batch.get("step") if self.training else None
         return batch["row_ids"].new_zeros(()) if step is None else step
 
-    def _recommend(self, seen: Tensor | None, outputs: dict[str, Tensor], batch: Batch) -> Recommendations:
+    def _recommend(self, seen: Tensor | None, outputs: dict[str, Any], batch: Batch) -> Recommendations:
         scores = None
         if self.item_score_weight > 0:
             scores = self._item_scores(outputs, self.item_score_weight)
@@ -163,11 +163,19 @@ class ComposerUGT(ComposerModel):
                 scores = replace(scores, neighbours=NeighbourScores.of(batch, self.trie, *self.neighbours))
         k, width = max(self.k_values), self.beam_width
         heads, over_catalogue = self.model.level_logits, self.model.is_over_catalogue
-        return beam_search(heads, outputs["bos_hidden"], self.trie, k, width, seen, scores, over_catalogue)
+        hidden, biases = outputs["bos_hidden"], outputs.get("bos_biases")
+        return beam_search(heads, hidden, self.trie, k, width, seen, scores, over_catalogue, biases=biases)
 
-    def _item_scores(self, outputs: dict[str, Tensor], weight: float) -> ItemScores:
+    def _item_scores(self, outputs: dict[str, Any], weight: float) -> ItemScores:
         loss = self.unified_loss.contrastive
-        return ItemScores(outputs["user_repr"], outputs["catalogue_repr"], loss.temperature, weight, loss.similarity)
+        return ItemScores(
+            outputs["user_repr"],
+            outputs["catalogue_repr"],
+            loss.temperature,
+            weight,
+            loss.similarity,
+            repeats=outputs.get("seen_items"),
+        )
 
     def loss(self, outputs: dict[str, Tensor], batch: Batch, *args, **kwargs) -> dict[str, Tensor]:  # type: ignore[override]
         """The stage's loss as `total`, and its parts for the log."""

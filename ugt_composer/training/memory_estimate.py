@@ -100,7 +100,7 @@ def estimate(
     if model is None:
         with torch.device("meta"):
             model = UGT(**asdict(config.model))
-    freeze_untrained(model, config.loss.lambda_contrastive)
+    freeze_untrained(model, config.loss)
     layers = [*model.encoder.layers, *model.decoder.layers]
     sizes, strategy = sizes_of(model, layers), strategy_class(config)
     largest = max(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers)
