@@ -2,24 +2,32 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from tests.conftest import TINY, make_batch, random_ids
+from ugt_composer.catalogue.neighbours import ItemNeighbours
 from ugt_composer.catalogue.trie import ItemTrie
+from ugt_composer.config.schema import ModelConfig
 from ugt_composer.float32_product import allow_tf32, float32_matmul
 from ugt_composer.generation.beam_search import beam_search
-from ugt_composer.generation.item_scores import ItemScores
+from ugt_composer.generation.item_log_probs import score_items
+from ugt_composer.generation.item_samples import draw_group
+from ugt_composer.generation.item_scores import ItemScores, NeighbourScores
 from ugt_composer.losses.unified import UnifiedLoss
 from ugt_composer.model.build import build_model
 from ugt_composer.model.grouped_product import IS_AVAILABLE
 from ugt_composer.model.moe import MoEFeedForward
 from ugt_composer.model.norm import GroupLayerNorm
 from ugt_composer.model.pointwise_product import pointwise_product
-from ugt_composer.model.reference import Reference
+from ugt_composer.model.reference import GroupReference, Reference
 from ugt_composer.model.time_bias import biased_pointwise_product
 from ugt_composer.model.time_buckets import time_bucket
+from ugt_composer.model.ugt import OPTIONAL_WEIGHTS, UGT, is_added_by
+from ugt_composer.row_random import RowNoise
+from ugt_composer.training.composer_model import ComposerUGT
 
 WIDE = replace(TINY, d_model=128, n_heads=4, d_ff=256, n_encoder_layers=3, n_decoder_layers=3, max_seq_len=256)
 LOSS = {"lambda_contrastive": 0.1, "lambda_preference": 0.1, "num_negatives": 15, "repr_dim": WIDE.d_model}
@@ -30,8 +38,8 @@ def moved(batch, device):
     return {name: value.to(device) for name, value in batch.items()}
 
 
-def all_items(count: int = 400) -> ItemTrie:
-    return ItemTrie.from_triples(random_ids(torch.Generator().manual_seed(3), count))
+def all_items(count: int = 400, withheld: np.ndarray | None = None) -> ItemTrie:
+    return ItemTrie.from_triples(random_ids(torch.Generator().manual_seed(3), count), withheld)
 
 
 def with_actions_and_times(batch):
@@ -42,22 +50,30 @@ def with_actions_and_times(batch):
     return {**batch, "encoder_times": times, "encoder_actions": actions, "decoder_times": prediction_times}
 
 
-def step(model_config, device, dtype=None, **loss_arguments) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def made(config: ModelConfig, seed: int) -> UGT:
+    """A model whose optional weights, which are 0 at first, are random too."""
+    model = build_model(config, seed)
+    for name, weight in model.named_parameters():
+        if is_added_by(name, OPTIONAL_WEIGHTS):
+            torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(seed))
+    return model
+
+
+def step(config: ModelConfig, device, dtype=None, **loss_arguments) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Losses and gradients of one batch of stage 3, on the CPU in float64."""
-    model, reference = (build_model(model_config, seed).to(device).train() for seed in (1, 2))
+    policy, reference = (made(config, seed).to(device) for seed in (1, 2))
     loss = UnifiedLoss(**{**LOSS, **loss_arguments}).to(device)
-    batch = moved(with_actions_and_times(make_batch(rows=24, history=100, target=6, rejected=3, seed=5)), device)
-    trie = all_items().to(device)
+    trie, batch = all_items(), with_actions_and_times(make_batch(rows=24, history=100, target=6, rejected=3, seed=5))
+    if config.level_softmax == "catalogue":
+        batch["labels"][::2, 0] = trie.items[:360:30]  # of the other targets the catalogue has hardly any
+    batch = moved(batch, device)
+    scored = GroupReference(reference) if loss.group_size else Reference(reference)
+    model = ComposerUGT(policy, loss, scored, trie.to(device), k_values=(5,), beam_width=5, exclude_seen=False).train()
     with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-        outputs = model(batch, trie, loss.has_catalogue_negatives)
-        if loss.has_catalogue_negatives:
-            outputs["item_rows"] = trie.find(batch["labels"][:, 0])
-        logps = Reference(reference)(batch, trie)["logps"]
-        outputs |= {"reference_chosen_logps": logps[:, 0], "reference_rejected_logps": logps[:, 1:]}
-        losses = loss(outputs, batch)
+        losses = loss(model(batch), batch)
     losses["total_loss"].backward()
     values = {name: value for name, value in losses.items() if name != "metrics"} | losses["metrics"]
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
     return tuple({k: v.detach().double().cpu() for k, v in part.items()} for part in (values, gradients))
 
 
@@ -69,17 +85,42 @@ VARIANTS = {
     "relu, own head weights": {"attention_activation": "relu", "tie_embeddings": False},
     "actions, times and their bias": {"num_actions": 3, "time_buckets": 32, "relative_time_bias": True},
 }
+CATALOGUE = {"level_softmax": "catalogue", "pair_buckets": 100, "decoder_start": "user"}
+DISTILLATION = {"contrastive_negatives": "catalogue", "lambda_distillation": 1.0}
+GROUP = {"preference_objective": "group", "group_rewards": (0.1, 0.3, 1.0), "lambda_preference": 1.0}
+OBJECTIVES = {
+    "an anchor": ({}, {"lambda_anchor": 0.4}),
+    "pairs and distillation": (CATALOGUE, DISTILLATION),
+    "a group": (CATALOGUE, GROUP),
+    "a group without scaled rewards": (CATALOGUE, GROUP | {"group_scale_rewards": False}),
+}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_float32_equals_a_cpus(gpu, name):
-    config = replace(WIDE, **VARIANTS[name])
-    (losses, gradients), (wanted, wanted_gradients) = (step(config, device) for device in (gpu, torch.device("cpu")))
+    equals_a_cpus(gpu, VARIANTS[name])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_float32_of_an_objective_equals_a_cpus(gpu, name):
+    losses = equals_a_cpus(gpu, *OBJECTIVES[name])
+    added = {"distillation": "distillation_loss", "group": "group_loss", "anchor": "anchor_loss"}
+    assert all(losses[loss] != 0 for word, loss in added.items() if word in name)
+
+
+def equals_a_cpus(gpu, changes: dict, loss_arguments: dict | None = None) -> dict[str, Tensor]:
+    """Compares losses and gradients, and returns the losses."""
+    config = replace(WIDE, **changes)
+    (losses, gradients), (wanted, wanted_gradients) = (
+        step(config, device, **(loss_arguments or {})) for device in (gpu, torch.device("cpu"))
+    )
+    assert losses.keys() == wanted.keys()
     for key, value in wanted.items():
         torch.testing.assert_close(losses[key], value, **EXACT, msg=lambda text, key=key: f"{key}: {text}")
     assert gradients.keys() == wanted_gradients.keys()
     for key, value in wanted_gradients.items():
         assert relative(gradients[key], value) < 1e-4, key
+    return losses
 
 
 @pytest.mark.parametrize("negatives", ["in_batch", "catalogue"])
@@ -88,8 +129,17 @@ def test_float32_equals_a_cpus(gpu, name):
 def test_half_precision_stays_near_float32(gpu, dtype, bound, similarity, negatives):
     arguments = {"contrastive_similarity": similarity, "contrastive_negatives": negatives}
     arguments |= {"contrastive_temperature": 1.0} if similarity == "dot" else {}
-    half, half_gradients = step(WIDE, gpu, dtype, **arguments)
-    single, single_gradients = step(WIDE, gpu, **arguments)
+    stays_near_float32(gpu, dtype, bound, WIDE, arguments)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+def test_half_precision_of_pairs_and_distillation_stays_near_float32(gpu, dtype, bound):
+    stays_near_float32(gpu, dtype, bound, replace(WIDE, **CATALOGUE), DISTILLATION)
+
+
+def stays_near_float32(gpu, dtype, bound, config: ModelConfig, loss_arguments: dict) -> None:
+    half, half_gradients = step(config, gpu, dtype, **loss_arguments)
+    single, single_gradients = step(config, gpu, **loss_arguments)
     for key in single:
         if not key.endswith(("_acc", "accuracy", "margin")):
             assert abs(half[key] - single[key]) <= bound * max(1.0, abs(single[key])), key
@@ -209,12 +259,46 @@ def test_recommendations_equal_a_cpus(gpu, over_catalogue, weight):
                 users = model.user_vector(memory, given["encoder_mask"])
                 scores = ItemScores(users, model.item_vectors(trie.items), 0.07, weight)
             best = beam_search(model.level_logits, hidden, trie, 20, 50, given["encoder_ids"], scores, over_catalogue)
-        found.append([value.cpu() for value in best])
-    (_, index, score, log_probs), ours = found
-    torch.testing.assert_close(ours[2], score, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(ours[3], log_probs, rtol=1e-4, atol=1e-4)
-    same = (ours[1] == index).float().mean()
+        found.append(best)
+    wanted, ours = found
+    for name in ("scores", "log_probs", "best_dropped"):
+        values = (getattr(part, name).cpu() for part in (ours, wanted))
+        torch.testing.assert_close(*values, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+    same = (ours.item_index.cpu() == wanted.item_index).float().mean()
     assert same > 0.97  # near ties may swap places
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_drawn_items_and_scores_of_items_equal_a_cpus(gpu, similarity):
+    """All draws are equal: with this seed, no two ids that could be drawn are as near as a rounding error."""
+    items, generator = all_items(), torch.Generator().manual_seed(8)
+    batch = make_batch(rows=32, history=30, target=2, seed=7)
+    batch["encoder_ids"][:, 1:] = items.items[torch.randint(len(items), (32, 29), generator=generator)]
+    batch["labels"][::2, 0] = items.items[:384:24]
+    following = torch.randint(len(items), (len(items), 6), generator=generator)
+    chances, found = torch.rand(len(items), 6, generator=generator) / 6, []
+    for device in (torch.device("cpu"), gpu):
+        model, given = made(replace(WIDE, **CATALOGUE), 1).to(device).eval(), moved(batch, device)
+        trie = all_items(withheld=np.arange(400) % 3 == 0).to(device)
+        noise = RowNoise(given["row_ids"], torch.tensor(3, device=device), seed=1)
+        with torch.no_grad():
+            memory = model.encode(given)
+            hidden = model.start_over(memory, given)
+            drawn = draw_group(model.level_logits, hidden, given["labels"][:, 0], trie, 64, noise)
+            log_probs = score_items(model.level_logits, hidden, trie.items.expand(32, -1, -1), trie)
+            users = model.user_vector(memory, given["encoder_mask"])
+            counted = NeighbourScores.of(given, trie, ItemNeighbours(following, chances).to(device), weight=0.2)
+            scores = ItemScores(users, model.item_vectors(trie.items), 0.07, 0.5, similarity, counted)(slice(4, 20))
+        found.append({k: v.cpu() for k, v in (drawn | {"log_probs": log_probs, "item_scores": scores}).items()})
+    wanted, ours = found
+    assert (wanted["group_target_items"] >= 0).any()
+    assert (wanted["group_target_items"] < 0).any()
+    for name, value in wanted.items():
+        if value.dtype == torch.int64:
+            assert torch.equal(ours[name], value), name
+        else:
+            message = lambda text, name=name: f"{name}: {text}"  # noqa: E731
+            torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-4, msg=message)
 
 
 @pytest.mark.parametrize(("capacity", "half"), [(1.25, False), (None, True)])
