@@ -85,11 +85,18 @@ def add_actions_and_times(path: Path, actions: int, seed: int) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def to_shards(folder: Path, name: str) -> None:
+    """Converts the rows in folder/name.jsonl, whose kind is in their name, to shards in folder/name."""
+    from convert.jsonl_to_mds import main as convert
+
+    kind = "preference" if name.startswith("preference") else "recommend"
+    options = ["--codebook-sizes", *map(str, SIZES), "--max-positions", "32"]
+    assert convert([str(folder / f"{name}.jsonl"), "--kind", kind, "--out", str(folder / name), *options]) == 0
+
+
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory) -> Path:
     """A folder with catalogue.jsonl and the shards train, eval, preference, preference_eval."""
-    from convert.jsonl_to_mds import main as convert
-
     folder = tmp_path_factory.mktemp("shop")
     items = (
         {"item_id": f"item-{n}", **dict(zip(("l1_id", "l2_id", "l3_id"), shop_item(n), strict=True))} for n in range(60)
@@ -104,8 +111,7 @@ def shop(tmp_path_factory) -> Path:
         ]
     ):
         write_rows(folder / f"{name}.jsonl", kind, rows, seed)
-        options = ["--codebook-sizes", *map(str, SIZES), "--max-positions", "32"]
-        assert convert([str(folder / f"{name}.jsonl"), "--kind", kind, "--out", str(folder / name), *options]) == 0
+        to_shards(folder, name)
     return folder
 
 

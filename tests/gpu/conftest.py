@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.shop import stage_arguments
+from tests.shop import add_actions_and_times, stage_arguments, to_shards
 from ugt_composer.config.load import load_config
 
 # PyTorch reads it once per process, and runs with and without `deterministic` share the process here.
@@ -26,6 +27,7 @@ STRATEGIES = {
     "zero-3": (DEEPSPEED, f"{STAGE}3"),
 }
 PRECISIONS = ("fp32", "amp_bf16", "amp_fp16")
+ACTIONS = 3  # in the rows
 
 
 def reason_to_skip() -> str | None:
@@ -57,6 +59,18 @@ def needs_a_card(name: str) -> bool:
 @pytest.fixture(scope="session")
 def gpu() -> torch.device:
     return torch.device(DEVICE)
+
+
+@pytest.fixture(scope="session")
+def shop(shop, tmp_path_factory) -> Path:
+    """The shop with actions and times in all rows, which most models do not read."""
+    folder = tmp_path_factory.mktemp("shop-with-times")
+    shutil.copy(shop / "catalogue.jsonl", folder)
+    for seed, name in enumerate(("train", "eval", "preference", "preference_eval")):
+        shutil.copy(shop / f"{name}.jsonl", folder)
+        add_actions_and_times(folder / f"{name}.jsonl", ACTIONS, seed)
+        to_shards(folder, name)
+    return folder
 
 
 @pytest.fixture(scope="session")
