@@ -42,6 +42,7 @@ NAMES = ("ndcg@10", "recall@10")
 DATA = {"beauty": "amazon_beauty", "movielens": "ml-latest-small"}
 FILES = {"beauty": "sequences.txt", "movielens": "ratings.csv"}
 MODELS = {"beauty": ["model.yaml", "stage2.yaml"], "movielens": ["model.yaml"]}
+LIMIT = 40_000  # a round of 300 batches on Beauty reads 38,400 pairs
 OVER_CATALOGUE = "model.level_softmax=catalogue"
 FOLDERS = {"beauty": beauty.FOLDER, "movielens": movielens.FOLDER}
 
@@ -54,7 +55,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rejected", type=int, default=20)
-    parser.add_argument("--limit", type=int, help="rows that pairs are made of in each round (default: all)")
+    parser.add_argument("--limit", type=int, default=LIMIT, help=f"rows that pairs are made of (default: {LIMIT:,})")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of stage 3")
     arguments = parser.parse_args()
     data = (arguments.data or ROOT.parent / "shared/data" / DATA[arguments.dataset]).resolve()
@@ -70,7 +71,7 @@ def main() -> int:
         models = [*aligned(arguments, out, seed, start), grouped(arguments, out, seed, start)]
         for name, model in zip(scores, [start, *models], strict=True):
             scores[name].append(evaluate(out, model))
-    own = not arguments.set and arguments.limit is None and data.name == DATA[arguments.dataset]
+    own = not arguments.set and arguments.limit == LIMIT and data.name == DATA[arguments.dataset]
     path = (FOLDER if own else out) / f"RESULTS-{arguments.dataset}.md"
     path.write_text(results(arguments, data, scores), "utf-8")
     print(path.read_text("utf-8"))
@@ -105,7 +106,7 @@ def aligned(arguments: argparse.Namespace, out: Path, seed: int, start: Path) ->
             "composer": '["-n", "1"]',
             "seed": seed,
             "preferences.rejected": rejected,
-            "preferences.limit": arguments.limit or "null",
+            "preferences.limit": arguments.limit,
         }
         settings = [f"{key}={value}" for key, value in words.items()]
         run([sys.executable, ROOT / "rounds.py", ROOT / "yamls/rounds.yaml", *settings])
