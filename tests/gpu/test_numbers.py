@@ -85,7 +85,7 @@ VARIANTS = {
     "relu, own head weights": {"attention_activation": "relu", "tie_embeddings": False},
     "actions, times and their bias": {"num_actions": 3, "time_buckets": 32, "relative_time_bias": True},
 }
-CATALOGUE = {"level_softmax": "catalogue", "pair_buckets": 100, "decoder_start": "user"}
+CATALOGUE = {"level_softmax": "catalogue", "pair_buckets": 100, "repeat_bias": True, "decoder_start": "user"}
 DISTILLATION = {"contrastive_negatives": "catalogue", "lambda_distillation": 1.0}
 GROUP = {"preference_objective": "group", "group_rewards": (0.1, 0.3, 1.0), "lambda_preference": 1.0}
 OBJECTIVES = {

@@ -25,7 +25,12 @@ NO_EVALUATION = ("data.eval.streams=[]", "save_best_on=null")
 DETERMINISTIC = ("deterministic=true", "model.dropout=0.2")
 QUIET = ("log_interval=5ba", "save_interval=100ba", "eval_interval=100ba", "precision=amp_bf16")
 ACTIONS_AND_TIMES = (f"model.num_actions={ACTIONS}", "model.time_buckets=8", "model.relative_time_bias=true")
-CATALOGUE = ("model.level_softmax=catalogue", "model.pair_buckets=100", "model.decoder_start=user")
+CATALOGUE = (
+    "model.level_softmax=catalogue",
+    "model.pair_buckets=100",
+    "model.repeat_bias=true",
+    "model.decoder_start=user",
+)
 DISTILLATION = ("loss.contrastive_negatives=catalogue", "loss.lambda_distillation=1.0")
 GROUP = ("model.level_softmax=catalogue", "loss.preference_objective=group", "loss.group_rewards=[0.1,0.3,1.0]")
 # Stages with more than the shipped YAMLs switch on, and how they differ from these.
