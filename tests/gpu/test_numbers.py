@@ -50,6 +50,15 @@ def with_actions_and_times(batch):
     return {**batch, "encoder_times": times, "encoder_actions": actions, "decoder_times": prediction_times}
 
 
+def with_catalogue_items(batch, items: Tensor):
+    """Half of the targets and of the histories' items are in the catalogue; of random ones it has hardly any."""
+    generator, ids, labels = torch.Generator().manual_seed(8), batch["encoder_ids"].clone(), batch["labels"].clone()
+    known = items[torch.randint(len(items), ids.shape[:2], generator=generator)]
+    ids[:, 1::2] = (known * batch["encoder_mask"].unsqueeze(-1))[:, 1::2]
+    labels[::2, 0] = items[torch.randperm(len(items), generator=generator)[: len(labels[::2])]]
+    return {**batch, "encoder_ids": ids, "labels": labels}
+
+
 def made(config: ModelConfig, seed: int) -> UGT:
     """A model whose optional weights, which are 0 at first, are random too."""
     model = build_model(config, seed)
@@ -65,7 +74,7 @@ def step(config: ModelConfig, device, dtype=None, **loss_arguments) -> tuple[dic
     loss = UnifiedLoss(**{**LOSS, **loss_arguments}).to(device)
     trie, batch = all_items(), with_actions_and_times(make_batch(rows=24, history=100, target=6, rejected=3, seed=5))
     if config.level_softmax == "catalogue":
-        batch["labels"][::2, 0] = trie.items[:360:30]  # of the other targets the catalogue has hardly any
+        batch = with_catalogue_items(batch, trie.items)
     batch = moved(batch, device)
     scored = GroupReference(reference) if loss.group_size else Reference(reference)
     model = ComposerUGT(policy, loss, scored, trie.to(device), k_values=(5,), beam_width=5, exclude_seen=False).train()
@@ -272,9 +281,7 @@ def test_recommendations_equal_a_cpus(gpu, over_catalogue, weight):
 def test_drawn_items_and_scores_of_items_equal_a_cpus(gpu, similarity):
     """All draws are equal: with this seed, no two ids that could be drawn are as near as a rounding error."""
     items, generator = all_items(), torch.Generator().manual_seed(8)
-    batch = make_batch(rows=32, history=30, target=2, seed=7)
-    batch["encoder_ids"][:, 1:] = items.items[torch.randint(len(items), (32, 29), generator=generator)]
-    batch["labels"][::2, 0] = items.items[:384:24]
+    batch = with_catalogue_items(make_batch(rows=32, history=30, target=2, seed=7), items.items)
     following = torch.randint(len(items), (len(items), 6), generator=generator)
     chances, found = torch.rand(len(items), 6, generator=generator) / 6, []
     for device in (torch.device("cpu"), gpu):
@@ -283,13 +290,16 @@ def test_drawn_items_and_scores_of_items_equal_a_cpus(gpu, similarity):
         noise = RowNoise(given["row_ids"], torch.tensor(3, device=device), seed=1)
         with torch.no_grad():
             memory = model.encode(given)
-            hidden = model.start_over(memory, given)
-            drawn = draw_group(model.level_logits, hidden, given["labels"][:, 0], trie, 64, noise)
-            log_probs = score_items(model.level_logits, hidden, trie.items.expand(32, -1, -1), trie)
-            users = model.user_vector(memory, given["encoder_mask"])
+            hidden, users = model.start_over(memory, given), model.user_vector(memory, given["encoder_mask"])
+            seen = model.seen_nodes(given, trie)
+            biases = model.repeat_biases(hidden.unsqueeze(1), seen)
+            drawn = draw_group(model.level_logits, hidden, given["labels"][:, 0], trie, 64, noise, biases)
+            log_probs = score_items(model.level_logits, hidden, trie.items.expand(32, -1, -1), trie, biases=biases)
+            repeats = model.seen_items(users, seen)
             counted = NeighbourScores.of(given, trie, ItemNeighbours(following, chances).to(device), weight=0.2)
-            scores = ItemScores(users, model.item_vectors(trie.items), 0.07, 0.5, similarity, counted)(slice(4, 20))
-        found.append({k: v.cpu() for k, v in (drawn | {"log_probs": log_probs, "item_scores": scores}).items()})
+            scores = ItemScores(users, model.item_vectors(trie.items), 0.07, 0.5, similarity, counted, repeats)
+        drawn |= {"log_probs": log_probs, "item_scores": scores(slice(4, 20))}
+        found.append({name: value.cpu() for name, value in drawn.items()})
     wanted, ours = found
     assert (wanted["group_target_items"] >= 0).any()
     assert (wanted["group_target_items"] < 0).any()
