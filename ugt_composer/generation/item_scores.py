@@ -73,7 +73,8 @@ class ItemScores:
     """weight · log softmax, over the catalogue, of similarity / temperature.
 
     With `neighbours` the probabilities are a mixture of this softmax and of what followed the user's recent items in
-    training, as language models are interpolated with counts (Khandelwal et al., 2020).
+    training, as language models are interpolated with counts (Khandelwal et al., 2020). With `repeats` the biases are
+    added to its logarithm, which is normalised again.
 
     Attributes:
         users: (B, D) user vectors.

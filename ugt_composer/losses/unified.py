@@ -106,10 +106,11 @@ class UnifiedLoss(nn.Module):
         """
         outputs: l1_logits, l2_logits, l3_logits (B, T, V_l), or logits of only the ids that the catalogue has below
             each prefix, and then label_slots (B, T, L), the labels' indices into them or -1; user_repr, item_repr
-            (B, D) for the contrastive term, and catalogue_repr (n, D), item_rows (B,) if its negatives are the
-            catalogue; l1_targets, l2_targets, l3_targets (B, C_l) for the distillation term; chosen_logps (B,),
-            rejected_logps (B, N) and, unless reference-free, reference_chosen_logps and reference_rejected_logps for
-            L_dpo, all absent if the batch has no rejected item; what `GroupLoss.of_batch` reads for L_group;
+            (B, D) for the contrastive term, and catalogue_repr (n, D), item_rows (B,) and perhaps seen_items
+            (`SeenItems`) if its negatives are the catalogue; l1_targets, l2_targets, l3_targets (B, C_l) for the
+            distillation term; chosen_logps (B,), rejected_logps (B, N) and, unless reference-free,
+            reference_chosen_logps and reference_rejected_logps for L_dpo, all absent if the batch has no rejected item;
+            what `GroupLoss.of_batch` reads for L_group;
             reference_l1_logits, reference_l2_logits, reference_l3_logits (as the logits) for the anchor;
             router_counts, router_prob_sums (Y, E) for the balance of the experts
         batch: labels (B, T, L), row_mask (B,); row_ids (B,) for the contrastive term; rejected_mask (B, N),
