@@ -178,29 +178,30 @@ def test_the_user_item_score_and_its_loss_have_the_bias_of_seen_items(monkeypatc
     assert metrics["contrastive_u2i_acc"] == (sum(best) + bool(outside > plain[2].max())) / 4
 
 
-def test_training_learns_that_nothing_is_repeated(tiny_model):
-    """Targets that are never in the history: the probability of its items vanishes; without the bias it does not."""
-    totals = {}
+@pytest.mark.parametrize("repeats", [False, True])
+def test_training_learns_whether_users_repeat(tiny_model, repeats):
+    """Random histories of four items, and targets from it or not: how much probability is at the wrong items."""
+    wrong = {}
     for on in (True, False):
-        model = tiny_model(level_softmax="catalogue", repeat_bias=on, dropout=0.0).train()
+        model = tiny_model(level_softmax="catalogue", repeat_bias=on).train()
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
         for step in range(60):
             batch = with_items_of(TRIE, rows=32, history=4, target=1)
             generator = torch.Generator().manual_seed(step)
-            places = torch.stack([torch.randperm(len(TRIE), generator=generator) for _ in range(32)])
-            items = TRIE.items[places]
-            batch["encoder_ids"] = torch.where(batch["encoder_mask"][..., None], items[:, :4], 0)
-            batch["labels"] = items[:, 4:5]
+            items = TRIE.items[torch.stack([torch.randperm(len(TRIE), generator=generator) for _ in range(32)])]
+            batch["encoder_mask"][:] = True
+            batch["encoder_ids"] = items[:, :4]
+            batch["labels"] = items[:, 3:4] if repeats else items[:, 4:5]
             optimizer.zero_grad()
             outputs = model(batch, TRIE)
-            logits = [outputs[f"l{level}_logits"].flatten(0, 1) for level in (1, 2, 3)]
+            levels = [outputs[f"l{level}_logits"].flatten(0, 1) for level in (1, 2, 3)]
             slots = outputs["label_slots"].flatten(0, 1)
-            sum(F.cross_entropy(x, slots[:, level]) for level, x in enumerate(logits)).backward()
+            sum(F.cross_entropy(logits, slots[:, level]) for level, logits in enumerate(levels)).backward()
             optimizer.step()
         with torch.no_grad():
-            model.eval()
-            hidden = model.start(batch)
+            hidden = model.eval().start(batch)
             biases = model.repeat_biases(hidden[:, None], model.seen_nodes(batch, TRIE))
             log_probs = score_items(model.level_logits, hidden, batch["encoder_ids"], TRIE, biases=biases)
-            totals[on] = log_probs.exp().masked_fill(~batch["encoder_mask"], 0.0).sum(1).mean()
-    assert totals[True] < totals[False] / 2
+            of_history = log_probs.exp().sum(1).mean()
+            wrong[on] = 1 - of_history if repeats else of_history
+    assert wrong[True] < wrong[False] / 2
