@@ -28,6 +28,7 @@ FILES = [
 ]
 PREFERENCES = ["train_preference.jsonl", "validation_preference.jsonl"]
 USERS, ITEMS, EACH = 30, 40, 12
+CLICKS = ["--chosen-actions", "click", "--rejected-actions", "view"]
 
 
 def ratings(changed: int = 0, seed: int = 0) -> pl.DataFrame:
@@ -292,6 +293,17 @@ def test_items_without_a_code_are_refused_or_left_out(source):
         (["--rating-gap", "0"], "--rating-gap 0: expected a number above 0"),
         (["--rating-gap", "nan"], "--rating-gap nan: expected a number above 0"),
         (["--rating-gap", "1", "--chosen-min", "4"], "--rating-gap: not together with --chosen-min"),
+        (["--rating-gap", "1", *CLICKS], "--rating-gap: not together with --chosen-actions, --rejected-actions"),
+        ([*CLICKS, "--chosen-min", "4"], "--chosen-actions: not together with --chosen-min"),
+        ([*CLICKS, "--rejected-max", "2"], "--chosen-actions: not together with --rejected-max"),
+        (["--no-preferences", "--chosen-min", "0"], "--no-preferences: not together with --chosen-min"),
+        (["--no-preferences", "--rating-gap", "1"], "--no-preferences: not together with --rating-gap"),
+        (["--no-preferences", *CLICKS], "--no-preferences: not together with --chosen-actions, --rejected-actions"),
+        (["--no-preferences", "--pairs-per-user", "all"], "--no-preferences: not together with --pairs-per-user"),
+        (
+            ["--no-preferences", "--preference-window", "5", "--rejected-per-chosen", "1"],
+            "--no-preferences: not together with --preference-window, --rejected-per-chosen",
+        ),
         (["--positive-actions", "click"], "--positive-actions: no column of actions was found"),
         (["--codebook-sizes", "5", "5", "5"], "--codebook-sizes 5 5 5: expected 3 sizes above 5"),
         (["--codebook-sizes", "6", "6", "6"], "--codebook-sizes 6 6 6: room for 1 item, but there are 40"),

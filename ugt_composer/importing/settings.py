@@ -186,19 +186,30 @@ class PreferenceSettings:
             raise UserError("--chosen-actions and --rejected-actions: expected both of them")
         if self.rating_gap is not None and not self.rating_gap > 0:
             raise UserError(f"--rating-gap {self.rating_gap:g}: expected a number above 0")
-        others = [option for option in self.rating_options() if option != "--rating-gap"]
-        others += ["--chosen-actions"] if self.chosen_actions else []
-        if self.rating_gap is not None and others:
-            raise UserError(f"--rating-gap: not together with {', '.join(others)}")
+        self._check_useless()
 
     def rating_options(self) -> list[str]:
         """The options in use that decide by ratings."""
-        values = {
-            "--chosen-min": self.chosen_min,
-            "--rejected-max": self.rejected_max,
-            "--rating-gap": self.rating_gap,
-        }
-        return [option for option, value in values.items() if value is not None]
+        options = {"--chosen-min": "chosen_min", "--rejected-max": "rejected_max", "--rating-gap": "rating_gap"}
+        return self._in_use(options)
+
+    def _check_useless(self) -> None:
+        """UserError if an option would have no effect beside another one."""
+        thresholds = [option for option in self.rating_options() if option != "--rating-gap"]
+        actions = self._in_use({"--chosen-actions": "chosen_actions", "--rejected-actions": "rejected_actions"})
+        limits = {"--preference-window": "window", "--rejected-per-chosen": "rejected_per_chosen"}
+        limits["--pairs-per-user"] = "pairs_per_user"
+        for option, is_used, useless in (
+            ("--no-preferences", self.off, [*self.rating_options(), *actions, *self._in_use(limits)]),
+            ("--rating-gap", self.rating_gap is not None, [*thresholds, *actions]),
+            ("--chosen-actions", bool(actions), thresholds),
+        ):
+            if is_used and useless:
+                raise UserError(f"{option}: not together with {', '.join(useless)}")
+
+    def _in_use(self, options: Mapping[str, str]) -> list[str]:
+        """The options, of {option: field}, that differ from their default."""
+        return [option for option, name in options.items() if getattr(self, name) != getattr(type(self), name)]
 
 
 def _check_positive(numbers: Mapping[str, int | None]) -> None:
