@@ -256,7 +256,6 @@ def test_folders_may_have_any_name(settings, tmp_path):
     [
         "",
         "[]",
-        "{}",
         '{"settings": 1, "config": "", "finished": []}',
         '{"settings": {}, "config": "a: [", "finished": []}',
     ],
@@ -264,8 +263,24 @@ def test_folders_may_have_any_name(settings, tmp_path):
 def test_a_state_that_cannot_be_read_is_an_error(settings, text):
     Path(settings.save_folder).mkdir()
     (Path(settings.save_folder) / "state.json").write_text(text)
-    with pytest.raises(UserError, match=r"state\.json: cannot be read .*; use another save_folder"):
+    with pytest.raises(
+        UserError, match=r"state\.json: cannot be read .*; use another save_folder, or delete /.*/rounds "
+    ):
         run_rounds(settings, Commands(settings), Simulated())
+
+
+def test_a_state_of_an_earlier_version_names_the_missing_key_and_the_way_out(settings):
+    run_rounds(replace(settings, rounds=1), Commands(settings), Simulated(0.2, 0.3))
+    state = Path(settings.save_folder) / "state.json"
+    content = json.loads(state.read_text())
+    del content["config"]  # which the first version did not write
+    state.write_text(json.dumps(content))
+    with pytest.raises(UserError) as error:
+        run_rounds(settings, Commands(settings), Simulated())
+    assert str(error.value) == (
+        f"{state}: has no key 'config': an earlier version began these rounds, or the file was edited; they cannot be "
+        f"resumed: use another save_folder, or delete {state.parent} to begin again"
+    )
 
 
 def test_pairs_are_refused_as_data_and_accepted_beside_rows_of_the_validation(settings, shop):

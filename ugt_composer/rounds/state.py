@@ -53,13 +53,22 @@ class State:
             content = json.loads(self.path.read_text("utf-8"))
             self.finished = list(content["finished"])
             changed = self._changed_settings(content["settings"]) | self._changed_keys(content["config"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError) as error:
-            raise UserError(f"{self.path}: cannot be read ({type(error).__name__}); use another save_folder") from None
+        except KeyError as error:
+            raise UserError(
+                f"{self.path}: has no key {error.args[0]!r}: an earlier version began these rounds, or the file was "
+                f"edited; they cannot be resumed: {self._way_out}"
+            ) from None
+        except (OSError, ValueError, TypeError, AttributeError, YAMLError) as error:
+            raise UserError(f"{self.path}: cannot be read ({type(error).__name__}); {self._way_out}") from None
         for key, (value, now) in changed.items():
             raise UserError(
                 f"{self.path}: {key} was {value!r} when these rounds began, now it is {now!r}; set it back to resume "
                 "them, or use another save_folder"
             )
+
+    @property
+    def _way_out(self) -> str:
+        return f"use another save_folder, or delete {self.path.parent} to begin again"
 
     def _changed_settings(self, before: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """{key: (value before, value now)} of the keys of the rounds that differ and must not."""
