@@ -17,6 +17,7 @@ from ugt_composer.generation.item_samples import distributions_at, sample_items
 from ugt_composer.generation.item_scores import ItemScores, SeenItems
 from ugt_composer.losses import catalogue_contrastive
 from ugt_composer.losses.catalogue_contrastive import CatalogueContrastiveLoss
+from ugt_composer.model.reference import GroupReference, Reference
 from ugt_composer.model.ugt import UGT
 from ugt_composer.row_random import RowNoise
 
@@ -132,6 +133,27 @@ def test_a_model_that_has_learnt_nothing_about_repeats_is_the_model_without(tiny
     found, wanted = (tiny_model(level_softmax="catalogue", repeat_bias=on)(batch, TRIE) for on in (True, False))
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 33])
+@pytest.mark.parametrize("in_training", [True, False])
+def test_a_reference_with_the_weights_of_the_policy_gives_bitwise_the_same(tiny_model, rows, in_training):
+    model, other, of_group = (random_biases(tiny_model(**OPTIONS)) for _ in range(3))
+    reference, group_reference = Reference(other), GroupReference(of_group)
+    for module in (reference, group_reference):
+        module.model.load_state_dict(model.state_dict())
+        module.train(in_training)
+    model.train(in_training)
+    batch = with_items_of(TRIE, rows, target=3, rejected=2)
+    noise = RowNoise(torch.arange(rows), torch.tensor(0), seed=1)
+    with torch.set_grad_enabled(in_training):
+        outputs, wanted = model(batch, TRIE), reference(batch, TRIE, with_logits=True)
+        group = model(batch, TRIE, group_size=4, noise=noise)
+        of_reference = group_reference(batch, TRIE, group["group_ids"])
+    assert torch.equal(torch.cat((outputs["chosen_logps"][:, None], outputs["rejected_logps"]), 1), wanted["logps"])
+    for level in (1, 2, 3):
+        assert torch.equal(outputs[f"l{level}_logits"], wanted[f"l{level}_logits"])
+        assert torch.equal(group[f"group_l{level}_log_probs"], of_reference[f"group_l{level}_log_probs"])
 
 
 @pytest.mark.parametrize("strength", [-40.0, 40.0])

@@ -114,10 +114,11 @@ def score_items(
 def _over_catalogue(
     heads: LevelLogits, hidden: Tensor, ids: Tensor, trie: ItemTrie, only_open: bool, biases: NodeBiases | None
 ) -> Tensor:
-    states = hidden.unsqueeze(1).expand(-1, ids.shape[1], -1)
+    # Copies, even of a single row: PyTorch chooses the kernel for a view by whether a gradient is needed, too.
+    states = hidden.repeat_interleave(ids.shape[1], dim=0)
     per_item = None if biases is None else biases.repeated(ids.shape[1])
     total = torch.zeros_like(ids[..., 0].flatten(), dtype=torch.float32)
-    for logits, slots in child_logits(heads, states.flatten(0, 1), ids.flatten(0, 1), trie, only_open, per_item):
+    for logits, slots in child_logits(heads, states, ids.flatten(0, 1), trie, only_open, per_item):
         logits = logits.float()
         log_probs = logits.gather(1, slots.clamp(min=0)[:, None]).squeeze(1) - logits.logsumexp(1)
         total = torch.where(slots >= 0, total + log_probs, UNKNOWN_LOG_PROB)

@@ -129,7 +129,7 @@ def _below(
     shape, flat = nodes.shape, nodes.flatten()[:, None]
     # One row per node, because the nodes of a user may repeat, and `children` expects different ones.
     children = trie.children(level, flat, torch.ones_like(flat, dtype=torch.bool))
-    states = hidden.unsqueeze(1).expand(-1, shape[1], -1).flatten(0, 1)[:, None]
+    states = hidden.repeat_interleave(shape[1], dim=0)[:, None]
     logits = heads(level, states, prefix.flatten(0, 1)[:, None], children.beam, children.ids).float()
     if biases is not None:
         logits = biases.repeated(shape[1]).added_to(level, logits, children.nodes)

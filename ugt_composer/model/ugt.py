@@ -311,7 +311,9 @@ class UGT(nn.Module):
         """The biases of B · T rows, given the hidden states (B, T, D)."""
         if self.level_repeats is None or seen is None:
             return None
-        return level_biases(self.level_repeats(hidden), seen)
+        # Two-dimensional, as in `score_items`, so that a policy and a reference with equal weights are bitwise equal.
+        strengths = self.level_repeats(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
+        return level_biases(strengths, seen)
 
     def seen_items(self, users: Tensor, seen: SeenNodes | None) -> SeenItems | None:
         """The items of the histories, with their biases in the score of the user vectors (B, D)."""
