@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from composer import Callback, DataSpec
+from composer import DataSpec
 from composer.devices import Device
 from composer.utils import dist
 
@@ -66,10 +66,10 @@ from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.patches import check_patches
 from ugt_composer.training import composer_patches
 from ugt_composer.training.best_guard import BestGuard
-from ugt_composer.training.best_metric import check_best_metrics, check_metric_name, missing_rows
+from ugt_composer.training.best_metric import Evaluated, check_best_metrics, why_condition_is_unused
 from ugt_composer.training.best_model import criterion_of
-from ugt_composer.training.callbacks.checkpoints import EVAL_LABEL, Checkpoints
-from ugt_composer.training.callbacks.configured import configured_callbacks
+from ugt_composer.training.callbacks.checkpoints import Checkpoints
+from ugt_composer.training.callbacks.configured import configured_callbacks, monitored_metrics
 from ugt_composer.training.callbacks.epoch_length import EpochLength
 from ugt_composer.training.callbacks.training_losses import TrainingLosses
 from ugt_composer.training.callbacks.training_metrics import TrainingMetrics
@@ -123,14 +123,16 @@ def build_trainer(config: Config) -> UGTTrainer:
         if inputs.eval_loader is not None and dist.get_global_rank() == 0:
             _warn_of_long_histories(config, inputs.eval_manifests, max_history)
         composer_model = build_composer_model(config, model, inputs.catalogue, own_device(), half_on_cpu, max_history)
-        if inputs.eval_loader is not None:
-            kinds = [manifest.kind for manifest in inputs.eval_manifests]
-            check_best_metrics(config, composer_model, kinds)
-        unused = _why_condition_is_unused(config, composer_model, inputs)
+        evaluated = _evaluated(composer_model, inputs)
+        if evaluated is not None:
+            check_best_metrics(config, evaluated)
+        unused = why_condition_is_unused(config, evaluated)
         if unused is not None and dist.get_global_rank() == 0:
             log.warning("save_best_if has no effect, because %s", unused)
         condition = None if config.save_best_if is None or unused else parse_best_condition(config.save_best_if)
-        configured = _build_configured_callbacks(config, composer_model)
+        callbacks = configured_callbacks(config.callbacks)
+        monitored_metrics(callbacks, evaluated)
+        configured = [callback.make() for callback in callbacks]
         strategy = _place(config, composer_model, model, precision)
         _open_save_folder(config, until_closed)
         losses = TrainingLosses(config.log_interval, scales_loss=precision == "amp_fp16")
@@ -345,21 +347,12 @@ def fingerprint_facts(catalogue: Catalogue | None) -> dict[str, str]:
     return {} if catalogue is None else {FINGERPRINT: catalogue.fingerprint}
 
 
-def _build_configured_callbacks(config: Config, model: ComposerUGT) -> list[Callback]:
-    """The callbacks that the config's `callbacks` section names.
-
-    Raises:
-        UserError: an unknown name or argument; or a callback's `monitor` or `dataloader_label` does not exist.
-    """
-    metrics, callbacks = model.get_metrics(is_train=False), configured_callbacks(config.callbacks)
-    for callback in callbacks:
-        label, monitor = callback.arguments.get("dataloader_label"), callback.arguments.get("monitor")
-        if monitor is None or label == "train":
-            continue
-        if label != EVAL_LABEL:
-            raise UserError(f"{callback.key}.dataloader_label is {label!r}; expected {EVAL_LABEL} or train")
-        check_metric_name(f"{callback.key}.monitor", monitor, metrics, model.unified_loss.not_computed)
-    return [callback.make() for callback in callbacks]
+def _evaluated(model: ComposerUGT, inputs: Inputs) -> Evaluated | None:
+    """None: the run has no evaluations."""
+    if inputs.eval_loader is None:
+        return None
+    kinds = [manifest.kind for manifest in inputs.eval_manifests]
+    return Evaluated(model.get_metrics(is_train=False), model.unified_loss.not_computed, kinds)
 
 
 def _place(config: Config, composer_model: ComposerUGT, model: UGT, precision: str) -> Strategy:
@@ -417,18 +410,6 @@ def _build_checkpoints(
     facts |= {LONGEST_HISTORY: str(trained_history), **action_facts(actions)}
     average = None if config.ema_decay is None else WeightAverage(strategy, config.ema_decay)
     return Checkpoints(strategy, config, facts, criterion, guard, data, inputs.catalogue, open_store(config), average)
-
-
-def _why_condition_is_unused(config: Config, model: ComposerUGT, inputs: Inputs) -> str | None:
-    """Why `save_best_if` has no effect; None if it has one or is not given."""
-    if config.save_best_if is None:
-        return None
-    if inputs.eval_loader is None or config.save_best_on is None:
-        reason = "save_best_on is null" if config.save_best_on is None else "data.eval is empty"
-        return f"{reason}: best/ will be the latest model"
-    name = parse_best_condition(config.save_best_if).metric
-    missing = missing_rows(name, model, [manifest.kind for manifest in inputs.eval_manifests])
-    return missing and f"{name} is computed from {missing} rows, of which data.eval has none"
 
 
 def _resume_or_start_afresh(config: Config, trainer: UGTTrainer) -> None:

@@ -15,7 +15,6 @@ from ugt_composer.catalogue.load import (
 )
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.checkpoint.portable import CONFIG, WEIGHTS
-from ugt_composer.config.best_condition import parse_best_condition
 from ugt_composer.config.checks import device_batch_size
 from ugt_composer.config.load import config_yaml
 from ugt_composer.config.schema import Config
@@ -30,7 +29,7 @@ from ugt_composer.parallelism.build import strategy_class
 from ugt_composer.parallelism.memory import HOST, MemoryItem
 from ugt_composer.parallelism.precision import about_precision
 from ugt_composer.storage.s3_url import is_url
-from ugt_composer.training.best_metric import check_metric_name
+from ugt_composer.training.best_metric import Evaluated, check_best_metrics, why_condition_is_unused
 from ugt_composer.training.memory_estimate import GAPS, GIB, RESERVE, Estimate, estimate, longest_rows
 from ugt_composer.training.preflight import check_items, check_reference_log_probs, check_run
 from ugt_composer.training.run_length import run_length
@@ -48,11 +47,16 @@ def describe(config: Config) -> str:
     catalogue = load_catalogue(config)
     load_item_vectors(config, catalogue)
     load_item_rewards(config, catalogue)
-    load_item_neighbours(config, None if catalogue is None else ItemTrie.from_catalogue(catalogue))
+    trie = None if catalogue is None else ItemTrie.from_catalogue(catalogue)
+    load_item_neighbours(config, trie)
     evaluation = (
         check_data(config, "data.eval", streams_of("data.eval", config.data.eval)) if config.data.eval.is_given else []
     )
-    _check_evaluation(config)
+    evaluated = _evaluated(config, trie, evaluation)
+    if evaluated is not None:
+        check_best_metrics(config, evaluated)
+    unused = why_condition_is_unused(config, evaluated)
+    _check_callbacks(config, evaluated)
     if config.model.num_actions:
         common_action_names(named_actions([*train, *evaluation]))
     check_shared_memory(config, train, evaluation)
@@ -83,6 +87,7 @@ def describe(config: Config) -> str:
         *check_items(config, catalogue),
         *missing_inputs(config.model, "data.train", train),
         *missing_inputs(config.model, "data.eval", evaluation),
+        *([] if unused is None else [f"save_best_if has no effect, because {unused}"]),
         "",
         "# steps",
         *_step_lines(config, train, world_size),
@@ -107,22 +112,27 @@ def _about_attention(config: Config) -> str | None:
     )
 
 
-def _check_evaluation(config: Config) -> None:
-    """UserError if `save_best_on`, a metric of the user's or a callback would stop the run when it starts."""
+def _evaluated(config: Config, trie: ItemTrie | None, manifests: list[Manifest]) -> Evaluated | None:
+    """None: the run has no evaluations."""
     loss, evaluation = UnifiedLoss(**config.loss.arguments), config.evaluation
-    items = None if config.data.catalogue is None else 1  # only whether there is a catalogue matters for the names
-    metrics = evaluation_metrics(loss.means, loss.evaluation_losses(), evaluation.k_values, items)
+    items, shared = (None, False) if trie is None else (trie.recommendable, trie.has_shared_ids)
+    metrics = evaluation_metrics(loss.means, loss.evaluation_losses(), evaluation.k_values, items, shared)
     metrics |= build_user_metrics(evaluation.metrics, max(evaluation.k_values), list(metrics))
-    if config.data.eval.is_given and config.save_best_on is not None:
-        check_metric_name("save_best_on", config.save_best_on, metrics, loss.not_computed)
-        if config.save_best_if is not None:
-            metric = parse_best_condition(config.save_best_if).metric
-            check_metric_name("save_best_if", metric, metrics, loss.not_computed)
+    if not config.data.eval.is_given:
+        return None
+    are_here = len(manifests) == len(streams_of("data.eval", config.data.eval))
+    return Evaluated(metrics, loss.not_computed, [manifest.kind for manifest in manifests] if are_here else None)
+
+
+def _check_callbacks(config: Config, evaluated: Evaluated | None) -> None:
+    """UserError if a callback would stop the run when it starts."""
     if config.callbacks:
         # Not at the top: it imports Composer, which takes seconds.
-        from ugt_composer.training.callbacks.configured import configured_callbacks
+        from ugt_composer.training.callbacks.configured import configured_callbacks, monitored_metrics
 
-        for callback in configured_callbacks(config.callbacks):
+        callbacks = configured_callbacks(config.callbacks)
+        monitored_metrics(callbacks, evaluated)
+        for callback in callbacks:
             callback.make()
 
 

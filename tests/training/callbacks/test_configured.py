@@ -183,7 +183,7 @@ def test_a_state_that_no_checkpoint_can_hold_is_a_mistake_before_the_first_batch
             {"monitor": "recal@5", "dataloader_label": "eval"},
             r"early_stopper\.monitor is 'recal@5'; did you mean recall@5",
         ),
-        ({"monitor": "recall@5", "dataloader_label": "val"}, r"dataloader_label is 'val'; expected eval or train"),
+        ({"monitor": "recall@5", "dataloader_label": "val"}, r"dataloader_label is 'val'; expected eval, whose"),
     ],
 )
 def test_a_monitored_metric_has_to_exist(stage_config, tmp_path, stopper, message):

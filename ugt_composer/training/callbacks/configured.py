@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import composer.callbacks
@@ -10,6 +10,8 @@ from composer import Callback
 
 from ugt_composer.config.user_classes import ClassWithArguments, classes_of
 from ugt_composer.errors import UserError
+from ugt_composer.training.best_metric import Evaluated
+from ugt_composer.training.callbacks.checkpoints import EVAL_LABEL
 
 # Composer's callbacks that do not work here, and why.
 REFUSED: dict[type[Callback], str] = {
@@ -19,6 +21,8 @@ REFUSED: dict[type[Callback], str] = {
     composer.callbacks.Generate: "it generates text",
     composer.callbacks.ImageVisualizer: "it shows batches of images",
 }
+# Composer's callbacks that monitor metrics. Of training there are none: its values are logged with the losses.
+STOPPERS = (composer.callbacks.EarlyStopper, composer.callbacks.ThresholdStopper)
 
 
 def composer_callbacks() -> dict[str, type[Callback]]:
@@ -36,6 +40,36 @@ def configured_callbacks(callbacks: Mapping[str, Any]) -> list[ClassWithArgument
         if callback.kind in REFUSED:
             raise UserError(f"{callback.key} cannot be used: {REFUSED[callback.kind]}")
     return classes
+
+
+def monitored_metrics(callbacks: Sequence[ClassWithArguments], evaluated: Evaluated | None) -> dict[str, str]:
+    """The names of the evaluation metrics that callbacks monitor, by key, checked.
+
+    Args:
+        evaluated: None: the run has no evaluations.
+
+    Raises:
+        UserError: a callback's `monitor` or `dataloader_label` does not exist, or no evaluation gives it a value.
+    """
+    metrics = {}
+    for callback in callbacks:
+        label, monitor = callback.arguments.get("dataloader_label"), callback.arguments.get("monitor")
+        if monitor is None or (label == "train" and not issubclass(callback.kind, STOPPERS)):
+            continue
+        if label != EVAL_LABEL:
+            raise UserError(
+                f"{callback.key}.dataloader_label is {label!r}; expected {EVAL_LABEL}, whose metrics can be monitored"
+            )
+        if evaluated is None:
+            raise UserError(
+                f"{callback.key} monitors {monitor!r} of the evaluations, but data.eval is empty; expected a folder "
+                f"there, or {callback.key}=false"
+            )
+        key = f"{callback.key}.monitor"
+        evaluated.check_name(key, monitor)
+        evaluated.check_rows(key, monitor)
+        metrics[key] = monitor
+    return metrics
 
 
 def _snake_case(name: str) -> str:
