@@ -1,6 +1,7 @@
 """Names of metrics in a config are checked before the run trains, in a dry run too."""
 
 import json
+import logging
 import math
 
 import pytest
@@ -83,6 +84,35 @@ def test_a_dry_run_knows_the_metrics_of_shared_ids(stage_config, shop, tmp_path)
     assert "# steps" in describe(stage_config(tmp_path / "run", 1, None, metric, shared))
     with pytest.raises(UserError, match="id_recall@5"):
         describe(stage_config(tmp_path / "run", 1, None, metric))
+
+
+NAN = """import torch
+from torchmetrics import Metric
+
+class Unknown(Metric):
+    higher_is_better = True
+    full_state_update = False
+
+    def update(self, ids, targets, exists, counts):
+        pass
+
+    def compute(self):
+        return torch.tensor(torch.nan)
+"""
+
+
+def test_a_metric_without_a_value_is_a_warning_at_the_first_evaluation(stage_config, tmp_path, module_in_cwd, caplog):
+    name = module_in_cwd("without_value", NAN)
+    stopper = {"early_stopper": {"monitor": "Unknown", "dataloader_label": "eval", "patience": "100ba"}}
+    overrides = [f"evaluation.metrics={json.dumps({f'{name}.Unknown': {}})}", f"callbacks={json.dumps(stopper)}"]
+    config = stage_config(tmp_path / "run", 1, None, *overrides, "max_duration=4ba", "eval_interval=2ba")
+    with caplog.at_level(logging.WARNING):
+        trainer = build_trainer(config)
+        trainer.train()
+        trainer.close()
+    warnings = [record.message for record in caplog.records if "NaN" in record.message]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("callbacks.early_stopper.monitor names Unknown, which is NaN in the evaluation after")
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

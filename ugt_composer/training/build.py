@@ -71,6 +71,7 @@ from ugt_composer.training.best_model import criterion_of
 from ugt_composer.training.callbacks.checkpoints import Checkpoints
 from ugt_composer.training.callbacks.configured import configured_callbacks, monitored_metrics
 from ugt_composer.training.callbacks.epoch_length import EpochLength
+from ugt_composer.training.callbacks.monitored_values import MonitoredValues
 from ugt_composer.training.callbacks.training_losses import TrainingLosses
 from ugt_composer.training.callbacks.training_metrics import TrainingMetrics
 from ugt_composer.training.callbacks.weight_average import WeightAverage
@@ -131,7 +132,11 @@ def build_trainer(config: Config) -> UGTTrainer:
             log.warning("save_best_if has no effect, because %s", unused)
         condition = None if config.save_best_if is None or unused else parse_best_condition(config.save_best_if)
         callbacks = configured_callbacks(config.callbacks)
-        monitored_metrics(callbacks, evaluated)
+        monitored = monitored_metrics(callbacks, evaluated)
+        if evaluated is not None and config.save_best_on is not None:
+            monitored["save_best_on"] = config.save_best_on
+        if condition is not None:
+            monitored["save_best_if"] = condition.metric
         configured = [callback.make() for callback in callbacks]
         strategy = _place(config, composer_model, model, precision)
         _open_save_folder(config, until_closed)
@@ -157,7 +162,12 @@ def build_trainer(config: Config) -> UGTTrainer:
             run_name=config.run_name,
             dist_timeout=watchdog.timeout(),
             algorithms=[GradientNormClipping(strategy, config.max_grad_norm)],
-            callbacks=[TrainingMetrics(composer_model, strategy, config.log_interval), EpochLength(), *configured],
+            callbacks=[
+                TrainingMetrics(composer_model, strategy, config.log_interval),
+                EpochLength(),
+                MonitoredValues(monitored),
+                *configured,
+            ],
             loggers=build_loggers(config),
             spin_dataloaders=False,  # the data set moves to its position itself
             progress_bar=config.loggers.progress_bar,
