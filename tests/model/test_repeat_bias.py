@@ -18,6 +18,7 @@ from ugt_composer.generation.item_scores import ItemScores, SeenItems
 from ugt_composer.losses import catalogue_contrastive
 from ugt_composer.losses.catalogue_contrastive import CatalogueContrastiveLoss
 from ugt_composer.model.reference import GroupReference, Reference
+from ugt_composer.model.repeat_bias import level_biases
 from ugt_composer.model.ugt import UGT
 from ugt_composer.row_random import RowNoise
 
@@ -129,10 +130,11 @@ def test_all_ways_to_probabilities_agree_with_the_definition(tiny_model):
 
 @torch.no_grad()
 def test_a_model_that_has_learnt_nothing_about_repeats_is_the_model_without(tiny_model):
-    batch = with_items_of(TRIE, rejected=2)
+    batch = with_items_of(TRIE, history=20, rejected=2)
+    batch["rejected_ids"] = batch["encoder_ids"][:, -2:]
     found, wanted = (tiny_model(level_softmax="catalogue", repeat_bias=on)(batch, TRIE) for on in (True, False))
     for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value)
+        assert torch.equal(found[name], value), name
 
 
 @pytest.mark.parametrize("rows", [1, 5, 33])
@@ -154,6 +156,23 @@ def test_a_reference_with_the_weights_of_the_policy_gives_bitwise_the_same(tiny_
     for level in (1, 2, 3):
         assert torch.equal(outputs[f"l{level}_logits"], wanted[f"l{level}_logits"])
         assert torch.equal(group[f"group_l{level}_log_probs"], of_reference[f"group_l{level}_log_probs"])
+
+
+@pytest.mark.parametrize("strength", [-1e4, -90.0, -1.0, -0.3, 0.0, 1e-4, 0.999, 1.0, 90.0, 1e4])
+def test_biases_and_their_gradients_are_those_of_the_formula(strength):
+    fractions = torch.tensor([[0.0, 1e-7, 1 / 3, 0.5, 1 - 2**-24, 1.0]])
+    seen = SeenNodes((torch.arange(6)[None],) * 3, (fractions,) * 3)
+    strengths = torch.full((1, 1, 3), strength, requires_grad=True)
+    for level, values in enumerate(level_biases(strengths, seen).values):
+        for value, r in zip(values[0], fractions[0].double().tolist(), strict=True):
+            (gradient,) = torch.autograd.grad(value, strengths, retain_graph=True)
+            wanted, slope = (0.0, 0.0) if r == 0 else (strength, 1.0)  # of no item of the history, and of no other
+            if 0 < r < 1:
+                top = max(strength, 0.0)  # taken out of both terms, so that one of them is near 1
+                total = (1 - r) * math.exp(-top) + r * math.exp(strength - top)
+                wanted, slope = top + math.log(total), r * math.exp(strength - top) / total
+            assert value.item() == pytest.approx(wanted, rel=1e-5, abs=1e-7)
+            assert gradient[0, 0, level].item() == pytest.approx(slope, rel=1e-5, abs=1e-7)
 
 
 @pytest.mark.parametrize("strength", [-40.0, 40.0])

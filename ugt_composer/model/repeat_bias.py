@@ -31,7 +31,7 @@ class RepeatBias(Float32Linear):
 
 
 def level_biases(strengths: Tensor, seen: SeenNodes) -> NodeBiases:
-    """log(1 − r + r · e^b) of the nodes of the history.
+    """log(1 − r + r · e^b) of the nodes of the history; exactly 0 where b is 0.
 
     Args:
         strengths: b, float32 (B, T, 3).
@@ -44,7 +44,10 @@ def level_biases(strengths: Tensor, seen: SeenNodes) -> NodeBiases:
     nodes, values = [], []
     for level in range(LEVELS):
         fraction = seen.fractions[level].unsqueeze(1)
-        value = torch.logaddexp(torch.log1p(-fraction), fraction.log() + strengths[..., level, None])
+        strength = strengths[..., level, None]
+        large = torch.logaddexp(torch.log1p(-fraction), fraction.log() + strength)
+        small = torch.log1p(fraction * torch.expm1(strength.clamp(-1, 1)))  # without clamp, 0 · inf in the gradient
+        value = torch.where(strength.abs() < 1, small, large)
         nodes.append(seen.nodes[level].repeat_interleave(tokens, dim=0))
         values.append(value.flatten(0, 1))
     return NodeBiases(tuple(nodes), tuple(values))
