@@ -20,10 +20,16 @@ class RunError(RuntimeError):
     """A run cannot continue, for example on a full disk. The message is one sentence: why, and what is saved."""
 
 
-def nearest(name: str, valid: list[str]) -> str:
-    """A hint for an unknown name: the nearest valid name if there is a similar one, else all valid names."""
+def nearest(name: str, valid: list[str], prefix: str = "") -> str:
+    """A hint for an unknown name: the nearest valid name if there is a similar one, else all valid names.
+
+    Args:
+        prefix: what the message writes before each valid name; it does not make names similar.
+    """
     close = get_close_matches(name, valid, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else f"valid here: {', '.join(sorted(valid))}"
+    if close:
+        return f"did you mean {prefix}{close[0]}?"
+    return f"valid here: {', '.join(prefix + one for one in sorted(valid))}"
 
 
 def where_searched(path: str | Path) -> str:

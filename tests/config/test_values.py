@@ -119,6 +119,7 @@ def test_a_number_with_a_leading_zero_is_refused_in_overrides_and_files(tmp_path
         ("lr=1", "lr is unknown; did you mean optimizer.lr?"),
         ("model.lr=1", "model.lr is unknown; did you mean optimizer.lr?"),
         ("local=x", "local is unknown; did you mean data.train.local or data.eval.local?"),
+        ("optimizer.learning_rate=1", "valid here: optimizer.betas, optimizer.eps, optimizer.lr, optimizer.name"),
         ("optimizer.weight-decay=1", "did you mean optimizer.weight_decay?"),
         ("seed=1e3", "seed is 1e3; expected a whole number, such as 1000"),
         ("seed=1:30", "seed is '1:30'; expected a whole number"),

@@ -41,7 +41,9 @@ def check_time(prefix: str, name: str, value: str, percent: bool) -> None:
     """Checks for a number of batches or epochs, such as "500ba"; with `percent` also a percentage of the run."""
     if not _TIME.fullmatch(value) or (value.endswith("%") and not percent):
         also = ' or a percentage of the run such as "5%"' if percent else ""
-        raise ValueError(f'{prefix}{name} is {value!r}; expected batches or epochs such as "500ba" or "2ep"{also}')
+        raise ValueError(
+            f'{prefix}{name} is {value!r}; expected batches or epochs, 1 or more, such as "500ba" or "2ep"{also}'
+        )
 
 
 def check_s3_url(name: str, url: str) -> None:

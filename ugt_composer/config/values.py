@@ -108,23 +108,27 @@ def keys_of(schema: Any, prefix: str = "") -> Iterator[str]:
 
 def _section(node: yaml.Node, section: Any, schema: type, name: str) -> dict[str, Any]:
     hints, prefix = get_type_hints(section), f"{name}." if name else ""
-    valid = [prefix + field.name for field in fields(section)]
+    valid = [field.name for field in fields(section)]
     if not isinstance(node, yaml.MappingNode):
-        raise _wrong(node, name, f"a section with some of {', '.join(valid)}")
+        raise _wrong(node, name, f"a section with some of {', '.join(prefix + key for key in valid)}")
     tree = {}
     for key, value in _pairs(node, name):
-        if prefix + key.value not in valid:
-            raise ValueProblem(_unknown_key(prefix + key.value, valid, schema), key)
+        if key.value not in valid:
+            raise ValueProblem(_unknown_key(prefix, key.value, valid, schema), key)
         tree[key.value] = convert(value, hints[key.value], schema, prefix + key.value)
     return tree
 
 
-def _unknown_key(name: str, siblings: list[str], schema: Any) -> str:
-    """Hints at the keys of other sections with the same last part, or else at the nearest key of the section."""
-    last = name.rpartition(".")[2]
-    same = [key for key in keys_of(schema) if key.rpartition(".")[2] == last]
-    hint = f"did you mean {' or '.join(same)}?" if same else nearest(name, siblings)
-    return f"{name} is unknown; {hint}"
+def _unknown_key(prefix: str, name: str, valid: list[str], schema: Any) -> str:
+    """Hints at the keys of other sections with the same last part, or else at the nearest key of the section.
+
+    Args:
+        prefix: of the section, such as "optimizer.".
+        valid: the section's keys, without it.
+    """
+    same = [key for key in keys_of(schema) if key.rpartition(".")[2] == name]
+    hint = f"did you mean {' or '.join(same)}?" if same else nearest(name, valid, prefix)
+    return f"{prefix}{name} is unknown; {hint}"
 
 
 def _list(node: yaml.Node, hint: Any, schema: type, name: str) -> list[Any]:
