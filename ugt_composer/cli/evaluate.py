@@ -144,10 +144,10 @@ def main(arguments: argparse.Namespace) -> int:
     problems = [file.problem for file in files if file.problem]
     report["warnings"] = [*problems, *evaluation.warnings, *_warnings(report, catalogue)]
     if arguments.reference is not None and not config.loss.needs_reference:
-        key = "dpo_reference_free is true" if config.loss.lambda_preference else "lambda_preference is 0"
+        setting = "dpo_reference_free true" if config.loss.lambda_preference else "lambda_preference 0"
         report["warnings"].append(
             f"--reference {arguments.reference} was not used: nothing is compared with a reference, because the model "
-            f"was trained with loss.{key}"
+            f"was trained with loss.{setting}"
         )
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
