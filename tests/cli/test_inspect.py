@@ -234,6 +234,13 @@ def test_anything_else_is_refused_with_what_was_expected(shop, tmp_path):
     assert "--rows" in refused(shop / "eval", "--rows", "-1")
 
 
+def test_an_option_without_effect_is_refused(shop, stages):
+    catalogue = shop / "catalogue.jsonl"
+    assert "best is a model" in refused(stages / "stage2/best", "--rows", "3")
+    assert "stage2 is a run" in refused(stages / "stage2", "--catalogue", catalogue)
+    assert "is a catalogue" in refused(catalogue, "--catalogue", catalogue)
+
+
 def test_the_table_has_the_names_of_all_actions(tmp_path, capsys):
     from convert.jsonl_to_mds import main as convert
 

@@ -147,6 +147,7 @@ def test_lists_may_be_json_and_unknown_item_ids_are_counted_and_named(market):
         ("", ["found no item id"]),
         ("[1, 2]", ["[1, 2]", "in quotes"]),
         ('["item-1"', ["begins with [", "not a JSON list"]),
+        (f"{'x' * 100}\n", [f"left out: {'x' * 60}…; more than"]),
         (None, ["cannot be read", "one item id a line"]),
     ],
 )
@@ -159,6 +160,14 @@ def test_a_mistake_in_a_file_is_named(market, text, words):
     assert all(word in str(error.value) for word in ["--only", str(path), *words]), error.value
     if text and text.startswith("item"):
         market.recommend([{"items": []}], "--only", path, "--max-unmatched", 1)
+
+
+@pytest.mark.parametrize("market", ["own"], indirect=True)
+def test_max_unmatched_needs_a_file_and_a_fraction(market):
+    with pytest.raises(UserError, match=r"--max-unmatched 0\.5 is given without --only or --exclude"):
+        market.recommend([{"items": []}], "--max-unmatched", 0.5)
+    with pytest.raises(UserError, match=r"--max-unmatched is 2; expected a fraction from 0 to 1"):
+        market.recommend([{"items": []}], "--only", market.file("one.txt", ["item-1"]), "--max-unmatched", 2)
 
 
 @pytest.mark.parametrize("market", ["own"], indirect=True)

@@ -4,6 +4,8 @@ import argparse
 import json
 from typing import Any
 
+from ugt_composer.errors import UserError
+
 EPILOG = """examples:
   ugt inspect checkpoints/stage1/best                    a model: sizes, training config, validity
   ugt inspect checkpoints/stage1/ba00001000.pt           a training checkpoint
@@ -14,33 +16,42 @@ EPILOG = """examples:
 Files are read completely to verify their hashes. Nothing is written. Exit status: 0 shown, 2 corrupted or unknown.
 For a run the status is 0 even if a checkpoint is corrupted; the state of each checkpoint is shown."""
 
+ROWS = 3
 MOST_ITEMS = 8  # list items shown in a table cell
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="a file or folder; a model may be s3://…")
     parser.add_argument("--catalogue", metavar="FILE", help="names the items in the rows of a data folder")
-    parser.add_argument("--rows", type=int, default=3, metavar="N", help="first rows to show (default 3)")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        metavar="N",
+        help=f"first rows of a data folder, or items of a catalogue, to show (default {ROWS})",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
 
 
 def main(arguments: argparse.Namespace) -> int:
-    if arguments.rows < 0:
-        from ugt_composer.errors import UserError
-
+    if arguments.rows is not None and arguments.rows < 0:
         raise UserError(f"--rows is {arguments.rows}; expected 0 or more")
     report = _report(arguments.path, arguments.catalogue, arguments.rows)
     print(json.dumps(report, indent=1, ensure_ascii=False)) if arguments.json else _print(report)
     return 0
 
 
-def _report(place: str, catalogue_path: str | None, rows: int) -> dict[str, Any]:
+def _report(place: str, catalogue_path: str | None, rows: int | None) -> dict[str, Any]:
     from ugt_composer.catalogue.catalogue import Catalogue
     from ugt_composer.checkpoint.remote import model_folder
     from ugt_composer.inspection import kinds, shards, trained
 
     path = model_folder(place)
     kind = kinds.kind_of(path)
+    if catalogue_path is not None and kind != kinds.SHARD_FOLDER:
+        raise UserError(f"--catalogue names the items of a folder of shards, but {place} is a {kind}")
+    if rows is not None and kind not in (kinds.SHARD_FOLDER, kinds.CATALOGUE):
+        raise UserError(f"--rows shows rows of a folder of shards or a catalogue, but {place} is a {kind}")
+    rows = ROWS if rows is None else rows
     facts: dict[str, Any]
     if kind == kinds.CATALOGUE:
         facts = shards.catalogue_facts(Catalogue.load(path), rows)

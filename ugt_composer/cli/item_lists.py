@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ugt_composer.catalogue.catalogue import Catalogue
+from ugt_composer.cli.options import MAX_UNMATCHED
 from ugt_composer.data.history import SemanticId
 from ugt_composer.errors import UserError, where_searched
 
 ONLY, EXCLUDE = "only", "exclude"
-SHOWN = 5  # unknown item ids in a message
+SHOWN, LONGEST_SHOWN = 5, 60  # unknown item ids in a message, and the letters of each
 
 
 class UserLists(NamedTuple):
@@ -78,7 +79,8 @@ class ListFile:
 
 def unknown_items(item_ids: Sequence[str], catalogue: Catalogue | None) -> str:
     """Names item ids that are not in the catalogue, with a hint if the first is only written differently."""
-    shown = ", ".join(item_ids[:SHOWN]) + (f" and {len(item_ids) - SHOWN} more" if len(item_ids) > SHOWN else "")
+    names = [item if len(item) <= LONGEST_SHOWN else f"{item[:LONGEST_SHOWN]}…" for item in item_ids[:SHOWN]]
+    shown = ", ".join(names) + (f" and {len(item_ids) - SHOWN} more" if len(item_ids) > SHOWN else "")
     alike = None if catalogue is None else catalogue.alike(item_ids[0])
     hint = "" if alike is None else f"; {item_ids[0]} is perhaps {alike}, so write item ids as in the catalogue"
     return f"not in the catalogue, left out: {shown}{hint}"
@@ -88,15 +90,22 @@ def withhold(catalogue: Catalogue | None, arguments: argparse.Namespace) -> tupl
     """The catalogue without the items that --only and --exclude withhold, and what their files hold.
 
     Raises:
-        UserError: there is no catalogue; a file cannot be read; --only names no item; more than --max-unmatched of the
-            item ids of a file are not in the catalogue.
+        UserError: there is no catalogue; --max-unmatched is given without a file, or is no fraction; a file cannot be
+            read; --only names no item; more than --max-unmatched of the item ids of a file are not in the catalogue.
     """
     paths = {name: vars(arguments)[name] for name in (ONLY, EXCLUDE) if vars(arguments)[name] is not None}
     if not paths:
+        if arguments.max_unmatched is not None:
+            raise UserError(
+                f"--max-unmatched {arguments.max_unmatched:g} is given without --only or --exclude, which it belongs to"
+            )
         return catalogue, []
     if catalogue is None:
         raise UserError(f"--{next(iter(paths))} names items of a catalogue; expected --catalogue FILE too")
-    files = {name: _read(f"--{name}", path, catalogue, arguments.max_unmatched) for name, path in paths.items()}
+    max_unmatched = MAX_UNMATCHED if arguments.max_unmatched is None else arguments.max_unmatched
+    if not 0 <= max_unmatched <= 1:
+        raise UserError(f"--max-unmatched is {max_unmatched:g}; expected a fraction from 0 to 1")
+    files = {name: _read(f"--{name}", path, catalogue, max_unmatched) for name, path in paths.items()}
     only = files[ONLY].items if ONLY in files else None
     return catalogue.withholding(only, files[EXCLUDE].items if EXCLUDE in files else ()), list(files.values())
 

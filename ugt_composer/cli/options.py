@@ -2,6 +2,8 @@
 
 import argparse
 
+MAX_UNMATCHED = 0.5  # the default of --max-unmatched
+
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -35,9 +37,8 @@ def add_item_lists(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-unmatched",
         type=float,
-        default=0.5,
         metavar="FRACTION",
-        help="of the item ids of such a file that the catalogue may lack (default %(default)s); they are named",
+        help=f"of the item ids of such a file that the catalogue may lack (default {MAX_UNMATCHED}); they are named",
     )
 
 
