@@ -311,6 +311,8 @@ def test_items_without_a_code_are_refused_or_left_out(source):
         (["--cuts-per-user", "0"], "--cuts-per-user 0: expected at least 1"),
         (["--split", "time", "--test-from", "0.1"], "the first must be earlier"),
         (["--split", "time", "--test-from", "soon"], "--test-from soon: expected a fraction"),
+        (["--validation-from", "0.5"], "--split leave-one-out: not together with --validation-from"),
+        (["--split", "time", "--min-interactions", "5"], "--split time: not together with --min-interactions"),
         (["--split", "time", "--file-order"], "--split time: expected timestamps"),
         (["--max-unmatched", "2"], "--max-unmatched 2: expected a fraction from 0 to 1"),
         (["--items", "items.xyz"], "items.xyz: found no such file"),

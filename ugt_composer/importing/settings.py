@@ -97,6 +97,11 @@ class SplitSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.held_out_users < 1:
             raise UserError(f"--held-out-users {self.held_out_users}: expected a fraction from 0 to below 1")
+        useless = {"--min-interactions": "min_interactions"}
+        if self.split == LEAVE_ONE_OUT:
+            useless = {"--validation-from": "validation_from", "--test-from": "test_from"}
+        if given := [option for option, name in useless.items() if getattr(self, name) != getattr(type(self), name)]:
+            raise UserError(f"--split {self.split}: not together with {', '.join(given)}")
 
 
 @dataclass(frozen=True)
