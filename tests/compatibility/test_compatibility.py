@@ -24,9 +24,10 @@ def written(request, tmp_path, monkeypatch) -> dict:
     return json.loads(Path("expected.json").read_text())
 
 
-def test_a_checkpoint_resumes_with_the_losses_of_the_version_that_wrote_it(written):
+def test_a_checkpoint_resumes_with_the_losses_of_the_version_that_wrote_it(written, recwarn):
     trainer = build_trainer(load_config("config.yaml"))
     resumed_at = trainer.state.timestamp.batch.value
+    assert not [warning for warning in recwarn if "not be restored" in str(warning.message)]
     evaluation = trainer.evaluate()
     assert {name: evaluation[name] for name in written["evaluation"]} == pytest.approx(
         written["evaluation"], rel=TOLERANCE

@@ -98,6 +98,9 @@ def restore(
         scatter_weights(strategy, content.get("model"))
         scatter_optimizer(strategy, content.get("optimizer"))
     dataset_position = dict(content["state"]["dataset_state"]["train"])  # load_state_dict sets it to None
+    for callback in state.callbacks:
+        if not callback.state_dict():  # Composer would warn that the checkpoint of an earlier version has none
+            content["state"]["callbacks"].setdefault(type(callback).__qualname__, {})
     state.load_state_dict(content["state"], logger, strict=True)
     if state.scaler is not None and state.scaler.is_enabled() and content["scaler"]:
         state.scaler.load_state_dict(content["scaler"])
