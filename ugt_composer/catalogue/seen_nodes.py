@@ -31,10 +31,10 @@ class SeenNodes(NamedTuple):
         items = trie.find(ids)
         items = distinct_nodes(torch.where(items < 0, len(trie), items), len(trie))
         nodes, fractions = [items], [(items < len(trie)).float()]
-        first = torch.arange(len(trie) + 1, device=items.device)  # the first item below each node
+        first: Tensor | None = None  # item below each node
         above = items
         for here in reversed(trie.levels[1:]):
-            first = first[here.first]
+            first = here.first if first is None else first[here.first]
             count = len(first) - 1
             # The parents of the distinct items, ascending, so each is repeated once for each of its items.
             above = torch.where(above < len(here), here.parents[above.clamp(max=len(here) - 1)], count)
