@@ -143,9 +143,7 @@ class LossConfig:
         check_positive(self, "loss.", "contrastive_temperature", "num_negatives", "dpo_beta")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"loss.label_smoothing is {self.label_smoothing}; expected from 0 to below 1")
-        if self.lambda_distillation > 0 and not (
-            self.lambda_contrastive > 0 and self.contrastive_negatives == "catalogue"
-        ):
+        if self.lambda_distillation > 0 and not self.has_catalogue_negatives:
             raise ValueError(
                 f"loss.lambda_distillation is {self.lambda_distillation} with loss.lambda_contrastive "
                 f"{self.lambda_contrastive:g} and loss.contrastive_negatives {self.contrastive_negatives}: no "
@@ -227,6 +225,11 @@ class LossConfig:
             return self.lambda_anchor
         has_model = self.preference_needs_reference and self.reference_log_probs == "model"
         return ANCHOR_RATIO * self.lambda_preference if has_model and self.preference_objective == "dpo" else 0.0
+
+    @property
+    def has_catalogue_negatives(self) -> bool:
+        """Whether the contrastive term is computed, against all items of the catalogue."""
+        return self.lambda_contrastive > 0 and self.contrastive_negatives == "catalogue"
 
     @property
     def preference_needs_reference(self) -> bool:

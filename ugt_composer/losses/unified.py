@@ -55,7 +55,7 @@ class UnifiedLoss(nn.Module):
         self.anchor = AnchorLoss(config.l1_weight, config.l2_weight, config.l3_weight)
         self.has_anchor = config.anchor_weight > 0
         self.moe_balance = MoEBalanceLoss()
-        self.has_catalogue_negatives = config.lambda_contrastive > 0 and config.contrastive_negatives == "catalogue"
+        self.has_catalogue_negatives = config.has_catalogue_negatives
         self.has_level_targets = config.lambda_distillation > 0
         self.terms = (
             WeightedTerm(1.0, self.ntp),

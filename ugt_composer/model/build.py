@@ -20,5 +20,5 @@ def freeze_untrained(model: UGT, loss: LossConfig) -> None:
     if loss.lambda_contrastive == 0:
         model.user_proj.requires_grad_(False)
         model.item_proj.requires_grad_(False)
-    if model.user_repeats is not None and (loss.lambda_contrastive == 0 or loss.contrastive_negatives == "in_batch"):
+    if model.user_repeats is not None and not loss.has_catalogue_negatives:
         model.user_repeats.requires_grad_(False)

@@ -8,7 +8,7 @@ Let q be the model without the bias, and p(item) ∝ q(item) · e^b for items of
 node of the trie is multiplied by 1 − r + r · e^b, if the history has the fraction r of the probability below it. The
 heads know a node before its items, so r is the fraction of its items instead. For a node with one item this is exact.
 
-Shapes: B rows, T target tokens, S history tokens, n items, D width.
+Shapes: B rows, T target tokens.
 """
 
 import torch

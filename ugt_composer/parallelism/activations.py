@@ -186,7 +186,7 @@ class Activations:
         if self.loss.lambda_contrastive == 0:
             return 0
         width = self.model.d_model
-        if self.loss.contrastive_negatives == "catalogue":
+        if self.loss.has_catalogue_negatives:
             # Sums of embeddings, their projection, its cosines, these minus their mean, and the gradients of each.
             vectors = 6 * FLOAT * self.items * width
             logits = (4 + self.model.repeat_bias) * min(LOGITS_BYTES, FLOAT * shape.rows * self.items)
