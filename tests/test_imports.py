@@ -14,7 +14,7 @@ PACKAGE = ROOT / "ugt_composer"
 # A module imports from its own tier and from those above it in this list; two packages never import each other.
 TIERS = (
     ("errors", "vocabulary", "seeds", "patches", "torch_patches", "float32_product", "row_random"),
-    ("config", "storage", "jsonl", "kernels"),
+    ("config", "storage", "jsonl", "spark", "kernels"),
     ("data", "catalogue"),
     ("conversion", "importing"),
     ("model", "losses", "generation", "metrics"),
@@ -28,6 +28,7 @@ WITHOUT = {
     "config": ("torch", "composer", "streaming"),
     "storage": ("torch", "composer", "streaming"),
     "jsonl": ("torch", "composer", "streaming"),
+    "spark": ("torch", "composer", "streaming"),
     "conversion": ("torch", "composer", "deepspeed"),
     "importing": ("torch", "composer", "deepspeed", "ugt_composer.conversion"),
     "kernels": ("composer", "streaming", "deepspeed"),
