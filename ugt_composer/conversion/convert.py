@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +14,14 @@ from ugt_composer.conversion.counts import Counts
 from ugt_composer.conversion.known_items import KnownItems, known_items
 from ugt_composer.conversion.manifest import InputFacts, write_manifest
 from ugt_composer.conversion.output import OutputFolder, output_folder
-from ugt_composer.conversion.partition import QUARANTINE_NAME, PartitionResult
+from ugt_composer.conversion.partition import QUARANTINE_NAME, PartitionResult, convert_partition
 from ugt_composer.conversion.report import reasons
 from ugt_composer.conversion.settings import Settings
 from ugt_composer.conversion.shards import write_index
 from ugt_composer.conversion.workers import part_folder, run_partitions
 from ugt_composer.errors import UserError
 from ugt_composer.jsonl.sources import Source, find_sources, partitions
+from ugt_composer.jsonl.text_ranges import text_pieces
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,37 @@ def convert(
         if merged.counts.with_actions == 0:  # a file beside rows that have no actions is not about them
             names = names_warning = None
         return _finish(merged, output, settings, known, names, tuple(filter(None, (warning, names_warning))))
+
+
+def convert_text(
+    chunks: Iterable[bytes],
+    path: str,
+    out: Path,
+    settings: Settings,
+    known: KnownItems | None,
+    actions: tuple[str, ...] | None,
+) -> Conversion:
+    """Writes the same folder as `convert` for a file `path` with this text, in this process. The file need not exist.
+
+    Args:
+        chunks: the text, each of whole lines; only about `settings.range_bytes` of it are in memory at a time.
+        out: a folder that does not exist yet, or is empty.
+        known: the catalogue that items are checked against, None for no check. `settings.catalogue` is not read.
+        actions: the names of the rows' actions, None if they have none. `settings.actions` is not read.
+
+    Raises:
+        UserError: for rows that the user has to fix; also if there is no row.
+    """
+    if actions is not None:
+        settings = replace(settings, largest_action=len(actions))
+    with output_folder(out, overwrite=False) as output:
+        merged = _Merger(output.work, [Source(path, 0)])
+        for number, piece in enumerate(text_pieces(chunks, path, settings.range_bytes)):
+            folder = part_folder(output.work, number)
+            folder.mkdir()
+            ids = None if known is None else known.ids
+            merged.add(folder, convert_partition((piece,), folder, settings, ids, lambda new: None))
+        return _finish(merged, output, settings, known, actions if merged.counts.with_actions else None, ())
 
 
 class _Merger:

@@ -25,7 +25,7 @@ from ugt_composer.data.codec import encode_row
 from ugt_composer.data.row_batch import RowBatch, batch_of, encode_rows
 from ugt_composer.jsonl.bad_row import LINE, BadRow
 from ugt_composer.jsonl.lines import KEPT_BYTES, Block, TruncatedStream, read_blocks
-from ugt_composer.jsonl.sources import Partition, Piece
+from ugt_composer.jsonl.sources import AnyPiece, Partition
 
 QUARANTINE_NAME = "quarantine.jsonl"
 BOM = b"\xef\xbb\xbf"
@@ -119,10 +119,10 @@ class _PartitionConverter:
         self.writer = ShardWriter(folder, settings.compression, settings.hashes, settings.size_limit)
         self.parser = BulkParser(settings.kind)
         self.result = PartitionResult()
-        self._piece: Piece
+        self._piece: AnyPiece
         self._lines = 0  # lines of the piece before the current block
 
-    def convert(self, piece: Piece, on_progress: Callable[[int], None]) -> None:
+    def convert(self, piece: AnyPiece, on_progress: Callable[[int], None]) -> None:
         hasher = xxhash.xxh3_128()
         self._piece, self._lines = piece, 0
         reported = 0
@@ -135,7 +135,7 @@ class _PartitionConverter:
         except TruncatedStream as error:
             bad_row = BadRow(LINE, "cut short", str(error), "a complete file; the lines after this one are lost")
             self._bad_row(self._lines + 1, error.rest, bad_row, complete=False)
-        on_progress(piece.end - piece.start - reported)
+        on_progress(piece.size - reported)
         self.result.pieces.append(PieceFacts(piece.source, self._lines, hasher.hexdigest()))
 
     def _convert_block(self, block: Block, at_start: bool) -> None:

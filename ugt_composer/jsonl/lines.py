@@ -1,4 +1,4 @@
-"""Reads pieces of input files as blocks of whole lines, in constant memory."""
+"""Reads pieces of the input as blocks of whole lines, in constant memory."""
 
 import gzip
 import zlib
@@ -10,7 +10,7 @@ import xxhash
 import zstandard
 
 from ugt_composer.errors import UserError
-from ugt_composer.jsonl.sources import Piece
+from ugt_composer.jsonl.sources import AnyPiece, Piece, TextPiece
 
 BLOCK_BYTES = 1 << 20  # small enough for the CPU caches, large enough to make NumPy's cost per call negligible
 ZSTD_FEED_BYTES = 1 << 13  # a decompression bomb of this size unpacks to 256 MB at most
@@ -38,7 +38,7 @@ class Block:
     too_long: int = 0
 
 
-def read_blocks(piece: Piece, max_line_bytes: int, hasher: "xxhash.xxh3_128") -> Iterator[Block]:
+def read_blocks(piece: AnyPiece, max_line_bytes: int, hasher: "xxhash.xxh3_128") -> Iterator[Block]:
     """The lines of a piece; `hasher` is fed all their bytes.
 
     Raises TruncatedStream after the last complete line, and UserError if a file is corrupted or has changed.
@@ -46,7 +46,7 @@ def read_blocks(piece: Piece, max_line_bytes: int, hasher: "xxhash.xxh3_128") ->
     rest = b""
     long_size = 0  # size so far of a line that is too long to keep; `rest` is its beginning
     try:
-        for data in _packed_blocks(piece.path) if piece.compressed else _range(piece):
+        for data in _data(piece):
             hasher.update(data)
             if long_size:
                 end = data.find(b"\n") + 1
@@ -67,6 +67,13 @@ def read_blocks(piece: Piece, max_line_bytes: int, hasher: "xxhash.xxh3_128") ->
         raise TruncatedStream(str(error), rest[:KEPT_BYTES]) from None
     if rest:
         yield Block(rest, too_long=long_size)
+
+
+def _data(piece: AnyPiece) -> Iterator[bytes]:
+    """The bytes of a piece, in parts of about BLOCK_BYTES."""
+    if isinstance(piece, TextPiece):
+        return (piece.text[at : at + BLOCK_BYTES] for at in range(0, len(piece.text), BLOCK_BYTES))
+    return _packed_blocks(piece.path) if piece.compressed else _range(piece)
 
 
 def _range(piece: Piece) -> Iterator[bytes]:

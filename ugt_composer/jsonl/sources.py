@@ -45,8 +45,29 @@ class Piece:
     def compressed(self) -> bool:
         return self.path.endswith(COMPRESSED_ENDINGS)
 
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return self.end - self.start
 
-Partition = tuple[Piece, ...]
+
+@dataclass(frozen=True)
+class TextPiece:
+    """The lines of one range of a plain file that need not exist, in memory. `start` is where the range starts."""
+
+    source: int
+    path: str
+    start: int
+    text: bytes
+    compressed = False
+
+    @property
+    def size(self) -> int:
+        return len(self.text)
+
+
+AnyPiece = Piece | TextPiece
+Partition = tuple[AnyPiece, ...]
 
 
 def find_sources(inputs: Sequence[str], out: Path) -> list[Source]:
@@ -87,13 +108,13 @@ def _checked_size(name: str, out: Path) -> int:
 def partitions(sources: Sequence[Source], range_bytes: int) -> list[Partition]:
     """Cuts large plain files into ranges and groups small files, up to about `range_bytes` per partition."""
     result: list[Partition] = []
-    group: list[Piece] = []
+    group: list[AnyPiece] = []
     weight = 0
     for number, source in enumerate(sources):
         step = source.size if source.compressed else range_bytes
         for start in range(0, source.size, max(step, 1)):
             piece = Piece(number, source.path, start, min(start + step, source.size), source.size)
-            piece_weight = (piece.end - piece.start) * (USUAL_RATIO if source.compressed else 1)
+            piece_weight = piece.size * (USUAL_RATIO if source.compressed else 1)
             if group and weight + piece_weight > range_bytes:
                 result.append(tuple(group))
                 group, weight = [], 0
