@@ -22,6 +22,7 @@ from ugt_composer.conversion.known_items import CATALOGUE_NAME, NO_CATALOGUE
 from ugt_composer.conversion.partition import QUARANTINE_NAME
 from ugt_composer.conversion.report import reasons, summary
 from ugt_composer.conversion.settings import FAIL, KINDS, QUARANTINE, Settings
+from ugt_composer.conversion.shard_options import add_shard_options, shard_settings
 from ugt_composer.conversion.workers import WorkerDied
 from ugt_composer.errors import EXIT_ERROR, exit_on_user_error
 from ugt_composer.jsonl.schema import ACTIONS_NAME
@@ -54,11 +55,7 @@ then name the folder in the YAML: data.train.local=mds/train
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status. Raises UserError for what the user has to fix."""
     args = _parser().parse_args(argv)
-    given = vars(args) | {
-        "codebook_sizes": tuple(args.codebook_sizes),
-        "compression": None if args.compression == "none" else args.compression,
-        "hashes": tuple(sorted(name for text in args.hashes for name in text.split(",") if name != "none")),
-    }
+    given = vars(args) | {"codebook_sizes": tuple(args.codebook_sizes)} | shard_settings(args)
     settings = Settings(**{field.name: given[field.name] for field in fields(Settings) if field.name in given})
     try:
         with _termination_as_interrupt(), _progress_bar() as progress:
@@ -147,38 +144,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RATE",
         help=f"with quarantine: fail if a larger fraction of the rows is bad (default {defaults.max_error_rate})",
     )
-    shards = parser.add_argument_group("form of the shards").add_argument
-    shards(
-        "--compression", default="none", metavar="NAME[:LEVEL]", help="none, zstd, gz, br, bz2 or snappy (default none)"
-    )
-    shards(
-        "--hashes",
-        nargs="+",
-        default=defaults.hashes,
-        metavar="NAME",
-        help="checksums in the index: xxh64, sha256, ... or none (default xxh64)",
-    )
-    shards(
-        "--size-limit",
-        type=_bytes,
-        default=defaults.size_limit,
-        metavar="BYTES",
-        help="maximum size of a shard before compression, such as 1000000 or 64mb (default 64mb)",
-    )
-    add("--range-bytes", type=int, default=defaults.range_bytes, help=argparse.SUPPRESS)  # for tests
+    add_shard_options(parser)
     return parser
-
-
-def _bytes(text: str) -> int:
-    """Parses a number of bytes: 500, 64kb, 64mb, 1gb."""
-    number, power = text, 0
-    for unit_power, unit in enumerate(("kb", "mb", "gb"), start=1):
-        if text.lower().endswith(unit):
-            number, power = text[: -len(unit)], unit_power
-    try:
-        return int(number) << 10 * power
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected bytes such as 1000000, 64kb, 64mb or 1gb") from None
 
 
 @contextmanager
