@@ -34,18 +34,20 @@ def read_item_rewards(option: str, path: str, catalogue: Catalogue) -> np.ndarra
             f"{option}: {path}: no such file{where_searched(path)}; expected JSON Lines or CSV with an {ITEM} and a "
             f"{REWARD} per item"
         )
-    rewards = _read_file(option, path)
-    missing = [item.item_id for item in catalogue.items if item.item_id not in rewards]
-    if missing:
+    rewards = _read_file(option, path, catalogue)
+    missing = np.flatnonzero(np.isnan(rewards))
+    if len(missing):
         raise UserError(
             f"{option}: {path} has no {REWARD} for {len(missing):,} of {len(catalogue):,} items of "
-            f"{catalogue.source}, such as {shown(missing[0])}; expected one for each"
+            f"{catalogue.source}, such as {shown(catalogue.columns.ids[missing[0]])}; expected one for each"
         )
-    return np.array([rewards[item.item_id] for item in catalogue.items])
+    return rewards
 
 
-def _read_file(option: str, path: str) -> dict[str, float]:
-    rewards: dict[str, float] = {}
+def _read_file(option: str, path: str, catalogue: Catalogue) -> np.ndarray:
+    """float64 (n,), NaN for items that the file lacks."""
+    rewards = np.full(len(catalogue), np.nan)
+    others: set[str] = set()
     try:
         for line, item_id, value in _entries(option, path):
             place = f"{option}: {path}:{line}"
@@ -53,9 +55,13 @@ def _read_file(option: str, path: str) -> dict[str, float]:
                 raise UserError(f"{place}: {ITEM}: found {shown(item_id)}, expected text")
             if (number := _finite(value)) is None:
                 raise UserError(f"{place}: {REWARD}: found {shown(value)}, expected a finite number")
-            if item_id in rewards:
+            row = catalogue.columns.row_of(item_id)
+            if item_id in others if row is None else not math.isnan(rewards[row]):
                 raise UserError(f"{place}: {ITEM}: found {shown(item_id)} a second time, expected each item once")
-            rewards[item_id] = number
+            if row is None:
+                others.add(item_id)
+            else:
+                rewards[row] = number
     except UnicodeDecodeError:
         raise UserError(f"{option}: {path} is not text in UTF-8") from None
     except (OSError, csv.Error) as error:

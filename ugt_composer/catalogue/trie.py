@@ -85,11 +85,9 @@ class ItemTrie:
     @classmethod
     def from_catalogue(cls, catalogue: Catalogue) -> "ItemTrie":
         """The trie of all items, of which those that the catalogue withholds are not recommended."""
-        if not catalogue.withheld.any():
-            return cls.from_triples(catalogue.triples)
-        items = catalogue.items
-        order = sorted(range(len(items)), key=lambda row: items[row].item_id)  # that of the items that share an id
-        return cls.from_triples(catalogue.triples[order], catalogue.withheld[order])
+        columns = catalogue.columns
+        withheld = catalogue.withheld[columns.by_triple_and_id] if catalogue.withheld.any() else None
+        return cls._from_ordered(columns.ordered, withheld)
 
     @classmethod
     def from_triples(cls, triples: np.ndarray | Tensor, withheld: np.ndarray | None = None) -> "ItemTrie":
@@ -105,22 +103,29 @@ class ItemTrie:
         if rows.min() < 0:
             raise ValueError(f"a trie is built from ids of at least 0, found {rows.min()}")
         order = np.lexsort(rows.T[::-1])  # stable
-        rows = rows[order]
-        starts = np.ones(rows.shape, dtype=bool)
-        starts[1:] = np.logical_or.accumulate(rows[1:] != rows[:-1], axis=1)  # a new prefix begins at this row
-        nodes = starts.cumsum(axis=0) - 1
+        return cls._from_ordered(rows[order].T, None if withheld is None else withheld[order])
+
+    @classmethod
+    def _from_ordered(cls, columns: np.ndarray, withheld: np.ndarray | None) -> "ItemTrie":
+        """`from_triples` of int64 (3, n) ids whose items are in lexicographic order."""
+        count = columns.shape[1]
+        begins = np.zeros(count, dtype=bool)  # whether a new prefix begins at an item
+        begins[0] = True
+        nodes = np.zeros(count, dtype=np.int64)  # of the items, at the level above
         levels = []
-        for level in range(LEVELS):
-            at = starts[:, level]
-            parents = nodes[at, level - 1] if level else np.zeros(at.sum(), dtype=np.int64)
-            levels.append(_level(rows[at, level], parents))
-        members = np.diff(np.flatnonzero(starts[:, -1]), append=len(rows))
-        parts = torch.from_numpy(rows[starts[:, -1]]), tuple(levels), torch.from_numpy(members)
-        is_open = None if withheld is None else torch.from_numpy(~withheld[order])
+        for column in columns:
+            begins[1:] |= column[1:] != column[:-1]
+            at = np.flatnonzero(begins)
+            levels.append(_level(column[at], nodes[at]))
+            nodes = begins.cumsum() - 1
+        members = np.diff(at, append=count)
+        items = np.stack([column[at] for column in columns], axis=1)
+        parts = torch.from_numpy(items), tuple(levels), torch.from_numpy(members)
+        is_open = None if withheld is None else torch.from_numpy(~withheld)
         open_nodes = None
         if is_open is not None:
             open_nodes = OpenNodes.of(is_open, parts[2], [(level.parents, len(level.first) - 1) for level in levels])
-        return cls(*parts, len(rows), open_nodes)
+        return cls(*parts, count, open_nodes)
 
     def to(self, device: torch.device | str) -> "ItemTrie":
         levels = tuple(level.to(device) for level in self.levels)

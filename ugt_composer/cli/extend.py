@@ -66,7 +66,7 @@ def main(arguments: argparse.Namespace) -> int:
     if is_larger := sizes != config.model.codebook_sizes:
         config = replace(config, model=replace(config.model, codebook_sizes=sizes))
         model = enlarged(model, config.model, config.seed)
-    is_old = np.array([item.item_id in trained for item in catalogue.items])
+    is_old = np.array([item_id in trained for item_id in catalogue.columns.ids])
     own = set_new_entries(model, catalogue.triples, vectors, is_old)
     config = replace(config, data=replace(config.data, catalogue=arguments.catalogue))
     out = Path(arguments.out)

@@ -82,8 +82,10 @@ def read_rewards(option: str, catalogue: Catalogue) -> ItemRewards:
             f"a {REWARD} per item, or a function such as my_package.my_module:my_function"
         )
     values = read_item_rewards("--reward", option, catalogue)
-    by_item = {item.item_id: float(value) for item, value in zip(catalogue.items, values, strict=True)}
-    return ItemRewards(lambda user_id, history, candidates: [by_item[item] for item in candidates], option, catalogue)
+    row_of = catalogue.columns.row_of
+    return ItemRewards(
+        lambda user_id, history, candidates: [float(values[row_of(item)]) for item in candidates], option, catalogue
+    )
 
 
 def _function(option: str) -> Reward:

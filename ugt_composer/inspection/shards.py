@@ -149,7 +149,7 @@ def catalogue_facts(catalogue: Catalogue, rows: int) -> dict[str, Any]:
     collisions = catalogue.collisions
     return {
         "items": len(catalogue),
-        "with a name": sum(item.name is not None for item in catalogue.items),
+        "with a name": int(catalogue.columns.has_name.sum()),
         "semantic ids": len(catalogue) - collisions.items + collisions.count,
         "shared semantic ids": collisions.count,
         "items that share one": collisions.items,

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ugt_composer.errors import UserError
+from ugt_composer.storage.array_file import arrays_beside
 
 
 @contextmanager
@@ -46,7 +47,8 @@ def _check_replaceable(out: Path, files: Collection[str], overwrite: bool) -> No
     names = sorted(path.name for path in out.iterdir())
     if names and not overwrite:
         raise UserError(f"--out {out} already holds {names[0]}; give --overwrite to replace it, or name another folder")
-    foreign = [name for name in names if name not in files]
+    own = {*files, *(arrays_beside(Path(name)).name for name in files)}  # these are made of the program's files
+    foreign = [name for name in names if name not in own]
     if foreign:
         raise UserError(f"--out {out} holds {foreign[0]}, which this program did not write; name another folder")
 
