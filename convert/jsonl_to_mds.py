@@ -1,12 +1,12 @@
 """Converts JSON Lines of histories or preferences to MDS shards that training streams."""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from pathlib import Path
 
 from ugt_composer.job.cpus import share_cpus
 
@@ -17,15 +17,19 @@ from tqdm import tqdm
 
 from ugt_composer import __version__
 from ugt_composer.conversion.action_names import NO_NAMES
-from ugt_composer.conversion.convert import Conversion, convert
+from ugt_composer.conversion.convert import Conversion, Engine, convert
 from ugt_composer.conversion.known_items import CATALOGUE_NAME, NO_CATALOGUE
 from ugt_composer.conversion.partition import QUARANTINE_NAME
 from ugt_composer.conversion.report import reasons, summary
 from ugt_composer.conversion.settings import FAIL, KINDS, QUARANTINE, Settings
 from ugt_composer.conversion.shard_options import add_shard_options, shard_settings
-from ugt_composer.conversion.workers import WorkerDied
-from ugt_composer.errors import EXIT_ERROR, exit_on_user_error
+from ugt_composer.conversion.spark_engine import SparkEngine
+from ugt_composer.conversion.workers import LocalEngine, WorkerDied
+from ugt_composer.errors import EXIT_ERROR, UserError, exit_on_user_error
 from ugt_composer.jsonl.schema import ACTIONS_NAME
+from ugt_composer.spark.session import spark_session
+
+LOCAL, SPARK = "local", "spark"
 
 EXAMPLES = """
 rows (one JSON object per line):
@@ -45,6 +49,10 @@ examples:
   # the same, and checked against another catalogue than a catalogue.jsonl beside the file
   python convert/jsonl_to_mds.py data/train.jsonl --kind recommend --catalogue ids/catalogue.jsonl --out mds/train
 
+  # on a Spark cluster
+  python convert/jsonl_to_mds.py /shared/logs/ --kind recommend --out /shared/mds/train \
+    --engine spark --master spark://host:7077
+
   # a folder of compressed files on four cores; bad rows are quarantined, at most 1 in 100
   python convert/jsonl_to_mds.py logs/ --kind recommend --out mds/train --workers 4 --on-error quarantine
 
@@ -58,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = vars(args) | {"codebook_sizes": tuple(args.codebook_sizes)} | shard_settings(args)
     settings = Settings(**{field.name: given[field.name] for field in fields(Settings) if field.name in given})
     try:
-        with _termination_as_interrupt(), _progress_bar() as progress:
-            conversion = convert(args.inputs, Path(args.out), settings, args.workers, args.overwrite, progress)
+        with _termination_as_interrupt(), _engine(args) as engine:
+            conversion = convert(args.inputs, args.out, settings, engine, args.overwrite)
     except KeyboardInterrupt as interrupt:
         number = interrupt.args[0] if interrupt.args else signal.SIGINT
         print(f"interrupted; nothing was written to {args.out}", file=sys.stderr)
@@ -69,6 +77,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
     _print_report(conversion, settings, args.out)
     return 0
+
+
+@contextmanager
+def _engine(args: argparse.Namespace) -> Iterator[Engine]:
+    if args.engine == LOCAL:
+        if args.master is not None:
+            raise UserError(f"--master {args.master} is for --engine {SPARK}; --workers N uses N processes")
+        with _progress_bar() as progress:
+            yield LocalEngine(1 if args.workers is None else args.workers, progress)
+        return
+    if args.workers is not None:
+        raise UserError(
+            f"--workers {args.workers} is for --engine {LOCAL}; with {SPARK}, --master local[N] uses N cores"
+        )
+    with spark_session(args.master, "jsonl_to_mds") as session:
+        yield SparkEngine(session)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,9 +112,22 @@ def _parser() -> argparse.ArgumentParser:
         help="a .jsonl file, plain or compressed (.gz, .zst), or a folder, of which all such files are read",
     )
     add("--kind", required=True, choices=KINDS, help="kind of the rows in the files, see below")
-    add("--out", required=True, metavar="DIR", help="output folder; appears only when complete")
+    add("--out", required=True, metavar="DIR", help="output folder or s3://BUCKET/PREFIX; appears only when complete")
     add("--overwrite", action="store_true", help="replace DIR, once the new one is complete")
-    add("--workers", type=int, default=1, metavar="N", help="processes; the output is the same for any N (default 1)")
+    add("--workers", type=int, metavar="N", help="processes; the output is the same for any N (default 1)")
+    add(
+        "--engine",
+        choices=(LOCAL, SPARK),
+        default=LOCAL,
+        help=f"{LOCAL}: this machine; {SPARK}: Apache Spark, whose machines share the folders of INPUT and DIR; the "
+        f"output is the same (default {LOCAL})",
+    )
+    add(
+        "--master",
+        metavar="URL",
+        help=f"with {SPARK}: local[N], spark://HOST:PORT, ... (default: that of spark-submit or of Spark's "
+        "configuration, otherwise all cores of this machine)",
+    )
     limits = parser.add_argument_group("limits of the rows, as in the model's YAML").add_argument
     limits(
         "--codebook-sizes",
@@ -183,7 +220,7 @@ def _print_report(conversion: Conversion, settings: Settings, out: str) -> None:
     counts = conversion.counts
     print(summary(counts, settings, conversion.catalogue))
     if counts.bad_rows:
-        print(f"\nbad rows, in {Path(out) / QUARANTINE_NAME} with their reasons:\n{reasons(counts)}")
+        print(f"\nbad rows, in {os.path.join(out, QUARANTINE_NAME)} with their reasons:\n{reasons(counts)}")
     for warning in conversion.warnings:
         print(f"warning: {warning}")
     shards = "1 shard" if conversion.shards == 1 else f"{conversion.shards:,} shards"

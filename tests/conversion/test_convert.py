@@ -63,7 +63,11 @@ def test_importing_the_conversion_imports_no_torch():
         (["--hashes", "xxh65"], "did you mean xxh64"),
         (["--max-error-rate", "nan"], "outside 0..1"),
         (["--size-limit", "5gb"], "--size-limit"),
-        (["--out", "s3://bucket/out"], "not a local folder"),
+        (["--out", "gs://bucket/out"], "expected s3://bucket/prefix"),
+        (["--out", "s3://bucket"], "is a whole bucket; name a prefix in it, such as s3://bucket/train"),
+        (["--master", "local[2]"], "--master local.2. is for --engine spark; --workers N"),
+        (["--engine", "spark", "--workers", "2"], "--workers 2 is for --engine local; with spark, --master"),
+        (["--engine", "spark", "--master", "lokal"], "--master lokal is unknown"),
     ],
 )
 def test_nonsensical_options_are_refused(tmp_path, source, options, message):
@@ -129,7 +133,7 @@ def started(large: Path, out: Path, workers: int) -> subprocess.Popen[str]:
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     end = time.monotonic() + 30
-    while not list(out.parent.glob(f".{out.name}.converting-*/part-*/*.mds")):
+    while not list(out.parent.glob(f".{out.name}.converting-*/parts/part-*/*.mds")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.02)

@@ -1,27 +1,29 @@
-"""Converts JSON Lines to a folder of MDS shards: input files, partitions, workers, one index, a manifest."""
+"""Converts JSON Lines to a folder of MDS shards: input files, partitions, an engine, one index, a manifest."""
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from ugt_composer.catalogue.id_set import SemanticIdSet
 from ugt_composer.conversion.action_names import action_names
 from ugt_composer.conversion.counts import Counts
 from ugt_composer.conversion.known_items import KnownItems, known_items
 from ugt_composer.conversion.manifest import InputFacts, write_manifest
 from ugt_composer.conversion.output import OutputFolder, output_folder
 from ugt_composer.conversion.partition import QUARANTINE_NAME, PartitionResult, convert_partition
+from ugt_composer.conversion.parts import new_part, part_name
+from ugt_composer.conversion.remote_output import RemoteOutput, remote_output
 from ugt_composer.conversion.report import reasons
 from ugt_composer.conversion.settings import Settings
 from ugt_composer.conversion.shards import write_index
-from ugt_composer.conversion.workers import part_folder, run_partitions
+from ugt_composer.conversion.workers import LocalEngine
 from ugt_composer.errors import UserError
-from ugt_composer.jsonl.sources import Source, find_sources, partitions
+from ugt_composer.jsonl.sources import Partition, Source, find_sources, partitions
 from ugt_composer.jsonl.text_ranges import text_pieces
+from ugt_composer.storage.s3_url import is_url
 
 
 @dataclass(frozen=True)
@@ -38,43 +40,44 @@ class Conversion:
     warnings: tuple[str, ...] = ()
 
 
+class Engine(Protocol):
+    """Converts partitions, somewhere, see `LocalEngine`."""
+
+    def run(
+        self, partitions: Sequence[Partition], place: str, settings: Settings, known: SemanticIdSet | None
+    ) -> Generator[tuple[str, PartitionResult], None, None]: ...
+
+
 def convert(
-    inputs: Sequence[str],
-    out: Path,
-    settings: Settings,
-    workers: int = 1,
-    overwrite: bool = False,
-    progress: Callable[[int], Callable[[int], None]] | None = None,
+    inputs: Sequence[str], out: str | Path, settings: Settings, engine: Engine | None = None, overwrite: bool = False
 ) -> Conversion:
-    """Converts all rows of `inputs` into the folder `out`, which appears only if the conversion succeeds.
+    """Converts all rows of `inputs` to `out`, which appears only if the conversion succeeds.
 
     Args:
         inputs: files and folders.
-        progress: called with the input's size in bytes; returns a function that is called with the bytes done since
-            its last call.
+        out: a folder, or s3://bucket/prefix.
+        engine: what converts the partitions, by default this process. The output is the same for all.
 
     Raises:
         UserError: for input, options or rows that the user has to fix.
     """
-    if workers < 1:
-        raise UserError(f"--workers {workers} is less than 1")
-    sources = find_sources(inputs, out)
-    on_progress = progress(sum(source.size for source in sources)) if progress else lambda new: None
+    engine = engine or LocalEngine()
+    url = str(out) if is_url(str(out)) else None
+    sources = find_sources(inputs, Path(out) if url is None else None)
     known, warning = known_items(settings.catalogue, sources)
     names, names_warning = action_names(settings.actions, sources)
     if names is not None:
         settings = replace(settings, largest_action=len(names))
-    with output_folder(out, overwrite) as output:
-        parts = partitions(sources, settings.range_bytes)
-        merged = _Merger(output.work, sources)
+    with output_folder(Path(out), overwrite) if url is None else remote_output(url, overwrite) as output:
         ids = None if known is None else known.ids
+        merged = _Merger(output, sources)
         # Closed here, so that no worker is still writing when a bad row removes the work folder.
-        with closing(run_partitions(parts, output.work, settings, ids, workers, on_progress)) as results:
-            for number, result in enumerate(results):
-                merged.add(part_folder(output.work, number), result)
+        with closing(engine.run(partitions(sources, settings.range_bytes), output.parts, settings, ids)) as results:
+            for part, result in results:
+                merged.add(part, result)
         if merged.counts.with_actions == 0:  # a file beside rows that have no actions is not about them
             names = names_warning = None
-        return _finish(merged, output, settings, known, names, tuple(filter(None, (warning, names_warning))))
+        return _finish(merged, settings, known, names, tuple(filter(None, (warning, names_warning))))
 
 
 def convert_text(
@@ -99,25 +102,25 @@ def convert_text(
     if actions is not None:
         settings = replace(settings, largest_action=len(actions))
     with output_folder(out, overwrite=False) as output:
-        merged = _Merger(output.work, [Source(path, 0)])
+        merged = _Merger(output, [Source(path, 0)])
+        ids = None if known is None else known.ids
         for number, piece in enumerate(text_pieces(chunks, path, settings.range_bytes)):
-            folder = part_folder(output.work, number)
-            folder.mkdir()
-            ids = None if known is None else known.ids
-            merged.add(folder, convert_partition((piece,), folder, settings, ids, lambda new: None))
-        return _finish(merged, output, settings, known, actions if merged.counts.with_actions else None, ())
+            with new_part(output.parts, part_name(number)) as folder:
+                result = convert_partition((piece,), folder, settings, ids, lambda new: None)
+            merged.add(part_name(number), result)
+        return _finish(merged, settings, known, actions if merged.counts.with_actions else None, ())
 
 
 class _Merger:
     """Merges the partitions' shards and quarantined rows in input order."""
 
-    def __init__(self, work: Path, sources: Sequence[Source]):
-        self.work, self.sources = work, sources
+    def __init__(self, output: OutputFolder | RemoteOutput, sources: Sequence[Source]):
+        self.output, self.sources = output, sources
         self.counts, self.inputs = Counts(), InputFacts(sources)
         self.shards: list[dict[str, Any]] = []
         self.first_outside: str | None = None
 
-    def add(self, folder: Path, result: PartitionResult) -> None:
+    def add(self, part: str, result: PartitionResult) -> None:
         if result.error:
             error = result.error
             line = self.inputs.lines[error.source] + error.line
@@ -127,31 +130,29 @@ class _Merger:
             line = self.inputs.lines[outside.source] + outside.line
             self.first_outside = f"{self.sources[outside.source].path}:{line} ({outside.item})"
         if result.counts.bad_rows:
-            self._add_quarantine(folder / QUARANTINE_NAME)
+            self._add_quarantine(part)
         for shard in result.shards:
-            self._add_shard(folder, shard)
+            self._add_shard(part, shard)
         for piece in result.pieces:
             self.inputs.add(piece.source, piece.lines, piece.digest)
         self.counts.add(result.counts)
-        shutil.rmtree(folder)
+        self.output.end_part(part)
 
-    def _add_shard(self, folder: Path, shard: dict[str, Any]) -> None:
-        """Checks that a shard was written completely, and moves it to its number in the output."""
+    def _add_shard(self, part: str, shard: dict[str, Any]) -> None:
+        """Gives a shard its number in the output."""
         stored = shard["zip_data"] or shard["raw_data"]
-        file = folder / stored["basename"]
-        if file.stat().st_size != stored["bytes"]:
-            raise OSError(f"{file}: {file.stat().st_size} bytes were written, {stored['bytes']} expected")
+        basename = stored["basename"]
         for facts in filter(None, (shard["raw_data"], shard["zip_data"])):
             ending = facts["basename"].split(".", 2)[2]
             facts["basename"] = f"shard.{len(self.shards):05}.{ending}"
-        os.rename(file, self.work / stored["basename"])
+        self.output.add_shard(part, basename, stored["bytes"], stored["basename"])
         self.shards.append(shard)
 
-    def _add_quarantine(self, file: Path) -> None:
+    def _add_quarantine(self, part: str) -> None:
         """Appends quarantined rows, converting line numbers within the worker's piece to those in the file."""
         first_lines = {source.path: self.inputs.lines[at] for at, source in enumerate(self.sources)}
-        with open(file, encoding="ascii") as part, open(self.work / QUARANTINE_NAME, "a", encoding="ascii") as merged:
-            for text in part:
+        with open(self.output.work / QUARANTINE_NAME, "a", encoding="ascii") as merged:
+            for text in self.output.quarantined(part):
                 entry = json.loads(text)
                 entry["line"] += first_lines[entry["file"]]
                 merged.write(json.dumps(entry) + "\n")
@@ -159,17 +160,15 @@ class _Merger:
 
 def _finish(
     merged: _Merger,
-    output: OutputFolder,
     settings: Settings,
     known: KnownItems | None,
     actions: tuple[str, ...] | None,
     warnings: tuple[str, ...],
 ) -> Conversion:
-    counts = merged.counts
+    counts, output = merged.counts, merged.output
     rows = counts.rows + counts.bad_rows
     if counts.bad_rows and (counts.bad_rows > settings.max_error_rate * rows or not counts.rows):
-        quarantine = output.out.with_name(f"{output.out.name}.{QUARANTINE_NAME}")
-        os.replace(output.work / QUARANTINE_NAME, quarantine)
+        quarantine = output.keep_quarantine()
         are, they_are = ("is", "it is") if counts.bad_rows == 1 else ("are", "they are")
         raise UserError(
             f"{counts.bad_rows:,} of {rows:,} rows {are} bad (--max-error-rate {settings.max_error_rate}); "

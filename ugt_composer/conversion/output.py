@@ -11,6 +11,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 from ugt_composer.conversion.partition import QUARANTINE_NAME
@@ -18,17 +19,57 @@ from ugt_composer.data.integrity import CATALOGUE_COPY, INDEX_NAME, MANIFEST_NAM
 from ugt_composer.errors import UserError
 
 FIXED_NAMES = (INDEX_NAME, MANIFEST_NAME, QUARANTINE_NAME, CATALOGUE_COPY)
+PARTS = "parts"
 OUTPUT_NAMES = re.compile(rf"shard\.\d+\.mds(\.\w+)?|{'|'.join(map(re.escape, FIXED_NAMES))}")
 
 
 class OutputFolder:
-    """The work folder of a conversion, which `publish` makes its output."""
+    """The work folder of a conversion, which `publish` makes its output.
+
+    Attributes:
+        parts: a folder in it for partitions, see `parts.py`. It does not become a part of the output.
+    """
 
     def __init__(self, out: Path, work: Path):
         self.out, self.work = out, work
 
+    @cached_property
+    def parts(self) -> str:
+        folder = self.work / PARTS
+        folder.mkdir()
+        return str(folder)
+
+    def quarantined(self, part: str) -> list[str]:
+        """The quarantined rows of a part, one entry per line."""
+        return Path(self.parts, part, QUARANTINE_NAME).read_text("ascii").splitlines()
+
+    def add_shard(self, part: str, basename: str, size: int, name: str) -> None:
+        """Makes a shard of a part the shard `name` of the output."""
+        file = Path(self.parts, part, basename)
+        if file.stat().st_size != size:
+            raise OSError(f"{file}: {file.stat().st_size} bytes were written, {size} expected")
+        os.rename(file, self.work / name)
+
+    def end_part(self, part: str) -> None:
+        """Removes a part whose shards were added."""
+        shutil.rmtree(Path(self.parts, part), ignore_errors=True)
+
+    def keep_quarantine(self) -> str:
+        """Moves the quarantined rows beside the output, which is not written. Returns their path."""
+        quarantine = self.out.with_name(f"{self.out.name}.{QUARANTINE_NAME}")
+        os.replace(self.work / QUARANTINE_NAME, quarantine)
+        return str(quarantine)
+
+    def remove_parts(self) -> None:
+        """Removes the parts, first their name: an attempt that still runs on a lost machine can write no more files."""
+        if (self.work / PARTS).exists():
+            unused = self.work.with_name(f".{self.out.name}.converting-{secrets.token_hex(4)}")
+            os.rename(self.work / PARTS, unused)
+            shutil.rmtree(unused, ignore_errors=True)
+
     def publish(self) -> None:
         """Renames the work folder to `out`; an earlier `out` is removed only after that."""
+        self.remove_parts()
         earlier = self.out.with_name(f".{self.out.name}.earlier-{secrets.token_hex(4)}")
         lock = None
         if self.out.exists():
@@ -70,9 +111,11 @@ def output_folder(out: Path, overwrite: bool) -> Iterator[OutputFolder]:
     lock = _try_lock(work)
     if lock is None:
         raise UserError(f"{work} cannot be locked; --out must lie on a file system with locks")
+    output = OutputFolder(out, work)
     try:
-        yield OutputFolder(out, work)
+        yield output
     finally:
+        output.remove_parts()
         shutil.rmtree(work, ignore_errors=True)
         os.close(lock)
 

@@ -1,4 +1,4 @@
-"""Runs the partitions in this process or in several, and yields their results in input order."""
+"""Converts the partitions in this process or in several of this machine."""
 
 import multiprocessing
 import os
@@ -9,13 +9,15 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_any
-from pathlib import Path
 from typing import Any
 
 from ugt_composer.catalogue.id_set import SemanticIdSet
 from ugt_composer.conversion.partition import PartitionResult, convert_partition
+from ugt_composer.conversion.parts import new_part, part_name
 from ugt_composer.conversion.settings import Settings
+from ugt_composer.errors import UserError
 from ugt_composer.jsonl.sources import Partition
 
 REFRESH_SECONDS = 0.1
@@ -25,57 +27,63 @@ class WorkerDied(RuntimeError):
     """A worker process ended without a result; most likely the system killed it because memory ran out."""
 
 
-def part_folder(work: Path, number: int) -> Path:
-    return work / f"part-{number:08}"
+@dataclass(frozen=True)
+class LocalEngine:
+    """Runs partitions in `workers` processes.
 
-
-def run_partitions(
-    partitions: Sequence[Partition],
-    work: Path,
-    settings: Settings,
-    known: SemanticIdSet | None,
-    workers: int,
-    on_progress: Callable[[int], None],
-) -> Generator[PartitionResult, None, None]:
-    """Yields the result of each partition in order; its files are in `part_folder(work, number)`.
-
-    Args:
-        work: an existing folder.
-        known: the semantic IDs of the catalogue; None if items are not checked.
-        on_progress: called with the input bytes done since the last call.
+    Attributes:
+        progress: called with the input's size in bytes; returns a function that is called with the bytes done since
+            its last call.
     """
-    workers = min(workers, len(partitions))
-    if workers > 1:
-        yield from _run_in_processes(partitions, work, settings, known, workers, on_progress)
-        return
-    for number, partition in enumerate(partitions):
-        part_folder(work, number).mkdir()
-        yield convert_partition(partition, part_folder(work, number), settings, known, on_progress)
+
+    workers: int = 1
+    progress: Callable[[int], Callable[[int], None]] = lambda total: lambda new: None
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UserError(f"--workers {self.workers} is less than 1")
+
+    def run(
+        self, partitions: Sequence[Partition], place: str, settings: Settings, known: SemanticIdSet | None
+    ) -> Generator[tuple[str, PartitionResult], None, None]:
+        """Yields, for each partition in order, the name of its part and its result.
+
+        Args:
+            place: where the parts are written, see `parts.py`.
+            known: the semantic IDs of the catalogue; None if items are not checked.
+        """
+        on_progress = self.progress(sum(piece.size for partition in partitions for piece in partition))
+        workers = min(self.workers, len(partitions))
+        if workers > 1:
+            yield from _run_in_processes(partitions, place, settings, known, workers, on_progress)
+            return
+        for number, partition in enumerate(partitions):
+            with new_part(place, part_name(number)) as folder:
+                result = convert_partition(partition, folder, settings, known, on_progress)
+            yield part_name(number), result
 
 
 def _run_in_processes(
     partitions: Sequence[Partition],
-    work: Path,
+    place: str,
     settings: Settings,
     known: SemanticIdSet | None,
     workers: int,
     on_progress: Callable[[int], None],
-) -> Generator[PartitionResult, None, None]:
+) -> Generator[tuple[str, PartitionResult], None, None]:
     # Fresh processes rather than forks: the caller may have threads, and a worker imports little.
     context = multiprocessing.get_context("spawn")
     done, stop = context.Value("q", 0), context.Event()
     executor = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(done, stop, known))
     waiting = deque(enumerate(partitions))
-    running: deque[Future[PartitionResult]] = deque()
+    running: deque[Future[tuple[str, PartitionResult]]] = deque()
     reported = 0
     try:
         while waiting or running:
             while waiting and len(running) < 2 * workers:  # enough in the queue that no worker waits for a slow one
                 number, partition = waiting.popleft()
-                folder = part_folder(work, number)
-                folder.mkdir()
                 with _interrupts_blocked():  # inherited by a new process: only this one handles Ctrl-C
-                    running.append(executor.submit(_work, partition, folder, settings))
+                    running.append(executor.submit(_work, partition, place, part_name(number), settings))
             finished = wait([running[0]], timeout=REFRESH_SECONDS).done
             on_progress(-reported + (reported := done.value))
             if finished:
@@ -120,8 +128,9 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _work(partition: Partition, folder: Path, settings: Settings) -> PartitionResult:
-    return convert_partition(partition, folder, settings, _shared[2], _count_bytes)
+def _work(partition: Partition, place: str, part: str, settings: Settings) -> tuple[str, PartitionResult]:
+    with new_part(place, part) as folder:
+        return part, convert_partition(partition, folder, settings, _shared[2], _count_bytes)
 
 
 def _count_bytes(new: int) -> None:

@@ -73,11 +73,11 @@ def _data(piece: AnyPiece) -> Iterator[bytes]:
     """The bytes of a piece, in parts of about BLOCK_BYTES."""
     if isinstance(piece, TextPiece):
         return (piece.text[at : at + BLOCK_BYTES] for at in range(0, len(piece.text), BLOCK_BYTES))
-    return _packed_blocks(piece.path) if piece.compressed else _range(piece)
+    return _packed_blocks(piece) if piece.compressed else _range(piece)
 
 
 def _range(piece: Piece) -> Iterator[bytes]:
-    with open(piece.path, "rb") as file:
+    with open(piece.file, "rb") as file:
         start = _line_start(file, piece.start, piece.file_size)
         end = _line_start(file, piece.end, piece.file_size)
         file.seek(start)
@@ -99,13 +99,13 @@ def _line_start(file: BinaryIO, offset: int, file_size: int) -> int:
     return min(file.tell(), file_size) if part else file_size
 
 
-def _packed_blocks(path: str) -> Iterator[bytes]:
+def _packed_blocks(piece: Piece) -> Iterator[bytes]:
     """Decompressed data in blocks of at least BLOCK_BYTES. Yields everything readable before a TruncatedStream."""
     parts: list[bytes] = []
     size = 0
     truncated: TruncatedStream | None = None
     try:
-        for part in _gzip_parts(path) if path.endswith(".gz") else _zstd_parts(path):
+        for part in _gzip_parts(piece) if piece.path.endswith(".gz") else _zstd_parts(piece):
             parts.append(part)
             size += len(part)
             if size >= BLOCK_BYTES:
@@ -119,23 +119,23 @@ def _packed_blocks(path: str) -> Iterator[bytes]:
         raise truncated
 
 
-def _gzip_parts(path: str) -> Iterator[bytes]:
-    with gzip.open(path, "rb") as file:
+def _gzip_parts(piece: Piece) -> Iterator[bytes]:
+    with gzip.open(piece.file, "rb") as file:
         while True:
             try:
                 part = file.read1(BLOCK_BYTES)  # read() would lose the data before the truncation
             except EOFError:
                 raise TruncatedStream("a gzip stream that is cut short") from None
             except (gzip.BadGzipFile, zlib.error) as error:
-                raise _corrupted(path, "gzip", error) from None
+                raise _corrupted(piece.path, "gzip", error) from None
             if not part:
                 return
             yield part
 
 
-def _zstd_parts(path: str) -> Iterator[bytes]:
+def _zstd_parts(piece: Piece) -> Iterator[bytes]:
     """Frame by frame, because zstandard's file reader does not report a truncated file."""
-    with open(path, "rb") as file:
+    with open(piece.file, "rb") as file:
         frame = None
         packed = file.read(ZSTD_FEED_BYTES)
         while packed:
@@ -143,7 +143,7 @@ def _zstd_parts(path: str) -> Iterator[bytes]:
             try:
                 part = frame.decompress(packed)
             except zstandard.ZstdError as error:
-                raise _corrupted(path, "zstd", error) from None
+                raise _corrupted(piece.path, "zstd", error) from None
             packed = b""
             if frame.eof:
                 packed, frame = frame.unused_data, None

@@ -33,13 +33,21 @@ class Source:
 
 @dataclass(frozen=True)
 class Piece:
-    """Bytes `start` to `end` of source number `source`; the whole file if it is compressed."""
+    """Bytes `start` to `end` of source number `source`; the whole file if it is compressed.
+
+    `path` is what the user gave, relative to `folder`, which is empty in the user's working directory.
+    """
 
     source: int
     path: str
     start: int
     end: int
     file_size: int
+    folder: str = ""
+
+    @property
+    def file(self) -> str:
+        return os.path.join(self.folder, self.path)
 
     @property
     def compressed(self) -> bool:
@@ -70,21 +78,25 @@ AnyPiece = Piece | TextPiece
 Partition = tuple[AnyPiece, ...]
 
 
-def find_sources(inputs: Sequence[str], out: Path) -> list[Source]:
-    """The input files and those in the input folders, in a fixed order. Raises UserError for what cannot be read."""
+def find_sources(inputs: Sequence[str], out: Path | None) -> list[Source]:
+    """The input files and those in the input folders, in a fixed order. Raises UserError for what cannot be read.
+
+    Args:
+        out: the folder that will be replaced; None if it is not on this machine.
+    """
     paths = [path for name in inputs for path in _expand(name, out)]
     check_given_once(paths)
     return [Source(path, _checked_size(path, out)) for path in paths]
 
 
-def _expand(name: str, out: Path) -> list[str]:
+def _expand(name: str, out: Path | None) -> list[str]:
     """For a file, itself; for a folder, the files with a known ending in it and its subfolders."""
     folder = Path(name)
     if not folder.is_dir():
         if not name.endswith(ENDINGS) and folder.exists():
             raise UserError(f"{name}: the name must end in one of {', '.join(ENDINGS)}")
         return [name]
-    if out.resolve().is_relative_to(folder.resolve()):
+    if out is not None and out.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"--out {out} lies inside the input folder {name}; name a folder outside of it")
     files = [str(path) for path in visible_files(folder) if path.name.endswith(ENDINGS)]
     if not files:
@@ -92,13 +104,13 @@ def _expand(name: str, out: Path) -> list[str]:
     return files
 
 
-def _checked_size(name: str, out: Path) -> int:
+def _checked_size(name: str, out: Path | None) -> int:
     path = Path(name)
     if not path.exists():
         raise UserError(f"{name}: no such file or folder")
     if not path.is_file():
         raise UserError(f"{name}: not a regular file; write its lines to a file first, or name a folder")
-    if path.resolve().is_relative_to(out.resolve()):
+    if out is not None and path.resolve().is_relative_to(out.resolve()):
         raise UserError(f"{name}: lies inside --out {out}, which would be replaced; name another folder")
     if not os.access(path, os.R_OK):
         raise UserError(f"{name}: no permission to read it")

@@ -6,6 +6,7 @@ pyspark is imported inside functions only: it is an optional dependency.
 import importlib.util
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 LOCAL = "local[*]"
 MASTERS = re.compile(r"local(\[.+\])?|local-cluster\[.+\]|spark://.+|yarn|k8s://.+")
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CONNECT_SECONDS = 5.0
 KEPT_LOG_LINES = 50
 # Unless the user's configuration sets them.
@@ -44,8 +45,8 @@ SHELL = {"spark.app.name": "pyspark-shell", "spark.ui.showConsoleProgress": "tru
 def spark_session(master: str | None, name: str, conf: Mapping[str, str] | None = None) -> "Iterator[SparkSession]":
     """Yields a session, which is stopped after the block, with all its jobs.
 
-    A session that is active already, as in a notebook, is used and left running. Otherwise the master is the first of:
-    `master`, that of spark-submit or of Spark's configuration, all cores of this machine.
+    A session that is active already, as in a notebook, is used and left running, without the block's jobs. Otherwise
+    the master is the first of: `master`, that of spark-submit or of Spark's configuration, all cores of this machine.
 
     Args:
         master: a URL of Spark such as local[4] or spark://host:7077; None if the user named none.
@@ -64,16 +65,16 @@ def spark_session(master: str | None, name: str, conf: Mapping[str, str] | None 
         found = active.sparkContext.master
         if master not in (None, found):
             raise UserError(f"--master {master}: a Spark session with the master {found} is active; stop it first")
-        with _translated_errors():
+        with _translated_errors(), _jobs_cancelled(active):
             yield active
         return
     with _translated_errors():
         session = _start(master, name, conf or {})
         try:
-            yield session
+            with _jobs_cancelled(session):
+                yield session
         finally:
-            with suppress(Exception):  # if Java has ended, so have the jobs
-                session.sparkContext.cancelAllJobs()
+            with suppress(Exception):  # Java may have ended
                 session.stop()
 
 
@@ -176,6 +177,22 @@ class _Java:
 def _java() -> _Java:
     """The one Java process of this process, for all its sessions."""
     return _Java()
+
+
+@contextmanager
+def _jobs_cancelled(session: "SparkSession") -> Iterator[None]:
+    """Cancels jobs that this thread has started in the block and that an error or a signal ends."""
+    context, tag = session.sparkContext, f"ugt-{secrets.token_hex(4)}"
+    context.addJobTag(tag)
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):
+            context.cancelJobsWithTag(tag)
+        raise
+    finally:
+        with suppress(Exception):
+            context.removeJobTag(tag)
 
 
 @contextmanager
