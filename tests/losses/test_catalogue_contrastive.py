@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ugt_composer.catalogue.trie import ItemTrie
+from ugt_composer.generation.catalogue_vectors import CatalogueVectors
+from ugt_composer.generation.item_scores import SeenItems
 from ugt_composer.losses import catalogue_contrastive
 from ugt_composer.losses.catalogue_contrastive import CatalogueContrastiveLoss
 from ugt_composer.losses.normalization import ROWS, TARGETS
@@ -188,3 +191,96 @@ def test_training_in_half_precision_follows_single_and_does_not_push_the_offset(
     assert losses[False][0] > 4 * losses[False][-1]
     torch.testing.assert_close(torch.tensor(losses[True]), torch.tensor(losses[False]), rtol=0.02, atol=0.02)
     assert max(pushed.values()) < 1e-5  # 0 up to rounding in float32; in half precision it would be about 1e-3
+
+
+SIZES = (7, 6, 8)
+
+
+def make_tables(offset=0.0, dtype=torch.float32):
+    """Three tables of which the vectors of items are sums, and a trie of N items."""
+    generator = torch.Generator().manual_seed(3)
+    tables = [torch.randn(size, D, generator=generator) for size in SIZES]
+    tables[0] += offset
+    ids = torch.cartesian_prod(torch.arange(5, 7), torch.arange(5, 6), torch.arange(5, 8))
+    trie = ItemTrie.from_triples(ids[: N // 2].numpy())
+    return [table.to(dtype).requires_grad_() for table in tables], trie
+
+
+@pytest.mark.parametrize("unknown", [(), (2,)])
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize("with_seen", [False, True])
+@pytest.mark.parametrize("offset", [0, 100])
+def test_vectors_computed_in_blocks_give_the_loss_and_gradients_of_loops_in_float64(
+    pieces, monkeypatch, unknown, similarity, with_seen, offset
+):
+    monkeypatch.setattr(catalogue_contrastive, "VECTORS_BYTES", 4 * D * 2)
+    results = {}
+    for dtype in (torch.float32, torch.float64):
+        tables, trie = make_tables(offset, dtype)
+        users, own, _, rows, valid = make(unknown=unknown)
+        rows = rows.remainder(len(trie)).where(rows >= 0, rows)
+        users, biases = users.detach().to(dtype).requires_grad_(), torch.linspace(-1, 2, B, dtype=dtype)[:, None]
+        biases.requires_grad_()
+        items = sum(table[trie.items[:, level]] for level, table in enumerate(tables))
+        # The target's own vector is the catalogue's, or unknown.
+        known = (rows >= 0)[:, None]
+        own = torch.where(known, items[rows.clamp(min=0)], own.detach().to(dtype) + offset)
+        seen = torch.tensor([[0, 3, len(trie)]] * B) if with_seen else None
+        if dtype == torch.float32:
+            vectors = CatalogueVectors.of(trie, tuple(tables))
+            loss, metrics = CatalogueContrastiveLoss(TEMPERATURE, similarity)(
+                users, own, vectors, rows, valid, seen=None if seen is None else SeenItems(seen, biases)
+            )
+            right = metrics["contrastive_u2i_acc"].item()
+        else:
+            logits = users @ items.T
+            of_own = (users * own).sum(1)
+            if similarity == "cosine":
+                logits = F.normalize(users, dim=1) @ F.normalize(items, dim=1).T
+                of_own = F.cosine_similarity(users, own)
+            logits, of_own = logits / TEMPERATURE, of_own / TEMPERATURE
+            if seen is not None:
+                is_seen = torch.zeros(B, len(trie) + 1, dtype=torch.bool).scatter(1, seen, True)[:, :-1]
+                logits = logits + is_seen * biases
+            losses = []
+            for row in range(B):
+                if rows[row] < 0:
+                    losses.append(torch.cat([logits[row], of_own[row : row + 1]]).logsumexp(0) - of_own[row])
+                else:
+                    losses.append(logits[row].logsumexp(0) - logits[row, rows[row]])
+            loss = torch.stack(losses).mean()
+            best = logits.argmax(1)
+            beaten = logits.amax(1) < of_own
+            right = torch.where(rows < 0, beaten, best == rows).double().mean().item()
+        loss.backward()
+        gradients = [users.grad, *(table.grad for table in tables)] + ([biases.grad] if with_seen else [])
+        results[dtype] = [loss.detach().double(), *(gradient.double() for gradient in gradients)], right
+    for mine, other in zip(results[torch.float32][0], results[torch.float64][0], strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=2e-3 if offset else 1e-5)
+    assert results[torch.float32][1] == pytest.approx(results[torch.float64][1])
+
+
+def test_neither_vectors_nor_logits_of_all_items_are_kept(monkeypatch):
+    """Of the forward pass remain the tables and numbers per row; of 4,000 items a block holds 40."""
+    monkeypatch.setattr(catalogue_contrastive, "VECTORS_BYTES", 4 * D * 40)
+    ids = torch.cartesian_prod(torch.arange(5, 15), torch.arange(5, 25), torch.arange(5, 25))
+    trie = ItemTrie.from_triples(ids.numpy())
+    tables = tuple(torch.randn(25, D, requires_grad=True) for _ in range(3))
+    users, largest = torch.randn(B, D, requires_grad=True), []
+
+    def pack(tensor):
+        is_catalogue = tensor.untyped_storage().data_ptr() == trie.items.untyped_storage().data_ptr()
+        largest.append(0 if is_catalogue else tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss, _ = CatalogueContrastiveLoss()(
+            users,
+            torch.randn(B, D),
+            CatalogueVectors.of(trie, tables),
+            torch.arange(B),
+            torch.ones(B, dtype=torch.bool),
+        )
+    loss.backward()
+    assert max(largest) <= 3 * len(ids) // 40 * B
+    assert tables[2].grad.abs().sum() > 0

@@ -37,13 +37,19 @@ class ItemNeighbours:
     def __call__(self, recent: Tensor) -> Tensor:
         """The probabilities of all items to be next, float32 (B, n): a mean over the recent items, int64 (B, H), the
         newest first, -1 where there is none. An item weighs DECAY times as much as the one after it."""
+        neighbours, values = self.pairs(recent)
+        items = len(self.neighbours)
+        return values.new_zeros(len(recent), items + 1).scatter_add(1, neighbours, values)[:, :items]
+
+    def pairs(self, recent: Tensor) -> tuple[Tensor, Tensor]:
+        """The neighbours of the recent items, int64 (B, H K), in any order, n where there is none; and what each adds
+        to its probability."""
         is_item = recent >= 0
         weights = is_item * DECAY ** torch.arange(recent.shape[1], device=recent.device)
         weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-        rows, items = recent.clamp(min=0), len(self.neighbours)
+        rows = recent.clamp(min=0)
         values = (self.probabilities[rows] * weights.unsqueeze(-1)).flatten(1)
-        empty = values.new_zeros(len(recent), items + 1)
-        return empty.scatter_add(1, self.neighbours[rows].flatten(1), values)[:, :items]
+        return self.neighbours[rows].flatten(1).long(), values
 
 
 def recent_items(ids: Tensor, mask: Tensor, trie: ItemTrie) -> Tensor:

@@ -93,18 +93,32 @@ class NodeLimits(NamedTuple):
             candidates = candidates & (is_among(self.opened, nodes) | self.everything)
         return candidates
 
-    def masked(self, scores: Tensor) -> Tensor:
-        """Scores of all nodes (B, n_l), with -inf for those that may not be chosen."""
+    def of(self, rows: slice) -> "NodeLimits":
+        """Those of a slice of the users."""
+        own = (None if part is None else part[rows] for part in (self.closed, self.opened, self.everything))
+        return NodeLimits(self.open, *own)
+
+    def masked(self, scores: Tensor, first: int = 0) -> Tensor:
+        """Scores (B, m) of m consecutive nodes, all or from `first` on, with -inf for those that may not be chosen."""
+        count = scores.shape[1]
         if self.open is not None:
-            scores = scores.masked_fill(~self.open, float("-inf"))
+            scores = scores.masked_fill(~self.open[first : first + count], float("-inf"))
         if self.closed is not None:
             padded = torch.nn.functional.pad(scores, (0, 1))
-            scores = padded.scatter(1, self.closed, float("-inf"))[:, :-1]
+            scores = padded.scatter(1, _places(self.closed, first, count), float("-inf"))[:, :-1]
         if self.opened is not None and self.everything is not None:
-            shape = len(scores), scores.shape[1] + 1
-            is_opened = torch.zeros(shape, dtype=torch.bool, device=scores.device).scatter(1, self.opened, True)
+            is_opened = torch.zeros(len(scores), count + 1, dtype=torch.bool, device=scores.device)
+            is_opened = is_opened.scatter(1, _places(self.opened, first, count), True)
             scores = scores.masked_fill(~(is_opened[:, :-1] | self.everything), float("-inf"))
         return scores
+
+
+def _places(nodes: Tensor, first: int, count: int) -> Tensor:
+    """The places of nodes among `count` nodes from `first` on; `count` for others."""
+    if first == 0:
+        return nodes.clamp(max=count)
+    places = nodes - first
+    return torch.where(places < 0, count, places).clamp_(max=count)
 
 
 def distinct_nodes(nodes: Tensor, none: int) -> Tensor:

@@ -8,6 +8,7 @@ are the items, sorted. The root is "node 0 of level -1".
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -157,6 +158,29 @@ class ItemTrie:
         widest = self.levels[level].widest
         return int(widest[min(width, len(widest)) - 1])
 
+    @cached_property
+    def first_items(self) -> Tensor:
+        """int64 (n_0 + 1,): the items below node p of the first level are first_items[p] .. first_items[p + 1] - 1."""
+        return self.levels[2].first[self.levels[1].first]
+
+    @cached_property
+    def _widest_items(self) -> np.ndarray:
+        """The maximum number of items below any 1, 2, .. n_0 nodes of the first level."""
+        return self.first_items.diff().sort(descending=True).values.cumsum(0).numpy(force=True)
+
+    def slots_of_items(self, width: int) -> int:
+        """The number of slots needed for the items below any `width` different nodes of the first level."""
+        return int(self._widest_items[min(width, len(self._widest_items)) - 1])
+
+    def first_level_nodes(self, first: int, last: int) -> Tensor:
+        """The node of the first level above each item from `first` to before `last`: int64 (last - first,)."""
+        return self.levels[1].parents[self.levels[2].parents[first:last]]
+
+    @cached_property
+    def id_counts(self) -> tuple[Tensor, ...]:
+        """How many of the n triples have each id of each level: three int64 (radix of the level,)."""
+        return tuple(torch.bincount(ids) for ids in self.items.T)
+
     def check(self, codebook_sizes: tuple[int, ...]) -> None:
         """Raises ValueError if an item's id is outside its codebook."""
         for number, (level, size) in enumerate(zip(self.levels, codebook_sizes, strict=True), start=1):
@@ -170,17 +194,7 @@ class ItemTrie:
         children instead of W times the largest one.
         """
         here = self.levels[level]
-        begin = here.first[nodes]
-        counts = (here.first[nodes + 1] - begin) * alive
-        ends = counts.cumsum(1)
-        slots = self.slots(level, nodes.shape[1])
-        slot = torch.arange(slots, device=nodes.device)
-        # A slot's beam is the number of beams that end before it. shape[0] instead of len(), which would fix the number
-        # of rows of an exported program.
-        ended = ends.new_zeros(nodes.shape[0], slots + 1).scatter_add(1, ends[:, :-1], torch.ones_like(ends[:, :-1]))
-        beam = ended[:, :slots].cumsum(1)
-        filled = slot < ends[:, -1:]
-        child = (slot + (begin - ends + counts).gather(1, beam)).masked_fill_(~filled, len(here) - 1)
+        beam, child, filled = packed_children(here.first, self.slots(level, nodes.shape[1]), len(here), nodes, alive)
         return Children(beam, here.ids[child], child, filled)
 
     def open_among(self, level: int, nodes: Tensor, candidates: Tensor) -> Tensor:
@@ -264,6 +278,26 @@ class ItemTrie:
         """The node above each node int64 (B, X) of `level`; numbers that are not a node become one that is not."""
         here = self.levels[level]
         return torch.where(nodes < len(here), here.parents[nodes.clamp(max=len(here) - 1)], len(here.first) - 1)
+
+
+def packed_children(
+    first: Tensor, slots: int, count: int, nodes: Tensor, alive: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`beam`, `nodes` and `filled` of Children: first[p] .. first[p + 1] - 1 of `count` are those of node p.
+
+    slots: at least as many as any W different nodes have, W being the number of `nodes` (B, W).
+    """
+    begin = first[nodes]
+    counts = (first[nodes + 1] - begin) * alive
+    ends = counts.cumsum(1)
+    slot = torch.arange(slots, device=nodes.device)
+    # A slot's beam is the number of beams that end before it. shape[0] instead of len(), which would fix the number of
+    # rows of an exported program.
+    ended = ends.new_zeros(nodes.shape[0], slots + 1).scatter_add(1, ends[:, :-1], torch.ones_like(ends[:, :-1]))
+    beam = ended[:, :slots].cumsum(1)
+    filled = slot < ends[:, -1:]
+    child = (slot + (begin - ends + counts).gather(1, beam)).masked_fill_(~filled, count - 1)
+    return beam, child, filled
 
 
 def _level(ids: np.ndarray, parents: np.ndarray) -> TrieLevel:

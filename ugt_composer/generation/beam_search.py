@@ -14,7 +14,7 @@ its log p plus the best score of an item below it, an upper bound for these item
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,10 @@ from torch import Tensor
 from ugt_composer.catalogue.code_space import CodeSpace
 from ugt_composer.catalogue.open_nodes import NodeLimits, OnlyItems
 from ugt_composer.catalogue.trie import Children, ItemTrie
+from ugt_composer.generation.catalogue_scores import CatalogueScores
+from ugt_composer.generation.catalogue_vectors import CatalogueVectors
 from ugt_composer.generation.item_log_probs import LevelLogits
+from ugt_composer.generation.item_scores import ItemScores
 from ugt_composer.generation.node_biases import NodeBiases
 from ugt_composer.vocabulary import LEVELS
 
@@ -52,6 +55,22 @@ class Recommendations(NamedTuple):
     scores: Tensor
     log_probs: Tensor
     best_dropped: Tensor | None = None
+
+
+class BestItemScores(Protocol):
+    """The best score of an item below each child of some beams: float32 (B, R), -inf where none may be chosen."""
+
+    def __call__(self, level: int, nodes: Tensor, alive: Tensor, children: Children) -> Tensor: ...
+
+
+class _HeldScores:
+    """The best scores of all nodes, given those of all items (B, n)."""
+
+    def __init__(self, item_scores: Tensor, trie: ItemTrie, limits: list[NodeLimits]):
+        self.best = trie.best_below(limits[-1].masked(item_scores))
+
+    def __call__(self, level: int, nodes: Tensor, alive: Tensor, children: Children) -> Tensor:
+        return self.best[level].gather(1, children.nodes)
 
 
 class _Beams(NamedTuple):
@@ -97,7 +116,8 @@ def beam_search(
         beam_width: number of prefixes that are kept at each level, at least k.
         exclude: int64 (B, X, 3) items never to recommend, such as the history; triples that are not items are ignored.
         item_scores: called with a slice of b users, returns scores to add to the log-probabilities of all items:
-            float32 (b, n), in the order of `trie.items`.
+            float32 (b, n), in the order of `trie.items`. `ItemScores` of a large catalogue are computed as the
+            search needs them instead.
         over_catalogue: each level's softmax runs over the ids that the trie has below the prefix.
         memory_bound: bytes of working tensors above which the users are searched in several groups; None: a default
             for the device.
@@ -113,11 +133,12 @@ def beam_search(
         trie.check(sizes)
     if over_catalogue and trie is None:
         raise ValueError("a softmax over the catalogue needs a trie")
+    is_large = isinstance(item_scores, ItemScores) and isinstance(item_scores.items, CatalogueVectors)
     bytes_per_user = _bytes_per_user(space, sizes, beam_width, hidden.shape[-1] if over_catalogue else None)
     if item_scores is not None:
         if trie is None:
             raise ValueError("item_scores need a trie, because they are scores of its items")
-        bytes_per_user += ITEM_BYTES * len(trie)
+        bytes_per_user += 0 if is_large else ITEM_BYTES * len(trie)
     if only is not None:
         bytes_per_user += SLOT_BYTES * only.ids.shape[1]
     if memory_bound is None:
@@ -127,10 +148,17 @@ def beam_search(
     for start in range(0, max(1, len(hidden)), group):
         rows = slice(start, start + group)
         excluded = None if exclude is None else exclude[rows]
-        scored = None if item_scores is None else item_scores(rows)
         limits = space.limits(excluded, None if only is None else only.of(rows))
         of_rows = None if biases is None else biases.of(rows)
-        parts.append(_search(heads, hidden[rows], space, k, beam_width, limits, scored, over_catalogue, of_rows))
+        scores: BestItemScores | None = None
+        if item_scores is not None:
+            assert trie is not None
+            if is_large:
+                assert isinstance(item_scores, ItemScores)
+                scores = CatalogueScores(item_scores, rows, trie, limits, memory_bound)
+            else:
+                scores = _HeldScores(item_scores(rows), trie, limits)
+        parts.append(_search(heads, hidden[rows], space, k, beam_width, limits, scores, over_catalogue, of_rows))
     return Recommendations(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
@@ -167,14 +195,10 @@ def _search(
     k: int,
     beam_width: int,
     limits: list[NodeLimits],
-    item_scores: Tensor | None,
+    item_scores: BestItemScores | None,
     over_catalogue: bool,
     biases: NodeBiases | None,
 ) -> Recommendations:
-    best_item_scores: list[Tensor | None] = [None] * LEVELS
-    if item_scores is not None:
-        assert isinstance(space, ItemTrie)
-        best_item_scores = list(space.best_below(limits[-1].masked(item_scores)))
     root = torch.zeros(len(hidden), 1, dtype=torch.int64, device=hidden.device)
     start = torch.zeros_like(root, dtype=torch.float32)
     beams = _Beams(root.new_empty(len(hidden), 1, 0), root, start, start)
@@ -182,7 +206,7 @@ def _search(
     for level in range(LEVELS):
         last = level == LEVELS - 1
         width = k if last else beam_width
-        rest = limits[level], best_item_scores[level], width, over_catalogue, biases
+        rest = limits[level], item_scores, width, over_catalogue, biases
         beams, best_other = _step(heads, hidden, space, level, beams, *rest, ranked=last)
         dropped = dropped if last else torch.maximum(dropped, best_other)
     return _recommendations(beams, k, dropped)
@@ -195,7 +219,7 @@ def _step(
     level: int,
     beams: _Beams,
     limits: NodeLimits,
-    best_item_scores: Tensor | None,
+    item_scores: BestItemScores | None,
     width: int,
     over_catalogue: bool,
     biases: NodeBiases | None,
@@ -205,7 +229,7 @@ def _step(
     returns the best score of the others, float32 (B,), -inf if there are none.
 
     limits: which nodes of the level may be chosen.
-    best_item_scores: (B, n_l), added to the log-probabilities of the level's nodes.
+    item_scores: added to the log-probabilities of the level's nodes.
     """
     alive = beams.scores != float("-inf")
     children = space.children(level, beams.nodes, alive)
@@ -222,7 +246,9 @@ def _step(
     # A beam whose logits are all -inf has no valid children; keep -inf - -inf from becoming NaN.
     normaliser = normaliser.masked_fill(normaliser == float("-inf"), 0.0)
     log_probs = log_probs + (beams.log_probs - normaliser).gather(1, children.beam)
-    scores = log_probs if best_item_scores is None else log_probs + best_item_scores.gather(1, children.nodes)
+    scores = log_probs
+    if item_scores is not None:
+        scores = log_probs + item_scores(level, beams.nodes, alive, children)
     scores = scores.masked_fill(~limits.allows(children.nodes, children.filled), float("-inf"))
     best, slots = _best_slots(scores, width)
     best_other = scores.scatter(1, slots, float("-inf")).amax(1)

@@ -16,6 +16,7 @@ from ugt_composer.catalogue.neighbours import ItemNeighbours, recent_items
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.data.batch import Batch
 from ugt_composer.float32_product import float32_matmul
+from ugt_composer.generation.catalogue_vectors import CatalogueVectors
 
 Similarity = Literal["cosine", "dot"]
 
@@ -42,6 +43,10 @@ class NeighbourScores:
     @classmethod
     def of(cls, batch: Batch, trie: ItemTrie, neighbours: ItemNeighbours, weight: float) -> "NeighbourScores":
         return cls(neighbours, recent_items(batch["encoder_ids"], batch["encoder_mask"], trie), weight)
+
+    def pairs(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """The neighbours int64 (b, E) of all recent items, n where there is none, and their probabilities (b, E)."""
+        return self.neighbours.pairs(self.recent[rows])
 
     def mixed(self, log_probs: Tensor, rows: slice) -> Tensor:
         """log((1 - weight) · probs + weight · neighbours' probabilities), given log_probs float32 (b, n)."""
@@ -78,7 +83,7 @@ class ItemScores:
 
     Attributes:
         users: (B, D) user vectors.
-        items: (n, D) item vectors, in the order of `trie.items`.
+        items: (n, D) item vectors, in the order of `trie.items`; or those of a large catalogue.
         temperature, similarity: those of the contrastive loss that the vectors were trained with.
         weight: 0 or larger.
         neighbours: of the same users; None: no mixture.
@@ -86,7 +91,7 @@ class ItemScores:
     """
 
     users: Tensor
-    items: Tensor
+    items: Tensor | CatalogueVectors
     temperature: float
     weight: float
     similarity: Similarity = "cosine"
@@ -96,7 +101,11 @@ class ItemScores:
     def __call__(self, rows: slice) -> Tensor:
         """float32 (b, n) for a slice of the users."""
         users = comparable(self.users[rows], self.similarity)
-        logits = float32_matmul(users, self._centred_items.T) / self.temperature
+        items = self.comparable_items
+        if isinstance(items, CatalogueVectors):
+            logits = items.of_block(items.products(users / self.temperature), 0, len(items.ids))
+        else:
+            logits = float32_matmul(users, items.T) / self.temperature
         log_probs = logits.log_softmax(dim=-1)
         if self.neighbours is not None:
             log_probs = self.neighbours.mixed(log_probs, rows)
@@ -105,8 +114,11 @@ class ItemScores:
         return self.weight * log_probs
 
     @cached_property
-    def _centred_items(self) -> Tensor:
+    def comparable_items(self) -> Tensor | CatalogueVectors:
         """(n, D). Subtracting the mean does not change the softmax; without it, a large component that all items share
         would take up the digits in which their scores differ."""
+        if isinstance(self.items, CatalogueVectors):
+            is_ready = self.similarity == "dot" or self.items.scales is not None
+            return self.items if is_ready else self.items.normalised()
         items = comparable(self.items, self.similarity)
         return items - items.mean(dim=0)

@@ -15,6 +15,7 @@ from ugt_composer.data.collate import PackedRow, collate
 from ugt_composer.data.history import SemanticId
 from ugt_composer.data.recent_history import with_recent_history
 from ugt_composer.generation.beam_search import Recommendations, beam_search
+from ugt_composer.generation.catalogue_vectors import CatalogueVectors
 from ugt_composer.generation.item_scores import ItemScores, NeighbourScores, Similarity
 from ugt_composer.model.ugt import UGT
 from ugt_composer.vocabulary import LEVELS
@@ -50,11 +51,13 @@ class Recommender:
         self.similarity: Similarity = similarity
         self.max_history = max_history
         self.neighbours = None if neighbours is None else (neighbours[0].to(self.device), neighbours[1])
-        self.item_vectors = None
+        self.item_vectors: Tensor | CatalogueVectors | None = None
         if item_score_weight > 0:
             assert self.trie is not None
             with torch.inference_mode():
-                self.item_vectors = model.item_vectors(self.trie.items)
+                self.item_vectors = model.catalogue_vectors(self.trie)
+                if isinstance(self.item_vectors, CatalogueVectors) and similarity == "cosine":
+                    self.item_vectors = self.item_vectors.normalised()
         self.width = width_for(max(*model.codebook_sizes, model.encoder_input.position.num_embeddings))
 
     @torch.inference_mode()

@@ -106,7 +106,7 @@ class UnifiedLoss(nn.Module):
         """
         outputs: l1_logits, l2_logits, l3_logits (B, T, V_l), or logits of only the ids that the catalogue has below
             each prefix, and then label_slots (B, T, L), the labels' indices into them or -1; user_repr, item_repr
-            (B, D) for the contrastive term, and catalogue_repr (n, D), item_rows (B,) and perhaps seen_items
+            (B, D) for the contrastive term, and catalogue_repr (n items), item_rows (B,) and perhaps seen_items
             (`SeenItems`) if its negatives are the catalogue; l1_targets, l2_targets, l3_targets (B, C_l) for the
             distillation term; chosen_logps (B,), rejected_logps (B, N) and, unless reference-free,
             reference_chosen_logps and reference_rejected_logps for L_dpo, all absent if the batch has no rejected item;

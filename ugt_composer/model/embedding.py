@@ -26,6 +26,12 @@ class ItemEmbedding(nn.Module):
             total = total + self.levels[level](ids[..., level])
         return total
 
+    def table(self, level: int) -> Tensor:
+        """The vectors of all ids of a level, (V_l, D). By the module, so that a strategy that shards weights gathers
+        them."""
+        weight = self.levels[level].get_parameter("weight")
+        return self.levels[level](torch.arange(len(weight), device=weight.device))
+
     def output_weight(self, level: int) -> Tensor:
         """The level's table (V_l, D) as the weight of a softmax; PAD's row gets no gradient and stays zero."""
         return _WithoutPadGradient.apply(self.levels[level].get_parameter("weight"))

@@ -12,7 +12,8 @@ class Float32Linear(nn.Linear):
     differences, which rounding to half precision would then lose.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, with_bias: bool = True) -> Tensor:
         """x (..., D_in) of any dtype → (..., D_out) float32."""
+        bias = self.bias.float() if with_bias and self.bias is not None else None
         with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+            return F.linear(x.float(), self.weight.float(), bias)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ugt_composer.catalogue.seen_nodes import SeenNodes
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.data.batch import Batch
+from ugt_composer.generation.catalogue_vectors import CatalogueVectors, are_held
 from ugt_composer.generation.item_log_probs import child_logits, score_items
 from ugt_composer.generation.item_samples import draw_group
 from ugt_composer.generation.item_scores import SeenItems
@@ -202,7 +203,7 @@ class UGT(nn.Module):
                 slots of the labels, or -1.
             user_repr, item_repr: (B, D) float32, vectors of the history and of the row's target item.
             router_counts, router_prob_sums: (decoder layers, E), see RouterStats.
-            catalogue_repr: (n, D) float32, the vectors of the catalogue.
+            catalogue_repr: see `catalogue_vectors`.
             bos_hidden: (B, D), the hidden state that the next item is generated from.
             bos_biases, seen_items: `NodeBiases` of that state, and `SeenItems`; only with `repeat_bias`.
             chosen_logps (B,), rejected_logps (B, N): only if the batch has rejected items; not in training with a
@@ -226,7 +227,7 @@ class UGT(nn.Module):
             outputs |= {"bos_biases": biases, "seen_items": self.seen_items(outputs["user_repr"], seen)}
         if with_item_vectors:
             assert trie is not None
-            outputs["catalogue_repr"] = self.item_vectors(trie.items)
+            outputs["catalogue_repr"] = self.catalogue_vectors(trie)
         if group_size:
             assert trie is not None
             assert noise is not None
@@ -354,6 +355,13 @@ class UGT(nn.Module):
     def item_vectors(self, ids: Tensor) -> Tensor:
         """The item vectors that user vectors are compared with: ids int64 (..., 3) → (..., D) float32."""
         return self.item_proj(self.item_embedding(ids))
+
+    def catalogue_vectors(self, trie: ItemTrie) -> Tensor | CatalogueVectors:
+        """The item vectors of a catalogue: (n, D) float32, or `CatalogueVectors` if these were too large."""
+        if are_held(len(trie), self.item_proj.out_features):
+            return self.item_vectors(trie.items)
+        tables = (self.item_proj(self.item_embedding.table(level), with_bias=level == 0) for level in range(LEVELS))
+        return CatalogueVectors.of(trie, tuple(tables))
 
     def user_vector(self, memory: Tensor, mask: Tensor) -> Tensor:
         """The user vector, pooled from the encoded history: (B, D) float32; in (−1, 1) with tanh."""
