@@ -218,10 +218,10 @@ def test_the_sample_is_new_each_step_and_depends_on_the_seed():
 
 def test_the_sample_covers_all_rows_evenly():
     loss = make_loss(9)
-    users, items, item_ids, row_ids, valid = as_tensors(*make_rows(rows=40))
+    _, _, item_ids, row_ids, valid = as_tensors(*make_rows(rows=40))
     counts = torch.zeros(40)
     for _ in range(400):
-        pool = _gather_pool(users, items, item_ids, row_ids, valid)
+        pool = _gather_pool(item_ids, row_ids, valid)
         counts[pool.gathered_rows[loss._candidates(pool)]] += 1
         loss.step += 1
     assert counts.sum() == 400 * 10
@@ -284,8 +284,8 @@ def test_a_common_offset_of_one_side_changes_nothing(side, offset):
     users, items = (fixed, moving) if side == "items" else (moving, fixed)
     numbers = torch.arange(8)
     loss = ContrastiveLoss(temperature, 7, width, SEED, "dot")
-    pool = _gather_pool(users.float(), items.float(), numbers[:, None].expand(-1, 3), numbers, numbers >= 0)
-    u2i, i2u = loss._logits(users.float(), items.float(), pool.item_ids, pool, numbers)
+    pool, vectors = _gather_pool(numbers[:, None].expand(-1, 3), numbers, numbers >= 0), (users.float(), items.float())
+    u2i, i2u = loss._logits(*vectors, pool.item_ids, pool, numbers, torch.cat(vectors, dim=1))
     found = (u2i if side == "items" else i2u).double().log_softmax(-1)
     # A row's own pair comes first, and is -inf among the others.
     whole = torch.where(torch.eye(8, dtype=torch.bool), found[:, :1], found[:, 1:9])

@@ -14,7 +14,7 @@ from ugt_composer.config.schema import LossConfig
 from ugt_composer.float32_product import float32_matmul
 from ugt_composer.generation.item_scores import Similarity, comparable
 from ugt_composer.losses.normalization import has_target
-from ugt_composer.losses.ranks import gather_rows, rank, world_size
+from ugt_composer.losses.ranks import gather_rows, rank, sum_over_ranks, world_size
 from ugt_composer.losses.term import Mean
 from ugt_composer.row_random import row_keys
 from ugt_composer.vocabulary import LEVELS
@@ -27,6 +27,8 @@ class ContrastiveLoss(nn.Module):
     newest first, up to `num_negatives` in total. If the batch has more than enough items, they are taken in a random
     order that is drawn from the seed in each step and is the same on every rank. Items with the same ids as the row's
     own item are masked. The negatives of an item are the users of the same rows; users are not remembered.
+
+    Between the ranks go the ids of all rows, of which the candidates are chosen, and then the vectors of these alone.
 
     The result does not depend on which rank holds a row, or at which index: rows are first sorted by row id.
     """
@@ -77,9 +79,10 @@ class ContrastiveLoss(nn.Module):
         if valid is None:
             valid = torch.ones_like(row_ids, dtype=torch.bool)
         users, items = comparable(user_repr, self.similarity), comparable(item_repr, self.similarity)
-        pool = _gather_pool(users, items, item_ids, row_ids, valid)
+        pool = _gather_pool(item_ids, row_ids, valid)
         candidates = self._candidates(pool)
-        u2i, i2u = self._logits(users, items, item_ids, pool, candidates)
+        vectors = _take(torch.cat([users, items], dim=1), pool.gathered_rows[candidates])
+        u2i, i2u = self._logits(users, items, item_ids, pool, candidates, vectors)
         row_losses = ((u2i.logsumexp(dim=-1) - u2i[:, 0]) + (i2u.logsumexp(dim=-1) - i2u[:, 0])) / 2
 
         def mean(row_values: Tensor) -> Tensor:
@@ -93,7 +96,7 @@ class ContrastiveLoss(nn.Module):
         }
         loss = mean(row_losses)
         if self.training:
-            self._remember(pool)
+            self._remember(pool, items)
         return loss, metrics
 
     def of_batch(
@@ -113,7 +116,7 @@ class ContrastiveLoss(nn.Module):
         return torch.argsort(keys, stable=True)[: self.num_negatives + 1]
 
     def _logits(
-        self, users: Tensor, items: Tensor, item_ids: Tensor, pool: "_Pool", candidates: Tensor
+        self, users: Tensor, items: Tensor, item_ids: Tensor, pool: "_Pool", candidates: Tensor, vectors: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Similarities divided by the temperature: the row's own pair first, -inf for what is no negative of the row.
 
@@ -121,6 +124,7 @@ class ContrastiveLoss(nn.Module):
         Subtracting the same vector from all candidates changes neither softmax. So the mean of the candidates is
         subtracted, and a large common component does not use up float32's digits.
 
+        vectors: (C, 2 D) user and item vectors of the candidates
         returns: user to items (B, 1 + C + M), item to users (B, 1 + C)
         """
         local_rows = torch.arange(len(users), device=users.device) + rank() * len(users)
@@ -134,13 +138,14 @@ class ContrastiveLoss(nn.Module):
         open_slots = self.num_negatives - (pool.valid.sum() - 1)  # not filled by the other items of the batch
         is_remembered = (self.memory_valid & (ages < open_slots)) & ~_same_item(item_ids, self.memory_ids)
 
-        user_mean, item_mean = _mean_of_valid(pool.users, pool.valid), _mean_of_valid(pool.items, pool.valid)
+        their_users, their_items = vectors.split(users.shape[1], dim=1)
+        user_mean, item_mean = (_mean_of_valid(x, pool.valid[candidates]) for x in (their_users, their_items))
         # A new tensor, because the buffer is overwritten before the backward pass reads it.
         memory = self.memory_vectors.float() - item_mean
         own_item_logits = (users * (items - item_mean)).sum(dim=-1, keepdim=True)
         own_user_logits = (items * (users - user_mean)).sum(dim=-1, keepdim=True)
-        to_items = float32_matmul(users, (pool.items.index_select(0, candidates) - item_mean).T)
-        to_users = float32_matmul(items, (pool.users.index_select(0, candidates) - user_mean).T)
+        to_items = float32_matmul(users, (their_items - item_mean).T)
+        to_users = float32_matmul(items, (their_users - user_mean).T)
         to_items = to_items.masked_fill(~is_negative, float("-inf"))
         to_users = to_users.masked_fill(~is_negative, float("-inf"))
         to_memory = float32_matmul(users, memory.T).masked_fill(~is_remembered, float("-inf"))
@@ -149,7 +154,7 @@ class ContrastiveLoss(nn.Module):
         return u2i, i2u
 
     @torch.no_grad()
-    def _remember(self, pool: "_Pool") -> None:
+    def _remember(self, pool: "_Pool", items: Tensor) -> None:
         """Overwrites the oldest remembered items with the valid items of the pool, and counts the step.
 
         The number of valid items is known only on the device, so each slot looks up which item it receives.
@@ -160,7 +165,7 @@ class ContrastiveLoss(nn.Module):
         # With more items than slots, a slot receives the last of its items. Valid items come first in the pool.
         laps = torch.div(count - 1 - offsets, self.num_negatives, rounding_mode="floor")
         source = (offsets + laps * self.num_negatives).clamp(0, len(pool.row_ids) - 1)
-        vectors = pool.items[source].to(self.memory_vectors.dtype)
+        vectors = _take(items, pool.gathered_rows[source]).to(self.memory_vectors.dtype)
         self.memory_vectors.copy_(torch.where(written[:, None], vectors, self.memory_vectors))
         self.memory_ids.copy_(torch.where(written[:, None], pool.item_ids[source], self.memory_ids))
         self.memory_valid.logical_or_(written)
@@ -169,23 +174,32 @@ class ContrastiveLoss(nn.Module):
 
 
 class _Pool(NamedTuple):
-    """The rows of all ranks: the valid ones sorted by row id, then the others."""
+    """The rows of all ranks, without their vectors: the valid ones sorted by row id, then the others."""
 
-    users: Tensor  # (R, D)
-    items: Tensor  # (R, D)
     item_ids: Tensor  # (R, L)
     row_ids: Tensor  # (R,)
     valid: Tensor  # (R,)
     gathered_rows: Tensor  # (R,) rank * B + the row's index on its rank
 
 
-def _gather_pool(users: Tensor, items: Tensor, item_ids: Tensor, row_ids: Tensor, valid: Tensor) -> _Pool:
-    vectors = gather_rows(torch.cat([users, items], dim=1))
+def _gather_pool(item_ids: Tensor, row_ids: Tensor, valid: Tensor) -> _Pool:
     numbers = gather_rows(torch.cat([item_ids, row_ids[:, None], valid[:, None].long()], dim=1))
     order = torch.argsort(torch.where(numbers[:, -1].bool(), numbers[:, -2], _INT64_MAX), stable=True)
-    vectors, numbers = vectors.index_select(0, order), numbers[order]
-    all_users, all_items = vectors.split(users.shape[1], dim=1)
-    return _Pool(all_users, all_items, numbers[:, :LEVELS], numbers[:, -2], numbers[:, -1].bool(), order)
+    numbers = numbers[order]
+    return _Pool(numbers[:, :LEVELS], numbers[:, -2], numbers[:, -1].bool(), order)
+
+
+def _take(vectors: Tensor, rows: Tensor) -> Tensor:
+    """Rows (P,), numbered as `_Pool.gathered_rows`, of the vectors (B, W) of all ranks, on every rank: (P, W).
+
+    Only these are sent. Each is a sum over the ranks of which all but one are zero, so it is exact.
+    """
+    if len(rows) >= world_size() * len(vectors):
+        return gather_rows(vectors).index_select(0, rows)
+    own = rows - rank() * len(vectors)
+    is_own = (own >= 0) & (own < len(vectors))
+    mine = vectors.index_select(0, own.clamp(0, len(vectors) - 1))
+    return sum_over_ranks(torch.where(is_own[:, None], mine, 0.0))
 
 
 def _mean_of_valid(vectors: Tensor, valid: Tensor) -> Tensor:

@@ -16,10 +16,12 @@ from typing import NamedTuple
 from ugt_composer import kernels
 from ugt_composer.config.schema import LossConfig, ModelConfig
 from ugt_composer.generation.beam_search import ITEM_BYTES, MEMORY_BOUND
-from ugt_composer.losses.catalogue_contrastive import LOGITS_BYTES
+from ugt_composer.generation.catalogue_scores import BLOCK_BYTES as SCORE_BLOCK_BYTES
+from ugt_composer.generation.catalogue_vectors import BLOCK_BYTES, are_held
+from ugt_composer.losses.catalogue_contrastive import LOGITS_BYTES, VECTORS_BYTES
 from ugt_composer.losses.level_distillation import PROBABILITIES_BYTES
 from ugt_composer.model.moe import FEW_TOKENS
-from ugt_composer.model.pair_products import BLOCK_BYTES
+from ugt_composer.model.pair_products import BLOCK_BYTES as PAIR_BLOCK_BYTES
 from ugt_composer.model.pointwise_product import PIECE_BYTES
 from ugt_composer.parallelism.memory import FLOAT, HALF
 from ugt_composer.vocabulary import LEVELS
@@ -140,9 +142,13 @@ class Activations:
     def of_evaluation(self, shape: Shape) -> int:
         """The peak of an evaluation batch: forward passes of model and reference, the loss, and beam search."""
         logits, pairs, group = self._logits(shape), self._pairs(shape), self._group(shape)
-        scores = MEMORY_BOUND + ITEM_BYTES * self.items
-        if self.ranks_by_vectors:
-            scores += 3 * FLOAT * self.items * self.model.d_model  # item vectors; scaled; without their mean
+        width, scores = self.model.d_model, MEMORY_BOUND
+        if not self.ranks_by_vectors or are_held(self.items, width):
+            scores += ITEM_BYTES * self.items
+        if self.ranks_by_vectors and are_held(self.items, width):
+            scores += 3 * FLOAT * self.items * width  # item vectors; scaled; without their mean
+        elif self.ranks_by_vectors:  # vectors of a block, their lengths, scores of a block
+            scores += 4 * BLOCK_BYTES["cuda"] + 2 * FLOAT * self.items + 8 * SCORE_BLOCK_BYTES["cuda"]
         results = logits.held + logits.kept + pairs.kept + group.kept + self._batch(shape)
         # At most half of the weights are copied at once: a stack of experts.
         return self.of_forward(shape) + results + max(scores, self._contrastive(shape)) + 2 * self.casts[1]
@@ -160,7 +166,7 @@ class Activations:
         anchor = (4 * FLOAT + 1) * count if self.loss.anchor_weight > 0 else 0
         # The previous microbatch's logits, then this one's log-softmax.
         kept = FLOAT * count + smoothing + gathered + anchor
-        pairs = 3 * BLOCK_BYTES if self.model.pair_buckets else 0  # the products' gradients, block by block
+        pairs = 3 * PAIR_BLOCK_BYTES if self.model.pair_buckets else 0  # the products' gradients, block by block
         return Logits(FLOAT * count, kept, 2 * FLOAT * largest + pairs)
 
     def _pairs(self, shape: Shape) -> Part:
@@ -187,14 +193,18 @@ class Activations:
             return 0
         width = self.model.d_model
         if self.loss.has_catalogue_negatives:
-            # Sums of embeddings, their projection, its cosines, these minus their mean, and the gradients of each.
+            # Sums of embeddings, their projection, its cosines, these minus their mean, and the gradients of each; of a
+            # large catalogue those of a block, and tables with their gradients.
             vectors = 6 * FLOAT * self.items * width
+            if not are_held(self.items, width):
+                vectors = 6 * VECTORS_BYTES + 4 * FLOAT * sum(self.model.codebook_sizes) * width
             logits = (4 + self.model.repeat_bias) * min(LOGITS_BYTES, FLOAT * shape.rows * self.items)
             if self.loss.lambda_distillation > 0:  # item vectors minus their mean; log-probabilities, and probabilities
-                vectors += FLOAT * self.items * width  # of items, nodes and children
+                vectors += FLOAT * self.items * width if are_held(self.items, width) else 0  # of items and nodes
                 logits = max(logits, 4 * min(PROBABILITIES_BYTES, FLOAT * shape.rows * self.items))
             return vectors + logits
-        return 6 * FLOAT * self.world_size * shape.rows * 2 * width
+        candidates = min(self.world_size * shape.rows, self.loss.num_negatives + 1)
+        return 6 * FLOAT * max(shape.rows, candidates) * 2 * width
 
     @staticmethod
     def _batch(shape: Shape) -> int:
