@@ -161,8 +161,9 @@ def facts(process: DemoProcess, training: Customers, held_out: Customers) -> dic
     trained_on = training.sequences[np.arange(LONGEST + 1) <= training.lengths[:, None]]
     after_offer = process.posterior_after_offer(posterior, last, offers)
     choice = bounds.choice_probabilities(process, after_offer, offers)
+    counts = [np.bincount(items.ravel(), minlength=probabilities.shape[1]) for items in (trained_on, targets)]
     return {
-        "popularity": popularity(trained_on, targets, probabilities.shape[1]),
+        "popularity": popularity(*counts),
         "ceiling": bounds.expected(best, probabilities),
         "ceiling_realised": bounds.realised(best, targets),
         "preference_ceiling": bounds.best_pair_accuracy(choice, offers),

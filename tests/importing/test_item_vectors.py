@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from ugt_composer.errors import UserError
 from ugt_composer.importing.clustering import check_clusters, default_clusters, fit_quantiser
 from ugt_composer.importing.item_vectors import cooccurrence_vectors, joined_vectors
+from ugt_composer.importing.pair_counts import count_pairs
 from ugt_composer.importing.quality import quality, summary
 from ugt_composer.importing.svd import Reduction
 
@@ -17,7 +18,7 @@ def length(vectors: np.ndarray) -> np.ndarray:
 def test_items_chosen_together_are_near():
     user = np.repeat(np.arange(40), 6)
     item = np.concatenate([np.random.default_rng(u).permutation(6) + (6 if u % 2 else 0) for u in range(40)])
-    vectors = cooccurrence_vectors(user, item, 13, 2, window=5, seed=0)
+    vectors = cooccurrence_vectors(count_pairs(user, item, 13, 5), 2, seed=0)
     assert (vectors[:6] @ vectors[:6].T).min() > 0.5
     assert abs(vectors[:6] @ vectors[6:12].T).max() < 0.2
     assert length(vectors)[12] == 0, "never seen"
@@ -32,7 +33,7 @@ def test_the_counts_are_those_of_a_loop(monkeypatch):
         return Reduction(matrix.toarray(), np.eye(3))
 
     monkeypatch.setattr(Reduction, "of", of)
-    cooccurrence_vectors(user, item, 3, 2, window=2, seed=0)
+    cooccurrence_vectors(count_pairs(user, item, 3, 2), 2, seed=0)
     counts = np.zeros((3, 3))
     for i in range(len(user)):
         for j in range(i + 1, min(i + 3, len(user))):

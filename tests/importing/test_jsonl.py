@@ -49,8 +49,10 @@ def test_rows_are_those_of_the_one_rule(tmp_path_factory, made, block, signals):
     known = tokens(items, signals)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jsonl, "BLOCK_TOKENS", block)
-        first = np.zeros(4, int)  # each user's first interaction is number 0
-        jsonl.write_recommend(path, histories, known, targets, known, USERS, IDS, first, None, lambda count: None)
+        first = np.zeros(4, int) if histories.start.any() else None  # each user's first interaction is number 0
+        rows = histories, known, targets, known, USERS, IDS, first, None
+        with path.open("wb") as file:
+            jsonl.write_recommend(file, *rows, lambda count: None)
     expected = []
     columns = histories.user, histories.start, targets.start, targets.stop
     for user, start, stop, end in zip(*(column.tolist() for column in columns), strict=True):
@@ -75,7 +77,8 @@ def test_preference_rows(tmp_path, signals):
     seconds = np.array([150, 350]) if signals else None
     rows = PreferenceRows(histories, np.array([7, 2]), np.array([[8, 9], [10, -1]]), seconds)
     path, counts = tmp_path / "p.jsonl", []
-    jsonl.write_preferences(path, rows, tokens(items, signals), USERS, IDS, counts.append)
+    with path.open("wb") as file:
+        jsonl.write_preferences(file, rows, tokens(items, signals), USERS, IDS, counts.append)
 
     def item(number: int) -> dict:
         return dict(zip(("l1_id", "l2_id", "l3_id"), IDS[number].tolist(), strict=True))
@@ -112,5 +115,6 @@ def test_no_rows_are_an_empty_file(tmp_path):
     nothing = np.zeros(0, int)
     rows, known = Ranges(*[nothing] * 3), Tokens(nothing)
     path = tmp_path / "r.jsonl"
-    jsonl.write_recommend(path, rows, known, rows, known, USERS, IDS, np.zeros(4, int), None, lambda count: None)
+    with path.open("wb") as file:
+        jsonl.write_recommend(file, rows, known, rows, known, USERS, IDS, None, None, lambda count: None)
     assert path.read_bytes() == b""

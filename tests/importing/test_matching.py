@@ -8,7 +8,7 @@ import pytest
 from ugt_composer.errors import UserError
 from ugt_composer.importing.interactions import Interactions, read_interactions
 from ugt_composer.importing.items import Items, read_items
-from ugt_composer.importing.matching import form_hint, match_codes, match_items
+from ugt_composer.importing.matching import Matches, form_hint, match_codes, match_items
 
 
 def read(folder: Path, interactions: list[str], table: list[str]) -> tuple[Interactions, Items]:
@@ -17,20 +17,24 @@ def read(folder: Path, interactions: list[str], table: list[str]) -> tuple[Inter
     return read_interactions(folder / "r.csv"), read_items(folder / "items.csv")
 
 
+def match(log: Interactions, known: Items | None, max_unmatched: float) -> Matches:
+    return match_items(log.items, np.bincount(log.item, minlength=len(log.items)), known, max_unmatched)
+
+
 @pytest.mark.parametrize(
     ("interactions", "table"),
     [(["1.0", "2.0", "3.0"], ["1", "2", "3"]), (["1", "2", "3"], ["1.0", "2.00", "3"]), ([" a", "b "], ["a", "b"])],
 )
 def test_the_same_items_in_other_forms_match(tmp_path, interactions, table):
     log, known = read(tmp_path, interactions, table)
-    matches = match_items(log, known, 0)
+    matches = match(log, known, 0)
     assert (matches.facts["not_in_table"], matches.facts["table_without_interactions"]) == (0, 0)
     assert matches.warnings == ()
 
 
 def test_items_that_one_file_lacks_are_counted_and_named(tmp_path):
     log, known = read(tmp_path, ["a", "b", "b", "c"], ["a", "c", "d"])
-    matches = match_items(log, known, 0.5)
+    matches = match(log, known, 0.5)
     assert matches.facts == {
         "items_of_interactions": 3,
         "not_in_table": 1,
@@ -43,12 +47,12 @@ def test_items_that_one_file_lacks_are_counted_and_named(tmp_path):
         "items.csv: lacks 1 of the 3 items of the interactions (33%; 2 of 4 interactions): 'b'" in matches.warnings[0]
     )
     with pytest.raises(UserError, match=r"expected at most a fraction of 0\.2.*--items-column.*--max-unmatched 1"):
-        match_items(log, known, 0.2)
+        match(log, known, 0.2)
 
 
 def test_a_table_with_many_more_items_is_right(tmp_path):
     log, known = read(tmp_path, ["1"], [str(n) for n in range(100)])
-    assert match_items(log, known, 0).warnings == ()
+    assert match(log, known, 0).warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -79,8 +83,8 @@ def test_other_ids_have_no_hint():
 
 def test_without_a_table_there_is_nothing_to_match(tmp_path):
     log, known = read(tmp_path, ["1"], ["1"])
-    assert match_items(log, None, 0.5).facts == {}
-    assert match_items(log, replace(known, table=None), 0.5).facts == {}
+    assert match(log, None, 0.5).facts == {}
+    assert match(log, replace(known, table=None), 0.5).facts == {}
     assert np.array_equal(log.item, [0])
 
 
@@ -99,9 +103,9 @@ def test_the_column_that_has_the_ids_is_suggested(tmp_path):
     log, _ = read(tmp_path, ["1", "2"], ["1"])
     (tmp_path / "two.csv").write_text("item_id,number,title\n7,1.0,x\n8,2.0,y\n")
     with pytest.raises(UserError, match=r"with --items-column \('number' has 2 of the 2 ids\), or import"):
-        match_items(log, read_items(tmp_path / "two.csv"), 0.5)
-    (warning,) = match_items(log, read_items(tmp_path / "two.csv"), 1).warnings
+        match(log, read_items(tmp_path / "two.csv"), 0.5)
+    (warning,) = match(log, read_items(tmp_path / "two.csv"), 1).warnings
     assert warning.endswith("is another column the item ('number' has 2 of the 2 ids)? See --items-column")
     (tmp_path / "none.csv").write_text("item_id,number,title\n7,5,x\n8,6,y\n")
     with pytest.raises(UserError, match="with --items-column, or import"):
-        match_items(log, read_items(tmp_path / "none.csv"), 0.5)
+        match(log, read_items(tmp_path / "none.csv"), 0.5)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ugt_composer.importing import neighbours
-from ugt_composer.importing.neighbours import NEXT_FRACTION, WINDOW, count_neighbours
+from ugt_composer.importing.neighbours import NEXT_FRACTION, WINDOW, neighbours_of
+from ugt_composer.importing.pair_counts import count_near
 
 ITEMS = 6
 LISTS = st.lists(st.lists(st.integers(0, ITEMS - 1), max_size=8), min_size=1, max_size=6)
@@ -41,10 +42,17 @@ def flat(users: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     return np.repeat(np.arange(len(users)), lengths), np.array([item for items in users for item in items], np.int64)
 
 
+def counted(users: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Of users in two partitions."""
+    halves = [flat(half) for half in (users[: len(users) // 2], users[len(users) // 2 :])]
+    near = [count_near(user, item, ITEMS, WINDOW) for user, item in halves]
+    return neighbours_of(near[0] + near[1], np.bincount(flat(users)[1], minlength=ITEMS))
+
+
 @settings(max_examples=40, deadline=None)
 @given(LISTS)
 def test_probabilities_are_those_of_loops_over_pairs(users):
-    columns, values = count_neighbours(*flat(users), ITEMS)
+    columns, values = counted(users)
     found = np.zeros((ITEMS, ITEMS))
     for item in range(ITEMS):
         for column, value in zip(columns[item], values[item], strict=True):
@@ -58,7 +66,7 @@ def test_probabilities_are_those_of_loops_over_pairs(users):
 def test_only_the_most_probable_are_kept(monkeypatch):
     users = [[0, 1], [0, 1], [0, 2], [0, 2], [0, 2], [0, 3]]
     monkeypatch.setattr(neighbours, "MOST", 2)
-    columns, values = count_neighbours(*flat(users), ITEMS)
+    columns, values = counted(users)
     assert columns.shape == values.shape == (ITEMS, 2)
     expected = brute_force(users)
     for item in range(ITEMS):
@@ -68,6 +76,6 @@ def test_only_the_most_probable_are_kept(monkeypatch):
 
 @pytest.mark.parametrize("users", [[[]], [[3]]])
 def test_without_pairs_there_are_no_neighbours(users):
-    columns, values = count_neighbours(*flat(users), ITEMS)
+    columns, values = counted(users)
     assert (columns == -1).all()
     assert (values == 0).all()

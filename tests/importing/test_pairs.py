@@ -6,10 +6,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ugt_composer.importing.draws import Draws
 from ugt_composer.importing.pairs import (
     NEVER,
     REPEATS,
     Log,
+    PairLimits,
     Pairs,
     find_pairs,
     levels_of_ratings,
@@ -34,7 +36,7 @@ def logs(draw) -> Log:
     if draw(st.booleans()):
         levels = two_levels(kind == "c", kind == "r")
     else:
-        levels = levels_of_ratings(np.array(draw(ratings(size)), np.float32), draw(st.sampled_from([0.5, 1, 2.5])))
+        levels = of_ratings(np.array(draw(ratings(size)), np.float32), draw(st.sampled_from([0.5, 1, 2.5])))
     return Log(user, items, parts_of_log(user, positive, part), positive, *levels)
 
 
@@ -80,22 +82,31 @@ def listed(pairs: Pairs) -> list[tuple[int, list[int], int]]:
     return list(zip(pairs.chosen.tolist(), rejected, pairs.earliest.tolist(), strict=True))
 
 
-def random() -> np.random.Generator:
-    return np.random.default_rng(0)
+def of_ratings(rating: np.ndarray, gap: float) -> tuple[np.ndarray, np.ndarray]:
+    return levels_of_ratings(rating, np.unique(rating[~np.isnan(rating)]), gap)
+
+
+def limits(window: int, most: int, per_user: int | None = None, by_held_out_users: bool = False) -> PairLimits:
+    return PairLimits(window, most, per_user, by_held_out_users)
+
+
+def made(log: Log, held_out: np.ndarray, pair_limits: PairLimits) -> tuple[Pairs, Pairs]:
+    by_users = replace(pair_limits, by_held_out_users=bool(held_out.any()))
+    return make_pairs(log, held_out, by_users, Draws(0, stream=0), Draws(0, stream=1))
 
 
 @settings(max_examples=300)
 @given(logs(), st.integers(1, 6), st.integers(1, 3), st.booleans())
 def test_pairs_are_those_of_the_twin(log, window, most, all_parts):
     may = np.ones(len(log.user), bool) if all_parts else log.part == TRAIN
-    assert listed(find_pairs(log, may, may, window, most, None, random())) == twin(log, may, may, window, most)
+    assert listed(find_pairs(log, may, may, limits(window, most), Draws(0))) == twin(log, may, may, window, most)
 
 
 @settings(max_examples=200)
 @given(logs(), st.integers(1, 6), st.integers(1, 3))
 def test_nothing_held_out_is_in_a_training_pair_and_no_test_item_in_any(log, window, most):
     nobody = np.zeros(log.user.max() + 1, bool)
-    training, validation = make_pairs(log, nobody, window, most, None, random())
+    training, validation = made(log, nobody, limits(window, most))
     rejected_later = set()
     for chosen, rejected, _ in listed(validation):
         assert log.part[chosen] == VALIDATION
@@ -111,7 +122,7 @@ def test_nothing_held_out_is_in_a_training_pair_and_no_test_item_in_any(log, win
 @given(logs(), st.integers(1, 6))
 def test_every_pair_has_a_history_before_all_of_it(log, window):
     nobody = np.zeros(log.user.max() + 1, bool)
-    for pairs in make_pairs(log, nobody, window, 3, None, random()):
+    for pairs in made(log, nobody, limits(window, 3)):
         for chosen, rejected, earliest in listed(pairs):
             assert earliest == min(chosen, *rejected)
             before = log.positive[:earliest] & (log.user[:earliest] == log.user[chosen])
@@ -125,7 +136,7 @@ def test_every_pair_has_a_history_before_all_of_it(log, window):
 @given(logs())
 def test_held_out_users_validate_and_never_train(log):
     apart = np.arange(log.user.max() + 1) % 2 == 0
-    training, validation = make_pairs(log, apart, 5, 3, None, random())
+    training, validation = made(log, apart, limits(5, 3))
     assert not apart[log.user[training.chosen]].any()
     assert apart[log.user[validation.chosen]].all()
     assert (log.part[training.chosen] == TRAIN).all()
@@ -137,17 +148,17 @@ def test_held_out_users_validate_and_never_train(log):
 def test_training_pairs_do_not_depend_on_what_users_chose_who_are_held_out(log):
     apart = np.arange(log.user.max() + 1) % 2 == 0
     others = replace(log, chosen=np.where(apart[log.user], -1 - log.chosen, log.chosen).astype(np.int16))
-    pairs = [listed(make_pairs(each, apart, 5, 3, 1, random())[0]) for each in (log, others)]
+    pairs = [listed(made(each, apart, limits(5, 3, 1))[0]) for each in (log, others)]
     assert pairs[0] == pairs[1]
 
 
 @given(logs(), st.integers(1, 3))
 def test_no_more_pairs_of_a_user_than_asked_for_and_the_same_each_time(log, most):
     may = np.ones(len(log.user), bool)
-    pairs = find_pairs(log, may, may, 5, 2, most, random())
+    pairs = find_pairs(log, may, may, limits(5, 2, most), Draws(0))
     assert np.bincount(log.user[pairs.chosen], minlength=1).max() <= most
-    assert listed(pairs) == listed(find_pairs(log, may, may, 5, 2, most, random()))
-    everything = listed(find_pairs(log, may, may, 5, 2, None, random()))
+    assert listed(pairs) == listed(find_pairs(log, may, may, limits(5, 2, most), Draws(0)))
+    everything = listed(find_pairs(log, may, may, limits(5, 2), Draws(0)))
     assert all(pair in everything for pair in listed(pairs))
 
 
@@ -160,7 +171,7 @@ def test_items_rejected_after_the_validation_item_are_not_trained_on():
 
 @given(st.integers(1, 12).flatmap(ratings), st.sampled_from([0.5, 1, 1.5, 3, 9]))
 def test_an_item_is_chosen_over_those_rated_lower_by_the_gap(values, gap):
-    chosen, rejected = levels_of_ratings(np.array(values, np.float32), gap)
+    chosen, rejected = of_ratings(np.array(values, np.float32), gap)
     for i, high in enumerate(values):
         for j, low in enumerate(values):
             preferred = chosen[i] >= 0 and rejected[j] <= chosen[i]
@@ -168,5 +179,5 @@ def test_an_item_is_chosen_over_those_rated_lower_by_the_gap(values, gap):
 
 
 def test_a_gap_between_ratings_with_decimals_is_compared_as_written():
-    chosen, rejected = levels_of_ratings(np.array([4.0, 4.1, 4.3], np.float32), 0.1)
+    chosen, rejected = of_ratings(np.array([4.0, 4.1, 4.3], np.float32), 0.1)
     assert (chosen.tolist(), rejected.tolist()) == ([0, 1, 2], [1, 2, NEVER])

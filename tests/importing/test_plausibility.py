@@ -1,12 +1,14 @@
 from pathlib import Path
 
 from ugt_composer.importing.interactions import Columns, read_interactions
+from ugt_composer.importing.log import Log, census
 from ugt_composer.importing.plausibility import about_values
 
 
 def rows(path: Path, text: str, **options) -> tuple[str, ...]:
     path.write_text("user,item_id,sku,date\n" + text)
-    return about_values(path, read_interactions(path, **options))
+    log = Log.of(read_interactions(path, **options))
+    return about_values(path, log, census(log))
 
 
 def test_columns_whose_values_show_that_they_are_something_else_are_remarked(tmp_path):

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ugt_composer.importing.interactions import Interactions
+from ugt_composer.importing.log import Log, census
 from ugt_composer.importing.repeats import (
     FIRST,
     KEEP,
@@ -14,7 +15,6 @@ from ugt_composer.importing.repeats import (
     kept_repeats,
     previous_occurrence,
 )
-from ugt_composer.importing.splits import user_offsets
 
 number = st.integers(0, 3)
 rows = st.lists(st.tuples(number, number, number, st.sampled_from([1.0, 2.0, float("nan")]), st.sampled_from("ab")))
@@ -24,7 +24,7 @@ def log_of(table: list[tuple], timed: bool = True) -> Interactions:
     """Interactions of rows (user, time, item, rating, action), sorted as the importer does."""
     table = sorted(table, key=lambda row: (row[0], row[1]))
     user, time, item, rating, action = zip(*table, strict=True)
-    names = pl.Series(map(str, range(9)))
+    names = pl.Series(map(str, range(9 if timed else user[-1] + 1)))
     return Interactions(
         names,
         names,
@@ -46,11 +46,6 @@ def test_duplicates_equal_those_of_a_plain_loop(table):
         expected.append(key in seen)
         seen.add(key)
     assert exact_duplicates(log_of(table)).tolist() == expected
-
-
-@pytest.mark.parametrize("timed", [False, True])
-def test_without_different_times_no_row_is_a_duplicate(timed):
-    assert not exact_duplicates(log_of([(0, 7, 1, 1.0, "a")] * 3, timed)).any()
 
 
 @given(st.lists(st.tuples(number, number), min_size=1))
@@ -76,5 +71,5 @@ def test_previous_occurrences_and_kept_repeats_equal_those_of_a_plain_loop(pairs
 )
 def test_rows_without_times_that_seem_to_be_doubled_are_named(items, said):
     log = log_of([(user, n, item, 1.0, "a") for user in (0, 1) for n, item in enumerate(items)], timed=False)
-    warning = about_untimed_duplicates(log, user_offsets(log.user, 2))
+    warning = about_untimed_duplicates(Log.of(log), census(Log.of(log)))
     assert (warning is None) if said is None else (said in warning)

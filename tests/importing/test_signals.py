@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ugt_composer.importing.interactions import Interactions, read_interactions
-from ugt_composer.importing.signals import about_clipped_times, actions_of, seconds_of
+from ugt_composer.importing.log import Log, census
+from ugt_composer.importing.signals import (
+    Actions,
+    about_clipped_times,
+    count_clipped_times,
+    learned_actions,
+    seconds_of,
+    seen_signals,
+    why_no_seconds,
+)
 
 
 def log_of(rating: list[float | None] | None = None, action: list[str | None] | None = None) -> Interactions:
@@ -26,10 +35,18 @@ def log_of(rating: list[float | None] | None = None, action: list[str | None] | 
     )
 
 
+def learned(log: Interactions, trained: list[bool] | None = None) -> Actions | None:
+    """What two partitions have seen together."""
+    mask = np.ones(len(log), bool) if trained is None else np.array(trained)
+    first = np.arange(len(log)) < len(log) // 2
+    halves = [seen_signals(log.only(half), mask[half]) for half in (first, ~first)]
+    return learned_actions(halves[0] + halves[1])
+
+
 def named(log: Interactions, trained: list[bool] | None = None) -> list[str | None] | None:
     """The name of each interaction's action; None: there are no actions."""
-    actions = actions_of(log, np.ones(len(log), bool) if trained is None else np.array(trained))
-    return None if actions is None else [None if n == 0 else actions.names[n - 1] for n in actions.number.tolist()]
+    actions = learned(log, trained)
+    return None if actions is None else [None if n == 0 else actions.names[n - 1] for n in actions.of(log).tolist()]
 
 
 def test_few_different_ratings_have_a_name_each():
@@ -43,8 +60,8 @@ def test_many_different_ratings_share_names_of_about_equally_many_interactions()
 
 
 def test_a_rating_that_most_interactions_have_does_not_take_all_ranges():
-    low = actions_of(log_of([1] * 90 + list(range(2, 12))), np.ones(100, bool))
-    high = actions_of(log_of([*range(2, 12), *[20] * 90]), np.ones(100, bool))
+    low = learned(log_of([1] * 90 + list(range(2, 12))))
+    high = learned(log_of([*range(2, 12), *[20] * 90]))
     assert low is not None
     assert high is not None
     assert low.names == ("rated 1", "rated 2–4", "rated 5–7", "rated 8–9", "rated 10–11")
@@ -72,10 +89,10 @@ def test_every_rating_has_the_range_that_is_nearest(trained, others):
 
 def test_actions_are_by_name_in_alphabetical_order_and_with_their_rating():
     log = log_of([4, None, None, 1], ["review", "click", None, "review"])
-    actions = actions_of(log, np.ones(4, bool))
+    actions = learned(log)
     assert actions is not None
     assert actions.names == ("click", "review (rated 1)", "review (rated 4)")
-    assert actions.number.tolist() == [3, 1, 0, 2]
+    assert actions.of(log).tolist() == [3, 1, 0, 2]
 
 
 def test_what_no_training_interaction_has_is_no_action():
@@ -100,22 +117,20 @@ def test_one_action_for_all_says_nothing(log):
 def test_times_of_every_form_become_seconds(tmp_path, times):
     path = tmp_path / "log.csv"
     path.write_text("user,item,timestamp\n" + "".join(f"u,{n},{time}\n" for n, time in enumerate(times)))
-    seconds, why_none = seconds_of(read_interactions(path))
-    assert seconds is not None
-    assert seconds.tolist() == [1404172800, 1404172861]
-    assert why_none == ""
+    log = read_interactions(path)
+    assert why_no_seconds(Log.of(log), one_time=False) == ""
+    assert seconds_of(log.time, log.time_form.unit).tolist() == [1404172800, 1404172861]
 
 
 def test_times_before_1970_and_after_2106_are_those_years(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("user,item,timestamp\nu,1,1950-01-01\nu,2,2014-07-01\nu,3,9999-12-31\n")
     log = read_interactions(path)
-    seconds, _ = seconds_of(log)
-    assert seconds is not None
-    assert seconds.tolist() == [0, 1404172800, 2**32 - 2]
-    (warning,) = about_clipped_times(log, seconds, "log.csv")
+    assert seconds_of(log.time, log.time_form.unit).tolist() == [0, 1404172800, 2**32 - 2]
+    assert count_clipped_times(log.time, log.time_form.unit) == 2
+    (warning,) = about_clipped_times(2, 3, "log.csv")
     assert warning.startswith("log.csv: 2 of 3 times are before 1970 or after 2106")
-    assert about_clipped_times(log.only(np.array([False, True, False])), seconds[1:2], "log.csv") == ()
+    assert about_clipped_times(0, 3, "log.csv") == ()
 
 
 @pytest.mark.parametrize(
@@ -125,6 +140,6 @@ def test_times_before_1970_and_after_2106_are_those_years(tmp_path):
 def test_times_of_which_nothing_is_known_are_none(tmp_path, times, why):
     path = tmp_path / "log.csv"
     path.write_text("user,item,timestamp\n" + "".join(f"u,{n},{time}\n" for n, time in enumerate(times)))
-    log = read_interactions(path)
-    assert seconds_of(log) == (None, why)
-    assert seconds_of(replace(log, time=None)) == (None, "only the order is known")
+    log = Log.of(read_interactions(path))
+    assert why_no_seconds(log, census(log).one_time) == why
+    assert why_no_seconds(replace(log, time_form=None), one_time=False) == "only the order is known"

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ugt_composer.errors import UserError
-from ugt_composer.importing.draws import draw_places
+from ugt_composer.importing.draws import Draws, draw_places
 from ugt_composer.importing.splits import (
     TEST,
     TRAIN,
@@ -41,7 +41,7 @@ def test_leave_one_out_equals_a_plain_loop(counts, fewest):
 def test_training_targets_with_all_cuts_equal_a_plain_loop(counts, targets):
     user, offsets = users_of(counts)
     part = leave_one_out(user, offsets, 3)
-    rows = training_targets(part == TRAIN, offsets, None, targets, random())
+    rows = training_targets(part == TRAIN, offsets, None, targets, Draws(0))
     expected = []
     for number, count in enumerate(counts):
         first, trained = int(offsets[number]), count - 2 if count >= 3 else count
@@ -58,7 +58,7 @@ def test_nothing_held_out_is_in_a_training_row(counts, seed, cuts, in_time):
         part = by_time(time, 60, 80)
     else:
         part = leave_one_out(user, offsets, 3)
-    rows = training_targets(part == TRAIN, offsets, cuts, 3, random(seed))
+    rows = training_targets(part == TRAIN, offsets, cuts, 3, Draws(seed))
     for owner, start, stop in zip(rows.user, rows.start, rows.stop, strict=True):
         assert offsets[owner] < start < stop
         assert (part[offsets[owner] : stop] == TRAIN).all()
@@ -69,7 +69,7 @@ def test_nothing_held_out_is_in_a_training_row(counts, seed, cuts, in_time):
 def test_every_interaction_is_accounted_for(counts):
     user, offsets = users_of(counts)
     part = leave_one_out(user, offsets, 3)
-    train = training_targets(part == TRAIN, offsets, None, 1, random())
+    train = training_targets(part == TRAIN, offsets, None, 1, Draws(0))
     held_out = [held_out_targets(part, wanted, user, offsets, True) for wanted in (VALIDATION, TEST)]
     targets = np.concatenate([rows.start for rows in (train, *held_out)])
     first = offsets[:-1][np.diff(offsets) > 0]  # without history: the only item that is no target
@@ -101,8 +101,8 @@ def test_by_time_the_first_or_every_held_out_item_is_a_row():
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=6), st.integers(1, 8), st.integers(0, 9))
 def test_drawn_places_are_different_spread_and_repeatable(counts, most, seed):
     counts = np.array(counts)
-    owner, place = draw_places(counts, most, random(seed))
-    again = draw_places(counts, most, random(seed))
+    owner, place = draw_places(counts, most, Draws(seed))
+    again = draw_places(counts, most, Draws(seed))
     assert (owner == again[0]).all()
     assert (place == again[1]).all()
     for number, count in enumerate(counts):
@@ -117,3 +117,19 @@ def test_drawn_places_are_different_spread_and_repeatable(counts, most, seed):
 def test_too_small_a_minimum_is_refused():
     with pytest.raises(UserError, match="--min-interactions 2"):
         leave_one_out(*users_of([5]), 2)
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=20),
+    st.integers(0, 20),
+    st.integers(1, 4),
+    st.sampled_from([None, 0, 1]),
+)
+def test_owners_in_two_parts_draw_as_all_together(counts, cut, most, stream):
+    counts, cut = np.array(counts), min(cut, len(counts))
+    owner, place = draw_places(counts, most, Draws(3, stream=stream))
+    first = Draws(3, stream=stream)
+    parts = [draw_places(counts[:cut], most, first)]
+    parts.append(draw_places(counts[cut:], most, Draws(3, first.count, stream)))
+    assert np.concatenate([parts[0][0], parts[1][0] + cut]).tolist() == owner.tolist()
+    assert np.concatenate([parts[0][1], parts[1][1]]).tolist() == place.tolist()

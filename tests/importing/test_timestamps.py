@@ -13,9 +13,9 @@ def test_a_number_is_shown_as_a_date_in_its_unit(unit, per):
     form = TimeForm(NUMBERS, unit=unit)
     times = np.array([SECONDS * per, (SECONDS + 1) * per])
     assert form.shown(float(times[0])) == "2018-06-30 21:05:00"
-    assert form.facts(times)["last"] == "2018-06-30 21:05:01"
-    assert form.bound("2018-06-30 21:05", times, "--test-from") == times[0]
-    assert form.bound(str(times[0]), times, "--test-from") == times[0]
+    assert form.facts(*times)["last"] == "2018-06-30 21:05:01"
+    assert form.bound("2018-06-30 21:05", float, "--test-from") == times[0]
+    assert form.bound(str(times[0]), float, "--test-from") == times[0]
 
 
 def test_each_number_can_have_the_unit_of_its_size():
@@ -42,5 +42,5 @@ def test_dates_in_several_formats_and_no_years_of_two_digits():
 )
 def test_points_in_time_of_another_kind_are_refused(form, text, said):
     with pytest.raises(UserError) as error:
-        form.bound(text, np.array([SECONDS]), "--test-from")
+        form.bound(text, float, "--test-from")
     assert said in str(error.value)

@@ -54,7 +54,8 @@ def signal_facts(process: SignalProcess, trained: np.ndarray, held_out: Events, 
         "ceiling_with_times": process.predictive(items, gaps=gaps),
         "ceiling_with_signals": law,
     }
+    counts = [np.bincount(numbers, minlength=len(process.shelf)) for numbers in (trained, targets)]
     return {
-        "popularity": popularity(trained, targets, len(process.shelf)),
+        "popularity": popularity(*counts),
         **{name: bounds.expected(bounds.top_items(prediction), law) for name, prediction in best.items()},
     }

@@ -11,46 +11,66 @@ from ugt_composer.errors import UserError, nearest
 from ugt_composer.importing.action_words import MOST_ACTIONS, is_negative, is_removal, is_view
 from ugt_composer.importing.ids import MISSING, listed
 from ugt_composer.importing.interactions import Interactions
+from ugt_composer.importing.log import Log
 
 ALL = "all"
 MOST_LISTED = 12
 
 
-def with_one_spelling(log: Interactions) -> tuple[Interactions, tuple[str, ...]]:
+def with_one_spelling(log: Log) -> tuple[Log, tuple[str, ...]]:
     """Actions that differ only in case or in blanks around them become one, in the most frequent spelling."""
-    if log.action is None:
+    if "action" not in log.columns:
         return log, ()
-    counts = log.action.alias("action").drop_nulls().value_counts().sort("count", "action", descending=[True, False])
     spelling: dict[str, str] = {}
     renamed: dict[str, str] = {}
-    for name in counts["action"]:
+    for name in counts_of_actions(log, missing=None):
         stripped = "" if name.strip() in MISSING else _without_point_zero(name.strip())
         renamed[name] = spelling.setdefault(stripped.casefold(), stripped)
     changed = {old: new for old, new in renamed.items() if old != new}
-    action = log.action.replace(changed) if changed else log.action
     names = list(dict.fromkeys(name for name in renamed.values() if name))
-    action = action.cast(pl.Enum(names), strict=False)  # missing actions become null
     warnings = tuple(
         f"column {log.columns['action']!r}: {listed([old for old in changed if changed[old] == new])} "
         f"{'is' if list(changed.values()).count(new) == 1 else 'are'} read as {new!r}; only case, blanks or .0 differ"
         for new in dict.fromkeys(filter(None, changed.values()))
     )
-    return replace(log, action=action), warnings
+    return replace(log, partitions=log.partitions.transform(_spelled, changed, names)), warnings
 
 
-def counts_of_actions(log: Interactions) -> dict[str, int]:
-    """Action → number of interactions, the most frequent first; "" for those without an action."""
-    if log.action is None:
+def _spelled(log: Interactions, changed: dict[str, str], names: list[str]) -> Interactions:
+    assert log.action is not None
+    action = log.action.replace(changed) if changed else log.action
+    return replace(log, action=action.cast(pl.Enum(names), strict=False))  # missing actions become null
+
+
+def counts_of_actions(log: Log, missing: str | None = "") -> dict[str, int]:
+    """Action → number of interactions, the most frequent first.
+
+    Args:
+        missing: stands for interactions without an action; None: these are not counted.
+    """
+    if "action" not in log.columns:
         return {}
-    counts = log.action.cast(pl.String).fill_null("").alias("action").value_counts()
+    counts = pl.concat(log.partitions.map(_counts_of_actions)).group_by("action").agg(pl.col("count").sum())
+    counts = counts.drop_nulls() if missing is None else counts.with_columns(pl.col("action").fill_null(missing))
+    counts = counts.group_by("action").agg(pl.col("count").sum())  # an empty text is missing too
     return dict(counts.sort("count", "action", descending=[True, False]).iter_rows())
 
 
-def with_actions(log: Interactions, actions: tuple[str, ...], option: str) -> np.ndarray:
-    """bool (N,): whether the action of an interaction is one of `actions`."""
-    if log.action is None:
+def _counts_of_actions(log: Interactions) -> pl.DataFrame:
+    assert log.action is not None
+    counts = log.action.alias("action").value_counts()
+    return counts.with_columns(pl.col("action").cast(pl.String), pl.col("count").cast(pl.Int64))
+
+
+def names_of_actions(counts: dict[str, int], actions: tuple[str, ...], option: str) -> list[str]:
+    """The actions that an option names, in the spelling of the file.
+
+    Args:
+        counts: those of `counts_of_actions`; empty if there is no column of actions.
+    """
+    if not counts:
         raise UserError(f"{option}: no column of actions was found; name it with --action-column")
-    known = log.action.cast(pl.String).unique().drop_nulls().to_list()
+    known = [name for name in counts if name]
     spelling = {name.casefold(): name for name in known}
     wanted = []
     for given in actions:
@@ -58,13 +78,19 @@ def with_actions(log: Interactions, actions: tuple[str, ...], option: str) -> np
             if action.strip().casefold() not in spelling:
                 raise UserError(f"{option} {action}: no interaction has this action; {nearest(action, known)}")
             wanted.append(spelling[action.strip().casefold()])
-    return log.action.cast(pl.String).is_in(wanted).fill_null(False).to_numpy()
+    return wanted
+
+
+def with_actions(log: Interactions, names: list[str]) -> np.ndarray:
+    """bool (N,): whether the action of an interaction is one of `names`."""
+    assert log.action is not None
+    return log.action.cast(pl.String).is_in(names).fill_null(False).to_numpy()
 
 
 def in_histories(
-    log: Interactions, actions: tuple[str, ...] | None, place: str, preferences: bool = True
-) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """bool (N,): whether an interaction enters the histories by its action, None if all do; and warnings.
+    log: Log, actions: tuple[str, ...] | None, place: str, preferences: bool = True
+) -> tuple[list[str] | None, tuple[str, ...]]:
+    """The names of the actions that enter the histories, None if all do; and warnings.
 
     Args:
         actions: --positive-actions; None if the user gave none.
@@ -75,8 +101,8 @@ def in_histories(
         UserError: there are several actions, and the user did not say which ones; or an action is unknown.
     """
     counts = counts_of_actions(log)
-    if actions is not None and not (actions == (ALL,) and log.action is not None and ALL not in counts):
-        return with_actions(log, actions, "--positive-actions"), ()
+    if actions is not None and not (actions == (ALL,) and counts and ALL not in counts):
+        return names_of_actions(counts, actions, "--positive-actions"), ()
     if actions is not None or len(counts) < 2:
         only = next(iter(counts), "")
         warning = (

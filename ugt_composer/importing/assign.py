@@ -20,6 +20,7 @@ from ugt_composer.importing.ids import distinct_ids
 from ugt_composer.importing.item_vectors import cooccurrence_vectors, joined_vectors
 from ugt_composer.importing.items import Items, numbers_of
 from ugt_composer.importing.levels import ROUNDING, capacities, compact_sizes, instance_codes, triples_of_codes
+from ugt_composer.importing.pair_counts import PairCounts
 from ugt_composer.importing.settings import IdSettings
 from ugt_composer.importing.texts import TextModel, fit_texts
 from ugt_composer.importing.vectors import read_vectors
@@ -111,11 +112,11 @@ def _read_codes(path: Path, settings: IdSettings, known: Items | None) -> Given:
     return Given(items, triples_of_codes(codes, settings.codebook_sizes), None, made)
 
 
-def assign_ids(items: Items, given: Given | None, user: np.ndarray, item: np.ndarray, settings: IdSettings) -> Assigned:
+def assign_ids(items: Items, given: Given | None, pairs: PairCounts | None, settings: IdSettings) -> Assigned:
     """Assigns semantic IDs to all items.
 
     Args:
-        user, item: int (P,) training interactions, grouped by user, oldest first; no other interactions are used.
+        pairs: of training interactions; no others are used. None if there are none.
     """
     # Rounding errors depend on the number of threads. `exact.py` removes them; with one thread there are fewer of them.
     with threadpool_limits(1):
@@ -123,9 +124,8 @@ def assign_ids(items: Items, given: Given | None, user: np.ndarray, item: np.nda
         text_model: TextModel | None = None
         if items.texts is not None and items.texts.drop_nulls().len():
             text_model, views[TEXTS] = fit_texts(items.texts, settings.dimensions, settings.seed)
-        if len(user):
-            size, window = settings.dimensions, settings.window
-            views[COOCCURRENCE] = cooccurrence_vectors(user, item, len(items), size, window, settings.seed)
+        if pairs is not None:
+            views[COOCCURRENCE] = cooccurrence_vectors(pairs, settings.dimensions, settings.seed)
         if given is not None:
             rows = numbers_of(items.ids, Items(given.items))
             if given.vectors is not None:

@@ -9,34 +9,29 @@ import numpy as np
 from scipy import sparse
 
 from ugt_composer.importing.exact import normalized, unit_steps
+from ugt_composer.importing.pair_counts import PairCounts
 from ugt_composer.importing.svd import LEAST, Reduction
 
-MAX_PAIRS = 50_000_000  # of neighbouring interactions; the window is narrowed to stay below it
 NEIGHBOURS = 5  # similar items whose mean replaces the missing vector of an item
 BLOCK = 2048  # items compared with all others at a time
 
 
-def cooccurrence_vectors(
-    user: np.ndarray, item: np.ndarray, items: int, dimensions: int, window: int, seed: int
-) -> np.ndarray:
-    """float32 (I, d), from how much more often than by chance two items are at most `window` interactions apart.
+def cooccurrence_vectors(pairs: PairCounts, dimensions: int, seed: int) -> np.ndarray:
+    """float32 (I, d), from how much more often than by chance two items are near each other.
 
     Positive pointwise mutual information with context distribution smoothing, reduced by a singular value
     decomposition: what skip-gram with negative sampling factorises (Levy and Goldberg, 2014; Levy et al., 2015).
-
-    Args:
-        user, item: int (P,) training interactions, grouped by user, oldest first.
+    A pair counts the less the further its items are apart.
     """
-    counts = sparse.csr_matrix((items, items), dtype=np.float32)
-    for distance in range(1, min(window, max(MAX_PAIRS // max(len(user), 1), 1)) + 1):
-        same = user[distance:] == user[:-distance]
-        pair = item[:-distance][same], item[distance:][same]
-        weight = np.full(len(pair[0]), 1 / distance, np.float32)
-        counts = counts + sparse.coo_matrix((weight, pair), shape=(items, items)).tocsr()
+    counts = sparse.csr_matrix(pairs.at[0].shape, dtype=np.float32)
+    for distance, times in enumerate(pairs.at, start=1):
+        # The sum of as many equal float32 numbers, each rounded: the same for all who count.
+        sums = np.cumsum(np.full(times.data.max(initial=1), 1 / distance, np.float32), dtype=np.float32)
+        counts = counts + sparse.csr_matrix((sums[times.data - 1], times.indices, times.indptr), times.shape)
     counts = (counts + counts.T).tocoo()
     total = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
     if not counts.nnz:
-        return np.zeros((items, 1), np.float32)
+        return np.zeros((counts.shape[0], 1), np.float32)
     context = total**0.75 / (total**0.75).sum()
     mutual = np.log(counts.data / (total[counts.row] * context[counts.col]))
     kept = (mutual > LEAST) & (counts.row != counts.col)

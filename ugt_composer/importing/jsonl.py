@@ -4,8 +4,7 @@ I items, R rows. `ids` is int (I, 3), the semantic IDs by item number.
 """
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import polars as pl
@@ -37,49 +36,44 @@ Progress = Callable[[int], object]  # called with the number of rows written sin
 
 
 def write_recommend(
-    path: Path,
+    file: IO[bytes],
     histories: Ranges,
     history_tokens: Tokens,
     targets: Ranges,
     target_tokens: Tokens,
     users: pl.Series,
     ids: np.ndarray,
-    offsets: np.ndarray,
+    offsets: np.ndarray | None,
     members: np.ndarray | None,
     progress: Progress,
 ) -> None:
     """Writes a recommend row for each history and its targets, which are ranges of tokens.
 
-    If a history lacks earlier items of its user, all rows have the number of these.
-
     Args:
-        offsets: int64 (U + 1,): user u's tokens of histories are offsets[u] to offsets[u + 1].
+        offsets: int64 (U + 1,): user u's tokens of histories are offsets[u] to offsets[u + 1]; rows have the number of
+            earlier items of their user that their history lacks. None: it lacks none in any row of the file.
         members: int (I,) which of the items that share its ids each item is (`Bundle.members`); None: not written.
     """
-    earlier = histories.start - offsets[histories.user]
     table = _with_user_token(ids)
-    with path.open("wb") as file:
-        for block in _blocks(histories.stop - histories.start):
-            places, lengths = _places(targets.start[block], targets.stop[block])
-            numbers = target_tokens.item[places]
-            decoder = dict(zip(DECODER_KEYS, _lists(table, numbers, lengths), strict=True))
-            labels = {LABEL_KEYS[level]: decoder[DECODER_KEYS[level]] for level in range(LEVELS)}
-            more: dict[str, Any] = {}
-            if target_tokens.seconds is not None:
-                more[DECODER_TIMES] = _list(target_tokens.seconds[places], lengths)
-            if earlier.any():
-                more[EARLIER] = earlier[block]
-            if members is not None:
-                more[MEMBERS] = _list(members[numbers], lengths)
-            encoder = _encoder(table, histories.start[block], histories.stop[block], history_tokens)
-            pl.DataFrame({USER: users[histories.user[block]], **encoder, **decoder, **labels, **more}).write_ndjson(
-                file
-            )
-            progress(len(lengths))
+    for block in _blocks(histories.stop - histories.start):
+        places, lengths = _places(targets.start[block], targets.stop[block])
+        numbers = target_tokens.item[places]
+        decoder = dict(zip(DECODER_KEYS, _lists(table, numbers, lengths), strict=True))
+        labels = {LABEL_KEYS[level]: decoder[DECODER_KEYS[level]] for level in range(LEVELS)}
+        more: dict[str, Any] = {}
+        if target_tokens.seconds is not None:
+            more[DECODER_TIMES] = _list(target_tokens.seconds[places], lengths)
+        if offsets is not None:
+            more[EARLIER] = histories.start[block] - offsets[histories.user[block]]
+        if members is not None:
+            more[MEMBERS] = _list(members[numbers], lengths)
+        encoder = _encoder(table, histories.start[block], histories.stop[block], history_tokens)
+        pl.DataFrame({USER: users[histories.user[block]], **encoder, **decoder, **labels, **more}).write_ndjson(file)
+        progress(len(lengths))
 
 
 def write_preferences(
-    path: Path,
+    file: IO[bytes],
     rows: PreferenceRows,
     tokens: Tokens,
     users: pl.Series,
@@ -88,21 +82,20 @@ def write_preferences(
 ) -> None:
     """Writes a preference row for each of `rows`, whose histories are ranges of tokens."""
     table = _with_user_token(ids)
-    with path.open("wb") as file:
-        for block in _blocks(rows.histories.stop - rows.histories.start):
-            encoder = pl.DataFrame(_encoder(table, rows.histories.start[block], rows.histories.stop[block], tokens))
-            others = rows.rejected[block]
-            counts = (others >= 0).sum(axis=1)
-            columns = {
-                USER: users[rows.histories.user[block]],
-                SEQUENCE: encoder.to_struct(),
-                CHOSEN: _items(ids[rows.chosen[block]]),
-                REJECTED_LIST: _grouped(_items(ids[others[others >= 0]]).to_frame("item"), counts)["item"],
-            }
-            if rows.seconds is not None:
-                columns[DECODER_TIMES] = pl.Series(rows.seconds[block])
-            pl.DataFrame(columns).write_ndjson(file)
-            progress(len(counts))
+    for block in _blocks(rows.histories.stop - rows.histories.start):
+        encoder = pl.DataFrame(_encoder(table, rows.histories.start[block], rows.histories.stop[block], tokens))
+        others = rows.rejected[block]
+        counts = (others >= 0).sum(axis=1)
+        columns = {
+            USER: users[rows.histories.user[block]],
+            SEQUENCE: encoder.to_struct(),
+            CHOSEN: _items(ids[rows.chosen[block]]),
+            REJECTED_LIST: _grouped(_items(ids[others[others >= 0]]).to_frame("item"), counts)["item"],
+        }
+        if rows.seconds is not None:
+            columns[DECODER_TIMES] = pl.Series(rows.seconds[block])
+        pl.DataFrame(columns).write_ndjson(file)
+        progress(len(counts))
 
 
 def _blocks(lengths: np.ndarray) -> Iterator[slice]:

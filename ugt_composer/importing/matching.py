@@ -9,7 +9,6 @@ import polars as pl
 
 from ugt_composer.errors import UserError
 from ugt_composer.importing.ids import VARIANTS, id_text, listed, one_form, without_point, without_zeros
-from ugt_composer.importing.interactions import Interactions
 from ugt_composer.importing.item_rows import ItemTable
 from ugt_composer.importing.items import Items
 from ugt_composer.importing.table import named_errors, open_table
@@ -38,26 +37,30 @@ class Matches:
     warnings: tuple[str, ...] = ()
 
 
-def match_items(log: Interactions, known: Items | None, max_unmatched: float) -> Matches:
+def match_items(items: pl.Series, item_rows: np.ndarray, known: Items | None, max_unmatched: float) -> Matches:
     """Counts the items that only the interactions have, and those that only the table has.
+
+    Args:
+        items: text (n,), those of the interactions.
+        item_rows: int (n,), how many interactions each of them has.
 
     Raises:
         UserError: the table lacks more than the fraction `max_unmatched` of the items of the interactions.
     """
     if known is None or known.table is None:
         return Matches()
-    lacking, unseen = _only_in(log.items, known.ids), _only_in(known.ids, log.items)
-    rows = int(np.isin(log.item, np.flatnonzero(log.items.is_in(lacking.implode()).to_numpy())).sum())
+    lacking, unseen = _only_in(items, known.ids), _only_in(known.ids, items)
+    rows = int(item_rows[items.is_in(lacking.implode()).to_numpy()].sum())
     facts = {
-        "items_of_interactions": len(log.items),
+        "items_of_interactions": len(items),
         "not_in_table": len(lacking),
         "interactions_not_in_table": rows,
         "first_not_in_table": lacking.head(10).to_list(),
         "table_without_interactions": len(unseen),
         "first_without_interactions": unseen.head(10).to_list(),
     }
-    share = f"{len(lacking) / len(log.items):.0%}; {rows:,} of {len(log):,} interactions"
-    about = _about_lacking(known.table, known.ids, log.items, lacking, "the interactions", share, max_unmatched)
+    share = f"{len(lacking) / len(items):.0%}; {rows:,} of {int(item_rows.sum()):,} interactions"
+    about = _about_lacking(known.table, known.ids, items, lacking, "the interactions", share, max_unmatched)
     return Matches(facts, about)
 
 

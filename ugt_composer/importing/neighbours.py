@@ -1,12 +1,12 @@
 """Counts which items users choose after an item, or near it: the file `item_neighbours.npz`.
 
-P training interactions, n items, K neighbours.
+n items, K neighbours.
 """
 
 import numpy as np
 from scipy import sparse
 
-from ugt_composer.importing.item_vectors import MAX_PAIRS
+from ugt_composer.importing.pair_counts import NearCounts
 
 FILE = "item_neighbours.npz"
 MOST = 50  # neighbours of an item; on the validation items of Amazon Beauty 100 ranked no better
@@ -14,7 +14,7 @@ WINDOW = 20  # interactions between two items that are near each other
 NEXT_FRACTION = 0.5  # of the items that followed directly; the rest is that of near items. Chosen on the same items
 
 
-def count_neighbours(user: np.ndarray, item: np.ndarray, items: int) -> tuple[np.ndarray, np.ndarray]:
+def neighbours_of(near_counts: NearCounts, item_counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The most probable neighbours of each item, int32 (n, K), best first, -1: none; and their probabilities (n, K).
 
     The probability of j after i is NEXT_FRACTION · count(i, then j) / (1 + count(i, then any)) + (1 - NEXT_FRACTION) ·
@@ -22,17 +22,12 @@ def count_neighbours(user: np.ndarray, item: np.ndarray, items: int) -> tuple[np
     counts as common if one user has both at most WINDOW interactions apart. Rows sum to at most 1.
 
     Args:
-        user, item: int (P,), grouped by user, oldest first.
+        item_counts: int (n,) interactions of each item.
     """
-    following = sparse.csr_matrix((items, items), dtype=np.float64)
-    near = sparse.csr_matrix((items, items), dtype=np.float64)
-    for distance in range(1, min(WINDOW, max(MAX_PAIRS // max(len(user), 1), 1)) + 1):
-        same = (user[distance:] == user[:-distance]) & (item[distance:] != item[:-distance])
-        pair = item[:-distance][same], item[distance:][same]
-        counts = sparse.coo_matrix((np.ones(len(pair[0])), pair), shape=(items, items)).tocsr()
-        following = counts if distance == 1 else following
-        near = near + counts + counts.T
-    scale = sparse.diags(1 / np.sqrt(np.maximum(np.bincount(item, minlength=items), 1)))
+    following = near_counts.following.astype(np.float64)
+    near = near_counts.within.astype(np.float64)
+    near = near + near.T
+    scale = sparse.diags(1 / np.sqrt(np.maximum(item_counts, 1)))
     near = scale @ near @ scale
     near_total = np.asarray(near.sum(axis=1)).ravel()
     following_total = np.asarray(following.sum(axis=1)).ravel()

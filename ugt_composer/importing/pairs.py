@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ugt_composer.importing.draws import draw_places
+from ugt_composer.importing.draws import Draws, draw_places
 from ugt_composer.importing.splits import TEST, TRAIN, VALIDATION, user_offsets
 
 BLOCK = 1 << 19  # pairs made at a time, to bound the memory
@@ -41,15 +41,15 @@ def two_levels(chosen: np.ndarray, rejected: np.ndarray) -> tuple[np.ndarray, np
     return np.where(chosen, 0, -1).astype(np.int16), np.where(rejected & ~chosen, 0, NEVER).astype(np.int16)
 
 
-def levels_of_ratings(rating: np.ndarray, gap: float) -> tuple[np.ndarray, np.ndarray]:
+def levels_of_ratings(rating: np.ndarray, values: np.ndarray, gap: float) -> tuple[np.ndarray, np.ndarray]:
     """`Log.chosen` and `Log.rejected` where an item is preferred to those rated lower by `gap` or more.
 
     Args:
-        rating: float32 (N,) with at most NEVER different values; NaN if there is none, which is in no pair.
+        rating: float32 (N,); NaN if there is none, which is in no pair.
+        values: float32, at most NEVER: the different ratings, ascending.
         gap: above 0.
     """
     missing = np.isnan(rating)
-    values = np.unique(rating[~missing])
     # Thresholds are float32, like the ratings: 4.1 is .1 above 4.
     above = np.searchsorted(values, (values.astype(np.float64) + gap).astype(np.float32))
     above = np.append(np.where(above < len(values), above, NEVER), NEVER).astype(np.int16)
@@ -80,14 +80,31 @@ def parts_of_log(user: np.ndarray, positive: np.ndarray, part: np.ndarray) -> np
 
     So what a user rejected after the validation item is not training data either.
     """
+    if not len(part):
+        return np.full(len(user), TRAIN, np.int8)
     before = np.cumsum(positive)  # positives up to and including this one
     last = np.where(before > 0, part[np.maximum(before - 1, 0)], TRAIN)
     owner = user[np.flatnonzero(positive)][np.maximum(before - 1, 0)]
     return np.where((before > 0) & (owner == user), last, TRAIN).astype(np.int8)
 
 
+@dataclass(frozen=True)
+class PairLimits:
+    """Attributes:
+    window: maximum distance between chosen and rejected, in interactions.
+    most_rejected: K.
+    per_user: maximum number of training pairs and of validation pairs per user; None for all.
+    by_held_out_users: some users of the whole import are held out.
+    """
+
+    window: int
+    most_rejected: int
+    per_user: int | None
+    by_held_out_users: bool
+
+
 def make_pairs(
-    log: Log, held_out_user: np.ndarray, window: int, most_rejected: int, per_user: int | None, rng: np.random.Generator
+    log: Log, held_out_user: np.ndarray, limits: PairLimits, of_validation: Draws, of_training: Draws
 ) -> tuple[Pairs, Pairs]:
     """Returns the pairs for training and those for validation.
 
@@ -97,41 +114,31 @@ def make_pairs(
 
     Args:
         held_out_user: bool (U,).
-        window: maximum distance between chosen and rejected, in interactions.
-        most_rejected: K.
-        per_user: maximum number of training pairs and of validation pairs per user; None for all.
+        of_validation, of_training: two, so that no training pair depends on how many validation pairs there are.
     """
     known = log.part != TEST
-    of_validation, of_training = rng.spawn(2)  # so that no training pair depends on how many validation pairs there are
-    if held_out_user.any():
+    if limits.by_held_out_users:
         held_out = held_out_user[log.user]
-        validation = find_pairs(log, known & held_out, known & held_out, window, most_rejected, per_user, of_validation)
+        validation = find_pairs(log, known & held_out, known & held_out, limits, of_validation)
         training = known & ~held_out & (log.part == TRAIN)
-        return find_pairs(log, training, training, window, most_rejected, per_user, of_training), validation
-    validation = find_pairs(log, log.part == VALIDATION, known, window, most_rejected, per_user, of_validation)
+        return find_pairs(log, training, training, limits, of_training), validation
+    validation = find_pairs(log, log.part == VALIDATION, known, limits, of_validation)
     used = validation.rejected[validation.rejected >= 0]
     training = log.part == TRAIN
     fresh = training & ~np.isin(_key(log), _key(log)[used])
-    return find_pairs(log, training, fresh, window, most_rejected, per_user, of_training), validation
+    return find_pairs(log, training, fresh, limits, of_training), validation
 
 
-def find_pairs(
-    log: Log,
-    may_choose: np.ndarray,
-    may_reject: np.ndarray,
-    window: int,
-    most_rejected: int,
-    per_user: int | None,
-    rng: np.random.Generator,
-) -> Pairs:
+def find_pairs(log: Log, may_choose: np.ndarray, may_reject: np.ndarray, limits: PairLimits, draws: Draws) -> Pairs:
     """Pairs each chosen interaction with the user's nearest rejected ones, at most `window` interactions away.
 
     An item that the user chose as much, in an interaction that may be chosen or rejected here, is not rejected, and an
     item is rejected at most once in a pair; K + REPEATS rejected interactions on each side are examined. Chosen and
     rejected interactions must have a positive one of the same user before them.
     """
+    window, most_rejected = limits.window, limits.most_rejected
     before = np.cumsum(log.positive) - log.positive
-    with_history = before > before[user_offsets(log.user, int(log.user.max()) + 1)[log.user]]
+    with_history = before > before[user_offsets(log.user, int(log.user.max(initial=-1)) + 1)[log.user]]
     key = _key(log)
 
     def rejected_at(level: int) -> np.ndarray:
@@ -147,7 +154,7 @@ def find_pairs(
         usable[here] = _has_rejected_nearby(candidates[here], rejected, log.user, window)
     chosen = candidates[usable]
     first, count = np.unique(log.user[chosen], return_index=True, return_counts=True)[1:]
-    owner, place = draw_places(count, per_user, rng)
+    owner, place = draw_places(count, limits.per_user, draws)
     chosen = chosen[first[owner] + place]
     partners = np.full((len(chosen), most_rejected), -1)
     for level, rejected in rejected_of.items():

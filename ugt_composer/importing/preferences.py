@@ -1,4 +1,4 @@
-"""Preference rows of a corpus: decides which interactions are chosen or rejected, and turns their pairs into rows."""
+"""Preference rows: decides which interactions are chosen or rejected, and turns their pairs into rows."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,19 +6,23 @@ from typing import Any
 import numpy as np
 
 from ugt_composer.errors import UserError
-from ugt_composer.importing.actions import with_actions
-from ugt_composer.importing.corpus import Corpus
-from ugt_composer.importing.pairs import NEVER, Log, Pairs, levels_of_ratings, make_pairs, two_levels
+from ugt_composer.importing.actions import counts_of_actions, names_of_actions, with_actions
+from ugt_composer.importing.corpus import Corpus, UserHistories
+from ugt_composer.importing.draws import Draws
+from ugt_composer.importing.interactions import Interactions
+from ugt_composer.importing.pairs import NEVER, Log, PairLimits, Pairs, levels_of_ratings, make_pairs, two_levels
 from ugt_composer.importing.quality import prefix_numbers
+from ugt_composer.importing.ratings import Ratings, ratings_of
 from ugt_composer.importing.settings import PreferenceSettings
 from ugt_composer.importing.splits import TRAIN, Ranges
-from ugt_composer.importing.timeline import Timeline, parts_of_corpus
+from ugt_composer.importing.timeline import Timeline, parts_of_partition
 
 # Fractions of the largest rating: 4 and 2 of 5 stars, 8 and 4 of 10.
 CHOSEN_FRACTION, REJECTED_FRACTION = 0.8, 0.4
 
 MOST_RATINGS = 100  # different ones with --rating-gap, each of which is a pass over the interactions
 ACTIONS_INSTEAD = "; actions are paired with --chosen-actions and --rejected-actions"
+FILES = ("train_preference.jsonl", "validation_preference.jsonl")
 
 
 @dataclass(frozen=True)
@@ -42,80 +46,146 @@ class PreferenceRows:
         return len(self.chosen)
 
 
-def preference_rows(
-    corpus: Corpus, ids: np.ndarray, settings: PreferenceSettings, timeline: Timeline
-) -> tuple[dict[str, PreferenceRows], dict[str, Any]]:
-    """Returns file name → rows, for training and validation if there are any, and facts for the report.
+@dataclass(frozen=True)
+class ByActions:
+    """Names of actions that are chosen and rejected."""
 
-    Args:
-        ids: int (I, 3) semantic IDs; items that share one never form a pair.
+    chosen: list[str]
+    rejected: list[str]
+
+    def levels(self, log: Interactions) -> tuple[np.ndarray, np.ndarray]:
+        """`Log.chosen` and `Log.rejected`."""
+        return two_levels(with_actions(log, self.chosen), with_actions(log, self.rejected))
+
+
+@dataclass(frozen=True)
+class ByGap:
+    """All different ratings, and how much lower a rejected one is."""
+
+    values: np.ndarray
+    gap: float
+
+    def levels(self, log: Interactions) -> tuple[np.ndarray, np.ndarray]:
+        """`Log.chosen` and `Log.rejected`."""
+        assert log.rating is not None
+        return levels_of_ratings(log.rating, self.values, self.gap)
+
+
+@dataclass(frozen=True)
+class ByThresholds:
+    """The lowest rating that is chosen, and the highest that is rejected."""
+
+    chosen_min: float
+    rejected_max: float
+
+    def levels(self, log: Interactions) -> tuple[np.ndarray, np.ndarray]:
+        """`Log.chosen` and `Log.rejected`. Ratings are float32, so the thresholds are compared as float32 too."""
+        assert log.rating is not None
+        return two_levels(log.rating >= np.float32(self.chosen_min), log.rating <= np.float32(self.rejected_max))
+
+
+Levels = ByActions | ByGap | ByThresholds
+
+
+@dataclass(frozen=True)
+class PreferenceRule:
+    """How preference rows are made, for all partitions.
+
+    Attributes:
+        levels: None: there are no preference rows.
+        limits: of the pairs.
+        meaning: int (I,): equal for items that share a semantic ID, which no preference can distinguish.
+        seed: of the draws.
+        facts: for the report.
     """
-    if settings.off:
-        return {}, {"why_none": "--no-preferences"}
-    levels, facts = _levels(corpus, settings)
-    if levels is None:
-        return {}, facts
-    chosen, rejected = levels
-    log = Log(
-        user=corpus.log.user,
-        meaning=prefix_numbers(ids)[corpus.log.item],
-        part=parts_of_corpus(corpus),
-        positive=corpus.positive,
-        chosen=chosen,
-        rejected=rejected,
-    )
-    pairs = make_pairs(
-        log,
-        corpus.held_out_user,
-        settings.window,
-        settings.rejected_per_chosen,
-        settings.pairs_per_user,
-        np.random.default_rng(settings.seed),
-    )
-    facts |= {"chosen": int((chosen >= 0).sum()), "rejected": int((rejected < NEVER).sum())}
-    facts["validation_by"] = "held-out users" if corpus.held_out_user.any() else "later pairs"
-    pairs_of = dict(zip(("train_preference.jsonl", "validation_preference.jsonl"), pairs, strict=True))
-    return {name: _as_rows(corpus, made, timeline) for name, made in pairs_of.items() if len(made)}, facts
+
+    levels: Levels | None
+    limits: PairLimits
+    meaning: np.ndarray
+    seed: int
+    facts: dict[str, Any]
+
+    def pairs(self, partition: UserHistories, of_validation: Draws, of_training: Draws) -> tuple[Pairs, Pairs]:
+        """For training and validation."""
+        assert self.levels is not None
+        chosen, rejected = self.levels.levels(partition.log)
+        log = Log(
+            user=partition.log.user,
+            meaning=self.meaning[partition.log.item],
+            part=parts_of_partition(partition),
+            positive=partition.positive,
+            chosen=chosen,
+            rejected=rejected,
+        )
+        return make_pairs(log, partition.held_out_user, self.limits, of_validation, of_training)
 
 
-def _levels(
-    corpus: Corpus, settings: PreferenceSettings
-) -> tuple[tuple[np.ndarray, np.ndarray] | None, dict[str, Any]]:
-    """`Log.chosen` and `Log.rejected`, None if there is nothing to decide by, and facts on how it was decided."""
-    log = corpus.log
+def make_preference_rule(corpus: Corpus, ids: np.ndarray, settings: PreferenceSettings) -> PreferenceRule:
+    """Args:
+    ids: int (I, 3) semantic IDs; items that share one never form a pair.
+    """
+    by_users = corpus.held_out_users > 0
+    limits = PairLimits(settings.window, settings.rejected_per_chosen, settings.pairs_per_user, by_users)
+    levels, facts = (None, {"why_none": "--no-preferences"}) if settings.off else _levels(corpus, settings)
+    if levels is not None:
+        chosen, rejected = corpus.partitions.sum(_count_levels, levels).tolist()
+        validation_by = "held-out users" if by_users else "later pairs"
+        facts |= {"chosen": chosen, "rejected": rejected, "validation_by": validation_by}
+    return PreferenceRule(levels, limits, prefix_numbers(ids), settings.seed, facts)
+
+
+def _count_levels(partition: UserHistories, levels: Levels) -> np.ndarray:
+    chosen, rejected = levels.levels(partition.log)
+    return np.array([(chosen >= 0).sum(), (rejected < NEVER).sum()])
+
+
+def _levels(corpus: Corpus, settings: PreferenceSettings) -> tuple[Levels | None, dict[str, Any]]:
+    """How it is decided what is chosen or rejected, None if there is nothing to decide by, and facts on this."""
     if settings.chosen_actions is not None and settings.rejected_actions is not None:
-        chosen = with_actions(log, settings.chosen_actions, "--chosen-actions")
-        rejected = with_actions(log, settings.rejected_actions, "--rejected-actions")
+        counts = counts_of_actions(corpus.log)
+        chosen = names_of_actions(counts, settings.chosen_actions, "--chosen-actions")
+        rejected = names_of_actions(counts, settings.rejected_actions, "--rejected-actions")
         actions = {"chosen_actions": settings.chosen_actions, "rejected_actions": settings.rejected_actions}
-        return two_levels(chosen, rejected), actions
-    if log.rating is None or np.isnan(log.rating).all():
+        return ByActions(chosen, rejected), actions
+    ratings = corpus.partitions.sum(_ratings) if "rating" in corpus.log.columns else None
+    if ratings is None or not len(ratings.values):
         if asked := settings.rating_options():
             raise UserError(f"{', '.join(asked)}: no column of ratings was found; see --rating-column")
-        return None, {"why_none": "no ratings" + ("" if log.action is None else ACTIONS_INSTEAD)}
+        return None, {"why_none": "no ratings" + (ACTIONS_INSTEAD if "action" in corpus.log.columns else "")}
     if settings.rating_gap is not None:
-        count = len(np.unique(log.rating[~np.isnan(log.rating)]))
-        if count > MOST_RATINGS:
-            raise UserError(f"--rating-gap: found {count:,} different ratings, expected at most {MOST_RATINGS}")
-        return levels_of_ratings(log.rating, settings.rating_gap), {"rating_gap": settings.rating_gap}
+        if len(ratings.values) > MOST_RATINGS:
+            raise UserError(
+                f"--rating-gap: found {len(ratings.values):,} different ratings, expected at most {MOST_RATINGS}"
+            )
+        return ByGap(ratings.values, settings.rating_gap), {"rating_gap": settings.rating_gap}
     thresholds = settings.chosen_min, settings.rejected_max
-    trained = (parts_of_corpus(corpus) == TRAIN) & ~corpus.held_out_user[log.user] & ~np.isnan(log.rating)
-    if not trained.any() and None in thresholds:
-        return None, {"why_none": "no training interaction has a rating; give --chosen-min and --rejected-max"}
     # What is held out decides nothing about training pairs.
-    largest = float(log.rating[trained].max()) if trained.any() else 0.0
+    trained = corpus.partitions.sum(_trained_ratings).values
+    if not len(trained) and None in thresholds:
+        return None, {"why_none": "no training interaction has a rating; give --chosen-min and --rejected-max"}
+    largest = float(trained.max()) if len(trained) else 0.0
     if largest <= 0 and None in thresholds:
         return None, {"why_none": f"the largest rating is {largest:g}; give --chosen-min and --rejected-max"}
     chosen_min = CHOSEN_FRACTION * largest if settings.chosen_min is None else settings.chosen_min
     rejected_max = REJECTED_FRACTION * largest if settings.rejected_max is None else settings.rejected_max
     if rejected_max >= chosen_min:
         raise UserError(f"--rejected-max {rejected_max:g} is not below --chosen-min {chosen_min:g}")
-    # Ratings are float32, so the thresholds are compared as float32 too.
-    chosen, rejected = log.rating >= np.float32(chosen_min), log.rating <= np.float32(rejected_max)
-    return two_levels(chosen, rejected), {"chosen_min": chosen_min, "rejected_max": rejected_max}
+    return ByThresholds(chosen_min, rejected_max), {"chosen_min": chosen_min, "rejected_max": rejected_max}
 
 
-def _as_rows(corpus: Corpus, pairs: Pairs, timeline: Timeline) -> PreferenceRows:
-    user = corpus.log.user[pairs.chosen].astype(np.int64)
-    rejected = np.where(pairs.rejected < 0, -1, corpus.log.item[pairs.rejected])
+def _ratings(partition: UserHistories) -> Ratings:
+    assert partition.log.rating is not None
+    return ratings_of(partition.log.rating)
+
+
+def _trained_ratings(partition: UserHistories) -> Ratings:
+    assert partition.log.rating is not None
+    trained = (parts_of_partition(partition) == TRAIN) & ~partition.held_out_user[partition.log.user]
+    return ratings_of(partition.log.rating[trained])
+
+
+def preference_rows(partition: UserHistories, pairs: Pairs, timeline: Timeline) -> PreferenceRows:
+    user = partition.log.user[pairs.chosen].astype(np.int64)
+    rejected = np.where(pairs.rejected < 0, -1, partition.log.item[pairs.rejected])
     seconds = None if timeline.seconds is None else timeline.seconds[pairs.earliest]
-    return PreferenceRows(timeline.before(user, pairs.earliest), corpus.log.item[pairs.chosen], rejected, seconds)
+    return PreferenceRows(timeline.before(user, pairs.earliest), partition.log.item[pairs.chosen], rejected, seconds)

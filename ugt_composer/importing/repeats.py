@@ -7,6 +7,8 @@ import numpy as np
 import polars as pl
 
 from ugt_composer.importing.interactions import Interactions
+from ugt_composer.importing.log import Census, Log
+from ugt_composer.importing.splits import user_offsets
 
 KEEP, FIRST, LAST = "keep", "first", "last"
 MANY_ADJACENT = 0.25  # fraction of rows that equal the row before: above it, all were probably written twice
@@ -14,13 +16,9 @@ MANY_DOUBLED = 0.5  # fraction of users whose rows are the same in both halves
 
 
 def exact_duplicates(log: Interactions) -> np.ndarray:
-    """bool (N,): whether an earlier row has the same user, item, time, rating and action.
-
-    Without times that differ, equal rows may be real repeats, so none is a duplicate.
-    """
+    """bool (N,): whether an earlier row has the same user, item, time, rating and action. The log has times."""
+    assert log.time is not None
     duplicate = np.zeros(len(log), bool)
-    if log.time is None or log.time.min() == log.time.max():
-        return duplicate
     same = (log.user[1:] == log.user[:-1]) & (log.time[1:] == log.time[:-1])
     if not same.any():
         return duplicate
@@ -39,20 +37,28 @@ def exact_duplicates(log: Interactions) -> np.ndarray:
     return duplicate
 
 
-def about_untimed_duplicates(log: Interactions, offsets: np.ndarray) -> str | None:
-    """A warning if the rows of a file without times seem to be written twice.
-
-    Args:
-        offsets: int64 (U + 1,): user u's rows are offsets[u] to offsets[u + 1].
-    """
-    if len(log) < 2:
+def about_untimed_duplicates(log: Log, counts: Census) -> str | None:
+    """A warning if the rows of a file without times, or with one time, seem to be written twice."""
+    if counts.rows < 2:
         return None
-    equal = (log.user[1:] == log.user[:-1]) & (log.item[1:] == log.item[:-1])
-    if equal.sum() > MANY_ADJACENT * len(log):
+    equal, doubled = log.partitions.sum(_count_doubled).tolist()
+    if equal > MANY_ADJACENT * counts.rows:
         return (
-            f"{equal.sum():,} of {len(log):,} rows have the same user and item as the row before; if these are no "
+            f"{equal:,} of {counts.rows:,} rows have the same user and item as the row before; if these are no "
             "repeats but the file has its rows twice, remove them, or give --repeats first"
         )
+    if doubled > MANY_DOUBLED * counts.users:
+        return (
+            f"{doubled:,} of {counts.users:,} users have the same items twice in the same order; if the file was "
+            "appended to itself, remove the second half, or give --repeats first"
+        )
+    return None
+
+
+def _count_doubled(log: Interactions) -> np.ndarray:
+    """int64 (2,): how many rows have the user and item of the row before, and how many users have equal halves."""
+    equal = int(((log.user[1:] == log.user[:-1]) & (log.item[1:] == log.item[:-1])).sum())
+    offsets = user_offsets(log.user, len(log.users))
     counts = np.diff(offsets)
     half = counts[log.user] // 2
     place = np.arange(len(log)) - offsets[log.user]
@@ -60,13 +66,7 @@ def about_untimed_duplicates(log: Interactions, offsets: np.ndarray) -> str | No
     at = np.flatnonzero(in_first)
     differs = np.zeros(len(counts), bool)
     differs[log.user[at[log.item[at] != log.item[at + half[at]]]]] = True
-    doubled = (counts >= 4) & (counts % 2 == 0) & ~differs
-    if doubled.sum() > MANY_DOUBLED * len(counts):
-        return (
-            f"{doubled.sum():,} of {len(counts):,} users have the same items twice in the same order; if the file was "
-            "appended to itself, remove the second half, or give --repeats first"
-        )
-    return None
+    return np.array([equal, ((counts >= 4) & (counts % 2 == 0) & ~differs).sum()])
 
 
 def previous_occurrence(user: np.ndarray, item: np.ndarray) -> np.ndarray:

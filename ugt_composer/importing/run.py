@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -17,19 +17,33 @@ from ugt_composer.importing.assigner import FILE as ASSIGNER
 from ugt_composer.importing.assigner import VECTORS
 from ugt_composer.importing.bundle import CATALOGUE, Bundle, retired_items
 from ugt_composer.importing.column_names import about_columns
-from ugt_composer.importing.corpus import Corpus, make_corpus, read_log
+from ugt_composer.importing.corpus import Corpus, UserHistories, make_corpus, with_checked_values
 from ugt_composer.importing.extend import Base, Extended, extend_ids, read_base
 from ugt_composer.importing.inputs import find_parts, shown
-from ugt_composer.importing.interactions import Interactions
+from ugt_composer.importing.interactions import read_interactions
 from ugt_composer.importing.items import Items, all_items, read_items
-from ugt_composer.importing.jsonl import write_preferences, write_recommend
+from ugt_composer.importing.log import Log, census
 from ugt_composer.importing.matching import match_codes
 from ugt_composer.importing.neighbours import FILE as NEIGHBOURS
-from ugt_composer.importing.neighbours import count_neighbours
+from ugt_composer.importing.neighbours import WINDOW, neighbours_of
 from ugt_composer.importing.new_neighbours import with_new_items
+from ugt_composer.importing.pair_counts import NearCounts, PairCounts, count_near, count_pairs, narrowed
+from ugt_composer.importing.partitions import Partitions
 from ugt_composer.importing.popularity import popularity
-from ugt_composer.importing.preferences import preference_rows
+from ugt_composer.importing.preferences import FILES as PREFERENCE_FILES
+from ugt_composer.importing.preferences import make_preference_rule
 from ugt_composer.importing.quality import quality
+from ugt_composer.importing.rows import (
+    HELD_OUT,
+    TRAIN_FILE,
+    Ids,
+    RowCounts,
+    RowRule,
+    UserRows,
+    count_rows,
+    make_rows,
+    write_rows,
+)
 from ugt_composer.importing.settings import IdSettings, PreferenceSettings, RowSettings, SourceSettings, SplitSettings
 from ugt_composer.importing.signals import about_clipped_times
 from ugt_composer.importing.split_report import (
@@ -37,16 +51,14 @@ from ugt_composer.importing.split_report import (
     about_others,
     about_unreachable,
     training_after_test,
-    unreachable_targets,
     why_no_training,
 )
-from ugt_composer.importing.splits import TEST, VALIDATION, Ranges, held_out_targets, training_targets
-from ugt_composer.importing.timeline import make_timeline
+from ugt_composer.importing.timeline import history_facts, make_history_rule
 from ugt_composer.jsonl.schema import ACTIONS_NAME
 
 BUNDLE, REPORT = "semantic_ids.json", "report.json"
 FILES = (
-    *("train.jsonl", "validation.jsonl", "test.jsonl", "train_preference.jsonl", "validation_preference.jsonl"),
+    *(TRAIN_FILE, *HELD_OUT, *PREFERENCE_FILES),
     *(CATALOGUE, BUNDLE, ASSIGNER, VECTORS, NEIGHBOURS, ACTIONS_NAME, REPORT),
 )
 ID_FILES = (CATALOGUE, BUNDLE, ASSIGNER, VECTORS, REPORT)
@@ -65,25 +77,84 @@ class Settings:
     preferences: PreferenceSettings
 
 
-def import_interactions(settings: Settings, folder: Path, say: Say) -> dict[str, Any]:
+class Engine(Protocol):
+    """Where the partitions of an import are: in this process, or in the executors of Spark."""
+
+    def read(self, source: SourceSettings) -> Log:
+        """The interactions, as they are written."""
+        ...
+
+    def write(self, rows: Partitions[UserRows], counts: RowCounts, ids: Ids, folder: Path) -> None:
+        """Writes the files that `counts` has rows of, or that are always written."""
+        ...
+
+
+class LocalEngine:
+    """Everything in this process."""
+
+    def read(self, source: SourceSettings) -> Log:
+        log = read_interactions(
+            source.interactions,
+            source.columns,
+            source.written,
+            source.file_order,
+            source.skip_bad,
+            source.missing_as_ids,
+            source.time_format,
+        )
+        return Log.of(log)
+
+    def write(self, rows: Partitions[UserRows], counts: RowCounts, ids: Ids, folder: Path) -> None:
+        with tqdm(total=sum(counts.rows.values()), unit=" rows", desc="writing", disable=None, leave=False) as bar:
+            rows.map(_write_files, counts, ids, folder, bar.update)
+
+
+def _write_files(rows: UserRows, counts: RowCounts, ids: Ids, folder: Path, progress: Callable[[int], object]) -> None:
+    for name in counts.files:
+        with (folder / name).open("wb") as file:
+            write_rows(rows, name, ids, bool(counts.earlier[name]), file, progress)
+
+
+def import_interactions(settings: Settings, folder: Path, say: Say, engine: Engine | None = None) -> dict[str, Any]:
     """Writes FILES into `folder`, except for preference files that would have no pairs. Returns the report."""
-    find_parts(settings.source.interactions, settings.source.written)  # a missing file is said before all else
+    engine = engine or LocalEngine()
     known = read_known_items(settings.source, say)
     given = read_given(settings.ids, known)
-    log = read_interactions_of(settings.source, say)
+    log = read_interactions_of(engine, settings.source, say)
     covered = None if given is None else given.items
     corpus = make_corpus(log, known, covered, settings.source, settings.split, settings.ids.drop_items_without)
     del log  # the corpus keeps its own copy
-    if not corpus.trained.any():
+    if not corpus.counts.trained:
         raise UserError(f"the training part is empty: {why_no_training(corpus, settings.split)}")
     say(f"semantic IDs of {len(corpus.items):,} items")
-    assigned = assign_ids(corpus.items, given, corpus.user[corpus.trained], corpus.item[corpus.trained], settings.ids)
+    assigned = assign_ids(corpus.items, given, training_pairs(corpus, settings.ids.window), settings.ids)
     report = {**corpus.facts, **table_facts(corpus.log, known)}
     report |= write_ids(assigned, corpus.items, folder, given)
-    report |= _write_rows(corpus, assigned.bundle, settings, folder)
+    report |= _write_rows(corpus, assigned.bundle, settings, folder, engine)
     report["warnings"] = [*(() if given is None else given.warnings), *corpus.warnings, *report["warnings"]]
     write_report(report, folder)
     return report
+
+
+def training_pairs(corpus: Corpus, window: int) -> PairCounts | None:
+    """The pairs of training items that are near each other; None if there are no training interactions."""
+    if not corpus.counts.trained:
+        return None
+    return corpus.partitions.sum(_count_pairs, len(corpus.items), narrowed(window, corpus.counts.trained))
+
+
+def _count_pairs(partition: UserHistories, items: int, window: int) -> PairCounts:
+    trained = partition.trained
+    return count_pairs(partition.user[trained], partition.item[trained], items, window)
+
+
+def _count_near(partition: UserHistories, items: int, window: int) -> NearCounts:
+    trained = partition.trained
+    return count_near(partition.user[trained], partition.item[trained], items, window)
+
+
+def _count_items(partition: UserHistories, items: int) -> np.ndarray:
+    return np.bincount(partition.item[partition.trained], minlength=items)
 
 
 def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, folder: Path, say: Say) -> dict[str, Any]:
@@ -92,15 +163,16 @@ def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, fold
         find_parts(source.interactions, source.written)
     known = read_known_items(source, say)
     given = read_given(ids, known)
-    items, user, item = known, np.zeros(0, np.int32), np.zeros(0, np.int32)
+    items, pairs = known, None
     warnings = () if known is None else known.warnings
     covered, log = None if given is None else given.items, None
     facts: dict[str, Any] = {}
     if source.interactions:
-        corpus = make_corpus(read_interactions_of(source, say), known, covered, source, split, ids.drop_items_without)
-        if not corpus.trained.any() and known is None and given is None:
+        log = read_interactions_of(LocalEngine(), source, say)
+        corpus = make_corpus(log, known, covered, source, split, ids.drop_items_without)
+        if not corpus.counts.trained and known is None and given is None:
             raise UserError(f"the training part is empty: {why_no_training(corpus, split)}")
-        items, user, item = corpus.items, corpus.user[corpus.trained], corpus.item[corpus.trained]
+        items, pairs = corpus.items, training_pairs(corpus, ids.window)
         warnings, log, facts = corpus.warnings, corpus.log, corpus.facts
         if log.skipped:
             warnings += (f"skipped rows of the interactions: {log.skipped:,}; the first: {log.first_skipped}",)
@@ -110,7 +182,7 @@ def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, fold
     if items is None:
         raise UserError("no items to make semantic IDs for; give interactions, --items, --codes or --vectors")
     say(f"semantic IDs of {len(items):,} items")
-    report = facts | write_ids(assign_ids(items, given, user, item, ids), items, folder, given)
+    report = facts | write_ids(assign_ids(items, given, pairs, ids), items, folder, given)
     report |= table_facts(log, known)
     report["warnings"] = [*(() if given is None else given.warnings), *warnings]
     write_report(report, folder)
@@ -154,15 +226,15 @@ def read_known_items(source: SourceSettings, say: Say) -> Items | None:
     return known
 
 
-def read_interactions_of(source: SourceSettings, say: Say) -> Interactions:
+def read_interactions_of(engine: Engine, source: SourceSettings, say: Say) -> Log:
     say("reading the interactions")
-    log = read_log(source)
+    log = with_checked_values(engine.read(source), source)
     if log.columns:
         say(about_columns(shown(source.interactions), log.columns, log.unused))
     return log
 
 
-def table_facts(log: Interactions | None, known: Items | None) -> dict[str, Any]:
+def table_facts(log: Log | None, known: Items | None) -> dict[str, Any]:
     """For the report: which columns of the tables were used for what, and counts of the rows of items."""
     facts: dict[str, Any] = {}
     if log is not None:
@@ -195,61 +267,40 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
     (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_rows(corpus: Corpus, bundle: Bundle, settings: Settings, folder: Path) -> dict[str, Any]:
+def _write_rows(corpus: Corpus, bundle: Bundle, settings: Settings, folder: Path, engine: Engine) -> dict[str, Any]:
     """Writes all rows; returns their counts and the scores of the popularity baseline."""
-    row_settings = settings.rows
-    train = training_targets(
-        corpus.trained,
-        corpus.offsets,
-        row_settings.cuts_per_user,
-        row_settings.max_targets,
-        np.random.default_rng(row_settings.seed),
+    rule = RowRule(
+        settings.rows,
+        make_history_rule(corpus, settings.rows, settings.source.repeats),
+        make_preference_rule(corpus, bundle.ids, settings.preferences),
+        len(corpus.items),
+        bool(corpus.facts["repeats"]["interactions"]),
     )
-    if not len(train):
+    rows = make_rows(corpus, rule)
+    counts = count_rows(rows)
+    if not counts.rows[TRAIN_FILE]:
         raise UserError(f"the training part is empty: {why_no_training(corpus, settings.split)}")
-    held_out = {
-        name: held_out_targets(corpus.part, part, corpus.user, corpus.offsets, not row_settings.every_target)
-        for name, part in (("validation.jsonl", VALIDATION), ("test.jsonl", TEST))
-    }
-    recommend: dict[str, Ranges] = {"train.jsonl": train, **held_out}
-    timeline = make_timeline(corpus, row_settings, settings.source.repeats)
-    preferences, facts = preference_rows(corpus, bundle.ids, settings.preferences, timeline)
-    counts = {name: len(rows) for name, rows in recommend.items()}
-    counts |= {name: len(rows) for name, rows in preferences.items()}
-    users, ids = corpus.log.users, bundle.ids
-    with tqdm(total=sum(counts.values()), unit=" rows", desc="writing", disable=None, leave=False) as bar:
-        for name, targets in recommend.items():
-            members = bundle.members if name in held_out else None  # for evaluation
-            histories = timeline.before_targets(targets)
-            tokens = (histories, timeline.histories, targets, timeline.targets)
-            write_recommend(folder / name, *tokens, users, ids, timeline.offsets, members, bar.update)
-        for name, rows in preferences.items():
-            write_preferences(folder / name, rows, timeline.histories, users, ids, bar.update)
-    trained = corpus.trained
-    counted = count_neighbours(corpus.user[trained], corpus.item[trained], len(corpus.items))
-    save_neighbours(folder / NEIGHBOURS, ids, *counted)
-    if timeline.action_names:
+    engine.write(rows, counts, Ids(bundle.ids, bundle.members), folder)
+    item_counts = corpus.partitions.sum(_count_items, len(corpus.items))
+    near = corpus.partitions.sum(_count_near, len(corpus.items), narrowed(WINDOW, corpus.counts.trained))
+    save_neighbours(folder / NEIGHBOURS, bundle.ids, *neighbours_of(near, item_counts))
+    if rule.histories.action_names:
         (folder / ACTIONS_NAME).write_text(
-            json.dumps(timeline.action_names, ensure_ascii=False) + "\n", encoding="utf-8"
+            json.dumps(rule.histories.action_names, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-    popular = {
-        name.partition(".")[0]: popularity(corpus.item[corpus.trained], corpus.item[rows.start], len(corpus.items))
-        for name, rows in held_out.items()
-        if len(rows)
-    }
-    parts = {name.partition(".")[0]: rows for name, rows in held_out.items()}
-    unreachable = unreachable_targets(corpus, timeline, parts)
+    parts = {name.partition(".")[0]: part for name, part in counts.targets.items()}
+    facts = history_facts(rule.histories, counts.histories, corpus.facts["positive"])
     return {
-        "rows": counts,
-        "histories": timeline.facts,
-        "preferences": facts,
-        "popularity": popular,
-        "unreachable_targets": unreachable,
+        "rows": {name: counts.rows[name] for name in counts.files},
+        "histories": facts,
+        "preferences": rule.preferences.facts,
+        "popularity": {name: popularity(item_counts, part.items) for name, part in parts.items() if part.rows},
+        "unreachable_targets": {name: part.in_history for name, part in parts.items()},
         "training_after_median_test_time": training_after_test(corpus),
         "warnings": [
             *about_empty_parts(corpus, settings.split, parts),
-            *about_unreachable(unreachable, parts, row_settings.history),
-            *about_others(corpus, timeline, parts),
-            *about_clipped_times(corpus.log, timeline.seconds, shown(settings.source.interactions)),
+            *about_unreachable(parts, settings.rows.history),
+            *about_others(facts, census(corpus.log).one_time, parts),
+            *about_clipped_times(counts.clipped, counts.interactions, shown(settings.source.interactions)),
         ],
     }

@@ -1,35 +1,93 @@
 """What a split leads to: parts without rows, targets that cannot be recommended, training later than testing."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
-from ugt_composer.importing.corpus import Corpus
-from ugt_composer.importing.repeats import previous_occurrence
+from ugt_composer.importing.corpus import Corpus, UserHistories
+from ugt_composer.importing.order_statistics import nth_smallest
 from ugt_composer.importing.settings import EVERYTHING, SplitSettings
 from ugt_composer.importing.splits import PARTS, TEST, TIME, Ranges
 from ugt_composer.importing.timeline import Timeline
 
 
+@dataclass(frozen=True)
+class TargetCounts:
+    """Counts of the held-out targets of a part, such as validation.
+
+    Attributes:
+        rows: how many there are.
+        items: int64 (I,) how often each item is one.
+        in_history: how many are in the history of their row.
+        after_others: how many histories hold interactions that are not positive and have the target's time.
+    """
+
+    rows: int
+    items: np.ndarray
+    in_history: int
+    after_others: int
+
+    def __add__(self, other: "TargetCounts") -> "TargetCounts":
+        return TargetCounts(
+            self.rows + other.rows,
+            self.items + other.items,
+            self.in_history + other.in_history,
+            self.after_others + other.after_others,
+        )
+
+
+def count_targets(
+    partition: UserHistories, timeline: Timeline, previous: np.ndarray | None, targets: Ranges, items: int
+) -> TargetCounts:
+    """Args:
+    previous: of the interactions in histories, as `previous_occurrence` has it; None if users have each item once.
+    targets: ranges of the positive interactions.
+    """
+    histories = timeline.before_targets(targets)
+    return TargetCounts(
+        rows=len(targets),
+        items=np.bincount(partition.item[targets.start], minlength=items),
+        in_history=0 if previous is None else int((previous[histories.stop] >= histories.start).sum()),
+        after_others=_count_after_others(partition, timeline, histories),
+    )
+
+
+def _count_after_others(partition: UserHistories, timeline: Timeline, histories: Ranges) -> int:
+    """How many histories end with interactions that are not positive at the time of what follows them."""
+    if partition.log.time is None or timeline.place is None:
+        return 0
+    user, time = partition.log.user[timeline.included], partition.log.time[timeline.included]
+    is_new = np.concatenate([[True], (user[1:] != user[:-1]) | (time[1:] != time[:-1])])
+    start = np.flatnonzero(is_new)[np.cumsum(is_new) - 1]  # the first interaction of the same user and time
+    others = np.concatenate([[0], np.cumsum(~partition.positive[timeline.included])])
+    return int((others[histories.stop] > others[start[histories.stop]]).sum())
+
+
 def training_after_test(corpus: Corpus) -> float | None:
     """The fraction of training interactions that are later than the median test interaction; None without times."""
-    if corpus.log.time is None:
+    tests, trained = int(corpus.counts.parts[TEST]), corpus.counts.trained
+    if not corpus.timed or not tests or not trained:
         return None
-    time = corpus.log.time[corpus.positive]
-    test = time[corpus.part == TEST]
-    trained = time[corpus.trained]
-    return round(float((trained > np.median(test)).mean()), 4) if len(test) and len(trained) else None
+    median = np.mean(nth_smallest(corpus.partitions, _test_times, [(tests - 1) // 2, tests // 2]))
+    return round(corpus.partitions.sum(_count_trained_after, median) / trained, 4)
 
 
-def unreachable_targets(corpus: Corpus, timeline: Timeline, parts: dict[str, Ranges]) -> dict[str, int]:
-    """Name of a part → how many of its targets are in the history of their row, which exclude_seen leaves out."""
-    if not corpus.facts["repeats"]["interactions"] and not timeline.facts["not_positive"]:
-        return dict.fromkeys(parts, 0)
-    previous = previous_occurrence(timeline.user, timeline.histories.item)
-    histories = {name: timeline.before_targets(targets) for name, targets in parts.items()}
-    return {name: int((previous[rows.stop] >= rows.start).sum()) for name, rows in histories.items()}
+def _positive_times(partition: UserHistories) -> np.ndarray:
+    assert partition.log.time is not None
+    return partition.log.time[partition.positive]
 
 
-def about_unreachable(counts: dict[str, int], parts: dict[str, Ranges], history: str) -> tuple[str, ...]:
-    shown = [f"{count:,} of {len(parts[name]):,} {name} targets" for name, count in counts.items() if count]
+def _test_times(partition: UserHistories) -> np.ndarray:
+    return _positive_times(partition)[partition.part == TEST]
+
+
+def _count_trained_after(partition: UserHistories, time: float) -> int:
+    return int((_positive_times(partition)[partition.trained] > time).sum())
+
+
+def about_unreachable(parts: dict[str, TargetCounts], history: str) -> tuple[str, ...]:
+    shown = [f"{part.in_history:,} of {part.rows:,} {name} targets" for name, part in parts.items() if part.in_history]
     if not shown:
         return ()
     way_out = "--repeats first keeps only the first interaction with an item"
@@ -41,24 +99,20 @@ def about_unreachable(counts: dict[str, int], parts: dict[str, Ranges], history:
     )
 
 
-def about_others(corpus: Corpus, timeline: Timeline, parts: dict[str, Ranges]) -> tuple[str, ...]:
-    """A warning if --history all adds nothing to histories, or what was at the same time as the target."""
-    time = corpus.log.time
-    if timeline.facts["hold"] == EVERYTHING and not timeline.facts["not_positive"]:
+def about_others(histories: dict[str, Any], one_time: bool, parts: dict[str, TargetCounts]) -> tuple[str, ...]:
+    """A warning if --history all adds nothing to histories, or what was at the same time as the target.
+
+    Args:
+        histories: facts about them.
+        one_time: there are no different times.
+    """
+    if histories["hold"] == EVERYTHING and not histories["not_positive"]:
         return (
             "--history all: histories are the same as with --history positive, because every interaction is positive; "
             "choose what is positive with --min-rating or --positive-actions",
         )
-    if not timeline.facts["not_positive"] or time is None or time.min() == time.max():
-        return ()
-    user, time = corpus.log.user[timeline.included], time[timeline.included]
-    is_new = np.concatenate([[True], (user[1:] != user[:-1]) | (time[1:] != time[:-1])])
-    start = np.flatnonzero(is_new)[np.cumsum(is_new) - 1]  # the first interaction of the same user and time
-    others = np.concatenate([[0], np.cumsum(~corpus.positive[timeline.included])])
-    places = {name: timeline.before_targets(targets).stop for name, targets in parts.items()}
-    counts = {name: int((others[at] > others[start[at]]).sum()) for name, at in places.items()}
-    shown = [f"{count:,} of {len(parts[name]):,} {name} rows" for name, count in counts.items() if count]
-    if not shown:
+    shown = [f"{part.after_others:,} of {part.rows:,} {name} rows" for name, part in parts.items() if part.after_others]
+    if not shown or one_time:
         return ()
     return (
         f"--history all: the histories of {' and '.join(shown)} hold interactions that are not positive and have the "
@@ -69,12 +123,12 @@ def about_others(corpus: Corpus, timeline: Timeline, parts: dict[str, Ranges]) -
 
 def why_no_training(corpus: Corpus, split: SplitSettings) -> str:
     """Why no user has two training interactions."""
-    users = len(corpus.held_out_user)
-    if corpus.held_out_user.all():
+    users = corpus.users
+    if corpus.held_out_users == users:
         return f"--held-out-users {split.held_out_users:g} keeps all {users:,} users out of training; lower it"
     if split.split == TIME:
         return f"--validation-from {split.validation_from}: {_before(corpus)}; choose a later point"
-    most = int(np.diff(corpus.offsets)[~corpus.held_out_user].max())
+    most = corpus.counts.longest_trained
     taken = "" if most < split.min_interactions else ", of which the last two are for validation and test"
     return (
         f"no user has two interactions to train on: the longest history of {users:,} users has {most} "
@@ -82,29 +136,28 @@ def why_no_training(corpus: Corpus, split: SplitSettings) -> str:
     )
 
 
-def about_empty_parts(corpus: Corpus, split: SplitSettings, parts: dict[str, Ranges]) -> tuple[str, ...]:
+def about_empty_parts(corpus: Corpus, split: SplitSettings, parts: dict[str, TargetCounts]) -> tuple[str, ...]:
     """Warnings about validation and test parts without rows, with the option that causes it."""
     return tuple(
-        f"{name}.jsonl has no rows: {_why_empty(name, corpus, split)}" for name, rows in parts.items() if not len(rows)
+        f"{name}.jsonl has no rows: {_why_empty(name, corpus, split)}" for name, part in parts.items() if not part.rows
     )
 
 
 def _why_empty(name: str, corpus: Corpus, split: SplitSettings) -> str:
     if split.split == TIME:
-        count = int((corpus.part == PARTS.index(name)).sum())
+        count = int(corpus.counts.parts[PARTS.index(name)])
         if count:
             return f"its {count:,} interactions are the first ones of their users, so there is no history before them"
         bounds = f"--validation-from {split.validation_from} and --test-from {split.test_from}"
         return f"no interaction is in that part of the time; {bounds}, the interactions are {_range(corpus)}"
-    counts = np.diff(corpus.offsets)
     return (
         f"no user has the {split.min_interactions} interactions of --min-interactions (the longest history has "
-        f"{counts.max()}); lower it, or add interactions"
+        f"{corpus.counts.longest}); lower it, or add interactions"
     )
 
 
 def _before(corpus: Corpus) -> str:
-    count = int(corpus.trained.sum())
+    count = corpus.counts.trained
     found = "there is no interaction before it" if not count else "no user has two interactions before it"
     return f"{found}; the interactions are {_range(corpus)}"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ugt_composer.errors import UserError
-from ugt_composer.importing.draws import draw_places
+from ugt_composer.importing.draws import Draws, draw_places
 
 TRAIN, VALIDATION, TEST = range(3)
 PARTS = ("train", "validation", "test")
@@ -56,7 +56,7 @@ def by_time(time: np.ndarray, validation_from: float, test_from: float) -> np.nd
 
 
 def training_targets(
-    trained: np.ndarray, offsets: np.ndarray, cuts: int | None, max_targets: int, rng: np.random.Generator
+    trained: np.ndarray, offsets: np.ndarray, cuts: int | None, max_targets: int, draws: Draws
 ) -> Ranges:
     """Cuts each user's training part into history and targets; returns the targets.
 
@@ -67,7 +67,7 @@ def training_targets(
     """
     counts = np.diff(np.concatenate([[0], np.cumsum(trained)])[offsets])
     places = np.maximum(counts - 1, 0)
-    user, place = draw_places(places, cuts, rng)
+    user, place = draw_places(places, cuts, draws)
     start = offsets[user] + 1 + place
     return Ranges(user, start, np.minimum(start + max_targets, offsets[user] + counts[user]))
 

@@ -1,7 +1,7 @@
 """What rows are made of: the interactions that histories hold, with their actions and times.
 
-N interactions of U users, grouped by user, oldest first. P of them are positive and can be targets; E of them, the
-positive ones and maybe others, are in histories.
+N interactions of the U users of a partition, grouped by user, oldest first. P of them are positive and can be targets;
+E of them, the positive ones and maybe others, are in histories.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ugt_composer.importing import signals
-from ugt_composer.importing.corpus import Corpus
+from ugt_composer.importing.corpus import Corpus, UserHistories
+from ugt_composer.importing.log import census
 from ugt_composer.importing.pairs import parts_of_log
 from ugt_composer.importing.repeats import kept_repeats, previous_occurrence
 from ugt_composer.importing.settings import POSITIVE, RowSettings
@@ -44,8 +45,6 @@ class Timeline:
         histories, targets: the tokens of the E and of the P interactions.
         seconds: int (N,) times of all interactions; None: not written.
         max_history: most items in a history.
-        action_names: the name of action 1, 2, ….
-        facts: values for the report.
     """
 
     included: np.ndarray
@@ -56,8 +55,6 @@ class Timeline:
     targets: Tokens
     seconds: np.ndarray | None
     max_history: int
-    action_names: tuple[str, ...]
-    facts: dict[str, Any]
 
     def before_targets(self, targets: Ranges) -> Ranges:
         """The histories, as ranges of the E interactions, of targets that are ranges of the P positive ones."""
@@ -71,63 +68,149 @@ class Timeline:
         return Ranges(user, np.maximum(self.offsets[user], stop - self.max_history), stop)
 
 
-def make_timeline(corpus: Corpus, settings: RowSettings, repeats: str) -> Timeline:
-    """The interactions of histories, as --history, --signals and --repeats choose them."""
-    log, positive = corpus.log, corpus.positive
-    included = positive if settings.history == POSITIVE else positive | _others(corpus, repeats)
-    only_positive = int(included.sum()) == len(corpus.user)
-    facts: dict[str, Any] = {"hold": settings.history, "interactions": int(included.sum())}
-    facts["not_positive"] = facts["interactions"] - len(corpus.user)
-    actions = seconds = None
+@dataclass(frozen=True)
+class HistoryRule:
+    """How the interactions of histories and their signals are chosen, for all partitions.
+
+    Attributes:
+        actions: None: rows have none.
+        unit: of the times that become seconds; None: rows have no times.
+        why_no_times: the reason, if times were wanted.
+        settings: of the rows.
+        repeats: --repeats.
+    """
+
+    actions: signals.Actions | None
+    unit: str | None
+    why_no_times: str
+    settings: RowSettings
+    repeats: str
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        return () if self.actions is None else self.actions.names
+
+
+@dataclass(frozen=True)
+class HistoryCounts:
+    """Of interactions in histories.
+
+    Attributes:
+        included: how many there are.
+        first, last: their times in seconds; None: not written.
+        actions: int64 (number of actions + 1,) how many have each; the first: none.
+    """
+
+    included: int
+    first: int | None
+    last: int | None
+    actions: np.ndarray
+
+    def __add__(self, other: "HistoryCounts") -> "HistoryCounts":
+        firsts = [time for time in (self.first, other.first) if time is not None]
+        lasts = [time for time in (self.last, other.last) if time is not None]
+        ends = min(firsts, default=None), max(lasts, default=None)
+        return HistoryCounts(self.included + other.included, *ends, self.actions + other.actions)
+
+
+def make_history_rule(corpus: Corpus, settings: RowSettings, repeats: str) -> HistoryRule:
+    """What histories hold, as --history, --signals and --repeats choose it."""
+    partitions = corpus.partitions
+    actions = unit = None
+    why_none = ""
     if settings.signals in (signals.ALL, signals.ACTIONS):
-        trained = included & (parts_of_corpus(corpus) == TRAIN) & ~corpus.held_out_user[log.user]
-        actions = signals.actions_of(log, trained)
+        actions = signals.learned_actions(partitions.sum(_seen, settings.history, repeats))
     if settings.signals in (signals.ALL, signals.TIMES):
-        seconds, why_none = signals.seconds_of(log)
-        facts |= {"why_no_times": why_none} if seconds is None else {"times": _range_of(seconds[included])}
-    user, item = (corpus.user, corpus.item) if only_positive else (_only(log.user, included), _only(log.item, included))
-    number = None if actions is None else _only(actions.number, included)
+        why_none = signals.why_no_seconds(corpus.log, corpus.timed and census(corpus.log).one_time)
+        unit = None if why_none or corpus.log.time_form is None else corpus.log.time_form.unit
+    return HistoryRule(actions, unit, why_none, settings, repeats)
+
+
+def history_facts(rule: HistoryRule, counts: HistoryCounts, positive: int) -> dict[str, Any]:
+    """What histories hold, for the report.
+
+    Args:
+        counts: of all partitions.
+        positive: how many interactions are positive.
+    """
+    facts: dict[str, Any] = {"hold": rule.settings.history, "interactions": counts.included}
+    facts["not_positive"] = counts.included - positive
+    if rule.why_no_times:
+        facts["why_no_times"] = rule.why_no_times
+    elif counts.first is not None:
+        facts["times"] = {"first": counts.first, "last": counts.last}
+    if rule.actions is not None:
+        numbers = counts.actions.tolist()
+        facts["actions"] = dict(zip(rule.action_names, numbers[1:], strict=True))
+        facts["without_action"] = numbers[0]
+    return facts
+
+
+def _included(partition: UserHistories, history: str, repeats: str) -> np.ndarray:
+    """bool (N,): whether an interaction is in histories."""
+    return partition.positive if history == POSITIVE else partition.positive | _others(partition, repeats)
+
+
+def _seen(partition: UserHistories, history: str, repeats: str) -> signals.Seen:
+    trained = _included(partition, history, repeats) & (parts_of_partition(partition) == TRAIN)
+    return signals.seen_signals(partition.log, trained & ~partition.held_out_user[partition.log.user])
+
+
+def count_histories(timeline: Timeline, rule: HistoryRule) -> HistoryCounts:
+    seconds, numbers = timeline.histories.seconds, timeline.histories.action
+    timed = seconds is not None and len(seconds) > 0
+    return HistoryCounts(
+        included=len(timeline.user),
+        first=int(seconds.min()) if timed and seconds is not None else None,
+        last=int(seconds.max()) if timed and seconds is not None else None,
+        actions=np.zeros(1, np.int64)
+        if numbers is None
+        else np.bincount(numbers, minlength=len(rule.action_names) + 1),
+    )
+
+
+def make_timeline(partition: UserHistories, rule: HistoryRule) -> Timeline:
+    """The interactions of a partition's histories."""
+    log, positive = partition.log, partition.positive
+    included = _included(partition, rule.settings.history, rule.repeats)
+    only_positive = int(included.sum()) == len(partition.user)
+    actions = None if rule.actions is None else rule.actions.of(log)
+    seconds = None if rule.unit is None or log.time is None else signals.seconds_of(log.time, rule.unit)
+    user, item = partition.user, partition.item
+    if not only_positive:
+        user, item = _only(log.user, included), _only(log.item, included)
+    number = None if actions is None else _only(actions, included)
     histories = Tokens(item, number, None if seconds is None else _only(seconds, included))
     targets = histories
     if not only_positive:
-        targets = Tokens(corpus.item, None, None if seconds is None else seconds[positive])
-    if actions is not None and number is not None:
-        counts = np.bincount(number, minlength=len(actions.names) + 1).tolist()
-        facts["actions"] = dict(zip(actions.names, counts[1:], strict=True))
-        facts["without_action"] = counts[0]
+        targets = Tokens(partition.item, None, None if seconds is None else seconds[positive])
     return Timeline(
         included=included,
         user=user,
-        offsets=corpus.offsets if only_positive else user_offsets(user, len(log.users)),
+        offsets=partition.offsets if only_positive else user_offsets(user, len(log.users)),
         place=None if only_positive else np.flatnonzero(_only(positive, included)),
         histories=histories,
         targets=targets,
         seconds=seconds,
-        max_history=settings.max_history,
-        action_names=() if actions is None else actions.names,
-        facts=facts,
+        max_history=rule.settings.max_history,
     )
 
 
-def parts_of_corpus(corpus: Corpus) -> np.ndarray:
+def parts_of_partition(partition: UserHistories) -> np.ndarray:
     """(N,) the part of each interaction, whether it is positive or not."""
-    if "validation_from" in corpus.facts:
-        assert corpus.log.time is not None
-        return by_time(corpus.log.time, corpus.facts["validation_from"], corpus.facts["test_from"])
-    return parts_of_log(corpus.log.user, corpus.positive, corpus.part)
+    if partition.bounds is not None:
+        assert partition.log.time is not None
+        return by_time(partition.log.time, *partition.bounds)
+    return parts_of_log(partition.log.user, partition.positive, partition.part)
 
 
-def _others(corpus: Corpus, repeats: str) -> np.ndarray:
+def _others(partition: UserHistories, repeats: str) -> np.ndarray:
     """bool (N,): what is not positive by rating or action. Of these, too, --repeats keeps one for a user and item."""
-    others = ~corpus.liked
+    others = ~partition.liked
     at = np.flatnonzero(others)
-    previous = previous_occurrence(corpus.log.user[at], corpus.log.item[at])
+    previous = previous_occurrence(partition.log.user[at], partition.log.item[at])
     others[at[~kept_repeats(previous, repeats)]] = False
     return others
-
-
-def _range_of(seconds: np.ndarray) -> dict[str, int]:
-    return {"first": int(seconds.min()), "last": int(seconds.max())}
 
 
 def _only(values: np.ndarray, kept: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
 """How the times of a column become numbers, and back."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-import numpy as np
 import polars as pl
 
 from ugt_composer.errors import UserError
@@ -77,14 +77,18 @@ class TimeForm:
         """Like `parse`, for the numbers of a column that was read as NUMBERS."""
         return pl.select(replace(self, is_text=False).parse(pl.lit(numbers))).to_series()
 
-    def bound(self, text: str, times: np.ndarray, option: str) -> float:
-        """Parses a point in time that a user typed: a fraction of the interactions in (0, 1), a number, or a date."""
+    def bound(self, text: str, quantile: Callable[[float], float], option: str) -> float:
+        """Parses a point in time that a user typed: a fraction of the interactions in (0, 1), a number, or a date.
+
+        Args:
+            quantile: a fraction → the time before which that fraction of the interactions is.
+        """
         try:
             number = float(text)
         except ValueError:
             return self._typed_date(text, option)
         if 0 < number < 1:
-            return float(np.quantile(times, number, method="higher"))
+            return quantile(number)
         if self.dates:
             raise UserError(
                 f"{option} {text}: found a number, expected a date such as 2018-06-30, or a fraction such as 0.9"
@@ -108,10 +112,9 @@ class TimeForm:
                 pass
         return str(int(value)) if value == int(value) else f"{value:g}"
 
-    def facts(self, times: np.ndarray) -> dict[str, str]:
+    def facts(self, first: float, last: float) -> dict[str, str]:
         """The first and the last time, and how they are written, for the report."""
-        first, last = (self.shown(bound) for bound in (times.min(), times.max()))
-        return {"first": first, "last": last, "written_as": self.description}
+        return {"first": self.shown(first), "last": self.shown(last), "written_as": self.description}
 
     def _typed_date(self, text: str, option: str) -> float:
         try:

@@ -1,0 +1,74 @@
+"""Counts how often two items are a given number of interactions apart in a user's history.
+
+P training interactions, n items.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+MAX_PAIRS = 50_000_000  # of interactions that are paired; the window is narrowed to stay below it
+
+
+@dataclass(frozen=True)
+class PairCounts:
+    """Counts of pairs, by distance.
+
+    Attributes:
+        at: for distances 1, 2, …: int32 sparse (n, n), how often item j comes so many interactions after item i.
+    """
+
+    at: tuple[sparse.csr_matrix, ...]
+
+    def __add__(self, other: "PairCounts") -> "PairCounts":
+        return PairCounts(tuple(one + another for one, another in zip(self.at, other.at, strict=True)))
+
+
+@dataclass(frozen=True)
+class NearCounts:
+    """Counts of pairs of two different items.
+
+    Attributes:
+        following: int32 sparse (n, n), how often item j follows item i directly.
+        within: int32 sparse (n, n), how often item j comes after item i within the window.
+    """
+
+    following: sparse.csr_matrix
+    within: sparse.csr_matrix
+
+    def __add__(self, other: "NearCounts") -> "NearCounts":
+        return NearCounts(self.following + other.following, self.within + other.within)
+
+
+def narrowed(window: int, interactions: int) -> int:
+    """The window, or a smaller one, 1 at least, with at most MAX_PAIRS pairs of so many interactions."""
+    return min(window, max(MAX_PAIRS // max(interactions, 1), 1))
+
+
+def count_pairs(user: np.ndarray, item: np.ndarray, items: int, window: int) -> PairCounts:
+    """Args:
+    user, item: int (P,), grouped by user, oldest first.
+    """
+    return PairCounts(tuple(_count_at(user, item, items, distance) for distance in range(1, window + 1)))
+
+
+def count_near(user: np.ndarray, item: np.ndarray, items: int, window: int) -> NearCounts:
+    """Like `count_pairs`, without pairs of an item with itself."""
+    following = within = _without_diagonal(_count_at(user, item, items, 1))
+    for distance in range(2, window + 1):
+        within = within + _without_diagonal(_count_at(user, item, items, distance))
+    return NearCounts(following, within)
+
+
+def _count_at(user: np.ndarray, item: np.ndarray, items: int, distance: int) -> sparse.csr_matrix:
+    same = user[distance:] == user[:-distance]
+    pair = item[:-distance][same], item[distance:][same]
+    return sparse.coo_matrix((np.ones(len(pair[0]), np.int32), pair), shape=(items, items)).tocsr()
+
+
+def _without_diagonal(counts: sparse.csr_matrix) -> sparse.csr_matrix:
+    row = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
+    counts.data[counts.indices == row] = 0
+    counts.eliminate_zeros()
+    return counts
