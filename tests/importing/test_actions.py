@@ -6,6 +6,7 @@ from ugt_composer.errors import UserError
 from ugt_composer.importing.actions import (
     counts_of_actions,
     in_histories,
+    names_of_actions,
     with_actions,
     with_one_spelling,
 )

@@ -12,6 +12,7 @@ from ugt_composer.importing.date_formats import (
     form_of_text,
     month_first,
 )
+from ugt_composer.importing.time_values import TimesInMemory
 from ugt_composer.importing.timestamps import TimeForm
 
 DATES = [datetime(2018, 6, 30, 21, 5), datetime(2019, 1, 2, 9, 45), datetime(2020, 11, 22, 12, 0)]
@@ -48,7 +49,7 @@ def test_day_and_month_are_exchanged():
     ],
 )
 def test_dates_written_as_digits(numbers, expected):
-    assert digits_format(pl.Series(numbers, dtype=pl.Int64)) == expected
+    assert digits_format(TimesInMemory(pl.Series(numbers, dtype=pl.Int64))) == expected
 
 
 @pytest.mark.parametrize(

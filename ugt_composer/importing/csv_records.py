@@ -121,11 +121,32 @@ def is_regular(part: Part, width: int) -> bool:
 
     Only then do polars and `records` read the same rows, and is a row's number that of its line.
     """
+    if not may_be_regular(part, width):
+        return False
+    return all(map(_regular(part, width), byte_blocks(part)))
+
+
+def may_be_regular(part: Part, width: int) -> bool:
+    """Whether the form of the file allows `is_regular` to be true."""
     separator = part.written.separator
     assert separator is not None
-    if width == 1 or len(separator.encode()) != 1 or is_wide(part.encoding):
-        return False
-    return all(map(_Regular(part.encoding, separator.encode(), width, has_quotes(part.written)), byte_blocks(part)))
+    return width > 1 and len(separator.encode()) == 1 and not is_wide(part.encoding)
+
+
+def count_regular_lines(part: Part, width: int) -> int | None:
+    """The number of lines of a part that `may_be_regular`; None if it is not regular."""
+    is_regular_block, lines = _regular(part, width), 0
+    for block in byte_blocks(part):
+        if not is_regular_block(block):
+            return None
+        lines += block.count(b"\n") + (not block.endswith(b"\n"))
+    return lines
+
+
+def _regular(part: Part, width: int) -> "_Regular":
+    separator = part.written.separator
+    assert separator is not None
+    return _Regular(part.encoding, separator.encode(), width, has_quotes(part.written))
 
 
 class _Regular:

@@ -7,6 +7,7 @@ import polars as pl
 
 from ugt_composer.errors import UserError
 from ugt_composer.importing.time_units import NUMBER, PER_SECOND
+from ugt_composer.importing.time_values import TIME, TimeValues
 from ugt_composer.importing.timestamps import BY_SIZE, DATETIMES, NUMBERS, TEXT, TimeForm
 
 CLOCKS = ("", " %H:%M", " %H:%M:%S%.f", " %I:%M %p", " %I:%M:%S %p")
@@ -135,15 +136,16 @@ def invalid_values(sample: pl.Series, form: TimeForm) -> int:
     return int(pl.select(form.parse(pl.lit(sample))).to_series().null_count())
 
 
-def digits_format(numbers: pl.Series) -> str | None:
+def digits_format(times: TimeValues) -> str | None:
     """The format of integers that are all dates written as digits, such as 20180630; None if they are not."""
-    if not numbers.dtype.is_integer():
+    ends = times.ends()
+    if not times.dtype.is_integer() or ends is None:
         return None
-    smallest, largest = numbers.min(), numbers.max()
-    if smallest is None or not isinstance(smallest, int) or len(str(smallest)) != len(str(largest)) or smallest <= 0:
+    smallest, largest = map(str, ends)
+    if len(smallest) != len(largest) or ends[0] <= 0:
         return None
-    form = DIGITS.get(len(str(smallest)))
-    if form is None or not 1900 <= int(str(smallest)[:4]) <= int(str(largest)[:4]) <= 2100:
+    form = DIGITS.get(len(smallest))
+    if form is None or not 1900 <= int(smallest[:4]) <= int(largest[:4]) <= 2100:
         return None
-    form_of_all = TimeForm(TEXT, unit="us", formats=(form,))
-    return form if invalid_values(numbers[:1000], form_of_all) == invalid_values(numbers, form_of_all) == 0 else None
+    date = TimeForm(TEXT, unit="us", formats=(form,)).parse(pl.col(TIME))
+    return form if not times.sums(invalid=date.is_null() & pl.col(TIME).is_not_null())["invalid"] else None

@@ -106,13 +106,20 @@ def one_form(values: pl.Series, place: str, keep_missing: bool) -> tuple[pl.Seri
         values: text (n,), with repeated ones.
     """
     distinct = values.drop_nulls().unique(maintain_order=True).alias("id")
-    form = id_form(distinct, keep_missing)
-    ids = distinct.to_frame().select(form.parse(pl.col("id"))).to_series()
-    warnings = tuple(f"{place}: {text}" for text in _remarks(distinct, ids, form))
+    ids, form, warnings = one_form_of_distinct(distinct, place, keep_missing)
     unchanged = not ids.null_count() and bool((ids == distinct).all())
     if unchanged:
         return values, form, warnings
     return ids.gather(values.cast(pl.Enum(distinct)).to_physical()).alias(values.name), form, warnings
+
+
+def one_form_of_distinct(
+    distinct: pl.Series, place: str, keep_missing: bool
+) -> tuple[pl.Series, IdForm, tuple[str, ...]]:
+    """Like `one_form`, of different values that are not null."""
+    form = id_form(distinct, keep_missing)
+    ids = distinct.alias("id").to_frame().select(form.parse(pl.col("id"))).to_series()
+    return ids, form, tuple(f"{place}: {text}" for text in _remarks(distinct, ids, form))
 
 
 def no_id_message(

@@ -13,11 +13,25 @@ from ugt_composer.storage.input_files import check_given_once, visible_files
 
 
 @dataclass(frozen=True)
+class Span:
+    """A range of a file: of its bytes, to which the lines belong that begin in it, or of the rows of a Parquet file.
+
+    Attributes:
+        lines_before: lines of the file before the range.
+    """
+
+    start: int
+    stop: int
+    lines_before: int = 0
+
+
+@dataclass(frozen=True)
 class Part:
-    """A file of a table, and how it is written; `written.kind` is never None."""
+    """A file of a table, or a range of one, and how it is written; `written.kind` is never None."""
 
     path: Path
     written: FileFormat
+    span: Span | None = None
 
     @property
     def kind(self) -> str:

@@ -9,7 +9,7 @@ import polars as pl
 
 from ugt_composer.errors import UserError
 from ugt_composer.importing.action_words import are_actions
-from ugt_composer.importing.bad_rows import EXPECTED, IDS, first_bad_line, first_bad_row
+from ugt_composer.importing.bad_rows import EXPECTED, IDS, bad_values, first_bad_line, first_bad_row
 from ugt_composer.importing.column_names import find_column, need_column
 from ugt_composer.importing.column_types import check_type
 from ugt_composer.importing.damage import Damage
@@ -21,6 +21,7 @@ from ugt_composer.importing.sample import first_values
 from ugt_composer.importing.sequences import read_sequences
 from ugt_composer.importing.table import Table, named_errors, open_table
 from ugt_composer.importing.time_column import TimeColumn, checked_times, time_form
+from ugt_composer.importing.time_values import TimesInMemory
 from ugt_composer.importing.timestamps import TimeForm
 
 LINES = {SEQUENCES: "lines of `user item item …`", MIND: "MIND's impressions (--format mind)"}
@@ -134,10 +135,19 @@ def read_interactions(
     table.damage.refuse(skip_bad, len(frame))
     frame, values, remarks = _with_ids(path, frame, column_of, values, missing_as_ids)
     if times is not None and form is not None:
-        time, form, unusual = checked_times(times, form, frame["timestamp"], time_format is None, skip_bad)
-        frame, values["timestamp"] = frame.with_columns(time.alias("timestamp")), form.parse(times.value)
+        found = TimesInMemory(frame["timestamp"])
+        checked, form, unusual = checked_times(times, form, found, time_format is None, skip_bad)
+        assert isinstance(checked, TimesInMemory)
+        frame, values["timestamp"] = frame.with_columns(checked.values.alias("timestamp")), form.parse(times.value)
         remarks += unusual
-    bad = first_bad_row(table, rows, frame, column_of, values, form)
+    bad = first_bad_row(
+        table,
+        {role: frame[role].null_count() for role in frame.columns},
+        column_of,
+        form,
+        lambda role: rows.collect_schema()[column_of[role]].is_float(),
+        lambda role: bad_values(rows, column_of[role], values[role], role),
+    )
     unused = () if parts[0].kind == MIND else tuple(name for name in table.names if name not in column_of.values())
     log = _checked(path, frame, form, column_of, bad, table.damage, skip_bad, remarks)
     return replace(log, unused=unused)

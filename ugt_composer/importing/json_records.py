@@ -30,7 +30,8 @@ def json_objects(part: Part, single: Sequence[str] = ()) -> Iterator[JsonObject]
         single: keys whose values, such as ids, are no lists and no objects.
     """
     decode = msgspec.json.Decoder().decode
-    for number, line in enumerate(text_lines(part), start=1):
+    before = 0 if part.span is None else part.span.lines_before
+    for number, line in enumerate(text_lines(part), start=before + 1):
         if undecoded(line):
             yield JsonObject(number, {}, encoding_problem(part))
             continue

@@ -4,12 +4,14 @@ Parquet files, and files of text in which every line has the same form, are read
 those with line breaks in fields, damaged lines or other encodings, are read record by record.
 """
 
+import codecs
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import SEEK_END
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -18,14 +20,15 @@ from ugt_composer.importing.column_types import shown_type
 from ugt_composer.importing.csv_records import QUOTE, has_quotes, is_regular, records
 from ugt_composer.importing.damage import Damage
 from ugt_composer.importing.file_format import CSV, ITEMS, JSONL, MIND, PARQUET, TSV, is_news
-from ugt_composer.importing.inputs import Part
+from ugt_composer.importing.inputs import Part, Span
 from ugt_composer.importing.json_records import json_objects, json_text
-from ugt_composer.importing.text_lines import text_lines
+from ugt_composer.importing.text_lines import byte_blocks, text_lines
 
 ROW = "row of the file"  # the column that numbers lines (text) or rows (Parquet) from 1; no file has such a name
 PART = "part of the table"  # the column that numbers the files from 0
 CHUNK = 100_000  # records that become columns at once
 PARQUET_MARK = b"PAR1"  # of the format's start and end
+ONLY_BLANK = ": has only blank lines, expected one JSON object per line"
 SEPARATORS = re.compile(r"::|[;\t|,]")
 QUOTED_SEPARATOR = re.compile(r'(?<=")[;\t|](?=")')
 
@@ -72,9 +75,13 @@ class Table:
     def _read(self, part: Part, columns: list[str], one_line: Sequence[str]) -> pl.LazyFrame:
         if part.kind == PARQUET:
             scanned = pl.scan_parquet(part.path, row_index_name=ROW, glob=False)
+            if part.span is not None:
+                scanned = scanned.slice(part.span.start, part.span.stop - part.span.start)
             return scanned.select(*columns, pl.col(ROW) + 1)
         if part.kind == JSONL:
             return self._json_frame(part, columns, one_line)
+        if part.span is not None:
+            return _read_span(part, part.span, self.names, columns)
         if is_regular(part, len(self.names)):
             return _scanned(part, self.names, columns)
         return self._record_frame(part, columns, one_line)
@@ -179,19 +186,25 @@ def _names(part: Part) -> list[str]:
     return _names_of_text(part)
 
 
-def _keys(part: Part) -> list[str]:
-    """The keys of all objects, in the order in which they occur."""
+def keys_of(part: Part) -> tuple[list[str], str | None]:
+    """The keys of all objects, in the order in which they occur; if there are none, what is wrong with the last line
+    that is no object."""
     names: dict[str, None] = {}
-    problem = ": has only blank lines, expected one JSON object per line"
+    problem = None
     for item in json_objects(part):
         names.update(dict.fromkeys(item.fields))
         if item.problem is not None and not names:
             problem = f", line {item.line}: {item.problem}"
             if item.line == 1:
                 break
+    return list(names), problem
+
+
+def _keys(part: Part) -> list[str]:
+    names, problem = keys_of(part)
     if not names:
-        raise UserError(f"{part.path}{problem}")
-    return list(names)
+        raise UserError(f"{part.path}{problem or ONLY_BLANK}")
+    return names
 
 
 def _names_of_text(part: Part) -> list[str]:
@@ -257,19 +270,34 @@ def _check_separator(part: Part, fields: list[str], separators: re.Pattern[str])
 
 
 def _scanned(part: Part, names: list[str], columns: list[str]) -> pl.LazyFrame:
-    no_header = part.written.names is not None
-    table = pl.scan_csv(
-        part.path,
-        separator=part.written.separator or ",",
-        quote_char=QUOTE if has_quotes(part.written) else None,
-        has_header=False,  # names are those of the header as `records` reads it, or given
-        skip_lines=0 if no_header else 1,
-        schema=dict.fromkeys(names, pl.String),
-        row_index_name=ROW,
-        row_index_offset=1 if no_header else 2,
-        glob=False,
-    )
+    header = 0 if part.written.names is not None else 1
+    table = pl.scan_csv(part.path, glob=False, skip_lines=header, **_csv_options(part, names, 1 + header))
     return table.select(*columns, ROW)
+
+
+def _read_span(part: Part, span: Span, names: list[str], columns: list[str]) -> pl.LazyFrame:
+    """Like `_scanned`, of a range of a regular file."""
+    data = b"".join(byte_blocks(part))
+    header = 1 if span.start == 0 and part.written.names is None else 0
+    if span.start == 0:
+        data = data.removeprefix(codecs.BOM_UTF8)
+    if header:
+        data = data[data.find(b"\n") + 1 or len(data) :]
+    options = _csv_options(part, names, 1 + header + span.lines_before)
+    if not data:
+        return pl.LazyFrame(schema={**dict.fromkeys(columns, pl.String), ROW: pl.UInt32})
+    return pl.read_csv(data, **options).lazy().select(*columns, ROW)
+
+
+def _csv_options(part: Part, names: list[str], first_row: int) -> dict[str, Any]:
+    return {
+        "separator": part.written.separator or ",",
+        "quote_char": QUOTE if has_quotes(part.written) else None,
+        "has_header": False,  # names are those of the header as `records` reads it, or given
+        "schema": dict.fromkeys(names, pl.String),
+        "row_index_name": ROW,
+        "row_index_offset": first_row,
+    }
 
 
 def _check_parquet(path: Path, option: str) -> None:

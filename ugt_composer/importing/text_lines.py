@@ -43,12 +43,13 @@ def byte_blocks(part: Part) -> Iterator[bytes]:
     """
     path = part.path
     size = path.stat().st_size
+    start, stop = (0, size) if part.span is None else (part.span.start, part.span.stop)
     count = 0
     try:
-        for block in read_blocks(Piece(0, str(path), 0, size, size), MAX_LINE_BYTES, xxhash.xxh3_128()):
+        for block in read_blocks(Piece(0, str(path), start, stop, size), MAX_LINE_BYTES, xxhash.xxh3_128()):
             if block.too_long:
                 raise UserError(f"{path}: has a line of {block.too_long:,} bytes; expected lines of text")
-            if not count:
+            if not count and not start:
                 _check_start(part, block.data)
             count += 1
             yield block.data
@@ -56,14 +57,14 @@ def byte_blocks(part: Part) -> Iterator[bytes]:
         raise UserError(f"{path}: cannot be read to its end ({error}); copy or download it again") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    if not count:
+    if not count and part.span is None:
         raise UserError(f"{path}: is empty")
 
 
 def text_lines(part: Part) -> Iterator[str]:
     """The lines without their ends. Bytes that the encoding does not have become lone surrogates (see `undecoded`)."""
     decoder = None
-    rest, start, end = "", "\ufeff", "\n"
+    rest, start, end = "", "" if part.span is not None and part.span.start else "\ufeff", "\n"
     for data in byte_blocks(part):
         decoder = decoder or _decoder(part.encoding, data)
         text = rest + _decoded(part, decoder, data)

@@ -33,6 +33,7 @@ from ugt_composer.importing.time_units import (
     is_missing,
     units_of,
 )
+from ugt_composer.importing.time_values import TIME, TimesInMemory, TimeValues, count_invalid, count_valid
 from ugt_composer.importing.timestamps import NUMBERS, TEXT, TimeForm
 
 ROUNDED = r"^\s*\d(\.\d{1,7})?[eE]\+?\d+"  # 1.5263E+12, as spreadsheets write large numbers
@@ -67,9 +68,16 @@ class TimeColumn:
     def place(self) -> str:
         return f"{self.table.path}: column {self.name!r}"
 
-    def collect(self, **columns: pl.Expr) -> pl.DataFrame:
+    def sums(self, **conditions: pl.Expr) -> dict[str, int]:
+        """How many rows meet each condition."""
         with named_errors(self.table.path):
-            return self.rows.select(**columns).collect()
+            sums = self.rows.select(**{name: condition.sum() for name, condition in conditions.items()}).collect()
+        return sums.row(0, named=True)
+
+    def parsed(self, form: TimeForm) -> TimeValues:
+        """All values as a form reads them."""
+        with named_errors(self.table.path):
+            return TimesInMemory(self.rows.select(form.parse(self.value)).collect().to_series())
 
     def head(self, condition: pl.Expr, count: int = SAMPLE) -> pl.DataFrame:
         """Part, row number and value, as text, of the first rows that meet a condition."""
@@ -109,40 +117,36 @@ def time_form(column: TimeColumn, formats: Sequence[str] | None) -> TimeForm:
 
 
 def checked_times(
-    column: TimeColumn, form: TimeForm, numbers: pl.Series, detected: bool, skip: bool
-) -> tuple[pl.Series, TimeForm, tuple[str, ...]]:
+    column: TimeColumn, form: TimeForm, times: TimeValues, detected: bool, skip: bool
+) -> tuple[TimeValues, TimeForm, tuple[str, ...]]:
     """Finds the unit of times and further formats, and checks them.
 
     Args:
-        numbers: (n,) all values of the column, parsed with `form`; null where a value is invalid.
+        times: all values of the column, parsed with `form`.
         detected: the form was not given by --time-format.
         skip: times in another unit than most may be left out, as null, if they are few.
 
     Returns:
-        int64 or float64 (n,) times, null where a value is invalid; their form; warnings.
+        The times, int64 or float64; their form; warnings.
 
     Raises:
         UserError: the units are mixed.
     """
     warnings: list[str] = []
-    if detected and form.is_text and numbers.null_count():
-        form, numbers, warnings = _with_other_formats(column, form, numbers)
+    if detected and form.is_text and count_invalid(times):
+        form, times, warnings = _with_other_formats(column, form, times)
     if detected and form.kind == NUMBERS:
-        form = _with_unit(column, form, numbers, skip)
-        numbers = form.parse_numbers(numbers)
-    return numbers, form, (*warnings, *_remarks(column, form, numbers))
+        form = _with_unit(column, form, times, skip)
+        times = times.derived(replace(form, is_text=False).parse(pl.col(TIME)))
+    return times, form, (*warnings, *_remarks(column, form, times))
 
 
 def _day_or_month_first(column: TimeColumn, day: TimeForm) -> TimeForm:
     month = replace(day, formats=(month_first(day.formats[0]),))
     value = column.value
     day_valid, month_valid = (form.parse(value).is_not_null() for form in (day, month))
-    counts = column.collect(
-        day=(day_valid & ~month_valid).sum(),
-        month=(month_valid & ~day_valid).sum(),
-        both=(day_valid & month_valid).sum(),
-    )
-    by_day, by_month, both = counts.row(0)
+    counts = column.sums(day=day_valid & ~month_valid, month=month_valid & ~day_valid, both=day_valid & month_valid)
+    by_day, by_month, both = counts["day"], counts["month"], counts["both"]
     options = (
         f"--time-format '{day.formats[0].replace('%.f', '')}' or --time-format '{month.formats[0].replace('%.f', '')}'"
     )
@@ -161,52 +165,56 @@ def _day_or_month_first(column: TimeColumn, day: TimeForm) -> TimeForm:
 
 
 def _with_other_formats(
-    column: TimeColumn, form: TimeForm, numbers: pl.Series
-) -> tuple[TimeForm, pl.Series, list[str]]:
+    column: TimeColumn, form: TimeForm, times: TimeValues
+) -> tuple[TimeForm, TimeValues, list[str]]:
     """Adds the formats of values that the form does not fit, if they are unambiguous."""
     value = column.value
-    before = -1
-    while numbers.null_count() and numbers.null_count() != before:
-        before = numbers.null_count()
+    before, invalid = -1, count_invalid(times)
+    while invalid and invalid != before:
+        before = invalid
         other = form_of_text(column.head(form.parse(value).is_null() & value.is_not_null())["value"], UNAMBIGUOUS)
         if other is None or (other.kind != form.kind):
             break
         form = replace(form, formats=(*form.formats, *other.formats)) if form.kind == TEXT else other
-        numbers = column.collect(time=form.parse(value))["time"]
+        times = column.parsed(form)
+        invalid = count_invalid(times)
     if len(form.formats) < 2:
-        return form, numbers, []
+        return form, times, []
     single = [replace(form, formats=(text,)).parse(value).is_not_null() for text in form.formats]
-    counts = column.collect(**{text: valid.sum() for text, valid in zip(form.formats, single, strict=True)}).row(0)
+    counts = column.sums(**dict(zip(form.formats, single, strict=True)))
     first = column.first(single[1] & ~single[0])
-    listed = ", ".join(f"{text} ({count:,})" for text, count in zip(form.formats, counts, strict=True))
-    return form, numbers, [f"{column.place}: dates in {len(counts)} formats were read: {listed}; {first}"]
+    listed = ", ".join(f"{text} ({count:,})" for text, count in counts.items())
+    return form, times, [f"{column.place}: dates in {len(counts)} formats were read: {listed}; {first}"]
 
 
-def _with_unit(column: TimeColumn, form: TimeForm, numbers: pl.Series, skip: bool) -> TimeForm:
+def _with_unit(column: TimeColumn, form: TimeForm, times: TimeValues, skip: bool) -> TimeForm:
     """The form with the unit that the size of the numbers shows. Raises UserError if units are mixed."""
-    units = units_of(numbers)
+    units = units_of(times)
     if units.mixed:
         return _mixed(column, form, units, skip)
     if units.unit is None or units.unit == "ms":  # 12 and 14 digits have the size of milliseconds
-        digits = digits_format(numbers.drop_nulls())
+        digits = digits_format(times)
         if digits is not None:
             return replace(form, kind=TEXT, unit="us", formats=(digits,), dtype=pl.Int64)
     if units.unit == "ms":
-        _refuse_digits(column, form, numbers)
+        _refuse_digits(column, form, times)
     return form if units.unit is None else replace(form, unit=units.unit)
 
 
-def _refuse_digits(column: TimeColumn, form: TimeForm, numbers: pl.Series) -> None:
+def _refuse_digits(column: TimeColumn, form: TimeForm, times: TimeValues) -> None:
     """Raises UserError if the milliseconds of unusual years are dates written as digits, such as 20180630210500."""
-    per = PER_SECOND["ms"]
-    others = numbers.filter(~numbers.is_between(USUAL_FIRST * per, USUAL_LAST * per) & (numbers > FIRST * per))
-    digits = digits_format(others.cast(pl.Int64, strict=False).drop_nulls()) if len(others) else None
+
+    def is_other(time: pl.Expr) -> pl.Expr:
+        per = PER_SECOND["ms"]
+        return ~time.is_between(USUAL_FIRST * per, USUAL_LAST * per) & (time > FIRST * per)
+
+    others = times.derived(pl.when(is_other(pl.col(TIME))).then(pl.col(TIME).cast(pl.Int64, strict=False)))
+    digits = digits_format(others)
     if digits is not None:
-        number = form.parse(column.value)
-        is_other = ~number.is_between(USUAL_FIRST * per, USUAL_LAST * per) & (number > FIRST * per)
+        count = count_valid(others)
         raise UserError(
-            f"{column.place}: found {len(numbers.drop_nulls()) - len(others):,} milliseconds since 1970 and "
-            f"{len(others):,} dates like {digits} ({column.first(is_other)}); write all in one form"
+            f"{column.place}: found {count_valid(times) - count:,} milliseconds since 1970 and {count:,} dates like "
+            f"{digits} ({column.first(is_other(form.parse(column.value)))}); write all in one form"
         )
 
 
@@ -229,20 +237,24 @@ def _mixed(column: TimeColumn, form: TimeForm, units: Units, skip: bool) -> Time
     )
 
 
-def _remarks(column: TimeColumn, form: TimeForm, numbers: pl.Series) -> list[str]:
+def _remarks(column: TimeColumn, form: TimeForm, times: TimeValues) -> list[str]:
     """What is unusual about the times: probably missing ones, later ones than today, rounded ones."""
-    count = len(numbers) - numbers.null_count()
+    unusual = [] if form.unit is None else _unusual(form, PER_SECOND[form.unit])
+    sums = times.sums(
+        valid=pl.col(TIME).is_not_null(), **{text: is_unusual(pl.col(TIME)) for is_unusual, text in unusual}
+    )
+    count = sums["valid"]
     remarks = []
-    if form.unit is not None:
-        for is_unusual, text in _unusual(form, PER_SECOND[form.unit]):
-            found = int(numbers.to_frame("time").select(is_unusual(pl.col("time")).sum()).item())
+    if unusual:
+        for is_unusual, text in unusual:
+            found = sums[text]
             # Where most dates are unusual, they are what the table is about.
             if found and (found * 2 < count or form.kind == NUMBERS):
                 first = column.first(is_unusual(form.parse(column.value)))
                 remarks.append(f"{found:,} of {count:,} times {'is' if found == 1 else 'are'} {text} ({first})")
     if form.is_text and form.dtype == pl.Float64 and form.kind == NUMBERS:
         is_rounded = column.value.str.contains(ROUNDED)
-        if found := int(column.collect(found=is_rounded.sum()).item()):
+        if found := column.sums(found=is_rounded)["found"]:
             remarks.append(
                 f"{found:,} of {count:,} times were rounded when they were written ({column.first(is_rounded)}), so "
                 "their order is not known; write them in full"

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from ugt_composer.importing.time_values import TIME, TimeValues
+
 PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 NAMES = {
     "s": "seconds",
@@ -58,25 +60,24 @@ class Units:
         return self.unit is not None and len(self.counts) > 1
 
 
-def units_of(numbers: pl.Series) -> Units:
+def units_of(times: TimeValues) -> Units:
     """The units of a column of numbers.
 
     Numbers of a size are times only if most of them are between 1990 and 2100; otherwise they are plain numbers, such
     as a counter that runs through the sizes of several units.
     """
-    number = pl.col("number")
+    number = pl.col(TIME)
     counted = ~is_missing(number)
     kinds = {unit: in_unit(number, unit) & counted for unit in PER_SECOND}
     usual = {unit: number.is_between(USUAL_FIRST * per, USUAL_LAST * per) for unit, per in PER_SECOND.items()}
-    sums = {unit: kind.sum() for unit, kind in kinds.items()}
-    sums |= {f"usual {unit}": (kinds[unit] & usual[unit]).sum() for unit in PER_SECOND}
-    sums[NUMBER] = ((number < FIRST) & counted).sum()
-    found = numbers.drop_nulls().alias("number").to_frame().select(**sums).row(0, named=True)
-    times = [unit for unit in PER_SECOND if found[unit] and found[f"usual {unit}"] * 2 >= found[unit]]
-    if not times:
+    sums = {f"usual {unit}": kinds[unit] & usual[unit] for unit in PER_SECOND} | kinds
+    sums |= {NUMBER: (number < FIRST) & counted, "all": number.is_null() | number.is_not_null()}
+    found = times.sums(**sums)
+    units = [unit for unit in PER_SECOND if found[unit] and found[f"usual {unit}"] * 2 >= found[unit]]
+    if not units:
         return Units(None, {})
     counts = {kind: found[kind] for kind in (*PER_SECOND, NUMBER) if found[kind]}
-    if counts.get(NUMBER, 0) <= MOST_SMALL * len(numbers):
+    if counts.get(NUMBER, 0) <= MOST_SMALL * found["all"]:
         counts.pop(NUMBER, None)
     counts = dict(sorted(counts.items(), key=lambda pair: -pair[1]))
-    return Units(max(times, key=lambda unit: found[unit]), counts)
+    return Units(max(units, key=lambda unit: found[unit]), counts)

@@ -1,7 +1,7 @@
 """How the times of a column become numbers, and back."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
@@ -72,10 +72,6 @@ class TimeForm:
             )
             return pl.when(is_missing(number)).then(0).otherwise(seconds)
         return number if self.unit is None else pl.when(in_unit(number, self.unit) | is_missing(number)).then(number)
-
-    def parse_numbers(self, numbers: pl.Series) -> pl.Series:
-        """Like `parse`, for the numbers of a column that was read as NUMBERS."""
-        return pl.select(replace(self, is_text=False).parse(pl.lit(numbers))).to_series()
 
     def bound(self, text: str, quantile: Callable[[float], float], option: str) -> float:
         """Parses a point in time that a user typed: a fraction of the interactions in (0, 1), a number, or a date.
