@@ -154,7 +154,7 @@ def make_corpus(
     bounds, about_bounds = _bounds(log, marked, split) if split.split == TIME else (None, {})
     users_of = marked.map(_count_users)
     users, held_out_of = sum(users_of), _held_out_users(users_of, split)
-    partitions = marked.transform(_split, split, bounds, each=held_out_of)
+    partitions = marked.transform(_split, split, bounds, each=held_out_of).kept()
     split_counts = partitions.sum(_count_split)
     held_out = sum(int(mask.sum()) for mask in held_out_of)
     facts["positive"] = int(split_counts.parts.sum())

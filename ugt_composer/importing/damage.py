@@ -41,6 +41,12 @@ class Damage:
         """A sentence about the rows that were skipped, if there are any."""
         return (f"skipped damaged rows: {self.count:,}; the first: {self.first}",) if self.count else ()
 
+    def merge(self, other: "Damage") -> None:
+        """Adds rows that come after these."""
+        self.count += other.count
+        self.first = self.first or other.first
+        self.places = [*self.places, *other.places][:NAMED_LINES]
+
     def add(self, part: Part, number: int, problem: str) -> None:
         self.count += 1
         if self.first is None:

@@ -123,9 +123,9 @@ def read_interactions(
     if parts[0].kind == MIND:
         column_of, rows = COLUMN_OF, read_behaviors(table)
     else:
-        column_of = _find_columns(table, columns, file_order)
+        column_of = find_columns(table, columns, file_order)
         rows = table.read(list(column_of.values()), one_line=list(column_of.values()))
-    values, times, form = _value_expressions(path, rows, column_of), None, None
+    values, times, form = value_expressions(path, rows, column_of), None, None
     if "timestamp" in column_of:
         times = TimeColumn(table, rows, column_of["timestamp"])
         form = time_form(times, time_format)
@@ -210,13 +210,24 @@ def _checked(
     """
     good = frame if bad is None else frame.drop_nulls([role for role in EXPECTED if role in frame.columns])
     count = len(frame) - len(good)
-    if count and not skip_bad:
-        raise UserError(f"{bad}; fix it, or skip such rows with --on-error skip ({count:,} of {len(frame):,})")
-    log = _as_arrays(path, good, form, column_of)
+    refuse_bad_rows(bad, count, len(frame), skip_bad)
+    check_any_rows(path, len(good))
+    log = as_arrays(good, form, column_of)
     return replace(log, skipped=damage.count + count, first_skipped=damage.first or bad, warnings=warnings)
 
 
-def _find_columns(table: Table, columns: Columns, file_order: bool) -> dict[str, str]:
+def refuse_bad_rows(bad: str | None, count: int, rows: int, skip: bool) -> None:
+    """Raises UserError if `count` of all rows have an invalid value, unless they are to be skipped."""
+    if count and not skip:
+        raise UserError(f"{bad}; fix it, or skip such rows with --on-error skip ({count:,} of {rows:,})")
+
+
+def check_any_rows(path: Path, rows: int) -> None:
+    if not rows:
+        raise UserError(f"{path}: found no interaction, expected at least one row")
+
+
+def find_columns(table: Table, columns: Columns, file_order: bool) -> dict[str, str]:
     path, names = table.path, table.names
     if is_behaviors(names):
         raise UserError(f"{path}: has MIND's lists of impressions; give --format mind")
@@ -249,7 +260,7 @@ def _find_columns(table: Table, columns: Columns, file_order: bool) -> dict[str,
     return column_of
 
 
-def _value_expressions(path: Path, rows: pl.LazyFrame, column_of: dict[str, str]) -> dict[str, pl.Expr]:
+def value_expressions(path: Path, rows: pl.LazyFrame, column_of: dict[str, str]) -> dict[str, pl.Expr]:
     """role → expression of its values, except for times: ids and actions as text, ratings as numbers.
 
     They are null where a value is invalid.
@@ -277,13 +288,16 @@ def _numbered(names: pl.Series) -> tuple[pl.Series, np.ndarray]:
     return distinct, names.cast(pl.Enum(distinct)).to_physical().to_numpy().astype(np.int32)
 
 
-def _as_arrays(path: Path, frame: pl.DataFrame, form: TimeForm | None, column_of: dict[str, str]) -> Interactions:
-    if not len(frame):
-        raise UserError(f"{path}: found no interaction, expected at least one row")
+def as_arrays(frame: pl.DataFrame, form: TimeForm | None, column_of: dict[str, str]) -> Interactions:
+    """The interactions of a frame with the columns user, item (text, or numbers that are those of the items), and maybe
+    timestamp, rating and action."""
     columns = {name: frame[name] for name in frame.columns}
     del frame  # so that each text column is freed as soon as it is numbered
     users, user = _numbered(columns.pop("user"))
-    items, item = _numbered(columns.pop("item"))
+    written = columns.pop("item")
+    is_text = written.dtype == pl.String
+    items, item = _numbered(written) if is_text else (pl.Series(dtype=pl.String), written.to_numpy())
+    del written
     time = columns["timestamp"].to_numpy() if "timestamp" in columns else None
     order = _order(user, time)
     return Interactions(

@@ -32,7 +32,7 @@ def k_core(partitions: Partitions[UserItems], items: int, k: int) -> Core:
     counts = partitions.sum(_item_counts, items)
     first, rounds = int(counts.sum()), 0
     while True:
-        remaining = partitions.transform(_peeled, counts, k)
+        remaining = partitions.transform(_peeled, counts, k).kept()
         new_counts = remaining.sum(_item_counts, items)
         if new_counts.sum() == counts.sum():
             return Core(counts, first, int(counts.sum()), rounds)

@@ -72,7 +72,7 @@ class Census:
             users=self.users + other.users,
             item_rows=self.item_rows + other.item_rows,
             users_with=self.users_with + other.users_with,
-            busiest=max(self.busiest, other.busiest, key=lambda pair: pair[1]),
+            busiest=min(self.busiest, other.busiest, key=lambda pair: (-pair[1], len(pair[0].encode()), pair[0])),
             first_time=min(firsts, default=None),
             last_time=max(lasts, default=None),
         )

@@ -32,6 +32,10 @@ class Partitions(Protocol[T_co]):
         """The partitions that the function returns."""
         ...
 
+    def kept(self) -> "Partitions[T_co]":
+        """The same, so that several passes over them do not compute them again."""
+        ...
+
     def __len__(self) -> int: ...
 
 
@@ -52,6 +56,9 @@ class InMemory(Generic[T]):
         self, function: Callable[..., Any], *arguments: Any, each: Sequence[Any] | None = None
     ) -> "InMemory[Any]":
         return InMemory(*self.map(function, *arguments, each=each))
+
+    def kept(self) -> "InMemory[T]":
+        return self
 
     def __len__(self) -> int:
         return len(self._partitions)

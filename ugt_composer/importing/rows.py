@@ -111,7 +111,7 @@ class RowCounts:
 
 def make_rows(corpus: Corpus, rule: RowRule) -> Partitions[UserRows]:
     """The rows of all partitions."""
-    return corpus.partitions.transform(_make_rows, rule, each=_skipped(corpus.partitions, rule))
+    return corpus.partitions.transform(_make_rows, rule, each=_skipped(corpus.partitions, rule)).kept()
 
 
 def _skipped(partitions: Partitions[UserHistories], rule: RowRule) -> list[Skipped]:

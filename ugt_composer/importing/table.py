@@ -6,7 +6,7 @@ those with line breaks in fields, damaged lines or other encodings, are read rec
 
 import codecs
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import SEEK_END
@@ -68,7 +68,8 @@ class Table:
         columns = list(dict.fromkeys(columns))
         frames = [self._read(part, columns, one_line) for part in self.parts]
         if self.parts[0].kind == PARQUET and len(frames) > 1:
-            frames = self._with_common_types(frames)
+            types = common_types(self.parts, [frame.collect_schema() for frame in frames])
+            frames = [frame.with_columns(pl.col(name).cast(dtype) for name, dtype in types.items()) for frame in frames]
         numbered = [frame.with_columns(pl.lit(n, pl.Int32).alias(PART)) for n, frame in enumerate(frames)]
         return pl.concat(numbered)
 
@@ -108,22 +109,23 @@ class Table:
                 self.damage.add(part, item.line, item.problem)
         return columns_of.frame()
 
-    def _with_common_types(self, frames: list[pl.LazyFrame]) -> list[pl.LazyFrame]:
-        """Casts numbers to one type each. Raises UserError if a column holds numbers here and something else there."""
-        schemas = [frame.collect_schema() for frame in frames]
-        casts = []
-        for name in schemas[0].names():
-            types = [schema[name] for schema in schemas]
-            if len(set(types)) == 1:
-                continue
-            other = next(n for n, dtype in enumerate(types) if dtype != types[0])
-            if not all(dtype.is_numeric() for dtype in types):
-                raise UserError(
-                    f"{self.parts[other].path}: column {name!r} holds {shown_type(types[other])}, but "
-                    f"{shown_type(types[0])} in {self.parts[0].path}; expected the same type in all files"
-                )
-            casts.append(pl.col(name).cast(pl.Float64 if any(dtype.is_float() for dtype in types) else pl.Int64))
-        return [frame.with_columns(casts) for frame in frames]
+
+def common_types(parts: Sequence[Part], schemas: Sequence[Mapping[str, pl.DataType]]) -> dict[str, pl.DataType]:
+    """Column → type, of those whose type of number differs between files. Raises UserError if a column holds numbers
+    here and something else there."""
+    types_of: dict[str, pl.DataType] = {}
+    for name in schemas[0]:
+        types = [schema[name] for schema in schemas]
+        if len(set(types)) == 1:
+            continue
+        other = next(n for n, dtype in enumerate(types) if dtype != types[0])
+        if not all(dtype.is_numeric() for dtype in types):
+            raise UserError(
+                f"{parts[other].path}: column {name!r} holds {shown_type(types[other])}, but "
+                f"{shown_type(types[0])} in {parts[0].path}; expected the same type in all files"
+            )
+        types_of[name] = pl.Float64() if any(dtype.is_float() for dtype in types) else pl.Int64()
+    return types_of
 
 
 class _Columns:

@@ -1,0 +1,71 @@
+"""The engine of an import that runs on Spark."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from ugt_composer.importing.log import Log
+from ugt_composer.importing.partitions import Partitions
+from ugt_composer.importing.rows import Ids, RowCounts, UserRows, write_rows
+from ugt_composer.importing.settings import SourceSettings
+from ugt_composer.importing.spark_reader import read_with_spark
+
+if TYPE_CHECKING:
+    from pyspark import SparkContext
+
+PARTS = "parts"  # folder of the files that tasks write
+COPY_BYTES = 1 << 24
+
+
+class SparkEngine:
+    """Interactions and rows are in Spark's executors; semantic IDs are made on the driver."""
+
+    def __init__(self, context: "SparkContext"):
+        self._context = context
+
+    def read(self, source: SourceSettings) -> Log:
+        return read_with_spark(self._context, source)
+
+    def write(self, rows: Partitions[UserRows], counts: RowCounts, ids: Ids, folder: Path) -> None:
+        """Each task writes files of its own, under a name that no other attempt of it has; those of the attempts whose
+        results Spark takes are joined in order."""
+        parts = folder / PARTS
+        parts.mkdir()
+        try:
+            written = rows.map(_write_parts, counts, ids, parts)
+            for name in counts.files:
+                _join([files[name] for files in written], folder / name)
+        finally:
+            shutil.rmtree(parts, ignore_errors=True)
+
+
+def _write_parts(rows: UserRows, counts: RowCounts, ids: Ids, folder: Path) -> dict[str, Path]:
+    from pyspark import TaskContext
+
+    task = TaskContext.get()
+    assert task is not None
+    attempt = f"{task.stageId()}-{task.partitionId()}-{task.taskAttemptId()}"
+    files = {name: folder / f"{attempt}.{name}" for name in counts.files}
+    for name, path in files.items():
+        with path.open("wb") as file:
+            write_rows(rows, name, ids, bool(counts.earlier[name]), file, lambda new: None)
+            file.flush()
+            os.fsync(file.fileno())
+    return files
+
+
+def _join(parts: list[Path], path: Path) -> None:
+    """Writes the parts one after the other, and deletes each."""
+    total = sum(part.stat().st_size for part in parts)
+    with (
+        path.open("wb") as whole,
+        tqdm(total=total, unit="B", unit_scale=True, desc=path.name, disable=None, leave=False) as bar,
+    ):
+        for part in parts:
+            with part.open("rb") as file:
+                shutil.copyfileobj(file, whole, COPY_BYTES)
+            bar.update(part.stat().st_size)
+            part.unlink()

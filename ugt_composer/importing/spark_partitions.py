@@ -1,0 +1,89 @@
+"""Partitions of an import in the executors of Spark."""
+
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from pyspark import RDD
+
+T = TypeVar("T")
+
+
+class SparkPartitions(Generic[T]):
+    """`Partitions` whose elements are those of an RDD.
+
+    A function is shipped with its arguments once per executor (as a broadcast). What `transform` returns is computed
+    again for each pass over it, unless it is `kept`; then it lies on the executors' disks, and only what is lost with
+    an executor is computed again.
+    """
+
+    def __init__(self, rdd: "RDD[tuple[int, T]]", count: int):
+        """Args:
+        rdd: (number, partition), one element in each of Spark's partitions.
+        """
+        self._rdd, self._count = rdd, count
+
+    def map(self, function: Callable[..., Any], *arguments: Any, each: Sequence[Any] | None = None) -> list[Any]:
+        found = self._apply(function, arguments, each).collect()
+        return [value for _, value in sorted(found, key=operator.itemgetter(0))]
+
+    def sum(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self._apply(function, arguments, None).values().treeReduce(operator.add)
+
+    def transform(
+        self, function: Callable[..., Any], *arguments: Any, each: Sequence[Any] | None = None
+    ) -> "SparkPartitions[Any]":
+        return SparkPartitions(self._apply(function, arguments, each), self._count)
+
+    def shuffled(
+        self,
+        split: Callable[..., Iterator[tuple[int, bytes]]],
+        join: Callable[..., Any],
+        count: int,
+        *arguments: Any,
+    ) -> "SparkPartitions[Any]":
+        """Other partitions, by Spark's shuffle.
+
+        Args:
+            split: called as `split(partition, *arguments)`; yields numbers of new partitions with data for them.
+            join: called as `join(data, *arguments)` with the list of a new partition's data, in the order of the
+                partitions that it comes from.
+            count: of new partitions.
+        """
+        shipped = self._rdd.context.broadcast((split, join, arguments))
+
+        def sent(element: tuple[int, Any]) -> Iterator[tuple[int, tuple[int, bytes]]]:
+            number, partition = element
+            for target, data in shipped.value[0](partition, *shipped.value[2]):
+                yield target, (number, data)
+
+        def joined(number: int, received: Iterable[tuple[int, tuple[int, bytes]]]) -> Iterator[tuple[int, Any]]:
+            data = sorted((pair for _, pair in received), key=operator.itemgetter(0))
+            yield number, shipped.value[1]([one for _, one in data], *shipped.value[2])
+
+        # Numbers of partitions are used as they are.
+        by_number = self._rdd.flatMap(sent).partitionBy(count, int)
+        return SparkPartitions(by_number.mapPartitionsWithIndex(joined), count)
+
+    def kept(self) -> "SparkPartitions[T]":
+        from pyspark import StorageLevel
+
+        self._rdd.persist(StorageLevel.DISK_ONLY)
+        return self
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _apply(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], each: Sequence[Any] | None
+    ) -> "RDD[tuple[int, Any]]":
+        shipped = self._rdd.context.broadcast((function, arguments, each))
+
+        def apply(element: tuple[int, Any]) -> tuple[int, Any]:
+            number, partition = element
+            called, constants, values = shipped.value
+            own = () if values is None else (values[number],)
+            return number, called(partition, *own, *constants)
+
+        return self._rdd.map(apply)
