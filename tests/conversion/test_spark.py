@@ -2,14 +2,22 @@
 
 import gzip
 import json
+import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import zstandard
 
 from tests.conversion.conversion_cases import SMALL, contents, main, preference_row, recommend_row, siblings, write_rows
+from tests.conversion.executors import Faults
+from tests.conversion.test_convert import PROGRAM, group_is_gone
+from tests.shop import ROOT
+from tests.spark.cluster import DEADLINE, wait_until
 from tests.spark.spark_cases import MASTER, needs_java
 from ugt_composer.errors import UserError
 from ugt_composer.jsonl.schema import ACTIONS_NAME, ITEM_KEYS
@@ -17,7 +25,7 @@ from ugt_composer.spark.session import spark_session
 
 pytest.importorskip("pyspark")
 pytestmark = needs_java
-TASKS = ["--range-bytes", "2500", "--size-limit", "4096"]  # ten or more, most with several shards
+TASKS = ["--range-bytes", "2500", "--size-limit", "4096"]  # more than ten
 LENIENT = ["--on-error", "quarantine", "--max-error-rate", "1"]
 
 
@@ -127,3 +135,32 @@ def test_rows_after_a_bad_one_are_not_converted(session, tmp_path, monkeypatch):
     shutil.rmtree(tmp_path)
     note_error(place, 5)  # a task that ends after the conversion
     assert not tmp_path.exists()
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
+def test_a_signal_ends_spark_and_leaves_nothing(inputs, tmp_path, number, status):
+    faults = Faults(tmp_path / "faults")
+    faults.inject("signal", seconds=1.0)
+    command = [sys.executable, str(PROGRAM), inputs, "--kind", "recommend", "--out", "out", *SMALL, *TASKS, *LENIENT]
+    process = subprocess.Popen(
+        [*command, "--engine", "spark", "--master", MASTER],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{faults.folder}:{ROOT}"},
+        start_new_session=True,
+    )
+    wait_until(lambda: len(faults.attempts()) > 2 or process.poll() is not None, "tasks are running")
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
+    output, errors = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, output) == (status, "")
+    assert errors == "interrupted; nothing was written to out\n"
+    assert siblings(tmp_path / "out") == []
+    assert not (tmp_path / "out").exists()
+    wait_until(lambda: group_is_gone(process.pid), "Spark's processes have ended")

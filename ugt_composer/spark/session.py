@@ -4,6 +4,7 @@ pyspark is imported inside functions only: it is an optional dependency.
 """
 
 import importlib.util
+import logging
 import os
 import re
 import secrets
@@ -17,6 +18,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -197,11 +199,24 @@ def _jobs_cancelled(session: "SparkSession") -> Iterator[None]:
 
 @contextmanager
 def _translated_errors() -> Iterator[None]:
-    """Raises errors of Spark and Py4J as UserError and SparkError, in one sentence."""
+    """Raises errors of Spark and Py4J as UserError and SparkError, in one sentence, without the tracebacks that Py4J
+    logs."""
     from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
 
+    root, logger = logging.getLogger(), logging.getLogger("py4j")
+    level = logger.level
+    root.addFilter(_is_not_of_py4j)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     except (Py4JError, PySparkException) as error:
         raise failure(error, None) from None
+    finally:
+        root.removeFilter(_is_not_of_py4j)
+        logger.setLevel(level)
+
+
+def _is_not_of_py4j(record: logging.LogRecord) -> bool:
+    """Py4J logs an interrupted call, or one that Java does not answer, by the root logger."""
+    return Path(record.pathname).parent.name != "py4j"
