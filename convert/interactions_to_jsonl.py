@@ -21,6 +21,7 @@ too, for models that read them: encoder_actions, encoder_times, and decoder_time
 import argparse
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,18 @@ from ugt_composer.job.cpus import share_cpus
 if __name__ == "__main__":
     share_cpus()  # before NumPy and scikit-learn are imported, which start their threads
 
+from tqdm import tqdm
+
 from ugt_composer import __version__
 from ugt_composer.errors import exit_on_user_error
 from ugt_composer.importing import options
 from ugt_composer.importing.quality import summary
 from ugt_composer.importing.report_lines import lines_about_histories, lines_about_interactions
-from ugt_composer.importing.run import CATALOGUE, FILES, Settings, import_interactions
+from ugt_composer.importing.run import CATALOGUE, FILES, LocalEngine, Settings, import_interactions
 from ugt_composer.importing.settings import IdSettings, RowSettings, SplitSettings
+from ugt_composer.importing.spark_engine import SparkEngine
+from ugt_composer.spark.options import add_engine_options, engine_session
+from ugt_composer.spark.progress import job_progress
 from ugt_composer.storage.output_folder import new_folder
 
 EXAMPLES = """
@@ -73,6 +79,9 @@ examples:
 
   # a folder of parts
   python convert/interactions_to_jsonl.py events/ --out data/events
+
+  # more than one machine holds: on a Spark cluster, whose machines share the folders
+  python convert/interactions_to_jsonl.py events/ --engine spark --master spark://HOST:7077 --out data/events
 """
 
 
@@ -92,6 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=Path, required=True, metavar="DIR", help="output folder; appears only when complete"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier run in --out")
+    add_engine_options(parser, "INTERACTIONS and DIR")
     options.add_source_options(parser)
     options.add_split_options(parser)
     options.add_row_options(parser)
@@ -105,8 +115,13 @@ def main(arguments: list[str] | None = None) -> int:
         options.settings_of(RowSettings, args),
         options.preference_settings(args),
     )
-    with new_folder(args.out, FILES, args.overwrite) as folder:
-        report = import_interactions(settings, folder, lambda text: print(text, file=sys.stderr, flush=True))
+    with (
+        new_folder(args.out, FILES, args.overwrite) as folder,
+        engine_session(args, "interactions_to_jsonl", "") as session,
+    ):
+        engine = LocalEngine() if session is None else SparkEngine(session)
+        with nullcontext() if session is None else job_progress(session, "importing"):
+            report = import_interactions(settings, folder, lambda text: tqdm.write(text, file=sys.stderr), engine)
     print_report(report)
     options.print_warnings(report)
     print_next(report, args.out)

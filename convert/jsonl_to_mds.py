@@ -27,9 +27,7 @@ from ugt_composer.conversion.spark_engine import SparkEngine
 from ugt_composer.conversion.workers import LocalEngine, WorkerDied
 from ugt_composer.errors import EXIT_ERROR, UserError, exit_on_user_error
 from ugt_composer.jsonl.schema import ACTIONS_NAME
-from ugt_composer.spark.session import spark_session
-
-LOCAL, SPARK = "local", "spark"
+from ugt_composer.spark.options import LOCAL, SPARK, add_engine_options, engine_session
 
 EXAMPLES = """
 rows (one JSON object per line):
@@ -81,18 +79,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _engine(args: argparse.Namespace) -> Iterator[Engine]:
-    if args.engine == LOCAL:
-        if args.master is not None:
-            raise UserError(f"--master {args.master} is for --engine {SPARK}; --workers N uses N processes")
-        with _progress_bar() as progress:
-            yield LocalEngine(1 if args.workers is None else args.workers, progress)
-        return
-    if args.workers is not None:
+    if args.workers is not None and args.engine == SPARK:
         raise UserError(
             f"--workers {args.workers} is for --engine {LOCAL}; with {SPARK}, --master local[N] uses N cores"
         )
-    with spark_session(args.master, "jsonl_to_mds") as session:
-        yield SparkEngine(session)
+    with engine_session(args, "jsonl_to_mds", "; --workers N uses N processes") as session:
+        if session is not None:
+            yield SparkEngine(session)
+            return
+        with _progress_bar() as progress:
+            yield LocalEngine(1 if args.workers is None else args.workers, progress)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -115,19 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", required=True, metavar="DIR", help="output folder or s3://BUCKET/PREFIX; appears only when complete")
     add("--overwrite", action="store_true", help="replace DIR, once the new one is complete")
     add("--workers", type=int, metavar="N", help="processes; the output is the same for any N (default 1)")
-    add(
-        "--engine",
-        choices=(LOCAL, SPARK),
-        default=LOCAL,
-        help=f"{LOCAL}: this machine; {SPARK}: Apache Spark, whose machines share the folders of INPUT and DIR; the "
-        f"output is the same (default {LOCAL})",
-    )
-    add(
-        "--master",
-        metavar="URL",
-        help=f"with {SPARK}: local[N], spark://HOST:PORT, ... (default: that of spark-submit or of Spark's "
-        "configuration, otherwise all cores of this machine)",
-    )
+    add_engine_options(parser, "INPUT and DIR")
     limits = parser.add_argument_group("limits of the rows, as in the model's YAML").add_argument
     limits(
         "--codebook-sizes",

@@ -115,9 +115,8 @@ def _write_files(rows: UserRows, counts: RowCounts, ids: Ids, folder: Path, prog
             write_rows(rows, name, ids, bool(counts.earlier[name]), file, progress)
 
 
-def import_interactions(settings: Settings, folder: Path, say: Say, engine: Engine | None = None) -> dict[str, Any]:
+def import_interactions(settings: Settings, folder: Path, say: Say, engine: Engine) -> dict[str, Any]:
     """Writes FILES into `folder`, except for preference files that would have no pairs. Returns the report."""
-    engine = engine or LocalEngine()
     find_parts(settings.source.interactions, settings.source.written)  # a missing file is said before all else
     known = read_known_items(settings.source, say)
     given = read_given(settings.ids, known)

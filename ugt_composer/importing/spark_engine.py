@@ -14,7 +14,7 @@ from ugt_composer.importing.settings import SourceSettings
 from ugt_composer.importing.spark_reader import read_with_spark
 
 if TYPE_CHECKING:
-    from pyspark import SparkContext
+    from pyspark.sql import SparkSession
 
 PARTS = "parts"  # folder of the files that tasks write
 COPY_BYTES = 1 << 24
@@ -23,11 +23,11 @@ COPY_BYTES = 1 << 24
 class SparkEngine:
     """Interactions and rows are in Spark's executors; semantic IDs are made on the driver."""
 
-    def __init__(self, context: "SparkContext"):
-        self._context = context
+    def __init__(self, session: "SparkSession"):
+        self._session = session
 
     def read(self, source: SourceSettings) -> Log:
-        return read_with_spark(self._context, source)
+        return read_with_spark(self._session.sparkContext, source)
 
     def write(self, rows: Partitions[UserRows], counts: RowCounts, ids: Ids, folder: Path) -> None:
         """Each task writes files of its own, under a name that no other attempt of it has; those of the attempts whose

@@ -5,14 +5,18 @@ many rows they have, and no rows.
 """
 
 import io
+import os
+import socket
 from collections.abc import Iterator, Sequence
+from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from ugt_composer.errors import UserError
+from ugt_composer.errors import RunError, UserError
 from ugt_composer.importing.bad_rows import EXPECTED, IDS, bad_values, first_bad_row
 from ugt_composer.importing.csv_records import count_regular_lines, may_be_regular
 from ugt_composer.importing.damage import Damage
@@ -155,7 +159,7 @@ def _blocks(context: "SparkContext", parts: tuple[Part, ...]) -> tuple[list[Bloc
     spans = [block for number, part in enumerate(parts) for block in _byte_ranges(number, part)]
     table: Table | None = open_table(parts) if parts[0].kind != JSONL else None
     width = 0 if table is None else len(table.names)
-    found = context.parallelize(spans, len(spans)).map(lambda block: _survey(block, width)).collect()
+    found = context.parallelize(spans, len(spans)).map(partial(_survey, os.getcwd(), width)).collect()
     if table is None:
         table = _json_table(parts, spans, found)
     blocks: list[Block] = []
@@ -189,8 +193,25 @@ def _byte_ranges(number: int, part: Part) -> list[Block]:
     return [Block(number, replace(part, span=span)) for span in spans]
 
 
-def _survey(block: Block, width: int) -> Surveyed:
-    part = block.source
+@contextmanager
+def _readable(folder: str, part: Part) -> Iterator[None]:
+    """Runs the block in the driver's working directory if the file's path is relative. Raises RunError if the file is
+    not there."""
+    if not os.path.exists(os.path.join(folder, part.path)):
+        raise RunError(
+            f"{part.path} is not there on {socket.gethostname()}; Spark's machines must share the folders of the input "
+            "and of --out, under the same paths"
+        )
+    with nullcontext() if part.path.is_absolute() else chdir(folder):
+        yield
+
+
+def _survey(folder: str, width: int, block: Block) -> Surveyed:
+    with _readable(folder, block.source):
+        return _surveyed(block.source, width)
+
+
+def _surveyed(part: Part, width: int) -> Surveyed:
     if part.kind == JSONL:
         keys, problem = keys_of(part)
         lines = sum(data.count(b"\n") for data in byte_blocks(part)) if part.span is not None else 0
@@ -224,7 +245,8 @@ class _RawRows:
     def __init__(self, context: "SparkContext", blocks: Sequence[Block], reading: Reading):
         shipped = context.broadcast(reading)
         numbered = context.parallelize(list(enumerate(blocks)), len(blocks))
-        read = numbered.map(lambda block: (block[0], _read(block[1], shipped.value)))
+        folder = os.getcwd()  # tasks run in another one
+        read = numbered.map(lambda block: (block[0], _read(folder, block[1], shipped.value)))
         self.blocks: SparkPartitions[RawBlock] = SparkPartitions(read, len(blocks)).kept()
         self._schema = reading.schema
         self.count, self.damage = 0, Damage()
@@ -254,10 +276,10 @@ class _RawRows:
         return pl.concat(self.blocks.map(_head, condition, value, count)).head(count)
 
 
-def _read(block: Block, reading: Reading) -> RawBlock:
+def _read(folder: str, block: Block, reading: Reading) -> RawBlock:
     table = Table((block.source,), reading.table.names)
     columns = list(reading.column_of.values())
-    with named_errors(block.source.path):
+    with _readable(folder, block.source), named_errors(block.source.path):
         frame = table.read(columns, one_line=columns).collect()
     # Numbers of rows of Parquet and of lines may have different types.
     frame = frame.with_columns(pl.lit(block.part, pl.Int32).alias(PART), pl.col(ROW).cast(pl.UInt32))
