@@ -37,7 +37,7 @@ def where_searched(path: str | Path) -> str:
     return "" if Path(path).is_absolute() else f" (working directory: {Path.cwd()})"
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its kind if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

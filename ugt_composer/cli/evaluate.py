@@ -7,19 +7,23 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ugt_composer.cli.options import add_catalogue, add_item_lists, add_item_scores, add_max_history, add_model
 
 if TYPE_CHECKING:
     from ugt_composer.catalogue.catalogue import Catalogue
+    from ugt_composer.cli.item_lists import ListFile
+    from ugt_composer.config.schema import Config
     from ugt_composer.inference.evaluation import Evaluation
+    from ugt_composer.model.ugt import UGT
 
 EPILOG = """examples:
   ugt evaluate --checkpoint checkpoints/stage3/best --data mds/test
   ugt evaluate --checkpoint checkpoints/stage3/best --data mds/test --data mds/test_preference --json test.json
   ugt evaluate --checkpoint checkpoints/stage1/best --data mds/test -k 10 100 --include-seen --plot test.png
   ugt evaluate --checkpoint checkpoints/stage3/best --data mds/test --only in-stock.txt
+  composer -n 8 -c ugt evaluate …                    on 8 GPUs
 
 The metrics equal those of the evaluation during training on the same rows. A second table shows them by the
 number of items in the history. Rows with a rejected item give the preference metrics and are not ranked. Items that
@@ -68,9 +72,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from dataclasses import replace
-
     from tqdm import tqdm
+
+    from ugt_composer.inference.evaluation import evaluate
+    from ugt_composer.job.ranks import joined_ranks
+
+    with joined_ranks() as ranks:
+        inputs = ranks.agree(lambda: _inputs(arguments, ranks.is_first))
+        is_hidden = None if ranks.is_first else True
+        with tqdm(total=inputs.rows, unit=" rows", desc="evaluating", disable=is_hidden, leave=False) as bar:
+            evaluation = evaluate(
+                inputs.model,
+                inputs.config,
+                inputs.catalogue,
+                ranks,
+                lambda total: bar.update(total - bar.n),
+                inputs.max_history,
+            )
+    if ranks.is_first:
+        _report(arguments, inputs, evaluation)
+    return 0
+
+
+class _Inputs(NamedTuple):
+    model: "UGT"
+    config: "Config"
+    facts: dict[str, str]
+    catalogue: "Catalogue | None"
+    files: "list[ListFile]"
+    max_history: int | None
+    rows: int
+
+
+def _inputs(arguments: argparse.Namespace, writes: bool) -> _Inputs:
+    """The model, and what it is evaluated on. UserError if something does not fit.
+
+    Args:
+        writes: whether this rank writes the results.
+    """
+    from dataclasses import replace
 
     from ugt_composer.catalogue.load import check_any_open
     from ugt_composer.catalogue.trie import ItemTrie
@@ -83,13 +123,12 @@ def main(arguments: argparse.Namespace) -> int:
         load_trained,
         with_item_scores,
     )
-    from ugt_composer.data.manifest import read_manifest, rows_longer_than
-    from ugt_composer.inference.evaluation import evaluate, evaluation_config
+    from ugt_composer.data.manifest import read_manifest
+    from ugt_composer.inference.evaluation import evaluation_config
     from ugt_composer.inference.history_length import history_length
-    from ugt_composer.jsonl.schema import RECOMMEND
 
     check_positive(arguments, "k", "beam_width", "batch_size", "max_history")
-    for option, path in (("--json", arguments.json), ("--plot", arguments.plot)):
+    for option, path in (("--json", arguments.json), ("--plot", arguments.plot)) if writes else ():
         _check_writable(option, path)
     model, config, facts, catalogue = load_trained(arguments.checkpoint, arguments.catalogue)
     config = with_item_scores(config, catalogue, arguments)
@@ -115,8 +154,15 @@ def main(arguments: argparse.Namespace) -> int:
     if catalogue is None:
         check_data_of(arguments.checkpoint, facts, manifests)
     rows = sum(manifest.rows for manifest in manifests)
-    with tqdm(total=rows, unit=" rows", desc="evaluating", disable=None, leave=False) as bar:
-        evaluation = evaluate(model, config, catalogue, bar.update, max_history)
+    return _Inputs(model, config, facts, catalogue, files, max_history, rows)
+
+
+def _report(arguments: argparse.Namespace, inputs: _Inputs, evaluation: "Evaluation") -> None:
+    """Prints the results, and writes them into the files that were asked for."""
+    from ugt_composer.data.manifest import rows_longer_than
+    from ugt_composer.jsonl.schema import RECOMMEND
+
+    model, config, facts, catalogue, files, max_history, rows = inputs
     report: dict[str, Any] = {
         "model": {"path": arguments.checkpoint, "parameters": sum(p.numel() for p in model.parameters()), **facts},
         "data": [
@@ -158,7 +204,6 @@ def main(arguments: argparse.Namespace) -> int:
     _print(report)
     for warning in report["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
-    return 0
 
 
 def _rows_with_withheld_targets(evaluation: "Evaluation") -> int:

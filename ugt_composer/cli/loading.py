@@ -7,14 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from ugt_composer.catalogue.catalogue import Catalogue
+from ugt_composer.catalogue.shard_items import check_shards
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.checkpoint.portable import FINGERPRINT, check_fingerprint, load_portable
 from ugt_composer.checkpoint.remote import model_folder
-from ugt_composer.config.schema import Config
-from ugt_composer.data.manifest import Manifest
-from ugt_composer.data.model_inputs import actions_of_model, common_action_names, named_actions
+from ugt_composer.config.schema import Config, StreamConfig
+from ugt_composer.data.manifest import Manifest, check_data
+from ugt_composer.data.model_inputs import actions_of_model, common_action_names, missing_inputs, named_actions
 from ugt_composer.errors import UserError
 from ugt_composer.generation.beam_search import search_bytes
+from ugt_composer.job.exit import own_rank
+from ugt_composer.jsonl.schema import RECOMMEND
 from ugt_composer.model.ugt import UGT
 
 MOST_SEARCH_BYTES = 4 * 2**30  # for one user
@@ -48,8 +51,14 @@ def load_catalogue_of(
     items.check(config.model.codebook_sizes)
     note = check_fingerprint(checkpoint, folder, facts, {FINGERPRINT: items.fingerprint}, items)
     if note is not None:
-        print(f"warning: {note}", file=sys.stderr)
+        say(f"warning: {note}")
     return items
+
+
+def say(sentence: str) -> None:
+    """Prints to standard error, once for all ranks."""
+    if own_rank() == 0:
+        print(sentence, file=sys.stderr)
 
 
 def check_data_of(checkpoint: str, facts: dict[str, str], manifests: Sequence[Manifest]) -> None:
@@ -64,6 +73,30 @@ def check_actions_of(checkpoint: str, config: Config, facts: dict[str, str], man
     """Raises UserError if folders name the actions that the model reads otherwise than its data did."""
     if config.model.num_actions:
         common_action_names([(checkpoint, actions_of_model(facts)), *named_actions(manifests)])
+
+
+def recommend_rows(
+    option: str,
+    folders: Sequence[str],
+    checkpoint: str,
+    config: Config,
+    facts: dict[str, str],
+    catalogue: Catalogue | None,
+) -> list[Manifest]:
+    """The manifests of an option's folders. UserError unless they hold recommend rows that fit model and catalogue."""
+    manifests = check_data(config, option, [StreamConfig(local=folder) for folder in folders])
+    for manifest in manifests:
+        if manifest.kind != RECOMMEND:
+            raise UserError(
+                f"{option} {manifest.folder} holds {manifest.kind} rows; expected rows of --kind {RECOMMEND}"
+            )
+    check_actions_of(checkpoint, config, facts, manifests)
+    warnings = check_shards({option: manifests}, catalogue, config.data.max_fraction_outside_catalogue)
+    for warning in [*warnings, *missing_inputs(config.model, option, manifests)]:
+        say(f"warning: {warning}")
+    if catalogue is None:
+        check_data_of(checkpoint, facts, manifests)
+    return manifests
 
 
 def with_item_scores(config: Config, catalogue: Catalogue | None, arguments: argparse.Namespace) -> Config:

@@ -15,8 +15,6 @@ from ugt_composer.cli.options import (
 
 if TYPE_CHECKING:
     from ugt_composer.catalogue.catalogue import Catalogue
-    from ugt_composer.config.schema import Config
-    from ugt_composer.data.manifest import Manifest
     from ugt_composer.inference.own_preferences import Selection
 
 EPILOG = """examples:
@@ -82,7 +80,7 @@ def main(arguments: argparse.Namespace) -> int:
     from ugt_composer.catalogue.trie import ItemTrie
     from ugt_composer.checkpoint.portable import weights_hash
     from ugt_composer.checkpoint.remote import model_folder
-    from ugt_composer.cli.loading import MOST_SEARCH_BYTES, load_trained, with_item_scores
+    from ugt_composer.cli.loading import MOST_SEARCH_BYTES, load_trained, recommend_rows, with_item_scores
     from ugt_composer.inference.exact_lists import beam_widths
     from ugt_composer.inference.history_length import history_length
     from ugt_composer.inference.preference_shards import write_preferences
@@ -93,7 +91,7 @@ def main(arguments: argparse.Namespace) -> int:
     model, config, facts, catalogue = load_trained(arguments.checkpoint, arguments.catalogue)
     catalogue = _recommendable(arguments, catalogue)
     config = with_item_scores(config, catalogue, arguments)
-    manifests = _recommend_rows(arguments, config, facts, catalogue)
+    manifests = recommend_rows("--data", arguments.data, arguments.checkpoint, config, facts, catalogue)
     max_history = history_length(config, facts, arguments.max_history)
     selection, trie = _selection(arguments, catalogue), ItemTrie.from_catalogue(catalogue)
     weight, loss = config.evaluation.item_score_weight, config.loss
@@ -172,29 +170,6 @@ def _recommendable(arguments: argparse.Namespace, catalogue: "Catalogue | None")
             print(f"warning: {file.problem}", file=sys.stderr)
     check_any_open(catalogue)
     return catalogue
-
-
-def _recommend_rows(
-    arguments: argparse.Namespace, config: "Config", facts: dict[str, str], catalogue: "Catalogue"
-) -> "list[Manifest]":
-    """The manifests of --data, which fit the model and the catalogue."""
-    from ugt_composer.catalogue.shard_items import check_shards
-    from ugt_composer.cli.loading import check_actions_of
-    from ugt_composer.config.schema import StreamConfig
-    from ugt_composer.data.manifest import check_data
-    from ugt_composer.data.model_inputs import missing_inputs
-    from ugt_composer.errors import UserError
-    from ugt_composer.jsonl.schema import RECOMMEND
-
-    manifests = check_data(config, "--data", [StreamConfig(local=folder) for folder in arguments.data])
-    for manifest in manifests:
-        if manifest.kind != RECOMMEND:
-            raise UserError(f"--data {manifest.folder} holds {manifest.kind} rows; expected rows of --kind recommend")
-    check_actions_of(arguments.checkpoint, config, facts, manifests)
-    warnings = check_shards({"--data": manifests}, catalogue, config.data.max_fraction_outside_catalogue)
-    for warning in [*warnings, *missing_inputs(config.model, "--data", manifests)]:
-        print(f"warning: {warning}", file=sys.stderr)
-    return manifests
 
 
 def _selection(arguments: argparse.Namespace, catalogue: "Catalogue") -> "Selection":

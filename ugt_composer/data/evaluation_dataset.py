@@ -3,7 +3,7 @@
 Every shard is verified before its first row is returned.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ctypes import c_uint8
 from multiprocessing.sharedctypes import RawArray
 
@@ -31,20 +31,59 @@ class EvaluationDataset(IterableDataset):
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
-        return -(-int(self.ends[-1]) // self.world_size)
+        return -(-self.rows // self.world_size)
 
     def __iter__(self) -> Iterator[PackedRow]:
         worker = get_worker_info()
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        total = int(self.ends[-1])
+        total = self.rows
         for at in range(first, len(self), step):
             row_id = at * self.world_size + self.rank
             yield PackedRow(row_id % total, self._row(row_id % total), counts=row_id < total)
+
+    @property
+    def rows(self) -> int:
+        """Of all ranks together."""
+        return int(self.ends[-1])
 
     def _row(self, row_id: int) -> bytes:
         number = int(np.searchsorted(self.ends, row_id, side="right"))
         folder = self.folders[number]
         return folder[row_id - int(self.ends[number]) + len(folder)]
+
+
+class BatchesOfRank(EvaluationDataset):
+    """This rank's batches of those that a single process would make: batches rank, rank + world_size, … of each
+    DataLoader worker. The numbers that a batch adds to the metrics then do not depend on the number of ranks, but ranks
+    may have one batch more or less.
+
+    Args:
+        batch_size, num_workers: of the DataLoader.
+    """
+
+    def __init__(self, streams: Sequence[StreamConfig], rank: int, world_size: int, batch_size: int, num_workers: int):
+        super().__init__(streams, rank, world_size)
+        self.batch_size, self.workers = batch_size, max(1, num_workers)
+
+    def __len__(self) -> int:
+        return sum(len(batch) for worker in range(self.workers) for batch in self._batches(worker, self.rank))
+
+    @property
+    def most_batches(self) -> int:
+        """Of any rank: of rank 0, which no other has more than."""
+        return sum(len(list(self._batches(worker, 0))) for worker in range(self.workers))
+
+    def __iter__(self) -> Iterator[PackedRow]:
+        worker = get_worker_info()
+        for batch in self._batches(0 if worker is None else worker.id, self.rank):
+            for row_id in batch:
+                yield PackedRow(row_id, self._row(row_id))
+
+    def _batches(self, worker: int, rank: int) -> Iterable[range]:
+        """The row ids of each batch of a worker."""
+        of_worker = range(worker, self.rows, self.workers)
+        for begin in range(rank * self.batch_size, len(of_worker), self.world_size * self.batch_size):
+            yield of_worker[begin : begin + self.batch_size]
 
 
 class RowFolder:

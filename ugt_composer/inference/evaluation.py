@@ -1,7 +1,7 @@
 """Evaluates a trained model on folders of rows, as a training run does on `data.eval`."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,11 @@ from ugt_composer.data.batch import Batch
 from ugt_composer.data.manifest import Manifest
 from ugt_composer.data.model_inputs import missing_inputs
 from ugt_composer.errors import UserError
+from ugt_composer.job.ranks import Ranks
 from ugt_composer.jsonl.schema import PREFERENCE
+from ugt_composer.losses.ranks import without_other_ranks
 from ugt_composer.metrics.by_length import ByLength
+from ugt_composer.metrics.torch_metrics import EvaluationMetric
 from ugt_composer.metrics.user_metrics import user_metrics
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.device import prepare_device
@@ -90,19 +93,21 @@ def evaluate(
     model: UGT,
     config: Config,
     catalogue: Catalogue | None,
+    ranks: Ranks,
     progress: Callable[[int], Any] = lambda rows: None,
     max_history: int | None = None,
 ) -> Evaluation:
-    """Evaluates a model on `data.eval` of a config, on this machine's GPU if it has one.
+    """Evaluates a model on `data.eval` of a config, on this rank's GPU if the machine has one.
 
     Args:
-        progress: called after each batch with its number of rows.
+        ranks: among which the batches are divided; the result is the same on all of them.
+        progress: called after each batch with the number of rows that all ranks have evaluated so far.
         max_history: items of a history that the model reads; None: all.
 
     Raises:
         UserError: the data, or the reference of a preference loss, is missing, corrupted or does not match the model.
     """
-    loader, data = build_eval_loader(config)
+    loader, data = build_eval_loader(config, whole_batches=True)
     assert loader is not None  # evaluation_config sets data.eval
     warnings = check_shards({"--data": data}, catalogue, config.data.max_fraction_outside_catalogue)
     warnings += missing_inputs(config.model, "--data", data)
@@ -127,8 +132,9 @@ def evaluate(
     trie = composer_model.trie
     unreachable = torch.zeros((), dtype=torch.int64, device=device)
     precision = resolve_precision(config.precision) if device.type == "cuda" else "fp32"
-    with torch.no_grad(), precision_context(precision):
-        for batch in loader.dataloader:
+    steps = loader.dataloader.dataset.most_batches  # type: ignore[union-attr]
+    with torch.no_grad(), precision_context(precision), without_other_ranks():
+        for batch in _in_steps(loader.dataloader, steps, ranks):
             batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
             outputs = composer_model.eval_forward(batch)  # type: ignore[arg-type]
             _update(composer_model, batch, outputs, metrics, by_length)  # type: ignore[arg-type]
@@ -138,19 +144,37 @@ def evaluate(
                 of_open_targets.update(ranked._replace(counted=others), torch.zeros_like(batch["row_ids"]))
             if config.evaluation.exclude_seen:
                 unreachable += (outputs["evaluation"].ranked.counted & _has_seen_target(batch)).sum()  # type: ignore[arg-type]
-            progress(len(batch["row_ids"]))
+            progress(ranks.total)
+    ranks.finish()
+    progress(ranks.total)
+    for metric in (by_length, of_open_targets, *(m for m in metrics.values() if not isinstance(m, EvaluationMetric))):
+        metric.to("cpu")  # where the ranks add them up
     values = {name: float(metric.compute()) for name, metric in metrics.items()}
     rows_by_length = by_length.compute()
     return Evaluation(
         metrics={name: value for name, value in values.items() if value == value},
         by_length=rows_by_length,
         ranked_rows=sum(row["users"] for row in rows_by_length),
-        unreachable_rows=int(unreachable),
+        unreachable_rows=sum(ranks.exchange(int(unreachable))),
         with_open_targets=None if trie is None or trie.open is None else _as_one_row(of_open_targets.compute()),
         data=data,
         max_history=max_history,
         warnings=warnings,
     )
+
+
+def _in_steps(batches: Iterable[Any], steps: int, ranks: Ranks) -> Iterator[Any]:
+    """The batches, one in each step of the ranks; a rank that has fewer than there are steps idles in the last ones."""
+    iterator = iter(batches)
+    for _ in range(steps):
+        try:
+            batch = next(iterator, None)
+        except UserError as error:
+            ranks.step(error=error)
+            raise
+        if batch is not None:
+            yield batch
+        ranks.step(0 if batch is None else len(batch["row_ids"]))
 
 
 def _without_missing_group(config: Config) -> Config:

@@ -155,8 +155,7 @@ def exit_as_rank(main: Callable[[], int | None]) -> NoReturn:
         _end_in(CLOSE_WAIT, status)
     finally:
         # The launcher signals ranks that are still running, and Python restores the default handlers before it exits.
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_IGN)
+        _ignore_signals()
     # Skips the rest of the interpreter's exit: tearing down PyTorch takes seconds of the grace, and the system frees
     # the memory anyway.
     atexit._run_exitfuncs()
@@ -171,7 +170,8 @@ def _end_after(error: Exception) -> int:
     status = status_of(error)
     if isinstance(error, UserError | RunError):
         reason = f"error: {error}"
-        print(reason, file=sys.stderr)
+        if not _first_rank_says(reason):
+            print(reason, file=sys.stderr)
     elif timed_out:
         reason = (
             "error: another rank stalled: it did not answer within dist_timeout (dist_start_timeout before the first "
@@ -188,6 +188,28 @@ def _end_after(error: Exception) -> int:
     if timed_out:
         _wake_stopped_ranks()
     return status
+
+
+def _first_rank_says(reason: str) -> bool:
+    """Whether this machine's first rank ends with the same message, as when all ranks find the same mistake: then it is
+    printed once. The other ranks wait a moment for its note."""
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        return False
+    _ignore_signals()  # the launcher's, when the first rank has ended
+    end = _wait_for_note()
+    return end is not None and end.reason == reason
+
+
+def _wait_for_note() -> End | None:
+    deadline = time.monotonic() + NOTE_WAIT
+    while (end := first_end()) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return end
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def device_advice(error: BaseException) -> str | None:
@@ -228,9 +250,7 @@ def leave_after_another(detail: str | None = None) -> NoReturn:
     Args:
         detail: what this rank knows about the cause, reported if there is no note.
     """
-    deadline = time.monotonic() + NOTE_WAIT
-    while (end := first_end()) is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    end = _wait_for_note()
     if end is None:
         say(f"rank {own_rank()} ends: another rank was killed or lost" + (f" ({detail})" if detail else ""))
     elif end.rank != own_rank():

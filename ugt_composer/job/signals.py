@@ -33,6 +33,7 @@ class WarningSignals:
         grace: seconds from the first signal to the exit.
         leaving: the process is ending already; further signals, which the launcher sends, are ignored.
         standing: what is reported about the newest checkpoint if the grace runs out.
+        unprepared: what is reported if there is nothing to save.
     """
 
     def __init__(self) -> None:
@@ -41,6 +42,7 @@ class WarningSignals:
         self._training = mmap.mmap(-1, 1)  # one byte, which forked data workers read too
         self.grace = 30.0
         self.standing = "nothing was saved"
+        self.unprepared = "preempted before the first batch; run the same command again to resume"
         self._handlers_before: dict[signal.Signals, Any] = {}
         self._write_end: int | None = None
 
@@ -108,7 +110,7 @@ class WarningSignals:
         if first_end() is not None or a_rank_is_gone():
             leave_after_another()
         if not self.training:
-            self._say_and_leave("preempted before the first batch; run the same command again to resume")
+            self._say_and_leave(self.unprepared)
         if self.first_at is None:
             self.first_at = time.monotonic()
         elif time.monotonic() - self.first_at > SAME_WARNING:

@@ -6,17 +6,37 @@ global loss, and if the backward pass of a collective sums over ranks.
 Shapes: B rows of this rank, R rows of all ranks (the same number on each rank).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_ALONE = ContextVar("alone", default=False)
+
+
+@contextmanager
+def without_other_ranks() -> Iterator[None]:
+    """In this block every rank computes as a single process would: for ranks that evaluate different batches."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
 
 def world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if _has_others() else 1
 
 
 def rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if _has_others() else 0
+
+
+def _has_others() -> bool:
+    return not _ALONE.get() and dist.is_available() and dist.is_initialized()
 
 
 def gather_rows(local: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from streaming import StreamingDataLoader
 from ugt_composer.config.checks import device_batch_size
 from ugt_composer.config.schema import Config, StreamConfig
 from ugt_composer.data.collate import collate
-from ugt_composer.data.evaluation_dataset import EvaluationDataset
+from ugt_composer.data.evaluation_dataset import BatchesOfRank, EvaluationDataset
 from ugt_composer.data.integrity import read_index
 from ugt_composer.data.manifest import Manifest, check_data, check_kinds, streams_of
 from ugt_composer.data.remote_folder import fetch_descriptions
@@ -178,20 +178,26 @@ def has_microbatches(config: Config, batch_size: int) -> bool:
     return size == "auto" or int(size) < batch_size
 
 
-def build_eval_loader(config: Config) -> tuple[DataSpec | None, list[Manifest]]:
-    """The loader of `data.eval` and its manifests; None and none if no data is given."""
+def build_eval_loader(config: Config, whole_batches: bool = False) -> tuple[DataSpec | None, list[Manifest]]:
+    """The loader of `data.eval` and its manifests; None and none if no data is given.
+
+    Args:
+        whole_batches: deal batches instead of rows to the ranks, see `BatchesOfRank`.
+    """
     data = config.data.eval
     if not data.is_given:
         return None, []
     streams = streams_of("data.eval", data)
     manifests = check_folders(config, "data.eval", streams)
+    of_rank = streams, dist.get_global_rank(), dist.get_world_size()
+    batch_size = config.device_eval_batch_size
     loader = RowLoader(
-        EvaluationDataset(streams, dist.get_global_rank(), dist.get_world_size()),
+        BatchesOfRank(*of_rank, batch_size, data.num_workers) if whole_batches else EvaluationDataset(*of_rank),
         key="data.eval",
         min_rejected=int(any(manifest.kind == PREFERENCE for manifest in manifests)),
         num_workers=data.num_workers,
         timeout=config.dist_timeout,
-        batch_size=config.device_eval_batch_size,
+        batch_size=batch_size,
         pin_memory=torch.cuda.is_available(),
     )
     return DataSpec(loader, get_num_samples_in_batch=rows_in_batch, split_batch=lambda batch, _: [batch]), manifests
