@@ -1,11 +1,12 @@
-"""Reads histories from JSON and turns them into rows for the model."""
+"""Turns the histories of users, as they are given, into rows for the model."""
 
 import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.cli.history_inputs import ACTIONS, ITEMS, NOW, TIMES, take_inputs, take_now
@@ -14,7 +15,7 @@ from ugt_composer.conversion.canonical import canonical_row
 from ugt_composer.conversion.counts import Counts
 from ugt_composer.conversion.rows import CheckedRow, check_row
 from ugt_composer.conversion.settings import Settings
-from ugt_composer.data.codec import TOKEN_TYPE, Row
+from ugt_composer.data.codec import IDS, POSITION, TOKEN_TYPE, Row
 from ugt_composer.data.history import SemanticId, decoder_lists, encoder_lists
 from ugt_composer.errors import UserError
 from ugt_composer.jsonl.bad_row import BadRow, shown_name
@@ -67,42 +68,82 @@ class History(NamedTuple):
         return int((self.row.encoder[:, TOKEN_TYPE] == ITEM).sum())
 
 
-def read_histories(
-    path: str, settings: Settings, catalogue: Catalogue | None, actions: Sequence[str] = ()
-) -> Iterator[History]:
-    """Yields each history of a file: one JSON object or JSON Lines ("-": standard input).
+@dataclass(frozen=True)
+class HistoryReader:
+    """Turns the objects of a file into histories.
 
     An object has `items`, item ids of the catalogue, oldest first, or the six `encoder_*` lists of a recommend row;
     `user_id` is optional. `actions` and `times` of the items and `now`, the moment of prediction, may stand beside
     `items`; beside lists the first two are `encoder_actions` and `encoder_times`. Lists `only` and `exclude` of
     item ids are optional too.
 
-    Args:
+    Attributes:
+        settings: the limits of a history.
+        catalogue: in which item ids are looked up; None: there can be none.
         actions: the names of the actions 1, 2, …, which may stand for their numbers.
-
-    Raises:
-        UserError: names file, line, field, what was found and what was expected.
     """
-    for number, line in _objects(path):
-        place = f"{path}:{number}"
-        has_now = False
+
+    settings: Settings
+    catalogue: Catalogue | None
+    actions: Sequence[str] = ()
+
+    def of_line(self, line: bytes, place: str, name: str) -> History:
+        """See `of_object`. UserError if the line is not one JSON object."""
         try:
             user = parse_object(line)
+        except BadRow as error:
+            raise UserError(f"{place}: {error}") from None
+        return self.of_object(user, place, name)
+
+    def of_object(self, user: dict[str, Any], place: str, name: str) -> History:
+        """The history of one object, which is changed.
+
+        Args:
+            place: file and line, for messages.
+            name: of a user without `user_id`.
+
+        Raises:
+            UserError: names the place, field, what was found and what was expected.
+        """
+        has_now = NOW in user
+        try:
             unknown: list[str] = []
-            _check_keys(user, place)
-            own = user_lists(user, place, catalogue)
-            has_now = NOW in user
+            check_keys(user, place)
+            own = user_lists(user, place, self.catalogue)
             user |= take_now(user)
             if ITEMS in user:
-                known, unknown, is_known = _look_up(user.pop(ITEMS), place, catalogue)
-                user |= encoder_lists(known) | take_inputs(user, is_known, actions, settings)
-            row = {"user_id": f"line-{number}", **NOTHING_TO_PREDICT, **user}
-            checked = check_row(json.dumps(row).encode(), settings)
-            canonical = canonical_row(checked, settings, Counts())
+                known, unknown, is_known = _look_up(user.pop(ITEMS), place, self.catalogue)
+                user |= encoder_lists(known) | take_inputs(user, is_known, self.actions, self.settings)
+            row = {"user_id": name, **NOTHING_TO_PREDICT, **user}
+            checked = check_row(json.dumps(row).encode(), self.settings)
+            canonical = canonical_row(checked, self.settings, Counts())
         except BadRow as error:
             message = str(error).replace(f"{DECODER_TIMES}[0]", NOW) if has_now else str(error)
             raise UserError(f"{place}: {message}") from None
-        yield History(canonical, unknown, *_earlier(checked, canonical), checked.earlier_items, own)
+        return History(canonical, unknown, *_earlier(checked, canonical), checked.earlier_items, own)
+
+    def of_row(self, row: Row) -> History:
+        """The history of a row of shards, cut to the most recent tokens as `canonical_row` does it."""
+        tokens = row.encoder
+        front = int(tokens[0, TOKEN_TYPE] == USER)
+        cut = max(0, len(tokens) - self.settings.max_history)
+        is_kept = np.ones(len(tokens), bool)
+        is_kept[front : front + cut] = False
+        encoder = tokens[is_kept]
+        if cut and len(encoder) > front:
+            encoder[front:, POSITION] -= encoder[front:, POSITION].min() - tokens[front:, POSITION].min()
+        left_out = tokens[~is_kept]
+        shorter = Row(
+            user_id=row.user_id,
+            encoder=encoder,
+            decoder=row.decoder[:1],  # recommending reads none, but a row needs one
+            rejected=row.rejected[:0],
+            encoder_actions=None if row.encoder_actions is None else row.encoder_actions[is_kept],
+            encoder_times=None if row.encoder_times is None else row.encoder_times[is_kept],
+            decoder_times=None if row.decoder_times is None else row.decoder_times[:1],
+        )
+        earlier: list[SemanticId] = [(l1, l2, l3) for l1, l2, l3 in left_out[:, IDS].tolist()]
+        return History(shorter, [], earlier, int((left_out[:, TOKEN_TYPE] == ITEM).sum()), 0, UserLists())
 
 
 def history_settings(codebook_sizes: tuple[int, ...], max_seq_len: int, max_history: int | None) -> Settings:
@@ -117,7 +158,7 @@ def history_settings(codebook_sizes: tuple[int, ...], max_seq_len: int, max_hist
     return Settings(RECOMMEND, codebook_sizes, tokens, max_positions=max_seq_len, max_line_bytes=LARGEST_LINE)
 
 
-def _check_keys(user: dict[str, Any], place: str) -> None:
+def check_keys(user: dict[str, Any], place: str) -> None:
     """UserError unless a history is given, in one of its two forms, with no optional key misspelt."""
     for key in user.keys() - KNOWN_KEYS:
         if close := get_close_matches(key, OPTIONAL, n=1, cutoff=0.8):
@@ -156,17 +197,3 @@ def _look_up(items: Any, place: str, catalogue: Catalogue | None) -> tuple[list[
     is_known = [item in catalogue for item in items]
     known = [catalogue.triple_of(item) for item in items if item in catalogue]
     return known, [item for item in items if item not in catalogue], is_known
-
-
-def _objects(path: str) -> Iterator[tuple[int, bytes]]:
-    """(line, text) of one pretty-printed object, or of each line of JSON Lines."""
-    try:
-        text = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a JSON file with a history") from None
-    text = text.removeprefix(b"\xef\xbb\xbf")
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if not lines:
-        raise UserError(f'{path}: is empty; expected a history such as {{"items": ["item-1", "item-2"]}}')
-    first = lines[0][1].strip()
-    return iter([(1, text)] if len(lines) > 1 and not first.endswith(b"}") else lines)
