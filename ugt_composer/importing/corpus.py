@@ -1,5 +1,6 @@
 """Reads, joins and splits interactions and items; rows, pairs and semantic IDs are made from the result."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,9 +14,9 @@ from ugt_composer.importing.ids import listed
 from ugt_composer.importing.inputs import shown
 from ugt_composer.importing.interactions import Interactions
 from ugt_composer.importing.items import Items, all_items, numbers_of
-from ugt_composer.importing.log import Log, census
+from ugt_composer.importing.log import Census, Log, census
 from ugt_composer.importing.matching import form_hint, match_items
-from ugt_composer.importing.order_statistics import count_values, nth_smallest, quantile_rank
+from ugt_composer.importing.order_statistics import nth_smallest, quantile_rank
 from ugt_composer.importing.partitions import Partitions
 from ugt_composer.importing.plausibility import about_values
 from ugt_composer.importing.settings import SourceSettings, SplitSettings
@@ -62,12 +63,14 @@ class SplitCounts:
     trained: those that may be used for training.
     longest: number of positive interactions of the user who has the most.
     longest_trained: the same among users who are not held out; −1 if all are.
+    times: of all interactions, the first and the last one; empty without times.
     """
 
     parts: np.ndarray
     trained: int
     longest: int
     longest_trained: int
+    times: frozenset[float]
 
     def __add__(self, other: "SplitCounts") -> "SplitCounts":
         return SplitCounts(
@@ -75,6 +78,7 @@ class SplitCounts:
             self.trained + other.trained,
             max(self.longest, other.longest),
             max(self.longest_trained, other.longest_trained),
+            _ends(self.times | other.times),
         )
 
 
@@ -106,17 +110,24 @@ class Corpus:
         """The interactions have times."""
         return self.log.time_form is not None
 
+    @property
+    def one_time(self) -> bool:
+        """They have no different times."""
+        return len(self.counts.times) < 2
 
-def with_checked_values(log: Log, source: SourceSettings) -> Log:
-    """The log with one spelling of each action, and with warnings about values that are not plausible."""
+
+def with_checked_values(log: Log, source: SourceSettings) -> tuple[Log, Census]:
+    """The log with one spelling of each action, and with warnings about values that are not plausible; its counts."""
     log, about_actions = with_one_spelling(log)
     about_actions = tuple(f"{shown(source.interactions)}: {text}" for text in about_actions)
-    implausible = about_values(source.interactions[0], log, census(log))
-    return replace(log, warnings=(*log.warnings, *implausible, *about_actions))
+    counts = census(log)
+    implausible = about_values(source.interactions[0], log, counts)
+    return replace(log, warnings=(*log.warnings, *implausible, *about_actions)), counts
 
 
 def make_corpus(
     log: Log,
+    counts: Census,
     known: Items | None,
     covered: pl.Series | None,
     source: SourceSettings,
@@ -126,11 +137,11 @@ def make_corpus(
     """Joins interactions with the catalogue's items and splits them.
 
     Args:
+        counts: of the log.
         known: the table of items.
         covered: items that have an id or vector; None if all can get one. An interaction with any other item is an
             error, or is left out with `drop_items_without`.
     """
-    counts = census(log)
     facts: dict[str, Any] = {"interactions": counts.rows, "skipped_rows": log.skipped}
     facts["first_skipped"] = log.first_skipped
     if log.time_form is not None and counts.first_time is not None and counts.last_time is not None:
@@ -146,7 +157,7 @@ def make_corpus(
         warnings += (_about_items_without(without, log.items, covered, drop_items_without),)
     log = replace(log, items=items.ids, partitions=log.partitions.transform(_renumbered, numbers))
     facts["interactions_without_id"] = int(counts.item_rows[numbers < 0].sum())
-    histories = make_histories(log, source)
+    histories = make_histories(log, census(log) if len(without) else counts, source)
     marked, facts, warnings = histories.partitions, facts | histories.facts, warnings + histories.warnings
     if source.k_core is not None:
         marked, items = _without_rare_items(marked, items)
@@ -224,8 +235,7 @@ def _bounds(log: Log, marked: Partitions[Marked], split: SplitSettings) -> tuple
         raise UserError("--split time: expected timestamps, but this file, or --file-order, gives only the order")
 
     def quantile(fraction: float) -> float:
-        count = count_values(marked, _positive_times)
-        return float(nth_smallest(marked, _positive_times, [quantile_rank(count, fraction)])[0])
+        return float(nth_smallest(marked, _positive_times, lambda count: [quantile_rank(count, fraction)])[0])
 
     validation, test = (
         form.bound(text, quantile, option)
@@ -270,10 +280,15 @@ def _split(marked: Marked, held_out: np.ndarray, split: SplitSettings, bounds: B
 
 
 def _count_split(partition: UserHistories) -> SplitCounts:
-    lengths = np.diff(partition.offsets)
+    lengths, time = np.diff(partition.offsets), partition.log.time
     return SplitCounts(
         parts=np.bincount(partition.part, minlength=len(PARTS)),
         trained=int(partition.trained.sum()),
         longest=int(lengths.max(initial=0)),
         longest_trained=int(lengths[~partition.held_out_user].max(initial=-1)),
+        times=frozenset() if time is None or not len(time) else _ends([time.min().item(), time.max().item()]),
     )
+
+
+def _ends(times: Collection[float]) -> frozenset[float]:
+    return frozenset([min(times), max(times)]) if times else frozenset()

@@ -12,7 +12,7 @@ from ugt_composer.importing.file_format import MIND
 from ugt_composer.importing.inputs import shown
 from ugt_composer.importing.interactions import Interactions
 from ugt_composer.importing.k_core import k_core
-from ugt_composer.importing.log import Census, Log, census
+from ugt_composer.importing.log import Census, Log
 from ugt_composer.importing.mind import CLICK
 from ugt_composer.importing.partitions import Partitions
 from ugt_composer.importing.ratings import Ratings, ratings_of
@@ -57,13 +57,12 @@ class Histories:
     warnings: tuple[str, ...]
 
 
-def make_histories(log: Log, source: SourceSettings) -> Histories:
+def make_histories(log: Log, counts: Census, source: SourceSettings) -> Histories:
     """Raises UserError if nothing is left, or if the actions that form histories are not known."""
     place = shown(source.interactions)
     facts: dict[str, Any] = {}
     if "action" in log.columns:
         facts["actions"] = counts_of_actions(log)
-    counts = census(log)
     log, facts["duplicates"], about_duplicates = _without_duplicates(log, counts, source, place)
     log, ratings = _with_missing_ratings(log, source, place)
     facts["ratings"], about_ratings = _about_ratings(ratings, source, place)
@@ -71,10 +70,13 @@ def make_histories(log: Log, source: SourceSettings) -> Histories:
     names, about_actions = in_histories(log, actions, place, source.preferences)
     warnings = (*about_duplicates, *about_ratings, *about_actions)
     marked: Partitions[Marked] = log.partitions.transform(_mark, names, source.min_rating)
-    if not marked.sum(_count_positive):
-        raise UserError(f"{place}: no positive interaction is left; {_bounds(ratings, source)}")
     timed = not counts.one_time
-    facts["repeats"], about_repeats = _about_repeats(marked, source, timed, place)
+    positive, again, users, at_once = marked.sum(_count_positive, timed).tolist()
+    if not positive:
+        raise UserError(f"{place}: no positive interaction is left; {_bounds(ratings, source)}")
+    facts["repeats"] = {"interactions": again, "users": users, "kept": source.repeats}
+    facts["repeats"] |= {"at_the_same_time": at_once} if timed else {}
+    about_repeats = _about_repeats(at_once, source, place)
     if source.repeats != KEEP:
         marked = marked.transform(_keep_repeats, source.repeats)
     if source.k_core is not None:
@@ -88,10 +90,6 @@ def _mark(log: Interactions, names: list[str] | None, min_rating: float | None) 
         assert log.rating is not None
         positive = positive & (log.rating >= min_rating)
     return Marked(log, positive, positive)
-
-
-def _count_positive(marked: Marked) -> int:
-    return int(marked.positive.sum())
 
 
 def _bounds(ratings: Ratings | None, source: SourceSettings) -> str:
@@ -185,29 +183,18 @@ def _about_ratings(
     return facts, (warning,)
 
 
-def _about_repeats(
-    marked: Partitions[Marked], source: SourceSettings, timed: bool, place: str
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Counts of positive interactions that repeat an earlier one; warnings about several ones at the same time.
-
-    Args:
-        timed: there are different times.
-    """
-    again, users, at_once = marked.sum(_count_repeats, timed).tolist()
-    facts = {"interactions": again, "users": users, "kept": source.repeats}
-    if not timed:
-        return facts, ()
-    facts["at_the_same_time"] = at_once
+def _about_repeats(at_once: int, source: SourceSettings, place: str) -> tuple[str, ...]:
     if not at_once or source.repeats != KEEP or source.keep_duplicates:
-        return facts, ()
-    return facts, (
+        return ()
+    return (
         f"{place}: {at_once:,} times a user has an item again at the same time, with another rating or action; "
         "all are kept in the histories, --repeats last keeps only the last one",
     )
 
 
-def _count_repeats(marked: Marked, timed: bool) -> np.ndarray:
-    """int64 (3,): positive interactions with an item that the user had before; their users; those at its time."""
+def _count_positive(marked: Marked, timed: bool) -> np.ndarray:
+    """int64 (4,): positive interactions; those with an item that the user had before; their users; and those of them at
+    the same time as before, 0 if not `timed`."""
     log, at = marked.log, np.flatnonzero(marked.positive)
     previous = previous_occurrence(log.user[at], log.item[at])
     again = np.flatnonzero(previous >= 0)
@@ -215,7 +202,7 @@ def _count_repeats(marked: Marked, timed: bool) -> np.ndarray:
     if timed:
         assert log.time is not None
         at_once = int((log.time[at[again]] == log.time[at[previous[again]]]).sum())
-    return np.array([len(again), len(np.unique(log.user[at[again]])), at_once])
+    return np.array([len(at), len(again), len(np.unique(log.user[at[again]])), at_once])
 
 
 def _keep_repeats(marked: Marked, which: str) -> Marked:

@@ -14,20 +14,17 @@ WINDOW = 20  # interactions between two items that are near each other
 NEXT_FRACTION = 0.5  # of the items that followed directly; the rest is that of near items. Chosen on the same items
 
 
-def neighbours_of(near_counts: NearCounts, item_counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def neighbours_of(near_counts: NearCounts) -> tuple[np.ndarray, np.ndarray]:
     """The most probable neighbours of each item, int32 (n, K), best first, -1: none; and their probabilities (n, K).
 
     The probability of j after i is NEXT_FRACTION · count(i, then j) / (1 + count(i, then any)) + (1 - NEXT_FRACTION) ·
     cosine(i, j) / Σ cosine(i, any), where the cosine is that of the two items' sets of interactions, of which a pair
     counts as common if one user has both at most WINDOW interactions apart. Rows sum to at most 1.
-
-    Args:
-        item_counts: int (n,) interactions of each item.
     """
     following = near_counts.following.astype(np.float64)
     near = near_counts.within.astype(np.float64)
     near = near + near.T
-    scale = sparse.diags(1 / np.sqrt(np.maximum(item_counts, 1)))
+    scale = sparse.diags(1 / np.sqrt(np.maximum(near_counts.items, 1)))
     near = scale @ near @ scale
     near_total = np.asarray(near.sum(axis=1)).ravel()
     following_total = np.asarray(following.sum(axis=1)).ravel()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,35 +15,46 @@ MOST_VALUES = 1 << 20  # that are brought together and sorted
 Values = Callable[[Any], np.ndarray]  # partition → numbers (n,), int64 or float64, without NaN; importable
 
 
-def count_values(partitions: Partitions[Any], values: Values) -> int:
-    return partitions.sum(_count, values)
-
-
 def quantile_rank(count: int, fraction: float) -> int:
     """The place of a quantile among sorted values, from 0, as numpy's method "higher" has it."""
     return math.ceil((count - 1) * fraction)
 
 
-def nth_smallest(partitions: Partitions[Any], values: Values, ranks: Sequence[int]) -> list[Any]:
-    """The values at these places, from 0, if all were sorted; as Python numbers."""
-    ends = [pair for pair in partitions.map(_ends, values) if pair is not None]
-    low, high = min(first for first, _ in ends), max(last for _, last in ends)
-    count = count_values(partitions, values)
-    return [_nth(partitions, values, rank, low, high, count) for rank in ranks]
+def nth_smallest(partitions: Partitions[Any], values: Values, ranks: Callable[[int], Sequence[int]]) -> list[Any]:
+    """The values at some places, from 0, if all were sorted; as Python numbers.
+
+    Args:
+        ranks: number of values, one at least → the places.
+    """
+    whole = _merged(partitions.map(_range, values))
+    return [_nth(partitions, values, rank, whole) for rank in ranks(whole.count)]
 
 
-def _nth(partitions: Partitions[Any], values: Values, rank: int, low: Any, high: Any, count: int) -> Any:
-    while low < high and count > MOST_VALUES:
-        edges = _edges(low, high)
-        cells = partitions.sum(_histogram, values, low, high, edges)
-        before = np.concatenate([[0], np.cumsum(cells)])
+@dataclass(frozen=True)
+class _Range:
+    """So many values, from the smallest to the largest."""
+
+    count: int
+    low: Any
+    high: Any
+
+
+def _merged(ranges: Sequence[_Range]) -> _Range:
+    known = [part for part in ranges if part.count]
+    return _Range(sum(part.count for part in known), min(p.low for p in known), max(p.high for p in known))
+
+
+def _nth(partitions: Partitions[Any], values: Values, rank: int, within: _Range) -> Any:
+    while within.low < within.high and within.count > MOST_VALUES:
+        parts = partitions.map(_cells, values, within.low, within.high, _edges(within.low, within.high))
+        before = np.concatenate([[0], np.cumsum(np.sum([cells.count for cells in parts], axis=0))])
         cell = int(np.searchsorted(before, rank, side="right")) - 1
-        rank, count = rank - int(before[cell]), int(cells[cell])
-        ends = [pair for pair in partitions.map(_ends_of_cell, values, low, high, edges, cell) if pair is not None]
-        low, high = min(first for first, _ in ends), max(last for _, last in ends)
-    if low == high:
-        return low
-    return np.partition(np.concatenate(partitions.map(_between, values, low, high)), rank)[rank].item()
+        rank -= int(before[cell])
+        within = _merged([_Range(int(p.count[cell]), p.low[cell].item(), p.high[cell].item()) for p in parts])
+    if within.low == within.high:
+        return within.low
+    found = np.concatenate(partitions.map(_between, values, within.low, within.high))
+    return np.partition(found, rank)[rank].item()
 
 
 def _edges(low: Any, high: Any) -> np.ndarray:
@@ -52,13 +64,9 @@ def _edges(low: Any, high: Any) -> np.ndarray:
     return np.linspace(low, high, CELLS + 1)
 
 
-def _count(partition: Any, values: Values) -> int:
-    return len(values(partition))
-
-
-def _ends(partition: Any, values: Values) -> tuple[Any, Any] | None:
+def _range(partition: Any, values: Values) -> _Range:
     found = values(partition)
-    return (found.min().item(), found.max().item()) if len(found) else None
+    return _Range(len(found), found.min().item(), found.max().item()) if len(found) else _Range(0, None, None)
 
 
 def _between(partition: Any, values: Values, low: Any, high: Any) -> np.ndarray:
@@ -66,18 +74,17 @@ def _between(partition: Any, values: Values, low: Any, high: Any) -> np.ndarray:
     return found[(found >= low) & (found <= high)]
 
 
-def _cells(partition: Any, values: Values, low: Any, high: Any, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    found = _between(partition, values, low, high)
-    return found, np.searchsorted(edges, found, side="right") - 1
+@dataclass(frozen=True)
+class _Cells:
+    """Of each cell, how many values it has, the smallest and the largest one."""
+
+    count: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
 
-def _histogram(partition: Any, values: Values, low: Any, high: Any, edges: np.ndarray) -> np.ndarray:
-    return np.bincount(_cells(partition, values, low, high, edges)[1], minlength=len(edges))
-
-
-def _ends_of_cell(
-    partition: Any, values: Values, low: Any, high: Any, edges: np.ndarray, cell: int
-) -> tuple[Any, Any] | None:
-    found, cells = _cells(partition, values, low, high, edges)
-    found = found[cells == cell]
-    return (found.min().item(), found.max().item()) if len(found) else None
+def _cells(partition: Any, values: Values, low: Any, high: Any, edges: np.ndarray) -> _Cells:
+    found = np.sort(_between(partition, values, low, high))
+    start = np.append(np.searchsorted(found, edges), len(found))
+    ends = np.append(found, found[-1:]) if len(found) else edges[:1]
+    return _Cells(np.diff(start), ends[start[:-1]], ends[np.maximum(start[1:] - 1, 0)])

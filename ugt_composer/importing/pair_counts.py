@@ -27,18 +27,20 @@ class PairCounts:
 
 @dataclass(frozen=True)
 class NearCounts:
-    """Counts of pairs of two different items.
+    """Counts of pairs of two different items, and of items.
 
     Attributes:
         following: int32 sparse (n, n), how often item j follows item i directly.
         within: int32 sparse (n, n), how often item j comes after item i within the window.
+        items: int64 (n,) interactions of each item.
     """
 
     following: sparse.csr_matrix
     within: sparse.csr_matrix
+    items: np.ndarray
 
     def __add__(self, other: "NearCounts") -> "NearCounts":
-        return NearCounts(self.following + other.following, self.within + other.within)
+        return NearCounts(self.following + other.following, self.within + other.within, self.items + other.items)
 
 
 def narrowed(window: int, interactions: int) -> int:
@@ -58,7 +60,7 @@ def count_near(user: np.ndarray, item: np.ndarray, items: int, window: int) -> N
     following = within = _without_diagonal(_count_at(user, item, items, 1))
     for distance in range(2, window + 1):
         within = within + _without_diagonal(_count_at(user, item, items, distance))
-    return NearCounts(following, within)
+    return NearCounts(following, within, np.bincount(item, minlength=items))
 
 
 def _count_at(user: np.ndarray, item: np.ndarray, items: int, distance: int) -> sparse.csr_matrix:

@@ -1,5 +1,7 @@
 """Preference rows: decides which interactions are chosen or rejected, and turns their pairs into rows."""
 
+import functools
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,8 +149,11 @@ def _levels(corpus: Corpus, settings: PreferenceSettings) -> tuple[Levels | None
         rejected = names_of_actions(counts, settings.rejected_actions, "--rejected-actions")
         actions = {"chosen_actions": settings.chosen_actions, "rejected_actions": settings.rejected_actions}
         return ByActions(chosen, rejected), actions
-    ratings = corpus.partitions.sum(_ratings) if "rating" in corpus.log.columns else None
-    if ratings is None or not len(ratings.values):
+    ratings = trained_ratings = ratings_of(np.zeros(0, np.float32))
+    if "rating" in corpus.log.columns:
+        both = corpus.partitions.map(_ratings)
+        ratings, trained_ratings = (functools.reduce(operator.add, some) for some in zip(*both, strict=True))
+    if not len(ratings.values):
         if asked := settings.rating_options():
             raise UserError(f"{', '.join(asked)}: no column of ratings was found; see --rating-column")
         return None, {"why_none": "no ratings" + (ACTIONS_INSTEAD if "action" in corpus.log.columns else "")}
@@ -160,7 +165,7 @@ def _levels(corpus: Corpus, settings: PreferenceSettings) -> tuple[Levels | None
         return ByGap(ratings.values, settings.rating_gap), {"rating_gap": settings.rating_gap}
     thresholds = settings.chosen_min, settings.rejected_max
     # What is held out decides nothing about training pairs.
-    trained = corpus.partitions.sum(_trained_ratings).values
+    trained = trained_ratings.values
     if not len(trained) and None in thresholds:
         return None, {"why_none": "no training interaction has a rating; give --chosen-min and --rejected-max"}
     largest = float(trained.max()) if len(trained) else 0.0
@@ -173,15 +178,11 @@ def _levels(corpus: Corpus, settings: PreferenceSettings) -> tuple[Levels | None
     return ByThresholds(chosen_min, rejected_max), {"chosen_min": chosen_min, "rejected_max": rejected_max}
 
 
-def _ratings(partition: UserHistories) -> Ratings:
-    assert partition.log.rating is not None
-    return ratings_of(partition.log.rating)
-
-
-def _trained_ratings(partition: UserHistories) -> Ratings:
+def _ratings(partition: UserHistories) -> tuple[Ratings, Ratings]:
+    """All ratings, and those of training interactions."""
     assert partition.log.rating is not None
     trained = (parts_of_partition(partition) == TRAIN) & ~partition.held_out_user[partition.log.user]
-    return ratings_of(partition.log.rating[trained])
+    return ratings_of(partition.log.rating), ratings_of(partition.log.rating[trained])
 
 
 def preference_rows(partition: UserHistories, pairs: Pairs, timeline: Timeline) -> PreferenceRows:

@@ -22,7 +22,7 @@ from ugt_composer.importing.extend import Base, Extended, extend_ids, read_base
 from ugt_composer.importing.inputs import find_parts, shown
 from ugt_composer.importing.interactions import read_interactions
 from ugt_composer.importing.items import Items, all_items, read_items
-from ugt_composer.importing.log import Log, census
+from ugt_composer.importing.log import Census, Log
 from ugt_composer.importing.matching import match_codes
 from ugt_composer.importing.neighbours import FILE as NEIGHBOURS
 from ugt_composer.importing.neighbours import WINDOW, neighbours_of
@@ -120,9 +120,9 @@ def import_interactions(settings: Settings, folder: Path, say: Say, engine: Engi
     find_parts(settings.source.interactions, settings.source.written)  # a missing file is said before all else
     known = read_known_items(settings.source, say)
     given = read_given(settings.ids, known)
-    log = read_interactions_of(engine, settings.source, say)
+    log, counts = read_interactions_of(engine, settings.source, say)
     covered = None if given is None else given.items
-    corpus = make_corpus(log, known, covered, settings.source, settings.split, settings.ids.drop_items_without)
+    corpus = make_corpus(log, counts, known, covered, settings.source, settings.split, settings.ids.drop_items_without)
     del log  # the corpus keeps its own copy
     if not corpus.counts.trained:
         raise UserError(f"the training part is empty: {why_no_training(corpus, settings.split)}")
@@ -153,10 +153,6 @@ def _count_near(partition: UserHistories, items: int, window: int) -> NearCounts
     return count_near(partition.user[trained], partition.item[trained], items, window)
 
 
-def _count_items(partition: UserHistories, items: int) -> np.ndarray:
-    return np.bincount(partition.item[partition.trained], minlength=items)
-
-
 def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, folder: Path, say: Say) -> dict[str, Any]:
     """Writes ID_FILES into `folder`. Only the training part of the interactions, if there are any, is used."""
     if source.interactions:
@@ -168,8 +164,8 @@ def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, fold
     covered, log = None if given is None else given.items, None
     facts: dict[str, Any] = {}
     if source.interactions:
-        log = read_interactions_of(LocalEngine(), source, say)
-        corpus = make_corpus(log, known, covered, source, split, ids.drop_items_without)
+        log, counts = read_interactions_of(LocalEngine(), source, say)
+        corpus = make_corpus(log, counts, known, covered, source, split, ids.drop_items_without)
         if not corpus.counts.trained and known is None and given is None:
             raise UserError(f"the training part is empty: {why_no_training(corpus, split)}")
         items, pairs = corpus.items, training_pairs(corpus, ids.window)
@@ -226,12 +222,12 @@ def read_known_items(source: SourceSettings, say: Say) -> Items | None:
     return known
 
 
-def read_interactions_of(engine: Engine, source: SourceSettings, say: Say) -> Log:
+def read_interactions_of(engine: Engine, source: SourceSettings, say: Say) -> tuple[Log, Census]:
     say("reading the interactions")
-    log = with_checked_values(engine.read(source), source)
+    log, counts = with_checked_values(engine.read(source), source)
     if log.columns:
         say(about_columns(shown(source.interactions), log.columns, log.unused))
-    return log
+    return log, counts
 
 
 def table_facts(log: Log | None, known: Items | None) -> dict[str, Any]:
@@ -281,9 +277,8 @@ def _write_rows(corpus: Corpus, bundle: Bundle, settings: Settings, folder: Path
     if not counts.rows[TRAIN_FILE]:
         raise UserError(f"the training part is empty: {why_no_training(corpus, settings.split)}")
     engine.write(rows, counts, Ids(bundle.ids, bundle.members), folder)
-    item_counts = corpus.partitions.sum(_count_items, len(corpus.items))
     near = corpus.partitions.sum(_count_near, len(corpus.items), narrowed(WINDOW, corpus.counts.trained))
-    save_neighbours(folder / NEIGHBOURS, bundle.ids, *neighbours_of(near, item_counts))
+    save_neighbours(folder / NEIGHBOURS, bundle.ids, *neighbours_of(near))
     if rule.histories.action_names:
         (folder / ACTIONS_NAME).write_text(
             json.dumps(rule.histories.action_names, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -294,13 +289,13 @@ def _write_rows(corpus: Corpus, bundle: Bundle, settings: Settings, folder: Path
         "rows": {name: counts.rows[name] for name in counts.files},
         "histories": facts,
         "preferences": rule.preferences.facts,
-        "popularity": {name: popularity(item_counts, part.items) for name, part in parts.items() if part.rows},
+        "popularity": {name: popularity(near.items, part.items) for name, part in parts.items() if part.rows},
         "unreachable_targets": {name: part.in_history for name, part in parts.items()},
         "training_after_median_test_time": training_after_test(corpus),
         "warnings": [
             *about_empty_parts(corpus, settings.split, parts),
             *about_unreachable(parts, settings.rows.history),
-            *about_others(facts, census(corpus.log).one_time, parts),
+            *about_others(facts, corpus.one_time, parts),
             *about_clipped_times(counts.clipped, counts.interactions, shown(settings.source.interactions)),
         ],
     }

@@ -13,9 +13,9 @@ T = TypeVar("T")
 class SparkPartitions(Generic[T]):
     """`Partitions` whose elements are those of an RDD.
 
-    A function is shipped with its arguments once per executor (as a broadcast). What `transform` returns is computed
-    again for each pass over it, unless it is `kept`; then it lies on the executors' disks, and only what is lost with
-    an executor is computed again.
+    What `transform` returns is computed again for each pass over it, unless it is `kept`; then it lies on the
+    executors' disks, and only what is lost with an executor is computed again. Spark broadcasts functions with large
+    arguments by itself.
     """
 
     def __init__(self, rdd: "RDD[tuple[int, T]]", count: int):
@@ -51,16 +51,15 @@ class SparkPartitions(Generic[T]):
                 partitions that it comes from.
             count: of new partitions.
         """
-        shipped = self._rdd.context.broadcast((split, join, arguments))
 
         def sent(element: tuple[int, Any]) -> Iterator[tuple[int, tuple[int, bytes]]]:
             number, partition = element
-            for target, data in shipped.value[0](partition, *shipped.value[2]):
+            for target, data in split(partition, *arguments):
                 yield target, (number, data)
 
         def joined(number: int, received: Iterable[tuple[int, tuple[int, bytes]]]) -> Iterator[tuple[int, Any]]:
             data = sorted((pair for _, pair in received), key=operator.itemgetter(0))
-            yield number, shipped.value[1]([one for _, one in data], *shipped.value[2])
+            yield number, join([one for _, one in data], *arguments)
 
         # Numbers of partitions are used as they are.
         by_number = self._rdd.flatMap(sent).partitionBy(count, int)
@@ -78,12 +77,9 @@ class SparkPartitions(Generic[T]):
     def _apply(
         self, function: Callable[..., Any], arguments: tuple[Any, ...], each: Sequence[Any] | None
     ) -> "RDD[tuple[int, Any]]":
-        shipped = self._rdd.context.broadcast((function, arguments, each))
-
         def apply(element: tuple[int, Any]) -> tuple[int, Any]:
             number, partition = element
-            called, constants, values = shipped.value
-            own = () if values is None else (values[number],)
-            return number, called(partition, *own, *constants)
+            own = () if each is None else (each[number],)
+            return number, function(partition, *own, *arguments)
 
         return self._rdd.map(apply)

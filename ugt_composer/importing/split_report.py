@@ -69,7 +69,7 @@ def training_after_test(corpus: Corpus) -> float | None:
     tests, trained = int(corpus.counts.parts[TEST]), corpus.counts.trained
     if not corpus.timed or not tests or not trained:
         return None
-    median = np.mean(nth_smallest(corpus.partitions, _test_times, [(tests - 1) // 2, tests // 2]))
+    median = np.mean(nth_smallest(corpus.partitions, _test_times, lambda count: [(count - 1) // 2, count // 2]))
     return round(corpus.partitions.sum(_count_trained_after, median) / trained, 4)
 
 

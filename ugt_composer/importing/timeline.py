@@ -11,7 +11,6 @@ import numpy as np
 
 from ugt_composer.importing import signals
 from ugt_composer.importing.corpus import Corpus, UserHistories
-from ugt_composer.importing.log import census
 from ugt_composer.importing.pairs import parts_of_log
 from ugt_composer.importing.repeats import kept_repeats, previous_occurrence
 from ugt_composer.importing.settings import POSITIVE, RowSettings
@@ -121,7 +120,7 @@ def make_history_rule(corpus: Corpus, settings: RowSettings, repeats: str) -> Hi
     if settings.signals in (signals.ALL, signals.ACTIONS):
         actions = signals.learned_actions(partitions.sum(_seen, settings.history, repeats))
     if settings.signals in (signals.ALL, signals.TIMES):
-        why_none = signals.why_no_seconds(corpus.log, corpus.timed and census(corpus.log).one_time)
+        why_none = signals.why_no_seconds(corpus.log, corpus.one_time)
         unit = None if why_none or corpus.log.time_form is None else corpus.log.time_form.unit
     return HistoryRule(actions, unit, why_none, settings, repeats)
 
