@@ -4,9 +4,10 @@ import argparse
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
@@ -20,6 +21,8 @@ from ugt_composer.errors import RunError, UserError
 from ugt_composer.inference.recommender import batched
 from ugt_composer.job.ranks import Ranks
 from ugt_composer.storage.hashed_file import file_hash
+
+T = TypeVar("T")
 
 
 class Plan(NamedTuple):
@@ -134,7 +137,7 @@ def _write_part(
     try:
         writer = WRITERS[folder.format](folder.temporary(part), has_items=setup.catalogue is not None)
         histories = islice(files[part.file].read(setup.reader, part.start), part.users)
-        for users in batched(histories, setup.batch_size):
+        for users in _read_ahead(batched(histories, setup.batch_size)):
             has_lists.update(name for user in users for name in user.lists)
             lists = list(setup.maker.lists(users))
             for user_id, _, of_user in lists:
@@ -157,6 +160,15 @@ def _write_part(
     records[part.number] = record
 
 
+def _read_ahead(batches: Iterator[T]) -> Iterator[T]:
+    """Yields the batches while a thread reads the next one, so that a GPU does not wait for it."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = thread.submit(next, batches, None)
+            yield batch
+
+
 def _report(
     arguments: argparse.Namespace, setup: Setup, records: Sequence[Record], users: int, before: int, seconds: float
 ) -> None:
@@ -171,7 +183,8 @@ def _report(
     total = sum(record.users for record in records)
     resumed = f", {before:,} of them finished before" if before else ""
     rate = f"; {users / seconds:,.0f} users/s" if users else ""
-    print(f"{arguments.out}: {total:,} users in {len(records):,} parts{resumed}{rate}")
+    parts = "1 part" if len(records) == 1 else f"{len(records):,} parts"
+    print(f"{arguments.out}: {total:,} users in {parts}{resumed}{rate}")
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}
     has_lists: Counter[str] = Counter()

@@ -1,7 +1,8 @@
 """Lists of recommended items for batches of users, and what has to be said about them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from ugt_composer.catalogue.catalogue import Catalogue
@@ -9,6 +10,7 @@ from ugt_composer.cli.histories import History
 from ugt_composer.cli.item_lists import UserLists, unknown_items
 from ugt_composer.inference.recommender import Recommender
 
+MOST_CACHED = 1 << 18  # semantic IDs whose items are kept
 Entry = dict[str, Any]  # one recommended item
 
 # What a remark about a user is about, and how many users it concerns.
@@ -68,20 +70,32 @@ class ListMaker:
         """The first k items of a list. Items that share a semantic ID are all listed, with the same score, except those
         that are withheld."""
         rank = 0
-        catalogue = self.catalogue
         for triple, log_prob, score in zip(ids, log_probs, scores, strict=True):
             if score == float("-inf"):
                 return
-            names: list[Entry] = [{}]
-            if catalogue is not None and (items := catalogue.items_of(tuple(triple))):
-                shown = (one for one in items if lists.allow(one.item_id) and not catalogue.is_withheld(one.item_id))
-                names = [{"item_id": item.item_id, "name": item.name} for item in shown]
+            items = self._items_of(*triple)
+            names = [item for item in items if lists.allow(item["item_id"])] if items is not None else [{}]
             for name in names:
                 rank += 1
                 if rank > self.k:
                     return
                 levels = {f"l{level}_id": number for level, number in enumerate(triple, start=1)}
                 yield {"rank": rank, **name, **levels, "log_prob": log_prob, "score": score}
+
+    @cached_property
+    def _items_of(self) -> Callable[[int, int, int], list[Entry] | None]:
+        """Of a semantic ID, the ids and names of the items that may be recommended; None if it has no items. Cached,
+        because most lists are of few items."""
+
+        @lru_cache(MOST_CACHED)
+        def items_of(*triple: int) -> list[Entry] | None:
+            items = [] if self.catalogue is None else self.catalogue.items_of(triple)
+            if self.catalogue is None or not items:
+                return None
+            shown = [item for item in items if not self.catalogue.is_withheld(item.item_id)]
+            return [{"item_id": item.item_id, "name": item.name} for item in shown]
+
+        return items_of
 
     def _remarks(self, user: History, number: int) -> Iterator[Remark]:
         """What is unusual about a user's history and list, which has this number of items."""

@@ -181,7 +181,7 @@ class PartFolder:
         for path, read in ((self.out / INDEX, lambda content: content["job"]), (self.progress / JOB, lambda job: job)):
             try:
                 return dict(read(json.loads(path.read_text("utf-8"))))
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 continue
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise UserError(
