@@ -19,6 +19,14 @@ def until(condition):
     return condition()
 
 
+def fetching(fetch, shards, ahead) -> FetchAhead:
+    """A thread that knows of the rows in two parts."""
+    thread = FetchAhead(fetch, ahead)
+    for part in (shards[:300], shards[300:]):
+        thread.add(part)
+    return thread
+
+
 def fetched_before(row: int, ahead: int) -> list[int]:
     """The shards that may have been fetched after `row` rows were read, in strides of `ahead` rows."""
     allowed = [at for at in range(len(SHARDS)) if (at // ahead) * ahead <= row + ahead]
@@ -28,7 +36,7 @@ def fetched_before(row: int, ahead: int) -> list[int]:
 @pytest.mark.parametrize("ahead", [1, 7, 100, 150])
 def test_shards_come_in_order_and_never_further_ahead_than_asked(ahead):
     fetched = []
-    thread = FetchAhead(fetched.append, SHARDS, ahead)
+    thread = fetching(fetched.append, SHARDS, ahead)
     for read in range(0, 500, 50):
         thread.has_read(read)
         wanted = fetched_before(read, ahead)
@@ -47,7 +55,7 @@ def test_shards_already_read_are_not_fetched():
         fetched.append(shard)
         first.wait(20)
 
-    thread = FetchAhead(fetch, SHARDS, 50)
+    thread = fetching(fetch, SHARDS, 50)
     assert until(lambda: fetched == [3])
     thread.has_read(350)  # in the row of shard 0
     first.set()
@@ -62,7 +70,7 @@ def test_a_failure_is_raised_in_the_reader(error):
         if shard == 1:
             raise error
 
-    thread = FetchAhead(fetch, SHARDS, 500)
+    thread = fetching(fetch, SHARDS, 500)
     assert until(lambda: thread.failure is not None)
     thread.end()
     if isinstance(error, UserError):
@@ -74,9 +82,19 @@ def test_a_failure_is_raised_in_the_reader(error):
 
 def test_an_abandoned_iteration_fetches_nothing_more():
     fetched = []
-    thread = FetchAhead(fetched.append, SHARDS, 10)
+    thread = fetching(fetched.append, SHARDS, 10)
     assert until(lambda: fetched == [3] * len(fetched) != [])
     thread.leave()
     thread.has_read(400)
     thread.end()
     assert set(fetched) == {3}
+
+
+def test_shards_of_rows_that_become_known_later_are_fetched():
+    fetched = []
+    thread = FetchAhead(fetched.append, 10)
+    thread.add(np.array([3, 3]))
+    assert until(lambda: fetched == [3])
+    thread.add(np.array([1]))
+    assert until(lambda: fetched == [3, 1])
+    thread.end()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from streaming.base.batching import generate_work
+from streaming.base.world import World
 
 from tests.data.conftest import CORRUPTIONS, ROWS, flip_byte
 from ugt_composer.config.schema import StreamConfig
@@ -33,7 +35,7 @@ def loader():
         fetch_descriptions(stream)
         if key == TRAIN:
             fixed = {"batch_size": 8, "shuffle": True, "shuffle_seed": 1, "num_canonical_nodes": 4}
-            dataset = RowDataset(streams=training_streams([stream]), **fixed, **arguments)
+            dataset = RowDataset(streams=training_streams([stream]), **{**fixed, **arguments})
         else:
             dataset = EvaluationDataset([stream], 0, 1)
         made.append(
@@ -60,6 +62,80 @@ def test_every_row_of_valid_data_is_read_in_each_epoch(loader, data_folder, key,
     batches = loader(key, data_folder(*options), workers)
     for _ in range(2):
         assert sorted(rows(batches)) == list(range(ROWS))
+
+
+def streamings(dataset: RowDataset, workers: int, epoch: int, done: int) -> list[int]:
+    """The rows in the order in which Streaming's own code gives them to the batches of a loader."""
+    ids = generate_work("random", dataset, World(1, 1, max(workers, 1), 0), epoch, done)[0, 0]
+    return [int(row) for row in ids.transpose(1, 0, 2).flatten() if row >= 0]
+
+
+OTHERS = [{}, {"shuffle": False}, {"shuffle_algo": "py1s"}, {"batching_method": "per_stream"}]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("options", OTHERS, ids=str)
+def test_rows_are_in_streamings_order(loader, data_folder, workers, options):
+    arguments = {"shuffle_block_size": 50, **options}
+    batches = loader(TRAIN, data_folder(), workers, **arguments)
+    for epoch in range(2):
+        found = rows(batches)
+        if options.get("batching_method") is None:
+            assert found == streamings(batches.dataset, workers, epoch, 0)
+        assert len(set(found)) == len(found) >= ROWS - 8
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_resumes_in_an_epoch_without_skipping_its_draws_again(loader, data_folder, workers, monkeypatch):
+    folder = data_folder()
+    batches = loader(TRAIN, folder, workers, shuffle_block_size=50)
+    rows(batches)
+    first = list(zip(range(5), batches, strict=False))
+    state = batches.dataset.state_dict(40, from_beginning=True)
+    assert (state["epoch"], len(first)) == (1, 5)
+    for workers_now in (0, 2 - workers // 2):
+        resumed = loader(TRAIN, folder, workers_now, shuffle_block_size=50)
+        resumed.dataset.load_state_dict(state)
+        with monkeypatch.context() as patch:
+            patch.setattr("ugt_composer.data.streaming_patches.make_marks", None)
+            found = rows(resumed)
+        assert found == streamings(resumed.dataset, workers_now, 1, 40)
+        assert resumed.dataset.state_dict(0, from_beginning=True)["order_marks"] == state["order_marks"]
+        if not workers_now:  # workers keep the patch
+            assert rows(resumed) == streamings(resumed.dataset, workers_now, 2, 0)
+
+
+def test_a_position_without_marks_or_with_others_is_resumed_too(loader, data_folder):
+    folder = data_folder()
+    batches = loader(TRAIN, folder, shuffle_block_size=50)
+    rows(batches)
+    state = batches.dataset.state_dict(40, from_beginning=True)
+    expected = streamings(batches.dataset, 0, 0, 40)
+    marks = state.pop("order_marks")
+    for more in ({}, {"order_marks": marks.replace("a", "b", 1)}, {"order_marks": "{}"}, {"order_marks": "x" * 70_000}):
+        resumed = loader(TRAIN, folder, shuffle_block_size=50)
+        resumed.dataset.load_state_dict({**state, **more})
+        assert rows(resumed) == expected
+
+
+def test_shards_without_room_in_a_block_are_a_warning(loader, data_folder, caplog):
+    next(iter(loader(TRAIN, data_folder(), shuffle_block_size=8).dataset))
+    assert "shuffle_block_size is 8, but a shard has" in caplog.text
+
+
+@pytest.mark.parametrize("key", [TRAIN, EVAL])
+def test_ids_are_found_in_their_shards(loader, data_folder, key):
+    dataset = loader(key, data_folder()).dataset
+    if key == TRAIN:
+        found = [dataset[at] for at in range(ROWS)]
+        assert [row.row_id for row in found] == list(range(ROWS))
+        read = {row.row_id: row.data for row in dataset}
+        assert [row.data for row in found] == [read[at] for at in range(ROWS)]
+    else:
+        folder = dataset.folders[0]
+        assert [folder[at] for at in range(len(folder))] == [row.data for row in dataset]
+        with pytest.raises(IndexError):
+            folder[ROWS]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

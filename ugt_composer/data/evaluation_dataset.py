@@ -8,14 +8,12 @@ from ctypes import c_uint8
 from multiprocessing.sharedctypes import RawArray
 
 import numpy as np
-from streaming import LocalDataset
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ugt_composer.config.schema import StreamConfig
 from ugt_composer.data.collate import PackedRow
 from ugt_composer.data.shard_files import ShardFiles
 from ugt_composer.data.shard_rows import OpenShards
-from ugt_composer.data.streaming_patches import file_path
 
 
 class EvaluationDataset(IterableDataset):
@@ -91,17 +89,20 @@ class RowFolder:
 
     def __init__(self, local: str, remote: str | None):
         self.files = ShardFiles(local, remote)
-        self.rows = LocalDataset(local)
-        self._checked = RawArray(c_uint8, len(self.rows.shards))  # per shard; shared with the DataLoader workers
-        self._paths = [file_path(shard) for shard in self.rows.shards]
+        self._names = list(self.files.shards)
+        self._ends = np.cumsum([shard.rows for shard in self.files.shards.values()], dtype=np.int64)
+        self._checked = RawArray(c_uint8, len(self._names))  # per shard; shared with the DataLoader workers
         self._open = OpenShards()
 
     def __len__(self) -> int:
-        return self.rows.size
+        return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, at: int) -> bytes:
-        shard_id, number = self.rows.spanner[at]
-        path = self._paths[shard_id]
+        if not 0 <= at < len(self):
+            raise IndexError(f"row {at} of {len(self)}")
+        shard_id = int(np.searchsorted(self._ends, at, side="right"))
+        number = at - int(self._ends[shard_id]) + self.files.shards[self._names[shard_id]].rows
+        path = self.files.folder / self._names[shard_id]
         if not self._checked[shard_id]:
             self.files.ensure(path.name)
             self._checked[shard_id] = True

@@ -1,7 +1,9 @@
 """Checks the files of a data folder against its index and manifest. Imports neither torch nor Streaming."""
 
 import json
+import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,9 +14,10 @@ INDEX_NAME = "index.json"
 MANIFEST_NAME = "manifest.json"
 CATALOGUE_COPY = "catalogue.jsonl.zst"  # of the catalogue that a folder of shards, or a model, was made with
 ADVICE = "convert or copy the data again"
+PLAIN_NAME = re.compile(r"\w[\w.-]*")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileFacts:
     """What the index records about a file: its name in the folder, its size in bytes, its hashes by algorithm."""
 
@@ -23,7 +26,7 @@ class FileFacts:
     hashes: dict[str, str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardFacts:
     """A shard: the file that rows are read from and, in a compressed folder, the one that it is unpacked from."""
 
@@ -46,28 +49,43 @@ def read_index(folder: Path) -> list[ShardFacts]:
     """
     path = folder / INDEX_NAME
     try:
-        return [_shard(shard) for shard in json.loads(path.read_text("utf-8"))["shards"]]
+        status = path.stat()
+        return list(_parsed_index(path, status.st_ino, status.st_size, status.st_mtime_ns))
     except FileNotFoundError:
         raise UserError(f"{path}: is missing; {ADVICE}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read as the index of MDS shards ({error!r}); {ADVICE}") from None
 
 
-def _shard(shard: dict[str, Any]) -> ShardFacts:
-    zipped = shard["zip_data"]
-    return ShardFacts(
-        rows=int(shard["samples"]),
-        raw=_file(shard["raw_data"]),
-        zipped=None if zipped is None else _file(zipped),
-        compression=shard["compression"],
-    )
+@lru_cache(maxsize=16)
+def _parsed_index(path: Path, *version: int) -> tuple[ShardFacts, ...]:
+    """An index, parsed once for all who read it: it may name a hundred thousand shards."""
+    return tuple(map(_checked, json.loads(path.read_text("utf-8"), object_hook=_facts)["shards"]))
+
+
+def _facts(facts: dict[str, Any]) -> Any:
+    """Facts of an object of the index as soon as it is parsed: they take a fraction of its memory."""
+    if "basename" in facts:
+        return _file(facts)
+    if "raw_data" in facts:
+        return ShardFacts(int(facts["samples"]), facts["raw_data"], facts["zip_data"], facts["compression"])
+    return facts
+
+
+def _checked(shard: ShardFacts) -> ShardFacts:
+    if not isinstance(shard.raw, FileFacts) or not isinstance(shard.zipped, FileFacts | None):
+        raise TypeError("a shard without files")
+    return shard
 
 
 def _file(facts: dict[str, Any]) -> FileFacts:
-    name = PurePosixPath(facts["basename"])
-    if name.is_absolute() or ".." in name.parts or not name.parts:  # the index may come from an untrusted store
-        raise ValueError(f"the shard {str(name)!r} lies outside the folder")
-    return FileFacts(str(name), int(facts["bytes"]), {str(k): str(v) for k, v in facts["hashes"].items()})
+    name = facts["basename"]
+    if not PLAIN_NAME.fullmatch(name):
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not path.parts:  # the index may come from an untrusted store
+            raise ValueError(f"the shard {name!r} lies outside the folder")
+        name = str(path)
+    return FileFacts(name, int(facts["bytes"]), {str(k): str(v) for k, v in facts["hashes"].items()})
 
 
 def corruption(path: Path, facts: FileFacts) -> str | None:
