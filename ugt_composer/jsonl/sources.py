@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ugt_composer.errors import UserError
 from ugt_composer.storage.input_files import check_given_once, visible_files
+from ugt_composer.storage.s3_url import is_url
 
 PLAIN_ENDINGS = (".jsonl", ".ndjson", ".json")
 COMPRESSED_ENDINGS = (".gz", ".zst")
@@ -91,6 +92,8 @@ def find_sources(inputs: Sequence[str], out: Path | None) -> list[Source]:
 
 def _expand(name: str, out: Path | None) -> list[str]:
     """For a file, itself; for a folder, the files with a known ending in it and its subfolders."""
+    if is_url(name):
+        raise UserError(f"{name}: the input must be files or folders; copy it to a disk, or mount it as a folder")
     folder = Path(name)
     if not folder.is_dir():
         if not name.endswith(ENDINGS) and folder.exists():
