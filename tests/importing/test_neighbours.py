@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ugt_composer.importing import neighbours
 from ugt_composer.importing.neighbours import NEXT_FRACTION, WINDOW, neighbours_of
-from ugt_composer.importing.pair_counts import count_near
+from ugt_composer.importing.pair_counts import NearCounts, count_near
 
 ITEMS = 6
 LISTS = st.lists(st.lists(st.integers(0, ITEMS - 1), max_size=8), min_size=1, max_size=6)
@@ -46,7 +46,8 @@ def counted(users: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Of users in two partitions."""
     halves = [flat(half) for half in (users[: len(users) // 2], users[len(users) // 2 :])]
     near = [count_near(user, item, ITEMS, WINDOW) for user, item in halves]
-    return neighbours_of(near[0] + near[1])
+    pieces = [first + second for first, second in zip(near[0].pieces(), near[1].pieces(), strict=True)]
+    return neighbours_of(NearCounts.joined(pieces))
 
 
 @settings(max_examples=40, deadline=None)

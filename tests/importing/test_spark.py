@@ -11,7 +11,7 @@ import pytest
 from convert.interactions_to_jsonl import main
 from tests.spark.spark_cases import MASTER, needs_java
 from ugt_composer.errors import UserError
-from ugt_composer.importing import order_statistics, spark_reader
+from ugt_composer.importing import order_statistics, pair_counts, spark_reader
 from ugt_composer.spark.session import spark_session
 
 pytest.importorskip("pyspark")
@@ -32,6 +32,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(spark_reader, "SPAN_ROWS", 200)
     monkeypatch.setattr(spark_reader, "PARTITION_ROWS", 200)
     monkeypatch.setattr(order_statistics, "MOST_VALUES", 50)
+    monkeypatch.setattr(pair_counts, "PIECE", 17)
 
 
 def events(count: int, seed: int = 1) -> list[dict]:

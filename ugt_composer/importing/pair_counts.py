@@ -3,11 +3,13 @@
 P training interactions, n items.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
 
+PIECE = 1 << 13  # items whose counts are added up at a time
 MAX_PAIRS = 50_000_000  # of interactions that are paired; the window is narrowed to stay below it
 
 
@@ -23,6 +25,14 @@ class PairCounts:
 
     def __add__(self, other: "PairCounts") -> "PairCounts":
         return PairCounts(tuple(one + another for one, another in zip(self.at, other.at, strict=True)))
+
+    def pieces(self) -> list["PairCounts"]:
+        """The counts of the first PIECE items, of the next ones, …"""
+        return [PairCounts(tuple(counts[rows] for counts in self.at)) for rows in _slices(self.at[0].shape[0])]
+
+    @classmethod
+    def joined(cls, pieces: Sequence["PairCounts"]) -> "PairCounts":
+        return cls(tuple(sparse.vstack(counts, "csr") for counts in zip(*(one.at for one in pieces), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,21 @@ class NearCounts:
 
     def __add__(self, other: "NearCounts") -> "NearCounts":
         return NearCounts(self.following + other.following, self.within + other.within, self.items + other.items)
+
+    def pieces(self) -> list["NearCounts"]:
+        """The counts of the first PIECE items, of the next ones, …"""
+        slices = _slices(len(self.items))
+        return [NearCounts(self.following[rows], self.within[rows], self.items[rows]) for rows in slices]
+
+    @classmethod
+    def joined(cls, pieces: Sequence["NearCounts"]) -> "NearCounts":
+        following = sparse.vstack([one.following for one in pieces], "csr")
+        within = sparse.vstack([one.within for one in pieces], "csr")
+        return cls(following, within, np.concatenate([one.items for one in pieces]))
+
+
+def _slices(items: int) -> list[slice]:
+    return [slice(start, min(start + PIECE, items)) for start in range(0, items, PIECE)]
 
 
 def narrowed(window: int, interactions: int) -> int:

@@ -26,6 +26,11 @@ class Partitions(Protocol[T_co]):
         """The sum, by `+`, of what the function returns for each partition."""
         ...
 
+    def sum_pieces(self, function: Callable[..., list[T]], *arguments: Any) -> list[T]:
+        """The sums of the first, the second, … of what the function returns: as many for each partition, together too
+        large to be handled at once."""
+        ...
+
     def transform(
         self, function: Callable[..., T], *arguments: Any, each: Sequence[Any] | None = None
     ) -> "Partitions[T]":
@@ -51,6 +56,9 @@ class InMemory(Generic[T]):
 
     def sum(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return functools.reduce(operator.add, self.map(function, *arguments))
+
+    def sum_pieces(self, function: Callable[..., list[Any]], *arguments: Any) -> list[Any]:
+        return [functools.reduce(operator.add, pieces) for pieces in zip(*self.map(function, *arguments), strict=True)]
 
     def transform(
         self, function: Callable[..., Any], *arguments: Any, each: Sequence[Any] | None = None

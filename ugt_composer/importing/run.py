@@ -140,17 +140,18 @@ def training_pairs(corpus: Corpus, window: int) -> PairCounts | None:
     """The pairs of training items that are near each other; None if there are no training interactions."""
     if not corpus.counts.trained:
         return None
-    return corpus.partitions.sum(_count_pairs, len(corpus.items), narrowed(window, corpus.counts.trained))
+    window = narrowed(window, corpus.counts.trained)
+    return PairCounts.joined(corpus.partitions.sum_pieces(_count_pairs, len(corpus.items), window))
 
 
-def _count_pairs(partition: UserHistories, items: int, window: int) -> PairCounts:
+def _count_pairs(partition: UserHistories, items: int, window: int) -> list[PairCounts]:
     trained = partition.trained
-    return count_pairs(partition.user[trained], partition.item[trained], items, window)
+    return count_pairs(partition.user[trained], partition.item[trained], items, window).pieces()
 
 
-def _count_near(partition: UserHistories, items: int, window: int) -> NearCounts:
+def _count_near(partition: UserHistories, items: int, window: int) -> list[NearCounts]:
     trained = partition.trained
-    return count_near(partition.user[trained], partition.item[trained], items, window)
+    return count_near(partition.user[trained], partition.item[trained], items, window).pieces()
 
 
 def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, folder: Path, say: Say) -> dict[str, Any]:
@@ -277,7 +278,8 @@ def _write_rows(corpus: Corpus, bundle: Bundle, settings: Settings, folder: Path
     if not counts.rows[TRAIN_FILE]:
         raise UserError(f"the training part is empty: {why_no_training(corpus, settings.split)}")
     engine.write(rows, counts, Ids(bundle.ids, bundle.members), folder)
-    near = corpus.partitions.sum(_count_near, len(corpus.items), narrowed(WINDOW, corpus.counts.trained))
+    window = narrowed(WINDOW, corpus.counts.trained)
+    near = NearCounts.joined(corpus.partitions.sum_pieces(_count_near, len(corpus.items), window))
     save_neighbours(folder / NEIGHBOURS, bundle.ids, *neighbours_of(near))
     if rule.histories.action_names:
         (folder / ACTIONS_NAME).write_text(

@@ -31,6 +31,11 @@ class SparkPartitions(Generic[T]):
     def sum(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return self._apply(function, arguments, None).values().treeReduce(operator.add)
 
+    def sum_pieces(self, function: Callable[..., list[Any]], *arguments: Any) -> list[Any]:
+        pieces = self._apply(function, arguments, None).flatMap(lambda element: enumerate(element[1]))
+        sums: Iterable[tuple[int, Any]] = pieces.reduceByKey(operator.add).sortByKey().toLocalIterator()
+        return [total for _, total in sums]
+
     def transform(
         self, function: Callable[..., Any], *arguments: Any, each: Sequence[Any] | None = None
     ) -> "SparkPartitions[Any]":
