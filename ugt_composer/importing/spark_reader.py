@@ -47,9 +47,12 @@ if TYPE_CHECKING:
 
 RawBlock = tuple[pl.DataFrame, Damage]  # rows with the columns that are read, PART and ROW; and those not readable
 
-SPAN_BYTES = 1 << 26  # of a text file that a task reads
-SPAN_ROWS = 1 << 20  # of a Parquet file that a task reads
-PARTITION_ROWS = 1 << 20  # interactions of a partition, more if a user has more
+# What a task reads of a file, and the interactions of a partition, more if a user has more. Less, but no less than
+# LEAST, if there would be fewer tasks than cores.
+SPAN_BYTES = 1 << 26  # of text
+SPAN_ROWS = 1 << 20  # of Parquet
+PARTITION_ROWS = 1 << 20
+LEAST = 1 / 16
 
 
 @dataclass(frozen=True)
@@ -153,10 +156,13 @@ def read_with_spark(context: "SparkContext", source: SourceSettings) -> Log:
 
 def _blocks(context: "SparkContext", parts: tuple[Part, ...]) -> tuple[list[Block], Table]:
     """The blocks of all files in order, and their table."""
+    cores = context.defaultParallelism
     if parts[0].kind == PARQUET:
-        ranges = [block for number, part in enumerate(parts) for block in _row_ranges(number, part)]
-        return ranges, open_table(parts)
-    spans = [block for number, part in enumerate(parts) for block in _byte_ranges(number, part)]
+        counts = [_count_rows(part) for part in parts]
+        step = _step(SPAN_ROWS, sum(counts), cores)
+        return _ranges(parts, counts, step), open_table(parts)
+    sizes = [part.path.stat().st_size for part in parts]
+    spans = _ranges(parts, sizes, _step(SPAN_BYTES, sum(sizes), cores))
     table: Table | None = open_table(parts) if parts[0].kind != JSONL else None
     width = 0 if table is None else len(table.names)
     found = context.parallelize(spans, len(spans)).map(partial(_survey, os.getcwd(), width)).collect()
@@ -177,20 +183,27 @@ def _blocks(context: "SparkContext", parts: tuple[Part, ...]) -> tuple[list[Bloc
     return blocks, table
 
 
-def _row_ranges(number: int, part: Part) -> list[Block]:
+def _step(most: int, total: int, cores: int) -> int:
+    """How much of a total a task or partition has."""
+    return min(most, max(-(-total // cores), int(most * LEAST)))
+
+
+def _count_rows(part: Part) -> int:
     with named_errors(part.path):
-        rows = pl.scan_parquet(part.path, glob=False).select(pl.len()).collect().item()
-    spans = [Span(start, min(start + SPAN_ROWS, rows)) for start in range(0, rows, SPAN_ROWS)]
-    return [Block(number, replace(part, span=span)) for span in spans]
+        return pl.scan_parquet(part.path, glob=False).select(pl.len()).collect().item()
 
 
-def _byte_ranges(number: int, part: Part) -> list[Block]:
-    """Ranges of a file that can be read in ranges, otherwise the file."""
-    size = part.path.stat().st_size
-    if part.path.name.endswith(COMPRESSED_ENDINGS) or is_wide(part.encoding) or size <= SPAN_BYTES:
-        return [Block(number, part)]
-    spans = [Span(start, min(start + SPAN_BYTES, size)) for start in range(0, size, SPAN_BYTES)]
-    return [Block(number, replace(part, span=span)) for span in spans]
+def _ranges(parts: Sequence[Part], sizes: Sequence[int], step: int) -> list[Block]:
+    """Ranges of the files, and whole those that cannot be read in ranges."""
+    blocks = []
+    for number, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+        whole = part.path.name.endswith(COMPRESSED_ENDINGS) or (part.kind != PARQUET and is_wide(part.encoding))
+        spans = [Span(start, min(start + step, size)) for start in range(0, size, step)]
+        if whole or (len(spans) < 2 and part.kind != PARQUET):
+            blocks.append(Block(number, part))
+        else:
+            blocks += [Block(number, replace(part, span=span)) for span in spans]
+    return blocks
 
 
 @contextmanager
@@ -248,7 +261,7 @@ class _RawRows:
         folder = os.getcwd()  # tasks run in another one
         read = numbered.map(lambda block: (block[0], _read(folder, block[1], shipped.value)))
         self.blocks: SparkPartitions[RawBlock] = SparkPartitions(read, len(blocks)).kept()
-        self._schema = reading.schema
+        self.cores = context.defaultParallelism
         self.count, self.damage = 0, Damage()
         for rows, damage in self.blocks.map(_facts):
             self.count += rows
@@ -393,7 +406,7 @@ def _partitions(
     users = _in_order(distinct["user"])
     items = _in_order(distinct["item"])["id"]
     before = users["rows"].cum_sum() - users["rows"]
-    count = -(-rows.count // PARTITION_ROWS)
+    count = -(-rows.count // _step(PARTITION_ROWS, rows.count, rows.cores))
     number = before * count // rows.count
     first_users = users.filter((number != number.shift(1)).fill_null(False))["id"]
     typed = reading.empty.select(**reading.values).with_columns(pl.lit(0, pl.Int32).alias("item")).clear().collect()
