@@ -231,7 +231,9 @@ class ItemColumns:
             return np.array(sorted(range(len(self)), key=list(self.ids).__getitem__), np.int32)
         import polars as pl
 
-        ids = pl.concat([pl.Series(part, dtype=pl.String) for part, _ in self.chunks()])
+        starts = range(0, len(self), CHUNK)
+        parts = ([self.ids[row] for row in range(at, min(at + CHUNK, len(self)))] for at in starts)
+        ids = pl.concat([pl.Series(part, dtype=pl.String) for part in parts])
         return ids.arg_sort().cast(pl.Int32).to_numpy()
 
     @cached_property

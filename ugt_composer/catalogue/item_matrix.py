@@ -7,11 +7,13 @@ import numpy as np
 from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.errors import UserError
 
+ROWS_AT_ONCE = 1 << 16  # that are checked
+
 
 def read_matrix(path: str | Path) -> np.ndarray:
     """Reads a float32 matrix (n, d). Raises UserError if the file cannot be read or holds something else."""
     try:
-        vectors = np.load(path, allow_pickle=False)
+        vectors = np.load(path, mmap_mode="c", allow_pickle=False)  # its pages are shared by processes
     except (OSError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or "it does not hold numbers, or was cut short"
         raise UserError(
@@ -21,13 +23,16 @@ def read_matrix(path: str | Path) -> np.ndarray:
     if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind not in "fiu" or not vectors.size:
         found = f"{vectors.dtype} {vectors.shape}" if isinstance(vectors, np.ndarray) else "an archive"
         raise UserError(f"{path}: found {found}, expected numbers of shape (items, dimensions)")
-    return vectors.astype(np.float32, copy=False)
+    return vectors.astype(np.float32, copy=False).view(np.ndarray)
 
 
 def first_not_finite(vectors: np.ndarray) -> int | None:
     """The first row with a number that is not finite; None if all are finite."""
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    return int(bad[0]) if len(bad) else None
+    for start in range(0, len(vectors), ROWS_AT_ONCE):
+        bad = np.flatnonzero(~np.isfinite(vectors[start : start + ROWS_AT_ONCE]).all(axis=1))
+        if len(bad):
+            return start + int(bad[0])
+    return None
 
 
 def read_catalogue_vectors(path: str | Path, catalogue: Catalogue, key: str = "init_item_vectors") -> np.ndarray:
@@ -49,5 +54,5 @@ def _check_for_items(vectors: np.ndarray, path: str | Path, catalogue: Catalogue
         )
     if (bad := first_not_finite(vectors)) is not None:
         raise UserError(f"{path}: row {bad} (item {items[bad].item_id!r}) holds a number that is not finite")
-    if (vectors == vectors[0]).all():
+    if all((vectors[at : at + ROWS_AT_ONCE] == vectors[0]).all() for at in range(0, len(vectors), ROWS_AT_ONCE)):
         raise UserError(f"{path}: all rows are the same, so they distinguish no items; expected one vector per item")

@@ -25,7 +25,7 @@ def save_neighbours(path: Path, ids: np.ndarray, neighbours: np.ndarray, probabi
 
 
 def read_neighbours(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """ids int64 (n, 3), neighbours int64 (n, K) as row numbers, -1: none, and probabilities float32 (n, K).
+    """ids int64 (n, 3), neighbours int32 (n, K) as row numbers, -1: none, and probabilities float32 (n, K).
 
     Raises:
         UserError: it cannot be read, or is no such file.
@@ -43,4 +43,5 @@ def read_neighbours(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         raise UserError(f"{path}: its arrays do not fit each other; {expected}")
     if not (np.isfinite(probabilities).all() and probabilities.min() >= 0):
         raise UserError(f"{path}: found a probability that is negative or not finite; {expected}")
-    return ids.astype(np.int64), rows.astype(np.int64), probabilities.astype(np.float32)
+    rows, probabilities = rows.astype(np.int32, copy=False), probabilities.astype(np.float32, copy=False)
+    return ids.astype(np.int64), rows, probabilities

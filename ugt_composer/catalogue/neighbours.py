@@ -16,6 +16,7 @@ from ugt_composer.catalogue.neighbour_file import read_neighbours
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.errors import UserError
 
+ROWS_AT_ONCE = 1 << 16  # of a file
 RECENT = 20  # items of a history that count, the most recent ones
 DECAY = 0.4  # of an item's weight per later item; chosen on the validation items of Amazon Beauty
 
@@ -24,7 +25,7 @@ DECAY = 0.4  # of an item's weight per later item; chosen on the validation item
 class ItemNeighbours:
     """
     Attributes:
-        neighbours: int64 (n, K), item indices of the trie; n where an item has fewer than K neighbours.
+        neighbours: int32 or int64 (n, K), item indices of the trie; n where an item has fewer than K neighbours.
         probabilities: float32 (n, K), of each row at most 1 in total; 0 where there is no neighbour.
     """
 
@@ -77,9 +78,13 @@ def load_neighbours(path: str, trie: ItemTrie) -> ItemNeighbours:
             "expected the item_neighbours.npz that was written with this catalogue"
         )
     items, most = len(trie), rows.shape[1]
-    # Items that share a semantic ID are one item of the trie: the neighbours of the last one are used.
-    neighbours = np.full((items, most), items, np.int64)
+    neighbours = np.full((items, most), items, np.int32)
     values = np.zeros((items, most), np.float32)
-    neighbours[index] = np.where(rows >= 0, index[rows.clip(min=0)], items)
-    values[index] = np.where(rows >= 0, probabilities, 0.0)
+    # Some rows at a time, because an array of int64 would be larger than the result. Items that share a semantic ID are
+    # one item of the trie: the neighbours of the last one are used.
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        exists = rows[part] >= 0
+        neighbours[index[part]] = np.where(exists, index[rows[part].clip(min=0)], items)
+        values[index[part]] = np.where(exists, probabilities[part], 0.0)
     return ItemNeighbours(torch.from_numpy(neighbours), torch.from_numpy(values))
