@@ -1,4 +1,4 @@
-"""Converts a table of interactions to JSON Lines: histories, preferences, a catalogue and its semantic IDs.
+"""Converts a table of interactions to JSON Lines or shards: histories, preferences, a catalogue and its semantic IDs.
 
 INTERACTIONS are CSV, TSV, JSON Lines or Parquet files with one row per interaction (user, item, timestamp, and
 optionally a rating or an action), or text files with one line per user: `user item item …`, oldest first. Text may be
@@ -12,6 +12,9 @@ compressed (.gz, .zst). Several files, a folder or a pattern are read as one tab
     item_vectors.npy                                     one row per line of the catalogue, for init_item_vectors
     item_neighbours.npz                                  what users chose after an item, for evaluation.item_neighbours
     report.json                                          counts, warnings, quality of the ids, scores of popularity
+
+With --to mds, folders of shards (train, validation, …) take the place of train.jsonl, validation.jsonl, …: the same
+that jsonl_to_mds.py makes of these files, which then need no space.
 
 Validation and test items are not used for training rows, training preferences or semantic IDs. A user's interactions
 with the same timestamp keep the order of the file. Where the table has ratings, actions or timestamps, rows hold them
@@ -33,16 +36,25 @@ if __name__ == "__main__":
 from tqdm import tqdm
 
 from ugt_composer import __version__
-from ugt_composer.errors import exit_on_user_error
+from ugt_composer.conversion.import_shards import ENDING, ShardFolders
+from ugt_composer.conversion.output import OUTPUT_NAMES
+from ugt_composer.conversion.settings import Settings as ShardSettings
+from ugt_composer.conversion.settings import limits_for
+from ugt_composer.conversion.shard_options import add_shard_options, changed_shard_options, shard_settings
+from ugt_composer.errors import RunError, UserError, exit_on_user_error
 from ugt_composer.importing import options
 from ugt_composer.importing.quality import summary
 from ugt_composer.importing.report_lines import lines_about_histories, lines_about_interactions
-from ugt_composer.importing.run import CATALOGUE, FILES, LocalEngine, Settings, import_interactions
+from ugt_composer.importing.run import CATALOGUE, FILES, ROW_FILES, LocalEngine, Settings, import_interactions
 from ugt_composer.importing.settings import IdSettings, RowSettings, SplitSettings
 from ugt_composer.importing.spark_engine import SparkEngine
-from ugt_composer.spark.options import add_engine_options, engine_session
+from ugt_composer.jsonl.schema import PREFERENCE, RECOMMEND
+from ugt_composer.spark.options import LOCAL, SPARK, add_engine_options, engine_session
 from ugt_composer.spark.progress import job_progress
 from ugt_composer.storage.output_folder import new_folder
+
+JSON_LINES, MDS = "jsonl", "mds"  # of --to
+FOLDERS = {name.removesuffix(ENDING): OUTPUT_NAMES for name in ROW_FILES}  # of shards
 
 EXAMPLES = """
 examples:
@@ -77,6 +89,9 @@ examples:
   python convert/interactions_to_jsonl.py MIND/behaviors.tsv --format mind --items MIND/news.tsv \\
     --chosen-actions click --rejected-actions impression --out data/mind
 
+  # shards instead of JSON Lines: trained on with data.train.local=data/movies/train
+  python convert/interactions_to_jsonl.py ratings.csv --items movies.csv --to mds --out data/movies
+
   # a folder of parts
   python convert/interactions_to_jsonl.py events/ --out data/events
 
@@ -101,12 +116,20 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=Path, required=True, metavar="DIR", help="output folder; appears only when complete"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier run in --out")
+    parser.add_argument(
+        "--to",
+        choices=(JSON_LINES, MDS),
+        default=JSON_LINES,
+        help="jsonl: rows as JSON Lines, for jsonl_to_mds.py. mds: as folders of shards, for training "
+        "(default %(default)s)",
+    )
     add_engine_options(parser, "INTERACTIONS and DIR")
     options.add_source_options(parser)
     options.add_split_options(parser)
     options.add_row_options(parser)
     options.add_preference_options(parser)
     options.add_id_options(parser)
+    add_shard_options(parser, "form of the shards, with --to mds")
     args = parser.parse_args(arguments)
     settings = Settings(
         options.source_settings(args),
@@ -115,17 +138,37 @@ def main(arguments: list[str] | None = None) -> int:
         options.settings_of(RowSettings, args),
         options.preference_settings(args),
     )
-    with (
-        new_folder(args.out, FILES, args.overwrite) as folder,
-        engine_session(args, "interactions_to_jsonl", "") as session,
-    ):
-        engine = LocalEngine() if session is None else SparkEngine(session)
-        with nullcontext() if session is None else job_progress(session, "importing"):
-            report = import_interactions(settings, folder, lambda text: tqdm.write(text, file=sys.stderr), engine)
+    limits = limits_for(settings.rows.max_history, settings.rows.max_targets)
+    writer = _shard_writer(args, settings.ids, limits)
+    try:
+        with (
+            new_folder(args.out, FILES, args.overwrite, FOLDERS) as folder,
+            engine_session(args, "interactions_to_jsonl", "") as session,
+        ):
+            engine = LocalEngine(writer) if session is None else SparkEngine(session)
+            with nullcontext() if session is None else job_progress(session, "importing"):
+                report = import_interactions(settings, folder, lambda text: tqdm.write(text, file=sys.stderr), engine)
+    except OSError as error:
+        raise RunError(f"{error}; nothing was written to {args.out}") from None
     print_report(report)
     options.print_warnings(report)
-    print_next(report, args.out)
+    print_next(report, args.out, limits)
     return 0
+
+
+def _shard_writer(args: argparse.Namespace, ids: IdSettings, limits: dict[str, Any]) -> ShardFolders | None:
+    """What writes rows as shards; None if they are written as JSON Lines."""
+    if args.to == JSON_LINES:
+        if useless := changed_shard_options(args):
+            raise UserError(f"{', '.join(useless)}: expected --to {MDS} too; --to {JSON_LINES} writes no shards")
+        return None
+    if args.engine == SPARK:
+        raise UserError(
+            f"--to {MDS} is for --engine {LOCAL}; with {SPARK}, import with --to {JSON_LINES}, then convert the files "
+            f"with convert/jsonl_to_mds.py --engine {SPARK}"
+        )
+    shards = ShardSettings(kind=RECOMMEND, codebook_sizes=ids.codebook_sizes, **limits, **shard_settings(args))
+    return ShardFolders(args.out, shards)
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -178,23 +221,33 @@ def print_preferences(report: dict[str, Any]) -> None:
     else:
         by = f"{', '.join(facts['chosen_actions'])} against {', '.join(facts['rejected_actions'])}"
     print(f"preferences: {by}; validation by {facts['validation_by']}")
-    if "train_preference.jsonl" not in report["rows"]:
+    if not any(name.startswith("train_preference") for name in report["rows"]):
         print(f"no training pairs among {facts['chosen']:,} chosen and {facts['rejected']:,} rejected; no file written")
 
 
-def print_next(report: dict[str, Any], out: Path) -> None:
-    """The commands that convert the files and check a run on them, to be copied into a shell."""
+def print_next(report: dict[str, Any], out: Path, limits: dict[str, Any]) -> None:
+    """The commands that convert the files and check a run on them, to be copied into a shell.
+
+    Args:
+        limits: of the conversion; those that are not its defaults are named.
+    """
     sizes, facts = [str(size) for size in report["codebook_sizes"]], report["histories"]
     catalogue = str(out / CATALOGUE)
     print(f"\nAll in {out}; the catalogue is {catalogue}, fingerprint {report['fingerprint'][:12]}. Next:")
     names = [name for name, count in report["rows"].items() if count]
-    for name in names:
-        stem = name.partition(".")[0]
-        kind = "preference" if "preference" in stem else "recommend"
-        command = ["python", "convert/jsonl_to_mds.py", str(out / name), "--kind", kind, "--codebook-sizes", *sizes]
-        print("  " + shlex.join([*command, "--catalogue", catalogue, "--out", f"mds/{stem}"]))
-    evaluated = "mds/validation" if "validation.jsonl" in names else "null"
-    keys = ["data.train.local=mds/train", f"data.eval.local={evaluated}", f"data.catalogue={catalogue}"]
+    shards = out
+    if f"train{ENDING}" in names:
+        shards = Path("mds")
+        larger = {key: value for key, value in limits.items() if value > getattr(ShardSettings, key)}
+        more = [text for key, value in larger.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+        for name in names:
+            stem = name.removesuffix(ENDING)
+            kind = PREFERENCE if PREFERENCE in stem else RECOMMEND
+            command = ["python", "convert/jsonl_to_mds.py", str(out / name), "--kind", kind, "--codebook-sizes", *sizes]
+            command += [*more, "--catalogue", catalogue, "--out", str(shards / stem)]
+            print("  " + shlex.join(command))
+    evaluated = shards / "validation" if {"validation", f"validation{ENDING}"} & set(names) else "null"
+    keys = [f"data.train.local={shards / 'train'}", f"data.eval.local={evaluated}", f"data.catalogue={catalogue}"]
     command = ["python", "train.py", "yamls/stage1.yaml", "--dry-run", *keys]
     print("  " + shlex.join([*command, f"model.codebook_sizes=[{','.join(sizes)}]"]))
     readers = {"actions": f"model.num_actions={len(facts.get('actions', ()))}", "times": "model.time_buckets=32"}

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ugt_composer.data.history import decoder_lists, encoder_lists
 from ugt_composer.importing import jsonl
 from ugt_composer.importing.preferences import PreferenceRows
+from ugt_composer.importing.rows import write_rows
 from ugt_composer.importing.splits import Ranges
 from ugt_composer.importing.timeline import Tokens
 
@@ -52,7 +53,7 @@ def test_rows_are_those_of_the_one_rule(tmp_path_factory, made, block, signals):
         first = np.zeros(4, int) if histories.start.any() else None  # each user's first interaction is number 0
         rows = histories, known, targets, known, USERS, IDS, first, None
         with path.open("wb") as file:
-            jsonl.write_recommend(file, *rows, lambda count: None)
+            write_rows(jsonl.recommend_blocks(*rows), file)
     expected = []
     columns = histories.user, histories.start, targets.start, targets.stop
     for user, start, stop, end in zip(*(column.tolist() for column in columns), strict=True):
@@ -76,9 +77,9 @@ def test_preference_rows(tmp_path, signals):
     histories = Ranges(np.array([0, 1]), np.array([0, 1]), np.array([2, 4]))
     seconds = np.array([150, 350]) if signals else None
     rows = PreferenceRows(histories, np.array([7, 2]), np.array([[8, 9], [10, -1]]), seconds)
-    path, counts = tmp_path / "p.jsonl", []
+    path = tmp_path / "p.jsonl"
     with path.open("wb") as file:
-        jsonl.write_preferences(file, rows, tokens(items, signals), USERS, IDS, counts.append)
+        write_rows(jsonl.preference_blocks(rows, tokens(items, signals), USERS, IDS), file)
 
     def item(number: int) -> dict:
         return dict(zip(("l1_id", "l2_id", "l3_id"), IDS[number].tolist(), strict=True))
@@ -108,7 +109,6 @@ def test_preference_rows(tmp_path, signals):
             **more(decoder_times=350),
         },
     ]
-    assert sum(counts) == 2
 
 
 def test_no_rows_are_an_empty_file(tmp_path):
@@ -116,5 +116,5 @@ def test_no_rows_are_an_empty_file(tmp_path):
     rows, known = Ranges(*[nothing] * 3), Tokens(nothing)
     path = tmp_path / "r.jsonl"
     with path.open("wb") as file:
-        jsonl.write_recommend(file, rows, known, rows, known, USERS, IDS, None, None, lambda count: None)
+        write_rows(jsonl.recommend_blocks(rows, known, rows, known, USERS, IDS, None, None), file)
     assert path.read_bytes() == b""

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from ugt_composer.errors import UserError
@@ -66,3 +68,26 @@ def test_a_parent_that_is_a_file_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         write(tmp_path / "file" / "out")
+
+
+def write_shards(out, overwrite=True):
+    with new_folder(out, FILES, overwrite, {"train": re.compile(r"shard\.\d+")}) as folder:
+        (folder / "train").mkdir()
+        (folder / "train" / "shard.1").write_text("new")
+
+
+def test_folders_in_it_are_replaced_unless_they_hold_foreign_files(tmp_path):
+    out = tmp_path / "out"
+    write(out, "old")
+    write_shards(out)
+    assert [path.relative_to(out).as_posix() for path in sorted(out.rglob("*"))] == ["train", "train/shard.1"]
+    write_shards(out)
+    (out / "train" / "notes.txt").write_text("years of work")
+    with pytest.raises(UserError, match=r"holds train/notes\.txt, which this program did not write"):
+        write_shards(out)
+    (out / "train" / "notes.txt").unlink()
+    (out / "train" / "shard.1").unlink()
+    (out / "train").rmdir()
+    (out / "train").write_text("a file of this name")
+    with pytest.raises(UserError, match="holds train, which this program did not write"):
+        write_shards(out)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from ugt_composer.data.codec import LARGEST_ACTION, width_for
 from ugt_composer.errors import UserError, nearest
@@ -81,6 +82,16 @@ class Settings:
     def width(self) -> int:
         """Bytes per integer of a packed row: the same for all rows of a folder, whatever their values."""
         return width_for(max(*self.codebook_sizes, self.max_positions) - 1)
+
+
+def limits_for(history: int, targets: int) -> dict[str, Any]:
+    """The limits, by field of `Settings`, that cut no row with at most so many items: the default ones, or larger."""
+    tokens = history + 1  # the user token is one of them
+    return {
+        "max_history": max(MAX_HISTORY, tokens),
+        "max_target": max(MAX_TARGET, targets),
+        "max_positions": max(MAX_POSITIONS, tokens, targets),
+    }
 
 
 def _check(option: str, value: int, smallest: int, largest: int) -> None:

@@ -1,10 +1,10 @@
-"""Writes rows of the JSON Lines contract in bulk, by the rule of ugt_composer/data/history.py over many rows at once.
+"""Makes rows of the JSON Lines contract in bulk, by the rule of ugt_composer/data/history.py over many rows at once.
 
 I items, R rows. `ids` is int (I, 3), the semantic IDs by item number.
 """
 
-from collections.abc import Callable, Iterator
-from typing import IO, Any
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -31,12 +31,10 @@ from ugt_composer.jsonl.schema import (
 from ugt_composer.vocabulary import CLS, ITEM, LEVELS
 from ugt_composer.vocabulary import USER as USER_TOKEN
 
-BLOCK_TOKENS = 4_000_000  # tokens of history written at a time, to bound the memory
-Progress = Callable[[int], object]  # called with the number of rows written since the last call
+BLOCK_TOKENS = 250_000  # tokens of history in a block, to bound the memory: some 10 MB of text
 
 
-def write_recommend(
-    file: IO[bytes],
+def recommend_blocks(
     histories: Ranges,
     history_tokens: Tokens,
     targets: Ranges,
@@ -45,9 +43,8 @@ def write_recommend(
     ids: np.ndarray,
     offsets: np.ndarray | None,
     members: np.ndarray | None,
-    progress: Progress,
-) -> None:
-    """Writes a recommend row for each history and its targets, which are ranges of tokens.
+) -> Iterator[pl.DataFrame]:
+    """Blocks of recommend rows: one row for each history and its targets, which are ranges of tokens.
 
     Args:
         offsets: int64 (U + 1,): user u's tokens of histories are offsets[u] to offsets[u + 1]; rows have the number of
@@ -68,19 +65,13 @@ def write_recommend(
         if members is not None:
             more[MEMBERS] = _list(members[numbers], lengths)
         encoder = _encoder(table, histories.start[block], histories.stop[block], history_tokens)
-        pl.DataFrame({USER: users[histories.user[block]], **encoder, **decoder, **labels, **more}).write_ndjson(file)
-        progress(len(lengths))
+        yield pl.DataFrame({USER: users[histories.user[block]], **encoder, **decoder, **labels, **more})
 
 
-def write_preferences(
-    file: IO[bytes],
-    rows: PreferenceRows,
-    tokens: Tokens,
-    users: pl.Series,
-    ids: np.ndarray,
-    progress: Progress,
-) -> None:
-    """Writes a preference row for each of `rows`, whose histories are ranges of tokens."""
+def preference_blocks(
+    rows: PreferenceRows, tokens: Tokens, users: pl.Series, ids: np.ndarray
+) -> Iterator[pl.DataFrame]:
+    """Blocks of preference rows: one row for each of `rows`, whose histories are ranges of tokens."""
     table = _with_user_token(ids)
     for block in _blocks(rows.histories.stop - rows.histories.start):
         encoder = pl.DataFrame(_encoder(table, rows.histories.start[block], rows.histories.stop[block], tokens))
@@ -94,8 +85,7 @@ def write_preferences(
         }
         if rows.seconds is not None:
             columns[DECODER_TIMES] = pl.Series(rows.seconds[block])
-        pl.DataFrame(columns).write_ndjson(file)
-        progress(len(counts))
+        yield pl.DataFrame(columns)
 
 
 def _blocks(lengths: np.ndarray) -> Iterator[slice]:

@@ -4,7 +4,7 @@ I items. Files are named like those of an import, such as `train.jsonl`.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -13,7 +13,7 @@ import polars as pl
 
 from ugt_composer.importing.corpus import Corpus, UserHistories
 from ugt_composer.importing.draws import Draws
-from ugt_composer.importing.jsonl import Progress, write_preferences, write_recommend
+from ugt_composer.importing.jsonl import preference_blocks, recommend_blocks
 from ugt_composer.importing.partitions import Partitions
 from ugt_composer.importing.preferences import FILES as PREFERENCE_FILES
 from ugt_composer.importing.preferences import PreferenceRows, PreferenceRule, preference_rows
@@ -203,26 +203,36 @@ def _counts_of(rows: UserRows) -> RowCounts:
 
 @dataclass(frozen=True)
 class Ids:
-    """Semantic IDs of the items: int (I, 3), and int (I,) which of the items that share its ID each item is, or None if
-    no two share one."""
+    """Semantic IDs of the items.
+
+    Attributes:
+        ids: int (I, 3).
+        members: int (I,) which of the items that share its ID each item is; None if no two share one.
+        codebook_sizes: one per level.
+    """
 
     ids: np.ndarray
     members: np.ndarray | None
+    codebook_sizes: tuple[int, ...]
 
 
-def write_rows(rows: UserRows, name: str, ids: Ids, with_earlier: bool, file: IO[bytes], progress: Progress) -> None:
-    """Writes the rows of a file.
+def row_blocks(rows: UserRows, name: str, ids: Ids, counts: RowCounts) -> Iterator[pl.DataFrame]:
+    """The rows of a file, in blocks that have the keys of JSON Lines as columns.
 
     Args:
-        with_earlier: rows have the number of items that their history lacks.
-        progress: called with the number of rows written since its last call.
+        counts: of all partitions.
     """
     timeline = rows.timeline
     if name in rows.preferences:
-        write_preferences(file, rows.preferences[name], timeline.histories, rows.users, ids.ids, progress)
-        return
+        return preference_blocks(rows.preferences[name], timeline.histories, rows.users, ids.ids)
     targets = rows.recommend[name]
     tokens = timeline.before_targets(targets), timeline.histories, targets, timeline.targets
-    offsets = timeline.offsets if with_earlier else None
+    offsets = timeline.offsets if counts.earlier[name] else None
     members = ids.members if name in HELD_OUT else None  # for evaluation
-    write_recommend(file, *tokens, rows.users, ids.ids, offsets, members, progress)
+    return recommend_blocks(*tokens, rows.users, ids.ids, offsets, members)
+
+
+def write_rows(blocks: Iterator[pl.DataFrame], file: IO[bytes]) -> None:
+    """Writes rows as JSON Lines."""
+    for block in blocks:
+        block.write_ndjson(file)

@@ -1,12 +1,13 @@
-"""An import from beginning to end: tables in, JSON Lines, semantic IDs and a report out."""
+"""An import from beginning to end: tables in, rows, semantic IDs and a report out."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import polars as pl
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
@@ -42,6 +43,7 @@ from ugt_composer.importing.rows import (
     UserRows,
     count_rows,
     make_rows,
+    row_blocks,
     write_rows,
 )
 from ugt_composer.importing.settings import IdSettings, PreferenceSettings, RowSettings, SourceSettings, SplitSettings
@@ -54,11 +56,12 @@ from ugt_composer.importing.split_report import (
     why_no_training,
 )
 from ugt_composer.importing.timeline import history_facts, make_history_rule
-from ugt_composer.jsonl.schema import ACTIONS_NAME
+from ugt_composer.jsonl.schema import ACTIONS_NAME, PREFERENCE, RECOMMEND
 
 BUNDLE, REPORT = "semantic_ids.json", "report.json"
+ROW_FILES = (TRAIN_FILE, *HELD_OUT, *PREFERENCE_FILES)
 FILES = (
-    *(TRAIN_FILE, *HELD_OUT, *PREFERENCE_FILES),
+    *ROW_FILES,
     *(CATALOGUE, BUNDLE, ASSIGNER, VECTORS, NEIGHBOURS, ACTIONS_NAME, REPORT),
 )
 ID_FILES = (CATALOGUE, BUNDLE, ASSIGNER, VECTORS, REPORT)
@@ -84,13 +87,48 @@ class Engine(Protocol):
         """The interactions, as they are written."""
         ...
 
-    def write(self, rows: Partitions[UserRows], counts: RowCounts, ids: Ids, folder: Path) -> None:
-        """Writes the files that `counts` has rows of, or that are always written."""
+    def write(self, rows: Partitions[UserRows], counts: RowCounts, ids: Ids, folder: Path) -> dict[str, int]:
+        """Writes the files that `counts` has rows of, or that are always written. Returns the number of rows of each.
+
+        Args:
+            folder: has the catalogue and, if there are any, the names of the actions already.
+        """
         ...
+
+
+class RowWriter(Protocol):
+    """What the local engine writes rows with: `JsonLines`, or something that makes more of them."""
+
+    def write(
+        self, folder: Path, name: str, kind: str, codebook_sizes: tuple[int, ...], blocks: Iterator[pl.DataFrame]
+    ) -> str:
+        """Writes rows of a kind, in blocks that have the keys of JSON Lines as columns.
+
+        Args:
+            name: of the file of JSON Lines in `folder` that has these rows.
+
+        Returns:
+            The name of what was written in its place.
+        """
+        ...
+
+
+class JsonLines:
+    """Writes the file itself."""
+
+    def write(
+        self, folder: Path, name: str, kind: str, codebook_sizes: tuple[int, ...], blocks: Iterator[pl.DataFrame]
+    ) -> str:
+        with (folder / name).open("wb") as file:
+            write_rows(blocks, file)
+        return name
 
 
 class LocalEngine:
     """Everything in this process."""
+
+    def __init__(self, writer: RowWriter | None = None):
+        self._writer = writer or JsonLines()
 
     def read(self, source: SourceSettings) -> Log:
         log = read_interactions(
@@ -104,15 +142,33 @@ class LocalEngine:
         )
         return Log.of(log)
 
-    def write(self, rows: Partitions[UserRows], counts: RowCounts, ids: Ids, folder: Path) -> None:
+    def write(self, rows: Partitions[UserRows], counts: RowCounts, ids: Ids, folder: Path) -> dict[str, int]:
         with tqdm(total=sum(counts.rows.values()), unit=" rows", desc="writing", disable=None, leave=False) as bar:
-            rows.map(_write_files, counts, ids, folder, bar.update)
+            (written,) = rows.map(_write_files, counts, ids, folder, self._writer, bar.update)
+            return written
 
 
-def _write_files(rows: UserRows, counts: RowCounts, ids: Ids, folder: Path, progress: Callable[[int], object]) -> None:
+def _write_files(
+    rows: UserRows,
+    counts: RowCounts,
+    ids: Ids,
+    folder: Path,
+    writer: RowWriter,
+    progress: Callable[[int], object],
+) -> dict[str, int]:
+    written = {}
     for name in counts.files:
-        with (folder / name).open("wb") as file:
-            write_rows(rows, name, ids, bool(counts.earlier[name]), file, progress)
+        kind = PREFERENCE if name in PREFERENCE_FILES else RECOMMEND
+        blocks = _counted(row_blocks(rows, name, ids, counts), progress)
+        written[writer.write(folder, name, kind, ids.codebook_sizes, blocks)] = counts.rows[name]
+    return written
+
+
+def _counted(blocks: Iterator[pl.DataFrame], progress: Callable[[int], object]) -> Iterator[pl.DataFrame]:
+    """The same blocks. `progress` is called with the rows of each one when it is done."""
+    for block in blocks:
+        yield block
+        progress(len(block))
 
 
 def import_interactions(settings: Settings, folder: Path, say: Say, engine: Engine) -> dict[str, Any]:
@@ -277,18 +333,18 @@ def _write_rows(corpus: Corpus, bundle: Bundle, settings: Settings, folder: Path
     counts = count_rows(rows)
     if not counts.rows[TRAIN_FILE]:
         raise UserError(f"the training part is empty: {why_no_training(corpus, settings.split)}")
-    engine.write(rows, counts, Ids(bundle.ids, bundle.members), folder)
-    window = narrowed(WINDOW, corpus.counts.trained)
-    near = NearCounts.joined(corpus.partitions.sum_pieces(_count_near, len(corpus.items), window))
-    save_neighbours(folder / NEIGHBOURS, bundle.ids, *neighbours_of(near))
     if rule.histories.action_names:
         (folder / ACTIONS_NAME).write_text(
             json.dumps(rule.histories.action_names, ensure_ascii=False) + "\n", encoding="utf-8"
         )
+    written = engine.write(rows, counts, Ids(bundle.ids, bundle.members, tuple(bundle.codebook_sizes)), folder)
+    window = narrowed(WINDOW, corpus.counts.trained)
+    near = NearCounts.joined(corpus.partitions.sum_pieces(_count_near, len(corpus.items), window))
+    save_neighbours(folder / NEIGHBOURS, bundle.ids, *neighbours_of(near))
     parts = {name.partition(".")[0]: part for name, part in counts.targets.items()}
     facts = history_facts(rule.histories, counts.histories, corpus.facts["positive"])
     return {
-        "rows": {name: counts.rows[name] for name in counts.files},
+        "rows": written,
         "histories": facts,
         "preferences": rule.preferences.facts,
         "popularity": {name: popularity(near.items, part.items) for name, part in parts.items() if part.rows},

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ugt_composer.importing.log import Log
 from ugt_composer.importing.partitions import Partitions
-from ugt_composer.importing.rows import Ids, RowCounts, UserRows, write_rows
+from ugt_composer.importing.rows import Ids, RowCounts, UserRows, row_blocks, write_rows
 from ugt_composer.importing.settings import SourceSettings
 from ugt_composer.importing.spark_reader import read_with_spark
 
@@ -29,7 +29,7 @@ class SparkEngine:
     def read(self, source: SourceSettings) -> Log:
         return read_with_spark(self._session.sparkContext, source)
 
-    def write(self, rows: Partitions[UserRows], counts: RowCounts, ids: Ids, folder: Path) -> None:
+    def write(self, rows: Partitions[UserRows], counts: RowCounts, ids: Ids, folder: Path) -> dict[str, int]:
         """Each task writes files of its own, under a name that no other attempt of it has; those of the attempts whose
         results Spark takes are joined in order."""
         parts = folder / PARTS
@@ -40,6 +40,7 @@ class SparkEngine:
                 _join([files[name] for files in written], folder / name)
         finally:
             shutil.rmtree(parts, ignore_errors=True)
+        return {name: counts.rows[name] for name in counts.files}
 
 
 def _write_parts(rows: UserRows, counts: RowCounts, ids: Ids, folder: Path) -> dict[str, Path]:
@@ -51,7 +52,7 @@ def _write_parts(rows: UserRows, counts: RowCounts, ids: Ids, folder: Path) -> d
     files = {name: folder / f"{attempt}.{name}" for name in counts.files}
     for name, path in files.items():
         with path.open("wb") as file:
-            write_rows(rows, name, ids, bool(counts.earlier[name]), file, lambda new: None)
+            write_rows(row_blocks(rows, name, ids, counts), file)
             file.flush()
             os.fsync(file.fileno())
     return files

@@ -1,18 +1,24 @@
 """A folder that appears complete or not at all: written under a temporary name, then renamed."""
 
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from ugt_composer.errors import UserError
 from ugt_composer.storage.array_file import arrays_beside
 
+NO_FOLDERS: Mapping[str, re.Pattern[str]] = MappingProxyType({})
+
 
 @contextmanager
-def new_folder(out: Path, files: Collection[str], overwrite: bool) -> Iterator[Path]:
+def new_folder(
+    out: Path, files: Collection[str], overwrite: bool, folders: Mapping[str, re.Pattern[str]] = NO_FOLDERS
+) -> Iterator[Path]:
     """Yields an empty temporary folder beside `out`, which takes its place when the block ends without an error.
 
     Args:
@@ -20,12 +26,13 @@ def new_folder(out: Path, files: Collection[str], overwrite: bool) -> Iterator[P
         files: the names that the program writes. A folder that holds anything else is never overwritten: it
             may be somebody's home directory.
         overwrite: whether the files of an earlier run may be replaced.
+        folders: the folders that the program writes into `out`, each with what the names of its files match.
 
     Raises:
         UserError: `out` is a file, may not be replaced, or cannot be written.
     """
     out = out.expanduser().resolve()
-    _check_replaceable(out, files, overwrite)
+    _check_replaceable(out, files, overwrite, folders)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
@@ -39,7 +46,9 @@ def new_folder(out: Path, files: Collection[str], overwrite: bool) -> Iterator[P
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_replaceable(out: Path, files: Collection[str], overwrite: bool) -> None:
+def _check_replaceable(
+    out: Path, files: Collection[str], overwrite: bool, folders: Mapping[str, re.Pattern[str]]
+) -> None:
     if not out.exists():
         return
     if not out.is_dir():
@@ -48,9 +57,17 @@ def _check_replaceable(out: Path, files: Collection[str], overwrite: bool) -> No
     if names and not overwrite:
         raise UserError(f"--out {out} already holds {names[0]}; give --overwrite to replace it, or name another folder")
     own = {*files, *(arrays_beside(Path(name)).name for name in files)}  # these are made of the program's files
-    foreign = [name for name in names if name not in own]
+    foreign = [name for name in names if name not in own and name not in folders]
+    foreign += [inner for name in names if name in folders for inner in _foreign_names(out / name, folders[name])]
     if foreign:
         raise UserError(f"--out {out} holds {foreign[0]}, which this program did not write; name another folder")
+
+
+def _foreign_names(folder: Path, written: re.Pattern[str]) -> list[str]:
+    """What is not `written` by the program in a folder of `out`, as seen from there."""
+    if not folder.is_dir():
+        return [folder.name]
+    return sorted(f"{folder.name}/{path.name}" for path in folder.iterdir() if not written.fullmatch(path.name))
 
 
 def _replace(temporary: Path, out: Path) -> None:
