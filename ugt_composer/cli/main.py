@@ -50,7 +50,7 @@ def _begin_ranks(command: str) -> None:
             f"ugt {command} is a single process, but was started as {os.environ['WORLD_SIZE']}; start it without "
             f"composer or torchrun (on several ranks run {', '.join(ON_MANY_RANKS)})"
         )
-    warning.unprepared = "interrupted; run the same command again"
+    warning.unprepared = "interrupted; run the same command again (recommend --out keeps the finished parts)"
     begin_rank()
     with slow_imports(compiles=False):
         import ugt_composer.parallelism.device  # noqa: F401 - Composer, which takes the signals

@@ -41,8 +41,8 @@ users.parquet has a row for each user, with these keys as columns; MDS shards ar
 read. With --out, each rank writes its parts, which depend neither on the number of ranks nor on kills; index.json is
 there when all of them are.
 Items that are not in the catalogue are reported and left out. If the history is longer than those that the model was
-trained on, only the most recent items are read, but no item of it is recommended again. Exit status: 0 done, 2 bad
-input."""
+trained on, only the most recent items are read, but no item of it is recommended again.
+Exit status: 0 done, 1 error, 2 bad input, 75 interrupted on several ranks: run the same command again."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,8 @@
 """`ugt recommend --out`: the lists of all users of large files, on any number of ranks."""
 
 import argparse
+import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -44,6 +46,8 @@ def write_lists(arguments: argparse.Namespace, setup: Setup, ranks: Ranks) -> No
     In each step a rank makes the lists of a batch. All ranks take equally many steps, so that one that ended or failed
     ends the others soon.
     """
+    if ranks.size == 1:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Composer's import took it, to exit without a word
     folder = PartFolder(Path(arguments.out), arguments.out_format or "jsonl")
     files = ranks.agree(lambda: history_files(arguments.history))
     job, parts, finished = ranks.from_first(lambda: _plan(arguments, setup, folder, files))
@@ -178,8 +182,6 @@ def _report(
         users: of the parts that were written in `seconds`.
         before: parts that were finished before.
     """
-    import sys
-
     total = sum(record.users for record in records)
     resumed = f", {before:,} of them finished before" if before else ""
     rate = f"; {users / seconds:,.0f} users/s" if users else ""

@@ -188,7 +188,9 @@ class PartFolder:
                     f"{path}: cannot be read as that of recommendations ({error!r}); name another folder"
                 ) from None
         if self.out.is_dir() and any(map(PART_NAME.fullmatch, os.listdir(self.out))):
-            raise UserError(f"--out {self.out} holds parts without {INDEX}; name another folder")
+            raise UserError(
+                f"--out {self.out} holds parts, but not the {INDEX} that says what they are of; name another folder"
+            )
         return None
 
     def _lock(self) -> None:
