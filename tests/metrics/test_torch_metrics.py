@@ -51,6 +51,13 @@ def ranking(metrics):
     return {name: value for name, value in values(metrics).items() if name == "mrr" or "@" in name}
 
 
+def test_no_checkpoint_has_the_counts_of_items():
+    """Composer saves the state_dict of each metric, after `persistent`."""
+    for metric in updated(evaluated([([CATALOGUE[0]], [CATALOGUE[0]])])).values():
+        metric.persistent(mode=True)
+        assert metric.state_dict() == {}
+
+
 @given(DISTINCT_ROWS, st.integers(0, 2))
 @settings(max_examples=60, deadline=None)
 def test_tensors_give_what_the_calculator_gives(rows, filler):

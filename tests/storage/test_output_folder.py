@@ -36,6 +36,16 @@ def test_an_error_leaves_the_earlier_files_as_they_were(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_arrays_made_of_its_files_do_not_keep_a_folder_from_being_replaced(tmp_path):
+    write(tmp_path / "out", "old")
+    (tmp_path / "out/.a.txt.arrays").touch()
+    write(tmp_path / "out", overwrite=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.txt"]
+    (tmp_path / "out/.other.arrays").touch()
+    with pytest.raises(UserError, match=r"holds \.other\.arrays, which this program did not write"):
+        write(tmp_path / "out", overwrite=True)
+
+
 def test_an_empty_folder_is_used(tmp_path):
     (tmp_path / "out").mkdir()
     write(tmp_path / "out")

@@ -57,6 +57,16 @@ def test_the_estimated_row_limit_is_the_largest_that_fits():
     assert fits == [True, False]
 
 
+def test_the_trie_of_a_catalogue_takes_memory_but_vectors_of_all_its_items_do_not():
+    options = ["loss.contrastive_negatives=catalogue", "evaluation.item_score_weight=1", "data.catalogue=items.jsonl"]
+    config = loaded(2, 1, *options)
+    few, many, more = (estimate(config, 1, (512, 8, 0), items) for items in (0, 10_000_000, 20_000_000))
+    assert {item.name for item in many.items} - {item.name for item in few.items} == {"catalogue"}
+    assert more.on_device - many.on_device == 96 * 10_000_000
+    assert more.activations == many.activations  # one vector per item would be 20 GB
+    assert more.evaluation - many.evaluation <= 8 * 10_000_000
+
+
 def test_an_auto_microbatch_is_halved_until_it_fits():
     found = estimate(loaded(2, 1, "device_train_microbatch_size=auto"), 1, (512, 8, 0))
     assert found.shape.rows == 256 < found.most_rows < 512

@@ -18,6 +18,7 @@ from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.vocabulary import MAX_HISTORY
 
 GIB = 2**30
+CATALOGUE_BYTES = 96  # of the trie, per item: twelve 64-bit numbers, if no two items share a prefix of two ids
 USUAL_TARGET = 8  # tokens, assumed if the data is not on this machine
 USUAL_CARD = int(79.1 * GIB)  # of an 80 GB card, as reported by PyTorch
 RESERVE = 4 * GIB  # for CUDA's context, cuBLAS and NCCL's buffers
@@ -119,6 +120,8 @@ def estimate(
     memory = strategy.memory(config, sizes, world_size, precision)
     if config.loss.needs_reference_model:
         memory.append(_reference(config, strategy, precision, sizes.parameters, world_size))
+    if items:
+        memory.append(MemoryItem("catalogue", CATALOGUE_BYTES * items))
     on_device = sum(item.bytes for item in memory if item.where == DEVICE)
     device_batch, room = device_batch_size(config, world_size), card - RESERVE - on_device
 
