@@ -19,8 +19,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from streaming.base.batching import generate_work
-from streaming.base.world import World
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -29,9 +27,9 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.claims import markdown, peak_bytes, write_section  # noqa: E402
-from benchmarks.conversion import this_conversion, write_rows  # noqa: E402
-from benchmarks.pipeline import ORDER_ALONE, dataset_of, many_rows  # noqa: E402
+from benchmarks.claims import markdown, write_section  # noqa: E402
+from benchmarks.order import index_of, measure  # noqa: E402
+from benchmarks.pipeline import dataset_of  # noqa: E402
 from benchmarks.random_rows import random_row  # noqa: E402
 from ugt_composer.config.load import load_config  # noqa: E402
 from ugt_composer.config.schema import Config  # noqa: E402
@@ -41,6 +39,7 @@ from ugt_composer.losses.unified import UnifiedLoss  # noqa: E402
 from ugt_composer.model.ugt import UGT  # noqa: E402
 
 GPUS = 8
+SHARDS = 10_000  # that the rows are in
 FLOPS, MEMORY_BYTES, LINK_BYTES = 989e12, 3.35e12, 450e9  # per second; of the link in one direction
 REACHED = 0.6  # fraction of the peak that large products reach; assumed
 STRATEGIES = {
@@ -101,20 +100,6 @@ def rows_a_second(config: Config, history: int, target: int, rows: int = 20_000,
         return rows / (time.perf_counter() - started)
 
 
-def cost_of_order(rows: int = 4_000_000) -> tuple[float, float]:
-    """Bytes and seconds per row of computing the order of an epoch, which one process per machine does."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
-        write_rows(out / "rows.jsonl", 20_000)
-        this_conversion(out / "rows.jsonl", out / "rows")
-        many = many_rows(out / "many", rows, out / "rows")
-        peak = peak_bytes(ORDER_ALONE, many)
-        dataset = dataset_of(many)
-        started = time.perf_counter()
-        generate_work(dataset.batching_method, dataset, World.detect(), 0, 0)
-        return peak / rows, (time.perf_counter() - started) / rows
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--history", type=int, default=512, help="tokens")
@@ -162,12 +147,13 @@ def main() -> int:
             "from the above",
         ],
     ]
-    order_bytes, order_seconds = cost_of_order()
+    with tempfile.TemporaryDirectory() as folder:
+        figures, memory = measure(index_of(Path(folder) / "rows", SHARDS, arguments.rows // SHARDS), "start")
     rows.append(
         [
-            "before the first batch and at a restart: Streaming computes the order of the whole epoch",
-            f"{arguments.rows * order_bytes / 1e9:.0f} GB, {arguments.rows * order_seconds / 60:.0f} minutes",
-            f"measured here: {order_bytes:.0f} bytes and {order_seconds * 1e9:.0f} ns per row, one core per machine",
+            "before the first batch of an epoch: finding where its random draws begin",
+            f"{memory / 1e9:.2f} GB, {figures['seconds']:.0f} s",
+            f"measured here, {SHARDS:,} shards, one core per machine; not in a resumed epoch",
         ]
     )
     for name, bytes_a_parameter in STRATEGIES.items():
