@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import pickle
 import tempfile
 from pathlib import Path
 
@@ -179,6 +180,14 @@ def test_of_processes_that_start_together_one_parses(path):
         found = pool.map(_load, [path] * 3, chunksize=1)
     assert [items for items, _ in found] == [300] * 3
     assert sum(parsed for _, parsed in found) == 1
+
+
+def test_a_catalogue_can_be_pickled(path):
+    Catalogue.load(path)
+    kept = Catalogue.load(path)
+    for catalogue in (kept, Catalogue(ITEMS)):
+        check(catalogue)
+        check(pickle.loads(pickle.dumps(catalogue)))
 
 
 def test_ids_with_equal_hashes_are_told_apart(monkeypatch):

@@ -4,7 +4,7 @@ n items. Rows are numbered in the order of the file.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Annotated
 
@@ -37,8 +37,15 @@ class Item(msgspec.Struct, frozen=True, gc=False):
         return self.l1_id, self.l2_id, self.l3_id
 
 
+class _PickledWithoutViews:
+    """Caches views of its arrays, whose numbers are read faster than those of an array, but which cannot be pickled."""
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if not isinstance(value, memoryview)}
+
+
 @dataclass(frozen=True, eq=False)
-class Texts(Sequence[str]):
+class Texts(_PickledWithoutViews, Sequence[str]):
     """n texts, one after the other in UTF-8.
 
     Attributes:
@@ -48,12 +55,14 @@ class Texts(Sequence[str]):
 
     data: np.ndarray
     ends: np.ndarray
-    _data: memoryview = field(init=False, repr=False)
-    _ends: memoryview = field(init=False, repr=False)  # whose numbers are read faster than those of an array
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_data", self.data.data)
-        object.__setattr__(self, "_ends", self.ends.data)
+    @cached_property
+    def _data(self) -> memoryview:
+        return self.data.data
+
+    @cached_property
+    def _ends(self) -> memoryview:
+        return self.ends.data
 
     @classmethod
     def of(cls, chunks: Iterable[Sequence[str]]) -> "Texts":
@@ -87,7 +96,7 @@ class DuplicateItem(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class ItemColumns:
+class ItemColumns(_PickledWithoutViews):
     """
     Attributes:
         triples: int64 (n, 3) semantic IDs.
