@@ -1,6 +1,6 @@
-"""Claim: an import with `--to mds` takes no more CPU time (a tenth is allowed for noise) than an import to JSON Lines and
-the conversions that it prints, at most half of their disk, and 200 MB more memory than the import alone. The shards are
-the same, byte for byte.
+"""Claim: an import with `--to mds` takes no more CPU time (a tenth is allowed for noise) than an import to JSON Lines
+and the conversions that it prints, at most half of their disk, and 200 MB more memory than the import alone. The shards
+are the same, byte for byte.
 
 Interactions are those of importing.py. Each program is a process of its own, with one thread for its arithmetic; the
 two ways alternate. CPU time, unlike time, does not depend on what else the machine does.
