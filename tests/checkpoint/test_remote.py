@@ -4,16 +4,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-import uuid
 from pathlib import Path
 
 import pytest
 
 from tests.checkpoint.conftest import SmallShards, content_of
 from tests.shop import ROOT, comparable, metrics_of, stage_arguments
-from tests.storage.s3_server import ENVIRONMENT, Proxy, environment, server
+from tests.storage.s3_server import environment
 from tests.training.callbacks.test_preemption import WarnIn
 from ugt_composer.checkpoint import remote as stored
 from ugt_composer.checkpoint.portable import load_portable
@@ -28,39 +26,13 @@ from ugt_composer.checkpoint.run_checkpoints import (
 from ugt_composer.checkpoint.sharded import write_sharded
 from ugt_composer.checkpoint.uploads import Uploads
 from ugt_composer.errors import EXIT_ERROR, EXIT_PREEMPTED, RunError, UserError
+from ugt_composer.storage import at_once
 from ugt_composer.storage import s3 as store_module
 from ugt_composer.storage.record import RECORD
 from ugt_composer.storage.s3 import Store, StoreError
 from ugt_composer.training.build import build_trainer
 
 QUICK = ("eval_interval=100ba", "max_duration=8ba")
-
-
-@pytest.fixture(scope="session")
-def s3_port():
-    with server() as port:
-        yield port
-
-
-@pytest.fixture
-def proxy(s3_port, monkeypatch):
-    """The proxy to the S3 server that this process and its children use."""
-    way = Proxy(s3_port)
-    for name, value in {**ENVIRONMENT, "S3_ENDPOINT_URL": f"http://127.0.0.1:{way.port}"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(stored, "PAUSES", (0.0, 0.0))
-    with tempfile.TemporaryDirectory() as models:  # not tmp_path, which is too long for the sockets of data workers
-        monkeypatch.setattr(tempfile, "tempdir", models)
-        yield way
-        way.close()
-
-
-@pytest.fixture
-def url(proxy):
-    """An empty prefix in a new bucket."""
-    bucket = f"b{uuid.uuid4().hex[:12]}"
-    Store(f"s3://{bucket}")._client.create_bucket(Bucket=bucket)
-    return f"s3://{bucket}/runs/one"
 
 
 def uploads_of(folder: Path, url: str, keep: int = 3) -> Uploads:
@@ -274,6 +246,7 @@ def test_a_reader_never_gets_a_mix_of_two_models(stages, tmp_path, url, monkeypa
             seen.append(None)
 
     monkeypatch.setattr(Store, "put", watched)
+    monkeypatch.setattr(at_once, "AT_ONCE", 1)
     monkeypatch.setattr(stored, "PAUSES", (0.0,))
     for stage in ("stage1", "stage2"):
         uploads_of(tmp_path / stage, url).finish()

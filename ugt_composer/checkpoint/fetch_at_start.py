@@ -1,44 +1,63 @@
 """What a run downloads from S3 when it starts: its own checkpoint, and the models to start from. Collectives."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 from composer.utils import dist
 
+from ugt_composer.checkpoint.machines import Machines
 from ugt_composer.checkpoint.rank0_errors import save_on_rank_0
 from ugt_composer.checkpoint.remote import fetch_newest, model_folder, set_stored_aside
-from ugt_composer.checkpoint.uploads import Uploads
+from ugt_composer.checkpoint.separate_folders import agree_on_newest
+from ugt_composer.checkpoint.uploads import Uploads, delete_reports
+from ugt_composer.checkpoint.whole_state import from_rank_0
 from ugt_composer.config.schema import Config
 from ugt_composer.errors import RunError, UserError
+from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.storage.s3 import Store
 from ugt_composer.storage.s3_url import is_url
 
 log = logging.getLogger(__name__)
 
 
-def open_store(config: Config) -> Uploads | None:
+def open_store(config: Config, machines: Machines, strategy: Strategy) -> Uploads | None:
     """Downloads the newest checkpoint if the save folder has none as new; without autoresume, moves the old ones aside.
 
+    Machines with save folders of their own agree on the newest checkpoint that all of them can get, also without a
+    store.
+
     Returns:
-        On rank 0 the uploader of the save folder; None on the other ranks and without `checkpoint.remote`.
+        The uploader of the save folder: on rank 0, and for sharded checkpoints on one rank of each machine. None on the
+        other ranks and without `checkpoint.remote`.
 
     Raises:
         RunError: on every rank, if the store does not answer.
         UserError: on every rank, if there are checkpoints but none is valid.
     """
-    if config.checkpoint.remote is None:
-        return None
-    store, folder, corrupted = Store(config.checkpoint.remote), Path(config.save_folder), set[str]()
+    store = None if config.checkpoint.remote is None else Store(config.checkpoint.remote)
+    folder, corrupted = Path(config.save_folder), set[str]()
 
     def begin() -> None:
+        assert store is not None
         if config.autoresume:
             corrupted.update(fetch_newest(store, folder))
         elif (aside := set_stored_aside(store)) is not None:
             log.warning("autoresume is false: the files of an earlier run in %s were moved to %s", store.url, aside)
 
-    save_on_rank_0(folder, begin)
+    if config.autoresume and machines.are_separate:
+        corrupted |= agree_on_newest(store, folder, machines, strategy)
+    elif store is not None:
+        save_on_rank_0(folder, begin)
+    if store is None:
+        return None
+    corrupted = from_rank_0(corrupted)
+    if corrupted and machines.count > 1:  # they would say that a corrupted file need not be uploaded again
+        save_on_rank_0(folder, lambda: delete_reports(store, corrupted))
+    if dist.get_local_rank() > 0 or (machines.number > 0 and not config.checkpoint.sharded):
+        return None
     keep = config.save_num_checkpoints_to_keep
-    return Uploads(store, folder, keep, corrupted) if dist.get_global_rank() == 0 else None
+    return Uploads(store, folder, keep, corrupted, machines, partial(strategy.shards_read, ranks=()))
 
 
 def on_this_machine(place: str) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from composer.utils import dist
 
-from ugt_composer.checkpoint.whole_state import from_rank_0
+from ugt_composer.checkpoint.machines import ONE_MACHINE, Machines
 from ugt_composer.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -33,25 +33,26 @@ os.register_at_fork(after_in_child=_forget_in_child)
 
 
 @contextmanager
-def folder_lock(folder: str | Path, patience: float) -> Iterator[None]:
-    """Rank 0 locks the folder, which must exist, against other runs. A collective.
+def folder_lock(folder: str | Path, patience: float, machines: Machines = ONE_MACHINE) -> Iterator[None]:
+    """One rank locks the folder, which must exist, against other runs. A collective.
 
     Args:
         patience: seconds to wait for another run to release the lock.
+        machines: one rank of those that see the same folder locks it.
 
     Raises:
         UserError: on all ranks, naming the process that holds the lock.
     """
     descriptor: int | None = None
     problem: str | None = None
-    if dist.get_global_rank() == 0:
+    if machines.is_leader:
         try:
             descriptor = _acquire(Path(folder), patience)
         except UserError as error:
             problem = str(error)
-    if (problem := from_rank_0(problem)) is not None:
-        raise UserError(problem)
     try:
+        for reason in filter(None, dist.all_gather_object(problem)):
+            raise UserError(reason)
         yield
     finally:
         if descriptor is not None:

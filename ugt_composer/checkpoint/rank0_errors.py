@@ -6,6 +6,7 @@ from pathlib import Path
 
 from composer.utils import dist
 
+from ugt_composer.checkpoint.machines import Machines
 from ugt_composer.checkpoint.run_checkpoints import newest_of_recorded_size
 from ugt_composer.checkpoint.whole_state import from_rank_0
 from ugt_composer.errors import RunError, UserError
@@ -51,4 +52,25 @@ def save_on_rank_0(folder: str | Path, write: Callable[[], None]) -> None:
         raise failure
     if rank_0_failure is not None:
         is_user_error, message = rank_0_failure
+        raise (UserError if is_user_error else RunError)(message)
+
+
+def save_on_leaders(folder: str | Path, machines: Machines, write: Callable[[], None]) -> None:
+    """Calls `write` on one rank for each save folder of the job. A collective: an error is raised on every rank.
+
+    Raises:
+        RunError, UserError: as in `save_on_rank_0`.
+    """
+    failure: Exception | None = None
+    if machines.is_leader:
+        try:
+            with saving_into(folder):
+                write()
+        except Exception as error:
+            failure = error
+    reported = None if failure is None else (isinstance(failure, UserError), str(failure))
+    failures = dist.all_gather_object(reported)
+    if failure is not None:
+        raise failure
+    for is_user_error, message in filter(None, failures):
         raise (UserError if is_user_error else RunError)(message)

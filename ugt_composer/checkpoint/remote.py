@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from ugt_composer.checkpoint.run_checkpoints import (
@@ -16,6 +17,7 @@ from ugt_composer.checkpoint.run_checkpoints import (
     none_valid,
 )
 from ugt_composer.errors import UserError
+from ugt_composer.storage.at_once import for_each
 from ugt_composer.storage.file_lock import locked
 from ugt_composer.storage.record import (
     RECORD,
@@ -60,7 +62,7 @@ def fetch_newest(store: Store, folder: Path) -> set[str]:
     """
     listing = store.list()
     if "run_id" in listing and not (folder / "run_id").exists():
-        _fetch_beside(store, folder, "run_id")
+        fetch_one_beside(store, folder, "run_id")
     local, stored = {path.name: path for path in list_checkpoints(folder)}, stored_checkpoints(listing)
     problems: list[str] = []
     corrupted: set[str] = set()
@@ -79,7 +81,7 @@ def fetch_newest(store: Store, folder: Path) -> set[str]:
             )
             continue
         try:
-            _fetch_checkpoint(store, folder, name, listing)
+            fetch_checkpoint(store, folder, name, listing)
         except CorruptedError as error:
             log.warning("%s/%s: %s; trying the checkpoint before it", store.url, name, error)
             problems.append(f"{store.url}/{name}: {error}")
@@ -92,17 +94,12 @@ def fetch_newest(store: Store, folder: Path) -> set[str]:
     return corrupted
 
 
-def _fetch_checkpoint(store: Store, folder: Path, name: str, listing: dict[str, int]) -> None:
+def fetch_checkpoint(store: Store, folder: Path, name: str, listing: dict[str, int]) -> None:
     """Renames the checkpoint last: after a kill before that, the next start fetches it again."""
     temporary = folder / f"{name}.fetched.tmp"
     try:
         record = _fetch_recorded(store, record_name(name), temporary)
-        for model in PORTABLE:
-            if f"{model}/{RECORD}" in listing:
-                _fetch_portable(store, folder, model)
-        for beside in BESIDE:
-            if beside in listing:
-                _fetch_beside(store, folder, beside)
+        fetch_beside(store, folder, listing)
         if name.endswith(".pt"):
             (temporary / name).rename(folder / f"{name}.tmp")
             put_in_place(folder / record_name(name), {name: record[name][0]})
@@ -112,6 +109,16 @@ def _fetch_checkpoint(store: Store, folder: Path, name: str, listing: dict[str, 
             put_folder_in_place(temporary, folder / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def fetch_beside(store: Store, folder: Path, listing: dict[str, int]) -> None:
+    """Fetches what rank 0's save folder has beside the checkpoints: the portable models, the metrics, the run's id."""
+    for model in PORTABLE:
+        if f"{model}/{RECORD}" in listing:
+            _fetch_portable(store, folder, model)
+    for beside in BESIDE:
+        if beside in listing:
+            fetch_one_beside(store, folder, beside)
 
 
 def _fetch_portable(store: Store, folder: Path, name: str) -> None:
@@ -128,7 +135,7 @@ def _fetch_portable(store: Store, folder: Path, name: str) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _fetch_beside(store: Store, folder: Path, name: str) -> None:
+def fetch_one_beside(store: Store, folder: Path, name: str) -> None:
     temporary = folder / f"{name}.fetched.tmp"
     try:
         store.fetch(name, temporary)
@@ -159,17 +166,34 @@ def _fetch_recorded(store: Store, record_name: str, folder: Path) -> Record:
         if any(Path(name).is_absolute() or ".." in Path(name).parts for name in record):
             raise CorruptedError(f"its {RECORD} names files outside its folder")
         try:
-            for name in record:
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                store.fetch(f"{above}{name}", folder / name)
-        except MissingError:
-            corruption = f"its {name} is missing"
+            fetch_files(store, above, folder, record)
+        except MissingError as error:
+            corruption = str(error)
             continue
         (folder / RECORD).write_bytes(text)
         if (mismatch := first_corruption(folder, record)) is None:
             return record
         corruption = " ".join(mismatch) if is_folder else mismatch[1]
     raise CorruptedError(corruption)
+
+
+def fetch_files(store: Store, above: str, folder: Path, names: Iterable[str]) -> None:
+    """Downloads `names`, several at once. `above` comes before each name in the store.
+
+    Raises:
+        MissingError: "its NAME is missing" from the store.
+    """
+
+    def fetch(name: str) -> None:
+        try:
+            store.fetch(f"{above}{name}", folder / name)
+        except MissingError:
+            raise MissingError(f"its {name} is missing") from None
+
+    names = list(names)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    for_each(names, fetch)
 
 
 def set_stored_aside(store: Store) -> str | None:

@@ -35,6 +35,10 @@ SHARDED_KEYS = LIGHT_KEYS | {"sharded"}
 AVERAGE = "average"  # of the weights, with `ema_decay`
 VERSION = "version"  # of the program that wrote it; the first checkpoints do not have this key
 SHARDS, STATE = "shards", "state.pt"  # in the folder of a sharded checkpoint
+ALL_MACHINES = (
+    "all_machines.json"  # there too, if other machines have a part of the checkpoint: the record of all files
+)
+INCOMPLETE = ".incomplete"  # suffix of a checkpoint of which other machines do not have their part
 REPLACED = ".replaced"  # suffix of an old folder while a new one of its name is put in place
 _NAME = re.compile(r"ba(\d{8,})(\.pt)?")
 
@@ -157,7 +161,8 @@ def corruption_of(path: Path, sizes_only: bool = False) -> str | None:
             return f"its {RECORD} {error}"
         log.warning("%s %s; checking %s by the checksums that it contains", record_path, error, path.name)
         record = None
-    if record is None or needed not in record:
+    # The folder of a machine without rank 0 has shards, but no state.pt.
+    if record is None or (needed not in record and ALL_MACHINES not in record):
         if is_folder and not any((path / SHARDS).rglob("*")):
             return f"its folder {SHARDS} is missing or empty"
         return _checksum_mismatch(path / STATE if is_folder else path)

@@ -1,8 +1,16 @@
-"""Copies the save folder to an S3 store, in a thread of rank 0, so that training does not wait."""
+"""Copies save folders to an S3 store, in a thread of one rank of each machine, so that training does not wait.
 
+Each machine uploads the sharded checkpoints' files that are in its save folder; machines with the same folder divide
+them. A machine then reports in the store. Rank 0 waits for the reports of all machines before it writes the record,
+without which a checkpoint is ignored, and rank 0 uploads everything else.
+"""
+
+import json
 import logging
+import re
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,14 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
+from composer.utils import dist
 
+from ugt_composer.checkpoint.machines import ONE_MACHINE, Machines
 from ugt_composer.checkpoint.remote import BESIDE, PORTABLE, record_name, stored_checkpoints
-from ugt_composer.checkpoint.run_checkpoints import corruption_of, is_checkpoint_name, list_checkpoints
+from ugt_composer.checkpoint.run_checkpoints import ALL_MACHINES, list_checkpoints
 from ugt_composer.errors import RunError
-from ugt_composer.storage.record import RECORD, CorruptedRecordError, parse_record
+from ugt_composer.storage.at_once import for_each
+from ugt_composer.storage.record import RECORD, CorruptedRecordError, Record, first_corruption, parse_record
 from ugt_composer.storage.s3 import MissingError, Store, StoreError
 
 log = logging.getLogger(__name__)
+POLL = 1.0  # seconds between two looks for the reports of other machines
+STATE_POLL = 0.5  # seconds between two exchanges of all machines' states, at the end of a run
 
 
 @dataclass
@@ -29,12 +42,19 @@ class Part:
         last: the name of the record, or of the only file.
         content: of `last`, at the time when `send` was called.
         open: {name: opens the file} of the other files; raises FileNotFoundError if rotation has deleted it meanwhile.
+        folder, record: of a checkpoint's files that this machine uploads, which are verified before.
+        reports: {name: content} of what other machines write when they have uploaded their files; `last` comes after.
+        complete: the record of the whole checkpoint; once the store has it, nothing of this part is missing.
     """
 
     name: str
     last: str
     content: bytes
     open: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
+    folder: Path = Path()
+    record: Record = field(default_factory=dict)
+    reports: Mapping[str, bytes] = field(default_factory=dict)
+    complete: bytes | None = None
 
     @property
     def version(self) -> str:
@@ -44,21 +64,37 @@ class Part:
 class Uploads:
     """Uploads the files of the save folder that the store does not have yet, each time that `send` is called.
 
-    One upload runs at a time: first the files beside the checkpoints, then the checkpoints, older ones first, each with
-    its record last. A call during an upload is queued and replaces one that is queued already; checkpoints that the
-    rotation has deleted by then are not uploaded.
+    One part at a time: first the files beside the checkpoints, then the checkpoints, older ones first, several files of
+    one at once. While rank 0 waits for other machines to upload theirs, a further call is served. A call during an
+    upload is queued and replaces one that is queued already; checkpoints that the rotation has deleted by then are not
+    uploaded.
 
     Args:
         keep: the number of valid checkpoints to keep in the store.
         corrupted: names of checkpoints in the store that are known to be corrupted.
+        machines: of the job; machines other than the first upload only sharded checkpoints.
+        common: returns those of a sharded checkpoint's files that every rank reads: with a folder each, every machine
+            has them, and the first one uploads them.
     """
 
-    def __init__(self, store: Store, folder: Path, keep: int, corrupted: set[str]):
+    def __init__(
+        self,
+        store: Store,
+        folder: Path,
+        keep: int,
+        corrupted: set[str],
+        machines: Machines = ONE_MACHINE,
+        common: Callable[[Collection[str]], set[str]] = lambda names: set(),
+    ):
+        self.common = common
         self.store, self.folder, self.keep = store, folder, keep
+        self.machines = machines
         self.corrupted = set(corrupted)
         self.uploading: str | None = None  # the part being uploaded, which must not be deleted now
         self.is_complete = False  # the store has everything of the last call
         self.failure: str | None = None  # error message of the last attempt
+        self._late: str | None = None  # the machines that rank 0 waits for
+        self._may_wait = True  # False: the other machines have finished
         self._versions: dict[str, str] = {}  # {part's name: version} of the parts that the store is known to have
         self._missing: list[str] = []
         self._queued: tuple[list[Part], ExitStack] | None = None
@@ -77,7 +113,7 @@ class Uploads:
         with self._changed:
             if self._queued is not None:
                 self._queued[1].close()
-            self._queued, self.is_complete = (parts, open_files), False
+            self._queued, self.is_complete, self._may_wait = (parts, open_files), False, True
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, daemon=True, name="uploads")
                 self._thread.start()
@@ -86,7 +122,7 @@ class Uploads:
     def wait(self, seconds: float | None = None) -> bool:
         """Waits up to `seconds` for the uploads. Returns whether the store has everything."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queued is None and not self._busy, seconds)
+            self._changed.wait_for(lambda: self._is_idle, seconds)
             return self.is_complete
 
     def missing(self) -> str:
@@ -94,12 +130,13 @@ class Uploads:
         with self._changed:
             queued = [] if self._queued is None else self._outdated(self._queued[0])
             names = dict.fromkeys([*self._missing, *queued])
+            problem = self.failure or self._late
         missing = [name for name in names if name not in BESIDE] or list(names)
-        reason = f" ({self.failure})" if self.failure else ""
+        reason = f" ({problem})" if problem else ""
         return f"{self.store.url} does not have {', '.join(missing)}{reason}"
 
     def finish(self) -> None:
-        """Waits until the store has everything; retries once what failed before.
+        """Waits until the store has everything; retries once what failed before. For a job on one machine.
 
         Raises:
             RunError: naming the store and what it does not have.
@@ -108,12 +145,32 @@ class Uploads:
         if not self.is_complete:
             self.send()
             if not self.wait():
-                raise RunError(f"{self.missing()}; it is in {self.folder}: run the same command to try again")
+                raise RunError(self.final_failure())
+
+    def final_failure(self) -> str:
+        return f"{self.missing()}; it is in {self.folder}: run the same command to try again"
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being uploaded or waited for."""
+        with self._changed:
+            return self._is_idle
+
+    @property
+    def _is_idle(self) -> bool:
+        return self._queued is None and not self._busy
+
+    def stop_waiting(self) -> None:
+        """The other machines have finished: reports that are not in the store now will not come."""
+        with self._changed:
+            self._may_wait = False
+            self._changed.notify_all()
 
     def _parts(self, open_files: ExitStack) -> list[Part]:
-        small = [self.folder / name for name in ("config.yaml", *BESIDE)]
+        is_first = self.machines.number == 0
+        small = [self.folder / name for name in ("config.yaml", *BESIDE)] if is_first else []
         parts = [Part(path.name, path.name, path.read_bytes()) for path in small if path.exists()]
-        for name in PORTABLE:
+        for name in PORTABLE if is_first else ():
             record = self.folder / name / RECORD
             if not record.exists():
                 continue
@@ -123,13 +180,31 @@ class Uploads:
             opened: dict[str, Callable[[], Any]] = {f"{name}/{f}": partial(nullcontext, file) for f, file in files}
             parts.append(Part(name, f"{name}/{RECORD}", content, opened))
         for path in reversed(list_checkpoints(self.folder)):
-            record = self.folder / record_name(path.name)
-            if not record.exists():
-                continue
-            content, above = record.read_bytes(), f"{path.name}/" if path.is_dir() else ""
-            opened = {f"{above}{f}": partial(open, self.folder / f"{above}{f}", "rb") for f in parse_record(content)}
-            parts.append(Part(path.name, record_name(path.name), content, opened))
+            if (self.folder / record_name(path.name)).exists() and (path.is_dir() or is_first):
+                parts.append(self._checkpoint_part(path))
         return parts
+
+    def _checkpoint_part(self, path: Path) -> Part:
+        record_path, is_folder = self.folder / record_name(path.name), path.is_dir()
+        complete = record_path.read_bytes()
+        record = parse_record(complete)
+        if ALL_MACHINES in record:
+            complete = (path / ALL_MACHINES).read_bytes()
+            del record[ALL_MACHINES]
+        if self.machines.are_separate and 0 not in self.machines.sharing:
+            record = {name: record[name] for name in record.keys() - self.common(record)}
+        machines, above = self.machines, f"{path.name}/" if is_folder else ""
+        place, parts = (machines.sharing.index(machines.number), len(machines.sharing)) if is_folder else (0, 1)
+        record = {name: record[name] for name in sorted(record)[place::parts]}
+        opened = {f"{above}{name}": partial(open, record_path.parent / name, "rb") for name in record}
+        reports = {_report_name(path.name, n): _report(complete, machines) for n in range(machines.count)}
+        own_report = _report_name(path.name, machines.number)
+        if machines.number > 0:
+            content = reports[own_report]
+            return Part(path.name, own_report, content, opened, record_path.parent, record, complete=complete)
+        del reports[own_report]
+        others = reports if is_folder else {}
+        return Part(path.name, record_name(path.name), complete, opened, record_path.parent, record, others, complete)
 
     def _outdated(self, parts: list[Part]) -> list[str]:
         return [part.name for part in parts if self._versions.get(part.name) != part.version]
@@ -150,6 +225,7 @@ class Uploads:
             open_files.close()
             with self._changed:
                 self._busy, self.uploading, self.failure = False, None, failure
+                self._late = None
                 self.is_complete = failure is None and self._queued is None
                 self._changed.notify_all()
             if failure is not None:
@@ -157,35 +233,93 @@ class Uploads:
 
     def _upload_missing(self, parts: list[Part]) -> None:
         listing = self.store.list()
+        waiting = []
         for part in parts:
             self.uploading = part.name
-            if not self._is_uploaded(part, listing):
-                self._upload(part)
-            self._missing = [name for name in self._missing if name != part.name]
+            if not self._is_uploaded(part, listing) and self._upload_files(part):
+                if part.reports:
+                    waiting.append(part)
+                    continue
+                self._complete(part)
+            self._set_present(part)
         self.uploading = None
-        self._rotate()
+        if self._wait_for_machines(waiting) and self.machines.number == 0:
+            self._rotate()
+
+    def _set_present(self, part: Part) -> None:
+        with self._changed:
+            self._missing = [name for name in self._missing if name != part.name]
 
     def _is_uploaded(self, part: Part, listing: dict[str, int]) -> bool:
-        if part.name in self.corrupted or not {part.last, *part.open} <= listing.keys():
+        marks = {part.last} if part.complete is None else {part.last, record_name(part.name)}
+        if part.name in self.corrupted or not part.open.keys() <= listing.keys() or not marks & listing.keys():
             return False
-        if part.name not in self._versions and listing[part.last] == len(part.content):
-            self._versions[part.name] = xxhash.xxh64_hexdigest(self.store.read_bytes(part.last))
+        if part.name not in self._versions:
+            completed = part.complete is not None and self._has(record_name(part.name), part.complete, listing)
+            if completed or self._has(part.last, part.content, listing):
+                self._versions[part.name] = part.version
         return self._versions.get(part.name) == part.version
 
-    def _upload(self, part: Part) -> None:
-        """Uploads the record last: until then the files do not match the old one, so readers ignore them."""
+    def _has(self, name: str, content: bytes, listing: dict[str, int]) -> bool:
+        return listing.get(name) == len(content) and self.store.read_bytes(name) == content
+
+    def _upload_files(self, part: Part) -> bool:
+        """Uploads all but the last. Until that is there the files do not match the old one, so readers ignore them.
+        False if a checkpoint was deleted by the rotation, or is corrupted, as logged when the run was resumed."""
         self._versions.pop(part.name, None)
-        if is_checkpoint_name(part.name) and corruption_of(self.folder / part.name) is not None:
-            return  # deleted by the rotation, or corrupted, as logged when the run was resumed
+
+        def put(file: tuple[str, Callable[[], Any]]) -> None:
+            name, opened = file
+            with opened() as content:
+                self.store.put(name, content)
+
+        if first_corruption(part.folder, part.record) is not None:
+            return False
         try:
-            for name, opened in part.open.items():
-                with opened() as file:
-                    self.store.put(name, file)
+            for_each(part.open.items(), put)
         except FileNotFoundError:
-            return
+            return False
+        return True
+
+    def _complete(self, part: Part) -> None:
         self.store.put(part.last, part.content)
         self._versions[part.name] = part.version
         self.corrupted.discard(part.name)
+
+    def _wait_for_machines(self, parts: list[Part]) -> bool:
+        """Completes each checkpoint when all machines have reported their files. False if `send` was called meanwhile.
+
+        Raises:
+            StoreError: the other machines have finished without.
+        """
+        while parts:
+            is_last_look = not self._may_wait
+            late: set[str] = set()
+            for part in list(parts):
+                listing = self.store.list(part.name)
+                lacking = [name for name, content in part.reports.items() if not self._has(name, content, listing)]
+                if not lacking and self._lacks_files(part, listing):
+                    lacking = list(part.reports)
+                late.update(lacking)
+                if not lacking:
+                    self._complete(part)
+                    self._set_present(part)
+                    parts.remove(part)
+            numbers = ", ".join(sorted({_machine_of(name) for name in late}, key=int))
+            with self._changed:
+                self._late = f"machine {numbers} has not uploaded all of its files" if parts else None
+                if parts and is_last_look:
+                    raise StoreError(str(self._late))
+                self._changed.wait_for(lambda: self._queued is not None or not self._may_wait, POLL if parts else 0)
+                if parts and self._queued is not None:
+                    return False
+        return True
+
+    def _lacks_files(self, part: Part, listing: dict[str, int]) -> bool:
+        """Whether a file of any machine is missing from the store, or has another size than recorded."""
+        assert part.complete is not None
+        sizes = ((listing.get(f"{part.name}/{n}"), facts) for n, facts in parse_record(part.complete).items())
+        return any(size not in [f.size for f in facts] for size, facts in sizes)
 
     def _rotate(self) -> None:
         """Deletes what is older than the newest `keep` complete checkpoints, whoever uploaded it."""
@@ -207,3 +341,58 @@ class Uploads:
             return False
         above = "" if name.endswith(".pt") else f"{name}/"
         return all(listing.get(f"{above}{n}") in [f.size for f in facts] for n, facts in record.items())
+
+
+def _report_name(checkpoint: str, machine: int) -> str:
+    return f"{checkpoint}/uploaded-by-{machine}.json"
+
+
+def delete_reports(store: Store, checkpoints: Iterable[str]) -> None:
+    for checkpoint in checkpoints:
+        reports = (name for name in store.list(checkpoint) if re.fullmatch(r"uploaded-by-\d+\.json", Path(name).name))
+        store.delete(reports)
+
+
+def _machine_of(report: str) -> str:
+    return report.rsplit("-", 1)[1].removesuffix(".json")
+
+
+def _report(complete: bytes, machines: Machines) -> bytes:
+    """It belongs to one version of a checkpoint: one of the same batch may be written again after a restart."""
+    return json.dumps({"record": xxhash.xxh64_hexdigest(complete), "machines": machines.count}).encode()
+
+
+def finish_all(uploads: Uploads | None, machines: Machines) -> None:
+    """Waits until the store has the files of all machines; retries once what failed. A collective.
+
+    Args:
+        uploads: of one rank of each machine; None on the others.
+
+    Raises:
+        RunError: on every rank that has uploads, or on all if there are several machines.
+    """
+    if machines.count == 1:
+        if uploads is not None:
+            uploads.finish()
+        return
+    failures: list[str] = []
+    for attempt in range(2):
+        if attempt and uploads is not None and not uploads.is_complete:
+            uploads.send()
+        while True:
+            # Short collectives, whose timeouts an upload of any length cannot exceed.
+            is_busy = [number for number in dist.all_gather_object(_busy_machine(uploads)) if number is not None]
+            if not is_busy:
+                break
+            if is_busy == [0] and uploads is not None:
+                uploads.stop_waiting()
+            time.sleep(STATE_POLL)
+        failure = None if uploads is None or uploads.is_complete else uploads.final_failure()
+        failures = [one for one in dist.all_gather_object(failure) if one]
+        if not failures:
+            return
+    raise RunError("; ".join(failures))
+
+
+def _busy_machine(uploads: Uploads | None) -> int | None:
+    return None if uploads is None or uploads.is_idle else uploads.machines.number

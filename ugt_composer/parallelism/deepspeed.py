@@ -8,6 +8,8 @@ import contextlib
 import importlib.util
 import math
 import os
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Self
 
@@ -267,6 +269,11 @@ class DeepSpeedStrategy(Strategy):
     def save_sharded(self, folder: Path) -> None:
         with quiet():
             self.engine.save_checkpoint(str(folder), tag=ENGINE_TAG, save_latest=False)
+
+    def shards_read(self, names: Collection[str], ranks: Collection[int]) -> set[str]:
+        """A file with a rank in its name is read on that rank only, the others on all."""
+        ranks_in_names = {name: re.search(r"zero_pp_rank_(\d+)_", name) for name in names}
+        return {name for name, match in ranks_in_names.items() if match is None or int(match.group(1)) in ranks}
 
     def load_sharded(self, folder: Path) -> None:
         groups = self._base.param_groups

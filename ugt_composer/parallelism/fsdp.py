@@ -3,13 +3,15 @@
 N ranks, E experts, D width, F expert width.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -203,11 +205,17 @@ class FsdpStrategy(Strategy):
 
         dcp.save(self._sharded_state(), checkpoint_id=folder)
 
+    def shards_read(self, names: Collection[str], ranks: Collection[int]) -> set[str]:
+        """A file with a rank in its name is read on that rank only, the others on all."""
+        ranks_in_names = {name: re.search(r"(?:^|/)__(\d+)_\d+\.distcp$", name) for name in names}
+        return {name for name, match in ranks_in_names.items() if match is None or int(match.group(1)) in ranks}
+
     def load_sharded(self, folder: Path) -> None:
         """Reads what `save_sharded` wrote.
 
         Raises:
-            UserError: the shards are of tensors of other shapes, such as those of versions that sharded whole experts.
+            UserError: a file is missing; the shards are of tensors of other shapes, such as those of versions that
+                sharded whole experts.
         """
         import torch.distributed.checkpoint as dcp
 
@@ -227,16 +235,46 @@ class FsdpStrategy(Strategy):
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
-        dcp.load(self._sharded_state(), checkpoint_id=folder)
+        state, steps = self._sharded_state(), f"steps.{dist.get_rank()}"
+        if steps not in written:  # of an earlier version: with the moments, in the file of any rank
+            del state["steps"]
+            for name, parameter in self.named_parameters():
+                if parameter in self.optimizer.state:
+                    state["moments"][name] = self.optimizer.state[parameter]
+        try:
+            dcp.load(state, checkpoint_id=folder)
+        except CheckpointException as error:  # raised on all ranks for an error on any of them
+            missing = [cause for cause, _ in error.failures.values() if isinstance(cause, FileNotFoundError)]
+            if not missing:
+                raise
+            raise UserError(
+                f"{missing[0].filename} is missing: of a checkpoint that an earlier version wrote, every rank reads "
+                f"all files; copy them to {folder} on every machine"
+            ) from None
+        if steps in written:
+            for one, step in zip(self._states(), state["steps"][str(dist.get_rank())], strict=True):
+                one["step"].copy_(step)
 
     def _sharded_state(self) -> dict[str, dict]:
-        """The tensors to save, not copied: loading writes into them."""
+        """The tensors to save, not copied except for the optimizer's steps: loading writes into them.
+
+        PyTorch would save what all ranks have in the file of one of them. The steps have a name for each rank, so that
+        a rank's file has all that it reads.
+        """
         weights, moments = {}, {}
         for name, parameter in self.named_parameters():
             weights[name] = parameter.detach()
             if parameter in self.optimizer.state:
-                moments[name] = self.optimizer.state[parameter]
-        return {"model": weights, "moments": moments}
+                values = self.optimizer.state[parameter]
+                moments[name] = {key: value for key, value in values.items() if value.dim()}
+        state: dict[str, dict] = {"model": weights, "moments": moments}
+        if moments:
+            state["steps"] = {str(dist.get_rank()): torch.stack([one["step"].cpu() for one in self._states()])}
+        return state
+
+    def _states(self) -> list[dict[str, Tensor]]:
+        """The optimizer's state of each parameter that has one."""
+        return [self.optimizer.state[p] for _, p in self.named_parameters() if p in self.optimizer.state]
 
 
 def flatten_experts(model: nn.Module) -> dict[str, torch.Size]:

@@ -9,7 +9,7 @@ written one parameter at a time, so that no rank holds a second model.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -138,6 +138,10 @@ class Strategy(ABC):
     def save_sharded(self, folder: Path) -> None:
         """Writes this rank's part of weights and optimizer state in the strategy's own format, if it has one."""
         raise NotImplementedError(f"{type(self).__name__} shards nothing")
+
+    def shards_read(self, names: Collection[str], ranks: Collection[int]) -> set[str]:
+        """Those files of `save_sharded`, of all ranks, that `load_sharded` reads on some of `ranks`."""
+        return set(names)
 
     def load_sharded(self, folder: Path) -> None:
         """Reads what `save_sharded` wrote."""

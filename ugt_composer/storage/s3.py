@@ -33,12 +33,13 @@ class Store:
         self.url = url.rstrip("/")
         self.bucket, self.prefix = split_url(url)
 
-    def list(self) -> dict[str, int]:
-        """The size in bytes of each object, by name."""
+    def list(self, folder: str = "") -> dict[str, int]:
+        """The size in bytes of each object, or of those in one folder, by name."""
         prefix = f"{self.prefix}/" if self.prefix else ""
+        within = f"{prefix}{folder}/" if folder else prefix
 
         def pages() -> dict[str, int]:
-            responses = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+            responses = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=within)
             objects = (o for page in responses for o in page.get("Contents", ()))
             return {o["Key"].removeprefix(prefix): o["Size"] for o in objects}
 

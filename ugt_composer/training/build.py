@@ -26,6 +26,7 @@ from ugt_composer.catalogue.load import (
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.checkpoint.fetch_at_start import on_this_machine, open_store
 from ugt_composer.checkpoint.folder_lock import folder_lock
+from ugt_composer.checkpoint.machines import Machines, find_machines
 from ugt_composer.checkpoint.portable import (
     DATA_FINGERPRINT,
     FINGERPRINT,
@@ -34,7 +35,7 @@ from ugt_composer.checkpoint.portable import (
     load_portable,
     load_weights,
 )
-from ugt_composer.checkpoint.rank0_errors import save_on_rank_0, saving_into
+from ugt_composer.checkpoint.rank0_errors import save_on_leaders, saving_into
 from ugt_composer.checkpoint.run_checkpoints import clean, set_aside
 from ugt_composer.config.best_condition import BestCondition, parse_best_condition
 from ugt_composer.config.load import config_yaml
@@ -139,13 +140,13 @@ def build_trainer(config: Config) -> UGTTrainer:
             monitored["save_best_if"] = condition.metric
         configured = [callback.make() for callback in callbacks]
         strategy = _place(config, composer_model, model, precision)
-        _open_save_folder(config, until_closed)
+        machines = _open_save_folder(config, until_closed)
         losses = TrainingLosses(config.log_interval, scales_loss=precision == "amp_fp16")
         trainer = UGTTrainer(
             config,
             inputs.length,
             strategy,
-            _build_checkpoints(config, strategy, inputs, composer_model, condition, trained_history, actions),
+            _build_checkpoints(config, strategy, inputs, composer_model, condition, trained_history, actions, machines),
             losses,
             watchdog,
             model=composer_model,
@@ -176,7 +177,7 @@ def build_trainer(config: Config) -> UGTTrainer:
             python_log_level=None,
         )
         limit_groups(watchdog.timeout())
-        _resume_or_start_afresh(config, trainer)
+        _resume_or_start_afresh(config, trainer, machines)
         watchdog.rest()
         trainer.until_closed = until_closed.pop_all()
     return trainer
@@ -378,21 +379,23 @@ def _place(config: Config, composer_model: ComposerUGT, model: UGT, precision: s
     return strategy
 
 
-def _open_save_folder(config: Config, until_closed: ExitStack) -> None:
+def _open_save_folder(config: Config, until_closed: ExitStack) -> Machines:
     """Creates the folder, locks it and removes files that a killed run left incomplete."""
     folder = config.save_folder
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        machines = find_machines(Path(folder))
     except OSError as error:
         raise UserError(
             f"save_folder {folder} cannot be written: {error.strerror}; set another one, or change its permissions"
         ) from None
     # The ranks of a launcher that was killed may still be saving.
     patience = min(config.preemption.grace + 10, config.dist_timeout / 2)
-    until_closed.enter_context(folder_lock(folder, patience))
-    save_on_rank_0(folder, lambda: clean(folder))
+    until_closed.enter_context(folder_lock(folder, patience, machines))
+    save_on_leaders(folder, machines, lambda: clean(folder))
+    return machines
 
 
 def _build_checkpoints(
@@ -403,6 +406,7 @@ def _build_checkpoints(
     condition: BestCondition | None,
     trained_history: int,
     actions: tuple[str, ...],
+    machines: Machines,
 ) -> Checkpoints:
     facts, criterion, guard = inputs.facts, None, BestGuard()
     if inputs.eval_loader is not None and config.save_best_on is not None:
@@ -419,14 +423,15 @@ def _build_checkpoints(
     data = [manifest.index_hash for manifest in inputs.train_manifests]
     facts |= {LONGEST_HISTORY: str(trained_history), **action_facts(actions)}
     average = None if config.ema_decay is None else WeightAverage(strategy, config.ema_decay)
-    return Checkpoints(strategy, config, facts, criterion, guard, data, inputs.catalogue, open_store(config), average)
+    uploads = open_store(config, machines, strategy)
+    return Checkpoints(strategy, config, facts, criterion, guard, data, inputs.catalogue, uploads, average, machines)
 
 
-def _resume_or_start_afresh(config: Config, trainer: UGTTrainer) -> None:
+def _resume_or_start_afresh(config: Config, trainer: UGTTrainer, machines: Machines) -> None:
     folder = Path(config.save_folder)
     if config.autoresume:
         trainer.resume()
-    elif dist.get_global_rank() == 0 and (aside := set_aside(folder)):
+    elif machines.is_leader and (aside := set_aside(folder)):
         log.warning("autoresume is false: files of an earlier run in %s were moved to %s", folder, aside)
     if dist.get_global_rank() == 0:
         with saving_into(folder):

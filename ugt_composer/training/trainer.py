@@ -111,7 +111,7 @@ class UGTTrainer(StrategyTrainer):
         """Runs Composer's close and finishes all uploads; afterwards another run may write into the save folder.
 
         Raises:
-            RunError: on rank 0, if files are missing from the store.
+            RunError: on rank 0, with `checkpoint.sharded` on all ranks, if files are missing from the store.
         """
         super().close()
         self.state.train_dataloader.dataset.leave_iteration()  # type: ignore[union-attr]
@@ -198,7 +198,8 @@ class UGTTrainer(StrategyTrainer):
         """
         checkpoint = find_on_rank_0(lambda: newest_checkpoint(self.config.save_folder))
         if checkpoint is not None:
-            self._restore(*checkpoint)
+            path, content = checkpoint
+            self._restore(Path(self.config.save_folder) / path.name, content)  # of this machine
             self.metrics_file.is_resumed = True
         return checkpoint is not None
 

@@ -21,8 +21,9 @@ from ugt_composer import __version__
 from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.catalogue.extension import catalogue_copy
 from ugt_composer.checkpoint.background_writer import Writer
+from ugt_composer.checkpoint.machines import ONE_MACHINE, Machines
 from ugt_composer.checkpoint.portable import FINGERPRINT, save_portable
-from ugt_composer.checkpoint.rank0_errors import save_on_rank_0, saving_into
+from ugt_composer.checkpoint.rank0_errors import save_on_leaders, save_on_rank_0, saving_into
 from ugt_composer.checkpoint.run_checkpoints import (
     AVERAGE,
     VERSION,
@@ -32,7 +33,7 @@ from ugt_composer.checkpoint.run_checkpoints import (
     write_checkpoint,
 )
 from ugt_composer.checkpoint.sharded import state_beside_shards, write_sharded
-from ugt_composer.checkpoint.uploads import Uploads
+from ugt_composer.checkpoint.uploads import Uploads, finish_all
 from ugt_composer.checkpoint.whole_state import HostMemory, gather_optimizer, gather_weights
 from ugt_composer.config.load import config_yaml
 from ugt_composer.config.schema import Config
@@ -61,7 +62,8 @@ class Checkpoints(Callback):
         data: hashes that identify the training data; a run resumes only with the same data.
         catalogue: `data.catalogue`, of which the portable models keep a copy; None without one.
         average: of the weights, which `best/` and `latest/` then have; None without `ema_decay`.
-        uploads: copies the save folder to a store; on rank 0 only, None without `checkpoint.remote`.
+        machines: of the job, and which of them share this rank's save folder.
+        uploads: copies the save folder to a store, see `open_store`; None without `checkpoint.remote`.
     """
 
     def __init__(
@@ -75,7 +77,9 @@ class Checkpoints(Callback):
         catalogue: Catalogue | None = None,
         uploads: Uploads | None = None,
         average: WeightAverage | None = None,
+        machines: Machines = ONE_MACHINE,
     ):
+        self.machines = machines
         self.average = average
         self.uploads = uploads
         self.is_unsent = True  # whether the store may lack something
@@ -216,11 +220,14 @@ class Checkpoints(Callback):
                 self.uploads.send()
 
     def finish_uploads(self) -> None:
-        """Waits for all uploads. RunError if some of the folder's files cannot be uploaded."""
+        """Waits for all uploads. RunError if some files cannot be uploaded. A collective with `checkpoint.sharded`."""
         self.writer.wait()
-        if self.uploads is not None:
-            self.send()
+        self.send()
+        if self.config.checkpoint.remote is not None and self.config.checkpoint.sharded:
+            finish_all(self.uploads, self.machines)
+        elif self.uploads is not None:
             self.uploads.finish()
+        if self.uploads is not None and self.machines.is_leader:
             # Removes a checkpoint that was kept only because it was being uploaded.
             rotate(self.folder, self.config.save_num_checkpoints_to_keep, self.good)
 
@@ -248,8 +255,11 @@ class Checkpoints(Callback):
         path = checkpoint_path(self.folder, state.timestamp.batch.value, self.config.checkpoint.sharded)
         if self.config.checkpoint.sharded:
             beside = state_beside_shards(weights, self.config.parallelism, self.strategy)
-            write_sharded(path, self._light_state(state) | {"sharded": beside}, self.strategy)
+            write_sharded(path, self._light_state(state) | {"sharded": beside}, self.strategy, self.machines)
             content = None
+            if self.machines.are_separate:
+                save_on_leaders(self.folder, self.machines, lambda: self._rotate_elsewhere(path))
+            self.is_unsent = True
         else:
             content = self._whole_state(state, weights, portable, self._memory)
         names = ("latest",) if self.best is not None else ("latest", "best")
@@ -258,10 +268,7 @@ class Checkpoints(Callback):
         def write() -> None:
             if content is not None:
                 write_checkpoint(path, content)
-            self.good.add(path)
-            keep_also = None if self.uploads is None else self.uploads.uploading
-            with self._renaming:
-                rotate(self.folder, self.config.save_num_checkpoints_to_keep, self.good, keep_also)
+            self._rotate(path)
             for name in names:
                 self._write_portable(name, batch, portable)
             self.is_unsent = True
@@ -270,6 +277,16 @@ class Checkpoints(Callback):
 
         if dist.get_global_rank() == 0:
             self.writer.begin(write)
+
+    def _rotate(self, written: Path) -> None:
+        self.good.add(written)
+        keep_also = None if self.uploads is None else self.uploads.uploading
+        with self._renaming:
+            rotate(self.folder, self.config.save_num_checkpoints_to_keep, self.good, keep_also)
+
+    def _rotate_elsewhere(self, written: Path) -> None:
+        if dist.get_global_rank() != 0:  # whose writer rotates
+            self._rotate(written)
 
     def write(self, path: Path, state: State) -> None:
         """Writes one file that any strategy on any number of ranks can resume from."""

@@ -167,13 +167,12 @@ class Preemption(Callback):
         raise SystemExit(EXIT_PREEMPTED)
 
     def _upload(self) -> str | None:
-        """Uploads until the grace is nearly over. The other ranks wait, as the launcher ends all when one ends."""
+        """Uploads until the grace is nearly over. All ranks wait for rank 0, as the launcher ends all when one ends."""
         if self.checkpoints.config.checkpoint.remote is None:
             return None
         assert warning.first_at is not None
         end = warning.first_at + FRACTION_OF_GRACE * self.grace - EXIT_SECONDS
-        missing = self.checkpoints.upload_within(end - time.monotonic()) if dist.get_global_rank() == 0 else None
-        return from_rank_0(missing)
+        return from_rank_0(self.checkpoints.upload_within(end - time.monotonic()))
 
     def _update_warning(self) -> None:
         warning.standing = self._newest_checkpoint()

@@ -1,0 +1,40 @@
+"""Runs several requests to a store at once, in daemon threads, which Python does not wait for when a process exits."""
+
+import threading
+from collections.abc import Callable, Iterable
+from queue import Empty, SimpleQueue
+from typing import TypeVar
+
+T = TypeVar("T")
+AT_ONCE = 8  # requests; boto3 keeps up to 10 connections
+
+
+def for_each(items: Iterable[T], work: Callable[[T], object]) -> None:
+    """Calls `work` for each item, up to AT_ONCE at the same time. After an error no further item is begun.
+
+    Raises:
+        The first error, when no call is running any more.
+    """
+    waiting: SimpleQueue[T] = SimpleQueue()
+    for item in items:
+        waiting.put(item)
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        while not errors:
+            try:
+                item = waiting.get_nowait()
+            except Empty:
+                return
+            try:
+                work(item)
+            except BaseException as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(min(AT_ONCE, waiting.qsize()))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
