@@ -49,7 +49,7 @@ from ugt_composer.importing.run import CATALOGUE, FILES, ROW_FILES, LocalEngine,
 from ugt_composer.importing.settings import IdSettings, RowSettings, SplitSettings
 from ugt_composer.importing.spark_engine import SparkEngine
 from ugt_composer.jsonl.schema import PREFERENCE, RECOMMEND
-from ugt_composer.spark.options import LOCAL, SPARK, add_engine_options, engine_session
+from ugt_composer.spark.options import add_engine_options, engine_session
 from ugt_composer.spark.progress import job_progress
 from ugt_composer.storage.output_folder import new_folder
 
@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
             new_folder(args.out, FILES, args.overwrite, FOLDERS) as folder,
             engine_session(args, "interactions_to_jsonl", "") as session,
         ):
-            engine = LocalEngine(writer) if session is None else SparkEngine(session)
+            engine = LocalEngine(writer) if session is None else SparkEngine(session, writer)
             with nullcontext() if session is None else job_progress(session, "importing"):
                 report = import_interactions(settings, folder, lambda text: tqdm.write(text, file=sys.stderr), engine)
     except OSError as error:
@@ -162,11 +162,6 @@ def _shard_writer(args: argparse.Namespace, ids: IdSettings, limits: dict[str, A
         if useless := changed_shard_options(args):
             raise UserError(f"{', '.join(useless)}: expected --to {MDS} too; --to {JSON_LINES} writes no shards")
         return None
-    if args.engine == SPARK:
-        raise UserError(
-            f"--to {MDS} is for --engine {LOCAL}; with {SPARK}, import with --to {JSON_LINES}, then convert the files "
-            f"with convert/jsonl_to_mds.py --engine {SPARK}"
-        )
     shards = ShardSettings(kind=RECOMMEND, codebook_sizes=ids.codebook_sizes, **limits, **shard_settings(args))
     return ShardFolders(args.out, shards)
 

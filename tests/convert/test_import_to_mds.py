@@ -105,8 +105,6 @@ def test_options_of_shards_need_them():
             main(["ratings.csv", "--out", "out", *option])
     with pytest.raises(UserError, match="did you mean zstd"):
         main(["ratings.csv", "--out", "out", "--to", "mds", "--compression", "zst"])
-    with pytest.raises(UserError, match=r"--to mds is for --engine local; with spark, import with --to jsonl"):
-        main(["ratings.csv", "--out", "out", "--to", "mds", "--engine", "spark"])
     assert not Path("out").exists()
 
 

@@ -3,11 +3,13 @@
 import gzip
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from convert import interactions_to_jsonl
 from convert.interactions_to_jsonl import main
 from tests.spark.spark_cases import MASTER, needs_java
 from ugt_composer.errors import UserError
@@ -65,7 +67,8 @@ def imported(capsys, engine: str, inputs: list[Path], options: list[str]) -> tup
         message = str(error)
     printed = capsys.readouterr()
     assert message == "" or not out.exists()
-    files = {path.name: path.read_bytes() for path in out.iterdir()} if out.exists() else {}
+    paths = [path for path in out.rglob("*") if path.is_file()] if out.exists() else []
+    files = {path.relative_to(out).as_posix(): path.read_bytes().replace(engine.encode(), b"ENGINE") for path in paths}
     shutil.rmtree(out, ignore_errors=True)
     assert not out.parent.exists() or not any(out.parent.iterdir()), "temporary folders"
     return files, (printed.out + printed.err).replace(str(out), "OUT"), message
@@ -103,6 +106,21 @@ def test_one_file_in_ranges(session, folder, capsys, options):
     assert files["train.jsonl"].count(b"\n") > 30
     assert files["train_preference.jsonl"].count(b"\n") > 10
     assert "'Click', 'click'" in printed.replace("'click', 'Click'", "'Click', 'click'") or "is read as" in printed
+
+
+def test_shards_of_ranges_that_span_partitions(session, folder, capsys, monkeypatch):
+    make = interactions_to_jsonl._shard_writer
+
+    def with_small_ranges(*arguments):
+        writer = make(*arguments)
+        writer.settings = replace(writer.settings, range_bytes=20_000)
+        return writer
+
+    monkeypatch.setattr(interactions_to_jsonl, "_shard_writer", with_small_ranges)
+    files, printed = both(capsys, [write_csv(folder / "log.csv", events(900))], *CHOICES, "--to", "mds")
+    assert "OUT/train" in printed
+    assert sum(name.startswith("train/shard.") for name in files) > 5
+    assert "validation/manifest.json" in files
 
 
 def test_files_that_cannot_be_read_in_ranges(session, folder, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import random
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.conversion.conversion_cases import SIZES, contents, preference_row, recommend_row, siblings
 from ugt_composer.catalogue.catalogue import Catalogue, Item
-from ugt_composer.conversion.convert import convert, convert_text
+from ugt_composer.conversion.convert import convert, convert_chunks, convert_text
 from ugt_composer.conversion.known_items import KnownItems
 from ugt_composer.conversion.settings import Settings
 from ugt_composer.errors import UserError
@@ -77,12 +78,21 @@ def test_text_gives_the_bytes_of_the_file(tmp_path_factory, rows, range_bytes, s
     of_text = folder / "of_text"
     if not b"".join(lines).strip():
         with pytest.raises(UserError, match="no rows in the input"):
-            convert_text(in_chunks(lines, rng), str(source), of_text, conversion, known, ACTIONS)
+            convert_text(
+                partial(convert_chunks, in_chunks(lines, rng), str(source)),
+                str(source),
+                of_text,
+                conversion,
+                known,
+                ACTIONS,
+            )
         assert siblings(of_text) == []
         return
     expected = convert([str(source)], folder / "of_file", conversion)
     source.unlink()
-    made = convert_text(in_chunks(lines, rng), str(source), of_text, conversion, known, ACTIONS)
+    made = convert_text(
+        partial(convert_chunks, in_chunks(lines, rng), str(source)), str(source), of_text, conversion, known, ACTIONS
+    )
     assert contents(of_text) == contents(folder / "of_file")
     assert (made.counts, made.shards, made.shard_bytes) == (expected.counts, expected.shards, expected.shard_bytes)
     assert made.warnings == expected.warnings
@@ -136,6 +146,13 @@ def test_a_bad_row_is_named_by_its_line_and_leaves_nothing(tmp_path: Path):
     lines[30] = b"{\n"
     out = tmp_path / "out"
     with pytest.raises(UserError, match=r"data/train\.jsonl:31: line: "):
-        convert_text(lines, "data/train.jsonl", out, Settings(kind=RECOMMEND, **LIMITS, range_bytes=999), None, None)
+        convert_text(
+            partial(convert_chunks, lines, "data/train.jsonl"),
+            "data/train.jsonl",
+            out,
+            Settings(kind=RECOMMEND, **LIMITS, range_bytes=999),
+            None,
+            None,
+        )
     assert not out.exists()
     assert siblings(out) == []

@@ -1,7 +1,7 @@
 """Converts JSON Lines to a folder of MDS shards: input files, partitions, an engine, one index, a manifest."""
 
 import json
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from ugt_composer.conversion.settings import Settings
 from ugt_composer.conversion.shards import write_index
 from ugt_composer.conversion.workers import LocalEngine
 from ugt_composer.errors import UserError
-from ugt_composer.jsonl.sources import Partition, Source, find_sources, partitions
+from ugt_composer.jsonl.sources import Partition, Source, TextPiece, find_sources, partitions
 from ugt_composer.jsonl.text_ranges import text_pieces
 from ugt_composer.storage.s3_url import is_url
 
@@ -80,18 +80,23 @@ def convert(
         return _finish(merged, settings, known, names, tuple(filter(None, (warning, names_warning))))
 
 
+# Converts the ranges of a text somewhere, called with the place for parts, the settings and the known items: yields the
+# part and the result of each range in order.
+RunRanges = Callable[[str, Settings, SemanticIdSet | None], Iterable[tuple[str, PartitionResult]]]
+
+
 def convert_text(
-    chunks: Iterable[bytes],
+    run: RunRanges,
     path: str,
     out: Path,
     settings: Settings,
     known: KnownItems | None,
     actions: tuple[str, ...] | None,
 ) -> Conversion:
-    """Writes the same folder as `convert` for a file `path` with this text, in this process. The file need not exist.
+    """Writes the same folder as `convert` for a file `path` with a text. The file need not exist.
 
     Args:
-        chunks: the text, each of whole lines; only about `settings.range_bytes` of it are in memory at a time.
+        run: converts the text, see `convert_chunks`.
         out: a folder that does not exist yet, or is empty.
         known: the catalogue that items are checked against, None for no check. `settings.catalogue` is not read.
         actions: the names of the rows' actions, None if they have none. `settings.actions` is not read.
@@ -103,12 +108,31 @@ def convert_text(
         settings = replace(settings, largest_action=len(actions))
     with output_folder(out, overwrite=False) as output:
         merged = _Merger(output, [Source(path, 0)])
-        ids = None if known is None else known.ids
-        for number, piece in enumerate(text_pieces(chunks, path, settings.range_bytes)):
-            with new_part(output.parts, part_name(number)) as folder:
-                result = convert_partition((piece,), folder, settings, ids, lambda new: None)
-            merged.add(part_name(number), result)
+        for part, result in run(output.parts, settings, None if known is None else known.ids):
+            merged.add(part, result)
         return _finish(merged, settings, known, actions if merged.counts.with_actions else None, ())
+
+
+def convert_chunks(
+    chunks: Iterable[bytes], path: str, place: str, settings: Settings, known: SemanticIdSet | None
+) -> Iterator[tuple[str, PartitionResult]]:
+    """Converts a text in this process; only about `settings.range_bytes` of it are in memory at a time.
+
+    Args:
+        chunks: the text, each of whole lines.
+        path: of the file that has the text.
+        place: where parts are written.
+    """
+    for number, piece in enumerate(text_pieces(chunks, path, settings.range_bytes)):
+        part = part_name(number)
+        yield part, convert_piece(piece, part, place, settings, known)
+
+
+def convert_piece(
+    piece: TextPiece, part: str, place: str, settings: Settings, known: SemanticIdSet | None
+) -> PartitionResult:
+    with new_part(place, part) as folder:
+        return convert_partition((piece,), folder, settings, known, lambda new: None)
 
 
 class _Merger:

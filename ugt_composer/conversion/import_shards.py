@@ -6,6 +6,7 @@ The folders are, byte for byte, what the conversion makes of those files with th
 import io
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import polars as pl
 
 from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.conversion.action_names import read_action_names
-from ugt_composer.conversion.convert import convert_text
+from ugt_composer.conversion.convert import RunRanges, convert_chunks, convert_text
 from ugt_composer.conversion.known_items import CATALOGUE_NAME, KnownItems
 from ugt_composer.conversion.settings import Settings
 from ugt_composer.jsonl.schema import ACTIONS_NAME
@@ -46,16 +47,21 @@ class ShardFolders:
         Returns:
             The name of the folder, such as train.
         """
-        stem = name.removesuffix(ENDING)
         first = next(blocks, None)
         if first is None:
-            return stem
+            return name.removesuffix(ENDING)
+        text = map(json_lines, chain([first], blocks))
+        return self.convert(folder, name, kind, codebook_sizes, partial(convert_chunks, text, str(self.out / name)))
+
+    def convert(self, folder: Path, name: str, kind: str, codebook_sizes: tuple[int, ...], run: RunRanges) -> str:
+        """Like `write`, of rows, one at least, whose text `run` converts."""
+        stem = name.removesuffix(ENDING)
         if self._known is None:
             items = Catalogue.load(folder / CATALOGUE_NAME, keep_arrays=False).columns
             self._known = KnownItems(Catalogue(items, str(self.out / CATALOGUE_NAME)), found=False)
         actions = folder / ACTIONS_NAME
         convert_text(
-            map(_json_lines, chain([first], blocks)),
+            run,
             str(self.out / name),
             folder / stem,
             replace(self.settings, kind=kind, codebook_sizes=codebook_sizes),
@@ -65,7 +71,7 @@ class ShardFolders:
         return stem
 
 
-def _json_lines(block: pl.DataFrame) -> bytes:
+def json_lines(block: pl.DataFrame) -> bytes:
     buffer = io.BytesIO()
     block.write_ndjson(buffer)
     return buffer.getvalue()

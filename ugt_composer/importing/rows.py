@@ -23,6 +23,7 @@ from ugt_composer.importing.signals import count_clipped_times
 from ugt_composer.importing.split_report import TargetCounts, count_targets
 from ugt_composer.importing.splits import TEST, VALIDATION, Ranges, held_out_targets, training_targets
 from ugt_composer.importing.timeline import HistoryCounts, HistoryRule, Timeline, count_histories, make_timeline
+from ugt_composer.jsonl.schema import PREFERENCE, RECOMMEND
 
 TRAIN_FILE = "train.jsonl"
 HELD_OUT = {"validation.jsonl": VALIDATION, "test.jsonl": TEST}
@@ -214,6 +215,11 @@ class Ids:
     ids: np.ndarray
     members: np.ndarray | None
     codebook_sizes: tuple[int, ...]
+
+
+def kind_of(name: str) -> str:
+    """The kind of the rows of a file."""
+    return PREFERENCE if name in PREFERENCE_FILES else RECOMMEND
 
 
 def row_blocks(rows: UserRows, name: str, ids: Ids, counts: RowCounts) -> Iterator[pl.DataFrame]:

@@ -42,6 +42,7 @@ from ugt_composer.importing.rows import (
     RowRule,
     UserRows,
     count_rows,
+    kind_of,
     make_rows,
     row_blocks,
     write_rows,
@@ -56,7 +57,7 @@ from ugt_composer.importing.split_report import (
     why_no_training,
 )
 from ugt_composer.importing.timeline import history_facts, make_history_rule
-from ugt_composer.jsonl.schema import ACTIONS_NAME, PREFERENCE, RECOMMEND
+from ugt_composer.jsonl.schema import ACTIONS_NAME
 
 BUNDLE, REPORT = "semantic_ids.json", "report.json"
 ROW_FILES = (TRAIN_FILE, *HELD_OUT, *PREFERENCE_FILES)
@@ -158,9 +159,8 @@ def _write_files(
 ) -> dict[str, int]:
     written = {}
     for name in counts.files:
-        kind = PREFERENCE if name in PREFERENCE_FILES else RECOMMEND
         blocks = _counted(row_blocks(rows, name, ids, counts), progress)
-        written[writer.write(folder, name, kind, ids.codebook_sizes, blocks)] = counts.rows[name]
+        written[writer.write(folder, name, kind_of(name), ids.codebook_sizes, blocks)] = counts.rows[name]
     return written
 
 

@@ -43,28 +43,28 @@ class SparkPartitions(Generic[T]):
 
     def shuffled(
         self,
-        split: Callable[..., Iterator[tuple[int, bytes]]],
-        join: Callable[..., Any],
+        split: Callable[[int, T], Iterator[tuple[int, bytes]]],
+        join: Callable[[int, list[bytes]], Any],
         count: int,
-        *arguments: Any,
     ) -> "SparkPartitions[Any]":
         """Other partitions, by Spark's shuffle.
 
         Args:
-            split: called as `split(partition, *arguments)`; yields numbers of new partitions with data for them.
-            join: called as `join(data, *arguments)` with the list of a new partition's data, in the order of the
-                partitions that it comes from.
+            split: called with a partition's number and the partition; yields numbers of new partitions with data for
+                them.
+            join: called with a new partition's number and the list of its data, in the order of the partitions that
+                it comes from.
             count: of new partitions.
         """
 
         def sent(element: tuple[int, Any]) -> Iterator[tuple[int, tuple[int, bytes]]]:
             number, partition = element
-            for target, data in split(partition, *arguments):
+            for target, data in split(number, partition):
                 yield target, (number, data)
 
         def joined(number: int, received: Iterable[tuple[int, tuple[int, bytes]]]) -> Iterator[tuple[int, Any]]:
             data = sorted((pair for _, pair in received), key=operator.itemgetter(0))
-            yield number, join([one for _, one in data], *arguments)
+            yield number, join(number, [one for _, one in data])
 
         # Numbers of partitions are used as they are.
         by_number = self._rdd.flatMap(sent).partitionBy(count, int)

@@ -412,7 +412,7 @@ def _partitions(
     typed = reading.empty.select(**reading.values).with_columns(pl.lit(0, pl.Int32).alias("item")).clear().collect()
     shuffle = _Shuffle(reading.values, needed, items, first_users, typed, form, reading.column_of)
     partitions: SparkPartitions[Interactions] = rows.blocks.shuffled(
-        _rows_of_partitions, _interactions, len(first_users) + 1, shuffle
+        partial(_rows_of_partitions, shuffle), partial(_interactions, shuffle), len(first_users) + 1
     ).kept()
     return items, partitions
 
@@ -438,11 +438,11 @@ def _in_order(distinct: pl.DataFrame) -> pl.DataFrame:
     return merged.sort(pl.col("id").str.len_bytes(), "id")
 
 
-def _rows_of_partitions(block: RawBlock, shuffle: _Shuffle) -> Iterator[tuple[int, bytes]]:
+def _rows_of_partitions(shuffle: _Shuffle, number: int, block: RawBlock) -> Iterator[tuple[int, bytes]]:
     """For each partition that has rows of a block, its number and these rows."""
     frame = block[0].select(**shuffle.values).drop_nulls(shuffle.needed)
-    number = frame["item"].cast(pl.Enum(shuffle.items)).to_physical()
-    frame = frame.with_columns(number.cast(pl.Int32).alias("item"), _partition_of(frame["user"], shuffle.first_users))
+    item = frame["item"].cast(pl.Enum(shuffle.items)).to_physical()
+    frame = frame.with_columns(item.cast(pl.Int32).alias("item"), _partition_of(frame["user"], shuffle.first_users))
     for (partition,), some in frame.partition_by("partition", maintain_order=True, as_dict=True).items():
         file = io.BytesIO()
         some.drop("partition").write_ipc(file, compression="lz4")
@@ -459,7 +459,7 @@ def _partition_of(user: pl.Series, first_users: pl.Series) -> pl.Series:
     return frame.join(table.select("id", "partition"), on="id", how="left", maintain_order="left")["partition"]
 
 
-def _interactions(blocks: list[bytes], shuffle: _Shuffle) -> Interactions:
+def _interactions(shuffle: _Shuffle, number: int, blocks: list[bytes]) -> Interactions:
     """The interactions of a partition, from its rows of each block in order."""
     frames = [pl.read_ipc(io.BytesIO(data)) for data in blocks]
     return as_arrays(pl.concat([shuffle.empty, *frames]), shuffle.form, shuffle.column_of)
