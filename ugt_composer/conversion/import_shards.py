@@ -4,20 +4,27 @@ The folders are, byte for byte, what the conversion makes of those files with th
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from ugt_composer.catalogue.catalogue import Catalogue
+from ugt_composer.catalogue.id_set import SemanticIdSet
 from ugt_composer.conversion.action_names import read_action_names
-from ugt_composer.conversion.convert import RunRanges, convert_chunks, convert_text
+from ugt_composer.conversion.convert import RunRanges, convert_chunks, convert_piece, convert_text
 from ugt_composer.conversion.known_items import CATALOGUE_NAME, KnownItems
+from ugt_composer.conversion.partition import PartitionResult
+from ugt_composer.conversion.parts import part_name
 from ugt_composer.conversion.settings import Settings
 from ugt_composer.jsonl.schema import ACTIONS_NAME
+from ugt_composer.jsonl.sources import TextPiece
+from ugt_composer.jsonl.text_ranges import count_ranges, cut_ranges
+from ugt_composer.spark.partitions import SparkPartitions, attempt_name
 
 ENDING = ".jsonl"  # of the files that the folders stand for
 
@@ -51,10 +58,26 @@ class ShardFolders:
         if first is None:
             return name.removesuffix(ENDING)
         text = map(json_lines, chain([first], blocks))
-        return self.convert(folder, name, kind, codebook_sizes, partial(convert_chunks, text, str(self.out / name)))
+        return self._convert(folder, name, kind, codebook_sizes, partial(convert_chunks, text, str(self.out / name)))
 
-    def convert(self, folder: Path, name: str, kind: str, codebook_sizes: tuple[int, ...], run: RunRanges) -> str:
-        """Like `write`, of rows, one at least, whose text `run` converts."""
+    def write_partitions(
+        self,
+        folder: Path,
+        name: str,
+        kind: str,
+        codebook_sizes: tuple[int, ...],
+        partitions: SparkPartitions[Any],
+        blocks: Callable[[Any], Iterator[pl.DataFrame]],
+    ) -> None:
+        """Like `write`, of rows, one at least, that are made in Spark's executors.
+
+        Args:
+            blocks: a partition → its rows, in blocks.
+        """
+        run = partial(_convert_partitions, partitions, blocks, str(self.out / name))
+        self._convert(folder, name, kind, codebook_sizes, run)
+
+    def _convert(self, folder: Path, name: str, kind: str, codebook_sizes: tuple[int, ...], run: RunRanges) -> str:
         stem = name.removesuffix(ENDING)
         if self._known is None:
             items = Catalogue.load(folder / CATALOGUE_NAME, keep_arrays=False).columns
@@ -75,3 +98,48 @@ def json_lines(block: pl.DataFrame) -> bytes:
     buffer = io.BytesIO()
     block.write_ndjson(buffer)
     return buffer.getvalue()
+
+
+def _convert_partitions(
+    partitions: SparkPartitions[Any],
+    blocks: Callable[[Any], Iterator[pl.DataFrame]],
+    path: str,
+    place: str,
+    settings: Settings,
+    known: SemanticIdSet | None,
+) -> list[tuple[str, PartitionResult]]:
+    """Converts the text of a file `path` of which each partition has a part; ranges come together by Spark's shuffle."""
+    starts = [0, *accumulate(partitions.map(_text_bytes, blocks))]
+    ranges = partitions.shuffled(
+        partial(_cut, blocks, starts, settings.range_bytes),
+        partial(_convert_range, path, place, settings, known),
+        count_ranges(starts[-1], settings.range_bytes),
+    )
+    return ranges.map(_same)
+
+
+def _text_bytes(partition: Any, blocks: Callable[[Any], Iterator[pl.DataFrame]]) -> int:
+    return sum(len(json_lines(block)) for block in blocks(partition))
+
+
+def _cut(
+    blocks: Callable[[Any], Iterator[pl.DataFrame]], starts: list[int], range_bytes: int, number: int, partition: Any
+) -> Iterator[tuple[int, bytes]]:
+    """The ranges of a partition's text.
+
+    Args:
+        starts: where the text of each partition starts in the whole one.
+    """
+    return cut_ranges(map(json_lines, blocks(partition)), range_bytes, starts[number])
+
+
+def _convert_range(
+    path: str, place: str, settings: Settings, known: SemanticIdSet | None, number: int, texts: list[bytes]
+) -> tuple[str, PartitionResult]:
+    piece = TextPiece(0, path, number * settings.range_bytes, b"".join(texts))
+    part = f"{part_name(number)}.{attempt_name()}"
+    return part, convert_piece(piece, part, place, settings, known)
+
+
+def _same(result: tuple[str, PartitionResult]) -> tuple[str, PartitionResult]:
+    return result

@@ -2,28 +2,20 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
+import polars as pl
 from tqdm import tqdm
 
-from ugt_composer.catalogue.id_set import SemanticIdSet
-from ugt_composer.conversion.convert import RunRanges, convert_piece
-from ugt_composer.conversion.import_shards import ENDING, ShardFolders, json_lines
-from ugt_composer.conversion.partition import PartitionResult
-from ugt_composer.conversion.parts import part_name
-from ugt_composer.conversion.settings import Settings
 from ugt_composer.importing.log import Log
 from ugt_composer.importing.partitions import Partitions
 from ugt_composer.importing.rows import Ids, RowCounts, UserRows, kind_of, row_blocks, write_rows
 from ugt_composer.importing.settings import SourceSettings
-from ugt_composer.importing.spark_partitions import SparkPartitions
 from ugt_composer.importing.spark_reader import read_with_spark
-from ugt_composer.jsonl.sources import TextPiece
-from ugt_composer.jsonl.text_ranges import count_ranges, cut_ranges
+from ugt_composer.spark.partitions import SparkPartitions, attempt_name
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -32,10 +24,31 @@ PARTS = "parts"  # folder of the files that tasks write
 COPY_BYTES = 1 << 24
 
 
+class PartitionsWriter(Protocol):
+    """What writes rows of partitions in another form than JSON Lines."""
+
+    def write_partitions(
+        self,
+        folder: Path,
+        name: str,
+        kind: str,
+        codebook_sizes: tuple[int, ...],
+        partitions: SparkPartitions[Any],
+        blocks: Callable[[Any], Iterator[pl.DataFrame]],
+    ) -> None:
+        """Writes rows of a kind, one at least, to a folder in `folder` that is named like the file without its ending.
+
+        Args:
+            name: of the file of JSON Lines that has these rows.
+            blocks: a partition → its rows, in blocks that have the keys of JSON Lines as columns.
+        """
+        ...
+
+
 class SparkEngine:
     """Interactions and rows are in Spark's executors; semantic IDs are made on the driver."""
 
-    def __init__(self, session: "SparkSession", writer: ShardFolders | None = None):
+    def __init__(self, session: "SparkSession", writer: PartitionsWriter | None = None):
         """Args:
         writer: None: rows are written as JSON Lines.
         """
@@ -52,10 +65,10 @@ class SparkEngine:
         assert isinstance(rows, SparkPartitions)
         written = {}
         for name in counts.files:
-            stem = name.removesuffix(ENDING)
+            stem = Path(name).stem
             if counts.rows[name]:
-                kind, run = kind_of(name), _ranges_of(rows, name, ids, counts, str(self._writer.out / name))
-                stem = self._writer.convert(folder, name, kind, ids.codebook_sizes, run)
+                blocks = partial(_blocks, name, ids, counts)
+                self._writer.write_partitions(folder, name, kind_of(name), ids.codebook_sizes, rows, blocks)
             written[stem] = counts.rows[name]
         return written
 
@@ -73,7 +86,7 @@ def _write_json_lines(rows: Partitions[UserRows], counts: RowCounts, ids: Ids, f
 
 
 def _write_parts(rows: UserRows, counts: RowCounts, ids: Ids, folder: Path) -> dict[str, Path]:
-    attempt = _attempt()
+    attempt = attempt_name()
     files = {name: folder / f"{attempt}.{name}" for name in counts.files}
     for name, path in files.items():
         with path.open("wb") as file:
@@ -97,57 +110,5 @@ def _join(parts: list[Path], path: Path) -> None:
             part.unlink()
 
 
-def _ranges_of(rows: SparkPartitions[UserRows], name: str, ids: Ids, counts: RowCounts, path: str) -> RunRanges:
-    """Converts the text of a file, of which each partition has a part: ranges come together by Spark's shuffle."""
-
-    def run(place: str, settings: Settings, known: SemanticIdSet | None) -> Iterable[tuple[str, PartitionResult]]:
-        sizes = rows.map(_text_bytes, name, ids, counts)
-        starts = [0, *accumulate(sizes)]
-        ranges = rows.shuffled(
-            partial(_cut, name, ids, counts, starts, settings.range_bytes),
-            partial(_convert_range, path, place, settings, known),
-            count_ranges(starts[-1], settings.range_bytes),
-        )
-        return ranges.map(_same)
-
-    return run
-
-
-def _texts(rows: UserRows, name: str, ids: Ids, counts: RowCounts) -> Iterator[bytes]:
-    return map(json_lines, row_blocks(rows, name, ids, counts))
-
-
-def _text_bytes(rows: UserRows, name: str, ids: Ids, counts: RowCounts) -> int:
-    return sum(map(len, _texts(rows, name, ids, counts)))
-
-
-def _cut(
-    name: str, ids: Ids, counts: RowCounts, starts: list[int], range_bytes: int, number: int, rows: UserRows
-) -> Iterator[tuple[int, bytes]]:
-    """The ranges of a partition's text.
-
-    Args:
-        starts: where the text of each partition starts in the whole one.
-    """
-    return cut_ranges(_texts(rows, name, ids, counts), range_bytes, starts[number])
-
-
-def _convert_range(
-    path: str, place: str, settings: Settings, known: SemanticIdSet | None, number: int, texts: list[bytes]
-) -> tuple[str, PartitionResult]:
-    piece = TextPiece(0, path, number * settings.range_bytes, b"".join(texts))
-    part = f"{part_name(number)}.{_attempt()}"
-    return part, convert_piece(piece, part, place, settings, known)
-
-
-def _same(result: tuple[str, PartitionResult]) -> tuple[str, PartitionResult]:
-    return result
-
-
-def _attempt() -> str:
-    """A name that no other attempt at any task has."""
-    from pyspark import TaskContext
-
-    task = TaskContext.get()
-    assert task is not None
-    return f"{task.stageId()}-{task.partitionId()}-{task.taskAttemptId()}"
+def _blocks(name: str, ids: Ids, counts: RowCounts, rows: UserRows) -> Iterator[pl.DataFrame]:
+    return row_blocks(rows, name, ids, counts)

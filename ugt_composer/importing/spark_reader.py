@@ -34,13 +34,13 @@ from ugt_composer.importing.interactions import (
 from ugt_composer.importing.log import Log
 from ugt_composer.importing.partitions import Partitions
 from ugt_composer.importing.settings import SourceSettings
-from ugt_composer.importing.spark_partitions import SparkPartitions
 from ugt_composer.importing.table import ONLY_BLANK, PART, ROW, Table, common_types, keys_of, named_errors, open_table
 from ugt_composer.importing.text_lines import byte_blocks
 from ugt_composer.importing.time_column import SAMPLE, TimeColumn, checked_times, time_form
 from ugt_composer.importing.time_values import TIME, TimesInMemory, TimeValues
 from ugt_composer.importing.timestamps import TimeForm
 from ugt_composer.jsonl.sources import COMPRESSED_ENDINGS
+from ugt_composer.spark.partitions import SparkPartitions
 
 if TYPE_CHECKING:
     from pyspark import SparkContext

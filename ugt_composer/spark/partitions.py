@@ -1,4 +1,4 @@
-"""Partitions of an import in the executors of Spark."""
+"""Values in the executors of Spark, one in each partition of an RDD."""
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class SparkPartitions(Generic[T]):
-    """`Partitions` whose elements are those of an RDD.
+    """Numbered partitions. Functions are called as those of `importing.partitions.Partitions`.
 
     What `transform` returns is computed again for each pass over it, unless it is `kept`; then it lies on the
     executors' disks, and only what is lost with an executor is computed again. Spark broadcasts functions with large
@@ -88,3 +88,12 @@ class SparkPartitions(Generic[T]):
             return number, function(partition, *own, *arguments)
 
         return self._rdd.map(apply)
+
+
+def attempt_name() -> str:
+    """A name, in a task, that no other attempt at any task has."""
+    from pyspark import TaskContext
+
+    task = TaskContext.get()
+    assert task is not None
+    return f"{task.stageId()}-{task.partitionId()}-{task.taskAttemptId()}"
