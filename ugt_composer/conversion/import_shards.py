@@ -108,7 +108,7 @@ def _convert_partitions(
     settings: Settings,
     known: SemanticIdSet | None,
 ) -> list[tuple[str, PartitionResult]]:
-    """Converts the text of a file `path` of which each partition has a part; ranges come together by Spark's shuffle."""
+    """Converts the text of a file `path` of which partitions have a part each; Spark's shuffle joins ranges."""
     starts = [0, *accumulate(partitions.map(_text_bytes, blocks))]
     ranges = partitions.shuffled(
         partial(_cut, blocks, starts, settings.range_bytes),
