@@ -9,11 +9,12 @@ import pytest
 
 from tests.spark.spark_cases import MASTER, needs_java
 from ugt_composer.errors import RunError, UserError
-from ugt_composer.spark.failures import SparkError
+from ugt_composer.spark.failures import SparkError, failure
 from ugt_composer.spark.progress import job_progress
 from ugt_composer.spark.session import spark_session
 
 pytest.importorskip("pyspark")
+from py4j.protocol import Py4JJavaError
 
 
 def raise_user_error(number: int) -> None:
@@ -68,6 +69,21 @@ def test_an_error_of_a_task_is_one_sentence(session, capfd, task, kind, message)
     assert str(error.value).startswith(message)
     assert "\tat " not in str(error.value)
     assert capfd.readouterr() == ("", "")
+
+
+@needs_java
+def test_an_exception_of_java_says_its_first_cause(session):
+    java = session.sparkContext._jvm.java.lang
+
+    def raised(exception) -> Py4JJavaError:
+        error = Py4JJavaError.__new__(Py4JJavaError)
+        error.java_exception = exception
+        return error
+
+    cause = java.OutOfMemoryError("Java heap space")
+    awaited = java.RuntimeException("Exception thrown in awaitResult: ", java.RuntimeException("broadcast", cause))
+    assert "java.lang.OutOfMemoryError: Java heap space" in str(failure(raised(awaited)))
+    assert str(failure(raised(java.RuntimeException("alone")))) == "Spark failed: java.lang.RuntimeException: alone"
 
 
 @needs_java

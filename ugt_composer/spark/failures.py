@@ -10,6 +10,7 @@ APPENDED = re.compile(
     r"\s*(?:SQLSTATE: \w+\s*)?(?:\n+(?:JVM stacktrace:|Driver stacktrace:|\tat |Caused by: ).*)?\Z", re.S
 )
 LOST = re.compile(r"most recent failure: Lost task .*?\): (.*)", re.S)
+MOST_CAUSES = 20  # of an exception of Java that are looked at
 NAME = re.compile(r"([\w.]+)(?:: (.*))?", re.S)
 
 
@@ -48,8 +49,15 @@ def failure(error: Exception, log: str | None = None) -> UserError | RunError:
 
 
 def _text(error: Exception) -> str:
+    """What the error says, or, if it is one of Java's that says nothing of a task, its first cause."""
     java = getattr(error, "java_exception", None)
-    return str(error) if java is None else str(java.toString())
+    if java is None:
+        return str(error)
+    texts: list[str] = []
+    while java is not None and len(texts) < MOST_CAUSES:
+        texts.append(str(java.toString()))
+        java = java.getCause()
+    return next((text for text in texts if TRACEBACK in text or LOST.search(text)), texts[-1])
 
 
 def _python_exception(text: str) -> tuple[str, str]:

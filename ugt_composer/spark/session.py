@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import psutil
+
 from ugt_composer.errors import UserError
 from ugt_composer.spark.failures import SparkError, failure
 
@@ -33,6 +35,7 @@ MASTERS = re.compile(r"local(\[.+\])?|local-cluster\[.+\]|spark://.+|yarn|k8s://
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CONNECT_SECONDS = 5.0
 KEPT_LOG_LINES = 50
+LEAST_MEMORY, MOST_MEMORY = 1 << 30, 1 << 33  # of Spark's Java process, in bytes
 # Unless the user's configuration sets them.
 DEFAULTS = {
     "spark.ui.enabled": "false",
@@ -152,6 +155,9 @@ class _Java:
     def __init__(self) -> None:
         from pyspark.java_gateway import launch_gateway
 
+        # Spark takes it if the user's configuration says nothing; its own 1 GB is little for all tasks of a machine.
+        memory = min(max(psutil.virtual_memory().total // 4, LEAST_MEMORY), MOST_MEMORY)
+        os.environ.setdefault("SPARK_DRIVER_MEMORY", f"{memory >> 20}m")
         self._lines: deque[str] = deque(maxlen=KEPT_LOG_LINES)
         read, write = os.pipe()
         drained = threading.Thread(target=self._drain, args=(read,), daemon=True)
