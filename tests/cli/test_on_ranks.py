@@ -61,7 +61,7 @@ def commands(shop, stages, tmp_path) -> Callable[[str], list[list[str]]]:
     return of
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_results_are_those_of_one_process(commands, tmp_path, ranks):
     for command in commands("one"):
         assert main(command) == 0

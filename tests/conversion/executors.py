@@ -21,6 +21,8 @@ def with_faults(pieces, part, *rest):
     (attempts / part.name).touch()
     attempt = len(os.listdir(attempts))
     time.sleep(faults["seconds"])
+    while faults["hold_from"] is not None and number >= faults["hold_from"] and not (attempts.parent / "go").exists():
+        time.sleep(0.05)
     if number in faults["fail"] or attempt == 1 and number in faults["fail_once"]:
         raise OSError(28, "No space left on device")
     if attempt == 1 and number in faults["hang_once"]:
@@ -50,22 +52,32 @@ class Faults:
         fail: tuple[int, ...] = (),
         fail_once: tuple[int, ...] = (),
         hang_once: tuple[int, ...] = (),
+        hold_from: int | None = None,
     ) -> None:
         """Sets the faults.
 
         Args:
             name: of the conversion whose attempts are counted from now on.
             seconds: that each attempt takes longer.
+            hold_from: this partition and later ones do not end before `release`.
             fail, fail_once, hang_once: partitions that fail always or in their first attempt, or do not end in it.
         """
         self._name = name
         text = json.dumps(
-            {"name": name, "seconds": seconds, "fail": fail, "fail_once": fail_once, "hang_once": hang_once}
+            {
+                **{"name": name, "seconds": seconds, "hold_from": hold_from},
+                **{"fail": fail, "fail_once": fail_once, "hang_once": hang_once},
+            }
         )
         (self.folder / "new.json").write_text(text)
         os.replace(self.folder / "new.json", self.folder / "faults.json")
 
+    def release(self) -> None:
+        (self.folder / self._name).mkdir(exist_ok=True)
+        (self.folder / self._name / "go").touch()
+
     def attempts(self) -> dict[int, int]:
         """How many attempts at each partition have begun."""
         folder = self.folder / self._name
-        return {int(path.name): len(list(path.iterdir())) for path in folder.iterdir()} if folder.exists() else {}
+        numbered = [path for path in folder.iterdir() if path.is_dir()] if folder.exists() else []
+        return {int(path.name): len(list(path.iterdir())) for path in numbered}

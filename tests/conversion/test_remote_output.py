@@ -1,5 +1,6 @@
 """--out s3://bucket/prefix: the objects of a local conversion, an index only when they are complete."""
 
+import os
 import random
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tests.spark.spark_cases import MASTER, needs_java
 from tests.storage.s3_server import ENVIRONMENT, server
 from ugt_composer.conversion import remote_output
 from ugt_composer.errors import UserError
+from ugt_composer.spark.session import spark_session
 from ugt_composer.storage.s3 import MissingError, Store, StoreError
 
 OPTIONS = ["--kind", "recommend", "--range-bytes", "3000", "--size-limit", "4096", *SMALL]
@@ -45,10 +47,25 @@ def local(source: Path, *options: str) -> dict[str, bytes]:
     return contents(out)
 
 
-@pytest.mark.parametrize(
-    "engine", [["--workers", "2"], pytest.param(["--engine", "spark", "--master", MASTER], marks=needs_java)]
-)
-def test_the_objects_are_those_of_a_local_conversion(store, source, engine):
+@pytest.fixture
+def session(store):
+    """An active session; its Java process may have been started without the store's variables."""
+    pytest.importorskip("pyspark")
+    names = (*ENVIRONMENT, "S3_ENDPOINT_URL")
+    with spark_session(MASTER, "test", {f"spark.executorEnv.{name}": os.environ[name] for name in names}):
+        yield
+
+
+@needs_java
+def test_the_objects_of_spark_are_those_of_a_local_conversion(session, store, source):
+    the_objects_are_those_of_a_local_conversion(store, source, ["--engine", "spark"])
+
+
+def test_the_objects_are_those_of_a_local_conversion(store, source):
+    the_objects_are_those_of_a_local_conversion(store, source, ["--workers", "2"])
+
+
+def the_objects_are_those_of_a_local_conversion(store, source, engine):
     source.write_bytes(source.read_bytes() + b"{\n")
     options = ["--on-error", "quarantine", "--max-error-rate", "0.1", *engine]
     assert main([str(source), "--out", OUT, *OPTIONS, *options]) == 0

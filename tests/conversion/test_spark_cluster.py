@@ -70,10 +70,16 @@ def test_tasks_that_fail_or_hang_once(cluster, faults, source):
 
 def test_an_executor_and_a_worker_that_are_killed(cluster, faults, source):
     """The executor at once, while its task runs; the other worker with its executor when the first is back."""
-    faults.inject("killed", seconds=0.4)
+    faults.inject("killed", seconds=0.1, hold_from=6)
     begun: list[int] = []
 
     def kill() -> None:
+        try:
+            kill_both()
+        finally:
+            faults.release()
+
+    def kill_both() -> None:
         wait_until(lambda: len(faults.attempts()) > 3 and cluster.executor(0), "the first worker has a task")
         begun.append(len(faults.attempts()))
         executor = cluster.executor(0)

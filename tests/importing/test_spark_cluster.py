@@ -14,7 +14,7 @@ from ugt_composer.importing import spark_engine, spark_reader
 from ugt_composer.spark.session import spark_session
 
 pytest.importorskip("pyspark")
-pytestmark = [needs_java, pytest.mark.processes]
+pytestmark = [needs_java, pytest.mark.processes, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -100,7 +100,7 @@ for path in sys.argv[1:]:
     except SystemExit as end:
         assert not end.code, (path, end.code)
     settings[path] = taken()
-with patch("sys.argv", ["ugt", "--version"]):
+with patch("sys.argv", ["ugt", "--version"]), patch("os._exit", sys.exit):
     try:
         ugt_composer.cli.main.run()
     except SystemExit:

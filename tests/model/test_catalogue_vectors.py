@@ -48,8 +48,11 @@ def test_training_and_evaluation_are_those_with_held_vectors(tiny_model, monkeyp
     large_losses, large_gradients, large_recommended = run()
     tolerance = {"rtol": 0.02, "atol": 2e-3} if in_half else {"rtol": 1e-4, "atol": 1e-6}
     torch.testing.assert_close(large_losses, losses, **tolerance)
-    of_gradients = {"rtol": 0.05, "atol": 0.02} if in_half else tolerance
-    torch.testing.assert_close(large_gradients, gradients, **of_gradients)
+    for name, gradient in gradients.items():
+        if in_half:  # single elements differ by rounding
+            assert (large_gradients[name] - gradient).norm() <= 0.05 * gradient.norm() + 1e-3, name
+        else:
+            torch.testing.assert_close(large_gradients[name], gradient, **tolerance)
     if not in_half:
         assert torch.equal(large_recommended.item_index, recommended.item_index)
     torch.testing.assert_close(large_recommended.scores, recommended.scores, **tolerance)

@@ -147,8 +147,10 @@ def evaluate(
             progress(ranks.total)
     ranks.finish()
     progress(ranks.total)
-    for metric in (by_length, of_open_targets, *(m for m in metrics.values() if not isinstance(m, EvaluationMetric))):
-        metric.to("cpu")  # where the ranks add them up
+    if ranks.size > 1:
+        others = (metric for metric in metrics.values() if not isinstance(metric, EvaluationMetric))
+        for metric in (by_length, of_open_targets, *others):
+            metric.to("cpu")  # where the ranks add them up
     values = {name: float(metric.compute()) for name, metric in metrics.items()}
     rows_by_length = by_length.compute()
     return Evaluation(
