@@ -12,6 +12,7 @@ import torch
 from tests.checkpoint.conftest import content_of
 from tests.parallelism.test_nodes import COMPOSER, come_to_batch, free_port, node, ranks_of
 from tests.shop import ROOT, comparable, metrics_of, stage_arguments
+from tests.spark.cluster import wait_until
 from tests.storage.s3_server import Proxy, environment
 from ugt_composer.checkpoint import uploads as uploads_module
 from ugt_composer.checkpoint.machines import Machines
@@ -136,7 +137,8 @@ def test_a_machine_that_fails_keeps_the_others_from_nothing_but_the_record(folde
     write_parts(folders, SEPARATE, 2)
     first.send()
     comes_to_wait(first)
-    assert {f"ba0000000{n}/{SHARDS}/0-0.bin" for n in (1, 2)} <= Store(url).list().keys()
+    uploaded = {f"ba0000000{n}/{SHARDS}/0-0.bin" for n in (1, 2)}
+    wait_until(lambda: uploaded <= Store(url).list().keys(), "the files of both saves are uploaded")
     first.stop_waiting()  # as at the end of a run
     assert not first.wait(60)
     assert first.failure == "machine 1 has not uploaded all of its files"

@@ -95,7 +95,6 @@ def test_an_executor_and_a_worker_that_are_killed(cluster, faults, source):
     killer.join()
     attempts = faults.attempts()
     assert 3 < begun[0] <= begun[1] < len(attempts)  # both in the middle
-    assert sum(attempts.values()) > len(attempts)
 
 
 def test_a_task_that_always_fails_ends_the_job_and_leaves_nothing(cluster, faults, source, capfd):
