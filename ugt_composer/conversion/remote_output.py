@@ -6,21 +6,18 @@ names when all are known.
 """
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from ugt_composer.conversion.output import OUTPUT_NAMES
 from ugt_composer.conversion.partition import QUARANTINE_NAME
 from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME
 from ugt_composer.errors import UserError
+from ugt_composer.storage.at_once import for_each
 from ugt_composer.storage.s3 import Store, StoreError
 from ugt_composer.storage.s3_url import split_url
-
-REQUESTS_AT_ONCE = 16
 
 
 class RemoteOutput:
@@ -64,7 +61,8 @@ class RemoteOutput:
                 raise OSError(f"{self.parts}/{name}: {sizes.get(name)} bytes were written, {size} expected")
         self.remove_output()
         try:
-            self._copy([(f"{self._parts_name}/{name}", f"{self._name}/{to}") for name, _, to in self._shards])
+            pairs = [(f"{self._parts_name}/{name}", f"{self._name}/{to}") for name, _, to in self._shards]
+            for_each(pairs, lambda pair: self._store.copy(*pair))
             last = (MANIFEST_NAME, INDEX_NAME)
             files = sorted(path.name for path in self.work.iterdir())
             for file in (*(file for file in files if file not in last), *last):
@@ -79,11 +77,11 @@ class RemoteOutput:
         names = [name for name in self._output.list() if OUTPUT_NAMES.fullmatch(name)]
         if INDEX_NAME in names:
             self._output.delete([INDEX_NAME])
-        _at_once(lambda name: self._output.delete([name]), names)
+        for_each(names, lambda name: self._output.delete([name]))
 
     def remove_parts(self) -> None:
         store = Store(self.parts)
-        _at_once(lambda name: store.delete([name]), store.list())
+        for_each(store.list(), lambda name: store.delete([name]))
 
     def check_replaceable(self, overwrite: bool) -> None:
         """Raises UserError unless the prefix is empty or, with `overwrite`, an output of this program."""
@@ -97,9 +95,6 @@ class RemoteOutput:
             raise UserError(
                 f"--out {self._output.url} holds {foreign[0]}, which no conversion wrote, so it is not replaced"
             )
-
-    def _copy(self, pairs: list[tuple[str, str]]) -> None:
-        _at_once(lambda pair: self._store.copy(*pair), pairs)
 
 
 @contextmanager
@@ -124,15 +119,3 @@ def remote_output(url: str, overwrite: bool) -> Iterator[RemoteOutput]:
         finally:
             with suppress(StoreError):
                 output.remove_parts()
-
-
-def _at_once(request: Callable[[Any], None], values: Iterable[Any]) -> None:
-    """Makes many requests, several at a time."""
-    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
-        futures = [threads.submit(request, value) for value in values]
-        try:
-            for future in futures:
-                future.result()
-        finally:
-            for future in futures:
-                future.cancel()
