@@ -54,9 +54,8 @@ def write_lists(arguments: argparse.Namespace, setup: Setup, ranks: Ranks) -> No
     ranks.agree(folder.check_shared)
     todo = [part for part in parts if part.number not in finished]
     own = todo[ranks.number :: ranks.size]
-    most_steps = (
-        max((-(-part.users // setup.batch_size) for part in todo), default=0) + 1
-    )  # in the last it is published
+    most_batches = max((-(-part.users // setup.batch_size) for part in todo), default=0)
+    most_steps = most_batches + 1  # in the last one the part is published
     records: dict[int, Record] = {}
     before, began = sum(record.users for record in finished.values()), time.monotonic()
     total = sum(part.users for part in parts)
@@ -78,10 +77,9 @@ def write_lists(arguments: argparse.Namespace, setup: Setup, ranks: Ranks) -> No
     for of_rank in ranks.exchange(records):
         finished |= of_rank
     if ranks.is_first:
-        folder.complete(job, [finished[part.number] for part in parts])
-        _report(
-            arguments, setup, [finished[part.number] for part in parts], total - before, len(parts) - len(todo), seconds
-        )
+        written = [finished[part.number] for part in parts]
+        folder.complete(job, written)
+        _report(arguments, setup, written, total - before, len(parts) - len(todo), seconds)
 
 
 def _plan(arguments: argparse.Namespace, setup: Setup, folder: PartFolder, files: Sequence[HistoryFile]) -> Plan:

@@ -27,6 +27,9 @@ def nth_smallest(partitions: Partitions[Any], values: Values, ranks: Callable[[i
         ranks: number of values, one at least → the places.
     """
     whole = _merged(partitions.map(_range, values))
+    if whole.count <= MOST_VALUES:
+        found = np.sort(np.concatenate(partitions.map(_between, values, whole.low, whole.high)))
+        return [found[rank].item() for rank in ranks(whole.count)]
     return [_nth(partitions, values, rank, whole) for rank in ranks(whole.count)]
 
 

@@ -37,7 +37,7 @@ from ugt_composer.importing.settings import SourceSettings
 from ugt_composer.importing.table import ONLY_BLANK, PART, ROW, Table, common_types, keys_of, named_errors, open_table
 from ugt_composer.importing.text_lines import byte_blocks
 from ugt_composer.importing.time_column import SAMPLE, TimeColumn, checked_times, time_form
-from ugt_composer.importing.time_values import TIME, TimesInMemory, TimeValues
+from ugt_composer.importing.time_values import TIME, TimesInMemory, TimeValues, sums_of
 from ugt_composer.importing.timestamps import TimeForm
 from ugt_composer.jsonl.sources import COMPRESSED_ENDINGS
 from ugt_composer.spark.partitions import SparkPartitions
@@ -84,14 +84,12 @@ class Reading:
     Attributes:
         table: the table; of text, its columns are text.
         empty: no rows, with the columns that are read, PART and ROW.
-        schema: of the columns that are read.
         column_of: role → column.
         values: role → expression of its values, null where one is invalid.
     """
 
     table: Table
     empty: pl.LazyFrame
-    schema: dict[str, pl.DataType]
     column_of: dict[str, str]
     values: dict[str, pl.Expr]
 
@@ -107,7 +105,7 @@ def read_with_spark(context: "SparkContext", source: SourceSettings) -> Log:
     schema = _schema(table, list(column_of.values()))
     empty = pl.LazyFrame(schema={PART: pl.Int32, ROW: pl.UInt32, **schema})
     values, form = value_expressions(path, empty, column_of), None
-    reading = Reading(table, empty, schema, column_of, values)
+    reading = Reading(table, empty, column_of, values)
     rows = _RawRows(context, blocks, reading)
     warnings: tuple[str, ...] = ()
     times = None
@@ -116,7 +114,7 @@ def read_with_spark(context: "SparkContext", source: SourceSettings) -> Log:
         form = time_form(times, source.time_format)
         values["timestamp"] = form.parse(times.value)
     rows.damage.refuse(source.skip_bad, rows.count)
-    distinct = {role: rows.distinct(values[role]) for role in IDS}
+    distinct = rows.distinct({role: values[role] for role in IDS})
     for role in IDS:
         place = f"{path}: column {column_of[role]!r}"
         ids, id_form, remarks = one_form_of_distinct(distinct[role]["id"], place, source.missing_as_ids)
@@ -267,14 +265,15 @@ class _RawRows:
             self.count += rows
             self.damage.merge(damage)
 
-    def distinct(self, value: pl.Expr) -> pl.DataFrame:
-        """The different values, not null, in the order of their first rows, and how many `rows` have each."""
-        counts = pl.concat(self.blocks.map(_distinct, value))
-        return counts.group_by("id", maintain_order=True).agg(pl.col("rows").sum())
+    def distinct(self, values: dict[str, pl.Expr]) -> dict[str, pl.DataFrame]:
+        """Of each role the different values, not null, as `id`, in the order of their first rows, and how many `rows`
+        have each."""
+        found = self.blocks.map(_distinct, values)
+        counts = {role: pl.concat([of_block[role] for of_block in found]) for role in values}
+        return {role: ids.group_by("id", maintain_order=True).agg(pl.col("rows").sum()) for role, ids in counts.items()}
 
     def sums(self, conditions: dict[str, pl.Expr]) -> dict[str, int]:
-        sums = [one.values() for one in self.blocks.map(_sums, conditions)]
-        return dict(zip(conditions, map(sum, zip(*sums, strict=True)), strict=True))
+        return _added(self.blocks.map(_sums, conditions))
 
     def count_invalid(self, values: dict[str, pl.Expr], roles: Sequence[str]) -> tuple[dict[str, int], int]:
         """How many values of each role are invalid, and how many rows have an invalid value."""
@@ -294,24 +293,28 @@ def _read(folder: str, block: Block, reading: Reading) -> RawBlock:
     columns = list(reading.column_of.values())
     with _readable(folder, block.source), named_errors(block.source.path):
         frame = table.read(columns, one_line=columns).collect()
-    # Numbers of rows of Parquet and of lines may have different types.
-    frame = frame.with_columns(pl.lit(block.part, pl.Int32).alias(PART), pl.col(ROW).cast(pl.UInt32))
-    typed = frame.with_columns(pl.col(name).cast(dtype) for name, dtype in reading.schema.items())
-    return typed.select(reading.empty.collect_schema().names()), table.damage
+    # Numbers have different types in Parquet files, and as numbers of lines.
+    frame = frame.with_columns(pl.lit(block.part).alias(PART))
+    schema = reading.empty.collect_schema()
+    return frame.select(pl.col(name).cast(dtype) for name, dtype in schema.items()), table.damage
 
 
 def _facts(block: RawBlock) -> tuple[int, Damage]:
     return len(block[0]), block[1]
 
 
-def _distinct(block: RawBlock, value: pl.Expr) -> pl.DataFrame:
-    values = block[0].select(value.alias("id")).drop_nulls()
-    return values.group_by("id", maintain_order=True).agg(pl.len().cast(pl.Int64).alias("rows"))
+def _distinct(block: RawBlock, values: dict[str, pl.Expr]) -> dict[str, pl.DataFrame]:
+    ids = {role: block[0].select(value.alias("id")).drop_nulls() for role, value in values.items()}
+    rows = pl.len().cast(pl.Int64).alias("rows")
+    return {role: some.group_by("id", maintain_order=True).agg(rows) for role, some in ids.items()}
 
 
 def _sums(block: RawBlock, conditions: dict[str, pl.Expr]) -> dict[str, int]:
-    found = block[0].select(**{name: condition.sum() for name, condition in conditions.items()}).row(0, named=True)
-    return {name: int(value or 0) for name, value in found.items()}
+    return sums_of(block[0].lazy(), conditions)
+
+
+def _added(sums: Sequence[dict[str, int]]) -> dict[str, int]:
+    return {name: sum(one[name] for one in sums) for name in sums[0]}
 
 
 def _bad_values(block: RawBlock, column: str, parsed: pl.Expr, role: str) -> pl.DataFrame:
@@ -356,8 +359,7 @@ class _SparkTimeValues:
         return _SparkTimeValues(self.raw, (*self.steps, expression), schema.dtypes()[0])
 
     def sums(self, **expressions: pl.Expr) -> dict[str, int]:
-        sums = [one.values() for one in self.raw.blocks.map(_sums_of_times, self.steps, expressions)]
-        return dict(zip(expressions, map(sum, zip(*sums, strict=True)), strict=True))
+        return _added(self.raw.blocks.map(_sums_of_times, self.steps, expressions))
 
     def ends(self) -> tuple[Any, Any] | None:
         known = [pair for pair in self.raw.blocks.map(_ends_of_times, self.steps) if pair is not None]

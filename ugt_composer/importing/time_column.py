@@ -33,7 +33,7 @@ from ugt_composer.importing.time_units import (
     is_missing,
     units_of,
 )
-from ugt_composer.importing.time_values import TIME, TimesInMemory, TimeValues, count_invalid, count_valid
+from ugt_composer.importing.time_values import TIME, TimesInMemory, TimeValues, count_invalid, count_valid, sums_of
 from ugt_composer.importing.timestamps import NUMBERS, TEXT, TimeForm
 
 ROUNDED = r"^\s*\d(\.\d{1,7})?[eE]\+?\d+"  # 1.5263E+12, as spreadsheets write large numbers
@@ -71,8 +71,7 @@ class TimeColumn:
     def sums(self, **conditions: pl.Expr) -> dict[str, int]:
         """How many rows meet each condition."""
         with named_errors(self.table.path):
-            sums = self.rows.select(**{name: condition.sum() for name, condition in conditions.items()}).collect()
-        return sums.row(0, named=True)
+            return sums_of(self.rows, conditions)
 
     def parsed(self, form: TimeForm) -> TimeValues:
         """All values as a form reads them."""

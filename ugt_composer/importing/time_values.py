@@ -1,5 +1,6 @@
 """The parsed times of a column, of which sums and ends are asked: in memory, or spread over machines."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import polars as pl
@@ -40,15 +41,17 @@ class TimesInMemory:
         return TimesInMemory(self.values.to_frame(TIME).select(expression).to_series())
 
     def sums(self, **expressions: pl.Expr) -> dict[str, int]:
-        sums = {name: expression.sum() for name, expression in expressions.items()}
-        return {
-            name: int(value or 0)
-            for name, value in self.values.to_frame(TIME).select(**sums).row(0, named=True).items()
-        }
+        return sums_of(self.values.to_frame(TIME).lazy(), expressions)
 
     def ends(self) -> tuple[Any, Any] | None:
         smallest, largest = self.values.min(), self.values.max()
         return None if smallest is None else (smallest, largest)
+
+
+def sums_of(rows: pl.LazyFrame, expressions: Mapping[str, pl.Expr]) -> dict[str, int]:
+    """The sums of expressions of the columns of some rows, such as conditions."""
+    sums = {name: expression.sum() for name, expression in expressions.items()}
+    return {name: int(value or 0) for name, value in rows.select(**sums).collect().row(0, named=True).items()}
 
 
 def count_valid(times: TimeValues) -> int:
