@@ -19,6 +19,7 @@ from ugt_composer.importing.codes import parse_codes, read_json
 from ugt_composer.importing.ids import distinct_ids
 from ugt_composer.importing.item_vectors import cooccurrence_vectors, joined_vectors
 from ugt_composer.importing.items import Items, numbers_of
+from ugt_composer.importing.kmeans import MOST_VECTORS
 from ugt_composer.importing.levels import ROUNDING, capacities, compact_sizes, instance_codes, triples_of_codes
 from ugt_composer.importing.pair_counts import PairCounts
 from ugt_composer.importing.settings import IdSettings
@@ -158,6 +159,8 @@ def _make_bundle(
     l3 = instance_codes(codes[:, 0] * at_l2 + codes[:, 1], at_l3)
     ids = np.concatenate([codes, l3[:, None]], axis=1) + NUM_SPECIAL_IDS
     made = {**made, "clusters": list(clusters), "seed": settings.seed}
+    if len(items) > MOST_VECTORS:
+        made["fitted_on"] = MOST_VECTORS
     if settings.reserve:
         made[RESERVE] = settings.reserve
     return quantiser, Bundle(items.ids, ids, compact_sizes(ids, settings.codebook_sizes, settings.reserve), made)

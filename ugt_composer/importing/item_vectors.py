@@ -13,6 +13,7 @@ from ugt_composer.importing.pair_counts import PairCounts
 from ugt_composer.importing.svd import LEAST, Reduction
 
 NEIGHBOURS = 5  # similar items whose mean replaces the missing vector of an item
+MOST_COMPARED = 50_000  # items that these are looked for among: some of all parts of the catalogue, if there are more
 BLOCK = 2048  # items compared with all others at a time
 
 
@@ -65,7 +66,13 @@ def joined_vectors(parts: Sequence[np.ndarray], weights: Sequence[float], seed: 
 
 
 def mean_of_nearest(queries: np.ndarray, basis: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(m, d) of length 1: for each of `queries` (m, e), the mean `values` (n, d) of its nearest `basis` (n, e)."""
+    """(m, d) of length 1: for each of `queries` (m, e), the mean `values` (n, d) of its nearest `basis` (n, e).
+
+    Of more than MOST_COMPARED rows of `basis`, so many are compared, at equal distances from each other.
+    """
+    if len(basis) > MOST_COMPARED:
+        some = np.arange(MOST_COMPARED) * len(basis) // MOST_COMPARED
+        basis, values = basis[some], values[some]
     values = unit_steps(values)
     found = nearest(queries, basis, NEIGHBOURS)
     return normalized(

@@ -7,10 +7,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
+import xxhash
 from scipy import sparse
 
 PIECE = 1 << 13  # items whose counts are added up at a time
-MAX_PAIRS = 50_000_000  # of interactions that are paired; the window is narrowed to stay below it
+MAX_PAIRS = 50_000_000  # of interactions that are paired, about: what one process adds up and factorises
+
+
+@dataclass(frozen=True)
+class PairSample:
+    """Which interactions are paired.
+
+    Attributes:
+        window: how far they are apart at most.
+        one_of: one of so many users is taken, chosen by a hash of the user's id.
+    """
+
+    window: int
+    one_of: int
+
+    @classmethod
+    def of(cls, window: int, interactions: int) -> "PairSample":
+        """With about MAX_PAIRS pairs at most: the window is narrowed first, then users are left out."""
+        narrowed = min(window, max(MAX_PAIRS // max(interactions, 1), 1))
+        return cls(narrowed, max(-(-interactions // MAX_PAIRS), 1))
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """For the report."""
+        return {"window": self.window, "one_user_of": self.one_of}
+
+    def users(self, ids: pl.Series) -> np.ndarray:
+        """bool (U,): which users, text (U,), are taken."""
+        if self.one_of == 1:
+            return np.ones(len(ids), bool)
+        return np.array([xxhash.xxh3_64_intdigest(user.encode()) % self.one_of == 0 for user in ids], bool)
 
 
 @dataclass(frozen=True)
@@ -66,11 +98,6 @@ class NearCounts:
 
 def _slices(items: int) -> list[slice]:
     return [slice(start, min(start + PIECE, items)) for start in range(0, items, PIECE)]
-
-
-def narrowed(window: int, interactions: int) -> int:
-    """The window, or a smaller one, 1 at least, with at most MAX_PAIRS pairs of so many interactions."""
-    return min(window, max(MAX_PAIRS // max(interactions, 1), 1))
 
 
 def count_pairs(user: np.ndarray, item: np.ndarray, items: int, window: int) -> PairCounts:

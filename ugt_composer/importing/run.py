@@ -28,7 +28,7 @@ from ugt_composer.importing.matching import match_codes
 from ugt_composer.importing.neighbours import FILE as NEIGHBOURS
 from ugt_composer.importing.neighbours import WINDOW, neighbours_of
 from ugt_composer.importing.new_neighbours import with_new_items
-from ugt_composer.importing.pair_counts import NearCounts, PairCounts, count_near, count_pairs, narrowed
+from ugt_composer.importing.pair_counts import NearCounts, PairCounts, PairSample, count_near, count_pairs
 from ugt_composer.importing.partitions import Partitions
 from ugt_composer.importing.popularity import popularity
 from ugt_composer.importing.preferences import FILES as PREFERENCE_FILES
@@ -196,18 +196,23 @@ def training_pairs(corpus: Corpus, window: int) -> PairCounts | None:
     """The pairs of training items that are near each other; None if there are no training interactions."""
     if not corpus.counts.trained:
         return None
-    window = narrowed(window, corpus.counts.trained)
-    return PairCounts.joined(corpus.partitions.sum_pieces(_count_pairs, len(corpus.items), window))
+    sample = PairSample.of(window, corpus.counts.trained)
+    return PairCounts.joined(corpus.partitions.sum_pieces(_count_pairs, len(corpus.items), sample))
 
 
-def _count_pairs(partition: UserHistories, items: int, window: int) -> list[PairCounts]:
-    trained = partition.trained
-    return count_pairs(partition.user[trained], partition.item[trained], items, window).pieces()
+def _count_pairs(partition: UserHistories, items: int, sample: PairSample) -> list[PairCounts]:
+    return count_pairs(*_paired(partition, sample), items, sample.window).pieces()
 
 
-def _count_near(partition: UserHistories, items: int, window: int) -> list[NearCounts]:
-    trained = partition.trained
-    return count_near(partition.user[trained], partition.item[trained], items, window).pieces()
+def _count_near(partition: UserHistories, items: int, sample: PairSample) -> list[NearCounts]:
+    counts = count_near(*_paired(partition, sample), items, sample.window)
+    return replace(counts, items=np.bincount(partition.item[partition.trained], minlength=items)).pieces()
+
+
+def _paired(partition: UserHistories, sample: PairSample) -> tuple[np.ndarray, np.ndarray]:
+    """Users and items of the training interactions of a sample."""
+    paired = partition.trained & sample.users(partition.log.users)[partition.user]
+    return partition.user[paired], partition.item[paired]
 
 
 def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, folder: Path, say: Say) -> dict[str, Any]:
@@ -338,8 +343,8 @@ def _write_rows(corpus: Corpus, bundle: Bundle, settings: Settings, folder: Path
             json.dumps(rule.histories.action_names, ensure_ascii=False) + "\n", encoding="utf-8"
         )
     written = engine.write(rows, counts, Ids(bundle.ids, bundle.members, tuple(bundle.codebook_sizes)), folder)
-    window = narrowed(WINDOW, corpus.counts.trained)
-    near = NearCounts.joined(corpus.partitions.sum_pieces(_count_near, len(corpus.items), window))
+    sample = PairSample.of(WINDOW, corpus.counts.trained)
+    near = NearCounts.joined(corpus.partitions.sum_pieces(_count_near, len(corpus.items), sample))
     save_neighbours(folder / NEIGHBOURS, bundle.ids, *neighbours_of(near))
     parts = {name.partition(".")[0]: part for name, part in counts.targets.items()}
     facts = history_facts(rule.histories, counts.histories, corpus.facts["positive"])
@@ -348,6 +353,10 @@ def _write_rows(corpus: Corpus, bundle: Bundle, settings: Settings, folder: Path
         "histories": facts,
         "preferences": rule.preferences.facts,
         "popularity": {name: popularity(near.items, part.items) for name, part in parts.items() if part.rows},
+        "pairs": {
+            "semantic_ids": PairSample.of(settings.ids.window, corpus.counts.trained).facts,
+            "neighbours": sample.facts,
+        },
         "unreachable_targets": {name: part.in_history for name, part in parts.items()},
         "training_after_median_test_time": training_after_test(corpus),
         "warnings": [
