@@ -1,8 +1,10 @@
 """Sharded checkpoints of two machines, with a save folder each or one in common, in an S3 store on loopback."""
 
 import os
+import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from tests.shop import ROOT, comparable, metrics_of, stage_arguments
 from tests.spark.cluster import wait_until
 from tests.storage.s3_server import Proxy, environment
 from ugt_composer.checkpoint import uploads as uploads_module
-from ugt_composer.checkpoint.machines import Machines
+from ugt_composer.checkpoint.machines import ONE_MACHINE, Machines
 from ugt_composer.checkpoint.remote import fetch_newest
 from ugt_composer.checkpoint.run_checkpoints import SHARDED_KEYS, SHARDS, STATE, corruption_of, list_checkpoints
 from ugt_composer.checkpoint.sharded import write_folder_record
@@ -78,6 +80,15 @@ def fresh(tmp_path) -> Path:
     return tmp_path / "fresh"
 
 
+@pytest.fixture
+def put_names(monkeypatch) -> list[str]:
+    """The names of the objects that are written, in their order."""
+    names: list[str] = []
+    put = Store.put
+    monkeypatch.setattr(Store, "put", lambda self, name, source: (names.append(name), put(self, name, source)))
+    return names
+
+
 def test_the_record_comes_when_all_machines_have_uploaded_their_files(folders, fresh, url):
     write_parts(folders, SEPARATE, 1)
     first, second = uploads_of(folders, url, SEPARATE)
@@ -97,23 +108,20 @@ def test_the_record_comes_when_all_machines_have_uploaded_their_files(folders, f
         assert all((folder / file).read_bytes() == (fresh / file).read_bytes() for file in files)
 
 
-def test_machines_with_one_folder_upload_each_file_once(folders, url, monkeypatch):
-    names: list[str] = []
-    put = Store.put
-    monkeypatch.setattr(Store, "put", lambda self, name, source: (names.append(name), put(self, name, source)))
+def test_machines_with_one_folder_upload_each_file_once(folders, url, put_names):
     write_parts([folders[0], folders[0]], SHARED, 1)
     both = uploads_of([folders[0], folders[0]], url, SHARED)
     for one in both:
         one.send()
     assert all(one.wait(60) for one in both)
     files = [f"ba00000001/{p.relative_to(folders[0] / 'ba00000001')}" for p in folders[0].rglob("*") if p.is_file()]
-    assert sorted(names) == sorted([*files, "ba00000001/uploaded-by-1.json"])
+    assert sorted(put_names) == sorted([*files, "ba00000001/uploaded-by-1.json"])
     assert len(files) == 6
-    names.clear()
+    put_names.clear()
     for one in uploads_of([folders[0], folders[0]], url, SHARED):  # as new processes
         one.send()
         assert one.wait(60)
-    assert not names
+    assert not put_names
 
 
 def test_a_machine_that_fails_keeps_the_others_from_nothing_but_the_record(folders, fresh, url, monkeypatch, caplog):
@@ -185,6 +193,100 @@ def test_rotation_in_the_store_includes_the_files_of_all_machines(folders, url):
             one.send()
         assert all(one.wait(60) for one in both)
     assert {name.split("/")[0] for name in Store(url).list()} == {"ba00000002"}
+
+
+def test_no_file_is_uploaded_again_while_another_machine_is_late(folders, url, put_names):
+    first, second = uploads_of(folders, url, SEPARATE)
+    for batch in (1, 2, 3):
+        write_parts(folders, SEPARATE, batch)
+        first.send()
+        wait_until(lambda batch=batch: f"ba0000000{batch}/{STATE}" in Store(url).list(), "machine 0 has uploaded")
+    second.send()
+    assert second.wait(60)
+    assert first.wait(60)
+    assert len(put_names) == len(set(put_names)) == 3 * (2 * 2 + len([STATE, RECORD, "uploaded-by-1.json"]))
+
+
+def test_a_process_that_ends_uploads_only_the_newest_after_the_one_under_way(folders, url, monkeypatch):
+    """What is written after the signal is bounded by two checkpoints, whatever the folder holds."""
+    for batch in (1, 2, 3):
+        write_parts(folders, SEPARATE, batch)
+    names: list[str] = []
+    put, is_open = Store.put, threading.Event()
+
+    def slow(self, name, source):
+        names.append(name)
+        is_open.wait(60)
+        put(self, name, source)
+
+    monkeypatch.setattr(Store, "put", slow)
+    first, second = uploads_of(folders, url, SEPARATE)
+    for one in (first, second):
+        one.send()
+    wait_until(lambda: len(names) == 5, "both machines upload their files of the first checkpoint")
+    write_parts(folders, SEPARATE, 4)
+    for one in (first, second):
+        one.send(newest_only=True)
+    is_open.set()
+    assert first.wait(60)
+    assert second.wait(60)
+    assert {name.split("/")[0] for name in names} == {"ba00000001", "ba00000004"}
+    assert len(names) == len(set(names)) == 2 * (2 * 2 + len([STATE, RECORD, "uploaded-by-1.json"]))
+    for one in (first, second):  # of the next start, or of a process that did not end
+        one.send()
+    assert second.wait(60)
+    assert first.wait(60)
+    assert {f"ba0000000{n}/{RECORD}" for n in (2, 3, 4)} <= Store(url).list().keys()
+
+
+def test_an_older_checkpoint_that_a_machine_has_deleted_is_no_failure(folders, url, caplog):
+    """Rotation deletes a checkpoint before a slow machine has uploaded it; another machine keeps it for its upload."""
+    for batch in (1, 2):
+        write_parts(folders, SEPARATE, batch)
+    shutil.rmtree(folders[1] / "ba00000001")
+    first, second = uploads_of(folders, url, SEPARATE)
+    for one in (first, second):
+        one.send()
+    assert second.wait(60)
+    comes_to_wait(first)
+    first.stop_waiting()
+    assert first.wait(60)
+    assert {n for n in Store(url).list() if n.endswith(RECORD)} == {f"ba00000002/{RECORD}"}
+    assert "ba00000001 stays incomplete (machine 1 has not uploaded all of its files); there is a newer" in caplog.text
+
+
+def test_other_files_of_a_checkpoint_in_the_store_leave_no_record_until_they_are_complete(tmp_path, url, monkeypatch):
+    write_parts([tmp_path], [ONE_MACHINE], 1)
+    uploads_of([tmp_path], url, [ONE_MACHINE])[0].finish()
+    path = tmp_path / "ba00000001"
+    (path / SHARDS / "0-0.bin").write_bytes(b"other")
+    names = (f"{SHARDS}/0-0.bin", f"{SHARDS}/0-1.bin", STATE)
+    write_folder_record(path, {name: [facts_of(path / name)] for name in names}, {}, ONE_MACHINE)
+    has_record: list[bool] = []
+    put = Store.put
+
+    def watched(self, name, source):
+        has_record.append(f"ba00000001/{RECORD}" in self.list())
+        put(self, name, source)
+
+    monkeypatch.setattr(Store, "put", watched)
+    uploads_of([tmp_path], url, [ONE_MACHINE])[0].finish()
+    assert has_record == [False] * 4
+    assert f"ba00000001/{RECORD}" in Store(url).list()
+
+
+def test_a_store_that_refuses_to_delete_gets_the_newer_checkpoints(folders, url, monkeypatch, caplog):
+    def refuses(self, names):
+        raise StoreError("deletion is refused")
+
+    monkeypatch.setattr(Store, "delete", refuses)
+    both = uploads_of(folders, url, SEPARATE, keep=1)
+    for batch in (1, 2):
+        write_parts(folders, SEPARATE, batch)
+        for one in both:
+            one.send()
+        assert all(one.wait(60) for one in both)
+    assert "deletion is refused; checkpoints that need not be kept are deleted after the next save" in caplog.text
 
 
 # Two launchers as two machines.

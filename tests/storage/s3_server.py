@@ -1,6 +1,7 @@
 """An S3 server on loopback, and a proxy to it that can be slow or drop connections."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -36,6 +37,9 @@ def server() -> Iterator[int]:
         process.wait(10)
 
 
+REQUEST = re.compile(rb"((?:GET|PUT|POST|HEAD|DELETE) /\S*) HTTP/1\.1\r\n")
+
+
 class Proxy:
     """Forwards connections to a server.
 
@@ -46,12 +50,14 @@ class Proxy:
         delay: seconds before each response.
         is_open: False refuses every connection.
         drops: number of connections dropped so far.
+        requests: method and path of each request so far, such as "GET /bucket/name".
     """
 
     def __init__(self, target: int):
         self.target = target
         self.drop_up = self.drop_down = self.drops = 0
         self.after, self.delay, self.is_open = 3000, 0.0, True
+        self.requests: list[str] = []
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -77,6 +83,8 @@ class Proxy:
             while data := source.recv(1024):
                 if way == "down" and self.delay:
                     time.sleep(self.delay)
+                if way == "up" and (request := REQUEST.match(data)):  # a client sends one after the other
+                    self.requests.append(request.group(1).decode())
                 carried += len(data)
                 if not self.is_open or (carried > self.after and self._takes_a_drop(way)):
                     break

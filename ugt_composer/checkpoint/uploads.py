@@ -45,6 +45,7 @@ class Part:
         folder, record: of a checkpoint's files that this machine uploads, which are verified before.
         reports: {name: content} of what other machines write when they have uploaded their files; `last` comes after.
         complete: the record of the whole checkpoint; once the store has it, nothing of this part is missing.
+        received: the names of the reports that have come.
     """
 
     name: str
@@ -55,10 +56,20 @@ class Part:
     record: Record = field(default_factory=dict)
     reports: Mapping[str, bytes] = field(default_factory=dict)
     complete: bytes | None = None
+    received: set[str] = field(default_factory=set)
 
     @property
     def version(self) -> str:
         return xxhash.xxh64_hexdigest(self.content)
+
+
+@dataclass
+class Call:
+    """One call of `send`: what the save folder had then."""
+
+    parts: list[Part]
+    open_files: ExitStack
+    newest_only: bool
 
 
 class Uploads:
@@ -68,6 +79,9 @@ class Uploads:
     one at once. While rank 0 waits for other machines to upload theirs, a further call is served. A call during an
     upload is queued and replaces one that is queued already; checkpoints that the rotation has deleted by then are not
     uploaded.
+
+    A process that is about to end calls `send(newest_only=True)`: after the checkpoint that is being uploaded now, the
+    store gets the newest one, and no other.
 
     Args:
         keep: the number of valid checkpoints to keep in the store.
@@ -97,23 +111,27 @@ class Uploads:
         self._may_wait = True  # False: the other machines have finished
         self._versions: dict[str, str] = {}  # {part's name: version} of the parts that the store is known to have
         self._missing: list[str] = []
-        self._queued: tuple[list[Part], ExitStack] | None = None
+        self._waiting: dict[str, Part] = {}  # checkpoints that lack only the files of other machines
+        self._queued: Call | None = None
         self._busy = False
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def send(self) -> None:
+    def send(self, newest_only: bool = False) -> None:
         """Uploads the present content of the folder in the background.
+
+        Args:
+            newest_only: leaves older checkpoints, also those of an earlier call, to a later one.
 
         Raises:
             OSError: the folder cannot be read.
         """
         open_files = ExitStack()
-        parts = self._parts(open_files)
+        parts = self._parts(open_files, newest_only)
         with self._changed:
             if self._queued is not None:
-                self._queued[1].close()
-            self._queued, self.is_complete, self._may_wait = (parts, open_files), False, True
+                self._queued.open_files.close()
+            self._queued, self.is_complete, self._may_wait = Call(parts, open_files, newest_only), False, True
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, daemon=True, name="uploads")
                 self._thread.start()
@@ -128,7 +146,7 @@ class Uploads:
     def missing(self) -> str:
         """A message that names what the store does not have."""
         with self._changed:
-            queued = [] if self._queued is None else self._outdated(self._queued[0])
+            queued = [] if self._queued is None else self._outdated(self._queued.parts)
             names = dict.fromkeys([*self._missing, *queued])
             problem = self.failure or self._late
         missing = [name for name in names if name not in BESIDE] or list(names)
@@ -166,7 +184,7 @@ class Uploads:
             self._may_wait = False
             self._changed.notify_all()
 
-    def _parts(self, open_files: ExitStack) -> list[Part]:
+    def _parts(self, open_files: ExitStack, newest_only: bool) -> list[Part]:
         is_first = self.machines.number == 0
         small = [self.folder / name for name in ("config.yaml", *BESIDE)] if is_first else []
         parts = [Part(path.name, path.name, path.read_bytes()) for path in small if path.exists()]
@@ -179,9 +197,9 @@ class Uploads:
             files = [(f, open_files.enter_context((self.folder / name / f).open("rb"))) for f in parse_record(content)]
             opened: dict[str, Callable[[], Any]] = {f"{name}/{f}": partial(nullcontext, file) for f, file in files}
             parts.append(Part(name, f"{name}/{RECORD}", content, opened))
-        for path in reversed(list_checkpoints(self.folder)):
-            if (self.folder / record_name(path.name)).exists() and (path.is_dir() or is_first):
-                parts.append(self._checkpoint_part(path))
+        checkpoints = [path for path in list_checkpoints(self.folder) if path.is_dir() or is_first]
+        checkpoints = [path for path in checkpoints if (self.folder / record_name(path.name)).exists()]
+        parts += map(self._checkpoint_part, reversed(checkpoints[:1] if newest_only else checkpoints))
         return parts
 
     def _checkpoint_part(self, path: Path) -> Part:
@@ -214,15 +232,15 @@ class Uploads:
             with self._changed:
                 self._changed.wait_for(lambda: self._queued is not None)
                 assert self._queued is not None
-                (parts, open_files), self._queued, self._busy = self._queued, None, True
-                self._missing = self._outdated(parts)
+                call, self._queued, self._busy = self._queued, None, True
+                self._missing = self._outdated(call.parts)
             try:
-                self._upload_missing(parts)
+                self._upload_missing(call)
                 failure = None
             except Exception as error:  # a failed upload must not end the thread
                 reason = str(error) if isinstance(error, StoreError) else f"{self.store.url}: {error!r}"
                 failure = reason.splitlines()[0]
-            open_files.close()
+            call.open_files.close()
             with self._changed:
                 self._busy, self.uploading, self.failure = False, None, failure
                 self._late = None
@@ -231,20 +249,39 @@ class Uploads:
             if failure is not None:
                 log.warning("%s; it is in the save folder, and the next save tries again", self.missing())
 
-    def _upload_missing(self, parts: list[Part]) -> None:
+    def _upload_missing(self, call: Call) -> None:
         listing = self.store.list()
-        waiting = []
-        for part in parts:
+        current = {part.name: part.version for part in call.parts}
+        if call.newest_only:
+            current = {name: part.version for name, part in self._waiting.items()} | current
+        self._waiting = {
+            name: part
+            for name, part in self._waiting.items()
+            if current.get(name) == part.version and part.open.keys() <= listing.keys()
+        }
+        for part in call.parts:
+            if self._is_ending and not call.newest_only:
+                return
             self.uploading = part.name
-            if not self._is_uploaded(part, listing) and self._upload_files(part):
+            if part.name in self._waiting:
+                continue
+            if not self._is_uploaded(part, listing) and self._upload_files(part, listing):
                 if part.reports:
-                    waiting.append(part)
+                    self._waiting[part.name] = part
                     continue
                 self._complete(part)
             self._set_present(part)
         self.uploading = None
-        if self._wait_for_machines(waiting) and self.machines.number == 0:
-            self._rotate()
+        if self._wait_for_machines(call.parts) and self.machines.number == 0 and not call.newest_only:
+            try:
+                self._rotate()
+            except StoreError as error:
+                log.warning("%s; checkpoints that need not be kept are deleted after the next save", error)
+
+    @property
+    def _is_ending(self) -> bool:
+        with self._changed:
+            return self._queued is not None and self._queued.newest_only
 
     def _set_present(self, part: Part) -> None:
         with self._changed:
@@ -263,7 +300,7 @@ class Uploads:
     def _has(self, name: str, content: bytes, listing: dict[str, int]) -> bool:
         return listing.get(name) == len(content) and self.store.read_bytes(name) == content
 
-    def _upload_files(self, part: Part) -> bool:
+    def _upload_files(self, part: Part, listing: dict[str, int]) -> bool:
         """Uploads all but the last. Until that is there the files do not match the old one, so readers ignore them.
         False if a checkpoint was deleted by the rotation, or is corrupted, as logged when the run was resumed."""
         self._versions.pop(part.name, None)
@@ -275,6 +312,8 @@ class Uploads:
 
         if first_corruption(part.folder, part.record) is not None:
             return False
+        if part.complete is not None and record_name(part.name) in listing:
+            self.store.delete([record_name(part.name)])  # of other files: the checkpoint is incomplete until the end
         try:
             for_each(part.open.items(), put)
         except FileNotFoundError:
@@ -290,30 +329,46 @@ class Uploads:
         """Completes each checkpoint when all machines have reported their files. False if `send` was called meanwhile.
 
         Raises:
-            StoreError: the other machines have finished without.
+            StoreError: the other machines have finished without the newest of `parts`.
         """
-        while parts:
+        names = [part.name for part in parts if part.complete is not None]
+        while waiting := [name for name in names if name in self._waiting]:
             is_last_look = not self._may_wait
             late: set[str] = set()
-            for part in list(parts):
-                listing = self.store.list(part.name)
-                lacking = [name for name, content in part.reports.items() if not self._has(name, content, listing)]
-                if not lacking and self._lacks_files(part, listing):
-                    lacking = list(part.reports)
-                late.update(lacking)
+            for part in list(self._waiting.values()):
+                lacking = self._lacking_reports(part)
                 if not lacking:
                     self._complete(part)
                     self._set_present(part)
-                    parts.remove(part)
+                    del self._waiting[part.name]
+                elif part.name in names:
+                    late.update(lacking)
+            waiting = [name for name in waiting if name in self._waiting]
             numbers = ", ".join(sorted({_machine_of(name) for name in late}, key=int))
             with self._changed:
-                self._late = f"machine {numbers} has not uploaded all of its files" if parts else None
-                if parts and is_last_look:
-                    raise StoreError(str(self._late))
-                self._changed.wait_for(lambda: self._queued is not None or not self._may_wait, POLL if parts else 0)
-                if parts and self._queued is not None:
+                self._late = f"machine {numbers} has not uploaded all of its files" if waiting else None
+                if is_last_look and waiting:
+                    self._give_up(waiting, names[-1])
+                    return True
+                self._changed.wait_for(lambda: self._queued is not None or not self._may_wait, POLL if waiting else 0)
+                if waiting and self._queued is not None:
                     return False
         return True
+
+    def _lacking_reports(self, part: Part) -> list[str]:
+        listing = self.store.list(part.name)
+        expected = {name: content for name, content in part.reports.items() if name not in part.received}
+        part.received |= {name for name, content in expected.items() if self._has(name, content, listing)}
+        lacking = [name for name in expected if name not in part.received]
+        return list(part.reports) if not lacking and self._lacks_files(part, listing) else lacking
+
+    def _give_up(self, waiting: list[str], newest: str) -> None:
+        """Another machine may have deleted its part of an older checkpoint before it could be uploaded."""
+        if newest in waiting:
+            raise StoreError(str(self._late))
+        for name in waiting:
+            log.warning("%s/%s stays incomplete (%s); there is a newer one", self.store.url, name, self._late)
+            self._set_present(self._waiting.pop(name))
 
     def _lacks_files(self, part: Part, listing: dict[str, int]) -> bool:
         """Whether a file of any machine is missing from the store, or has another size than recorded."""

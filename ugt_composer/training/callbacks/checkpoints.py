@@ -232,10 +232,17 @@ class Checkpoints(Callback):
             rotate(self.folder, self.config.save_num_checkpoints_to_keep, self.good)
 
     def upload_within(self, seconds: float) -> str | None:
-        """Uploads for at most so many seconds. Returns a message about files still missing from the store, or None."""
+        """Uploads what a resumed run needs, for at most so many seconds; older checkpoints are left to that run.
+
+        Returns:
+            A message about files still missing from the store, or None.
+        """
         if self.uploads is None:
             return None
-        self.send()
+        if self.is_unsent or not self.uploads.is_complete:
+            with saving_into(self.folder), self._renaming:
+                self.uploads.send(newest_only=True)
+            self.is_unsent = True  # if this process does not end, the older ones
         return None if self.uploads.wait(max(0.0, seconds)) else self.uploads.missing()
 
     def save(self, state: State) -> None:
