@@ -110,6 +110,17 @@ def test_numbers_of_different_types_in_parquet_are_one_column(tmp_path):
     assert sorted(read_interactions(tmp_path / "*.parquet").time.tolist()) == [1, 1.5, 2, 2.5]
 
 
+def test_numbers_of_different_types_in_parquet_keep_their_values(tmp_path):
+    table = pl.DataFrame({"user": [1, 2], "item": [3, 4], "rating": [4, 5], "timestamp": [1, 2]})
+    table.write_parquet(tmp_path / "a.parquet")
+    large = pl.Series("user", [2**63, 2**63 + 1], pl.UInt64)
+    halves = pl.Series("rating", ["4.5", "3.5"]).str.to_decimal(scale=1)
+    table.with_columns(large, halves).write_parquet(tmp_path / "b.parquet")
+    read = read_interactions(tmp_path / "*.parquet")
+    assert sorted(read.rating.tolist()) == [3.5, 4, 4.5, 5]
+    assert set(read.users) == {"1", "2", str(2**63), str(2**63 + 1)}
+
+
 @pytest.mark.parametrize(
     ("inputs", "said"),
     [

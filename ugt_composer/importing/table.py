@@ -124,8 +124,16 @@ def common_types(parts: Sequence[Part], schemas: Sequence[Mapping[str, pl.DataTy
                 f"{parts[other].path}: column {name!r} holds {shown_type(types[other])}, but "
                 f"{shown_type(types[0])} in {parts[0].path}; expected the same type in all files"
             )
-        types_of[name] = pl.Float64() if any(dtype.is_float() for dtype in types) else pl.Int64()
+        types_of[name] = _common_number(types)
     return types_of
+
+
+def _common_number(types: Sequence[pl.DataType]) -> pl.DataType:
+    """A type of number for columns of these types. Integers stay exact, decimals become floating-point numbers."""
+    if not all(dtype.is_integer() for dtype in types):
+        return pl.Float64()
+    wide = any(dtype in (pl.UInt64, pl.Int128) for dtype in types)
+    return pl.Int128() if wide else pl.Int64()
 
 
 class _Columns:
