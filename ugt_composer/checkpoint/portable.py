@@ -145,7 +145,7 @@ def read_facts(folder: str | Path) -> dict[str, str]:
     path = _existing(folder, WEIGHTS)
     try:
         with safe_open(path, "pt") as file:
-            return file.metadata() or {}
+            return dict(sorted((file.metadata() or {}).items()))  # safetensors has no order
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from None
 
@@ -178,7 +178,7 @@ def _load_checked(model: UGT, config: ModelConfig, folder: str | Path) -> dict[s
     added = _added_keys(folder, saved_config, config)
     try:
         with safe_open(path, "pt") as file:
-            facts = file.metadata() or {}
+            facts = dict(sorted((file.metadata() or {}).items()))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from None
