@@ -1,8 +1,14 @@
+import errno
 import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from ugt_composer.errors import UserError
+from ugt_composer.storage import output_folder
 from ugt_composer.storage.output_folder import new_folder
 
 FILES = ("a.txt", "b.txt")
@@ -101,3 +107,55 @@ def test_folders_in_it_are_replaced_unless_they_hold_foreign_files(tmp_path):
     (out / "train").write_text("a file of this name")
     with pytest.raises(UserError, match="holds train, which this program did not write"):
         write_shards(out)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ugt_composer.storage import output_folder
+rename, renames = os.rename, int(sys.argv[2])
+def killed_after(source, target):
+    global renames
+    if not renames:
+        os.kill(os.getpid(), signal.SIGKILL)
+    renames -= 1
+    rename(source, target)
+os.rename = killed_after
+output_folder.shutil.rmtree = lambda folder, ignore_errors: os.kill(os.getpid(), signal.SIGKILL)
+with output_folder.new_folder(Path(sys.argv[1]), ["a.txt"], True) as folder:
+    (folder / "a.txt").write_text("killed")
+"""
+
+
+@pytest.mark.parametrize(("renames", "kept"), [(0, "old"), (1, "old"), (2, "killed")])
+def test_the_next_run_removes_what_a_killed_one_left(tmp_path, renames, kept):
+    """Killed before, between and after the two renames."""
+    out = tmp_path / "out"
+    write(out, "old")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(out), str(renames)], cwd=Path(__file__).parents[2])
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) > 1
+    with pytest.raises(UserError, match="give --overwrite"):
+        write(out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (out / "a.txt").read_text() == kept
+
+
+def test_the_work_of_a_running_program_stays(tmp_path):
+    out = tmp_path / "out"
+    with new_folder(out, FILES, overwrite=True) as folder:
+        (folder / "a.txt").write_text("first")
+        write(out, "second", overwrite=True)
+        assert (folder / "a.txt").exists()
+    assert (out / "a.txt").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def unsupported(path):
+        path.touch()
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(output_folder, "locked", unsupported)
+    write(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -18,6 +18,28 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def locked_if_free(path: Path) -> Iterator[bool]:
+    """Holds the lock of an existing file and removes the file afterwards, unless another process holds the lock: then
+    yields False."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:  # removed since, or another user's
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = is_linked(descriptor)
+        except OSError:
+            free = False
+        yield free
+        if free:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
 def _acquire(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
