@@ -9,6 +9,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from ugt_composer.storage.s3 import Store
 
 
 def free_port() -> int:
@@ -104,6 +109,29 @@ class Proxy:
 
 
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+@contextmanager
+def loopback_bucket() -> Iterator[Store]:
+    """Runs the server, to which this process's environment leads. Yields its only bucket, s3://bucket."""
+    with server() as port, pytest.MonkeyPatch.context() as patch:
+        for name, value in {**ENVIRONMENT, "S3_ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
+            patch.setenv(name, value)
+        store = Store("s3://bucket")
+        store._client.create_bucket(Bucket="bucket")
+        yield store
+
+
+def executor_environment() -> dict[str, str]:
+    """Settings of Spark: its Java process may have been started without the store's variables."""
+    return {f"spark.executorEnv.{name}": os.environ[name] for name in (*ENVIRONMENT, "S3_ENDPOINT_URL")}
+
+
+def upload(store: Store, folder: Path, prefix: str) -> None:
+    """Writes the files of a folder and its subfolders to a prefix."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            store.put(f"{prefix}/{path.relative_to(folder).as_posix()}", path.read_bytes())
 
 
 def environment(port: int) -> dict[str, str]:

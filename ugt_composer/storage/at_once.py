@@ -6,6 +6,7 @@ from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 AT_ONCE = 8  # requests; boto3 keeps up to 10 connections
 
 
@@ -38,3 +39,27 @@ def for_each(items: Iterable[T], work: Callable[[T], object]) -> None:
         thread.join()
     if errors:
         raise errors[0]
+
+
+def mapped(items: Iterable[T], work: Callable[[T], R]) -> list[R]:
+    """What `work` returns for each item, in order, see `for_each`.
+
+    Raises:
+        Of several errors that of the first item.
+    """
+    results: dict[int, R] = {}
+    errors: dict[int, Exception] = {}
+
+    def run(numbered: tuple[int, T]) -> None:
+        number, item = numbered
+        try:
+            results[number] = work(item)
+        except Exception as error:
+            errors[number] = error
+            raise
+
+    try:
+        for_each(enumerate(items), run)
+    except Exception:
+        raise errors[min(errors)] from None
+    return [results[number] for number in sorted(results)]

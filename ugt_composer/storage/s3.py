@@ -4,17 +4,25 @@ Streaming; boto3 finds credentials and region in its usual places.
 
 import io
 import os
-from collections.abc import Callable, Iterable
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from ugt_composer.errors import RunError, first_line
 from ugt_composer.storage.s3_url import split_url
 
 ATTEMPTS = 5  # for one request, with growing pauses
 CONNECT_TIMEOUT, READ_TIMEOUT = 5.0, 20.0  # seconds
+PAUSE = 0.5  # seconds before a body is requested again, doubled each time
 MISSING = {"404", "NoSuchKey", "NotFound"}
+REFUSED = {
+    *("401", "403", "AccessDenied", "AllAccessDisabled", "AuthorizationHeaderMalformed", "ExpiredToken"),
+    *("InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"),
+}
+CHANGED = {"412", "416", "PreconditionFailed", "InvalidRange"}
 T = TypeVar("T")
 
 
@@ -26,6 +34,21 @@ class MissingError(StoreError):
     """The object or bucket does not exist."""
 
 
+class RefusedError(StoreError):
+    """There are no credentials, or they do not allow the request."""
+
+
+class ChangedError(StoreError):
+    """The object is not the version that was asked for."""
+
+
+class Version(NamedTuple):
+    """What an object is: its size in bytes and its ETag, which is another one after each change."""
+
+    size: int
+    etag: str
+
+
 class Store:
     """Objects under a prefix, by their names below it. Every method raises StoreError, after several attempts."""
 
@@ -33,17 +56,52 @@ class Store:
         self.url = url.rstrip("/")
         self.bucket, self.prefix = split_url(url)
 
-    def list(self, folder: str = "") -> dict[str, int]:
-        """The size in bytes of each object, or of those in one folder, by name."""
+    def versions(self, folder: str = "") -> dict[str, Version]:
+        """The version of each object, or of those in one folder, by name."""
         prefix = f"{self.prefix}/" if self.prefix else ""
         within = f"{prefix}{folder}/" if folder else prefix
 
-        def pages() -> dict[str, int]:
+        def pages() -> dict[str, Version]:
             responses = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=within)
             objects = (o for page in responses for o in page.get("Contents", ()))
-            return {o["Key"].removeprefix(prefix): o["Size"] for o in objects}
+            return {o["Key"].removeprefix(prefix): Version(o["Size"], o["ETag"]) for o in objects}
 
-        return self._ask("", pages)
+        return self._ask(folder, pages)
+
+    def list(self, folder: str = "") -> dict[str, int]:
+        """The size in bytes of each object, or of those in one folder, by name."""
+        return {name: version.size for name, version in self.versions(folder).items()}
+
+    def some_names(self, folder: str = "") -> Sequence[str]:
+        """The names of objects and folders in a folder, at most a thousand."""
+        within = self._key(f"{folder}/" if folder else "")
+        page = self._ask(
+            folder, lambda: self._client.list_objects_v2(Bucket=self.bucket, Prefix=within, Delimiter="/", MaxKeys=1000)
+        )
+        found = [entry["Key"] for entry in page.get("Contents", ())]
+        found += [entry["Prefix"] for entry in page.get("CommonPrefixes", ())]
+        return [name for key in found if (name := key.removeprefix(within).rstrip("/"))]
+
+    def version(self, name: str) -> Version:
+        """Raises MissingError if the object does not exist."""
+        head = self._ask(name, lambda: self._client.head_object(Bucket=self.bucket, Key=self._key(name)))
+        return Version(head["ContentLength"], head["ETag"])
+
+    def read_range(self, name: str, start: int, stop: int, etag: str) -> bytes:
+        """Bytes `start` to `stop`, at least one, of an object. Raises ChangedError if it is not this version."""
+        where = {"Bucket": self.bucket, "Key": self._key(name), "Range": f"bytes={start}-{stop - 1}", "IfMatch": etag}
+        return self._ask(name, lambda: _read_body(lambda: self._client.get_object(**where)["Body"]))
+
+    def polars_options(self) -> dict[str, str]:
+        """How polars finds the same store; credentials it gets from boto3 by itself, as the region of Amazon's."""
+        endpoint, region = self._client.meta.endpoint_url, self._client.meta.region_name
+        if re.search(r"\.amazonaws\.com(\.cn)?$", endpoint):
+            return {}
+        return {
+            "aws_endpoint_url": endpoint,
+            "aws_region": region or "us-east-1",
+            "aws_allow_http": str(endpoint.startswith("http:")).lower(),
+        }
 
     def read_bytes(self, name: str) -> bytes:
         """The content of a small object. Raises MissingError if it does not exist."""
@@ -100,7 +158,7 @@ class Store:
 
     def _ask(self, name: str, request: Callable[[], T]) -> T:
         from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
         from s3transfer.exceptions import RetriesExceededError
         from urllib3.exceptions import HTTPError
 
@@ -113,11 +171,35 @@ class Store:
                 raise MissingError(f"{place}: there is no bucket {self.bucket}") from None
             if code in MISSING:
                 raise MissingError(f"{place}: there is no such object") from None
-            raise StoreError(f"{place}: the store refuses ({first_line(error)})") from None
+            if code in CHANGED:
+                raise ChangedError(f"{place}: changed while it was read") from None
+            kind = RefusedError if code in REFUSED else StoreError
+            raise kind(f"{place}: the store refuses ({first_line(error)})") from None
+        except (NoCredentialsError, PartialCredentialsError) as error:
+            raise RefusedError(
+                f"{place}: found no credentials for the store ({first_line(error)}); boto3 looks for them in "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, in ~/.aws, and in the machine's role"
+            ) from None
         except RetriesExceededError as error:
             raise StoreError(f"{place}: the store does not answer ({first_line(error.last_exception)})") from None
         except (BotoCoreError, Boto3Error, HTTPError, ConnectionError, TimeoutError) as error:
             raise StoreError(f"{place}: the store does not answer ({first_line(error)})") from None
+
+
+def _read_body(request: Callable[[], Any]) -> bytes:
+    """The body of a response. Boto3 tries a request again, but not the reading of its body."""
+    from botocore.exceptions import HTTPClientError, IncompleteReadError
+    from urllib3.exceptions import HTTPError
+
+    for attempt in range(ATTEMPTS):
+        body = request()
+        try:
+            return body.read()
+        except (HTTPClientError, IncompleteReadError, HTTPError, ConnectionError, TimeoutError):
+            if attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(PAUSE * 2**attempt)
+    raise AssertionError
 
 
 def _in_this_thread() -> Any:

@@ -1,9 +1,32 @@
 """Addresses in an object store: `s3://bucket/prefix`. Imports nothing heavy."""
 
 import re
+from dataclasses import dataclass
+from pathlib import Path
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]+)(?:/(.*))?")
+_INPUT = re.compile(r"s3a?://")  # s3a:// is what Hadoop calls it
+
+
+@dataclass(frozen=True)
+class Address:
+    """What a user named of a store, as input: an object, a prefix or a pattern. Its text is the address."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url.rstrip("/")
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return str(self).rpartition("/")[2]
+
+
+def input_path(text: str) -> Path | Address:
+    """A path of this machine, or an address if the text starts with s3:// or s3a://."""
+    return Address(_INPUT.sub("s3://", text, count=1)) if _INPUT.match(text) else Path(text)
 
 
 def is_url(text: str) -> bool:
