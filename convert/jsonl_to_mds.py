@@ -51,6 +51,9 @@ examples:
   python convert/jsonl_to_mds.py /shared/logs/ --kind recommend --out /shared/mds/train \
     --engine spark --master spark://host:7077
 
+  # from S3 to S3
+  python convert/jsonl_to_mds.py s3://bucket/logs --kind recommend --out s3://bucket/mds/train --engine spark
+
   # a folder of compressed files on four cores; bad rows are quarantined, at most 1 in 100
   python convert/jsonl_to_mds.py logs/ --kind recommend --out mds/train --workers 4 --on-error quarantine
 
@@ -105,7 +108,8 @@ def _parser() -> argparse.ArgumentParser:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="a .jsonl file, plain or compressed (.gz, .zst), or a folder, of which all such files are read",
+        help="a .jsonl file, plain or compressed (.gz, .zst), or a folder, of which all such files are read; "
+        "also s3://BUCKET/PREFIX",
     )
     add("--kind", required=True, choices=KINDS, help="kind of the rows in the files, see below")
     add("--out", required=True, metavar="DIR", help="output folder or s3://BUCKET/PREFIX; appears only when complete")

@@ -1,6 +1,5 @@
 """--out s3://bucket/prefix: the objects of a local conversion, an index only when they are complete."""
 
-import os
 import random
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 
 from tests.conversion.conversion_cases import SMALL, contents, main, recommend_row, write_rows
 from tests.spark.spark_cases import MASTER, needs_java
-from tests.storage.s3_server import ENVIRONMENT, server
+from tests.storage.s3_server import executor_environment, loopback_bucket
 from ugt_composer.conversion import remote_output
 from ugt_composer.errors import UserError
 from ugt_composer.spark.session import spark_session
@@ -22,11 +21,7 @@ pytestmark = pytest.mark.processes
 @pytest.fixture(scope="module")
 def store():
     """The bucket of a store on loopback."""
-    with server() as port, pytest.MonkeyPatch.context() as patch:
-        for name, value in {**ENVIRONMENT, "S3_ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
-            patch.setenv(name, value)
-        store = Store("s3://bucket")
-        store._client.create_bucket(Bucket="bucket")
+    with loopback_bucket() as store:
         yield store
 
 
@@ -49,10 +44,9 @@ def local(source: Path, *options: str) -> dict[str, bytes]:
 
 @pytest.fixture
 def session(store):
-    """An active session; its Java process may have been started without the store's variables."""
+    """An active session."""
     pytest.importorskip("pyspark")
-    names = (*ENVIRONMENT, "S3_ENDPOINT_URL")
-    with spark_session(MASTER, "test", {f"spark.executorEnv.{name}": os.environ[name] for name in names}):
+    with spark_session(MASTER, "test", executor_environment()):
         yield
 
 

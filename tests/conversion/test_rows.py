@@ -169,8 +169,8 @@ def test_a_bad_row_ends_the_conversion_with_its_place_and_leaves_nothing(tmp_pat
 
 
 def test_input_in_a_store_is_refused_with_the_way_out(tmp_path):
-    with pytest.raises(UserError, match=r"^s3://bucket/rows: the input must be files or folders; copy it to a disk"):
-        main(["s3://bucket/rows", "--kind", "recommend", "--out", str(tmp_path / "out")])
+    with pytest.raises(UserError, match=r"^gs://bucket/rows: the input must be files, folders or s3://…; copy it"):
+        main(["gs://bucket/rows", "--kind", "recommend", "--out", str(tmp_path / "out")])
 
 
 def test_quarantine_holds_the_bad_rows_and_the_rest_is_converted(tmp_path, good_lines, capsys):

@@ -27,6 +27,7 @@ from ugt_composer.data.history import SemanticId
 from ugt_composer.errors import UserError
 from ugt_composer.jsonl.bad_row import shown
 from ugt_composer.jsonl.schema import ITEM_KEYS
+from ugt_composer.storage.remote_files import InputFile
 
 __all__ = ["Catalogue", "Collisions", "Item"]
 
@@ -85,17 +86,22 @@ class Catalogue:
         self.withheld = items.retired
 
     @classmethod
-    def load(cls, path: str | Path, keep_arrays: bool = True) -> "Catalogue":
+    def load(cls, path: str | InputFile, keep_arrays: bool = True) -> "Catalogue":
         """Reads a file.
 
         Args:
-            keep_arrays: those of a large file are kept beside it, or read from there, see `item_file`.
+            keep_arrays: those of a large file are kept beside it, or read from there, see `item_file`; not of one in a
+                store.
 
         Raises:
             UserError: names file, line, field, what was found and what was expected.
         """
         try:
-            columns, fingerprint = kept_columns(Path(path), _fingerprint) if keep_arrays else read_columns(Path(path))
+            file = Path(path) if isinstance(path, str) else path
+            if keep_arrays and isinstance(file, Path):
+                columns, fingerprint = kept_columns(file, _fingerprint)
+            else:
+                columns, fingerprint = read_columns(file)
         except DuplicateItem as error:
             raise _duplicate(error, str(path), from_file=True) from None
         catalogue = cls(columns, str(path))

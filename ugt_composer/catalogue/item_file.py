@@ -25,6 +25,7 @@ from ugt_composer.jsonl.sources import Piece
 from ugt_composer.storage.array_file import SUFFIX, arrays_beside, map_arrays, write_arrays
 from ugt_composer.storage.file_lock import locked
 from ugt_composer.storage.hashed_file import file_hash
+from ugt_composer.storage.remote_files import InputFile
 from ugt_composer.vocabulary import LEVELS, NUM_SPECIAL_IDS
 
 MAX_LINE_BYTES = 1 << 20
@@ -34,7 +35,7 @@ VERSION = "1"  # of the arrays
 HASH, FINGERPRINT = "hash", "fingerprint"
 
 
-def read_columns(path: Path) -> tuple[ItemColumns, str | None]:
+def read_columns(path: InputFile) -> tuple[ItemColumns, str | None]:
     """The items of a file, and the catalogue's fingerprint if it is known.
 
     Raises:
@@ -91,7 +92,7 @@ def _temporary_place(digest: str) -> list[Path]:
     return [folder / f"{digest}{SUFFIX}"] if is_own else []
 
 
-def _chunks(path: Path) -> Iterator[tuple[list[Item], list[int]]]:
+def _chunks(path: InputFile) -> Iterator[tuple[list[Item], list[int]]]:
     """The items of some thousands of lines at a time, with the numbers of the lines."""
     decode = msgspec.json.Decoder(Item).decode
     number = 1
@@ -107,7 +108,7 @@ def _chunks(path: Path) -> Iterator[tuple[list[Item], list[int]]]:
         yield items, numbers
 
 
-def _one_by_one(lines: list[bytes], path: Path, first: int) -> tuple[list[Item], list[int]]:
+def _one_by_one(lines: list[bytes], path: InputFile, first: int) -> tuple[list[Item], list[int]]:
     """The items of lines, of which some are blank or not valid, in the order of their errors."""
     items: list[Item] = []
     numbers: list[int] = []
@@ -123,7 +124,7 @@ def _one_by_one(lines: list[bytes], path: Path, first: int) -> tuple[list[Item],
     return items, numbers
 
 
-def _check_keys(lines: list[bytes], path: Path, first: int) -> None:
+def _check_keys(lines: list[bytes], path: InputFile, first: int) -> None:
     """msgspec would silently keep the last of duplicate keys; those that matter are `retired` and end in _id."""
     for number, line in enumerate(lines, start=first):
         if line.count(b'_id"') > LEVELS + 1 or line.count(b'"retired"') > 1:
@@ -133,14 +134,13 @@ def _check_keys(lines: list[bytes], path: Path, first: int) -> None:
                 raise UserError(f"{path}:{number}: {error}") from None
 
 
-def _blocks(path: Path) -> Iterator[list[bytes]]:
+def _blocks(path: InputFile) -> Iterator[list[bytes]]:
     """The lines of a plain or compressed file, without their ends and without a byte order mark."""
-    if not path.is_file():
+    if isinstance(path, Path) and not path.is_file():
         raise UserError(f"{path}: found no such file{where_searched(str(path))}, expected a catalogue in JSON Lines")
-    size = path.stat().st_size
     start = UTF8_BOM
     try:
-        for block in read_blocks(Piece(0, str(path), 0, size, size), MAX_LINE_BYTES, xxhash.xxh3_128()):
+        for block in read_blocks(Piece.of(path), MAX_LINE_BYTES, xxhash.xxh3_128()):
             if block.too_long:
                 raise UserError(
                     f"{path}: found a line of {block.too_long} bytes, expected JSON Lines with one item each"

@@ -4,15 +4,14 @@ A list of names in JSON; action 1 is the first, 0 means that the action is not k
 """
 
 import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from ugt_composer.data.codec import LARGEST_ACTION
 from ugt_composer.errors import UserError
 from ugt_composer.jsonl.bad_row import shown
 from ugt_composer.jsonl.schema import ACTIONS_NAME
-from ugt_composer.jsonl.sources import Source
+from ugt_composer.jsonl.sources import Source, files_beside
+from ugt_composer.storage.remote_files import InputFile, named_file
 
 NO_NAMES = "none"  # --actions none
 
@@ -30,12 +29,10 @@ def action_names(option: str | None, sources: Sequence[Source]) -> tuple[tuple[s
         return None, None
     if option is not None:
         try:
-            return read_action_names(Path(option)), None
+            return read_action_names(named_file(option)), None
         except UserError as error:
             raise UserError(f"--actions {error}") from None
-    inputs = {os.path.realpath(source.path) for source in sources}
-    paths = dict.fromkeys(Path(source.path).with_name(ACTIONS_NAME) for source in sources)
-    found = [path for path in paths if path.is_file() and os.path.realpath(path) not in inputs]
+    found = files_beside(sources, ACTIONS_NAME)
     try:
         names = {read_action_names(path): path for path in found}
     except UserError as error:
@@ -46,10 +43,11 @@ def action_names(option: str | None, sources: Sequence[Source]) -> tuple[tuple[s
     return next(iter(names), None), None
 
 
-def read_action_names(path: Path) -> tuple[str, ...]:
+def read_action_names(path: InputFile) -> tuple[str, ...]:
     """Raises UserError unless the file is a list of different names in JSON."""
     try:
-        names = json.loads(path.read_text("utf-8"))
+        with path.open("rb") as file:
+            names = json.loads(file.read().decode())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected a list of the actions' names in JSON") from None
     except ValueError as error:

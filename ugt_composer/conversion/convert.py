@@ -23,7 +23,7 @@ from ugt_composer.conversion.workers import LocalEngine
 from ugt_composer.errors import UserError
 from ugt_composer.jsonl.sources import Partition, Source, TextPiece, find_sources, partitions
 from ugt_composer.jsonl.text_ranges import text_pieces
-from ugt_composer.storage.s3_url import is_url
+from ugt_composer.storage.s3_url import Address, is_url
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def convert(
     """Converts all rows of `inputs` to `out`, which appears only if the conversion succeeds.
 
     Args:
-        inputs: files and folders.
+        inputs: files and folders, also s3://bucket/prefix.
         out: a folder, or s3://bucket/prefix.
         engine: what converts the partitions, by default this process. The output is the same for all.
 
@@ -63,7 +63,7 @@ def convert(
     """
     engine = engine or LocalEngine()
     url = str(out) if is_url(str(out)) else None
-    sources = find_sources(inputs, Path(out) if url is None else None)
+    sources = find_sources(inputs, Path(out) if url is None else Address(url))
     known, warning = known_items(settings.catalogue, sources)
     names, names_warning = action_names(settings.actions, sources)
     if names is not None:

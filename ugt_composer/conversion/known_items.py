@@ -4,18 +4,17 @@ The folder of shards records its fingerprint, so that training refuses shards of
 another.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.catalogue.id_set import SemanticIdSet
 from ugt_composer.catalogue.outside import ItemCounts
 from ugt_composer.conversion.settings import Settings
 from ugt_composer.errors import UserError
-from ugt_composer.jsonl.sources import Source
+from ugt_composer.jsonl.sources import Source, files_beside
+from ugt_composer.storage.remote_files import named_file
 
 CATALOGUE_NAME = "catalogue.jsonl"  # as the importer and the demo name it
 NO_CATALOGUE = "none"  # --catalogue none
@@ -80,12 +79,10 @@ def known_items(option: str | None, sources: Sequence[Source]) -> tuple[KnownIte
         return None, None
     if option is not None:
         try:
-            return KnownItems(Catalogue.load(option), found=False), None
+            return KnownItems(Catalogue.load(named_file(option)), found=False), None
         except UserError as error:
             raise UserError(f"--catalogue {error}") from None
-    inputs = {os.path.realpath(source.path) for source in sources}
-    paths = dict.fromkeys(Path(source.path).with_name(CATALOGUE_NAME) for source in sources)
-    found = [path for path in paths if path.is_file() and os.path.realpath(path) not in inputs]
+    found = files_beside(sources, CATALOGUE_NAME)
     if not found:
         return None, None
     if len(found) > 1:

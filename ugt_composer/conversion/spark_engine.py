@@ -78,7 +78,7 @@ def _convert(place: str, shared: Any, task: tuple[int, Partition]) -> tuple[str,
 def _check_shared(place: str, partition: Partition) -> None:
     """Raises RunError if this machine does not see the folders of the input and of the output."""
     folders = [] if is_url(place) else [(place, os.path.dirname(os.path.dirname(place)))]
-    files = [(piece.file, piece.path) for piece in partition if isinstance(piece, Piece)]
+    files = [(piece.file, piece.path) for piece in partition if isinstance(piece, Piece) and piece.etag is None]
     for path, text in (*folders, *files):
         if not os.path.exists(path):
             raise RunError(

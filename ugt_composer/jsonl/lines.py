@@ -77,7 +77,7 @@ def _data(piece: AnyPiece) -> Iterator[bytes]:
 
 
 def _range(piece: Piece) -> Iterator[bytes]:
-    with open(piece.file, "rb") as file:
+    with piece.open() as file:
         start = _line_start(file, piece.start, piece.file_size)
         end = _line_start(file, piece.end, piece.file_size)
         file.seek(start)
@@ -120,7 +120,7 @@ def _packed_blocks(piece: Piece) -> Iterator[bytes]:
 
 
 def _gzip_parts(piece: Piece) -> Iterator[bytes]:
-    with gzip.open(piece.file, "rb") as file:
+    with piece.open() as packed, gzip.open(packed, "rb") as file:
         while True:
             try:
                 part = file.read1(BLOCK_BYTES)  # read() would lose the data before the truncation
@@ -135,7 +135,7 @@ def _gzip_parts(piece: Piece) -> Iterator[bytes]:
 
 def _zstd_parts(piece: Piece) -> Iterator[bytes]:
     """Frame by frame, because zstandard's file reader does not report a truncated file."""
-    with open(piece.file, "rb") as file:
+    with piece.open() as file:
         frame = None
         packed = file.read(ZSTD_FEED_BYTES)
         while packed:
