@@ -52,6 +52,7 @@ from ugt_composer.jsonl.schema import PREFERENCE, RECOMMEND
 from ugt_composer.spark.options import add_engine_options, engine_session
 from ugt_composer.spark.progress import job_progress
 from ugt_composer.storage.output_folder import new_folder
+from ugt_composer.storage.s3_url import input_path
 
 JSON_LINES, MDS = "jsonl", "mds"  # of --to
 FOLDERS = {name.removesuffix(ENDING): OUTPUT_NAMES for name in ROW_FILES}  # of shards
@@ -95,6 +96,9 @@ examples:
   # a folder of parts
   python convert/interactions_to_jsonl.py events/ --out data/events
 
+  # from S3, or another store at S3_ENDPOINT_URL
+  python convert/interactions_to_jsonl.py s3://bucket/events --items s3://bucket/items.csv --out data/events
+
   # more than one machine holds: on a Spark cluster, whose machines share the folders
   python convert/interactions_to_jsonl.py events/ --engine spark --master spark://HOST:7077 --out data/events
 """
@@ -107,10 +111,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"ugt_composer {__version__}")
     parser.add_argument(
         "interactions",
-        type=Path,
+        type=input_path,
         nargs="+",
         metavar="INTERACTIONS",
-        help="files, folders or patterns such as 'parts/*.csv'; several are read as one table",
+        help="files, folders or patterns such as 'parts/*.csv', also s3://BUCKET/PREFIX; several are read as one table",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="output folder; appears only when complete"

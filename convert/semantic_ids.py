@@ -38,6 +38,7 @@ from ugt_composer.importing.report_lines import lines_about_interactions
 from ugt_composer.importing.run import EXTENDED_FILES, ID_FILES, add_items, make_ids
 from ugt_composer.importing.settings import IdSettings, SplitSettings
 from ugt_composer.storage.output_folder import new_folder
+from ugt_composer.storage.s3_url import input_path
 
 EXAMPLES = """
 examples:
@@ -62,10 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"ugt_composer {__version__}")
     parser.add_argument(
         "interactions",
-        type=Path,
+        type=input_path,
         nargs="*",
         metavar="INTERACTIONS",
-        help="files, folders or patterns of a table of interactions",
+        help="files, folders or patterns of a table of interactions, also s3://BUCKET/PREFIX",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="output folder; appears only when complete")
     parser.add_argument("--report", action="store_true", help="write nothing: print the report of --codes")

@@ -130,7 +130,10 @@ def test_numbers_of_different_types_in_parquet_keep_their_values(tmp_path):
         (["odd"], "odd: found only files such as a.bin in this folder"),
         (["a.csv", "*.csv"], "a.csv: given twice"),
         (["a.zip"], "a.zip: is packed as zip; unpack it"),
-        (["s3://bucket/r.csv"], "is an address; copy the file to this machine and give its path"),
+        (
+            ["gs://bucket/r.csv"],
+            "is an address, of which only s3://… is read; copy the file to this machine and give its path",
+        ),
     ],
 )
 def test_inputs_that_are_no_tables_are_refused(tmp_path, monkeypatch, inputs, said):

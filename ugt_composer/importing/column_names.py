@@ -6,9 +6,9 @@ Names are compared in a plain form: without case, blanks, punctuation and RecBol
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from ugt_composer.errors import UserError, nearest
+from ugt_composer.storage.remote_files import InputPath
 
 # What tables call their items, the more specific thing first: a table of songs also has albums and artists.
 THINGS = (
@@ -96,7 +96,7 @@ def plain(name: str) -> str:
     return re.sub(r"[\W_]+", "", name.partition(":")[0].casefold() or name.casefold())
 
 
-def named_column(name: str, columns: Sequence[str], path: Path, option: str) -> str:
+def named_column(name: str, columns: Sequence[str], path: InputPath, option: str) -> str:
     """The column that the user named: the one of exactly this name, else the only one of this name in plain form."""
     if name in columns:
         return name
@@ -119,7 +119,7 @@ def find_column(
     role: str,
     given: str | None,
     columns: Sequence[str],
-    path: Path,
+    path: InputPath,
     option: str,
     usual: Sequence[str] | None = None,
 ) -> str | None:
@@ -137,7 +137,7 @@ def need_column(
     role: str,
     given: str | None,
     columns: Sequence[str],
-    path: Path,
+    path: InputPath,
     option: str,
     usual: Sequence[str] | None = None,
     names_option: str | None = None,
@@ -169,7 +169,7 @@ def _example(columns: int) -> str:
     return "user,item,rating,timestamp" if columns > 3 else "user,item,timestamp"
 
 
-def about_columns(path: Path | str, used: Mapping[str, str | Sequence[str] | None], unused: Sequence[str]) -> str:
+def about_columns(path: InputPath | str, used: Mapping[str, str | Sequence[str] | None], unused: Sequence[str]) -> str:
     """A sentence: which column was used for what, which others look like it, and which were not used.
 
     Args:

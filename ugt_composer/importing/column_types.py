@@ -1,11 +1,11 @@
 """Types of columns of Parquet files: what a role cannot be, and how messages call them."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import polars as pl
 
 from ugt_composer.errors import UserError
+from ugt_composer.storage.remote_files import InputPath
 
 # Role → whether a type is impossible, and what is expected instead.
 IMPOSSIBLE: dict[str, tuple[Callable[[pl.DataType], bool], str]] = {
@@ -18,7 +18,7 @@ IMPOSSIBLE: dict[str, tuple[Callable[[pl.DataType], bool], str]] = {
 }
 
 
-def check_type(path: Path, role: str, column: str, dtype: pl.DataType, option: str) -> None:
+def check_type(path: InputPath, role: str, column: str, dtype: pl.DataType, option: str) -> None:
     """Raises UserError if a column of this type cannot have the role."""
     impossible, expected = IMPOSSIBLE[role]
     if dtype.is_nested() or impossible(dtype):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ugt_composer.errors import UserError, nearest
+from ugt_composer.storage.remote_files import InputPath
 
 CSV, TSV, JSONL, PARQUET, MIND, SEQUENCES = "csv", "tsv", "jsonl", "parquet", "mind", "sequences"
 FORMATS = (CSV, TSV, JSONL, PARQUET, MIND, SEQUENCES)
@@ -43,7 +44,7 @@ class FileFormat:
     names: tuple[str, ...] | None = None
     option: str = "--"
 
-    def of(self, path: Path) -> "FileFormat":
+    def of(self, path: InputPath) -> "FileFormat":
         """The format of a file, with a kind, and if it is text, an encoding. Raises UserError if there is none."""
         kind = self._kind(path)
         separator, names = None, self.names
@@ -69,7 +70,7 @@ class FileFormat:
             encoding=self.encoding or other.encoding,
         )
 
-    def _kind(self, path: Path) -> str:
+    def _kind(self, path: InputPath) -> str:
         if self.kind is not None:
             return self.kind
         ending = extension(path)
@@ -95,7 +96,7 @@ BY_EXTENSION = FileFormat()
 ITEMS_BY_EXTENSION = FileFormat(option=ITEMS)
 
 
-def extension(path: Path) -> str:
+def extension(path: InputPath) -> str:
     """The extension of a file's name in lower case, without that of a compression."""
     name = path.name.lower()
     for packing in PACKINGS:

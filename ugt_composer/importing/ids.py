@@ -6,11 +6,11 @@ column are whole numbers: integers with missing values are often stored as float
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import polars as pl
 
 from ugt_composer.errors import UserError
+from ugt_composer.storage.remote_files import InputPath
 
 # What programs write for a missing value. Names that people have, such as Nan and Na, are not among them.
 MISSING = (
@@ -123,7 +123,7 @@ def one_form_of_distinct(
 
 
 def no_id_message(
-    path: Path, unit: str, column: str | None, numbers: pl.Series, values: pl.Series, is_float: bool
+    path: InputPath, unit: str, column: str | None, numbers: pl.Series, values: pl.Series, is_float: bool
 ) -> str:
     """What a file has in the place of ids: where, how often, and what it probably is.
 

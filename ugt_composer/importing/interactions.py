@@ -23,6 +23,8 @@ from ugt_composer.importing.table import Table, named_errors, open_table
 from ugt_composer.importing.time_column import TimeColumn, checked_times, time_form
 from ugt_composer.importing.time_values import TimesInMemory
 from ugt_composer.importing.timestamps import TimeForm
+from ugt_composer.storage.remote_files import InputPath
+from ugt_composer.storage.s3_url import Address
 
 LINES = {SEQUENCES: "lines of `user item item …`", MIND: "MIND's impressions (--format mind)"}
 
@@ -87,7 +89,7 @@ class Interactions:
 
 
 def read_interactions(
-    inputs: Path | Sequence[Path],
+    inputs: InputPath | Sequence[InputPath],
     columns: Columns = Columns(),
     file_format: FileFormat = BY_EXTENSION,
     file_order: bool = False,
@@ -109,7 +111,7 @@ def read_interactions(
     Raises:
         UserError: names the file, the row or column, what was found and what was expected.
     """
-    parts = find_parts([inputs] if isinstance(inputs, Path) else inputs, file_format)
+    parts = find_parts([inputs] if isinstance(inputs, Path | Address) else inputs, file_format)
     path = parts[0].path
     if parts[0].kind in (SEQUENCES, MIND):
         _check_no_columns(path, parts[0].kind, columns, file_format, time_format, file_order)
@@ -154,7 +156,7 @@ def read_interactions(
 
 
 def _check_no_columns(
-    path: Path,
+    path: InputPath,
     kind: str,
     columns: Columns,
     file_format: FileFormat,
@@ -176,7 +178,7 @@ def _check_no_columns(
 
 
 def _with_ids(
-    path: Path, frame: pl.DataFrame, column_of: dict[str, str], values: dict[str, pl.Expr], missing_as_ids: bool
+    path: InputPath, frame: pl.DataFrame, column_of: dict[str, str], values: dict[str, pl.Expr], missing_as_ids: bool
 ) -> tuple[pl.DataFrame, dict[str, pl.Expr], tuple[str, ...]]:
     """The frame with ids in one form, null where a value is none; the expressions with this form; and warnings."""
     warnings: tuple[str, ...] = ()
@@ -191,7 +193,7 @@ def _with_ids(
 
 
 def _checked(
-    path: Path,
+    path: InputPath,
     frame: pl.DataFrame,
     form: TimeForm | None,
     column_of: dict[str, str],
@@ -222,7 +224,7 @@ def refuse_bad_rows(bad: str | None, count: int, rows: int, skip: bool) -> None:
         raise UserError(f"{bad}; fix it, or skip such rows with --on-error skip ({count:,} of {rows:,})")
 
 
-def check_any_rows(path: Path, rows: int) -> None:
+def check_any_rows(path: InputPath, rows: int) -> None:
     if not rows:
         raise UserError(f"{path}: found no interaction, expected at least one row")
 
@@ -260,7 +262,7 @@ def find_columns(table: Table, columns: Columns, file_order: bool) -> dict[str, 
     return column_of
 
 
-def value_expressions(path: Path, rows: pl.LazyFrame, column_of: dict[str, str]) -> dict[str, pl.Expr]:
+def value_expressions(path: InputPath, rows: pl.LazyFrame, column_of: dict[str, str]) -> dict[str, pl.Expr]:
     """role → expression of its values, except for times: ids and actions as text, ratings as numbers.
 
     They are null where a value is invalid.

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -12,6 +11,7 @@ from ugt_composer.importing.column_names import about_columns
 from ugt_composer.importing.ids import listed, no_id_message, one_form
 from ugt_composer.importing.inputs import Part
 from ugt_composer.importing.table import PART, ROW
+from ugt_composer.storage.remote_files import InputPath
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ItemTable:
     facts: dict[str, int] = field(default_factory=dict)
 
     @property
-    def path(self) -> Path:
+    def path(self) -> InputPath:
         """The file that is named if a message is about all of them."""
         return self.parts[0].path
 

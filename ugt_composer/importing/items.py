@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -22,6 +21,7 @@ from ugt_composer.importing.ids import id_text
 from ugt_composer.importing.inputs import find_parts
 from ugt_composer.importing.item_rows import ItemTable, about_texts, check_used, distinct_items
 from ugt_composer.importing.table import PART, ROW, named_errors, open_table
+from ugt_composer.storage.remote_files import InputPath
 
 # Fewer than those of ids: "?" and "Missing" are titles.
 MISSING_TEXTS = ("nan", "NaN", "null", "NULL", "None", "<NA>", "N/A", "#N/A", "NaT", "\\N")
@@ -50,7 +50,7 @@ class Items:
 
 
 def read_items(
-    path: Path,
+    path: InputPath,
     id_column: str | None = None,
     text_columns: Sequence[str] | None = None,
     name_column: str | None = None,
@@ -155,7 +155,7 @@ def numbers_of(ids: pl.Series, items: Items) -> np.ndarray:
 
 
 def _select_columns(
-    path: Path, names: Sequence[str] | None, usual: Sequence[str], columns: Sequence[str], option: str
+    path: InputPath, names: Sequence[str] | None, usual: Sequence[str], columns: Sequence[str], option: str
 ) -> list[str]:
     """The columns called `names`, which may be separated by commas; if None, those with `usual` names."""
     if names is None:

@@ -21,6 +21,7 @@ from ugt_composer.importing.settings import (
 from ugt_composer.importing.signals import SIGNALS
 from ugt_composer.importing.splits import LEAVE_ONE_OUT, TIME
 from ugt_composer.seeds import seed_of
+from ugt_composer.storage.s3_url import input_path
 
 SEED = 42
 T = TypeVar("T")
@@ -71,7 +72,12 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     )
     add_history_options(parser)
     items = parser.add_argument_group("the table of items").add_argument
-    items("--items", type=Path, metavar="FILE", help="items with titles or other texts; all of them can be recommended")
+    items(
+        "--items",
+        type=input_path,
+        metavar="FILE",
+        help="items with titles or other texts, also s3://…; all of them can be recommended",
+    )
     items(
         "--items-columns",
         metavar="NAME,NAME,…",

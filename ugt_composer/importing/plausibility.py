@@ -1,12 +1,11 @@
 """Whether the values of interactions are plausible: ids that stand for unknown users, columns of something else."""
 
-from pathlib import Path
-
 import numpy as np
 
 from ugt_composer.importing.column_names import USUAL_NAMES, usual_columns
 from ugt_composer.importing.interactions import Interactions
 from ugt_composer.importing.log import Census, Log
+from ugt_composer.storage.remote_files import InputPath
 
 MANY_ROWS = 20  # from which on values that are all alike, or all different, are remarkable
 FEW_NUMBERS, MOSTLY_SAME = 100, 0.3  # different times; fraction of the rows that have the user's time before
@@ -15,7 +14,7 @@ DOMINANT = 0.1  # fraction of all rows
 DOMINANT_ROWS, DOMINANT_TIMES, PLACEHOLDER_TIMES = 100, 10, 3  # rows; multiples of the median
 
 
-def about_values(path: Path, log: Log, counts: Census) -> tuple[str, ...]:
+def about_values(path: InputPath, log: Log, counts: Census) -> tuple[str, ...]:
     """Warnings about columns whose values show that they are something else, and about ids that are placeholders."""
     warnings = []
     if len(log.items) == counts.rows >= MANY_ROWS and "item" in log.columns:
@@ -40,7 +39,7 @@ def about_values(path: Path, log: Log, counts: Census) -> tuple[str, ...]:
     return (*warnings, *dominant)
 
 
-def _same_numbers_warning(path: Path, log: Log, counts: Census) -> list[str]:
+def _same_numbers_warning(path: InputPath, log: Log, counts: Census) -> list[str]:
     """A warning if the times are so few numbers that they may be ratings, or too coarse to order interactions."""
     if "timestamp" not in log.columns or log.time_form is None or log.time_form.dates or log.time_form.unit is not None:
         return []

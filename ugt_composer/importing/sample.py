@@ -7,6 +7,7 @@ import polars as pl
 from ugt_composer.importing.csv_records import records
 from ugt_composer.importing.file_format import JSONL, PARQUET
 from ugt_composer.importing.json_records import json_objects, json_text
+from ugt_composer.importing.scans import scan_parquet
 from ugt_composer.importing.table import Table, named_errors
 
 ROWS = 1000
@@ -17,7 +18,7 @@ def first_values(table: Table, columns: list[str]) -> dict[str, set[str]]:
     part = table.parts[0]
     if part.kind == PARQUET:
         with named_errors(part.path):
-            rows = pl.scan_parquet(part.path, glob=False).select(columns)
+            rows = scan_parquet(part.path).select(columns)
             plain = [name for name, dtype in rows.collect_schema().items() if not dtype.is_nested()]
             texts = rows.select(pl.col(plain).cast(pl.String)).head(ROWS).collect()
         return {name: set(texts[name].drop_nulls()) for name in plain}

@@ -13,6 +13,7 @@ from ugt_composer.importing.interactions import Columns
 from ugt_composer.importing.repeats import KEEP
 from ugt_composer.importing.signals import ALL
 from ugt_composer.importing.splits import LEAVE_ONE_OUT
+from ugt_composer.storage.remote_files import InputPath
 from ugt_composer.vocabulary import DEFAULT_CODEBOOK_SIZES, LEVELS, MAX_HISTORY, NUM_SPECIAL_IDS
 
 MOST_RESERVE = 10
@@ -23,7 +24,7 @@ POSITIVE, EVERYTHING = "positive", "all"  # what histories hold
 class SourceSettings:
     """The input tables, and which interactions form the histories."""
 
-    interactions: tuple[Path, ...]
+    interactions: tuple[InputPath, ...]
     columns: Columns = field(default_factory=Columns)
     format: str | None = None
     separator: str | None = None
@@ -37,7 +38,7 @@ class SourceSettings:
     keep_duplicates: bool = False
     repeats: str = KEEP
     k_core: int | None = None
-    items: Path | None = None
+    items: InputPath | None = None
     items_format: str | None = None
     items_separator: str | None = None
     items_encoding: str | None = None

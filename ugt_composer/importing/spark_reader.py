@@ -22,7 +22,7 @@ from ugt_composer.importing.csv_records import count_regular_lines, may_be_regul
 from ugt_composer.importing.damage import Damage
 from ugt_composer.importing.file_format import CSV, JSONL, MIND, PARQUET, SEQUENCES, TSV, is_wide
 from ugt_composer.importing.ids import one_form_of_distinct
-from ugt_composer.importing.inputs import Part, Span, find_parts
+from ugt_composer.importing.inputs import Part, Span, each, find_parts
 from ugt_composer.importing.interactions import (
     Interactions,
     as_arrays,
@@ -33,6 +33,7 @@ from ugt_composer.importing.interactions import (
 )
 from ugt_composer.importing.log import Log
 from ugt_composer.importing.partitions import Partitions
+from ugt_composer.importing.scans import scan_parquet
 from ugt_composer.importing.settings import SourceSettings
 from ugt_composer.importing.table import ONLY_BLANK, PART, ROW, Table, common_types, keys_of, named_errors, open_table
 from ugt_composer.importing.text_lines import byte_blocks
@@ -41,6 +42,7 @@ from ugt_composer.importing.time_values import TIME, TimesInMemory, TimeValues, 
 from ugt_composer.importing.timestamps import TimeForm
 from ugt_composer.jsonl.sources import COMPRESSED_ENDINGS
 from ugt_composer.spark.partitions import SparkPartitions
+from ugt_composer.storage.remote_files import RemoteFile
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
@@ -156,10 +158,10 @@ def _blocks(context: "SparkContext", parts: tuple[Part, ...]) -> tuple[list[Bloc
     """The blocks of all files in order, and their table."""
     cores = context.defaultParallelism
     if parts[0].kind == PARQUET:
-        counts = [_count_rows(part) for part in parts]
+        counts = each(parts, _count_rows)
         step = _step(SPAN_ROWS, sum(counts), cores)
         return _ranges(parts, counts, step), open_table(parts)
-    sizes = [part.path.stat().st_size for part in parts]
+    sizes = [part.size for part in parts]
     spans = _ranges(parts, sizes, _step(SPAN_BYTES, sum(sizes), cores))
     table: Table | None = open_table(parts) if parts[0].kind != JSONL else None
     width = 0 if table is None else len(table.names)
@@ -188,7 +190,7 @@ def _step(most: int, total: int, cores: int) -> int:
 
 def _count_rows(part: Part) -> int:
     with named_errors(part.path):
-        return pl.scan_parquet(part.path, glob=False).select(pl.len()).collect().item()
+        return scan_parquet(part.path).select(pl.len()).collect().item()
 
 
 def _ranges(parts: Sequence[Part], sizes: Sequence[int], step: int) -> list[Block]:
@@ -208,12 +210,16 @@ def _ranges(parts: Sequence[Part], sizes: Sequence[int], step: int) -> list[Bloc
 def _readable(folder: str, part: Part) -> Iterator[None]:
     """Runs the block in the driver's working directory if the file's path is relative. Raises RunError if the file is
     not there."""
-    if not os.path.exists(os.path.join(folder, part.path)):
+    path = part.path
+    if isinstance(path, RemoteFile):
+        yield
+        return
+    if not os.path.exists(os.path.join(folder, path)):
         raise RunError(
-            f"{part.path} is not there on {socket.gethostname()}; Spark's machines must share the folders of the input "
+            f"{path} is not there on {socket.gethostname()}; Spark's machines must share the folders of the input "
             "and of --out, under the same paths"
         )
-    with nullcontext() if part.path.is_absolute() else chdir(folder):
+    with nullcontext() if path.is_absolute() else chdir(folder):
         yield
 
 
@@ -246,7 +252,7 @@ def _schema(table: Table, columns: list[str]) -> dict[str, pl.DataType]:
     if table.parts[0].kind != PARQUET:
         return dict.fromkeys(columns, pl.String())
     with named_errors(table.path):
-        schemas = [pl.scan_parquet(part.path, glob=False).select(columns).collect_schema() for part in table.parts]
+        schemas = each(table.parts, lambda part: scan_parquet(part.path).select(columns).collect_schema())
     return {**schemas[0], **common_types(table.parts, schemas)}
 
 

@@ -10,23 +10,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import SEEK_END
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from ugt_composer.errors import UserError
+from ugt_composer.errors import UserError, first_line
 from ugt_composer.importing.column_types import shown_type
 from ugt_composer.importing.csv_records import QUOTE, has_quotes, is_regular, records
 from ugt_composer.importing.damage import Damage
 from ugt_composer.importing.file_format import CSV, ITEMS, JSONL, MIND, PARQUET, TSV, is_news
-from ugt_composer.importing.inputs import Part, Span
+from ugt_composer.importing.inputs import Part, Span, each
 from ugt_composer.importing.json_records import json_objects, json_text
+from ugt_composer.importing.scans import scan_csv, scan_parquet
 from ugt_composer.importing.text_lines import byte_blocks, text_lines
+from ugt_composer.storage.remote_files import InputFile, InputPath, RemoteFile, size_of
+from ugt_composer.storage.s3 import StoreError
 
 ROW = "row of the file"  # the column that numbers lines (text) or rows (Parquet) from 1; no file has such a name
 PART = "part of the table"  # the column that numbers the files from 0
 CHUNK = 100_000  # records that become columns at once
+STORE_ERROR = "object-store error"  # in polars' errors
 PARQUET_MARK = b"PAR1"  # of the format's start and end
 ONLY_BLANK = ": has only blank lines, expected one JSON object per line"
 SEPARATORS = re.compile(r"::|[;\t|,]")
@@ -47,7 +50,7 @@ class Table:
     damage: Damage = field(default_factory=Damage)
 
     @property
-    def path(self) -> Path:
+    def path(self) -> InputFile:
         """The file that is named if a message is about all of them."""
         return self.parts[0].path
 
@@ -66,7 +69,10 @@ class Table:
         if self.damage.count:
             self.damage.count, self.damage.places, self.damage.first = 0, [], None
         columns = list(dict.fromkeys(columns))
-        frames = [self._read(part, columns, one_line) for part in self.parts]
+        if self.parts[0].kind == PARQUET:
+            frames = each(self.parts, lambda part: self._read(part, columns, one_line))
+        else:
+            frames = [self._read(part, columns, one_line) for part in self.parts]
         if self.parts[0].kind == PARQUET and len(frames) > 1:
             types = common_types(self.parts, [frame.collect_schema() for frame in frames])
             frames = [frame.with_columns(pl.col(name).cast(dtype) for name, dtype in types.items()) for frame in frames]
@@ -75,16 +81,16 @@ class Table:
 
     def _read(self, part: Part, columns: list[str], one_line: Sequence[str]) -> pl.LazyFrame:
         if part.kind == PARQUET:
-            scanned = pl.scan_parquet(part.path, row_index_name=ROW, glob=False)
+            scanned = scan_parquet(part.path, row_index_name=ROW)
             if part.span is not None:
                 scanned = scanned.slice(part.span.start, part.span.stop - part.span.start)
-            return scanned.select(*columns, pl.col(ROW) + 1)
+            return _fetched(part, scanned.select(*columns, pl.col(ROW) + 1))
         if part.kind == JSONL:
             return self._json_frame(part, columns, one_line)
         if part.span is not None:
             return _read_span(part, part.span, self.names, columns)
         if is_regular(part, len(self.names)):
-            return _scanned(part, self.names, columns)
+            return _fetched(part, _scanned(part, self.names, columns))
         return self._record_frame(part, columns, one_line)
 
     def _record_frame(self, part: Part, columns: list[str], one_line: Sequence[str]) -> pl.LazyFrame:
@@ -108,6 +114,16 @@ class Table:
             else:
                 self.damage.add(part, item.line, item.problem)
         return columns_of.frame()
+
+
+def _fetched(part: Part, rows: pl.LazyFrame) -> pl.LazyFrame:
+    """The rows of a part; those of an object in a store are read now, once, and in the version that was found."""
+    if not isinstance(part.path, RemoteFile):
+        return rows
+    with named_errors(part.path):
+        frame = rows.collect()
+    part.path.check_unchanged()
+    return frame.lazy()
 
 
 def common_types(parts: Sequence[Part], schemas: Sequence[Mapping[str, pl.DataType]]) -> dict[str, pl.DataType]:
@@ -168,7 +184,7 @@ def _about_items(part: Part) -> str:
 
 def open_table(parts: tuple[Part, ...]) -> Table:
     """The table of these files. Raises UserError if they have no columns, or different ones."""
-    names = [_names(part) for part in parts]
+    names = each(parts, _names)
     if parts[0].kind == JSONL:
         # Keys may be left out of an object, so a file may lack some.
         return Table(parts, list(dict.fromkeys(name for some in names for name in some)))
@@ -190,7 +206,7 @@ def _names(part: Part) -> list[str]:
     if part.kind == PARQUET:
         with named_errors(part.path):
             _check_parquet(part.path, part.written.option)
-            return pl.scan_parquet(part.path, glob=False).collect_schema().names()
+            return scan_parquet(part.path).collect_schema().names()
     if part.kind == JSONL:
         return _keys(part)
     return _names_of_text(part)
@@ -281,7 +297,7 @@ def _check_separator(part: Part, fields: list[str], separators: re.Pattern[str])
 
 def _scanned(part: Part, names: list[str], columns: list[str]) -> pl.LazyFrame:
     header = 0 if part.written.names is not None else 1
-    table = pl.scan_csv(part.path, glob=False, skip_lines=header, **_csv_options(part, names, 1 + header))
+    table = scan_csv(part.path, skip_lines=header, **_csv_options(part, names, 1 + header))
     return table.select(*columns, ROW)
 
 
@@ -310,10 +326,10 @@ def _csv_options(part: Part, names: list[str], first_row: int) -> dict[str, Any]
     }
 
 
-def _check_parquet(path: Path, option: str) -> None:
+def _check_parquet(path: InputFile, option: str) -> None:
     with path.open("rb") as file:
         start = file.read(len(PARQUET_MARK))
-        file.seek(-min(len(PARQUET_MARK), path.stat().st_size), SEEK_END)
+        file.seek(-min(len(PARQUET_MARK), size_of(path)), SEEK_END)
         end = file.read()
     if start != PARQUET_MARK:
         raise UserError(
@@ -325,11 +341,15 @@ def _check_parquet(path: Path, option: str) -> None:
 
 
 @contextmanager
-def named_errors(path: Path) -> Iterator[None]:
-    """Turns polars and OS errors into a UserError with the file's name."""
+def named_errors(path: InputPath) -> Iterator[None]:
+    """Turns polars and OS errors into a UserError with the file's name; of an object, into what the store says."""
     try:
         yield
-    except OSError as error:
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        if isinstance(path, RemoteFile):
+            path.check_unchanged()
+            if STORE_ERROR in str(error):
+                raise StoreError(f"{path}: the store does not answer ({first_line(error)})") from None
+        if not isinstance(error, OSError):
+            raise UserError(f"{path}: cannot be read; expected a complete and undamaged table") from None
         raise UserError(f"{path}: cannot be read ({error.strerror or 'the file is damaged'})") from None
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
-        raise UserError(f"{path}: cannot be read; expected a complete and undamaged table") from None

@@ -42,11 +42,10 @@ def byte_blocks(part: Part) -> Iterator[bytes]:
         UserError: the file is empty, truncated, not text, or text in another encoding than that of the part.
     """
     path = part.path
-    size = path.stat().st_size
-    start, stop = (0, size) if part.span is None else (part.span.start, part.span.stop)
+    start, stop = (0, None) if part.span is None else (part.span.start, part.span.stop)
     count = 0
     try:
-        for block in read_blocks(Piece(0, str(path), start, stop, size), MAX_LINE_BYTES, xxhash.xxh3_128()):
+        for block in read_blocks(Piece.of(path, start, stop), MAX_LINE_BYTES, xxhash.xxh3_128()):
             if block.too_long:
                 raise UserError(f"{path}: has a line of {block.too_long:,} bytes; expected lines of text")
             if not count and not start:
