@@ -16,13 +16,13 @@ LOCAL, SPARK = "local", "spark"  # of --engine
 
 def add_engine_options(parser: argparse.ArgumentParser, folders: str) -> None:
     """Args:
-    folders: the options whose folders Spark's machines share, for the help.
+    folders: the options whose folders on disks Spark's machines share, for the help.
     """
     parser.add_argument(
         "--engine",
         choices=(LOCAL, SPARK),
         default=LOCAL,
-        help=f"{LOCAL}: this machine; {SPARK}: Apache Spark, whose machines share the folders of {folders}; the "
+        help=f"{LOCAL}: this machine; {SPARK}: Apache Spark, whose machines share {folders}, if not in S3; the "
         f"output is the same (default {LOCAL})",
     )
     parser.add_argument(
