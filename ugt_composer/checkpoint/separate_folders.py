@@ -97,6 +97,8 @@ def agree_on_newest(store: Store | None, folder: Path, machines: Machines, strat
         if newest is not None:
             break
     if newest is None and problems:
+        if store is None:
+            problems.append("give each machine the --node_rank that it had, or copy the files to its save_folder")
         raise none_valid(folder, problems)
     if newest is not None:
         batch = batch_of(Path(newest))
@@ -138,20 +140,19 @@ def _get(
     strategy: Strategy,
 ) -> str | None:
     """Puts this folder's part of a checkpoint in place. Returns what is wrong with it, or None."""
-    path, from_store = folder / name, store if stored.records.get(name) == version else None
-    has_rank_0 = 0 in machines.sharing
+    path, has_rank_0 = folder / name, 0 in machines.sharing
     if name.endswith(".pt"):
         if not has_rank_0:
             return None
         if path.exists() and _complete_record(path) == version and corruption_of(path) is None:
             return None
-        if from_store is None:
+        if store is None or stored.records.get(name) != version:
             return "is missing or corrupted"
         try:
-            fetch_checkpoint(from_store, folder, name, stored.listing)
+            fetch_checkpoint(store, folder, name, stored.listing)
         except (CorruptedError, MissingError) as error:
             return str(error)
-        log.warning("%s/%s: fetched, to resume from it", from_store.url, name)
+        log.warning("%s/%s: fetched, to resume from it", store.url, name)
         return None
     try:
         record = parse_record(version)
@@ -163,14 +164,17 @@ def _get(
     needed = {file: facts for file, facts in record.items() if file in read or (file == STATE and has_rank_0)}
     lacking = [file for file in needed if first_corruption(path, {file: needed[file]}) is not None]
     if lacking:
-        if from_store is None:
-            return f"its {lacking[0]} is missing or corrupted"
-        problem = _fetch_part(name, needed, lacking, record, from_store, folder, machines)
+        # Files may be in the store without a record: other files of the checkpoint were not uploaded before a kill.
+        sizes = {file: stored.listing.get(f"{name}/{file}") for file in lacking}
+        absent = [file for file, size in sizes.items() if size not in [facts.size for facts in record[file]]]
+        if store is None or absent:
+            return f"its {(absent or lacking)[0]} is missing or corrupted"
+        problem = _fetch_part(name, needed, lacking, record, store, folder, machines)
         if problem is not None:
             return problem
         if STATE in lacking:  # before this start, another machine had rank 0
-            fetch_beside(from_store, folder, stored.listing)
-        log.warning("%s/%s: %d of %d files fetched, to resume from it", from_store.url, name, len(lacking), len(record))
+            fetch_beside(store, folder, stored.listing)
+        log.warning("%s/%s: %d of %d files fetched, to resume from it", store.url, name, len(lacking), len(record))
     if (problem := forbidden(path / SHARDS)) is not None:
         return f"its {SHARDS}/{problem}"
     return None

@@ -298,7 +298,10 @@ class Uploads:
         return self._versions.get(part.name) == part.version
 
     def _has(self, name: str, content: bytes, listing: dict[str, int]) -> bool:
-        return listing.get(name) == len(content) and self.store.read_bytes(name) == content
+        try:
+            return listing.get(name) == len(content) and self.store.read_bytes(name) == content
+        except MissingError:  # another machine has deleted it since
+            return False
 
     def _upload_files(self, part: Part, listing: dict[str, int]) -> bool:
         """Uploads all but the last. Until that is there the files do not match the old one, so readers ignore them.
