@@ -25,8 +25,8 @@ def with_faults(pieces, part, *rest):
         time.sleep(0.05)
     if number in faults["fail"] or attempt == 1 and number in faults["fail_once"]:
         raise OSError(28, "No space left on device")
-    if attempt == 1 and number in faults["hang_once"]:
-        time.sleep(600)
+    while attempt == 1 and number in faults["hang_once"] and not (attempts.parent / "go").exists():
+        time.sleep(0.05)
     return result
 
 partition.convert_partition = with_faults
@@ -60,7 +60,8 @@ class Faults:
             name: of the conversion whose attempts are counted from now on.
             seconds: that each attempt takes longer.
             hold_from: this partition and later ones do not end before `release`.
-            fail, fail_once, hang_once: partitions that fail always or in their first attempt, or do not end in it.
+            fail, fail_once: partitions that fail always, or in their first attempt.
+            hang_once: partitions whose first attempt does not end before `release`.
         """
         self._name = name
         text = json.dumps(

@@ -59,9 +59,11 @@ def convert_on_spark(source, *options) -> dict[str, bytes]:
     return contents(out)
 
 
+@pytest.mark.slow
 def test_tasks_that_fail_or_hang_once(cluster, faults, source):
     faults.inject("once", seconds=0.05, fail_once=(0, 5, 6, 17), hang_once=(9,))
     made = convert_on_spark(source)
+    faults.release()  # an attempt that hangs would keep an executor busy
     attempts = faults.attempts()
     assert len(attempts) > 20
     assert all(attempts[number] >= 2 for number in (0, 5, 6, 17, 9))
@@ -87,6 +89,7 @@ def test_an_executor_and_a_worker_that_are_killed(cluster, faults, source):
         executor.kill()
         wait_until(lambda: cluster.executor(0) not in (None, executor), "the executor is replaced")
         begun.append(len(faults.attempts()))
+        wait_until(lambda: cluster.executor(1), "the other worker has an executor")
         for process in (cluster.workers[1], cluster.executor(1)):
             process.send_signal(signal.SIGKILL)
 
@@ -99,6 +102,7 @@ def test_an_executor_and_a_worker_that_are_killed(cluster, faults, source):
     assert sum(attempts.values()) > len(attempts)
 
 
+@pytest.mark.slow
 def test_a_task_that_always_fails_ends_the_job_and_leaves_nothing(cluster, faults, source, capfd):
     faults.inject("failing", fail=(7,))
     out = source.parent / "out"
@@ -110,6 +114,7 @@ def test_a_task_that_always_fails_ends_the_job_and_leaves_nothing(cluster, fault
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_input_that_only_the_driver_has_is_named(cluster, faults, source, monkeypatch):
     """As on machines that share no folder; here, the executors find no file of that name."""
     faults.inject("missing")

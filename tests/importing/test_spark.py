@@ -30,9 +30,9 @@ def session():
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks of each file, several partitions of users, and no step that brings all times together."""
-    monkeypatch.setattr(spark_reader, "SPAN_BYTES", 9000)
-    monkeypatch.setattr(spark_reader, "SPAN_ROWS", 200)
-    monkeypatch.setattr(spark_reader, "PARTITION_ROWS", 200)
+    monkeypatch.setattr(spark_reader, "SPAN_BYTES", 15_000)
+    monkeypatch.setattr(spark_reader, "SPAN_ROWS", 300)
+    monkeypatch.setattr(spark_reader, "PARTITION_ROWS", 350)
     monkeypatch.setattr(order_statistics, "MOST_VALUES", 50)
     monkeypatch.setattr(pair_counts, "PIECE", 17)
 
@@ -95,10 +95,13 @@ CHOICES = ["--positive-actions", "click", "buy"]
     [
         [*CHOICES, "--chosen-actions", "click", "--rejected-actions", "impression", "--pairs-per-user", "2"],
         [*CHOICES, "--history", "all", "--split", "time", "--held-out-users", "0.3", "--every-target", "--k-core", "2"],
-        [
-            *("--positive-actions", "all", "--repeats", "first", "--rating-gap", "1", "--cuts-per-user", "2"),
-            *("--max-history", "6", "--min-rating", "2", "--clusters", "2", "3"),
-        ],
+        pytest.param(
+            [
+                *("--positive-actions", "all", "--repeats", "first", "--rating-gap", "1", "--cuts-per-user", "2"),
+                *("--max-history", "6", "--min-rating", "2", "--clusters", "2", "3"),
+            ],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_one_file_in_ranges(session, folder, capsys, options):

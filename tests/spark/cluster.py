@@ -45,8 +45,8 @@ class Cluster:
 
     def executor(self, worker: int) -> psutil.Process | None:
         """The executor that a worker runs now, if any."""
-        with suppress(psutil.NoSuchProcess):
-            for child in self.workers[worker].children():
+        for child in self.workers[worker].children():
+            with suppress(psutil.NoSuchProcess):
                 if any("CoarseGrainedExecutorBackend" in argument for argument in child.cmdline()):
                     return child
         return None

@@ -28,10 +28,10 @@ STORED = ("stored-fp32", "stored-amp_bf16")
 ALL = [(capacity, name) for capacity in CAPACITIES for name in (*STRATEGIES, *OF_GROUPS, *STORED)]
 SOME = {  # by number of ranks
     1: [
-        *((CAPACITIES[0], name) for name in ("ddp", "fsdp", "zero-3", *STORED, "group-zero-3")),
+        *((CAPACITIES[0], name) for name in ("zero-3", *STORED, "group-zero-3")),
         (CAPACITIES[1], "ddp-bf16"),
     ],
-    2: [(CAPACITIES[0], name) for name in ("ddp-bf16", "fsdp-sharded", "zero-2", "group-fsdp-sharded")],
+    2: [(CAPACITIES[0], name) for name in ("ddp-bf16", "fsdp-sharded", "group-fsdp-sharded")],
 }
 NO_EVALUATION = ("data.eval.streams=[]", "save_best_on=null")
 
