@@ -17,8 +17,9 @@ from pathlib import Path
 from ugt_composer.conversion.partition import QUARANTINE_NAME
 from ugt_composer.data.integrity import CATALOGUE_COPY, INDEX_NAME, MANIFEST_NAME
 from ugt_composer.errors import UserError
+from ugt_composer.storage.array_file import arrays_beside
 
-FIXED_NAMES = (INDEX_NAME, MANIFEST_NAME, QUARANTINE_NAME, CATALOGUE_COPY)
+FIXED_NAMES = (INDEX_NAME, MANIFEST_NAME, QUARANTINE_NAME, CATALOGUE_COPY, arrays_beside(Path(CATALOGUE_COPY)).name)
 PARTS = "parts"
 OUTPUT_NAMES = re.compile(rf"shard\.\d+\.mds(\.\w+)?|{'|'.join(map(re.escape, FIXED_NAMES))}")
 
