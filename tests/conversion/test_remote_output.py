@@ -118,6 +118,26 @@ def test_a_shard_that_is_incomplete_in_the_store_is_an_error(store, source, monk
     assert store.list() == {}
 
 
+def test_parts_of_a_killed_conversion_are_deleted_when_no_running_one_can_have_written_them(
+    store, source, monkeypatch, caplog
+):
+    others = {"mds/.other.converting-0123abcd/part-0/shard.00000.mds", "mds/.train.converting-notes/a"}
+    parts = {f"mds/.train.converting-0123abcd/part-{n}/shard.00000.mds" for n in (0, 1)}
+    for name in others | parts:
+        store.put(name, b"left")
+    assert main([str(source), "--out", OUT, *OPTIONS]) == 0
+    assert others | parts <= store.list().keys()
+    assert "s3://bucket/mds/.train.converting-0123abcd has parts of another conversion" in caplog.text
+    running = "mds/.train.converting-0123abce/part-0/shard.00000.mds"
+    store.put(running, b"of a running one")
+    ages, day = Store.ages, 24 * 3600
+    monkeypatch.setattr(
+        Store, "ages", lambda self, start: {n: age + day * ("abcd" in n) for n, age in ages(self, start).items()}
+    )
+    assert main([str(source), "--out", OUT, "--overwrite", *OPTIONS]) == 0
+    assert {name for name in store.list() if "converting" in name} == {*others, running}
+
+
 def test_a_missing_bucket_is_named(store, source):
     with pytest.raises(MissingError, match="there is no bucket nowhere"):
         main([str(source), "--out", "s3://nowhere/mds", *OPTIONS])

@@ -5,6 +5,8 @@ Parts are written under a prefix of their own beside the output. The store itsel
 names when all are known.
 """
 
+import logging
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +20,9 @@ from ugt_composer.errors import UserError
 from ugt_composer.storage.at_once import for_each
 from ugt_composer.storage.s3 import Store, StoreError
 from ugt_composer.storage.s3_url import split_url
+
+log = logging.getLogger(__name__)
+LEFTOVER_AGE = 24 * 3600.0  # seconds without a new object, after which a conversion is taken for killed
 
 
 class RemoteOutput:
@@ -83,6 +88,25 @@ class RemoteOutput:
         store = Store(self.parts)
         for_each(store.list(), lambda name: store.delete([name]))
 
+    def remove_leftovers(self) -> None:
+        """Deletes the parts of killed conversions to this prefix. Those of a running one are newer."""
+        start = f".{self._name}.converting-"
+        leftovers: dict[str, dict[str, float]] = {}
+        for name, age in self._store.ages(start).items():
+            place = name.split("/")[0]
+            if re.fullmatch(r"[0-9a-f]{8}", place.removeprefix(start)):
+                leftovers.setdefault(place, {})[name] = age
+        for place, ages in leftovers.items():
+            if min(ages.values()) > LEFTOVER_AGE:
+                for_each(ages, lambda name: self._store.delete([name]))
+            else:
+                log.warning(
+                    "%s/%s has parts of another conversion to the same --out: it is running, or was killed less than "
+                    "a day ago; a later conversion deletes them",
+                    self._parent,
+                    place,
+                )
+
     def check_replaceable(self, overwrite: bool) -> None:
         """Raises UserError unless the prefix is empty or, with `overwrite`, an output of this program."""
         names = sorted(self._output.list())
@@ -114,6 +138,7 @@ def remote_output(url: str, overwrite: bool) -> Iterator[RemoteOutput]:
     with TemporaryDirectory(prefix="ugt-convert-") as work:
         output = RemoteOutput(url, Path(work))
         output.check_replaceable(overwrite)
+        output.remove_leftovers()
         try:
             yield output
         finally:
