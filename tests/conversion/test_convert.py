@@ -99,7 +99,7 @@ def test_an_existing_output_is_replaced_only_when_the_new_one_is_complete(tmp_pa
         main([str(bad), "--out", str(out), "--overwrite", *RECOMMEND])
     assert contents(out) == before
     write_rows(source, [recommend_row(random.Random(1), "other")])
-    (out / ".catalogue.jsonl.arrays").touch()  # made of the copy of a large catalogue
+    (out / ".catalogue.jsonl.zst.arrays").touch()  # made of the copy of a large catalogue
     assert main([str(source), "--out", str(out), "--overwrite", *RECOMMEND]) == 0
     assert [row.user_id for row in decoded_rows(out)] == ["other"]
     assert siblings(out) == []
