@@ -14,7 +14,6 @@ sys.path.insert(0, str(ROOT))
 
 from tests.live_tensors import live_storages  # noqa: E402
 from ugt_composer.config.load import load_config  # noqa: E402
-from ugt_composer.parallelism.memory import SMALL  # noqa: E402
 from ugt_composer.training.build import build_trainer  # noqa: E402
 
 
@@ -39,23 +38,12 @@ def main() -> None:
         gc.collect()
         idle = sum(live_storages().values())
         trainer = build_trainer(load_config(job["yaml"], overrides=job["overrides"]))
-        network = trainer.strategy.model.model
         count = Count(trainer.strategy.model)
         trainer.state.callbacks.append(count)
         trainer.train()
-        sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in network.parameters()]
-        layers = [
-            sum(getattr(p, "ds_numel", p.numel()) for p in layer.parameters()) for layer in network.decoder.layers
-        ]
-        found[job["name"]] = {
-            "parameters": sum(size for size, _ in sizes),
-            "trainable": sum(size for size, trained in sizes if trained),
-            "largest_layer": max(layers),
-            "small": sum(size for size, _ in sizes if size < SMALL),
-            "bytes": count.bytes - idle,
-        }
+        found[job["name"]] = count.bytes - idle
         trainer.close()
-        del trainer, network, count
+        del trainer, count
         gc.collect()
     if dist.get_global_rank() == 0:
         target.write_text(json.dumps(found))

@@ -18,7 +18,7 @@ from ugt_composer.config.schema import FsdpConfig, ModelConfig
 from ugt_composer.errors import UserError
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.fsdp import FsdpStrategy, flatten_experts, shard
-from ugt_composer.parallelism.memory import ModelSizes
+from ugt_composer.parallelism.memory import sizes_of
 
 pytestmark = pytest.mark.timeout(2 * DEADLINE)
 SOME = 20_000  # bytes of a batch's own tensors
@@ -78,10 +78,8 @@ def test_gradients_are_reduced_once_a_batch_unless_asked_for(ranks):
 
 
 def test_gradients_of_microbatches_add_up_in_float32_and_take_what_the_dry_run_says(two):
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in Toy(0).parameters()]
-    parameters, trainable = sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
     config = load_config(overrides=["parallelism.strategy=fsdp", "device_train_microbatch_size=1"])
-    estimate = FsdpStrategy.memory(config, ModelSizes(parameters, trainable, 1), 2, "amp_bf16")
+    estimate = FsdpStrategy.memory(config, sizes_of(Toy(0), []), 2, "amp_bf16")
     [whole] = [item.bytes for item in estimate if item.name == "whole gradients"]
     assert all(results["accumulated"] == {torch.float32: whole} for results in two)
 

@@ -160,18 +160,28 @@ class DeepSpeedStrategy(Strategy):
         optimizer_where = HOST if deepspeed.offload_optimizer != "none" else DEVICE
         bucket = min(settings["zero_optimization"]["reduce_bucket_size"], sizes.parameters)
         weights = MemoryItem("weights", number * sizes.parameters)
-        gathered = []
+        gradients = [MemoryItem("gradients", gradient * (sizes.trainable if deepspeed.zero_stage == 1 else trainable))]
+        buckets, gathered = number * bucket, []
+        if deepspeed.zero_stage == 1 and gradient > number:
+            # In addition to their float32 sum, of which an all-reduce copies a bucket.
+            gradients.append(MemoryItem("gradients of a microbatch", number * sizes.trainable))
+            buckets = gradient * bucket
+        if deepspeed.zero_stage == 2:
+            buckets *= 2  # the bucket, and the copy of it that is all-reduced
         if deepspeed.zero_stage == 3:
             where = HOST if deepspeed.offload_param != "none" else DEVICE
             sharded = per_rank(sizes.parameters, world_size) + sizes.small
             weights = MemoryItem("weights", number * sharded, where)
-            gathered = [MemoryItem("gathered", number * min(GATHERED_AT_ONCE, sizes.parameters))]
+            gathered = [
+                MemoryItem("gathered", number * min(GATHERED_AT_ONCE, sizes.parameters)),
+                MemoryItem("reduced at once", number * sizes.largest_unit(1, trained_only=True)),
+            ]
         return [
             weights,
-            MemoryItem("gradients", gradient * (sizes.trainable if deepspeed.zero_stage == 1 else trainable)),
+            *gradients,
             MemoryItem("master weights", FLOAT * trainable, optimizer_where),
             MemoryItem("optimizer", 2 * FLOAT * trainable, optimizer_where),
-            MemoryItem("buckets", number * bucket),
+            MemoryItem("buckets", buckets),
             *gathered,
         ]
 

@@ -21,7 +21,7 @@ from ugt_composer.config.schema import Config
 from ugt_composer.errors import UserError
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.device import own_device
-from ugt_composer.parallelism.memory import DEVICE, FLOAT, HALF, HOST, MemoryItem, ModelSizes, per_rank
+from ugt_composer.parallelism.memory import DEVICE, FLOAT, HALF, HOST, MemoryItem, ModelSizes
 from ugt_composer.parallelism.strategy import MakeOptimizer, Moments, Strategy, placed
 from ugt_composer.patches import check_patches
 from ugt_composer.torch_patches import FSDP_PATCHES, forget_forward_order
@@ -110,18 +110,23 @@ class FsdpStrategy(Strategy):
         return HALF if half else FLOAT
 
     @classmethod
+    def largest_shard(cls, sizes: ModelSizes, world_size: int) -> int:
+        return sizes.in_whole_rows(world_size)
+
+    @classmethod
     def memory(cls, config: Config, sizes: ModelSizes, world_size: int, precision: str) -> list[MemoryItem]:
-        fsdp, trainable = config.parallelism.fsdp, per_rank(sizes.trainable, world_size)
+        fsdp, trainable = config.parallelism.fsdp, sizes.in_whole_rows(world_size, trained_only=True)
         where = HOST if fsdp.cpu_offload else DEVICE
-        at_once = sizes.parameters  # all layers, from their forward pass to their backward pass
+        weights, layer = cls.largest_shard(sizes, world_size), sizes.largest_unit(world_size)
+        at_once = world_size * weights  # all layers, from their forward pass to their backward pass
         if fsdp.reshard_after_forward:
-            at_once = min(LAYERS_AT_ONCE * sizes.largest_layer, sizes.parameters)
+            at_once = min(LAYERS_AT_ONCE * layer, at_once)
         gradient = HALF if fsdp.reduce_dtype in ("bfloat16", "float16") else FLOAT
         microbatch = config.device_train_microbatch_size
         # With "auto" there may be several microbatches.
         accumulates = isinstance(microbatch, str) or device_batch_size(config, world_size) > microbatch
         items = [
-            MemoryItem("weights", FLOAT * per_rank(sizes.parameters, world_size), where),
+            MemoryItem("weights", FLOAT * weights, where),
             MemoryItem("gradients", FLOAT * trainable, where),
             MemoryItem("optimizer", 2 * FLOAT * trainable, where),
             MemoryItem("gathered", at_once * cls.weight_bytes(config, precision)),
@@ -132,7 +137,7 @@ class FsdpStrategy(Strategy):
             # Until the last microbatch every rank accumulates the gradients of the whole model on its device, for any
             # number of ranks and with offloading too.
             items.append(MemoryItem("whole gradients", gradient * sizes.trainable))
-        return [*items, MemoryItem("reduced at once", gradient * min(sizes.largest_layer, sizes.trainable))]
+        return [*items, MemoryItem("reduced at once", gradient * sizes.largest_unit(world_size, trained_only=True))]
 
     def before_microbatch(self, is_last: bool) -> None:
         assert isinstance(self.model, FSDPModule)

@@ -4,6 +4,8 @@ Rajbhandari et al. (2020), ZeRO, section 3, for AdamW: two moments of four bytes
 of the libraries.
 """
 
+import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from torch import nn
@@ -21,33 +23,73 @@ class MemoryItem(NamedTuple):
     where: str = DEVICE
 
 
+class ParameterSize(NamedTuple):
+    """Of a parameter whose first dimension FSDP shards: that of experts, (E, D, F), counts as E · D rows of F."""
+
+    rows: int
+    width: int
+    is_trained: bool
+
+    @property
+    def numbers(self) -> int:
+        return self.rows * self.width
+
+
 class ModelSizes(NamedTuple):
     """Numbers of parameters.
 
     Attributes:
-        parameters, trainable: of the model.
-        largest_layer: of the largest unit that is gathered at once.
-        small: in tensors of fewer than SMALL elements, which ZeRO-3 does not shard.
+        units: the parameters of each unit that is gathered at once.
     """
 
-    parameters: int
-    trainable: int
-    largest_layer: int
-    small: int = 0
+    units: tuple[tuple[ParameterSize, ...], ...]
+
+    @property
+    def tensors(self) -> list[ParameterSize]:
+        return [tensor for unit in self.units for tensor in unit]
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.numbers for tensor in self.tensors)
+
+    @property
+    def trainable(self) -> int:
+        return sum(tensor.numbers for tensor in self.tensors if tensor.is_trained)
+
+    @property
+    def small(self) -> int:
+        """In tensors of fewer than SMALL elements, which ZeRO-3 does not shard."""
+        return sum(tensor.numbers for tensor in self.tensors if tensor.numbers < SMALL)
+
+    def in_whole_rows(self, world_size: int, trained_only: bool = False) -> int:
+        """The largest shard of a rank, if each parameter is split between its rows: FSDP2's. Of a parameter with fewer
+        rows than ranks, some ranks have one row and others nothing."""
+        return sum(_in_whole_rows(unit, world_size, trained_only) for unit in self.units)
+
+    def largest_unit(self, world_size: int, trained_only: bool = False) -> int:
+        """Of the largest unit when it is gathered from such shards, all of them as large as the largest."""
+        return max(world_size * _in_whole_rows(unit, world_size, trained_only) for unit in self.units)
 
 
 def sizes_of(model: nn.Module, layers: list[nn.Module]) -> ModelSizes:
     """Args: layers: modules that are gathered one at a time; all other parameters are another unit."""
-    numbers = [parameter.numel() for parameter in model.parameters()]
-    of_layers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
-    return ModelSizes(
-        parameters=sum(numbers),
-        trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        largest_layer=max(*of_layers, sum(numbers) - sum(of_layers)),
-        small=sum(number for number in numbers if number < SMALL),
-    )
+    of_layers = [list(layer.parameters()) for layer in layers]
+    in_layers = {id(parameter) for layer in of_layers for parameter in layer}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in in_layers]
+    units = [unit for unit in (*of_layers, others) if unit]
+    return ModelSizes(tuple(tuple(_size_of(parameter) for parameter in unit) for unit in units))
 
 
 def per_rank(number: int, world_size: int) -> int:
     """The largest shard of `number` elements that a rank has."""
     return -(-number // world_size)
+
+
+def _size_of(parameter: nn.Parameter) -> ParameterSize:
+    *first, width = parameter.shape if parameter.dim() > 1 else (*parameter.shape, 1)
+    return ParameterSize(math.prod(first), width, parameter.requires_grad)
+
+
+def _in_whole_rows(unit: Iterable[ParameterSize], world_size: int, trained_only: bool) -> int:
+    tensors = [tensor for tensor in unit if tensor.is_trained or not trained_only]
+    return sum(tensor.width * per_rank(tensor.rows, world_size) for tensor in tensors)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ugt_composer.config.schema import Config
 from ugt_composer.model.ugt import UGT
-from ugt_composer.parallelism.memory import FLOAT, MemoryItem, ModelSizes
+from ugt_composer.parallelism.memory import FLOAT, MemoryItem, ModelSizes, per_rank
 
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 Moments = dict[str, Tensor]  # a parameter's optimizer state: tensors of its shape, and of shape () such as `step`
@@ -82,6 +82,11 @@ class Strategy(ABC):
         if precision == "fp32" or cls.weight_bytes(config, precision) == FLOAT:
             return "ddp"
         return config.parallelism.strategy
+
+    @classmethod
+    def largest_shard(cls, sizes: ModelSizes, world_size: int) -> int:
+        """Numbers of a sharded model that the rank with the most of them has."""
+        return per_rank(sizes.parameters, world_size)
 
     @classmethod
     @abstractmethod

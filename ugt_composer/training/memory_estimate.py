@@ -12,7 +12,7 @@ from ugt_composer.model.build import freeze_untrained
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.activations import ALL_HALF, AUTOCAST, FLOAT32, Activations, Dtypes, Shape
 from ugt_composer.parallelism.build import strategy_class
-from ugt_composer.parallelism.memory import DEVICE, FLOAT, MemoryItem, per_rank, sizes_of
+from ugt_composer.parallelism.memory import DEVICE, FLOAT, MemoryItem, ModelSizes, sizes_of
 from ugt_composer.parallelism.precision import resolve_precision
 from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.vocabulary import MAX_HISTORY
@@ -119,7 +119,7 @@ def estimate(
     )
     memory = strategy.memory(config, sizes, world_size, precision)
     if config.loss.needs_reference_model:
-        memory.append(_reference(config, strategy, precision, sizes.parameters, world_size))
+        memory.append(_reference(config, strategy, precision, sizes, world_size))
     if items:
         memory.append(MemoryItem("catalogue", CATALOGUE_BYTES * items))
     on_device = sum(item.bytes for item in memory if item.where == DEVICE)
@@ -170,11 +170,11 @@ def _dtypes(config: Config, strategy: type[Strategy], precision: str) -> Dtypes:
     return FLOAT32 if strategy.weight_bytes(config, precision) == FLOAT else ALL_HALF
 
 
-def _reference(config: Config, strategy: type[Strategy], precision: str, parameters: int, ranks: int) -> MemoryItem:
+def _reference(config: Config, strategy: type[Strategy], precision: str, sizes: ModelSizes, ranks: int) -> MemoryItem:
     """The reference model of the preference loss. It computes in the policy's dtypes; FSDP's shards are float32."""
     parallelism = config.parallelism
-    number = strategy.weight_bytes(config, precision)
+    number, parameters = strategy.weight_bytes(config, precision), sizes.parameters
     if parallelism.shard_reference:
         number = number if strategy.casts_model(config) else FLOAT
-        parameters = per_rank(parameters, ranks)
+        parameters = strategy.largest_shard(sizes, ranks)
     return MemoryItem("reference", number * parameters)
