@@ -3,6 +3,7 @@
 The driver compares operation, size and root of each call between the ranks, and kills them if they differ.
 """
 
+import json
 import subprocess
 import sys
 
@@ -63,6 +64,33 @@ def test_two_ranks_call_the_same_collectives(two_ranks, name):
 def test_collectives_match_in_evaluations_saves_and_resumed_runs(whole, name, ranks):
     line = whole[ranks][name]
     assert line["error"] is None, line["error"]
+
+
+@pytest.mark.slow
+def test_commands_divide_their_rows_among_gpus(driver, shop, trained, tmp_path):
+    """Their ranks talk over gloo, and hold the model on a GPU each."""
+    model, users = ("--checkpoint", str(trained / "stage2" / "best")), tmp_path / "users.jsonl"
+    lines = [json.dumps({"user_id": f"u{user}", "items": ["item-1", "item-2"]}) for user in range(30)]
+    users.write_text("\n".join(lines) + "\n")
+    commands = {
+        "figures.json": ["evaluate", *model, "--data", str(shop / "eval"), "--json"],
+        "lists": ["recommend", *model, "--history", str(users), "--users-per-part", "8", "--out"],
+        "rows": ["reference", *model, "--data", str(shop / "preference"), "--out"],
+    }
+    for name, command in commands.items():
+        result = subprocess.run(
+            [*on_ranks(2), *driver, sys.executable, "-m", "ugt_composer.cli.main", *command, str(tmp_path / name)],
+            cwd=ROOT,
+            env=environment(NULLGPU_COUNT="2"),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+    assert json.loads((tmp_path / "figures.json").read_text())["metrics"].keys() >= {"coverage@10"}
+    assert json.loads((tmp_path / "lists" / "index.json").read_text())["users"] == 30
+    assert (tmp_path / "rows" / "index.json").exists()
 
 
 @pytest.fixture
