@@ -80,6 +80,13 @@ def test_a_file_is_not_a_folder(tmp_path):
         write(tmp_path / "out", overwrite=True)
 
 
+def test_an_address_is_not_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="is an address; write to a folder"):
+        write(Path("s3://bucket/out"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_parent_that_is_a_file_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):

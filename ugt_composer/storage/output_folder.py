@@ -40,8 +40,10 @@ def new_folder(
         folders: the folders that the program writes into `out`, each with what the names of its files match.
 
     Raises:
-        UserError: `out` is a file, may not be replaced, or cannot be written.
+        UserError: `out` is a file or an address, may not be replaced, or cannot be written.
     """
+    if re.match(r"[a-z]\w+:/", str(out)):  # Path merges the two slashes into one
+        raise UserError(f"--out {out} is an address; write to a folder, then copy it there")
     out = out.expanduser().resolve()
     _remove_leftovers(out)
     _check_replaceable(out, files, overwrite, folders)
