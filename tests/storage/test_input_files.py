@@ -12,6 +12,20 @@ def test_files_of_subfolders_come_in_the_order_of_their_names_without_hidden_one
     assert [path.relative_to(tmp_path).as_posix() for path in visible_files(tmp_path)] == ["a.csv", "a/z.csv", "b.csv"]
 
 
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    for name in ("in", "other", "third"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.csv").touch()
+    (tmp_path / "in/link.csv").symlink_to(tmp_path / "in/in.csv")
+    for link, target in (("in/to", "other"), ("other/to", "third"), ("third/to", "other"), ("third/up", "in")):
+        (tmp_path / link).symlink_to(tmp_path / target)
+    found = [path.relative_to(tmp_path / "in").as_posix() for path in visible_files(tmp_path / "in")]
+    assert found == ["in.csv", "link.csv", "to/other.csv", "to/to/third.csv"]
+    (tmp_path / "third/lost.csv").symlink_to("missing.csv")
+    with pytest.raises(UserError, match=r"lost\.csv: is a link to missing\.csv, which does not exist"):
+        visible_files(tmp_path / "in")
+
+
 def test_a_file_under_two_names_is_refused_with_both(tmp_path):
     (tmp_path / "a.csv").touch()
     (tmp_path / "link.csv").symlink_to(tmp_path / "a.csv")

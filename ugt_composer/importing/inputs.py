@@ -11,7 +11,7 @@ from typing import TypeVar
 from ugt_composer.errors import UserError
 from ugt_composer.importing.file_format import FORMAT_OF, PARQUET, FileFormat, extension
 from ugt_composer.storage.at_once import mapped
-from ugt_composer.storage.input_files import check_given_once, visible_files
+from ugt_composer.storage.input_files import check_given_once, check_link, visible_files
 from ugt_composer.storage.remote_files import (
     InputFile,
     InputPath,
@@ -116,6 +116,8 @@ def _expand(name: InputPath, written: FileFormat) -> Sequence[InputFile]:
     if not has_magic(str(name)):
         raise UserError(f"{name}: found no such file or folder")
     matches = sorted(Path(match) for match in glob(str(name), recursive=True))
+    for match in matches:
+        check_link(match)
     files = [match for match in matches if match.is_file()]
     if not files:
         raise UserError(f"{name}: found no file that matches this pattern")

@@ -9,9 +9,34 @@ from ugt_composer.storage.s3_url import Address
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """The files of a folder and its subfolders that are visible, in the order of their names."""
-    names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
-    return [names[name] for name in sorted(names) if is_visible(name)]
+    """The files of a folder and its subfolders that are visible, in the order of their names. Links are followed.
+
+    Raises:
+        UserError: a link leads to nothing, or a folder cannot be read.
+    """
+    files: dict[str, Path] = {}
+    for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        folders[:] = [name for name in folders if is_visible(name) and not _is_above(root, name)]
+        for path in (Path(root, name) for name in names if is_visible(name)):
+            check_link(path)
+            files[path.relative_to(folder).as_posix()] = path
+    return [files[name] for name in sorted(files)]
+
+
+def check_link(path: Path) -> None:
+    """UserError if this is a link to a file that is not there."""
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path}: is a link to {os.readlink(path)}, which does not exist")
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot be read ({error.strerror})")
+
+
+def _is_above(folder: str, name: str) -> bool:
+    """Whether a folder in `folder` is a link to one that the walk came through: it would not end."""
+    inner, here = os.path.join(folder, name), Path(os.path.abspath(folder))
+    return os.path.islink(inner) and any(os.path.samefile(inner, above) for above in (here, *here.parents))
 
 
 def is_visible(name: str) -> bool:
