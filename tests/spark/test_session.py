@@ -101,6 +101,7 @@ def test_errors_of_spark_itself_and_of_the_block(session):
     [
         ("lokal", UserError, "--master lokal is unknown; expected local"),
         ("sc://localhost", UserError, "is unknown"),
+        ("local[0]", UserError, r"local\[0\] is unknown"),
     ],
 )
 def test_masters_that_spark_does_not_know(master, kind, message):
