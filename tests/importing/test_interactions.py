@@ -139,6 +139,7 @@ def test_actions_are_kept(tmp_path):
             "r.csv, line 4: column 'movieId': found nothing, expected an id",
         ),
         ("r.csv", HEADER + "\n1,2,3,4\n1,2,x,4\n", {}, "r.csv, line 3: column 'rating': found 'x', expected a number"),
+        ("r.csv", HEADER + "\n1,2,3,4\n1,2,-inf,4\n", {}, "line 3: column 'rating': found '-inf', expected a number"),
         (
             "r.csv",
             HEADER + "\n1,2,3,4\n1,2,3,4\n1,2,3,4 oops\n",

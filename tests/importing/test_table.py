@@ -165,7 +165,8 @@ def test_json_values_become_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ['{"user": 1', "{'user': 1}", "[1]", "7", '"a"', "null", "nonsense", '{"a": "\\ud800"}']
+    "line",
+    ['{"user": 1', "{'user': 1}", "[1]", "7", '"a"', "null", "nonsense", '{"a": "\\ud800"}', '{"a": ' + "[" * 9999],
 )
 def test_a_line_that_is_no_json_object_is_named_and_can_be_skipped(tmp_path, line):
     good = '{"user": "u", "item": "i", "timestamp": 1}'

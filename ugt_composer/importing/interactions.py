@@ -278,7 +278,8 @@ def value_expressions(path: InputPath, rows: pl.LazyFrame, column_of: dict[str, 
         if schema[column_of["rating"]] == pl.String:
             number = raw.str.strip_chars()
             missing |= (number == "") | number.is_in(MISSING)
-        values["rating"] = pl.when(missing).then(float("nan")).otherwise(number.cast(pl.Float32, strict=False))
+        number = number.cast(pl.Float32, strict=False)
+        values["rating"] = pl.when(missing).then(float("nan")).when(~number.is_infinite()).then(number)
     if "action" in column_of:
         values["action"] = pl.col(column_of["action"]).cast(pl.String)
     return values

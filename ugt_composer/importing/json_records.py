@@ -39,7 +39,7 @@ def json_objects(part: Part, single: Sequence[str] = ()) -> Iterator[JsonObject]
             continue
         try:
             value = decode(line)
-        except (msgspec.DecodeError, UnicodeError):
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
             value = _leniently_decoded(line)
         nested = [key for key in single if isinstance(value, dict) and isinstance(value.get(key), (dict, list))]
         if nested:
