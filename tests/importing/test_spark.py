@@ -157,6 +157,17 @@ def test_parquet_of_several_types(session, folder, capsys):
     assert files["test.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [(None, "found no interaction"), (b"", "is empty"), (b"PAR1", "cut short")],
+)
+def test_parquet_without_rows_or_cut_short(session, folder, capsys, data, said):
+    path = folder / "events.parquet"
+    pl.DataFrame(events(1)).head(0).write_parquet(path)
+    path.write_bytes(path.read_bytes() if data is None else data + b"x" * 9 * len(data))
+    assert said in both(capsys, [path], "--positive-actions", "all")[1]
+
+
 def test_ids_and_times_in_several_forms(session, folder, capsys):
     rows = events(500)
     for number, row in enumerate(rows):

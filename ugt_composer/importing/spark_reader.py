@@ -158,9 +158,10 @@ def _blocks(context: "SparkContext", parts: tuple[Part, ...]) -> tuple[list[Bloc
     """The blocks of all files in order, and their table."""
     cores = context.defaultParallelism
     if parts[0].kind == PARQUET:
+        parquet = open_table(parts)
         counts = each(parts, _count_rows)
-        step = _step(SPAN_ROWS, sum(counts), cores)
-        return _ranges(parts, counts, step), open_table(parts)
+        check_any_rows(parts[0].path, sum(counts))
+        return _ranges(parts, counts, _step(SPAN_ROWS, sum(counts), cores)), parquet
     sizes = [part.size for part in parts]
     spans = _ranges(parts, sizes, _step(SPAN_BYTES, sum(sizes), cores))
     table: Table | None = open_table(parts) if parts[0].kind != JSONL else None
