@@ -146,7 +146,8 @@ def test_what_fsdp_allocates_on_one_of_64_ranks_is_what_the_dry_run_says(monkeyp
         "gradients": allocated(gradients),
         "optimizer": allocated(moments),
         "gathered": 2 * max(sent["all_gather_into_tensor"]),
-        "reduced at once": max(sent["reduce_scatter_tensor"]),
+        # In float32, and autograd's gradients in bfloat16.
+        "reduced at once": max(sent["reduce_scatter_tensor"]) * (4 + 2) // 4,
     }
     assert allocated(weights) > 1.5 * 4 * sizes.parameters / 64
 
@@ -177,5 +178,6 @@ def test_gradients_that_fsdp_accumulates_are_unsharded_and_on_the_device():
         )
         for every_microbatch in ("false", "true")
     )
-    assert set(once) - set(every) == {MemoryItem("whole gradients", 4 * 640)}
+    assert MemoryItem("whole gradients", 4 * 640) in once
+    assert "whole gradients" not in {item.name for item in every}
     assert {item.name for item in once if item.where == "host"} == {"weights", "gradients", "optimizer"}

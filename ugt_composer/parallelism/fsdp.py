@@ -133,11 +133,14 @@ class FsdpStrategy(Strategy):
         ]
         if config.ema_decay is not None:
             items.append(MemoryItem("average of the weights", FLOAT * trainable, where))
+        reduced = sizes.largest_unit(world_size, trained_only=True)
         if accumulates and not fsdp.reduce_every_microbatch:
             # Until the last microbatch every rank accumulates the gradients of the whole model on its device, for any
             # number of ranks and with offloading too.
             items.append(MemoryItem("whole gradients", gradient * sizes.trainable))
-        return [*items, MemoryItem("reduced at once", gradient * sizes.largest_unit(world_size, trained_only=True))]
+            return [*items, MemoryItem("reduced at once", gradient * reduced)]
+        # Autograd's gradients, in the dtype of the weights, and what is reduced.
+        return [*items, MemoryItem("reduced at once", (cls.weight_bytes(config, precision) + gradient) * reduced)]
 
     def before_microbatch(self, is_last: bool) -> None:
         assert isinstance(self.model, FSDPModule)
