@@ -45,9 +45,10 @@ REACHED = 0.6  # fraction of the peak that large products reach; assumed
 STRATEGIES = {
     # Bytes per parameter that a rank sends in a step of M microbatches, without the factor (n - 1) / n for n ranks.
     "ddp": lambda microbatches: 2 * 4,
-    "deepspeed, zero_stage 1": lambda microbatches: 2 * 2 + 2,
+    "deepspeed, zero_stage 1": lambda microbatches: 2 * 4 + 2,  # gradients once per batch, in float32
     "deepspeed, zero_stage 2": lambda microbatches: 2 * 2 * microbatches + 2,  # all-reduced, although sharded
-    "deepspeed, zero_stage 3": lambda microbatches: (2 + 2 + 2) * microbatches,
+    # Of fewer than 10⁹ parameters, none is freed between forward and backward pass.
+    "deepspeed, zero_stage 3": lambda microbatches: (2 + 2) * microbatches,
     "fsdp": lambda microbatches: (2 + 2) * microbatches + 4,  # gradients once per batch
 }
 
