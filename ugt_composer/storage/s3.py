@@ -5,6 +5,7 @@ Streaming; boto3 finds credentials and region in its usual places.
 import io
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -25,6 +26,17 @@ REFUSED = {
 }
 CHANGED = {"412", "416", "PreconditionFailed", "InvalidRange"}
 T = TypeVar("T")
+# Held to import boto3, because another thread that imports it meanwhile may get a half of it, and to create a client,
+# which several threads must not do at once.
+_boto = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _boto
+    _boto = threading.Lock()  # a thread that does not exist in the child may have held it
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 class StoreError(RunError):
@@ -155,21 +167,23 @@ class Store:
 
     @cached_property
     def _client(self) -> Any:
-        from boto3.session import Session
-        from botocore.config import Config
+        with _boto:
+            from boto3.session import Session
+            from botocore.config import Config
 
-        config = Config(
-            connect_timeout=CONNECT_TIMEOUT,
-            read_timeout=READ_TIMEOUT,
-            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-        )
-        return Session().client("s3", config=config, endpoint_url=os.environ.get("S3_ENDPOINT_URL"))
+            config = Config(
+                connect_timeout=CONNECT_TIMEOUT,
+                read_timeout=READ_TIMEOUT,
+                retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+            )
+            return Session().client("s3", config=config, endpoint_url=os.environ.get("S3_ENDPOINT_URL"))
 
     def _ask(self, name: str, request: Callable[[], T]) -> T:
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
-        from s3transfer.exceptions import RetriesExceededError
-        from urllib3.exceptions import HTTPError
+        with _boto:
+            from boto3.exceptions import Boto3Error
+            from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+            from s3transfer.exceptions import RetriesExceededError
+            from urllib3.exceptions import HTTPError
 
         place = f"{self.url}/{name}" if name else self.url
         try:
