@@ -10,7 +10,8 @@ from ugt_composer.checkpoint.machines import Machines
 from ugt_composer.checkpoint.rank0_errors import save_on_rank_0
 from ugt_composer.checkpoint.remote import fetch_newest, model_folder, set_stored_aside
 from ugt_composer.checkpoint.separate_folders import agree_on_newest
-from ugt_composer.checkpoint.uploads import Uploads, delete_reports
+from ugt_composer.checkpoint.upload_parts import delete_reports
+from ugt_composer.checkpoint.uploads import Uploads
 from ugt_composer.checkpoint.whole_state import from_rank_0
 from ugt_composer.config.schema import Config
 from ugt_composer.errors import RunError, UserError

@@ -5,62 +5,28 @@ them. A machine then reports in the store. Rank 0 waits for the reports of all m
 without which a checkpoint is ignored, and rank 0 uploads everything else.
 """
 
-import json
 import logging
-import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from composer.utils import dist
 
 from ugt_composer.checkpoint.machines import ONE_MACHINE, Machines
-from ugt_composer.checkpoint.remote import BESIDE, PORTABLE, record_name, stored_checkpoints
-from ugt_composer.checkpoint.run_checkpoints import ALL_MACHINES, list_checkpoints
+from ugt_composer.checkpoint.remote import BESIDE, record_name, stored_checkpoints
+from ugt_composer.checkpoint.upload_parts import Part, machine_of, parts_of
 from ugt_composer.errors import RunError
 from ugt_composer.storage.at_once import for_each
-from ugt_composer.storage.record import RECORD, CorruptedRecordError, Record, first_corruption, parse_record
+from ugt_composer.storage.record import CorruptedRecordError, first_corruption, parse_record
 from ugt_composer.storage.s3 import MissingError, Store, StoreError
 
 log = logging.getLogger(__name__)
 POLL = 1.0  # seconds between two looks for the reports of other machines
 STATE_POLL = 0.5  # seconds between two exchanges of all machines' states, at the end of a run
-
-
-@dataclass
-class Part:
-    """Files that are uploaded together: first the files in any order, and last the one that marks the part as complete.
-
-    Attributes:
-        name: such as `best`, `ba00001000.pt`, `metrics.jsonl`.
-        last: the name of the record, or of the only file.
-        content: of `last`, at the time when `send` was called.
-        open: {name: opens the file} of the other files; raises FileNotFoundError if rotation has deleted it meanwhile.
-        folder, record: of a checkpoint's files that this machine uploads, which are verified before.
-        reports: {name: content} of what other machines write when they have uploaded their files; `last` comes after.
-        complete: the record of the whole checkpoint; once the store has it, nothing of this part is missing.
-        received: the names of the reports that have come.
-    """
-
-    name: str
-    last: str
-    content: bytes
-    open: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
-    folder: Path = Path()
-    record: Record = field(default_factory=dict)
-    reports: Mapping[str, bytes] = field(default_factory=dict)
-    complete: bytes | None = None
-    received: set[str] = field(default_factory=set)
-
-    @property
-    def version(self) -> str:
-        return xxhash.xxh64_hexdigest(self.content)
 
 
 @dataclass
@@ -127,7 +93,7 @@ class Uploads:
             OSError: the folder cannot be read.
         """
         open_files = ExitStack()
-        parts = self._parts(open_files, newest_only)
+        parts = parts_of(self.folder, self.machines, self.common, open_files, newest_only)
         with self._changed:
             if self._queued is not None:
                 self._queued.open_files.close()
@@ -183,46 +149,6 @@ class Uploads:
         with self._changed:
             self._may_wait = False
             self._changed.notify_all()
-
-    def _parts(self, open_files: ExitStack, newest_only: bool) -> list[Part]:
-        is_first = self.machines.number == 0
-        small = [self.folder / name for name in ("config.yaml", *BESIDE)] if is_first else []
-        parts = [Part(path.name, path.name, path.read_bytes()) for path in small if path.exists()]
-        for name in PORTABLE if is_first else ():
-            record = self.folder / name / RECORD
-            if not record.exists():
-                continue
-            content = record.read_bytes()
-            # Opened now, because training may replace these files during the upload.
-            files = [(f, open_files.enter_context((self.folder / name / f).open("rb"))) for f in parse_record(content)]
-            opened: dict[str, Callable[[], Any]] = {f"{name}/{f}": partial(nullcontext, file) for f, file in files}
-            parts.append(Part(name, f"{name}/{RECORD}", content, opened))
-        checkpoints = [path for path in list_checkpoints(self.folder) if path.is_dir() or is_first]
-        checkpoints = [path for path in checkpoints if (self.folder / record_name(path.name)).exists()]
-        parts += map(self._checkpoint_part, reversed(checkpoints[:1] if newest_only else checkpoints))
-        return parts
-
-    def _checkpoint_part(self, path: Path) -> Part:
-        record_path, is_folder = self.folder / record_name(path.name), path.is_dir()
-        complete = record_path.read_bytes()
-        record = parse_record(complete)
-        if ALL_MACHINES in record:
-            complete = (path / ALL_MACHINES).read_bytes()
-            del record[ALL_MACHINES]
-        if self.machines.are_separate and 0 not in self.machines.sharing:
-            record = {name: record[name] for name in record.keys() - self.common(record)}
-        machines, above = self.machines, f"{path.name}/" if is_folder else ""
-        place, parts = (machines.sharing.index(machines.number), len(machines.sharing)) if is_folder else (0, 1)
-        record = {name: record[name] for name in sorted(record)[place::parts]}
-        opened = {f"{above}{name}": partial(open, record_path.parent / name, "rb") for name in record}
-        reports = {_report_name(path.name, n): _report(complete, machines) for n in range(machines.count)}
-        own_report = _report_name(path.name, machines.number)
-        if machines.number > 0:
-            content = reports[own_report]
-            return Part(path.name, own_report, content, opened, record_path.parent, record, complete=complete)
-        del reports[own_report]
-        others = reports if is_folder else {}
-        return Part(path.name, record_name(path.name), complete, opened, record_path.parent, record, others, complete)
 
     def _outdated(self, parts: list[Part]) -> list[str]:
         return [part.name for part in parts if self._versions.get(part.name) != part.version]
@@ -347,7 +273,7 @@ class Uploads:
                 elif part.name in names:
                     late.update(lacking)
             waiting = [name for name in waiting if name in self._waiting]
-            numbers = ", ".join(sorted({_machine_of(name) for name in late}, key=int))
+            numbers = ", ".join(sorted({machine_of(name) for name in late}, key=int))
             with self._changed:
                 self._late = f"machine {numbers} has not uploaded all of its files" if waiting else None
                 if is_last_look and waiting:
@@ -399,25 +325,6 @@ class Uploads:
             return False
         above = "" if name.endswith(".pt") else f"{name}/"
         return all(listing.get(f"{above}{n}") in [f.size for f in facts] for n, facts in record.items())
-
-
-def _report_name(checkpoint: str, machine: int) -> str:
-    return f"{checkpoint}/uploaded-by-{machine}.json"
-
-
-def delete_reports(store: Store, checkpoints: Iterable[str]) -> None:
-    for checkpoint in checkpoints:
-        reports = (name for name in store.list(checkpoint) if re.fullmatch(r"uploaded-by-\d+\.json", Path(name).name))
-        store.delete(reports)
-
-
-def _machine_of(report: str) -> str:
-    return report.rsplit("-", 1)[1].removesuffix(".json")
-
-
-def _report(complete: bytes, machines: Machines) -> bytes:
-    """It belongs to one version of a checkpoint: one of the same batch may be written again after a restart."""
-    return json.dumps({"record": xxhash.xxh64_hexdigest(complete), "machines": machines.count}).encode()
 
 
 def finish_all(uploads: Uploads | None, machines: Machines) -> None:
