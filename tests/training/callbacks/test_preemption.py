@@ -19,13 +19,14 @@ DROPOUT = ("model.dropout=0.2", "data.train.num_workers=1", "device_eval_batch_s
 
 
 class WarnIn(Callback):
-    """Sends a signal to its own process at an event of a batch."""
+    """Sends a signal to its own process at an event of a batch, at the time `at`."""
 
     def __init__(self, event: str, batch: int):
-        self.event, self.batch = event, batch
+        self.event, self.batch, self.at = event, batch, 0.0
 
     def run_event(self, event, state, logger):
         if event.value == self.event and state.timestamp.batch.value == self.batch and warning.first_at is None:
+            self.at = time.monotonic()
             os.kill(os.getpid(), signal.SIGTERM)
             while warning.first_at is None:
                 time.sleep(0.01)
