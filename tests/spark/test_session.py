@@ -90,6 +90,8 @@ def test_an_exception_of_java_says_its_first_cause(session):
 def test_errors_of_spark_itself_and_of_the_block(session):
     with pytest.raises(SparkError, match="Path does not exist: file:/missing"), spark_session(None, "inner") as inner:
         inner.read.text("/missing")
+    with pytest.raises(SparkError, match="Java process has ended"), spark_session(None, "inner"):
+        raise ConnectionRefusedError(111, "Connection refused")
     with pytest.raises(ZeroDivisionError), spark_session(None, "inner"):
         1 / 0  # noqa: B018 - raises
     with pytest.raises(UserError, match="the master local\\[2\\] is active"), spark_session("local[3]", "inner"):

@@ -216,7 +216,7 @@ def _translated_errors() -> Iterator[None]:
     logger.setLevel(logging.CRITICAL)
     try:
         yield
-    except (Py4JError, PySparkException) as error:
+    except (Py4JError, PySparkException, ConnectionRefusedError) as error:  # the last if Java has ended
         raise failure(error, None) from None
     finally:
         root.removeFilter(_is_not_of_py4j)
