@@ -159,8 +159,7 @@ def test_a_signal_ends_spark_and_leaves_nothing(inputs, tmp_path, number, status
     else:
         process.send_signal(number)
     output, errors = process.communicate(timeout=DEADLINE)
-    assert (process.returncode, output) == (status, "")
-    assert errors == "interrupted; nothing was written to out\n"
+    assert (process.returncode, output, errors) == (status, "", "interrupted; nothing was written to out\n")
     assert siblings(tmp_path / "out") == []
     assert not (tmp_path / "out").exists()
     wait_until(lambda: group_is_gone(process.pid), "Spark's processes have ended")

@@ -102,6 +102,7 @@ def start():
         job.kill()
 
 
+@pytest.mark.slow
 def test_runs_on_one_folder_and_machine_do_not_interfere(start, converted):
     """A killed run, one of two launchers and one of two ranks: leftovers of the killed one are removed, and the others
     read every row."""

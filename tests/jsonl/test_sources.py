@@ -171,7 +171,7 @@ def test_lines_longer_than_allowed_are_bad_rows(tmp_path, monkeypatch):
         (["missing.jsonl"], "no such file or folder"),
         (["rows.csv"], "must end in one of"),
         (["empty"], "no file in this folder"),
-        (["broken"], "gone.jsonl: no such file"),
+        (["broken"], "gone.jsonl: is a link to nowhere, which does not exist"),
         (["pipe.jsonl"], "not a regular file"),
         (["rows.jsonl", "rows.jsonl"], "given twice"),
         (["rows.jsonl", "link.jsonl"], "given twice"),

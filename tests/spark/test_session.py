@@ -14,7 +14,7 @@ from ugt_composer.spark.progress import job_progress
 from ugt_composer.spark.session import spark_session
 
 pytest.importorskip("pyspark")
-from py4j.protocol import Py4JJavaError
+from py4j.protocol import Py4JJavaError, Py4JNetworkError
 
 
 def raise_user_error(number: int) -> None:
@@ -31,6 +31,14 @@ def fill_disk(number: int) -> None:
 
 def end_process(number: int) -> None:
     os._exit(1)
+
+
+def raise_in_an_interrupt() -> None:
+    """As PySpark does."""
+    try:
+        raise KeyboardInterrupt
+    finally:
+        raise Py4JNetworkError("Answer from Java side is empty")
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +100,8 @@ def test_errors_of_spark_itself_and_of_the_block(session):
         inner.read.text("/missing")
     with pytest.raises(SparkError, match="Java process has ended"), spark_session(None, "inner"):
         raise ConnectionRefusedError(111, "Connection refused")
+    with pytest.raises(KeyboardInterrupt), spark_session(None, "inner"):
+        raise_in_an_interrupt()
     with pytest.raises(ZeroDivisionError), spark_session(None, "inner"):
         1 / 0  # noqa: B018 - raises
     with pytest.raises(UserError, match="the master local\\[2\\] is active"), spark_session("local[3]", "inner"):

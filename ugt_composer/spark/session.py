@@ -217,10 +217,17 @@ def _translated_errors() -> Iterator[None]:
     try:
         yield
     except (Py4JError, PySparkException, ConnectionRefusedError) as error:  # the last if Java has ended
-        raise failure(error, None) from None
+        raise _interrupt_before(error) or failure(error, None) from None
     finally:
         root.removeFilter(_is_not_of_py4j)
         logger.setLevel(level)
+
+
+def _interrupt_before(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The interrupt that led to an error: PySpark calls Java again when a call is interrupted, which may fail."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error
 
 
 def _is_not_of_py4j(record: logging.LogRecord) -> bool:
