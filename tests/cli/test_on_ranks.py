@@ -86,6 +86,7 @@ def recommend(stages, users: Path, out: Path, *options) -> list[str]:
     return [str(word) for word in words]
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_job_and_the_next_start_repeats_no_finished_part(stages, tmp_path):
     users, out = write_users(tmp_path / "users.jsonl", 1600), tmp_path / "lists"
     command = recommend(stages, users, out, "--users-per-part", 40)

@@ -222,6 +222,7 @@ def test_errors_have_the_same_words(session, folder, capsys, options, said):
     assert said in message
 
 
+@pytest.mark.slow
 def test_without_times_or_with_one_the_order_is_that_of_the_file(session, folder, capsys):
     rows = events(400)
     path = write_csv(folder / "log.csv", rows)

@@ -284,6 +284,7 @@ def test_compiled_it_gives_the_same(on_kernels):
     assert on_kernels == ["_norm_outputs", "_norm_gradients"] * 4
 
 
+@pytest.mark.slow
 def test_an_inductor_graph_with_a_gate_gives_the_same():
     data = make(37, 32, 1, gate=True)
     data.types = None

@@ -46,6 +46,7 @@ def wait(processes: list[subprocess.Popen], seconds: float) -> list[str]:
                 process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fsdp"])
 def test_two_machines_train_as_one(shop, tmp_path, strategy):
     port = free_port()

@@ -84,7 +84,7 @@ def test_training_is_that_of_a_run_without_a_condition(trained, tmp_path):
     assert comparable(tmp_path / "run")[1:] == comparable(tmp_path / "plain")
 
 
-@pytest.mark.parametrize("condition", [NEVER, ALWAYS])
+@pytest.mark.parametrize("condition", [NEVER, pytest.param(ALWAYS, marks=pytest.mark.slow)])
 def test_a_resumed_run_compares_with_the_same_start(trained, tmp_path, condition):
     whole = trained("whole", None, *condition, "save_best_patience=5")
     trained("parts", 1, *condition, "save_best_patience=5", "save_interval=9ba")

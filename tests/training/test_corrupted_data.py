@@ -134,6 +134,7 @@ def test_two_ranks_end_when_one_of_them_reads_a_damaged_shard(run):
     assert f"error: {run.data / 'train' / SHARD}: has the xxh64" in result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_data_worker_ends_the_run_and_is_named(run):
     command = [sys.executable, str(ROOT / "train.py")]
     arguments = run.arguments("data.train.num_workers=2", "max_duration=10000ep", "dist_timeout=60")
