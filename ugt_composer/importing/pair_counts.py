@@ -40,8 +40,6 @@ class PairSample:
 
     def users(self, ids: pl.Series) -> np.ndarray:
         """bool (U,): which users, text (U,), are taken."""
-        if self.one_of == 1:
-            return np.ones(len(ids), bool)
         return np.array([xxhash.xxh3_64_intdigest(user.encode()) % self.one_of == 0 for user in ids], bool)
 
 

@@ -206,12 +206,16 @@ def _count_pairs(partition: UserHistories, items: int, sample: PairSample) -> li
 
 def _count_near(partition: UserHistories, items: int, sample: PairSample) -> list[NearCounts]:
     counts = count_near(*_paired(partition, sample), items, sample.window)
-    return replace(counts, items=np.bincount(partition.item[partition.trained], minlength=items)).pieces()
+    if sample.one_of > 1:
+        counts = replace(counts, items=np.bincount(partition.item[partition.trained], minlength=items))  # of all users
+    return counts.pieces()
 
 
 def _paired(partition: UserHistories, sample: PairSample) -> tuple[np.ndarray, np.ndarray]:
     """Users and items of the training interactions of a sample."""
-    paired = partition.trained & sample.users(partition.log.users)[partition.user]
+    paired = partition.trained
+    if sample.one_of > 1:
+        paired = paired & sample.users(partition.log.users)[partition.user]
     return partition.user[paired], partition.item[paired]
 
 
