@@ -12,6 +12,7 @@ import torch.distributed
 from hypothesis import settings
 
 from tests.shop import ended, module_in_cwd, shop, stage_config, stages  # noqa: F401 - fixtures
+from tests.storage.s3_server import bucket, store  # noqa: F401 - fixtures
 from ugt_composer.config.schema import ModelConfig
 from ugt_composer.data.batch import Batch
 from ugt_composer.vocabulary import BOS, ITEM, NUM_SPECIAL_IDS

@@ -185,13 +185,18 @@ def test_a_report_of_an_earlier_version_does_not_count(folders, url):
     assert first.wait(60)
 
 
-def test_rotation_in_the_store_includes_the_files_of_all_machines(folders, url):
+def upload_two_and_keep_one(folders, url) -> None:
+    """Checkpoints of batches 1 and 2, of machines with separate folders."""
     both = uploads_of(folders, url, SEPARATE, keep=1)
     for batch in (1, 2):
         write_parts(folders, SEPARATE, batch)
         for one in both:
             one.send()
         assert all(one.wait(60) for one in both)
+
+
+def test_rotation_in_the_store_includes_the_files_of_all_machines(folders, url):
+    upload_two_and_keep_one(folders, url)
     assert {name.split("/")[0] for name in Store(url).list()} == {"ba00000002"}
 
 
@@ -280,12 +285,7 @@ def test_a_store_that_refuses_to_delete_gets_the_newer_checkpoints(folders, url,
         raise StoreError("deletion is refused")
 
     monkeypatch.setattr(Store, "delete", refuses)
-    both = uploads_of(folders, url, SEPARATE, keep=1)
-    for batch in (1, 2):
-        write_parts(folders, SEPARATE, batch)
-        for one in both:
-            one.send()
-        assert all(one.wait(60) for one in both)
+    upload_two_and_keep_one(folders, url)
     assert "deletion is refused; checkpoints that need not be kept are deleted after the next save" in caplog.text
 
 

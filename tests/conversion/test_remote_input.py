@@ -10,7 +10,7 @@ import zstandard
 
 from tests.conversion.conversion_cases import SMALL, contents, main, recommend_row, siblings, write_rows
 from tests.spark.spark_cases import MASTER, needs_java
-from tests.storage.s3_server import executor_environment, loopback_bucket, upload
+from tests.storage.s3_server import executor_environment, upload
 from ugt_composer.errors import UserError
 from ugt_composer.jsonl import sources
 from ugt_composer.jsonl.schema import ITEM_KEYS
@@ -20,18 +20,6 @@ pytestmark = pytest.mark.processes
 IN = "s3://bucket/in"
 OPTIONS = ["--kind", "recommend", "--range-bytes", "2500", "--size-limit", "4096", *SMALL]
 LENIENT = ["--on-error", "quarantine", "--max-error-rate", "1"]
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    with loopback_bucket() as store:
-        yield store
-
-
-@pytest.fixture
-def store(bucket):
-    bucket.delete(list(bucket.list()))
-    return bucket
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import zstandard
 
 from convert.interactions_to_jsonl import main
 from tests.spark.spark_cases import MASTER, needs_java
-from tests.storage.s3_server import executor_environment, loopback_bucket, upload
+from tests.storage.s3_server import executor_environment, upload
 from ugt_composer.errors import UserError
 from ugt_composer.importing import spark_reader
 from ugt_composer.storage.remote_files import RemoteFile
@@ -20,18 +20,6 @@ from ugt_composer.storage.s3 import Store
 pytestmark = pytest.mark.processes
 IN = "s3://bucket/in"
 OPTIONS = ["--cuts-per-user", "3", "--clusters", "2", "3"]
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    with loopback_bucket() as store:
-        yield store
-
-
-@pytest.fixture
-def store(bucket):
-    bucket.delete(list(bucket.list()))
-    return bucket
 
 
 @pytest.fixture

@@ -66,6 +66,19 @@ def test_collectives_match_in_evaluations_saves_and_resumed_runs(whole, name, ra
     assert line["error"] is None, line["error"]
 
 
+def run_on_two_ranks(driver: list[str], *words: str) -> subprocess.CompletedProcess:
+    """The ended process of a Python program on two ranks with a GPU each."""
+    return subprocess.run(
+        [*on_ranks(2), *driver, sys.executable, *words],
+        cwd=ROOT,
+        env=environment(NULLGPU_COUNT="2"),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+
+
 @pytest.mark.slow
 def test_commands_divide_their_rows_among_gpus(driver, shop, trained, tmp_path):
     """Their ranks talk over gloo, and hold the model on a GPU each."""
@@ -78,15 +91,7 @@ def test_commands_divide_their_rows_among_gpus(driver, shop, trained, tmp_path):
         "rows": ["reference", *model, "--data", str(shop / "preference"), "--out"],
     }
     for name, command in commands.items():
-        result = subprocess.run(
-            [*on_ranks(2), *driver, sys.executable, "-m", "ugt_composer.cli.main", *command, str(tmp_path / name)],
-            cwd=ROOT,
-            env=environment(NULLGPU_COUNT="2"),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
+        result = run_on_two_ranks(driver, "-m", "ugt_composer.cli.main", *command, str(tmp_path / name))
         assert result.returncode == 0, result.stderr[-3000:]
     assert json.loads((tmp_path / "figures.json").read_text())["metrics"].keys() >= {"coverage@10"}
     assert json.loads((tmp_path / "lists" / "index.json").read_text())["users"] == 30
@@ -100,15 +105,7 @@ def train_on_two_ranks(driver, shop, trained, tmp_path):
     def run(*overrides: str, mistake: tuple[str, str] | tuple[()] = ()) -> subprocess.CompletedProcess:
         short = ["max_duration=4ba", "eval_interval=2ba", "device_train_microbatch_size=8", "dist_timeout=120"]
         arguments = [*mistake, *stage_arguments(shop, tmp_path / "run", 1), *short, *overrides]
-        return subprocess.run(
-            [*on_ranks(2), *driver, sys.executable, str(ROOT / "tests/rehearsal/train.py"), *arguments],
-            cwd=ROOT,
-            env=environment(NULLGPU_COUNT="2"),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=600,
-        )
+        return run_on_two_ranks(driver, str(ROOT / "tests/rehearsal/train.py"), *arguments)
 
     return run
 

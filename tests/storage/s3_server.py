@@ -122,6 +122,20 @@ def loopback_bucket() -> Iterator[Store]:
         yield store
 
 
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Store]:
+    """The bucket of a module's tests."""
+    with loopback_bucket() as store:
+        yield store
+
+
+@pytest.fixture
+def store(bucket: Store) -> Store:
+    """The bucket, emptied."""
+    bucket.delete(list(bucket.list()))
+    return bucket
+
+
 def executor_environment() -> dict[str, str]:
     """Settings of Spark: its Java process may have been started without the store's variables."""
     return {f"spark.executorEnv.{name}": os.environ[name] for name in (*ENVIRONMENT, "S3_ENDPOINT_URL")}
