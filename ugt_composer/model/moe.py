@@ -3,12 +3,11 @@
 N tokens (B·T flattened), k experts per token, E experts, C slots per expert, D width, F expert width. An assignment is
 a pair of a token and one of its k experts; assignment a belongs to token a // k.
 
-Rows are moved by gathers in the forward and in the backward pass. PyTorch would sum gradients with atomic additions, in
-an order that differs from run to run; here the inverse gather is known, so that the same inputs give the same bits.
+Rows are moved by `take_rows`, so that the same inputs give the same bits.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from ugt_composer.float32_product import float32_matmul
 from ugt_composer.model.autocast import product_dtype
 from ugt_composer.model.dropout import Dropout
 from ugt_composer.model.grouped_product import grouped_linear, runs_without_waiting
+from ugt_composer.model.row_moves import inverse_permutation, take_rows
 
 READABLE_WITHOUT_SYNC = ("cpu",)  # devices whose values can be read without a synchronisation
 FEW_TOKENS = 1024  # such as when items are scored, from one token per row
@@ -132,15 +132,15 @@ class MoEFeedForward(nn.Module):
         capacity = math.ceil(capacity_factor * len(order) / self.num_experts)
         place = torch.arange(len(order), device=tokens.device) - first[sorted_experts]
         kept = (place < capacity) & (sorted_experts < self.num_experts)
-        inverse = _inverse(order)
+        inverse = inverse_permutation(order)
         slot = torch.where(kept, sorted_experts * capacity + place, 0)[inverse]
         kept = kept[inverse]
         place = torch.arange(capacity, device=tokens.device)
         filled = (place < first.diff()[:-1].unsqueeze(-1)).flatten()
         assignment = order[(first[:-2].unsqueeze(-1) + place).flatten().clamp(max=len(order) - 1)]
-        slots = _take_rows(tokens, self.top_k, (assignment, filled), (slot, kept))
+        slots = take_rows(tokens, (assignment, filled), (slot, kept), self.top_k)
         outputs = self._stacked_experts(slots.view(self.num_experts, capacity, -1))
-        return _take_rows(outputs.flatten(0, 1), 1, (slot, kept), (assignment, filled))
+        return take_rows(outputs.flatten(0, 1), (slot, kept), (assignment, filled))
 
     def _all_experts(self, tokens: Tensor, experts: Tensor) -> Tensor:
         """The outputs of `_dropless`, given tokens (N, D) and their experts (N, k), but every expert computes every
@@ -152,7 +152,7 @@ class MoEFeedForward(nn.Module):
         row = (experts * count + token).flatten()
         choice = experts.unsqueeze(-1) == torch.arange(self.num_experts, device=tokens.device)  # (N, k, E)
         assignment = token * self.top_k + choice.int().argmax(1)
-        return _take_rows(outputs, 1, (row, None), (assignment.T.flatten(), choice.any(1).T.flatten()))
+        return take_rows(outputs, (row, None), (assignment.T.flatten(), choice.any(1).T.flatten()))
 
     def _stacked_experts(self, x: Tensor) -> Tensor:
         """x (E, C, D) → (E, C, D); expert e computes x[e]."""
@@ -168,8 +168,8 @@ class MoEFeedForward(nn.Module):
             order: (N·k,) int64, the assignments sorted by expert.
             counts: (E + 1,) int64, number of assignments of each expert, and of padding.
         """
-        inverse = _inverse(order)
-        pieces = _take_rows(tokens, self.top_k, (order, None), (inverse, None)).split(counts.tolist())
+        inverse = inverse_permutation(order)
+        pieces = take_rows(tokens, (order, None), (inverse, None), self.top_k).split(counts.tolist())
         ups, downs = self._weights()
         outputs = [
             F.linear(self.dropout(F.silu(F.linear(piece, up.T, up_bias))), down.T, down_bias)
@@ -178,7 +178,7 @@ class MoEFeedForward(nn.Module):
             )
         ]
         outputs.append(torch.zeros_like(pieces[-1], dtype=outputs[0].dtype))
-        return _take_rows(torch.cat(outputs), 1, (inverse, None), (order, None))
+        return take_rows(torch.cat(outputs), (inverse, None), (order, None))
 
     def _grouped(self, tokens: Tensor, order: Tensor, sorted_experts: Tensor, first: Tensor) -> Tensor:
         """The outputs of `_dropless`, without its wait: the products read the counts on the device.
@@ -188,14 +188,14 @@ class MoEFeedForward(nn.Module):
             order, sorted_experts: (N·k,) int64, the assignments sorted by expert, and their experts; E: padding.
             first: (E + 2,) int64, where each expert's assignments begin in that order.
         """
-        inverse, ends = _inverse(order), first[1:-1].int()
+        inverse, ends = inverse_permutation(order), first[1:-1].int()
         # Rows of padding are undefined, in both directions: they are masked where they leave the products.
         computed = (inverse, sorted_experts[inverse] < self.num_experts)
         up, down = self._weights()
-        rows = _take_rows(tokens, self.top_k, (order, None), computed)
+        rows = take_rows(tokens, (order, None), computed, self.top_k)
         hidden = self.dropout(F.silu(grouped_linear(rows, up, self.up_bias, sorted_experts, ends)))
         outputs = grouped_linear(hidden, down, self.down_bias, sorted_experts, ends)
-        return _take_rows(outputs, 1, computed, (order, None))
+        return take_rows(outputs, computed, (order, None))
 
     def _weights(self) -> tuple[Tensor, Tensor]:
         """The experts' matrices, (E, D, F) and (E, F, D)."""
@@ -203,56 +203,6 @@ class MoEFeedForward(nn.Module):
             self.up.view(self.num_experts, self.d_model, self.d_ff),
             self.down.view(self.num_experts, self.d_ff, self.d_model),
         )
-
-
-class _TakeRows(torch.autograd.Function):
-    """See `_take_rows`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        repeats: int,
-        dtype: torch.dtype,
-        index: Tensor,
-        index_valid: Tensor | None,
-        inverse: Tensor,
-        inverse_valid: Tensor | None,
-    ) -> Tensor:
-        ctx.save_for_backward(inverse, inverse_valid)
-        ctx.repeats, ctx.dtype = repeats, x.dtype
-        return _gather(x.to(dtype), index // repeats if repeats > 1 else index, index_valid)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        inverse, inverse_valid = ctx.saved_tensors
-        rows = _gather(gradient, inverse, inverse_valid)
-        if ctx.repeats > 1:
-            rows = rows.unflatten(0, (-1, ctx.repeats)).sum(1, dtype=ctx.dtype)
-        return rows.to(ctx.dtype), None, None, None, None, None, None
-
-
-def _gather(x: Tensor, index: Tensor, valid: Tensor | None) -> Tensor:
-    rows = x.index_select(0, index)
-    # Not in place: a compiled function's output has to be a new tensor, see GroupLayerNorm.
-    return rows if valid is None else rows.masked_fill(~valid.unsqueeze(-1), 0)
-
-
-Rows = tuple[Tensor, Tensor | None]  # row indices (R,) int64, and which of them are valid (R,) bool; None: all
-
-
-def _take_rows(x: Tensor, repeats: int, index: Rows, inverse: Rows) -> Tensor:
-    """Repeats each row of x (M, D) `repeats` times and selects rows: (M·repeats, D) → (R, D), zero where `index` is not
-    valid. No row is selected twice.
-
-    The gradient is a gather as well: `inverse` is the place in the result of each of the M·repeats rows.
-    """
-    return _TakeRows.apply(x, repeats, product_dtype(x), *index, *inverse)
-
-
-def _inverse(order: Tensor) -> Tensor:
-    """The inverse of a permutation (N,) int64. Every place is written once, so the scatter is deterministic."""
-    return order.scatter(0, order, torch.arange(order.shape[0], device=order.device))
 
 
 def balance_loss(counts: Tensor, prob_sums: Tensor) -> Tensor:
