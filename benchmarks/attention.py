@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.claims import Claim, in_turns, peak_bytes, report
 from ugt_composer.model.attention import PointwiseAttention, merge_heads, split_heads
+from ugt_composer.model.history_tokens import HistoryTokens
 
 D_MODEL, HEADS = 128, 8
 
@@ -27,10 +28,11 @@ D_MODEL, HEADS = 128, 8
 class PlainAttention(PointwiseAttention):
     """The formula, implemented literally."""
 
-    def forward(self, x: Tensor, mask: Tensor, times: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, tokens: HistoryTokens, times: Tensor | None = None) -> Tensor:
         q, k, v, gate = self.in_proj(x).chunk(4, dim=-1)
         q, k, v = (split_heads(t, self.n_heads) for t in (q, k, v))
         scores = F.silu(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]))
+        mask = tokens.mask
         weights = scores * (mask / mask.sum(-1, keepdim=True))[:, None, None, :]
         return self.out_proj(self.norm(merge_heads(weights @ v)) * F.silu(gate))
 
@@ -41,7 +43,7 @@ def make(kind: str, rows: int, length: int):
     layer = {"ours": PointwiseAttention, "plain": PlainAttention}[kind](D_MODEL, HEADS, 0.0)
     x = torch.randn(rows, length, D_MODEL, requires_grad=True)
     mask = torch.ones(rows, length, dtype=torch.bool)
-    return lambda: layer(x, mask).sum().backward(), layer
+    return lambda: layer(x, HistoryTokens(mask)).sum().backward(), layer
 
 
 PROGRAM = """

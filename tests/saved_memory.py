@@ -1,15 +1,19 @@
 """The memory that autograd keeps for the backward pass."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ugt_composer.model import dropout
 
 
-def saved_bytes(layer: nn.Module, *inputs: Tensor) -> int:
+def saved_bytes(layer: nn.Module, *inputs: Any) -> int:
     """Bytes of the storages that autograd keeps for layer(*inputs), and of its result, without inputs and weights."""
-    known = {t.untyped_storage().data_ptr() for t in (*inputs, *layer.parameters())}
+    given = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    known = {t.untyped_storage().data_ptr() for t in (*given, *layer.parameters())}
     storages: dict[int, int] = {}
     kept = []
 

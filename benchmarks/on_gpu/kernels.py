@@ -26,6 +26,7 @@ from benchmarks.on_gpu.steps import (
 from ugt_composer.config.schema import ModelConfig
 from ugt_composer.model.attention import CrossAttention, PointwiseAttention
 from ugt_composer.model.encoder import FeedForward
+from ugt_composer.model.history_tokens import EncodedHistory, HistoryTokens
 from ugt_composer.model.moe import MoEFeedForward
 from ugt_composer.model.norm import GroupLayerNorm
 from ugt_composer.model.pointwise_product import pointwise_product
@@ -88,7 +89,9 @@ def layers(model: ModelConfig, rows: int, decoder_rows: int, history: int) -> di
 
     def cross() -> tuple:
         memory = vectors(rows, history, d)
-        return of_module(CrossAttention(d, heads, 0.0).cuda(), rows, TARGET, arguments=(memory, mask))
+        return of_module(
+            CrossAttention(d, heads, 0.0).cuda(), rows, TARGET, arguments=(EncodedHistory(memory, HistoryTokens(mask)),)
+        )
 
     experts = f"{model.num_experts} experts, top {model.top_k_experts}"
     few, many = rows * TARGET, decoder_rows * TARGET
@@ -97,7 +100,7 @@ def layers(model: ModelConfig, rows: int, decoder_rows: int, history: int) -> di
         "φ(Q Kᵀ) V in pieces, the path without kernels": pointwise,
         "… torch scaled_dot_product_attention": softmax,
         "pointwise attention, whole layer": lambda: of_module(
-            PointwiseAttention(d, heads, 0.0).cuda(), rows, history, arguments=(mask,)
+            PointwiseAttention(d, heads, 0.0).cuda(), rows, history, arguments=(HistoryTokens(mask),)
         ),
         "group layer norm": lambda: of_module(
             GroupLayerNorm(d, model.num_token_types).cuda(), rows, history, arguments=(types,)

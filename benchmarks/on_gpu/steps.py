@@ -205,7 +205,9 @@ def make_batch(
         "preference_score": torch.ones(rows, device="cuda"),
         "row_ids": torch.arange(rows, device="cuda"),
         "row_mask": torch.ones(rows, dtype=torch.bool, device="cuda"),
+        "encoder_tokens": mask.flatten().nonzero().squeeze(1),
         "encoder_lengths": lengths.tolist(),
+        "decoder_lengths": [target] * rows,
     }
 
 

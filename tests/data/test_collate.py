@@ -196,10 +196,11 @@ def test_a_batch_without_rejected_items_has_room_for_one_if_requested():
 @given(st.lists(st.tuples(rows(), st.booleans()), min_size=1, max_size=7))
 def test_longest_first_is_the_same_rows_in_the_order_of_their_lengths(given_rows):
     packed = [PackedRow(100 + i, encode_row(row, 2), counts) for i, (row, counts) in enumerate(given_rows)]
-    plain, ordered = collate(packed), collate(packed, longest_first=True)
+    plain, ordered = collate(packed), collate(packed, longest_first=True, with_lengths=True)
     lengths = list(zip(ordered.pop("encoder_lengths"), ordered.pop("decoder_lengths"), strict=True))
     assert lengths == sorted(((len(row.encoder), len(row.decoder)) for row, _ in given_rows), reverse=True)
     order = ordered["row_ids"] - 100
     assert sorted(order.tolist()) == list(range(len(packed)))
+    assert torch.equal(ordered.pop("encoder_tokens"), ordered["encoder_mask"].flatten().nonzero().squeeze(1))
     for key, value in ordered.items():
         torch.testing.assert_close(value, plain[key][order])

@@ -46,9 +46,10 @@ def batch_of(rows, max_history, min_rejected=0):
 @settings(max_examples=60, deadline=None)
 def test_the_rows_are_those_that_the_conversion_cuts(rows, size):
     cut, expected = with_recent_history(batch_of(rows, 64), size), batch_of(rows, size)
-    assert cut.keys() == expected.keys()
-    for name, values in expected.items():
-        torch.testing.assert_close(cut[name], values, msg=name)
+    # `encoder_tokens` is left out of batches that are cut
+    assert expected.keys() - {"encoder_tokens"} <= cut.keys() <= expected.keys()
+    for name, values in cut.items():
+        torch.testing.assert_close(values, expected[name], msg=name)
 
 
 def test_rows_with_a_rejected_item_keep_their_history():

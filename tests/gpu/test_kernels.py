@@ -6,6 +6,7 @@ import torch
 from tests.kernels.attention_twin import both, example, loops, run
 from ugt_composer import kernels
 from ugt_composer.model.attention import PointwiseAttention
+from ugt_composer.model.history_tokens import HistoryTokens
 
 BOUNDS = {torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
@@ -60,7 +61,7 @@ def test_the_same_inputs_give_the_same_bits(gpu):
     outputs = []
     for _ in range(3):
         with torch.autocast("cuda", torch.bfloat16):
-            out = layer(x, mask)
+            out = layer(x, HistoryTokens(mask))
         outputs.append((out, *torch.autograd.grad(out.float().square().sum(), [x, *layer.parameters()])))
     for again in outputs[1:]:
         assert all(torch.equal(one, other) for one, other in zip(outputs[0], again, strict=True))
@@ -78,7 +79,7 @@ def test_a_layer_with_kernels_is_the_layer_without(gpu, dtype, monkeypatch):
     for name, usable, precision in (("kernels", True, dtype), ("half", False, dtype), ("exact", False, None)):
         monkeypatch.setattr(kernels, "_ARE_ENABLED", usable)
         with torch.autocast("cuda", precision, enabled=precision is not None):
-            out = layer(x, mask)
+            out = layer(x, HistoryTokens(mask))
         gradients = torch.autograd.grad((out.float() * mask[..., None]).square().sum(), [x, *layer.parameters()])
         results[name] = [value.detach().double().cpu() for value in (out * mask[..., None], *gradients)]
     for ours, half, exact in zip(*results.values(), strict=True):

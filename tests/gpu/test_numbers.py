@@ -265,7 +265,7 @@ def test_recommendations_equal_a_cpus(gpu, over_catalogue, weight):
             hidden = model.start_over(memory, given)
             scores = None
             if weight:
-                users = model.user_vector(memory, given["encoder_mask"])
+                users = model.user_vector(memory)
                 scores = ItemScores(users, model.item_vectors(trie.items), 0.07, weight)
             best = beam_search(model.level_logits, hidden, trie, 20, 50, given["encoder_ids"], scores, over_catalogue)
         found.append(best)
@@ -290,7 +290,7 @@ def test_drawn_items_and_scores_of_items_equal_a_cpus(gpu, similarity):
         noise = RowNoise(given["row_ids"], torch.tensor(3, device=device), seed=1)
         with torch.no_grad():
             memory = model.encode(given)
-            hidden, users = model.start_over(memory, given), model.user_vector(memory, given["encoder_mask"])
+            hidden, users = model.start_over(memory, given), model.user_vector(memory)
             seen = model.seen_nodes(given, trie)
             biases = model.repeat_biases(hidden.unsqueeze(1), seen)
             drawn = draw_group(model.level_logits, hidden, given["labels"][:, 0], trie, 64, noise, biases)

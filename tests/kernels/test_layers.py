@@ -9,6 +9,7 @@ from ugt_composer import kernels
 from ugt_composer.config.schema import ModelConfig
 from ugt_composer.model.attention import PointwiseAttention
 from ugt_composer.model.encoder import EncoderLayer
+from ugt_composer.model.history_tokens import HistoryTokens
 from ugt_composer.parallelism.activations import AUTOCAST, Shape, encoder_layer
 
 pytestmark = interpreted
@@ -29,13 +30,14 @@ def make(dropout=0.0, attention_dropout=0.0, activation="silu"):
     x = torch.randn(ROWS, LENGTH, D, requires_grad=True)
     types = torch.randint(4, (ROWS, LENGTH))
     mask = torch.arange(LENGTH) < torch.tensor([LENGTH, 1, 25])[:, None]
-    return layer, x, types, mask
+    return layer, x, types, HistoryTokens(mask)
 
 
-def results(layer, x, types, mask, half=True):
+def results(layer, x, types, tokens, half=True):
     """Outputs of the valid tokens, and the gradients."""
     with torch.autocast("cpu", torch.float16, enabled=half):
-        out = layer(x, types, mask)
+        out = layer(x, types, tokens)
+    mask = tokens.mask
     gradients = torch.autograd.grad((out * mask[..., None]).square().mean(), [x, *layer.parameters()])
     return [out[mask].detach(), *gradients]
 
@@ -53,6 +55,23 @@ def test_a_layer_with_kernels_is_the_layer_without(switch, activation):
         assert error < 1.5 * usual + 1e-4
 
 
+@pytest.mark.parametrize("activation", ["silu", "relu"])
+def test_packed_tokens_give_the_numbers_of_padded_ones(switch, activation):
+    switch(True)
+    layer, x, types, padded = make(activation=activation)
+    mask = padded.mask
+    tokens = HistoryTokens(mask, mask.flatten().nonzero().squeeze(1), (mask.flatten().cumsum(0) - 1).clamp(min=0))
+    found = {}
+    for name, given in (("padded", padded), ("packed", tokens)):
+        with torch.autocast("cpu", torch.float16):
+            out = layer(given.select(x), given.select(types), given)
+        valid = out[mask] if name == "padded" else out
+        gradients = torch.autograd.grad(valid.float().square().mean(), [x, *layer.parameters()])
+        found[name] = [valid.detach(), *gradients]
+    for ours, wanted in zip(found["packed"], found["padded"], strict=True):
+        assert (ours - wanted).norm() <= 1e-3 * wanted.norm()  # sums over tokens are rounded in another order
+
+
 def test_in_float32_only_the_norms_are_kernels(switch):
     layer, *inputs = make()
     switch(False)
@@ -65,7 +84,11 @@ def test_a_layer_that_is_too_wide_for_the_kernels_does_without(switch):
     switch(True)
     width = kernels.MAX_WIDTH + 128
     layer = PointwiseAttention(width, width // 128, 0.0).half()
-    assert layer(torch.zeros(1, 1, width).half(), torch.ones(1, 1, dtype=torch.bool)).shape == (1, 1, width)
+    assert layer(torch.zeros(1, 1, width).half(), HistoryTokens(torch.ones(1, 1, dtype=torch.bool))).shape == (
+        1,
+        1,
+        width,
+    )
 
 
 def test_a_compiled_layer_keeps_the_kernels_as_they_are(switch):

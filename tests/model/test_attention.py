@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ugt_composer.model.attention import PointwiseAttention
+from ugt_composer.model.history_tokens import HistoryTokens
 
 
 @pytest.mark.parametrize("activation", ["silu", "relu"])
@@ -25,4 +26,4 @@ def test_pointwise_attention_equals_loops(activation):
                         weight = phi(q[row, i, head] @ k[row, j, head] / math.sqrt(4))
                         mixed[row, i, head] += weight * v[row, j, head] / mask[row].sum()
     expected = attention.out_proj(attention.norm(mixed) * phi(gate))
-    torch.testing.assert_close(attention(x, mask), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(attention(x, HistoryTokens(mask)), expected, rtol=1e-5, atol=1e-5)

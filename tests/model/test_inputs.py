@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ugt_composer.data.recent_history import with_recent_history
+from ugt_composer.model.history_tokens import HistoryTokens
 from ugt_composer.vocabulary import ITEM, USER
 
 INPUTS = {"num_actions": 3, "time_buckets": 8, "relative_time_bias": True}
@@ -138,7 +139,7 @@ def bias_gradients(model, batch, encoder):
     model.train().zero_grad()
     times = batch["encoder_times"]
     x = torch.randn(*times.shape, 32, generator=torch.Generator().manual_seed(0))
-    encoder(x, batch["encoder_token_types"], batch["encoder_mask"], times).square().sum().backward()
+    encoder(x, batch["encoder_token_types"], HistoryTokens(batch["encoder_mask"]), times).square().sum().backward()
     return [layer.attention.time_bias.grad.clone() for layer in model.encoder.layers]
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from tests.model.test_time_buckets import bucket_by_integers
 from ugt_composer.model import time_bias as module
 from ugt_composer.model.attention import PointwiseAttention
+from ugt_composer.model.history_tokens import HistoryTokens
 from ugt_composer.model.pointwise_product import ACTIVATIONS
 from ugt_composer.model.time_bias import biased_pointwise_product, time_bias
 
@@ -105,7 +106,7 @@ def test_a_layer_equals_loops_whichever_way_it_computes(dropout):
                         score = q[row, i, part] @ k[row, j, part] / math.sqrt(4) + biases[row, head, i, j]
                         mixed[row, i, part] += F.silu(score) * v[row, j, part] / mask[row].sum()
     expected = attention.out_proj(attention.norm(mixed) * F.silu(gate))
-    found = attention(x, mask, times)
+    found = attention(x, HistoryTokens(mask), times)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     gradients = [torch.autograd.grad(y.square().sum(), attention.time_bias)[0] for y in (found, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)

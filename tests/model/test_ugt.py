@@ -44,7 +44,7 @@ def test_user_vectors_are_those_of_the_tokens_that_they_are_named_after(tiny_mod
     batch = random_batch(rows=5)
     poolings = ("first", "last", "first_and_last", "mean")
     models = {pooling: tiny_model(user_pooling=pooling) for pooling in poolings}
-    memory = models["first"].encode(batch)
+    memory = models["first"].encode(batch).padded()
     for index, length in enumerate(batch["encoder_mask"].sum(1).tolist()):
         tokens = memory[index, :length]
         pooled = {
@@ -142,9 +142,9 @@ def test_a_decoder_that_starts_from_the_user_sees_the_pooled_history(tiny_model,
     with torch.no_grad():
         for layer in model.decoder.layers:  # without cross-attention, the pooled token is all that is left
             layer.cross_attention.out_proj.weight.zero_()
-    for changed in range(memory.shape[1]):
-        other = memory.clone()
-        other[1, changed] += 1.0
+    for changed in range(memory.vectors.shape[1]):
+        other = memory._replace(vectors=memory.vectors.clone())
+        other.vectors[1, changed] += 1.0
         before, after = (model.decode(batch, m)[0][1, 0] for m in (memory, other))
         seen.append(not torch.equal(before, after))
     assert [index for index, is_seen in enumerate(seen) if is_seen] == [place]

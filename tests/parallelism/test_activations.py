@@ -10,6 +10,7 @@ from tests.saved_memory import dropout_as_on_a_gpu, saved_bytes  # noqa: F401 - 
 from ugt_composer.config.schema import LossConfig, ModelConfig
 from ugt_composer.model.decoder import DecoderLayer
 from ugt_composer.model.encoder import EncoderLayer
+from ugt_composer.model.history_tokens import EncodedHistory, HistoryTokens
 from ugt_composer.parallelism.activations import FLOAT32, Activations, Shape, decoder_layer, encoder_layer
 
 MODEL = ModelConfig(d_model=64, n_heads=4, d_ff=160, num_experts=4, top_k_experts=2, dropout=0.0)
@@ -28,7 +29,7 @@ def test_an_encoder_layer_keeps_what_the_form_says(p, attention_p, d_ff):
     layer = EncoderLayer(model.d_model, model.n_heads, d_ff, 4, p, attention_p, "silu")
     rows, history = SHAPE.rows, SHAPE.history
     types, mask = torch.ones(rows, history, dtype=torch.long), torch.ones(rows, history, dtype=torch.bool)
-    found = saved_bytes(layer, numbers(rows, history, model.d_model), types, mask)
+    found = saved_bytes(layer, numbers(rows, history, model.d_model), types, HistoryTokens(mask))
     assert encoder_layer(model, FLOAT32, SHAPE).kept == pytest.approx(found, rel=0.02)
 
 
@@ -39,7 +40,10 @@ def test_a_relative_time_bias_keeps_no_more_and_needs_more_while_it_computes(att
     rows, history = SHAPE.rows, SHAPE.history
     types, mask = torch.ones(rows, history, dtype=torch.long), torch.ones(rows, history, dtype=torch.bool)
     times = torch.arange(history).expand(rows, -1).contiguous()
-    found, form = saved_bytes(layer, numbers(rows, history, model.d_model), types, mask, times), encoder_layer
+    found, form = (
+        saved_bytes(layer, numbers(rows, history, model.d_model), types, HistoryTokens(mask), times),
+        encoder_layer,
+    )
     plain = form(dataclasses.replace(model, relative_time_bias=False), FLOAT32, SHAPE)
     assert 0.85 * plain.kept < found <= 1.02 * form(model, FLOAT32, SHAPE).kept
     assert form(model, FLOAT32, SHAPE).extra > plain.extra
@@ -53,7 +57,8 @@ def test_a_decoder_layer_keeps_what_the_form_says(capacity, p, d_ff):
     layer = DecoderLayer(model.d_model, model.n_heads, d_ff, 4, 2, capacity, p, 0.0)
     rows, history, target, _ = SHAPE
     mask, memory_mask = (torch.ones(rows, length, dtype=torch.bool) for length in (target, history))
-    inputs = numbers(rows, target, model.d_model), mask, numbers(rows, history, model.d_model), memory_mask
+    memory = EncodedHistory(numbers(rows, history, model.d_model), HistoryTokens(memory_mask))
+    inputs = numbers(rows, target, model.d_model), mask, memory
     assert decoder_layer(model, FLOAT32, SHAPE).kept == pytest.approx(saved_bytes(layer, *inputs), rel=0.05)
 
 

@@ -29,7 +29,8 @@ def make_batch(longest_first: bool):
 
     none = np.zeros((0, 3), np.int64)
     rows = [Row(str(i), table(random.integers(1, 21), 5), table(random.integers(1, 5), 8), none) for i in range(ROWS)]
-    return collate([PackedRow(i, encode_row(row, 2)) for i, row in enumerate(rows)], longest_first=longest_first)
+    packed = [PackedRow(i, encode_row(row, 2)) for i, row in enumerate(rows)]
+    return collate(packed, longest_first=longest_first, with_lengths=True)
 
 
 def test_a_microbatch_is_as_wide_as_its_longest_row():
@@ -43,6 +44,7 @@ def test_a_microbatch_is_as_wide_as_its_longest_row():
             assert piece[f"{side}_ids"].shape[:2] == piece[f"{side}_positions"].shape == mask.shape
         assert piece["labels"].shape[:2] == piece["decoder_mask"].shape
         assert "encoder_lengths" not in piece
+        assert torch.equal(piece["encoder_tokens"], piece["encoder_mask"].flatten().nonzero().squeeze(1))
         widths.append(piece["encoder_mask"].shape[1])
     assert widths == sorted(widths, reverse=True)
     assert widths[-1] < widths[0] / 2
@@ -55,7 +57,7 @@ def counted(batch):
 def test_microbatches_are_views_of_one_batch():
     batch = counted(make_batch(longest_first=True))
     for piece in split_batch(batch, 5):
-        for name in piece:
+        for name in piece.keys() - {"encoder_tokens"}:
             assert piece[name].untyped_storage().data_ptr() == batch[name].untyped_storage().data_ptr(), name
 
 

@@ -1,6 +1,6 @@
 """The batch that `collate` builds and the model receives.
 
-B rows, S history tokens, T target tokens, N rejected items, 3 levels.
+B rows, S history tokens, T target tokens, N rejected items, M valid history tokens of all rows, 3 levels.
 """
 
 from typing import TypedDict
@@ -33,5 +33,7 @@ class Batch(_Required, total=False):
     label_members: Tensor  # (B, T) int64, each label's number among the items that share its semantic ID, -1: unknown
     batch_totals: Tensor  # (6,) float32, see losses.normalization
     step: Tensor  # () int64, the number of the training step; absent in evaluation
-    encoder_lengths: list[int]  # per row, only if rows are sorted by length; on the CPU, so no device sync
+    # (M,) int64, the places b·S + s of the valid history tokens, ascending; without it the model computes padding too
+    encoder_tokens: Tensor
+    encoder_lengths: list[int]  # per row, for `split_batch`; on the CPU, so no device sync
     decoder_lengths: list[int]

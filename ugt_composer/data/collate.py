@@ -30,15 +30,17 @@ class PackedRow(NamedTuple):
     counts: bool = True
 
 
-def collate(rows: Sequence[PackedRow], min_rejected: int = 0, longest_first: bool = False) -> Batch:
+def collate(
+    rows: Sequence[PackedRow], min_rejected: int = 0, longest_first: bool = False, with_lengths: bool = False
+) -> Batch:
     """Unpacks B rows and pads them to the longest row of the batch: PAD ids, −100 labels, False masks.
 
     Args:
         min_rejected: the smallest N. With 1, batches with and without preferences run the same layers, as they must
             on ranks that all-gather sharded weights together.
-        longest_first: sorts the rows by history length, then by target length, and adds these lengths to the batch,
-            so that microbatches hold rows of similar length. The first microbatch is the largest: if it does not fit
-            into memory, the step fails at once.
+        longest_first: sorts the rows by history length, then by target length, so that microbatches hold rows of
+            similar length. The first microbatch is the largest: if it does not fit into memory, the step fails at once.
+        with_lengths: adds the lengths of histories and targets, which `split_batch` needs.
 
     Raises:
         ValueError: a row has another codec version than this package or another length than its header implies, or
@@ -71,6 +73,7 @@ def collate(rows: Sequence[PackedRow], min_rejected: int = 0, longest_first: boo
     decoder[..., codec.TOKEN_TYPE][~decoder_mask] = ITEM
     batch: dict[str, Tensor] = {
         **_inputs("encoder", encoder, encoder_mask),
+        "encoder_tokens": _tensor(encoder_mask.ravel().nonzero()[0]),
         **_inputs("decoder", decoder, decoder_mask),
         **_actions_and_times(joined, sizes, headers, order, s, t),
         "labels": _integers(labels),
@@ -86,7 +89,7 @@ def collate(rows: Sequence[PackedRow], min_rejected: int = 0, longest_first: boo
         batch["reference_logps"] = _reference(joined, sizes, headers, order, rejected_mask.shape[1])
     if (headers["flags"] & codec.HAS_MEMBERS).any():
         batch["label_members"] = _members(joined, sizes, headers, order, decoder_mask.shape[1])
-    lengths = {"encoder_lengths": s.tolist(), "decoder_lengths": t.tolist()} if longest_first else {}
+    lengths = {"encoder_lengths": s.tolist(), "decoder_lengths": t.tolist()} if with_lengths else {}
     return cast(Batch, batch | lengths)
 
 

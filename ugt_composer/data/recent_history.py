@@ -17,7 +17,8 @@ def with_recent_history(batch: Batch, size: int) -> Batch:
     """The batch with histories of at most `size` tokens: the leading user token, if there is one, and the last of the
     others, whose positions decrease so that the smallest stays the same. Nothing waits for the device.
 
-    Rows with a rejected item keep their history, because stored log-probabilities of a reference belong to it.
+    Rows with a rejected item keep their history, because stored log-probabilities of a reference belong to it. A batch
+    that is cut has no `encoder_tokens`: how many tokens are left is only known on the device.
     """
     mask = batch["encoder_mask"]
     length = mask.shape[1]
@@ -45,7 +46,8 @@ def with_recent_history(batch: Batch, size: int) -> Batch:
     for name, values in cut.items():
         cut[name] = values.masked_fill(~(kept if values.dim() == 2 else kept.unsqueeze(2)), PAD)
     cut["encoder_times"] = batch["encoder_times"].gather(1, source).masked_fill(~kept, UNKNOWN_TIME)
-    return cast(Batch, {**batch, **cut, "encoder_mask": kept})
+    rest = {name: value for name, value in batch.items() if name != "encoder_tokens"}
+    return cast(Batch, {**rest, **cut, "encoder_mask": kept})
 
 
 def _smallest(positions: Tensor, counted: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class EncoderProgram(nn.Module):
         each."""
         batch: Any = dict(zip(self.inputs, tensors, strict=True))
         memory = self.model.encode(batch)
-        return self.model.start_over(memory, batch), self.model.user_vector(memory, batch["encoder_mask"])
+        return self.model.start_over(memory, batch), self.model.user_vector(memory)
 
 
 class ScorerProgram(nn.Module):

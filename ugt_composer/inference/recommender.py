@@ -95,7 +95,7 @@ class Recommender:
         seen = self.model.seen_nodes(batch, self.trie)
         scores = None
         if self.item_vectors is not None:
-            users = self.model.user_vector(memory, batch["encoder_mask"])
+            users = self.model.user_vector(memory)
             weight = self.item_score_weight
             counted = None
             if self.neighbours is not None:

@@ -1,6 +1,6 @@
 """Attention: pointwise (HSTU) for the encoder, softmax for the decoder.
 
-B rows, S or T tokens, H heads, d = D / H.
+B rows, S or T tokens, H heads, d = D / H. The encoder's tensors are (N, …) or (B, S, …), see `HistoryTokens`.
 """
 
 import math
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ugt_composer import kernels
 from ugt_composer.model.autocast import product_dtype
 from ugt_composer.model.dropout import Dropout
+from ugt_composer.model.history_tokens import EncodedHistory, HistoryTokens
 from ugt_composer.model.pointwise_product import ACTIVATIONS, pointwise_product
 from ugt_composer.model.time_bias import biased_pointwise_product, time_bias
 
@@ -55,8 +56,8 @@ class PointwiseAttention(nn.Module):
         if bias_buckets > 0:
             self.time_bias = nn.Parameter(torch.zeros(n_heads, 1 + bias_buckets))
 
-    def forward(self, x: Tensor, mask: Tensor, times: Tensor | None = None) -> Tensor:
-        """x (B, S, D), mask (B, S) bool, True on valid tokens → (B, S, D).
+    def forward(self, x: Tensor, tokens: HistoryTokens, times: Tensor | None = None) -> Tensor:
+        """x (N, D) or (B, S, D) → the same.
 
         Args:
             times: int64 (B, S) seconds, negative where unknown; only with a relative time bias.
@@ -64,13 +65,14 @@ class PointwiseAttention(nn.Module):
         d_model = x.shape[-1]
         qkv, gate = self.in_proj(x).split((3 * d_model, d_model), dim=-1)
         if self._has_kernels(qkv):
-            return self.out_proj(self._gated_by_kernels(qkv, gate, mask))
-        q, k, v = (split_heads(t, self.n_heads) for t in qkv.chunk(3, dim=-1))
+            return self.out_proj(self._gated_by_kernels(qkv, gate, tokens))
+        mask = tokens.mask
+        q, k, v = (split_heads(t, self.n_heads) for t in tokens.pad(qkv).chunk(3, dim=-1))
         q = q / math.sqrt(q.shape[-1])
         # The mask and 1 / n are factors of each key's weight, so they can be applied to the values instead.
         v = v * (mask / mask.sum(-1, keepdim=True).clamp(min=1)).to(v.dtype)[:, None, :, None]
         mixed = self._plain(q, k, v) if self.time_bias is None else self._biased(q, k, v, times)
-        return self.out_proj(self.norm(merge_heads(mixed)) * ACTIVATIONS[self.activation](gate))
+        return self.out_proj(self.norm(tokens.pack(merge_heads(mixed))) * ACTIVATIONS[self.activation](gate))
 
     def _plain(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.training and self.dropout.p > 0:
@@ -91,23 +93,22 @@ class PointwiseAttention(nn.Module):
         fits = self.time_bias is None and kernels.attention_fits(qkv.shape[-1] // 3, self.n_heads)
         return is_half and fits and kernels.are_usable(qkv)
 
-    def _gated_by_kernels(self, qkv: Tensor, gate: Tensor, mask: Tensor) -> Tensor:
-        """norm(A V) ⊙ φ(U) given qkv (B, S, 3·D), gate (B, S, D) and mask (B, S) → (B, S, D)."""
+    def _gated_by_kernels(self, qkv: Tensor, gate: Tensor, tokens: HistoryTokens) -> Tensor:
+        """norm(A V) ⊙ φ(U) given qkv (…, 3·D) and gate (…, D) → (…, D)."""
         from ugt_composer.kernels.group_layer_norm import group_layer_norm
         from ugt_composer.kernels.pointwise_attention import pointwise_attention
 
-        rows, length = mask.shape
         mixed = pointwise_attention(
-            qkv.flatten(0, 1),
-            torch.arange(0, (rows + 1) * length, max(length, 1), device=qkv.device),
-            mask.flatten(),
-            length,
+            qkv.flatten(0, -2),
+            tokens.offsets(),
+            tokens.mask.flatten() if tokens.places is None else None,
+            tokens.mask.shape[1],
             self.n_heads,
             self.activation,
             self.dropout.p if self.training else 0.0,
         )
         norm = self.norm
-        mixed = mixed.unflatten(0, mask.shape)
+        mixed = mixed.view(gate.shape)
         return group_layer_norm(
             mixed, None, norm.weight, norm.bias, norm.eps, product_dtype(mixed), gate, self.activation
         )
@@ -142,10 +143,11 @@ class CrossAttention(nn.Module):
         self.kv_proj = nn.Linear(d_model, 2 * d_model)
         self.out_proj = nn.Linear(d_model, d_model)
 
-    def forward(self, x: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
-        """x (B, T, D), memory (B, S, D), memory_mask (B, S) bool with a valid token in every row → (B, T, D)."""
+    def forward(self, x: Tensor, memory: EncodedHistory) -> Tensor:
+        """x (B, T, D), with a valid token of memory in every row → (B, T, D)."""
         q = split_heads(self.q_proj(x), self.n_heads)
-        k, v = (split_heads(t, self.n_heads) for t in self.kv_proj(memory).chunk(2, dim=-1))
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=memory_mask[:, None, None, :], dropout_p=dropout)
+        kv = memory.tokens.pad(self.kv_proj(memory.vectors))
+        k, v = (split_heads(t, self.n_heads) for t in kv.chunk(2, dim=-1))
+        dropout, mask = self.dropout if self.training else 0.0, memory.tokens.mask
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :], dropout_p=dropout)
         return self.out_proj(merge_heads(mixed))

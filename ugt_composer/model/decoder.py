@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from ugt_composer.model.activation_checkpointing import run_layer
 from ugt_composer.model.attention import CausalSelfAttention, CrossAttention
 from ugt_composer.model.dropout import Dropout
+from ugt_composer.model.history_tokens import EncodedHistory
 from ugt_composer.model.moe import MoEFeedForward, RouterStats
 
 
@@ -31,15 +32,15 @@ class DecoderLayer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, x: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor, keep_first: bool = False
+        self, x: Tensor, mask: Tensor, memory: EncodedHistory, keep_first: bool = False
     ) -> tuple[Tensor, RouterStats]:
-        """x (B, T, D), mask (B, T) bool, memory (B, S, D), memory_mask (B, S) bool → (B, T, D), router sums.
+        """x (B, T, D), mask (B, T) bool → (B, T, D), router sums.
 
         Args:
             keep_first: no expert drops the first token of a row, whatever its capacity.
         """
         x = x + self.dropout(self.self_attention(self.self_norm(x)))
-        x = x + self.dropout(self.cross_attention(self.cross_norm(x), memory, memory_mask))
+        x = x + self.dropout(self.cross_attention(self.cross_norm(x), memory))
         mixed, stats = self.ff(self.ff_norm(x), mask, keep_first)
         return x + self.dropout(mixed), stats
 
@@ -52,11 +53,11 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(d_model)
 
     def forward(
-        self, x: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor, keep_first: bool = False
+        self, x: Tensor, mask: Tensor, memory: EncodedHistory, keep_first: bool = False
     ) -> tuple[Tensor, RouterStats]:
         """Arguments and result as for a layer, with stacked router sums: counts and prob_sums (layers, E)."""
         stats = []
         for layer in self.layers:
-            x, layer_stats = run_layer(layer, self.activation_checkpointing, x, mask, memory, memory_mask, keep_first)
+            x, layer_stats = run_layer(layer, self.activation_checkpointing, x, mask, memory, keep_first)
             stats.append(layer_stats)
         return self.norm(x), RouterStats(*(torch.stack(values) for values in zip(*stats, strict=True)))

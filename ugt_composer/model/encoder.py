@@ -1,10 +1,14 @@
-"""The encoder: pointwise attention and feed-forward, with a pre-norm per token type."""
+"""The encoder: pointwise attention and feed-forward, with a pre-norm per token type.
+
+Its tensors are (N, …) or (B, S, …), see `HistoryTokens`.
+"""
 
 from torch import Tensor, nn
 
 from ugt_composer.model.activation_checkpointing import run_layer
 from ugt_composer.model.attention import PointwiseAttention
 from ugt_composer.model.dropout import Dropout
+from ugt_composer.model.history_tokens import HistoryTokens
 from ugt_composer.model.norm import GroupLayerNorm
 
 
@@ -42,10 +46,10 @@ class EncoderLayer(nn.Module):
         self.ff = FeedForward(d_model, d_ff, dropout)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, token_types: Tensor, mask: Tensor, times: Tensor | None = None) -> Tensor:
-        """x (B, S, D), token_types (B, S) int64, mask (B, S) bool, times (B, S) int64 for a relative time bias
-        → (B, S, D)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x, token_types), mask, times))
+    def forward(self, x: Tensor, token_types: Tensor, tokens: HistoryTokens, times: Tensor | None = None) -> Tensor:
+        """x (N, D) or (B, S, D), token_types (N,) or (B, S) int64, times (B, S) int64 for a relative time bias
+        → as x."""
+        x = x + self.dropout(self.attention(self.attention_norm(x, token_types), tokens, times))
         return x + self.dropout(self.ff(self.ff_norm(x, token_types)))
 
 
@@ -58,8 +62,8 @@ class Encoder(nn.Module):
         )
         self.norm = GroupLayerNorm(d_model, num_token_types)
 
-    def forward(self, x: Tensor, token_types: Tensor, mask: Tensor, times: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, token_types: Tensor, tokens: HistoryTokens, times: Tensor | None = None) -> Tensor:
         """Arguments and result as for a layer."""
         for layer in self.layers:
-            x = run_layer(layer, self.activation_checkpointing, x, token_types, mask, times)
+            x = run_layer(layer, self.activation_checkpointing, x, token_types, tokens, times)
         return self.norm(x, token_types)

@@ -24,6 +24,7 @@ from ugt_composer.model.embedding import EMBEDDING_STD, InputEmbedding, ItemEmbe
 from ugt_composer.model.encoder import Encoder
 from ugt_composer.model.float32_linear import Float32Linear
 from ugt_composer.model.heads import LevelHeads
+from ugt_composer.model.history_tokens import EncodedHistory, HistoryTokens
 from ugt_composer.model.moe import RouterStats
 from ugt_composer.model.repeat_bias import RepeatBias, level_biases
 from ugt_composer.model.time_buckets import history_times, since_newest, since_previous, since_token, time_bucket
@@ -217,7 +218,7 @@ class UGT(nn.Module):
         biases = self.repeat_biases(hidden[:, :1], seen)
         outputs: dict[str, Any] = self.target_logits(hidden, batch["labels"], trie, seen)
         outputs |= {
-            "user_repr": self.user_vector(memory, batch["encoder_mask"]),
+            "user_repr": self.user_vector(memory),
             "item_repr": self.item_vectors(target),
             "router_counts": router.counts,
             "router_prob_sums": router.prob_sums,
@@ -238,27 +239,31 @@ class UGT(nn.Module):
             outputs |= {"chosen_logps": logps[:, 0], "rejected_logps": logps[:, 1:]}
         return outputs
 
-    def encode(self, batch: Batch) -> Tensor:
-        """The encoded history, (B, S, D)."""
-        types, mask, positions = batch["encoder_token_types"], batch["encoder_mask"], batch["encoder_positions"]
+    def encode(self, batch: Batch) -> EncodedHistory:
+        """The encoded history."""
+        tokens, positions = HistoryTokens.of(batch), batch["encoder_positions"]
         if self.history_positions == "from_end":
-            newest = positions.masked_fill(~mask, 0).amax(dim=1, keepdim=True)
+            newest = positions.masked_fill(~tokens.mask, 0).amax(dim=1, keepdim=True)
             positions = (newest - positions).clamp(min=0)  # padding is masked, so its position does not matter
-        vectors = self.item_embedding(batch["encoder_ids"])
+        vectors = self.item_embedding(tokens.select(batch["encoder_ids"]))
         if self.action_embedding is not None:
-            vectors = vectors + self.action_embedding(batch["encoder_actions"])
+            vectors = vectors + self.action_embedding(tokens.select(batch["encoder_actions"]))
         times = history_times(batch) if self.time_buckets > 0 else None
         if times is not None:
-            vectors = vectors + self._time_vectors(times, batch["decoder_times"][:, :1])
-        x = self.encoder_input(vectors, positions, types)
-        return self.encoder(x, types, mask, times if self.has_time_bias else None)
+            vectors = vectors + self._time_vectors(times, batch["decoder_times"][:, :1], tokens)
+        types = tokens.select(batch["encoder_token_types"])
+        x = self.encoder_input(vectors, tokens.select(positions), types)
+        return EncodedHistory(self.encoder(x, types, tokens, times if self.has_time_bias else None), tokens)
 
-    def _time_vectors(self, times: Tensor, prediction_time: Tensor) -> Tensor:
-        """What is added to the history's tokens for their times (B, S), until the prediction's (B, 1): (B, S, D)."""
+    def _time_vectors(self, times: Tensor, prediction_time: Tensor, tokens: HistoryTokens) -> Tensor:
+        """What is added to the encoder's tokens for their times (B, S), until the prediction's (B, 1)."""
         assert self.since_embedding is not None
         assert self.gap_embedding is not None
-        since = time_bucket(since_token(times, prediction_time), self.time_buckets)
-        return self.since_embedding(since) + self.gap_embedding(time_bucket(since_previous(times), self.time_buckets))
+        since, gap = (
+            tokens.select(time_bucket(seconds, self.time_buckets))
+            for seconds in (since_token(times, prediction_time), since_previous(times))
+        )
+        return self.since_embedding(since) + self.gap_embedding(gap)
 
     def _with_elapsed(self, vectors: Tensor, batch: Batch) -> Tensor:
         """The vectors (B, T, D) of the first T target tokens, with what is added for the time since the history."""
@@ -267,7 +272,7 @@ class UGT(nn.Module):
         elapsed = since_newest(history_times(batch), batch["decoder_times"][:, : vectors.shape[1]])
         return vectors + self.elapsed_embedding(time_bucket(elapsed, self.time_buckets))
 
-    def decode(self, batch: Batch, memory: Tensor, scores_items: bool = False) -> tuple[Tensor, RouterStats]:
+    def decode(self, batch: Batch, memory: EncodedHistory, scores_items: bool = False) -> tuple[Tensor, RouterStats]:
         """The decoder's hidden states (B, T, D) over the encoded history, and the router's sums.
 
         Items are scored from the state at BOS. In a batch with rejected items, or with `scores_items`, no expert drops
@@ -277,28 +282,27 @@ class UGT(nn.Module):
         scores_items = scores_items or batch["rejected_ids"].shape[1] > 0
         vectors = self._with_elapsed(self.item_embedding(batch["decoder_ids"]), batch)
         x = self.decoder_input(vectors, batch["decoder_positions"], batch["decoder_token_types"])
-        x = self._started(x, memory, batch["encoder_mask"])
-        return self.decoder(x, batch["decoder_mask"], memory, batch["encoder_mask"], scores_items)
+        return self.decoder(self._started(x, memory), batch["decoder_mask"], memory, scores_items)
 
     def start(self, batch: Batch) -> Tensor:
         """The hidden state at BOS, (B, D): all that scoring or generating the next item needs."""
         return self.start_over(self.encode(batch), batch)
 
-    def start_over(self, memory: Tensor, batch: Batch) -> Tensor:
-        """Like `start`, for the encoded history of a batch: memory (B, S, D) → (B, D)."""
-        rows, device = memory.shape[0], memory.device  # len() would fix the number of rows of an exported program
+    def start_over(self, memory: EncodedHistory, batch: Batch) -> Tensor:
+        """Like `start`, for the encoded history of a batch."""
+        mask = memory.tokens.mask
+        rows, device = mask.shape[0], mask.device  # len() would fix the number of rows of an exported program
         bos = self.item_embedding(torch.full((rows, 1, LEVELS), BOS, device=device))
         zeros = torch.zeros(rows, 1, dtype=torch.long, device=device)
         x = self.decoder_input(self._with_elapsed(bos, batch), zeros, zeros + ITEM)
-        x = self._started(x, memory, batch["encoder_mask"])
-        hidden, _ = self.decoder(x, torch.ones_like(zeros, dtype=torch.bool), memory, batch["encoder_mask"])
+        hidden, _ = self.decoder(self._started(x, memory), torch.ones_like(zeros, dtype=torch.bool), memory)
         return hidden[:, 0]
 
-    def _started(self, x: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
+    def _started(self, x: Tensor, memory: EncodedHistory) -> Tensor:
         """The decoder's input (B, T, D), to whose first token the user is added if `decoder_start` is user."""
         if self.start_proj is None:
             return x
-        first = x[:, :1] + self.start_proj(self._pooled(memory, memory_mask)).unsqueeze(1)
+        first = x[:, :1] + self.start_proj(self._pooled(memory)).unsqueeze(1)
         return torch.cat((first, x[:, 1:]), dim=1)
 
     def seen_nodes(self, batch: Batch, trie: ItemTrie | None) -> SeenNodes | None:
@@ -363,18 +367,18 @@ class UGT(nn.Module):
         tables = (self.item_proj(self.item_embedding.table(level), with_bias=level == 0) for level in range(LEVELS))
         return CatalogueVectors.of(trie, tuple(tables))
 
-    def user_vector(self, memory: Tensor, mask: Tensor) -> Tensor:
+    def user_vector(self, memory: EncodedHistory) -> Tensor:
         """The user vector, pooled from the encoded history: (B, D) float32; in (−1, 1) with tanh."""
-        vector = self.user_proj(self._pooled(memory, mask))
+        vector = self.user_proj(self._pooled(memory))
         return torch.tanh(vector) if self.user_activation == "tanh" else vector
 
-    def _pooled(self, memory: Tensor, mask: Tensor) -> Tensor:
-        """The encoder's output of the tokens that `user_pooling` names: (B, S, D) → (B, D)."""
+    def _pooled(self, memory: EncodedHistory) -> Tensor:
+        """The encoder's output of the tokens that `user_pooling` names, (B, D)."""
+        vectors, tokens = memory
         if self.user_pooling == "first":
-            return memory[:, 0]
-        if self.user_pooling in ("last", "first_and_last"):
-            place = (mask.sum(1) - 1).clamp(min=0)[:, None, None].expand(-1, 1, memory.shape[-1])
-            pooled = memory.gather(1, place).squeeze(1)
-            return pooled + memory[:, 0] if self.user_pooling == "first_and_last" else pooled
-        total = (memory * mask.unsqueeze(-1)).sum(1, dtype=torch.float32)
-        return total / mask.sum(1, keepdim=True).clamp(min=1)
+            return tokens.first(vectors)
+        if self.user_pooling == "last":
+            return tokens.last(vectors)
+        if self.user_pooling == "first_and_last":
+            return tokens.last(vectors) + tokens.first(vectors)
+        return tokens.mean(vectors)

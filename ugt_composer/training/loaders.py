@@ -45,7 +45,7 @@ class RowLoader(StreamingDataLoader):
 
     Args:
         key: "data.train" or "data.eval", for messages.
-        min_rejected, longest_first: see `collate`.
+        min_rejected, longest_first, with_lengths: see `collate`.
         timeout: seconds to wait for a batch from a worker that is alive but stuck. A worker that has died is noticed
             within seconds.
         start_timeout: the same for the first batch; None: as for the others.
@@ -60,13 +60,16 @@ class RowLoader(StreamingDataLoader):
         start_timeout: float | None = None,
         min_rejected: int = 0,
         longest_first: bool = False,
+        with_lengths: bool = False,
         **arguments: Any,
     ):
         self.key = key
         self.start_timeout = max(timeout, start_timeout or 0.0)
         super().__init__(
             dataset,
-            collate_fn=partial(collate, min_rejected=min_rejected, longest_first=longest_first),
+            collate_fn=partial(
+                collate, min_rejected=min_rejected, longest_first=longest_first, with_lengths=with_lengths
+            ),
             num_workers=num_workers,
             timeout=timeout if num_workers else 0,
             worker_init_fn=begin_worker,
@@ -162,6 +165,7 @@ def build_train_loader(config: Config) -> tuple[DataSpec, list[Manifest]]:
         key="data.train",
         min_rejected=int(config.loss.lambda_preference > 0),
         longest_first=data.group_by_length and has_microbatches(config, batch_size),
+        with_lengths=True,
         num_workers=data.num_workers,
         timeout=config.dist_timeout,
         start_timeout=config.dist_start_timeout,

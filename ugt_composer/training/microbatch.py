@@ -7,12 +7,14 @@ from typing import Any, cast
 import torch
 from composer.devices import Device
 from composer.utils import dist
+from torch import Tensor
 
 from ugt_composer.data.batch import Batch
 from ugt_composer.job.cpu_all_reduce import CpuAllReduce
 from ugt_composer.losses.normalization import ROWS, batch_counts
 
 INPUTS = ("ids", "positions", "token_types", "mask", "times")
+TOKENS = {"encoder": "encoder_tokens"}  # the places of a side's valid tokens
 WIDE_AS = {  # the tensors that are padded to the longest row of a side
     "encoder": [*(f"encoder_{name}" for name in INPUTS), "encoder_actions"],
     "decoder": [*(f"decoder_{name}" for name in INPUTS), "labels"],
@@ -71,7 +73,7 @@ def rows_in_batch(batch: Batch) -> int:
 def split_batch(batch: Batch, microbatch_size: int | float) -> list[Batch]:
     """Cuts a device's batch into microbatches: views of it, each with the counts of the global batch.
 
-    If the batch has `encoder_lengths` and `decoder_lengths`, padding that no row of a microbatch needs is cut off.
+    The batch has `encoder_lengths` and `decoder_lengths`; padding that no row of a microbatch needs is cut off.
     """
     rows, size = rows_in_batch(batch), max(1, int(microbatch_size))
     starts = range(0, math.ceil(rows / size) * size, size)
@@ -79,8 +81,21 @@ def split_batch(batch: Batch, microbatch_size: int | float) -> list[Batch]:
 
 
 def _piece(batch: Batch, rows: slice) -> Batch:
-    piece = {key: value if key in OF_THE_BATCH else value[rows] for key, value in cast(dict[str, Any], batch).items()}
+    whole = cast(dict[str, Any], batch)
+    apart = (*OF_THE_BATCH, *TOKENS.values())
+    piece = {key: value if key in apart else value[rows] for key, value in whole.items()}
     for side, keys in WIDE_AS.items():
-        if lengths := piece.pop(f"{side}_lengths", None):
-            piece |= {key: piece[key][:, : max(lengths)] for key in keys}
+        lengths, width = piece.pop(f"{side}_lengths"), whole[f"{side}_mask"].shape[1]
+        longest = max(lengths)
+        piece |= {key: piece[key][:, :longest] for key in keys}
+        if side in TOKENS:
+            first = sum(whole[f"{side}_lengths"][: rows.start])
+            places = whole[TOKENS[side]][first : first + sum(lengths)]
+            piece[TOKENS[side]] = _moved(places, rows.start, width, longest)
     return cast(Batch, piece)
+
+
+def _moved(places: Tensor, first_row: int, width: int, new_width: int) -> Tensor:
+    """The places of tokens in rows of another width, counted from another first row."""
+    places = places - first_row * width
+    return places if new_width == width else places // width * new_width + places % width
