@@ -60,7 +60,7 @@ def test_packed_tokens_give_the_numbers_of_padded_ones(switch, activation):
     switch(True)
     layer, x, types, padded = make(activation=activation)
     mask = padded.mask
-    tokens = HistoryTokens(mask, mask.flatten().nonzero().squeeze(1), (mask.flatten().cumsum(0) - 1).clamp(min=0))
+    tokens = HistoryTokens.of({"encoder_mask": mask, "encoder_tokens": mask.flatten().nonzero().squeeze(1)})  # type: ignore[typeddict-item]
     found = {}
     for name, given in (("padded", padded), ("packed", tokens)):
         with torch.autocast("cpu", torch.float16):

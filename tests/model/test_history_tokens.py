@@ -75,9 +75,10 @@ def test_packing_undoes_padding():
     tokens = HistoryTokens.of(batch)
     x = torch.randn(len(batch["encoder_tokens"]), 4, dtype=torch.float64, requires_grad=True)
     padded = tokens.pad(x)
-    assert not padded[~tokens.mask].any()
     assert torch.equal(padded[tokens.mask], x)
     assert torch.equal(tokens.pack(padded), x)
-    for move, given in ((tokens.pad, x), (tokens.pack, padded.detach().requires_grad_()), (tokens.first, x)):
+    valid = tokens.mask[..., None]
+    assert torch.autograd.gradcheck(lambda given: tokens.pad(given) * valid, x)
+    for move, given in ((tokens.pack, padded.detach().requires_grad_()), (tokens.first, x), (tokens.last, x)):
         assert torch.autograd.gradcheck(move, given)
     assert tokens.offsets().tolist() == [0, *tokens.mask.sum(1).cumsum(0).tolist()]

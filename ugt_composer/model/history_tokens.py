@@ -6,6 +6,7 @@ B rows, S tokens of the longest history, N valid tokens of all rows together, D 
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ugt_composer.data.batch import Batch
@@ -17,14 +18,17 @@ class HistoryTokens(NamedTuple):
     padded, (B, S, …).
 
     Attributes:
-        mask: (B, S) bool, True on valid tokens.
+        mask: (B, S) bool, True on valid tokens, at least one in every row.
         places: (N,) int64, the place b·S + s of each packed token, ascending; None: tensors are padded.
-        numbers: (B·S,) int64, the number of the packed token at each place, any where there is none; None as `places`.
+        numbers: (B·S,) int64, the number of the packed token at each place, and of any other where there is none; None
+            as `places`.
+        starts: (B + 1,) int64, the first packed token of each row, and N; None as `places`.
     """
 
     mask: Tensor
     places: Tensor | None = None
     numbers: Tensor | None = None
+    starts: Tensor | None = None
 
     @classmethod
     def of(cls, batch: Batch) -> "HistoryTokens":
@@ -32,29 +36,28 @@ class HistoryTokens(NamedTuple):
         mask, places = batch["encoder_mask"], batch.get("encoder_tokens")
         if places is None:
             return cls(mask)
-        return cls(mask, places, (mask.flatten().cumsum(0) - 1).clamp(min=0))
+        return cls(mask, places, (mask.flatten().cumsum(0) - 1).clamp(min=0), F.pad(mask.sum(1).cumsum(0), (1, 0)))
 
     def offsets(self) -> Tensor:
-        """(B + 1,) int64, the first token of each row if all that is computed is in one sequence, and the end."""
+        """(B + 1,) int64, the first token of each row if the encoder's tensor is one sequence, and its end."""
+        if self.starts is not None:
+            return self.starts
         rows, length = self.mask.shape
-        if self.places is None:
-            return torch.arange(0, (rows + 1) * length, max(length, 1), device=self.mask.device)
-        ends = self.mask.sum(1).cumsum(0)
-        return torch.cat((ends.new_zeros(1), ends))
+        return torch.arange(0, (rows + 1) * length, max(length, 1), device=self.mask.device)
 
     def select(self, values: Tensor) -> Tensor:
         """The values of the tokens that are computed: (B, S, …), without gradient → as the encoder's tensors."""
         return values if self.places is None else values.flatten(0, 1).index_select(0, self.places)
 
     def pad(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """The encoder's tensor as (B, S, D), zero on padding if it was packed.
+        """The encoder's tensor as (B, S, D); what is on padding is undefined, and its gradient is not read.
 
         Args:
             dtype: of the result if it was packed; None: that of matrix products.
         """
         if self.places is None or self.numbers is None:
             return x
-        padded = take_rows(x, (self.numbers, self.mask.flatten()), (self.places, None), dtype=dtype)
+        padded = take_rows(x, (self.numbers, None), (self.places, None), dtype=dtype)
         return padded.unflatten(0, self.mask.shape)
 
     def pack(self, x: Tensor) -> Tensor:
@@ -65,24 +68,21 @@ class HistoryTokens(NamedTuple):
 
     def first(self, x: Tensor) -> Tensor:
         """The encoder's tensor at the first token of each row, (B, D)."""
-        if self.places is None:
-            return x[:, 0]
-        return self._at(x, self.offsets()[:-1], self.places % self.mask.shape[1] == 0)
+        return x[:, 0] if self.starts is None else self._at(x, self.starts[:-1])
 
     def last(self, x: Tensor) -> Tensor:
         """The encoder's tensor at the last valid token of each row, (B, D)."""
-        lengths = self.mask.sum(1)
-        if self.places is None:
-            place = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, x.shape[-1])
-            return x.gather(1, place).squeeze(1)
-        width = self.mask.shape[1]
-        is_last = self.places % width == lengths[self.places // width] - 1
-        return self._at(x, self.offsets()[1:] - 1, is_last)
+        if self.starts is not None:
+            return self._at(x, self.starts[1:] - 1)
+        place = (self.mask.sum(1) - 1).clamp(min=0)[:, None, None].expand(-1, 1, x.shape[-1])
+        return x.gather(1, place).squeeze(1)
 
-    def _at(self, x: Tensor, numbers: Tensor, is_one: Tensor) -> Tensor:
-        """One packed token of each row: their numbers (B,), and which of all tokens they are, (N,) bool."""
+    def _at(self, x: Tensor, numbers: Tensor) -> Tensor:
+        """One packed token of each row, by its number: (B,) → (B, D)."""
         assert self.places is not None
-        return take_rows(x, (numbers, None), (self.places // self.mask.shape[1], is_one), dtype=x.dtype)
+        row = self.places // self.mask.shape[1]
+        is_one = numbers[row] == torch.arange(len(row), device=row.device)
+        return take_rows(x, (numbers, None), (row, is_one), dtype=x.dtype)
 
     def mean(self, x: Tensor) -> Tensor:
         """The mean over the valid tokens of each row, (B, D) float32."""
@@ -98,5 +98,5 @@ class EncodedHistory(NamedTuple):
     tokens: HistoryTokens
 
     def padded(self) -> Tensor:
-        """(B, S, D), zero on padding if it was packed."""
+        """(B, S, D); what is on padding is undefined."""
         return self.tokens.pad(self.vectors, self.vectors.dtype)

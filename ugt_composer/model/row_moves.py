@@ -16,10 +16,11 @@ Rows = tuple[Tensor, Tensor | None]  # row indices (R,) int64, and which of them
 
 def take_rows(x: Tensor, index: Rows, inverse: Rows, repeats: int = 1, dtype: torch.dtype | None = None) -> Tensor:
     """Repeats each row of x (M, D) `repeats` times and selects rows: (M·repeats, D) → (R, D), zero where `index` is not
-    valid. No row is selected twice.
+    valid.
 
     Args:
-        inverse: the place in the result of each of the M·repeats rows; the gradient is a gather as well.
+        inverse: the place in the result of each of the M·repeats rows; the gradient is a gather as well. If a row is
+            selected more than once, the gradient is that of this place alone.
         dtype: of the result; None: that of matrix products.
     """
     return _TakeRows.apply(x, repeats, dtype or product_dtype(x), *index, *inverse)
