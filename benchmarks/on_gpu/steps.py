@@ -188,6 +188,7 @@ def make_batch(
             f"{side}_positions": positions * mask,
             f"{side}_token_types": torch.full_like(positions, ITEM) * mask,
             f"{side}_mask": mask,
+            f"{side}_times": torch.full_like(positions, -1),
         }
 
     lengths = torch.full((rows,), history)
@@ -198,6 +199,7 @@ def make_batch(
     mask = torch.arange(int(lengths.max()), device="cuda") < lengths.to("cuda")[:, None]
     return {
         **inputs("encoder", ids(mask.shape[1]), mask),
+        "encoder_actions": torch.zeros_like(mask, dtype=torch.long),
         **inputs("decoder", decoder_inputs, torch.ones_like(decoder_inputs[..., 0], dtype=torch.bool)),
         "labels": labels,
         "rejected_ids": ids(rejected),
