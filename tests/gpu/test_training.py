@@ -274,7 +274,7 @@ def test_nothing_waits_for_the_gpu_in_a_step(gpu, run):
     for stage in (1, 2, 3):
         for strategy in ("ddp", "fsdp"):
             run(f"{strategy}{stage}", stage, *QUIET, *STRATEGIES[strategy], batches=7)
-    if runs_without_waiting(gpu, torch.bfloat16, 1, 1, 8):
+    if runs_without_waiting(torch.empty(1, device=gpu), torch.bfloat16, 1, 1, 8):
         for strategy in ("ddp", "fsdp"):
             dropless = (*STRATEGIES[strategy], "model.expert_capacity_factor=null")
             run(f"dropless-{strategy}", 1, *QUIET, *dropless, batches=7)

@@ -5,6 +5,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.kernels.interpreted import interpreted
+from tests.model.undefined_rows import needs_grouped_mm
+from ugt_composer import kernels
 from ugt_composer.model import grouped_product
 from ugt_composer.model.pointwise_product import pointwise_product
 
@@ -53,8 +55,11 @@ def test_a_product_without_tf32_is_a_product():
     assert operations(lambda: torch.ops.ugt.matmul_without_tf32(a, b)) == operations(lambda: a @ b) == (120, 240)
 
 
-@pytest.mark.skipif(not grouped_product.IS_AVAILABLE, reason="this PyTorch has no grouped_mm")
-def test_a_grouped_product_has_one_matrix_per_row():
+@pytest.mark.parametrize(
+    "way", [pytest.param("grouped_mm", marks=needs_grouped_mm), pytest.param("kernels", marks=interpreted)]
+)
+def test_a_grouped_product_has_one_matrix_per_row(monkeypatch, way):
+    monkeypatch.setattr(kernels, "are_usable", lambda x: way == "kernels")
     x, weight, bias = vectors(6, 8), vectors(3, 8, 16), vectors(3, 16)
     group, ends = torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([2, 3, 6], dtype=torch.int32)
     found = operations(lambda: grouped_product.grouped_linear(x, weight, bias, group, ends))

@@ -1,10 +1,14 @@
 """Products of groups compared with a loop over the groups, and where they are used."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 from tests.model.accumulations import Accumulations
 from tests.model.undefined_rows import UndefinedRows, needs_grouped_mm
+from ugt_composer import kernels
 from ugt_composer.model import grouped_product
 from ugt_composer.model.grouped_product import grouped_linear, runs_without_waiting
 
@@ -102,31 +106,50 @@ def test_weights_at_any_address_are_multiplied():
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({}, True),
-        ({"device": torch.device("cpu")}, False),
-        ({"device": torch.device("meta")}, False),
-        ({"dtype": torch.float32}, False),
-        ({"dtype": torch.float16}, False),
-        ({"capability": (8, 0)}, False),
-        ({"capability": (10, 0)}, False),
-        ({"capability": (12, 0)}, False),
-        ({"version": False}, False),
-        ({"hip": "6.4"}, False),
-        ({"rows": 0}, False),
-        ({"rows": 2**24 - 1}, True),
-        ({"rows": 2**24}, False),
-        ({"groups": 1023}, True),
-        ({"groups": 1024}, False),
-        ({"widths": (64, 100)}, False),
-        ({"widths": (60, 128)}, False),
+        ({}, "grouped_mm"),
+        ({"rows": 2**24 - 1}, "grouped_mm"),
+        ({"groups": 1023}, "grouped_mm"),
+        ({"enabled": False}, "grouped_mm"),
+        ({"version": False}, "kernels"),
+        ({"dtype": torch.float16}, "kernels"),
+        ({"capability": (8, 0)}, "kernels"),
+        ({"capability": (10, 0)}, "kernels"),
+        ({"capability": (12, 0)}, "kernels"),
+        ({"rows": 0}, "kernels"),
+        ({"rows": 2**24}, "kernels"),
+        ({"groups": 1024}, "kernels"),
+        ({"widths": (64, 100)}, "kernels"),
+        ({"widths": (60, 128)}, "kernels"),
+        ({"dtype": torch.float32, "tf32": True}, "kernels"),
+        ({"dtype": torch.float32}, None),
+        ({"dtype": torch.float64, "tf32": True}, None),
+        ({"groups": kernels.MAX_GROUPS + 1}, None),
+        ({"capability": (7, 5)}, None),
+        ({"enabled": False, "version": False}, None),
+        ({"enabled": False, "dtype": torch.float16}, None),
+        ({"enabled": False, "hip": "6.4"}, None),
+        ({"device": torch.device("cpu")}, None),
+        ({"device": torch.device("meta")}, None),
     ],
     ids=str,
 )
-def test_grouped_products_are_used_where_they_do_not_wait(monkeypatch, change, expected):
-    given = {"device": torch.device("cuda", 0), "dtype": torch.bfloat16, "capability": (9, 0), "version": True}
-    given |= {"hip": None, "rows": 10, "groups": 8, "widths": (64, 128)} | change
-    monkeypatch.setattr(grouped_product, "IS_AVAILABLE", given["version"])
-    monkeypatch.setattr(torch.version, "hip", given["hip"])
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: given["capability"])
-    sizes = (given["rows"], given["groups"], *given["widths"])
-    assert runs_without_waiting(given["device"], given["dtype"], *sizes) is expected
+def test_what_computes_grouped_products_without_waiting(monkeypatch, change, expected):
+    known: dict[str, Any] = {
+        "device": torch.device("cuda", 0),
+        "dtype": torch.bfloat16,
+        "capability": (9, 0),
+        "version": True,
+    }
+    known |= {"enabled": True, "tf32": False, "hip": None, "rows": 10, "groups": 8, "widths": (64, 128)} | change
+    monkeypatch.setattr(grouped_product, "IS_AVAILABLE", known["version"])
+    monkeypatch.setattr(grouped_product, "tf32_is_allowed", lambda: known["tf32"])
+    monkeypatch.setattr(kernels, "_ARE_ENABLED", known["enabled"])
+    monkeypatch.setattr(torch.version, "hip", known["hip"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: known["capability"])
+    place = {"device": known["device"], "is_cuda": known["device"].type == "cuda"}
+    sizes = (known["groups"], *known["widths"])
+    tokens = SimpleNamespace(**place, dtype=torch.float32)  # as under autocast
+    assert runs_without_waiting(tokens, known["dtype"], known["rows"], *sizes) is (expected is not None)
+    if expected is not None:
+        x = SimpleNamespace(**place, dtype=known["dtype"], shape=(known["rows"], known["widths"][0]))
+        assert grouped_product._has_kernels(x, SimpleNamespace(shape=sizes)) is (expected == "kernels")

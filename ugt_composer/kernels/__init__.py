@@ -15,6 +15,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_HEAD = 128  # widest head whose blocks fit into a multiprocessor's registers and shared memory
 MAX_WIDTH = 4096  # of a row of a norm
 MAX_TYPES = 8  # token types of a norm
+MAX_GROUPS = 4096  # of a grouped product, each of whose programs reads where all groups end
 _WANTED = os.environ.get(SWITCH, "1")
 _IS_ON = _WANTED != "0" and torch.version.hip is None
 _ARE_ENABLED = _IS_ON and importlib.util.find_spec("triton") is not None

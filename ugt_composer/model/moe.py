@@ -113,7 +113,7 @@ class MoEFeedForward(nn.Module):
         """Whether tokens (N, D) can take `_grouped` without a wait, which is then the best path for few tokens too."""
         rows = len(tokens) * self.top_k
         sizes = (rows, self.num_experts, self.d_model, self.d_ff)
-        return runs_without_waiting(tokens.device, product_dtype(tokens), *sizes)
+        return runs_without_waiting(tokens, product_dtype(tokens), *sizes)
 
     def _is_cheaper_than_waiting(self, tokens: Tensor) -> bool:
         """Whether computing all experts for these few tokens is faster than copying the counts to the CPU."""
