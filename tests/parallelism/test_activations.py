@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from tests.saved_memory import dropout_as_on_a_gpu, saved_bytes  # noqa: F401 - a fixture
+from ugt_composer import kernels
 from ugt_composer.config.schema import LossConfig, ModelConfig
 from ugt_composer.model.decoder import DecoderLayer
 from ugt_composer.model.encoder import EncoderLayer
 from ugt_composer.model.history_tokens import EncodedHistory, HistoryTokens
-from ugt_composer.parallelism.activations import FLOAT32, Activations, Shape, decoder_layer, encoder_layer
+from ugt_composer.parallelism.activations import AUTOCAST, FLOAT32, Activations, Shape, decoder_layer, encoder_layer
 
 MODEL = ModelConfig(d_model=64, n_heads=4, d_ff=160, num_experts=4, top_k_experts=2, dropout=0.0)
 pytestmark = pytest.mark.usefixtures("dropout_as_on_a_gpu")
@@ -60,6 +61,18 @@ def test_a_decoder_layer_keeps_what_the_form_says(capacity, p, d_ff):
     memory = EncodedHistory(numbers(rows, history, model.d_model), HistoryTokens(memory_mask))
     inputs = numbers(rows, target, model.d_model), mask, memory
     assert decoder_layer(model, FLOAT32, SHAPE).kept == pytest.approx(saved_bytes(layer, *inputs), rel=0.05)
+
+
+@pytest.mark.parametrize(("on_kernels", "experts"), [(True, 2), (False, 4)])
+def test_the_first_tokens_of_pairs_are_computed_by_their_own_experts_where_products_are_grouped(
+    monkeypatch, on_kernels, experts
+):
+    monkeypatch.setattr(kernels, "are_expected", lambda: on_kernels)
+    dropless = dataclasses.replace(MODEL, expert_capacity_factor=None)
+    shape = Shape(rows=8, history=1, target=1, rejected=1)  # a row's only token is its first
+    form = decoder_layer(MODEL, AUTOCAST, shape), decoder_layer(dropless, AUTOCAST, shape)
+    slot = 2 * (MODEL.d_model + 2 * MODEL.d_ff)
+    assert form[0].kept - form[1].kept == 8 * (experts - 2) * slot
 
 
 def test_checkpointing_keeps_a_layers_input_and_one_layer():

@@ -132,7 +132,7 @@ class Activations:
         """The peak of a forward pass without gradients, such as the reference's: its widest layer."""
         model, (r, h, n) = self.model, self.dtypes
         tokens, target = shape.rows * shape.history * model.d_model, shape.rows * shape.target * model.d_model
-        ff_ratio, slots = model.d_ff / model.d_model, _slots(model, shape)
+        ff_ratio, slots = model.d_ff / model.d_model, _slots(model, self.dtypes, shape)
         pieces = 0 if _has_kernels(model, self.dtypes) else PIECE_BYTES["cuda"]
         encoder = tokens * (2 * r + n + h * (3 + max(2 * ff_ratio, 8))) + pieces
         decoder = tokens * (r + 3 * h) + target * (2 * r + 2 * n) + slots * h * (1 + 2 * ff_ratio)
@@ -253,7 +253,7 @@ def encoder_layer(model: ModelConfig, dtypes: Dtypes, shape: Shape) -> Part:
 def decoder_layer(model: ModelConfig, dtypes: Dtypes, shape: Shape) -> Part:
     (r, h, _), ff_ratio, masks, k = dtypes, model.d_ff / model.d_model, int(model.dropout > 0), model.top_k_experts
     target, history = (shape.rows * length * model.d_model for length in (shape.target, shape.history))
-    slots = _slots(model, shape)
+    slots = _slots(model, dtypes, shape)
     # Self-attention keeps its input, three projections and its output; cross-attention its input, query and output;
     # the router float32 tokens; the gates the experts' outputs; and the residual stream is kept after each of the
     # three sublayers.
@@ -273,10 +273,11 @@ def _has_kernels(model: ModelConfig, dtypes: Dtypes) -> bool:
     return dtypes.product == HALF and fits and kernels.are_expected()
 
 
-def _slots(model: ModelConfig, shape: Shape) -> int:
+def _slots(model: ModelConfig, dtypes: Dtypes, shape: Shape) -> int:
     """Numbers in the experts' slots, D per slot; without a capacity there is a slot per assignment.
 
-    In a batch with rejected items the first token of each row is not dropped: all experts compute it, if it is cheap.
+    In a batch with rejected items the first token of each row is not dropped. Without grouped products that do not wait
+    for the GPU, all experts compute it, if it is cheap.
     """
     k, experts = model.top_k_experts, model.num_experts
     if model.expert_capacity_factor is None:
@@ -284,7 +285,8 @@ def _slots(model: ModelConfig, shape: Shape) -> int:
     kept = 0 if shape.rejected == 0 else shape.rows
     assignments = (shape.rows * shape.target - kept) * k
     slots = experts * math.ceil(model.expert_capacity_factor * assignments / experts)
-    return (slots + kept * (experts if kept <= FEW_TOKENS else k)) * model.d_model
+    is_grouped = dtypes.product == HALF and kernels.are_expected()
+    return (slots + kept * (experts if kept <= FEW_TOKENS and not is_grouped else k)) * model.d_model
 
 
 def _attention_weights(model: ModelConfig, dtypes: Dtypes, shape: Shape) -> int:
