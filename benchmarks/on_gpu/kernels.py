@@ -1,7 +1,10 @@
 """The model's layers one by one, compared with PyTorch's layers of the same size, and the kernels of a step."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +26,9 @@ from benchmarks.on_gpu.steps import (
     stage_config,
     timed,
 )
+from ugt_composer import kernels
 from ugt_composer.config.schema import ModelConfig
+from ugt_composer.model import grouped_product
 from ugt_composer.model.attention import CrossAttention, PointwiseAttention
 from ugt_composer.model.encoder import FeedForward
 from ugt_composer.model.history_tokens import EncodedHistory, HistoryTokens
@@ -35,6 +40,9 @@ ROWS, SMALL_ROWS = 64, 4
 DECODER_ROWS = 512  # rows of a shipped microbatch
 PROFILED_ROWS = 256
 TOP = 20
+# What computes experts without a capacity: this package's kernels, PyTorch, or one expert after the other (for up to
+# FEW_TOKENS tokens all experts).
+TRITON, GROUPED_MM, LOOP = "Triton", "grouped_mm", "products that are not grouped"
 
 
 def measure(report: Report, variant: str, small: bool) -> None:
@@ -50,15 +58,15 @@ def measure(report: Report, variant: str, small: bool) -> None:
     )
     for what, make in layers(model, rows, DECODER_ROWS if not small else rows, history).items():
         report.attempt(what, lambda: row(make))  # noqa: B023
+    for what, (way, make) in experts_without_capacity(model, rows, DECODER_ROWS if not small else rows).items():
+        with grouped_products_by(way):
+            report.attempt(what, lambda: row(make))  # noqa: B023
     profile_step(report, small)
 
 
 def layers(model: ModelConfig, rows: int, decoder_rows: int, history: int) -> dict[str, Callable[[], tuple]]:
     """Name → a function that makes (module with the parameters or None, forward, differentiable inputs)."""
     d, heads, width = model.d_model, model.n_heads, model.d_ff
-
-    def vectors(*shape: int) -> Tensor:
-        return torch.randn(*shape, device="cuda", dtype=torch.bfloat16, requires_grad=True)
 
     def head_inputs() -> list[Tensor]:
         return [vectors(rows * heads, history, d // heads) for _ in range(3)]
@@ -69,15 +77,6 @@ def layers(model: ModelConfig, rows: int, decoder_rows: int, history: int) -> di
     def of_module(module: nn.Module, *shape: int, arguments: Sequence[Any] = ()) -> tuple:
         x = vectors(*shape, d)
         return module, lambda: module(x, *arguments), [x]
-
-    def moe(tokens_rows: int) -> tuple:
-        layer = MoEFeedForward(d, width, model.num_experts, model.top_k_experts, model.expert_capacity_factor, 0.0)
-        for parameter in layer.parameters():
-            nn.init.normal_(parameter, std=0.02)
-        x = vectors(tokens_rows, TARGET, d)
-        valid = torch.ones(tokens_rows, TARGET, dtype=torch.bool, device="cuda")
-        layer = layer.cuda()
-        return layer, lambda: layer(x, valid)[0], [x]
 
     def pointwise() -> tuple:
         inputs = head_inputs()
@@ -93,9 +92,10 @@ def layers(model: ModelConfig, rows: int, decoder_rows: int, history: int) -> di
             CrossAttention(d, heads, 0.0).cuda(), rows, TARGET, arguments=(EncodedHistory(memory, HistoryTokens(mask)),)
         )
 
-    experts = f"{model.num_experts} experts, top {model.top_k_experts}"
+    of_experts = f"{model.num_experts} experts, top {model.top_k_experts}"
     few, many = rows * TARGET, decoder_rows * TARGET
     dense = model.top_k_experts * width
+    moe = functools.partial(experts, model, model.expert_capacity_factor)
     return {
         "φ(Q Kᵀ) V in pieces, the path without kernels": pointwise,
         "… torch scaled_dot_product_attention": softmax,
@@ -108,15 +108,56 @@ def layers(model: ModelConfig, rows: int, decoder_rows: int, history: int) -> di
         "… torch LayerNorm": lambda: of_module(nn.LayerNorm(d).cuda(), rows, history),
         "encoder's feed-forward": lambda: of_module(FeedForward(d, width, 0.0).cuda(), rows, history),
         "cross-attention": cross,
-        f"MoE, {few:,} tokens, {experts}": lambda: moe(rows),
+        f"MoE, {few:,} tokens, {of_experts}": lambda: moe(rows),
         f"… dense feed-forward of {dense}, {few:,} tokens": lambda: of_module(
             FeedForward(d, dense, 0.0).cuda(), rows, TARGET
         ),
-        f"MoE, {many:,} tokens, {experts}": lambda: moe(decoder_rows),
+        f"MoE, {many:,} tokens, {of_experts}": lambda: moe(decoder_rows),
         f"… dense feed-forward of {dense}, {many:,} tokens": lambda: of_module(
             FeedForward(d, dense, 0.0).cuda(), decoder_rows, TARGET
         ),
     }
+
+
+def experts_without_capacity(model: ModelConfig, *rows: int) -> dict[str, tuple[str, Callable[[], tuple]]]:
+    """Name → what computes the products, and a function as in `layers`."""
+
+    def make(way: str, count: int) -> tuple:
+        layer, forward, (x,) = experts(model, None, count)
+        if layer._can_group(x.flatten(0, 1)) != (way != LOOP):
+            raise RuntimeError(f"{way} does not compute grouped products on this GPU without waiting")
+        return layer, forward, [x]
+
+    return {
+        f"MoE without a capacity, {count * TARGET:,} tokens, {way}": (way, functools.partial(make, way, count))
+        for count in dict.fromkeys(rows)
+        for way in (TRITON, GROUPED_MM, LOOP)
+    }
+
+
+def experts(model: ModelConfig, capacity_factor: float | None, rows: int) -> tuple:
+    layer = MoEFeedForward(
+        model.d_model, model.d_ff, model.num_experts, model.top_k_experts, capacity_factor, dropout=0.0
+    ).cuda()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    x, valid = vectors(rows, TARGET, model.d_model), torch.ones(rows, TARGET, dtype=torch.bool, device="cuda")
+    return layer, lambda: layer(x, valid)[0], [x]
+
+
+@contextmanager
+def grouped_products_by(way: str) -> Iterator[None]:
+    changes: dict[str, tuple[Any, str, Any]] = {
+        TRITON: (grouped_product, "IS_AVAILABLE", False),
+        GROUPED_MM: (kernels, "are_usable", lambda x: False),
+        LOOP: (MoEFeedForward, "_can_group", lambda self, tokens: False),
+    }
+    with mock.patch.object(*changes[way]):
+        yield
+
+
+def vectors(*shape: int) -> Tensor:
+    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16, requires_grad=True)
 
 
 def row(make: Callable[[], tuple]) -> Sequence[object]:
@@ -169,13 +210,13 @@ def profiled(report: Report, microbatch: int, small: bool) -> Sequence[object]:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         stage.step(batch)
         torch.cuda.synchronize()
-    kernels = [event for event in profiler.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA]
-    kernels.sort(key=lambda kernel: kernel.self_device_time_total, reverse=True)
-    total = sum(kernel.self_device_time_total for kernel in kernels)
+    events = [event for event in profiler.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA]
+    events.sort(key=lambda kernel: kernel.self_device_time_total, reverse=True)
+    total = sum(kernel.self_device_time_total for kernel in events)
     lines = [
         f"{kernel.self_device_time_total / 1000:9.2f} ms {kernel.self_device_time_total / max(total, 1):6.1%} "
         f"{kernel.count:6d} × {kernel.key[:110]}"
-        for kernel in kernels[:TOP]
+        for kernel in events[:TOP]
     ]
     report.text(*(lines or ["The profiler recorded no kernel."]))
-    return f"{total / 1000:.1f}", sum(kernel.count for kernel in kernels)
+    return f"{total / 1000:.1f}", sum(kernel.count for kernel in events)
