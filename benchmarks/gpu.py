@@ -1,8 +1,9 @@
-"""Measures training steps, recommendation and kernels on one GPU, section by section.
+"""Measures training steps, recommendation, rivals and kernels on one GPU, section by section, and writes the goals.
 
 Each part of a section runs in a separate process with a time limit: a hang, an out-of-memory error or a missing package
-fails only this part, and a row of the results shows why. Results are written as soon as they are measured, and each
-section replaces that of an earlier run. So the file is usable whenever the run ends.
+fails only this part, and a row of the results shows why. A part that ends early leaves its time to the later ones.
+Results are written as soon as they are measured, and each section replaces that of an earlier run. So the file is
+usable whenever the run ends. The last section, goals, is made from all others in the file.
 
     python benchmarks/gpu.py [--only SECTION …] [--skip SECTION …] [--limit SECONDS] [--out FILE] [--small]
 
@@ -12,6 +13,7 @@ Exit status: 0 done; 1 a part did not finish; 2 there is no GPU.
 import argparse
 import contextlib
 import importlib
+import itertools
 import json
 import os
 import selectors
@@ -33,7 +35,6 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.on_gpu.report import Report, Results  # noqa: E402
 
 RESULTS = Path(__file__).with_name("RESULTS-gpu.md")
-LIMIT = 600
 PATIENCE = 20  # factor for the time limits with --small, which may run on any machine
 
 
@@ -44,38 +45,56 @@ class Part:
         section: module in benchmarks/on_gpu, and heading in the results.
         variant: part of the section that one process measures.
         limit: time limit in seconds.
+        on_request: only measured if --only names the section.
+        has_kernels: False: the process runs without the Triton kernels.
     """
 
     section: str
     variant: str
     limit: int
+    on_request: bool = False
+    has_kernels: bool = True
 
 
-# The most important parts first. A part takes about half of its limit.
+# The most important parts first. Those that are not on request take at most six minutes together.
 PARTS = (
-    Part("stages", "eager", 150),
-    Part("waits", "", 80),
-    Part("kernels", "", 60),
-    Part("attention", "by length", 80),
-    Part("recommend", "", 75),
-    Part("t5", "", 110),
-    Part("strategies", "ddp", 40),
-    Part("strategies", "fsdp", 40),
-    Part("strategies", "deepspeed 1", 60),  # DeepSpeed compiles extensions when its engine starts
-    Part("strategies", "deepspeed 2", 60),
-    Part("strategies", "deepspeed 3", 60),
-    Part("stages", "compiled", 170),
-    Part("attention", "blocks", 120),
+    Part("ceilings", "", 12),
+    Part("stages", "eager", 62),
+    Part("attention", "", 52),
+    Part("t5", "", 52),
+    Part("data", "", 33),
+    Part("stages", "without kernels", 36, has_kernels=False),
+    Part("recommend", "", 25),
+    Part("kernels", "", 25),
+    Part("recommend", "10 million items", 27),
+    Part("stages", "compiled", 36),
+    Part("waits", "", 80, on_request=True),
+    Part("strategies", "ddp", 40, on_request=True),
+    Part("strategies", "fsdp", 40, on_request=True),
+    Part("strategies", "deepspeed 1", 60, on_request=True),  # DeepSpeed compiles extensions when its engine starts
+    Part("strategies", "deepspeed 2", 60, on_request=True),
+    Part("strategies", "deepspeed 3", 60, on_request=True),
+    Part("blocks", "", 120, on_request=True),
 )
 SECTIONS = tuple(dict.fromkeys(part.section for part in PARTS))
+BY_DEFAULT = tuple(dict.fromkeys(part.section for part in PARTS if not part.on_request))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION", help=str(SECTIONS))
+    on_request = [section for section in SECTIONS if section not in BY_DEFAULT]
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=SECTIONS,
+        default=BY_DEFAULT,
+        metavar="SECTION",
+        help=f"default, at most {sum(part.limit for part in PARTS if not part.on_request)} s: {', '.join(BY_DEFAULT)}; "
+        f"only on request: {', '.join(on_request)}",
+    )
     parser.add_argument("--skip", nargs="+", choices=SECTIONS, default=(), metavar="SECTION")
     parser.add_argument(
-        "--limit", type=int, default=LIMIT, metavar="SECONDS", help="time limit for all sections together"
+        "--limit", type=int, metavar="SECONDS", help="for all sections together; default: the sum of their own limits"
     )
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE")
     parser.add_argument(
@@ -91,13 +110,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    deadline = time.monotonic() + options.limit
     parts = [part for part in PARTS if part.section in options.only and part.section not in options.skip]
     results = Results(options.out)
     for section in dict.fromkeys(part.section for part in parts):
         results.clear(section)
-    finished = [run_part(part, deadline, results, options.small) for part in parts]
-    print(f"{sum(finished)} of {len(parts)} parts finished: {options.out}")
+    started = time.monotonic()
+    scale = PATIENCE if options.small else 1
+    ends = itertools.accumulate(scale * part.limit for part in parts)
+    finished = [
+        run_part(part, started + min(end, options.limit or end), results, options.small)
+        for part, end in zip(parts, ends, strict=True)
+    ]
+    results.write_goals()
+    print(f"{sum(finished)} of {len(parts)} parts finished in {time.monotonic() - started:.0f} s: {options.out}")
     return int(not all(finished))
 
 
@@ -115,9 +140,9 @@ def measure_part(section: str, variant: str, small: bool) -> int:
 
 
 def run_part(part: Part, deadline: float, results: Results, small: bool) -> bool:
-    """Runs a part, passes on its results, and kills it at its time limit. Returns whether it finished."""
+    """Runs a part, passes on its results, and kills it at its deadline. Returns whether it finished."""
     name = " ".join(filter(None, (part.section, part.variant)))
-    limit = min(part.limit * (PATIENCE if small else 1), deadline - time.monotonic())
+    limit = deadline - time.monotonic()
     if limit <= 0:
         results.failed(part.section, name, "left out, the time limit of the run was reached")
         return False
@@ -132,6 +157,7 @@ def run_part(part: Part, deadline: float, results: Results, small: bool) -> bool
             text=True,
             encoding="utf-8",
             cwd=ROOT,
+            env=os.environ | ({} if part.has_kernels else {"UGT_KERNELS": "0"}),
             start_new_session=True,
         )
         assert process.stdout is not None
@@ -143,7 +169,7 @@ def run_part(part: Part, deadline: float, results: Results, small: bool) -> bool
             print(f"{name}: {seconds:.0f} s", flush=True)
             return True
         log.seek(0)
-        lines = [line.rstrip() for line in log if line.strip()]
+        lines = [line.rstrip() for line in log if line.strip() and "Warning: destroy_process_group" not in line]
     print("\n".join(lines[-20:]), file=sys.stderr, flush=True)
     reason = f"ended at its limit of {limit:.0f} s" if status is None else f"exit status {status}"
     if status is not None and lines:

@@ -1,16 +1,12 @@
-"""Pointwise attention alone: the kernels against PyTorch's operations by length, and the kernels by block sizes."""
+"""Pointwise attention alone, by length and over uneven rows: the kernels against PyTorch's operations."""
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from triton.runtime.errors import OutOfResources
 
 from benchmarks.on_gpu.report import Report
 from benchmarks.on_gpu.steps import gib, peak_flops_per_second, peak_memory, per_second, timed
@@ -21,78 +17,177 @@ TOKENS, SMALL_TOKENS = 64 * 512, 512
 WIDTH = 512  # of the model
 LENGTHS, SMALL_LENGTHS = (128, 512, 2048, 4096, 8192), (16, 64)
 HEADS = (16, 8, 4)  # of 32, 64 and 128 dimensions
-KERNELS = list(dict.fromkeys(kernel for kernel, _ in kernels.BLOCKS))
-BLOCKS = [
-    kernels.Blocks(own, read, warps, stages)
-    for own, read, warps in ((64, 32, 4), (64, 64, 4), (128, 64, 4), (64, 64, 8), (128, 64, 8))
-    for stages in (3, 4)
-]
+MEAN_LENGTH, SPREAD = 256, 0.6  # of the lognormal lengths of uneven rows, before they are cut; of their logarithm
+COLUMNS = ("what", "ms", "TFLOP/s", "of the ceiling", "peak GiB", "kernel is … times as fast")
+
+Ways = dict[str, Callable[[], tuple[Callable[[], Tensor], Tensor]]]  # name → makes (forward, differentiable input)
+
+
+class Rows(NamedTuple):
+    """Rows of attention.
+
+    Attributes:
+        lengths: (B,) int64, on the device.
+        longest: of them.
+        n_heads: of each row.
+        squares: the sum of the squared lengths.
+    """
+
+    lengths: Tensor
+    longest: int
+    n_heads: int
+    squares: int
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], n_heads: int) -> "Rows":
+        squares = sum(length * length for length in lengths)
+        return cls(torch.tensor(lengths, device="cuda"), max(lengths), n_heads, squares)
+
+    def offsets(self) -> Tensor:
+        ends = self.lengths.cumsum(0)
+        return torch.cat((ends.new_zeros(1), ends))
+
+    def mask(self) -> Tensor:
+        """(B, S) bool."""
+        return torch.arange(self.longest, device="cuda") < self.lengths[:, None]
+
+    def padded_offsets(self) -> Tensor:
+        return torch.arange(0, (len(self.lengths) + 1) * self.longest, self.longest, device="cuda")
 
 
 def measure(report: Report, variant: str, small: bool) -> None:
-    if variant == "blocks":
-        measure_blocks(report, small)
-        return
     tokens, lengths, heads = (SMALL_TOKENS, SMALL_LENGTHS, HEADS[:1]) if small else (TOKENS, LENGTHS, HEADS)
     peak = peak_flops_per_second(1024 if small else 8192)
+    uneven_rows(report, 64 if small else 512, 4 if small else 128, peak)
     report.table(
         "by length",
         f"Forward and backward of φ(Q Kᵀ / √d) V / n with SiLU, {tokens:,} tokens in rows of one length, width "
         f"{WIDTH}. Pieces: PyTorch's products, a few heads at a time, which is the path without kernels. Plain: all "
-        "weights at once, kept for the backward pass. TFLOP/s are of the model's operations, 12·S²·D a row, and "
-        f"relative to the {peak / 1e12:.0f} that a bf16 product reaches on this card; recomputed weights do not count.",
-        ("what", "ms", "TFLOP/s", "of the ceiling", "peak GiB", "kernel is … times as fast"),
+        "weights at once, kept for the backward pass; also under torch.compile. TFLOP/s are of the model's operations, "
+        f"12·S²·D a row, and relative to the {peak / 1e12:.0f} that a bf16 product reaches on this card; recomputed "
+        "weights do not count.",
+        COLUMNS,
     )
     cases = [(heads[0], length) for length in lengths] + [(other, lengths[-2]) for other in heads[1:]]
     for n_heads, length in cases:
-        kernel_ms: list[float] = []
-        for name, make in ways(tokens // length, length, n_heads).items():
-            what = f"{name}, {WIDTH // n_heads} dimensions, length {length:,}"
-            report.attempt(what, lambda: row(make, tokens, length, peak, kernel_ms))  # noqa: B023
+        rows = Rows.of([length] * (tokens // length), n_heads)
+        chosen = even_ways(rows)
+        if n_heads != heads[0]:
+            del chosen["plain"], chosen["plain, compiled"]
+        attempt_all(report, chosen, f"{WIDTH // n_heads} dimensions, length {length:,}", rows, peak)
 
 
-def ways(
-    rows: int, length: int, n_heads: int
-) -> dict[str, Callable[[torch.dtype], tuple[Callable[[], Tensor], Tensor]]]:
-    """Name → a function that makes (forward, differentiable input)."""
+def uneven_rows(report: Report, longest: int, count: int, peak: float) -> None:
+    lengths = lognormal_lengths(count, longest)
+    report.table(
+        "uneven rows",
+        f"The same over {count} rows of different lengths, lognormal and at most {longest} (mean "
+        f"{sum(lengths) / count:.0f}): packed one after the other, or padded to the longest with a mask. TFLOP/s are "
+        "of the valid tokens' operations, 12·D·Σ S² over the rows.",
+        COLUMNS,
+    )
+    rows = Rows.of(lengths, HEADS[0])
+    attempt_all(report, uneven_ways(rows), f"{WIDTH // HEADS[0]} dimensions", rows, peak)
 
-    def projected() -> Tensor:
-        return torch.randn(rows * length, 3 * WIDTH, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+
+def lognormal_lengths(count: int, longest: int) -> list[int]:
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(count, generator=generator)
+    mean = math.log(min(MEAN_LENGTH, longest / 2)) - SPREAD**2 / 2
+    return (mean + SPREAD * normal).exp().round().clamp(1, longest).long().tolist()
+
+
+def attempt_all(report: Report, ways: Ways, what: str, rows: Rows, peak: float) -> None:
+    times: dict[str, float] = {}
+    for name in ways:
+        torch.compiler.reset()
+        report.attempt(f"{name}, {what}", lambda: row(ways, name, rows, peak, times))  # noqa: B023
+
+
+def even_ways(rows: Rows) -> Ways:
+    """The ways to compute rows of one length; the first is the kernel."""
+    count, length, n_heads = len(rows.lengths), rows.longest, rows.n_heads
+
+    def of(forward: Callable[[Tensor], Tensor]) -> tuple[Callable[[], Tensor], Tensor]:
+        x = projected(count * length)
+        return lambda: forward(x), x
 
     def heads(x: Tensor) -> list[Tensor]:
-        return [part.view(rows, length, n_heads, -1).transpose(1, 2) for part in x.chunk(3, dim=-1)]
+        return [part.view(count, length, n_heads, -1).transpose(1, 2) for part in x.chunk(3, dim=-1)]
 
     def by_kernel() -> tuple[Callable[[], Tensor], Tensor]:
-        x, offsets = projected(), torch.arange(0, (rows + 1) * length, length, device="cuda")
-        return lambda: kernels.pointwise_attention(x, offsets, None, length, n_heads, "silu"), x
+        offsets = rows.offsets()
+        return of(lambda x: kernels.pointwise_attention(x, offsets, None, length, n_heads, "silu"))
 
-    def by_pieces() -> tuple[Callable[[], Tensor], Tensor]:
-        x = projected()
+    def pieces(x: Tensor) -> Tensor:
+        q, k, v = heads(x)
+        return merged(pointwise_product(q / math.sqrt(q.shape[-1]), k, v / length, "silu"))
+
+    def plain(x: Tensor) -> Tensor:
+        q, k, v = heads(x)
+        return merged(F.silu(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])) @ v / length)
+
+    def softmax(x: Tensor) -> Tensor:
+        return merged(F.scaled_dot_product_attention(*heads(x)))
+
+    return {
+        "kernel": by_kernel,
+        "pieces": lambda: of(pieces),
+        "plain": lambda: of(plain),
+        "plain, compiled": lambda: of(torch.compile(plain, dynamic=False)),
+        "softmax (scaled_dot_product_attention)": lambda: of(softmax),
+    }
+
+
+def uneven_ways(rows: Rows) -> Ways:
+    """The ways to compute rows of different lengths; the first is the kernel without padding."""
+    count, longest, n_heads = len(rows.lengths), rows.longest, rows.n_heads
+    mask = rows.mask()
+
+    def padded_heads(x: Tensor) -> list[Tensor]:
+        return [part.view(count, longest, n_heads, -1).transpose(1, 2) for part in x.chunk(3, dim=-1)]
+
+    def packed() -> tuple[Callable[[], Tensor], Tensor]:
+        x, offsets = projected(int(rows.lengths.sum())), rows.offsets()
+        return lambda: kernels.pointwise_attention(x, offsets, None, longest, n_heads, "silu"), x
+
+    def padded() -> tuple[Callable[[], Tensor], Tensor]:
+        x, offsets, valid = projected(count * longest), rows.padded_offsets(), mask.flatten()
+        return lambda: kernels.pointwise_attention(x, offsets, valid, longest, n_heads, "silu"), x
+
+    def pieces() -> tuple[Callable[[], Tensor], Tensor]:
+        x, factors = projected(count * longest), (mask / rows.lengths[:, None]).bfloat16()[:, None, :, None]
 
         def forward() -> Tensor:
-            q, k, v = heads(x)
-            return pointwise_product(q / math.sqrt(q.shape[-1]), k, v / length, "silu").transpose(1, 2).flatten(2)
-
-        return forward, x
-
-    def plain() -> tuple[Callable[[], Tensor], Tensor]:
-        x = projected()
-
-        def forward() -> Tensor:
-            q, k, v = heads(x)
-            return (F.silu(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])) @ v / length).transpose(1, 2).flatten(2)
+            q, k, v = padded_heads(x)
+            return merged(pointwise_product(q / math.sqrt(q.shape[-1]), k, v * factors, "silu"))
 
         return forward, x
 
     def softmax() -> tuple[Callable[[], Tensor], Tensor]:
-        x = projected()
-        return lambda: F.scaled_dot_product_attention(*heads(x)).transpose(1, 2).flatten(2), x
+        x, keys = projected(count * longest), mask[:, None, None, :]
+        return lambda: merged(F.scaled_dot_product_attention(*padded_heads(x), attn_mask=keys)), x
 
-    return {"kernel": by_kernel, "pieces": by_pieces, "plain": plain, "softmax (scaled_dot_product_attention)": softmax}
+    return {
+        "kernel, packed": packed,
+        "kernel, padded": padded,
+        "pieces, padded": pieces,
+        "softmax (scaled_dot_product_attention), padded": softmax,
+    }
 
 
-def row(make: Callable[[], tuple], tokens: int, length: int, peak: float, kernel_ms: list[float]) -> Sequence[object]:
-    forward, x = make()
+def projected(tokens: int) -> Tensor:
+    return torch.randn(tokens, 3 * WIDTH, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+
+
+def merged(x: Tensor) -> Tensor:
+    """(B, H, S, d) → (B, S, D)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def row(ways: Ways, name: str, rows: Rows, peak: float, times: dict[str, float]) -> Sequence[object]:
+    """times: of the ways so far, in ms; the first way is the kernel."""
+    forward, x = ways[name]()
     grad = torch.randn_like(forward())
 
     def run() -> None:
@@ -100,51 +195,9 @@ def row(make: Callable[[], tuple], tokens: int, length: int, peak: float, kernel
         forward().backward(grad)
 
     with peak_memory() as peak_of:
-        ms = timed(run, seconds=0.3).ms
+        ms = times[name] = timed(run, seconds=0.3).ms
         allocated = peak_of().allocated
-    kernel_ms.append(ms)
-    reached = per_second(12 * tokens * length * WIDTH, ms)
+    reached, kernel_ms = per_second(12 * rows.squares * WIDTH, ms), times.get(next(iter(ways)), 0.0)
     of_ceiling = f"{reached / peak:.1%}" if peak > 0 else ""
-    faster = f"{ms / kernel_ms[0]:.1f}" if kernel_ms[0] > 0 else ""
+    faster = f"{ms / kernel_ms:.1f}" if kernel_ms > 0 else ""
     return f"{ms:.3f}", f"{reached / 1e12:.0f}", of_ceiling, gib(allocated), faster
-
-
-def measure_blocks(report: Report, small: bool) -> None:
-    tokens, sizes = (SMALL_TOKENS, [(16, 64)]) if small else (TOKENS, [(16, 512), (16, 4096), (8, 4096), (4, 4096)])
-    report.table(
-        "blocks",
-        f"ms of each kernel in bf16 by the sizes of its blocks: tokens owned × tokens read at once, warps, stages. "
-        f"{tokens:,} tokens; * marks the shipped sizes.",
-        ("what", *(f"{WIDTH // n_heads} dimensions, length {length:,}" for n_heads, length in sizes)),
-    )
-    cases = list(itertools.product(range(len(KERNELS)), BLOCKS[:2] if small else BLOCKS))
-    with ProcessPoolExecutor(1 if small else 14, mp_context=get_context("spawn")) as pool:
-        jobs = [(*case, n_heads) for case in cases for n_heads in sorted({n_heads for n_heads, _ in sizes})]
-        list(pool.map(compile_one, jobs))  # into Triton's cache
-    for index, blocks in cases:
-        what = f"{KERNELS[index].__name__.strip('_')}, {blocks.own} × {blocks.read}, {blocks.warps}, {blocks.stages}"
-        report.attempt(what, lambda: [cell(index, blocks, n, tokens // length, length) for n, length in sizes])  # noqa: B023
-
-
-def compile_one(job: tuple[int, kernels.Blocks, int]) -> None:
-    cell(*job, 1, 16)
-
-
-def cell(index: int, blocks: kernels.Blocks, n_heads: int, rows: int, length: int) -> str:
-    """The median time of a kernel in ms; the error's name if these blocks do not fit."""
-    key = KERNELS[index], WIDTH // n_heads
-    shipped, kernels.BLOCKS[key] = kernels.BLOCKS[key], blocks
-    qkv, grad = (torch.randn(rows * length, n * WIDTH, device="cuda", dtype=torch.bfloat16) for n in (3, 1))
-    offsets = torch.arange(0, (rows + 1) * length, length, device="cuda")
-    inputs: tuple[Any, ...] = (qkv,) if index == 0 else (grad, qkv)
-    out = torch.empty_like(grad if index == 0 else qkv)
-
-    def run() -> None:
-        kernels._launch(KERNELS[index], inputs, out, offsets, None, None, length, n_heads, "silu", 0.0)
-
-    try:
-        return f"{timed(run, seconds=0.05).ms:.3f}{' *' * (blocks == shipped)}"
-    except OutOfResources:
-        return "does not fit"
-    finally:
-        kernels.BLOCKS[key] = shipped

@@ -15,6 +15,7 @@ from typing import IO, Any
 import torch
 
 from benchmarks.claims import markdown
+from benchmarks.on_gpu.goals import GOALS, goals_section, read_tables
 
 PACKAGES = ("torch", "triton", "mosaicml", "mosaicml-streaming", "deepspeed", "transformers", "torchmetrics", "numpy")
 HEAD = """# Benchmark results on a GPU
@@ -88,9 +89,16 @@ class Results:
         print(f"{part}: {why}", flush=True)
         self._write()
 
+    def write_goals(self) -> None:
+        """The last section, from all others in the file."""
+        self._earlier[GOALS] = goals_section(read_tables(self._path))
+        self._write()
+
     def _write(self) -> None:
         bodies = self._earlier | {name: section.markdown() for name, section in self._sections.items()}
-        text = HEAD + "".join(f"\n## {name}\n\n{bodies[name]}\n" for name in sorted(bodies))
+        text = HEAD + "".join(
+            f"\n## {name}\n\n{bodies[name]}\n" for name in sorted(bodies, key=lambda name: (name == GOALS, name))
+        )
         temporary = self._path.with_name(f".{self._path.name}")
         temporary.write_text(text, "utf-8")
         os.replace(temporary, self._path)

@@ -19,6 +19,7 @@ from composer.utils import dist
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+import ugt_composer.kernels.pointwise_attention  # noqa: F401  its operator is counted
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.config.load import load_config
 from ugt_composer.config.schema import Config
@@ -53,7 +54,7 @@ SMALL = [
     "global_train_batch_size=32",
     "device_train_microbatch_size=8",
 ]
-COUNTED_ROWS = 8  # rows per microbatch whose operations are counted
+MICROBATCHES = 2  # of a measured step
 
 
 class Timing(NamedTuple):
@@ -99,17 +100,29 @@ class Stage:
         self.model.encoder.activation_checkpointing = self.model.decoder.activation_checkpointing = enabled
 
     def flops(self, batch: dict[str, Any]) -> float:
-        """Model operations of a step, see `forward_flops`."""
+        """Model operations of a step: those of valid tokens, three times for forward and backward, and once for a
+        frozen reference. Nothing is compiled for it."""
         total = 0.0
         for piece in split_batch(batch, self.config.device_train_microbatch_size):
-            few = {key: value if key == "batch_totals" else value[:COUNTED_ROWS] for key, value in piece.items()}
-            rows, counted = len(piece["row_ids"]), len(few["row_ids"])
-            with precision_context(self.precision), every_token_in_its_slot(self.model):
-                forward = forward_flops(lambda: self.model(few, self.composer_model.trie))  # noqa: B023
-                reference = self.composer_model.reference
-                frozen = forward_flops(lambda: reference(few)) if reference is not None else 0  # noqa: B023
-            total += (3 * forward + frozen) * rows / counted
+            with (
+                torch.no_grad(),
+                torch.compiler.set_stance("force_eager"),
+                precision_context(self.precision),
+            ):
+                total += model_flops(self.composer_model, piece)
+        self.composer_model.step_metrics = {}
         return total
+
+
+def model_flops(composer_model: ComposerUGT, piece: dict[str, Any]) -> int:
+    """Model operations of a microbatch's forward and backward pass."""
+    mask, reference = piece["encoder_mask"], composer_model.reference
+    frozen = 0
+    with every_token_in_its_slot(composer_model, *([] if reference is None else [reference])):
+        forward = forward_flops(lambda: composer_model.loss(composer_model(piece), piece), mask)
+        if reference is not None:
+            frozen = forward_flops(lambda: reference(piece, composer_model.trie), mask)
+    return 3 * (forward - frozen) + frozen
 
 
 def stage_config(stage: int, small: bool, *overrides: str) -> Config:
@@ -213,23 +226,22 @@ def make_batch(
     }
 
 
-def timed(run: Callable[[], object], seconds: float = 4.0, most: int = 30) -> Timing:
-    """Times consecutive calls after two warm-up calls: as many as fit into about `seconds`, but 3 to `most`."""
-    started = time.perf_counter()
-    run()
-    torch.cuda.synchronize()
-    first = time.perf_counter() - started
-    started = time.perf_counter()
-    run()
-    torch.cuda.synchronize()
-    calls = max(3, min(most, int(seconds / (time.perf_counter() - started))))
+def timed(run: Callable[[], object], seconds: float = 3.0, most: int = 30, warm_ups: int = 2) -> Timing:
+    """Times consecutive calls after `warm_ups` calls: as many as fit into about `seconds`, but 3 to `most`."""
+    warm = []
+    for _ in range(warm_ups):
+        started = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        warm.append(time.perf_counter() - started)
+    calls = max(3, min(most, int(seconds / warm[-1])))
     events = [torch.cuda.Event(enable_timing=True) for _ in range(calls + 1)]
     events[0].record()
     for event in events[1:]:
         run()
         event.record()
     torch.cuda.synchronize()
-    return Timing(first, statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(events)))
+    return Timing(warm[0], statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(events)))
 
 
 def in_turns(ours: Callable[[], object], rival: Callable[[], object], repetitions: int) -> tuple[float, float, float]:
@@ -276,17 +288,56 @@ def runs_within_memory(run: Callable[[], object]) -> bool:
     return fits
 
 
-def forward_flops(run: Callable[[], object]) -> int:
-    """Operations of matrix products and attention, counted by PyTorch's FlopCounterMode."""
-    with FlopCounterMode(display=False) as counter:
+def forward_flops(run: Callable[[], object], mask: Tensor | None = None) -> int:
+    """Operations of matrix products and attention, counted by PyTorch's FlopCounterMode.
+
+    Args:
+        mask: (B, S) bool, the histories' valid tokens: attention over these rows counts for valid tokens only. None:
+            all tokens count.
+    """
+    formulas = None if mask is None else valid_token_formulas(mask)
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         run()
     return counter.get_total_flops()
 
 
+def valid_token_formulas(mask: Tensor) -> dict[Any, Callable[..., int]]:
+    """Formulas for FlopCounterMode of forward attention over histories with the mask (B, S), n_b valid tokens in row b.
+
+    The encoder's counts Σ n_b², where the operators' own formulas say B·S² or Σ n_b·S; cross-attention of T target
+    tokens counts T·Σ n_b, where PyTorch's formula says B·T·S.
+    """
+    lengths, (rows, longest) = mask.sum(1).tolist(), mask.shape
+    squares, valid = sum(length * length for length in lengths), sum(lengths)
+
+    def of_kernel(qkv: torch.Size, *_: Any, **__: Any) -> int:  # (N, 3·D)
+        return 4 * qkv[1] // 3 * squares
+
+    def of_pieces(q: torch.Size, *_: Any, **__: Any) -> int:  # (B·H, S, d)
+        return 4 * q[0] // rows * q[2] * squares
+
+    def of_softmax(q: torch.Size, k: torch.Size, v: torch.Size, *_: Any, **__: Any) -> int:  # (B, H, T or S, d)
+        operations = 2 * q[0] * q[1] * q[2] * k[2] * (q[3] + v[3])
+        return operations * valid // (rows * longest) if q[2] != k[2] == longest else operations
+
+    aten = torch.ops.aten
+    softmax = (
+        aten._scaled_dot_product_cudnn_attention,
+        aten._scaled_dot_product_efficient_attention,
+        aten._scaled_dot_product_flash_attention,
+        aten._scaled_dot_product_flash_attention_for_cpu,
+    )
+    return {
+        torch.ops.ugt.pointwise_attention: of_kernel,
+        torch.ops.ugt.pointwise_product: of_pieces,
+        **dict.fromkeys(softmax, of_softmax),
+    }
+
+
 @contextmanager
-def every_token_in_its_slot(model: torch.nn.Module) -> Iterator[None]:
+def every_token_in_its_slot(*models: torch.nn.Module) -> Iterator[None]:
     """Sets capacity factors to 1 while operations are counted, because empty slots are not work of the model."""
-    layers = [module for module in model.modules() if isinstance(module, MoEFeedForward)]
+    layers = [module for model in models for module in model.modules() if isinstance(module, MoEFeedForward)]
     factors = [layer.capacity_factor for layer in layers]
     for layer in layers:
         layer.capacity_factor = 1.0

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
+from benchmarks.on_gpu.goals import EQUAL
 from benchmarks.on_gpu.recommend import recommender
 from benchmarks.on_gpu.report import Report
 from benchmarks.on_gpu.steps import (
@@ -33,13 +34,16 @@ from benchmarks.on_gpu.steps import (
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.config.schema import Config
 from ugt_composer.model.build import build_model
+from ugt_composer.model.moe import MoEFeedForward
+from ugt_composer.model.ugt import UGT
+from ugt_composer.training.microbatch import split_batch
 from ugt_composer.vocabulary import LEVELS
 
 ROWS, SMALL_ROWS = 64, 8
 ITEMS, SMALL_ITEMS = 1_000_000, 1000
 BEAMS, SMALL_BEAMS = 50, 5
 GENERATION_ROWS = 32
-REPETITIONS = 5
+REPETITIONS = 3
 
 
 def measure(report: Report, variant: str, small: bool) -> None:
@@ -66,22 +70,71 @@ def measure_training(report: Report, rows: int, history: int, small: bool) -> No
     report.table(
         "training",
         f"A step of {rows} rows in bf16 autocast: forward, loss, backward, clipping, AdamW. Ours: stage 1, "
-        f"{parameters / 1e6:.0f} million parameters, {stage.flops(batch) / 1e12:.2f} model TFLOP, {history} items of "
-        f"history, {TARGET} of the target, one microbatch. T5 ({torch_t5(config)}) has dense feed-forwards of d_ff "
-        f"{config.model.d_ff}; ours {config.model.num_experts} experts of that width, {config.model.top_k_experts} "
-        "per token. T5's microbatch is the largest that fits beside our model.",
-        ("T5 with", "our ms", "T5's ms", "T5's / ours", "T5's rows per microbatch", "T5's TFLOP", "T5's parameters"),
+        f"{millions(parameters)} parameters, {millions(our_active_parameters(stage.model))} of them active per token, "
+        f"{stage.flops(batch) / 1e12:.2f} model TFLOP, {history} items of history, {TARGET} of the target, one "
+        f"microbatch. T5 ({torch_t5(config)}) has dense feed-forwards of d_ff {config.model.d_ff} unless a row says "
+        f"otherwise; ours {config.model.num_experts} experts of that width, {config.model.top_k_experts} per token. "
+        "Active: without the tables of embeddings, and of the experts those of one token. T5's microbatch is the "
+        "largest that fits beside our model.",
+        (
+            "T5 with",
+            "our ms",
+            "T5's ms",
+            "our rows/s",
+            "T5's rows/s",
+            "T5's / our ms",
+            "T5's rows per microbatch",
+            "T5's TFLOP",
+            "T5's parameters",
+            "of them active",
+        ),
     )
-    for what, encoder_tokens, decoder_tokens in (
-        (f"the same items: {LEVELS * history} + {LEVELS * TARGET} tokens", LEVELS * history, LEVELS * TARGET),
-        (f"the same number of tokens: {history} + {TARGET}, a third of the items", history, TARGET),
+    same, third = (LEVELS * history, LEVELS * TARGET), (history, TARGET)
+    active = our_active_parameters(stage.model)
+    for what, settings, tokens in (
+        (f"the same items: {same[0]} + {same[1]} tokens", t5_config(config), same),
+        (EQUAL, with_more_layers(config, active), same),
+        ("the same items, as many active parameters by d_ff", with_wider_layers(config, active), same),
+        (f"the same number of tokens: {history} + {TARGET}, a third of the items", t5_config(config), third),
     ):
-        sizes = (rows, encoder_tokens, decoder_tokens)
-        report.attempt(what, lambda: training_row(config, ours, *sizes))  # noqa: B023
+        report.attempt(what, lambda: training_row(config, settings, ours, rows, *tokens))  # noqa: B023
 
 
-def training_row(config: Config, ours: Callable[[], object], rows: int, *tokens: int) -> Sequence[object]:
-    model = t5(config).train()
+def our_active_parameters(model: UGT) -> int:
+    """Parameters that a token is computed with if it passes through encoder and decoder: no tables of embeddings, and
+    of the experts those of one token."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    total -= sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Embedding))
+    for layer in model.modules():
+        if isinstance(layer, MoEFeedForward):
+            experts = layer.up.numel() + layer.up_bias.numel() + layer.down.numel() + layer.down_bias.numel()
+            total -= experts * (layer.num_experts - layer.top_k) // layer.num_experts
+    return total
+
+
+def t5_active_parameters(settings: T5Config) -> int:
+    with torch.device("meta"):
+        model = T5ForConditionalGeneration(settings)
+    return sum(parameter.numel() for parameter in model.parameters()) - model.shared.weight.numel()
+
+
+def with_more_layers(config: Config, active: int) -> T5Config:
+    """With about as many active parameters, by layers of the decoder: a layer of the encoder then has about as many as
+    one of ours, which is the faster of the two ways, because most tokens are the encoder's."""
+    few, more = (t5_active_parameters(t5_config(config, num_decoder_layers=layers)) for layers in (1, 2))
+    return t5_config(config, num_decoder_layers=1 + max(0, round((active - few) / (more - few))))
+
+
+def with_wider_layers(config: Config, active: int) -> T5Config:
+    """With about as many active parameters, by the width of all feed-forward layers."""
+    narrow, wider = (t5_active_parameters(t5_config(config, d_ff=width)) for width in (64, 128))
+    return t5_config(config, d_ff=64 * (1 + max(0, round((active - narrow) / (wider - narrow)))))
+
+
+def training_row(
+    config: Config, settings: T5Config, ours: Callable[[], object], rows: int, *tokens: int
+) -> Sequence[object]:
+    model = t5(settings).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optimizer.lr)
     ids, labels = (random_tokens(config, rows, length) for length in tokens)
 
@@ -103,11 +156,17 @@ def training_row(config: Config, ours: Callable[[], object], rows: int, *tokens:
             raise torch.OutOfMemoryError("a microbatch of one row does not fit")
         optimizer.zero_grad(set_to_none=True)
         microbatch //= 2
-    flops = 3 * forward_flops(lambda: loss(slice(0, microbatch))) * rows / microbatch
+    with torch.no_grad():
+        flops = 3 * forward_flops(lambda: loss(slice(0, microbatch))) * rows / microbatch
     ratio, our_ms, rival_ms = in_turns(ours, lambda: step(microbatch), REPETITIONS)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    cells = f"{our_ms:.1f}", f"{rival_ms:.1f}", f"{ratio:.2f}", microbatch
-    return *cells, f"{flops / 1e12:.2f}", f"{parameters / 1e6:.0f} million"
+    rates = (f"{per_second(rows, ms):,.1f}" for ms in (our_ms, rival_ms))
+    cells = f"{our_ms:.1f}", f"{rival_ms:.1f}", *rates, f"{ratio:.2f}", microbatch, f"{flops / 1e12:.2f}"
+    return *cells, millions(parameters), millions(t5_active_parameters(settings))
+
+
+def millions(count: int) -> str:
+    return f"{count / 1e6:.0f} million"
 
 
 def measure_generation(report: Report, rows: int, history: int, items: int, beams: int, small: bool) -> None:
@@ -123,7 +182,7 @@ def measure_generation(report: Report, rows: int, history: int, items: int, beam
     triples = random_items(config, items)
     ours = build_model(config.model, seed=0).cuda().eval()
     trie = ItemTrie.from_triples(triples).to("cuda")
-    model = t5(config).eval()
+    model = t5(t5_config(config)).eval()
     batch = make_batch(config, history, rows=rows)
     for what, allowed in (("unconstrained", None), ("prefix_allowed_tokens_fn", allowed_tokens(config, triples))):
         report.attempt(
@@ -172,33 +231,37 @@ def generation_row(
     with peak_memory() as peak:
         generate()
         allocated = peak().allocated
-    few = {key: value[:rows] for key, value in batch.items()}
-    ratio, our_ms, rival_ms = in_turns(make_ours(few), generate, 3)
+    few = split_batch(batch, rows)[0]
+    ratio, our_ms, rival_ms = in_turns(make_ours(few), generate, REPETITIONS)
     rates = (f"{per_second(rows, ms):,.1f}" for ms in (our_ms, rival_ms))
     return rows, f"{our_ms:.1f}", f"{rival_ms:.1f}", *rates, f"{ratio:.1f}", gib(allocated)
 
 
-def t5(config: Config) -> T5ForConditionalGeneration:
+def t5(settings: T5Config) -> T5ForConditionalGeneration:
     """A T5 model with random weights, on the GPU."""
     torch.manual_seed(0)
     with torch.device("cuda"):
-        return T5ForConditionalGeneration(t5_config(config))
+        return T5ForConditionalGeneration(settings)
 
 
-def t5_config(config: Config) -> T5Config:
+def t5_config(config: Config, **changes: int) -> T5Config:
     model = config.model
+    sizes = {
+        "d_ff": model.d_ff,
+        "num_layers": model.n_encoder_layers,
+        "num_decoder_layers": model.n_decoder_layers,
+        **changes,
+    }
     return T5Config(
         vocab_size=sum(model.codebook_sizes),
         d_model=model.d_model,
         d_kv=model.d_model // model.n_heads,
-        d_ff=model.d_ff,
-        num_layers=model.n_encoder_layers,
-        num_decoder_layers=model.n_decoder_layers,
         num_heads=model.n_heads,
         dropout_rate=model.dropout,
         decoder_start_token_id=0,
         eos_token_id=None,
         pad_token_id=0,
+        **sizes,
     )
 
 

@@ -271,7 +271,7 @@ def _attention_query_gradients(
     _store(out + first * 3 * width + head % heads * HEAD, queries, 3 * width, size, grad_q * half_scale, HEAD, WIDTH)
 
 
-# By kernel and width of a head (narrower ones as 32): the fastest in `benchmarks/gpu.py --only attention` on an H200.
+# By kernel and width of a head (narrower ones as 32): the fastest in `benchmarks/gpu.py --only blocks` on an H200.
 # The gradients of queries were only measured for 32; the others are by analogy with those of keys. The sizes are fixed,
 # and not tuned at run time, because other sizes add in another order.
 BLOCKS = {
