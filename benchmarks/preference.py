@@ -64,10 +64,11 @@ def two_passes(policy: UGT, reference: UGT, batch: Batch, ntp: UnifiedLoss) -> T
         "rejected_mask": batch["rejected_mask"][:, :0],
     }
     batches = {"chosen": without_pairs, "rejected": {**without_pairs, "labels": batch["rejected_ids"]}}
-    outputs = {name: policy(inputs) for name, inputs in batches.items()}
+    outputs = {name: policy(inputs, with_logits=True) for name, inputs in batches.items()}
     with torch.no_grad():
         reference_logps = {
-            name: item_logps(reference(inputs), inputs["labels"][:, 0]) for name, inputs in batches.items()
+            name: item_logps(reference(inputs, with_logits=True), inputs["labels"][:, 0])
+            for name, inputs in batches.items()
         }
     policy_logps = {name: item_logps(outputs[name], inputs["labels"][:, 0]) for name, inputs in batches.items()}
     chosen, rejected = (policy_logps[name] - reference_logps[name] for name in ("chosen", "rejected"))

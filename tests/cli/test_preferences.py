@@ -17,7 +17,7 @@ from ugt_composer.data.evaluation_dataset import RowFolder
 from ugt_composer.data.history import decoder_lists, encoder_lists
 from ugt_composer.data.manifest import read_manifest
 from ugt_composer.errors import UserError
-from ugt_composer.generation.item_log_probs import score_items
+from ugt_composer.generation.item_log_probs import score_over_codebooks
 from ugt_composer.vocabulary import ITEM
 
 READING = {"all": [], "one": ["--max-history", "1"]}
@@ -57,7 +57,7 @@ def ranked_items(shop, stages):
         batch, row = collate([PackedRow(0, packed)]), decode_row(packed)
         with torch.no_grad():
             hidden = model.start_over(model.encode(batch), batch)
-            scores = score_items(model.level_logits, hidden, torch.tensor([items]))[0].tolist()
+            scores = score_over_codebooks(model.level_log_probs, hidden, torch.tensor([items]))[0].tolist()
         seen = {*map(tuple, row.encoder[row.encoder[:, TOKEN_TYPE] == ITEM, IDS].tolist())}
         seen |= {*map(tuple, row.decoder[:, LABELS].tolist())}
         ranked = sorted(zip(scores, items, strict=True), key=lambda pair: -pair[0])

@@ -36,6 +36,10 @@ class TableHeads:
         rows = torch.arange(len(ids))[:, None]
         return logits[rows, beam, ids]
 
+    def of_ids(self, level: int, hidden: Tensor, prefix: Tensor, ids: Tensor) -> Tensor:
+        """The log-probabilities (N, K) of ids (N, K)."""
+        return self(level, hidden, prefix).float().log_softmax(-1).gather(1, ids)
+
     def log_probs(self) -> Tensor:
         """log p of every triple, (users, V_1, V_2, V_3): each level normalised over its whole codebook."""
         first, second, third = (table.float().log_softmax(-1) for table in self.tables)

@@ -8,7 +8,7 @@ import torch
 from tests.generation.head_tables import TableHeads, brute_force, random_trie, users
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.generation.beam_search import beam_search
-from ugt_composer.generation.item_log_probs import UNKNOWN_LOG_PROB, score_items
+from ugt_composer.generation.item_log_probs import UNKNOWN_LOG_PROB, score_items, score_over_codebooks
 from ugt_composer.generation.item_scores import ItemScores
 
 SIZES = (9, 10, 12)
@@ -53,7 +53,7 @@ def test_a_narrow_beam_returns_items_of_the_kept_prefixes_with_their_exact_score
     result = beam_search(heads, users(B), trie, k=4, beam_width=4)
     assert (result.item_index >= 0).all()
     assert (trie.items[result.item_index] == result.ids).all()
-    torch.testing.assert_close(result.scores, score_items(heads, users(B), result.ids))
+    torch.testing.assert_close(result.scores, score_over_codebooks(heads.of_ids, users(B), result.ids))
     exact = beam_search(heads, users(B), trie, k=4, beam_width=200)
     assert (result.scores <= exact.scores + 1e-6).all()
     level_1 = heads.tables[0].log_softmax(-1)[:, trie.levels[0].ids].topk(4).indices
@@ -171,7 +171,7 @@ def test_scores_of_items_are_their_log_probabilities_and_pass_gradients_on():
     for table in heads.tables:
         table.requires_grad_()
     heads.widths.clear()
-    scores = score_items(heads, users(B), ids)
+    scores = score_over_codebooks(heads.of_ids, users(B), ids)
     assert [tuple(shape) for _, shape in heads.widths] == [(B,), (6 * B,), (6 * B,)]
     every = heads.log_probs()
     expected = every[torch.arange(B).unsqueeze(1), ids[..., 0], ids[..., 1], ids[..., 2]]
@@ -181,7 +181,7 @@ def test_scores_of_items_are_their_log_probabilities_and_pass_gradients_on():
     theirs = torch.autograd.grad((expected * weights).sum(), heads.tables)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
-    assert score_items(heads, users(B), ids[:, :0]).shape == (B, 0)
+    assert score_over_codebooks(heads.of_ids, users(B), ids[:, :0]).shape == (B, 0)
 
 
 def test_arguments_that_cannot_be_met_are_refused():
@@ -205,7 +205,7 @@ def test_item_scores_are_added_to_the_log_probabilities(items, seed, memory_boun
     exclude = trie.items[torch.randint(items, (B, 9), generator=torch.Generator().manual_seed(seed))]
     exclude[:, 0] = 0
     result = beam_search(heads, users(B), trie, 10, 200, exclude, lambda rows: scores[rows], memory_bound=memory_bound)
-    log_probs = score_items(heads, users(B), trie.items.expand(B, -1, -1))
+    log_probs = score_over_codebooks(heads.of_ids, users(B), trie.items.expand(B, -1, -1))
     for user in range(B):
         banned = {tuple(item) for item in exclude[user].tolist()}
         allowed = [n for n, item in enumerate(trie.items.tolist()) if tuple(item) not in banned]

@@ -196,10 +196,10 @@ def test_the_three_ways_through_the_experts_agree(gpu):
     outputs = {}
     for way, factor in (("dropless", None), ("capacity", 100.0)):
         model = build_model(replace(WIDE, expert_capacity_factor=factor), 1).to(gpu).train()
-        outputs[way] = model(batch)["l3_logits"]
+        outputs[way] = model(batch, with_logits=True)["l3_logits"]
     for layer in model.decoder.layers:
         layer.ff.all_experts = True
-    outputs["all"] = model.eval()(batch)["l3_logits"]
+    outputs["all"] = model.eval()(batch, with_logits=True)["l3_logits"]
     for way in ("capacity", "all"):
         torch.testing.assert_close(outputs[way], outputs["dropless"], rtol=1e-4, atol=1e-5)
 
@@ -215,7 +215,7 @@ def test_the_ways_through_the_experts_agree_in_bfloat16(gpu, monkeypatch):
         for layer in model.decoder.layers:
             layer.ff.all_experts = way == "all"
         with torch.autocast(gpu.type, torch.bfloat16):
-            logits = model(batch)["l3_logits"]
+            logits = model(batch, with_logits=True)["l3_logits"]
         logits.float().square().mean().backward()
         gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         results[way] = logits.detach().float(), gradients

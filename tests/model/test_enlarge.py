@@ -17,7 +17,7 @@ def test_an_enlarged_model_computes_the_same_for_the_ids_that_it_had(tiny_model,
     config = replace(TINY, codebook_sizes=(*CODEBOOKS[:2], 104), tie_embeddings=tied)
     larger, batch = enlarged(model, config, seed=1), make_batch()
     with torch.no_grad():
-        before, now = model(batch), larger(batch)
+        before, now = model(batch, with_logits=True), larger(batch, with_logits=True)
     torch.testing.assert_close(now["l3_logits"][..., : CODEBOOKS[2]], before["l3_logits"])
     for name in ("l1_logits", "l2_logits", "user_repr", "item_repr"):
         torch.testing.assert_close(now[name], before[name])

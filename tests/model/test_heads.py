@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ugt_composer.generation.item_log_probs import score_items
+from ugt_composer.generation.item_log_probs import score_over_codebooks
 from ugt_composer.model.embedding import ItemEmbedding
 from ugt_composer.model.heads import LevelHead
 
@@ -56,11 +56,11 @@ def test_log_probabilities_of_items_have_no_offset_in_them(offset):
         heads = [make_head(level, moved, tied=False) for level in range(3)]
         with torch.autocast("cpu", torch.bfloat16):
 
-            def logits(level, states, prefix, heads=heads):
+            def of_ids(level, states, prefix, ids, heads=heads):
                 head, embedding = heads[level]
-                return head(states, prefix, embedding=embedding)
+                return head(states, prefix, labels=ids, embedding=embedding).logps
 
-            log_probs.append(score_items(logits, hidden, items))
+            log_probs.append(score_over_codebooks(of_ids, hidden, items))
     torch.testing.assert_close(log_probs[1], log_probs[0], rtol=0, atol=0.1)
 
 

@@ -35,9 +35,13 @@ def batch(random_batch):
     return batch
 
 
+def outputs_of(model, batch):
+    return model(batch, with_logits=True)
+
+
 def changed(model, batch, **values):
     """The outputs that differ from the batch's own if some of its tensors are others."""
-    before, after = model(batch), model({**batch, **values})
+    before, after = outputs_of(model, batch), outputs_of(model, {**batch, **values})
     return {name for name in OUTPUTS if not torch.allclose(before[name], after[name], atol=1e-5)}
 
 
@@ -48,7 +52,7 @@ def test_a_new_model_computes_bit_for_bit_what_one_without_these_inputs_does(tin
     added = {name for name in weights if name not in without.state_dict()}
     assert added
     assert not any(weights[name].any() for name in added)
-    found, expected = with_inputs(batch), without(batch)
+    found, expected = outputs_of(with_inputs, batch), outputs_of(without, batch)
     assert all(torch.equal(found[name], expected[name]) for name in OUTPUTS)
 
 
@@ -68,24 +72,24 @@ def test_actions_and_times_of_padding_do_not_matter(model, batch):
         "encoder_actions": batch["encoder_actions"].masked_fill(padding, 2),
         "encoder_times": batch["encoder_times"].masked_fill(padding, 10**9),
     }
-    before, after = model(batch), model({**batch, **others})
+    before, after = outputs_of(model, batch), outputs_of(model, {**batch, **others})
     for name in OUTPUTS:
         assert torch.equal(before[name], after[name])
-    after = model({**batch, "decoder_times": batch["decoder_times"].masked_fill(past, 10**9)})
+    after = outputs_of(model, {**batch, "decoder_times": batch["decoder_times"].masked_fill(past, 10**9)})
     kept = batch["decoder_mask"]
     for name in LOGITS:
         torch.testing.assert_close(before[name][kept], after[name][kept])
 
 
 def test_a_row_alone_is_scored_as_in_the_batch(model, batch):
-    together = model(batch)
+    together = outputs_of(model, batch)
     for index, (history, target) in enumerate(
         zip(batch["encoder_mask"].sum(1), batch["decoder_mask"].sum(1), strict=True)
     ):
         alone = {name: value[index : index + 1] for name, value in batch.items()}
         alone |= {name: value[:, :history] for name, value in alone.items() if name.startswith("encoder")}
         alone |= {name: value[:, :target] for name, value in alone.items() if name.startswith(("decoder", "labels"))}
-        outputs = model(alone)
+        outputs = outputs_of(model, alone)
         for name in OUTPUTS:
             expected = together[name][index : index + 1]
             expected = expected[:, :target] if name in LOGITS else expected
@@ -113,7 +117,7 @@ def test_only_differences_of_times_matter(model, batch):
 def test_later_prediction_times_do_not_reach_earlier_logits(model, batch):
     times = batch["decoder_times"].clone()
     times[:, 1:] += 10**9
-    before, after = model(batch), model({**batch, "decoder_times": times})
+    before, after = outputs_of(model, batch), outputs_of(model, {**batch, "decoder_times": times})
     for name in LOGITS:
         torch.testing.assert_close(before[name][:, 0], after[name][:, 0])
     assert not torch.allclose(before["l1_logits"][:, 1], after["l1_logits"][:, 1])

@@ -30,9 +30,9 @@ def row_of(batch, index):
 def test_padding_changes_no_valid_output(tiny_model, random_batch, pooling, positions):
     model = tiny_model(user_pooling=pooling, history_positions=positions)
     batch = random_batch(rows=5, rejected=2)
-    together = model(batch)
+    together = model(batch, with_logits=True)
     for index in range(5):
-        alone = model(row_of(batch, index))
+        alone = model(row_of(batch, index), with_logits=True)
         length = alone["l1_logits"].shape[1]
         for name in LOGITS:
             torch.testing.assert_close(together[name][index, :length], alone[name][0], rtol=0, atol=1e-5)
@@ -67,16 +67,17 @@ def test_positions_from_the_end_are_those_of_a_history_that_is_numbered_backward
     mask = batch["encoder_mask"]
     positions = torch.arange(mask.shape[1]) * mask
     numbered_backwards = (mask.sum(1, keepdim=True) - 1 - positions) * mask
-    expected = forwards({**batch, "encoder_positions": numbered_backwards})["l1_logits"]
-    found = backwards({**batch, "encoder_positions": positions})["l1_logits"]
+    expected = forwards({**batch, "encoder_positions": numbered_backwards})["bos_hidden"]
+    found = backwards({**batch, "encoder_positions": positions})["bos_hidden"]
     torch.testing.assert_close(found, expected)
-    assert not torch.allclose(found, forwards({**batch, "encoder_positions": positions})["l1_logits"])
+    assert not torch.allclose(found, forwards({**batch, "encoder_positions": positions})["bos_hidden"])
 
 
 def test_order_of_rows_changes_no_output(tiny_model, random_batch):
     model, batch = tiny_model(), random_batch(rows=5, rejected=2)
     order = torch.tensor([3, 0, 4, 1, 2])
-    straight, shuffled = model(batch), model({key: value[order] for key, value in batch.items()})
+    shuffled = model({key: value[order] for key, value in batch.items()}, with_logits=True)
+    straight = model(batch, with_logits=True)
     for name in (*LOGITS, "user_repr", "rejected_logps"):
         torch.testing.assert_close(straight[name][order], shuffled[name], rtol=0, atol=1e-5)
 
@@ -90,9 +91,9 @@ def test_padding_is_counted_in_no_router_sum(tiny_model, random_batch):
 
 def test_later_targets_do_not_reach_earlier_logits(tiny_model, random_batch):
     model, batch = tiny_model(), random_batch(rows=1, target=4)
-    before = model(batch)
+    before = model(batch, with_logits=True)
     batch["decoder_ids"][0, 2:] = 7
-    after = model(batch)
+    after = model(batch, with_logits=True)
     for name in LOGITS:
         torch.testing.assert_close(before[name][:, :2], after[name][:, :2])
     assert not torch.allclose(before["l1_logits"][:, 2], after["l1_logits"][:, 2])
@@ -100,11 +101,11 @@ def test_later_targets_do_not_reach_earlier_logits(tiny_model, random_batch):
 
 def test_levels_see_the_labels_above_them_and_no_others(tiny_model, random_batch):
     model, batch = tiny_model(), random_batch(rows=2)
-    before = model(batch)
+    before = model(batch, with_logits=True)
     for level, changed in ((1, ("l3_logits",)), (0, ("l2_logits", "l3_logits")), (2, ())):
         labels = batch["labels"].clone()
         labels[0, 0, level] = 5 + (labels[0, 0, level] - 4) % 8
-        after = model({**batch, "labels": labels})
+        after = model({**batch, "labels": labels}, with_logits=True)
         for name in LOGITS:
             same = torch.allclose(before[name][0, 0], after[name][0, 0], atol=1e-7)
             assert same != (name in changed), (level, name)
@@ -122,7 +123,7 @@ def test_item_probabilities_sum_to_one_over_the_code_space(tiny_model, random_ba
 
 def test_one_step_from_bos_scores_as_the_teacher_forced_pass(tiny_model, random_batch):
     model, batch = tiny_model(), random_batch(rows=3, rejected=2)
-    outputs = model(batch)
+    outputs = model(batch, with_logits=True)
     torch.testing.assert_close(model.start(batch), outputs["bos_hidden"], rtol=0, atol=1e-5)
     target = batch["labels"][:, 0]
     by_logits = sum(
@@ -150,18 +151,60 @@ def test_a_decoder_that_starts_from_the_user_sees_the_pooled_history(tiny_model,
     assert [index for index, is_seen in enumerate(seen) if is_seen] == [place]
 
 
+@pytest.mark.parametrize("only_labelled", [True, False])
+@pytest.mark.parametrize("half", [True, False])
+def test_losses_without_stored_logits_are_those_of_logits(tiny_model, random_batch, only_labelled, half):
+    batch = random_batch(rows=5, target=4)
+    batch["labels"][1, 0, 2] = -100  # at one level
+    batch["labels"][2] = -100
+    batch["row_mask"][3] = False
+    labelled = (batch["labels"] != -100).any(-1).flatten().nonzero().squeeze(1)
+    assert 3 < len(labelled) < 16
+    ours, theirs = tiny_model().train(), tiny_model().train()
+    loss = UnifiedLoss(label_smoothing=0.1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        outputs = ours({**batch, "label_tokens": labelled} if only_labelled else batch)
+        assert outputs["label_logps"].shape == ((len(labelled), 3) if only_labelled else (5, 4, 3))
+        assert not any("logits" in name for name in outputs)
+        found = loss(outputs, {**batch, "label_tokens": labelled} if only_labelled else batch)
+        expected = loss(theirs(batch, with_logits=True), batch)
+    for name, value in expected["metrics"].items():
+        assert found["metrics"][name] == pytest.approx(value.item(), abs=1e-6)
+    torch.testing.assert_close(found["total_loss"], expected["total_loss"], rtol=1e-4 if half else 1e-6, atol=0)
+    found["total_loss"].backward()
+    expected["total_loss"].backward()
+    tolerance = 2e-3 if half else 1e-6
+    for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        if other.grad is not None:
+            torch.testing.assert_close(mine.grad, other.grad, rtol=1e-2 if half else 1e-4, atol=tolerance, msg=name)
+
+
+def test_a_batch_without_labels_has_no_loss_and_finite_gradients(tiny_model, random_batch):
+    batch = random_batch(rows=3)
+    batch["labels"][:] = -100
+    model = tiny_model().train()
+    batch = {**batch, "label_tokens": torch.empty(0, dtype=torch.long)}
+    losses = UnifiedLoss(lambda_moe_balance=0.0)(model(batch), batch)
+    losses["total_loss"].backward()
+    assert losses["total_loss"] == 0
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
+    assert model.heads.heads[2].bias.grad is not None
+
+
+@pytest.mark.parametrize("with_logits", [True, False])
 @pytest.mark.parametrize("start", ["bos", "user"])
-def test_every_parameter_gets_a_gradient(tiny_model, random_batch, start):
+def test_every_parameter_gets_a_gradient(tiny_model, random_batch, start, with_logits):
     model = tiny_model(decoder_start=start).train()
-    outputs = model(random_batch(rejected=2))
+    outputs = model(random_batch(rejected=2), with_logits=with_logits)
     sum(value.float().pow(2).sum() for value in outputs.values()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_pad_rows_stay_zero_and_get_no_gradient(tiny_model, random_batch):
+@pytest.mark.parametrize("names", [LOGITS, ("label_logps", "label_mean_logps")])
+def test_pad_rows_stay_zero_and_get_no_gradient(tiny_model, random_batch, names):
     model = tiny_model().train()
-    outputs = model(random_batch())
-    sum(outputs[name].pow(2).sum() for name in LOGITS).backward()
+    outputs = model(random_batch(), with_logits=names == LOGITS)
+    sum(outputs[name].pow(2).sum() for name in names).backward()
     for table in model.item_embedding.levels:
         assert table.weight[0].abs().max() == 0
         assert table.weight.grad[0].abs().max() == 0
@@ -187,7 +230,7 @@ def test_over_the_catalogue_logits_are_those_of_the_codebook_at_what_exists_belo
     model, plain = tiny_model(level_softmax="catalogue"), tiny_model()
     batch = random_batch(rows=5, target=3)
     trie = catalogue_of(batch, known_rows=3)
-    outputs, whole = model(batch, trie), plain(batch)
+    outputs, whole = model(batch, trie), plain(batch, with_logits=True)
     items = trie.items.tolist()
     compared = 0
     for row, step, level in itertools.product(range(5), range(3), range(3)):

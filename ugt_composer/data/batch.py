@@ -35,5 +35,9 @@ class Batch(_Required, total=False):
     step: Tensor  # () int64, the number of the training step; absent in evaluation
     # (M,) int64, the places b·S + s of the valid history tokens, ascending; without it the model computes padding too
     encoder_tokens: Tensor
+    # int64, the places b·T + t of the target tokens with a label of any level, ascending; without it the model computes
+    # what losses need of all tokens
+    label_tokens: Tensor
     encoder_lengths: list[int]  # per row, for `split_batch`; on the CPU, so no device sync
     decoder_lengths: list[int]
+    label_counts: list[int]  # per row, the number of its `label_tokens`

@@ -1,6 +1,6 @@
 """log p of given items, and the conditional distributions that it is the product of.
 
-Shapes: B users, N items or prefixes, D width, L = 3 levels, V_l codebook size of level l, C slots.
+Shapes: B users, N items or prefixes, K ids, D width, L = 3 levels, V_l codebook size of level l, C slots.
 
     log p(item) = log p(l1 | h) + log p(l2 | h, l1) + log p(l3 | h, l1, l2)
 
@@ -32,6 +32,13 @@ class LevelLogits(Protocol):
     def __call__(
         self, level: int, hidden: Tensor, prefix: Tensor, beam: Tensor | None = None, ids: Tensor | None = None
     ) -> Tensor: ...
+
+
+class LevelLogProbs(Protocol):
+    """The same heads, for some ids: called with level 0, 1 or 2, hidden (N, D), prefix int64 (N, level) and ids int64
+    (N, K); returns their log-probabilities over the whole codebook, float32 (N, K)."""
+
+    def __call__(self, level: int, hidden: Tensor, prefix: Tensor, ids: Tensor) -> Tensor: ...
 
 
 class ChildLogits(NamedTuple):
@@ -80,41 +87,36 @@ def child_logits(
     return per_level
 
 
+def score_over_codebooks(heads: LevelLogProbs, hidden: Tensor, ids: Tensor) -> Tensor:
+    """Log-probabilities of given items, differentiable: hidden (B, D), ids int64 (B, N, 3) -> float32 (B, N).
+
+    Level 1 does not depend on the item, so it takes one head evaluation per row; the other two take B · N. To rank a
+    whole catalogue, `beam_search` with `beam_width` at least the number of prefixes gives the same scores with one
+    evaluation per prefix. Ids must be valid (0 <= id < V_l); the caller has to ignore the scores of padding.
+    """
+    per_item, flat = hidden.repeat_interleave(ids.shape[1], dim=0), ids.flatten(0, 1)
+    total = heads(0, hidden, ids.new_empty(ids.shape[0], 0), ids[..., 0])
+    for level in range(1, LEVELS):
+        total = total + heads(level, per_item, flat[:, :level], flat[:, level, None]).view_as(total)
+    return total
+
+
 def score_items(
     heads: LevelLogits,
     hidden: Tensor,
     ids: Tensor,
-    trie: ItemTrie | None = None,
+    trie: ItemTrie,
     only_open: bool = False,
     biases: NodeBiases | None = None,
 ) -> Tensor:
-    """Log-probabilities of given items, differentiable: hidden (B, D), ids int64 (B, N, 3) -> float32 (B, N).
+    """Like `score_over_codebooks`, but each level's softmax runs over the ids that the catalogue has below the levels
+    above.
 
-    Level 1 does not depend on the item, so it takes one head evaluation per row. The other two make (B, N, V_l) logits:
-    to rank a whole catalogue, `beam_search` with `beam_width` at least the number of prefixes gives the same scores
-    with one evaluation per prefix. Ids must be valid (0 <= id < V_l); the caller has to ignore the scores of padding.
-
-    With a trie each level's softmax runs over the ids that it has below the levels above; the log-probability of an
-    item that it does not have is UNKNOWN_LOG_PROB. With `only_open` as if it had only what may be recommended. The
-    biases, of B rows, need a trie.
+    The log-probability of an item that it does not have is UNKNOWN_LOG_PROB. With `only_open` as if it had only what
+    may be recommended. The biases are of B rows.
     """
-    if trie is not None:
-        return _over_catalogue(heads, hidden, ids, trie, only_open, biases)
-    assert biases is None
-    # Two-dimensional matrix products: for three dimensions PyTorch chooses the kernel by whether a gradient is needed,
-    # and a policy and a reference with equal weights would differ in the last bits.
-    per_item, flat = hidden.repeat_interleave(ids.shape[1], dim=0), ids.flatten(0, 1)
-    total = _log_softmax_at(heads(0, hidden, ids.new_empty(ids.shape[0], 0)), ids[..., 0])
-    for level in range(1, LEVELS):
-        logits = heads(level, per_item, flat[:, :level])
-        total = total + _log_softmax_at(logits, flat[:, level, None]).view_as(total)
-    return total
-
-
-def _over_catalogue(
-    heads: LevelLogits, hidden: Tensor, ids: Tensor, trie: ItemTrie, only_open: bool, biases: NodeBiases | None
-) -> Tensor:
-    # Copies, even of a single row: PyTorch chooses the kernel for a view by whether a gradient is needed, too.
+    # Copies, even of a single row: PyTorch chooses the kernel for a view by whether a gradient is needed, and a policy
+    # and a reference with equal weights would differ in the last bits.
     states = hidden.repeat_interleave(ids.shape[1], dim=0)
     per_item = None if biases is None else biases.repeated(ids.shape[1])
     total = torch.zeros_like(ids[..., 0].flatten(), dtype=torch.float32)
@@ -123,10 +125,3 @@ def _over_catalogue(
         log_probs = logits.gather(1, slots.clamp(min=0)[:, None]).squeeze(1) - logits.logsumexp(1)
         total = torch.where(slots >= 0, total + log_probs, UNKNOWN_LOG_PROB)
     return total.view_as(ids[..., 0])
-
-
-def _log_softmax_at(logits: Tensor, ids: Tensor) -> Tensor:
-    """log_softmax of logits (B, V) at ids (B, N), without the full log-softmax in memory."""
-    logits, rows = logits.float(), torch.arange(logits.shape[0], device=logits.device)
-    # Not gather: items share level-1 ids, and the order of additions in its gradient would not be deterministic.
-    return logits[rows[:, None], ids] - logits.logsumexp(-1, keepdim=True)

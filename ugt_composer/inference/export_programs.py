@@ -16,7 +16,7 @@ from ugt_composer.catalogue.seen_nodes import SeenNodes
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.data.codec import DECODER_COLUMNS, ENCODER_COLUMNS, REJECTED_COLUMNS, Row, encode_row
 from ugt_composer.data.collate import PackedRow, collate
-from ugt_composer.generation.item_log_probs import score_items
+from ugt_composer.generation.item_log_probs import score_items, score_over_codebooks
 from ugt_composer.model.moe import MoEFeedForward
 from ugt_composer.model.repeat_bias import level_biases
 from ugt_composer.model.ugt import UGT
@@ -72,6 +72,10 @@ class ScorerProgram(nn.Module):
             assert history is not None
             biases = level_biases(self.level_repeats(state[:, None]), SeenNodes.of(history, trie))
         heads = partial(self.heads, embedding=self.item_embedding)
+        if trie is None:
+            return score_over_codebooks(
+                lambda level, hidden, prefix, ids: heads(level, hidden, prefix, labels=ids).logps, state, candidates
+            )
         return score_items(heads, state, candidates, trie, biases=biases)
 
     def _trie_of_buffers(self, trie: ItemTrie) -> ItemTrie:

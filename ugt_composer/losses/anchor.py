@@ -1,6 +1,6 @@
 """Keeps the policy's next-item distribution near the reference's, so that learning preferences does not undo ranking.
 
-Shapes: B rows, T target length, L = 3 levels, V_l classes of level l.
+Shapes: B rows, T target length, M labelled tokens, L = 3 levels, V_l classes of level l.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ugt_composer.config.schema import LossConfig
-from ugt_composer.losses.normalization import batch_mean
+from ugt_composer.losses.normalization import batch_mean, labels_of_outputs
 from ugt_composer.losses.term import level_means
 from ugt_composer.vocabulary import IGNORE_INDEX
 
@@ -40,19 +40,22 @@ class AnchorLoss(nn.Module):
         reference_logits: tuple[Tensor, Tensor, Tensor],
         labels: Tensor,
         batch_totals: Tensor | None = None,
+        rows: int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """
-        logits, reference_logits: (B, T, V_l) of each level, -inf where there is no class
-        labels: (B, T, L); -100 is ignored
+        logits, reference_logits: (B, T, V_l) or (M, V_l) of each level, -inf where there is no class
+        labels: (B, T, L) or (M, L); -100 is ignored
         batch_totals: (6,) counts of the global batch, see `normalization`
+        rows: B; None: the first dimension of `labels`
         returns: loss (), and `anchor_l{1,2,3}_loss`
         """
+        rows = labels.shape[0] if rows is None else rows
         loss = logits[0].new_zeros((), dtype=torch.float32)
         metrics = {}
         for level, (policy, reference, mean) in enumerate(zip(logits, reference_logits, self.means, strict=True)):
             counted = labels[..., level] != IGNORE_INDEX
             total = torch.where(counted, divergence(reference, policy), 0.0).sum()
-            level_loss = batch_mean(total, counted.sum(), labels.shape[0], batch_totals, mean.counted_by)
+            level_loss = batch_mean(total, counted.sum(), rows, batch_totals, mean.counted_by)
             loss = loss + mean.weight * level_loss
             metrics[mean.name] = level_loss.detach()
         return loss, metrics
@@ -63,7 +66,8 @@ class AnchorLoss(nn.Module):
         """See `LossTerm`."""
         policy = outputs["l1_logits"], outputs["l2_logits"], outputs["l3_logits"]
         reference = tuple(outputs[f"reference_l{level}_logits"] for level in (1, 2, 3))
-        return self(policy, reference, labels, batch.get("batch_totals"))
+        of_outputs = labels_of_outputs(outputs, batch, labels)
+        return self(policy, reference, of_outputs, batch.get("batch_totals"), labels.shape[0])
 
 
 def divergence(reference: Tensor, policy: Tensor) -> Tensor:

@@ -57,6 +57,14 @@ def counted_labels(labels: Tensor, row_mask: Tensor) -> Tensor:
     return labels.masked_fill(~row_mask[:, None, None], IGNORE_INDEX)
 
 
+def labels_of_outputs(outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+    """The labels that the model's logits or label scores are for: of labels (B, T, L) those of the batch's
+    `label_tokens`, (M, L), or all."""
+    if "label_tokens" not in batch or "label_slots" in outputs:  # a softmax over the catalogue is computed for all
+        return labels
+    return labels.flatten(0, 1).index_select(0, batch["label_tokens"])
+
+
 def has_target(labels: Tensor) -> Tensor:
     """Whether a row has an item to predict, the one after BOS: labels (B, T, L) -> (B,) bool."""
     return (labels[:, 0] != IGNORE_INDEX).all(dim=-1)

@@ -104,8 +104,10 @@ class UnifiedLoss(nn.Module):
 
     def forward(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """
-        outputs: l1_logits, l2_logits, l3_logits (B, T, V_l), or logits of only the ids that the catalogue has below
-            each prefix, and then label_slots (B, T, L), the labels' indices into them or -1; user_repr, item_repr
+        outputs: label_logps, label_hits, label_mean_logps (B, T, L), see `UGT.target_outputs`; or, as the anchor needs
+            them, l1_logits, l2_logits, l3_logits (B, T, V_l), or logits of only the ids that the catalogue has below
+            each prefix, and then label_slots (B, T, L), the labels' indices into them or -1; except for the latter,
+            only of the batch's `label_tokens` if it has these, (M, L) and (M, V_l); user_repr, item_repr
             (B, D) for the contrastive term, and catalogue_repr (n items), item_rows (B,) and perhaps seen_items
             (`SeenItems`) if its negatives are the catalogue; l1_targets, l2_targets, l3_targets (B, C_l) for the
             distillation term; chosen_logps (B,), rejected_logps (B, N) and, unless reference-free,
@@ -114,7 +116,8 @@ class UnifiedLoss(nn.Module):
             reference_l1_logits, reference_l2_logits, reference_l3_logits (as the logits) for the anchor;
             router_counts, router_prob_sums (Y, E) for the balance of the experts
         batch: labels (B, T, L), row_mask (B,); row_ids (B,) for the contrastive term; rejected_mask (B, N),
-            preference_score (B,) for the preference term; batch_totals (6,), optional, see `normalization`
+            preference_score (B,) for the preference term; batch_totals (6,), optional, see `normalization`;
+            label_tokens (M,), optional
         returns: total_loss, ntp_loss, ntp_l1_loss, ntp_l2_loss, ntp_l3_loss, contrastive_loss,
             distillation_loss, dpo_loss (or group_loss), anchor_loss and moe_balance_loss, each () float32 and without
             its lambda (0 where that is 0); `metrics`, a dict of ()

@@ -3,7 +3,8 @@
 log p(item | h) = log p(l1 | h) + log p(l2 | h, l1) + log p(l3 | h, l1, l2). Independent heads would model
 p(l1)·p(l2)·p(l3), which gives probability to items that do not exist.
 
-Logits are computed for a whole codebook, or only for the ids that exist below a prefix.
+Logits are computed for a whole codebook, or only for the ids that exist below a prefix. Log-probabilities of given ids
+over a whole codebook are computed without storing its logits.
 """
 
 import functools
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ugt_composer.model.embedding import ItemEmbedding
+from ugt_composer.model.label_scores import LabelScores, label_scores
 from ugt_composer.model.pair_products import row_products
 from ugt_composer.model.zero_embedding import ZeroEmbedding
 from ugt_composer.row_random import mix
@@ -48,14 +50,17 @@ class LevelHead(nn.Module):
         beam: Tensor | None = None,
         ids: Tensor | None = None,
         *,
+        labels: Tensor | None = None,
         embedding: ItemEmbedding,
-    ) -> Tensor:
+    ) -> Tensor | LabelScores:
         """
-        hidden: (..., D); (B, W, D) if ids are given
+        hidden: (..., D); (B, W, D) if ids are given, (M, D) if labels are
         prefix: (..., level) int64
         ids: (B, R) int64, the ids to compute logits for; None: all of the codebook
         beam: (B, R) int64, index (< W) of the prefix that each id extends; ascending in each row
-        returns: logits (..., V_level), or (B, R); float32, though autocast rounds the products
+        labels: (M, K) int64
+        returns: logits (..., V_level), or (B, R); float32, though autocast rounds the products. With labels their
+            scores over the codebook
         """
         if self.level > 0:
             mixed = F.silu(self.hidden_proj(hidden) + self.prefix_proj(embedding(prefix)))
@@ -67,6 +72,8 @@ class LevelHead(nn.Module):
             # The mean row is subtracted first, because rounding errors grow with it.
             weight, bias = weight - weight.mean(dim=0), bias - bias.mean()
         states = self.norm(hidden)
+        if labels is not None:
+            return label_scores(states, weight, bias, labels)
         if beam is None or ids is None:
             return F.linear(states, weight) + bias
         owners = torch.arange(states.shape[0], device=ids.device).unsqueeze(1) * states.shape[1] + beam
@@ -141,6 +148,8 @@ class LevelHeads(nn.Module):
             LevelHead(level, size, d_model, tied, pair_buckets) for level, size in enumerate(codebook_sizes)
         )
 
-    def forward(self, level: int, *inputs: Tensor | None, embedding: ItemEmbedding) -> Tensor:
-        """Logits of level 0, 1 or 2; inputs as for LevelHead."""
-        return self.heads[level](*inputs, embedding=embedding)
+    def forward(
+        self, level: int, *inputs: Tensor | None, labels: Tensor | None = None, embedding: ItemEmbedding
+    ) -> Tensor | LabelScores:
+        """Of level 0, 1 or 2; inputs and result as for LevelHead."""
+        return self.heads[level](*inputs, labels=labels, embedding=embedding)

@@ -31,14 +31,14 @@ class Reference(nn.Module):
     def forward(self, batch: Batch, trie: ItemTrie | None = None, with_logits: bool = False) -> dict[str, Tensor]:
         """
         logps: log p(item), (B, 1 + N) float32, of each row's chosen item and its N rejected ones
-        l1_logits, l2_logits, l3_logits: only `with_logits`; as of `UGT.forward`
+        l1_logits, l2_logits, l3_logits: only `with_logits`; see `UGT.target_outputs`
         """
         ids = torch.cat((batch["labels"][:, :1].clamp(min=0), batch["rejected_ids"]), dim=1)
         hidden, _ = self.model.decode(batch, self.model.encode(batch))
         seen = self.model.seen_nodes(batch, trie)
         biases = self.model.repeat_biases(hidden[:, :1], seen)
         scores = {"logps": self.model.item_logps(hidden[:, 0], ids, trie, biases)}
-        return scores | (self.model.target_logits(hidden, batch["labels"], trie, seen) if with_logits else {})
+        return scores | (self.model.target_outputs(hidden, batch, trie, seen, True) if with_logits else {})
 
 
 class GroupReference(nn.Module):
@@ -53,11 +53,11 @@ class GroupReference(nn.Module):
         """
         ids: (B, G, 3), the items that the policy drew
         group_l1_log_probs, group_l2_log_probs, group_l3_log_probs: see `distributions_at`
-        l1_logits, l2_logits, l3_logits: only `with_logits`; as of `UGT.forward`
+        l1_logits, l2_logits, l3_logits: only `with_logits`; see `UGT.target_outputs`
         """
         hidden, _ = self.model.decode(batch, self.model.encode(batch), scores_items=True)
         seen = self.model.seen_nodes(batch, trie)
         biases = self.model.repeat_biases(hidden[:, :1], seen)
         levels = distributions_at(self.model.level_logits, hidden[:, 0], trie, ids, biases)
         scores = {f"group_l{level}_log_probs": values for level, values in enumerate(levels, start=1)}
-        return scores | (self.model.target_logits(hidden, batch["labels"], trie, seen) if with_logits else {})
+        return scores | (self.model.target_outputs(hidden, batch, trie, seen, True) if with_logits else {})

@@ -1,7 +1,7 @@
 """The UGT model: predicts the semantic ID of the next item from a history.
 
-B rows, S history tokens, T target tokens, N rejected items, n items of the catalogue, D width, V_l codebook size of
-level l.
+B rows, S history tokens, T target tokens, M labelled ones of all rows, N rejected items, n items of the catalogue, D
+width, V_l codebook size of level l.
 """
 
 import math
@@ -15,7 +15,7 @@ from ugt_composer.catalogue.seen_nodes import SeenNodes
 from ugt_composer.catalogue.trie import ItemTrie
 from ugt_composer.data.batch import Batch
 from ugt_composer.generation.catalogue_vectors import CatalogueVectors, are_held
-from ugt_composer.generation.item_log_probs import child_logits, score_items
+from ugt_composer.generation.item_log_probs import child_logits, score_items, score_over_codebooks
 from ugt_composer.generation.item_samples import draw_group
 from ugt_composer.generation.item_scores import SeenItems
 from ugt_composer.generation.node_biases import NodeBiases
@@ -25,6 +25,7 @@ from ugt_composer.model.encoder import Encoder
 from ugt_composer.model.float32_linear import Float32Linear
 from ugt_composer.model.heads import LevelHeads
 from ugt_composer.model.history_tokens import EncodedHistory, HistoryTokens
+from ugt_composer.model.label_scores import LabelScores
 from ugt_composer.model.moe import RouterStats
 from ugt_composer.model.repeat_bias import RepeatBias, level_biases
 from ugt_composer.model.time_buckets import history_times, since_newest, since_previous, since_token, time_bucket
@@ -190,6 +191,7 @@ class UGT(nn.Module):
         with_item_vectors: bool = False,
         group_size: int = 0,
         noise: RowNoise | None = None,
+        with_logits: bool = False,
     ) -> dict[str, Any]:
         """A teacher-forced forward pass over a batch.
 
@@ -197,11 +199,10 @@ class UGT(nn.Module):
             trie: the catalogue; required for its item vectors, and if `level_softmax` is catalogue.
             with_item_vectors: whether to compute the vectors of all items of the catalogue.
             group_size: G, items to draw from the model for each row, with `noise`; if `level_softmax` is catalogue.
+            with_logits: whether to store the logits of whole codebooks, which only some losses need.
 
         Returns:
-            l1_logits, l2_logits, l3_logits: (B, T, V_l); level l is conditioned on the labels of the levels above.
-                If `level_softmax` is catalogue: (B, T, C_l), see `child_logits`, and label_slots (B, T, 3) int64, the
-                slots of the labels, or -1.
+            label_logps, label_hits, label_mean_logps, or l1_logits, l2_logits, l3_logits: see `target_outputs`.
             user_repr, item_repr: (B, D) float32, vectors of the history and of the row's target item.
             router_counts, router_prob_sums: (decoder layers, E), see RouterStats.
             catalogue_repr: see `catalogue_vectors`.
@@ -216,7 +217,7 @@ class UGT(nn.Module):
         target = batch["labels"][:, 0].clamp(min=0)
         seen = self.seen_nodes(batch, trie)
         biases = self.repeat_biases(hidden[:, :1], seen)
-        outputs: dict[str, Any] = self.target_logits(hidden, batch["labels"], trie, seen)
+        outputs: dict[str, Any] = self.target_outputs(hidden, batch, trie, seen, with_logits)
         outputs |= {
             "user_repr": self.user_vector(memory),
             "item_repr": self.item_vectors(target),
@@ -326,19 +327,49 @@ class UGT(nn.Module):
             return None
         return SeenItems(seen.nodes[-1], self.user_repeats(users))
 
-    def target_logits(
-        self, hidden: Tensor, labels: Tensor, trie: ItemTrie | None, seen: SeenNodes | None
+    def target_outputs(
+        self, hidden: Tensor, batch: Batch, trie: ItemTrie | None, seen: SeenNodes | None, with_logits: bool
     ) -> dict[str, Tensor]:
-        """The logits of `forward`, given the hidden states (B, T, D)."""
-        names = [f"l{level + 1}_logits" for level in range(LEVELS)]
-        if not self.is_over_catalogue:
-            ids = labels.clamp(min=0)  # an ignored label is conditioned on as PAD, the zero vector
-            return {name: self.level_logits(level, hidden, ids[..., :level]) for level, name in enumerate(names)}
-        assert trie is not None  # the config requires a catalogue
+        """What losses read of the labels, given hidden states (B, T, D). Level l is conditioned on the labels above.
+
+        If `level_softmax` is catalogue:
+            l1_logits, l2_logits, l3_logits: (B, T, C_l), see `child_logits`.
+            label_slots: int64 (B, T, 3), the slots of the labels, or -1.
+        If it is codebook, of the M tokens that the batch's `label_tokens` names; without these of all, (B, T, …):
+            l1_logits, l2_logits, l3_logits: (M, V_l); only `with_logits`, otherwise
+            label_logps: float32 (M, 3), log p of the labels.
+            label_hits: bool (M, 3), whether a label is the level's most probable id.
+            label_mean_logps: float32 (M, 3), the mean of log p over the level's ids.
+        """
+        labels = batch["labels"]
+        if self.is_over_catalogue:
+            assert trie is not None  # the config requires a catalogue
+            return self._logits_over_catalogue(hidden, labels, trie, seen)
+        if "label_tokens" in batch:
+            hidden, labels = (x.flatten(0, 1).index_select(0, batch["label_tokens"]) for x in (hidden, labels))
+        ids = labels.clamp(min=0)  # an ignored label is conditioned on as PAD, the zero vector
+        if with_logits:
+            return {
+                f"l{level + 1}_logits": self.level_logits(level, hidden, ids[..., :level]) for level in range(LEVELS)
+            }
+        hidden, ids = hidden.flatten(0, -2), ids.flatten(0, -2)
+        levels = [self.level_scores(level, hidden, ids[:, :level], ids[:, level, None]) for level in range(LEVELS)]
+        outputs = {
+            "label_logps": torch.cat([level.logps for level in levels], dim=1),
+            "label_hits": torch.cat([level.is_best for level in levels], dim=1),
+            "label_mean_logps": torch.stack([level.mean_logps for level in levels], dim=1),
+        }
+        return {name: values.view(labels.shape) for name, values in outputs.items()}
+
+    def _logits_over_catalogue(
+        self, hidden: Tensor, labels: Tensor, trie: ItemTrie, seen: SeenNodes | None
+    ) -> dict[str, Tensor]:
         biases = self.repeat_biases(hidden, seen)
-        per_level = child_logits(self.level_logits, hidden.flatten(0, 1), labels.flatten(0, 1), trie, biases=biases)
-        logits = {name: c.logits.unflatten(0, labels.shape[:2]) for name, c in zip(names, per_level, strict=True)}
-        return logits | {"label_slots": torch.stack([c.slots.view(labels.shape[:2]) for c in per_level], dim=-1)}
+        levels = child_logits(self.level_logits, hidden.flatten(0, 1), labels.flatten(0, 1), trie, biases=biases)
+        logits = {
+            f"l{n}_logits": level.logits.unflatten(0, labels.shape[:2]) for n, level in enumerate(levels, start=1)
+        }
+        return logits | {"label_slots": torch.stack([level.slots.view(labels.shape[:2]) for level in levels], dim=-1)}
 
     def level_logits(
         self, level: int, hidden: Tensor, prefix: Tensor, beam: Tensor | None = None, ids: Tensor | None = None
@@ -347,14 +378,25 @@ class UGT(nn.Module):
         only those of some ids, see LevelHead."""
         return self.heads(level, hidden, prefix, beam, ids, embedding=self.item_embedding)
 
+    def level_scores(self, level: int, hidden: Tensor, prefix: Tensor, ids: Tensor) -> LabelScores:
+        """Of ids (M, K) int64 over the level's codebook, given hidden (M, D) and the ids of the levels above, prefix
+        (M, level) int64."""
+        return self.heads(level, hidden, prefix, labels=ids, embedding=self.item_embedding)
+
+    def level_log_probs(self, level: int, hidden: Tensor, prefix: Tensor, ids: Tensor) -> Tensor:
+        """The log-probabilities of `level_scores`, (M, K) float32."""
+        return self.level_scores(level, hidden, prefix, ids).logps
+
     def item_logps(
         self, hidden: Tensor, ids: Tensor, trie: ItemTrie | None = None, biases: NodeBiases | None = None
     ) -> Tensor:
         """log p(item), (B, N) float32, of the items ids (B, N, 3), given the hidden state at BOS, (B, D), and its
         `repeat_biases`."""
-        assert trie is not None or not self.is_over_catalogue
         assert (biases is None) == (self.level_repeats is None)
-        return score_items(self.level_logits, hidden, ids, trie if self.is_over_catalogue else None, biases=biases)
+        if not self.is_over_catalogue:
+            return score_over_codebooks(self.level_log_probs, hidden, ids)
+        assert trie is not None  # the config requires a catalogue
+        return score_items(self.level_logits, hidden, ids, trie, biases=biases)
 
     def item_vectors(self, ids: Tensor) -> Tensor:
         """The item vectors that user vectors are compared with: ids int64 (..., 3) → (..., D) float32."""

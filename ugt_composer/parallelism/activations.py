@@ -20,6 +20,7 @@ from ugt_composer.generation.catalogue_scores import BLOCK_BYTES as SCORE_BLOCK_
 from ugt_composer.generation.catalogue_vectors import BLOCK_BYTES, are_held
 from ugt_composer.losses.catalogue_contrastive import LOGITS_BYTES, VECTORS_BYTES
 from ugt_composer.losses.level_distillation import PROBABILITIES_BYTES
+from ugt_composer.model.label_scores import PIECE_BYTES as LOGIT_PIECE_BYTES
 from ugt_composer.model.moe import FEW_TOKENS
 from ugt_composer.model.pair_products import BLOCK_BYTES as PAIR_BLOCK_BYTES
 from ugt_composer.model.pointwise_product import PIECE_BYTES
@@ -136,8 +137,8 @@ class Activations:
         pieces = 0 if _has_kernels(model, self.dtypes) else PIECE_BYTES["cuda"]
         encoder = tokens * (2 * r + n + h * (3 + max(2 * ff_ratio, 8))) + pieces
         decoder = tokens * (r + 3 * h) + target * (2 * r + 2 * n) + slots * h * (1 + 2 * ff_ratio)
-        logits = _group_logits(model, self.loss, shape) if self.loss.uses_group else _pair_logits(model, shape)
-        return int(max(encoder, decoder)) + 2 * FLOAT * logits
+        scores = self._group(shape) if self.loss.uses_group else self._pairs(shape)
+        return int(max(encoder, decoder)) + scores.extra
 
     def of_evaluation(self, shape: Shape) -> int:
         """The peak of an evaluation batch: forward passes of model and reference, the loss, and beam search."""
@@ -156,8 +157,11 @@ class Activations:
     def _logits(self, shape: Shape) -> "Logits":
         """The logits, (B, T, V_l) float32, which the trainer keeps until those of the next microbatch, and their
         cross-entropy. This is an upper bound for a softmax over the catalogue, which computes fewer logits but also
-        gathers the vectors for their products."""
+        gathers the vectors for their products. Those of a softmax over the codebook exist in pieces only, unless the
+        anchor compares them with the reference's."""
         positions = shape.rows * shape.target
+        if self.model.level_softmax == "codebook" and self.loss.anchor_weight == 0:
+            return Logits(0, 0, self._logit_piece(positions))
         sizes, h = self.model.codebook_sizes, self.dtypes.product
         count, largest = positions * sum(sizes), positions * max(sizes)
         smoothing = (2 * FLOAT + 1) * count if self.loss.label_smoothing > 0 else 0
@@ -170,9 +174,23 @@ class Activations:
         return Logits(FLOAT * count, kept, 2 * FLOAT * largest + pairs)
 
     def _pairs(self, shape: Shape) -> Part:
-        """The logits of each row's chosen and rejected items; their log-softmax is recomputed."""
-        count = _pair_logits(self.model, shape)
+        """The logits of each row's chosen and rejected items, of a softmax over the codebook in pieces; their
+        log-softmax is recomputed."""
+        if shape.rejected == 0:
+            return Part(0, 0)
+        items = shape.rows * (1 + shape.rejected)
+        if self.model.level_softmax == "codebook":
+            return Part(0, self._logit_piece(items))
+        first, *others = self.model.codebook_sizes
+        count = shape.rows * first + items * sum(others)
         return Part(FLOAT * count, 2 * FLOAT * count)
+
+    def _logit_piece(self, tokens: int) -> int:
+        """While a piece of the logits of the largest level is computed: its logits, the products that they are made of,
+        their gradients in the products' dtype, and the gradient of the level's table with that of the piece."""
+        width, h, size = self.model.d_model, self.dtypes.product, max(self.model.codebook_sizes)
+        piece = min(LOGIT_PIECE_BYTES["cuda"], FLOAT * tokens * size)
+        return piece + 2 * piece * h // FLOAT + size * width * (FLOAT + h)
 
     def _group(self, shape: Shape) -> Part:
         """The logits at the items of each row's group, an upper bound, as if every prefix had a whole codebook below
@@ -294,13 +312,6 @@ def _attention_weights(model: ModelConfig, dtypes: Dtypes, shape: Shape) -> int:
     if model.attention_dropout == 0:
         return 0
     return shape.rows * model.n_heads * shape.history**2 * (2 * dtypes.product + 1)
-
-
-def _pair_logits(model: ModelConfig, shape: Shape) -> int:
-    if shape.rejected == 0:
-        return 0
-    first, *others = model.codebook_sizes
-    return shape.rows * (first + (1 + shape.rejected) * sum(others))
 
 
 def _group_logits(model: ModelConfig, loss: LossConfig, shape: Shape) -> int:

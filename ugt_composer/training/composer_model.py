@@ -107,7 +107,8 @@ class ComposerUGT(ComposerModel):
         with_item_vectors = self.unified_loss.has_catalogue_negatives or (recommend and self.item_score_weight > 0)
         size = self.unified_loss.group_size
         noise = RowNoise(batch["row_ids"], self._step_of(batch), self.seed) if size else None
-        outputs: dict[str, Any] = self.model(batch, self.trie, with_item_vectors, size, noise)
+        with_logits = self.unified_loss.has_anchor
+        outputs: dict[str, Any] = self.model(batch, self.trie, with_item_vectors, size, noise, with_logits)
         if self.unified_loss.has_catalogue_negatives:
             assert self.trie is not None
             outputs["item_rows"] = self.trie.find(batch["labels"][:, 0])
