@@ -223,6 +223,8 @@ def make_batch(
         "encoder_tokens": mask.flatten().nonzero().squeeze(1),
         "encoder_lengths": lengths.tolist(),
         "decoder_lengths": [target] * rows,
+        "label_tokens": torch.arange(rows * target, device="cuda"),
+        "label_counts": [target] * rows,
     }
 
 

@@ -202,5 +202,8 @@ def test_longest_first_is_the_same_rows_in_the_order_of_their_lengths(given_rows
     order = ordered["row_ids"] - 100
     assert sorted(order.tolist()) == list(range(len(packed)))
     assert torch.equal(ordered.pop("encoder_tokens"), ordered["encoder_mask"].flatten().nonzero().squeeze(1))
+    is_labelled = (ordered["labels"] != -100).any(-1)
+    assert torch.equal(ordered.pop("label_tokens"), is_labelled.flatten().nonzero().squeeze(1))
+    assert ordered.pop("label_counts") == is_labelled.sum(1).tolist()
     for key, value in ordered.items():
         torch.testing.assert_close(value, plain[key][order])

@@ -25,6 +25,7 @@ def make_batch(longest_first: bool):
         ids[:, 3:5] = np.stack([np.arange(length), np.ones(length)], axis=1)
         if columns == 8:
             ids[:, 5:] = ids[:, :3]
+            ids[1::3, 5:] = -100
         return ids
 
     none = np.zeros((0, 3), np.int64)
@@ -45,6 +46,8 @@ def test_a_microbatch_is_as_wide_as_its_longest_row():
         assert piece["labels"].shape[:2] == piece["decoder_mask"].shape
         assert "encoder_lengths" not in piece
         assert torch.equal(piece["encoder_tokens"], piece["encoder_mask"].flatten().nonzero().squeeze(1))
+        is_labelled = (piece["labels"] != -100).any(-1)
+        assert torch.equal(piece["label_tokens"], is_labelled.flatten().nonzero().squeeze(1))
         widths.append(piece["encoder_mask"].shape[1])
     assert widths == sorted(widths, reverse=True)
     assert widths[-1] < widths[0] / 2
@@ -57,7 +60,7 @@ def counted(batch):
 def test_microbatches_are_views_of_one_batch():
     batch = counted(make_batch(longest_first=True))
     for piece in split_batch(batch, 5):
-        for name in piece.keys() - {"encoder_tokens"}:
+        for name in piece.keys() - {"encoder_tokens", "label_tokens"}:
             assert piece[name].untyped_storage().data_ptr() == batch[name].untyped_storage().data_ptr(), name
 
 

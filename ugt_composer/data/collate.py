@@ -40,7 +40,8 @@ def collate(
             on ranks that all-gather sharded weights together.
         longest_first: sorts the rows by history length, then by target length, so that microbatches hold rows of
             similar length. The first microbatch is the largest: if it does not fit into memory, the step fails at once.
-        with_lengths: adds the lengths of histories and targets, which `split_batch` needs.
+        with_lengths: adds the lengths of histories and targets and the number of labelled tokens of each row, which
+            `split_batch` needs.
 
     Raises:
         ValueError: a row has another codec version than this package or another length than its header implies, or
@@ -69,6 +70,7 @@ def collate(
     rejected, rejected_mask = _pad(payload, starts, np.where(counts, n, 0), codec.REJECTED_COLUMNS, min_rejected)
     labels = decoder[..., codec.LABELS].astype(np.int64)
     labels[(labels == np.iinfo(dtype).max) | ~decoder_mask[..., None] | ~counts[:, None, None]] = IGNORE_INDEX
+    is_labelled = (labels != IGNORE_INDEX).any(axis=2)
     # Padding needs a valid token type for the embedding lookup; the masks exclude it.
     decoder[..., codec.TOKEN_TYPE][~decoder_mask] = ITEM
     batch: dict[str, Tensor] = {
@@ -77,6 +79,7 @@ def collate(
         **_inputs("decoder", decoder, decoder_mask),
         **_actions_and_times(joined, sizes, headers, order, s, t),
         "labels": _integers(labels),
+        "label_tokens": _tensor(is_labelled.ravel().nonzero()[0]),
         "rejected_ids": _integers(rejected),
         "rejected_mask": _tensor(rejected_mask),
         "preference_score": _tensor(scores),
@@ -89,8 +92,10 @@ def collate(
         batch["reference_logps"] = _reference(joined, sizes, headers, order, rejected_mask.shape[1])
     if (headers["flags"] & codec.HAS_MEMBERS).any():
         batch["label_members"] = _members(joined, sizes, headers, order, decoder_mask.shape[1])
-    lengths = {"encoder_lengths": s.tolist(), "decoder_lengths": t.tolist()} if with_lengths else {}
-    return cast(Batch, batch | lengths)
+    if not with_lengths:
+        return cast(Batch, batch)
+    numbers = {"encoder_lengths": s, "decoder_lengths": t, "label_counts": is_labelled.sum(axis=1)}
+    return cast(Batch, batch | {name: values.tolist() for name, values in numbers.items()})
 
 
 def _headers(joined: np.ndarray, sizes: np.ndarray) -> np.ndarray:

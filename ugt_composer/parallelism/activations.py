@@ -28,8 +28,8 @@ from ugt_composer.parallelism.memory import FLOAT, HALF
 from ugt_composer.vocabulary import LEVELS
 
 INDEX = 8  # bytes of an int64
-# Bytes in a batch: ids, position, type, time, mask; action and place, or labels.
-HISTORY_TOKEN, TARGET_TOKEN = 8 * INDEX + 1, 9 * INDEX + 1
+# Bytes in a batch: ids, position, type, time, mask; action, or labels; place.
+HISTORY_TOKEN, TARGET_TOKEN = 8 * INDEX + 1, 10 * INDEX + 1
 
 
 class Shape(NamedTuple):

@@ -14,7 +14,10 @@ from ugt_composer.job.cpu_all_reduce import CpuAllReduce
 from ugt_composer.losses.normalization import ROWS, batch_counts
 
 INPUTS = ("ids", "positions", "token_types", "mask", "times")
-TOKENS = {"encoder": "encoder_tokens"}  # the places of a side's valid tokens
+TOKENS = {  # places of tokens of all rows: the side that they are on, and the numbers of them in each row
+    "encoder_tokens": ("encoder", "encoder_lengths"),
+    "label_tokens": ("decoder", "label_counts"),
+}
 WIDE_AS = {  # the tensors that are padded to the longest row of a side
     "encoder": [*(f"encoder_{name}" for name in INPUTS), "encoder_actions"],
     "decoder": [*(f"decoder_{name}" for name in INPUTS), "labels"],
@@ -73,7 +76,7 @@ def rows_in_batch(batch: Batch) -> int:
 def split_batch(batch: Batch, microbatch_size: int | float) -> list[Batch]:
     """Cuts a device's batch into microbatches: views of it, each with the counts of the global batch.
 
-    The batch has `encoder_lengths` and `decoder_lengths`; padding that no row of a microbatch needs is cut off.
+    The batch is one with lengths (`collate`); padding that no row of a microbatch needs is cut off.
     """
     rows, size = rows_in_batch(batch), max(1, int(microbatch_size))
     starts = range(0, math.ceil(rows / size) * size, size)
@@ -82,16 +85,15 @@ def split_batch(batch: Batch, microbatch_size: int | float) -> list[Batch]:
 
 def _piece(batch: Batch, rows: slice) -> Batch:
     whole = cast(dict[str, Any], batch)
-    apart = (*OF_THE_BATCH, *TOKENS.values())
+    apart = (*OF_THE_BATCH, *TOKENS)
     piece = {key: value if key in apart else value[rows] for key, value in whole.items()}
+    widths = {side: max(piece.pop(f"{side}_lengths")) for side in WIDE_AS}
     for side, keys in WIDE_AS.items():
-        lengths, width = piece.pop(f"{side}_lengths"), whole[f"{side}_mask"].shape[1]
-        longest = max(lengths)
-        piece |= {key: piece[key][:, :longest] for key in keys}
-        if side in TOKENS:
-            first = sum(whole[f"{side}_lengths"][: rows.start])
-            places = whole[TOKENS[side]][first : first + sum(lengths)]
-            piece[TOKENS[side]] = _moved(places, rows.start, width, longest)
+        piece |= {key: piece[key][:, : widths[side]] for key in keys}
+    for key, (side, numbers) in TOKENS.items():
+        first, after = sum(whole[numbers][: rows.start]), sum(whole[numbers][: rows.stop])
+        piece[key] = _moved(whole[key][first:after], rows.start, whole[f"{side}_mask"].shape[1], widths[side])
+    del piece["label_counts"]
     return cast(Batch, piece)
 
 
