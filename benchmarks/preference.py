@@ -59,7 +59,7 @@ def item_logps(outputs: dict[str, Tensor], items: Tensor) -> Tensor:
 def two_passes(policy: UGT, reference: UGT, batch: Batch, ntp: UnifiedLoss) -> Tensor:
     """The loss of a step in the usual implementation."""
     without_pairs = {
-        **batch,
+        **{name: value for name, value in batch.items() if name != "label_tokens"},
         "rejected_ids": batch["rejected_ids"][:, :0],
         "rejected_mask": batch["rejected_mask"][:, :0],
     }

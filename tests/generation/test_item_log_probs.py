@@ -29,6 +29,14 @@ def test_a_pairs_scores_depend_neither_on_other_rows_nor_on_the_capacity(tiny_mo
             torch.testing.assert_close(outputs[name][row : row + 1], wanted[name])
 
 
+def test_the_logits_of_items_are_not_kept_for_the_backward_pass(tiny_model):
+    model, kept = tiny_model(codebook_sizes=(64, 512, 2048)), []
+    hidden, ids = torch.randn(8, 32, requires_grad=True), random_ids(torch.Generator().manual_seed(0), 8, 40)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda x: x):
+        assert model.item_logps(hidden, ids).requires_grad
+    assert max(kept) == 2048 * 32  # the weight; logits of the 8 · 40 items would be ten times as many
+
+
 def test_scores_are_the_sums_of_the_three_conditional_log_probabilities(tiny_model):
     model, ids = tiny_model(seed=1), random_ids(torch.Generator().manual_seed(0), 4, 3)
     hidden = torch.randn(4, 32)

@@ -20,6 +20,7 @@ from ugt_composer.generation.item_scores import ItemScores, NeighbourScores
 from ugt_composer.losses.unified import UnifiedLoss
 from ugt_composer.model.build import build_model
 from ugt_composer.model.grouped_product import IS_AVAILABLE
+from ugt_composer.model.label_scores import PIECE_BYTES, label_scores
 from ugt_composer.model.moe import MoEFeedForward
 from ugt_composer.model.norm import GroupLayerNorm
 from ugt_composer.model.pointwise_product import pointwise_product
@@ -189,6 +190,28 @@ def test_products_that_promise_float32_keep_it_where_tf32_is_allowed(gpu):
     assert relative(rough.double().cpu(), exact) > 1e-5 or torch.cuda.get_device_capability() < (8, 0)
     assert relative(found.double().cpu(), exact) < 1e-6
     assert relative(a.grad.double().cpu(), b.double().cpu().sum(1).expand(256, -1)) < 1e-6
+
+
+@pytest.mark.parametrize("piece", [1 << 30, 40 * 3000 * 4])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+def test_scores_of_labels_and_their_gradients_are_those_of_a_cpu(gpu, monkeypatch, dtype, bound, piece):
+    monkeypatch.setitem(PIECE_BYTES, "cuda", piece)
+    generator = torch.Generator().manual_seed(0)
+    inputs = [0.5 * torch.randn(*shape, generator=generator) for shape in ((200, 64), (3000, 64), (3000,))]
+    inputs = [*(x.to(dtype) for x in inputs[:2]), inputs[2]]
+    ids, factors = torch.randint(3000, (200, 2), generator=generator), torch.randn(200, 2, generator=generator)
+
+    def run(*inputs):
+        leaves = [x.detach().clone().requires_grad_() for x in inputs]
+        scores = label_scores(*leaves, ids=ids.to(leaves[0].device))
+        ((scores.logps * factors.to(scores.logps)).sum() + scores.mean_logps.sum()).backward()
+        return [x.detach().double().cpu() for x in (scores.logps, *(leaf.grad for leaf in leaves))]
+
+    found, again = (run(*(x.to(gpu) for x in inputs)) for _ in range(2))
+    expected = run(*(x.double() for x in inputs))
+    assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+    for one, other in zip(found, expected, strict=True):
+        assert relative(one, other) < bound
 
 
 def test_the_three_ways_through_the_experts_agree(gpu):
