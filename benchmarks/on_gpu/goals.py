@@ -165,14 +165,17 @@ def figure(value: float, unit: str) -> str:
     return f"{value:.1f} {unit}"
 
 
+def bound(goal: Goal) -> str:
+    return f"{'≥' if goal.at_least else '≤'} {goal.target:g} {goal.unit}"
+
+
 def cells(goal: Goal, tables: Tables) -> Sequence[str]:
     value = goal.read(tables)
-    bound = f"{'≥' if goal.at_least else '≤'} {goal.target:g} {goal.unit}"
     if value is None:
-        return goal.name, goal.what, "", bound, "not measured", ""
+        return goal.name, goal.what, "", bound(goal), "not measured", ""
     holds = value >= goal.target if goal.at_least else value <= goal.target
     date = tables.dates.get(goal.section, "")
-    return goal.name, goal.what, figure(value, goal.unit), bound, "yes" if holds else "no", date
+    return goal.name, goal.what, figure(value, goal.unit), bound(goal), "yes" if holds else "no", date
 
 
 def goals_section(tables: Tables) -> str:

@@ -7,7 +7,7 @@ import gc
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,26 +102,27 @@ class Stage:
     def flops(self, batch: dict[str, Any]) -> float:
         """Model operations of a step: those of valid tokens, three times for forward and backward, and once for a
         frozen reference. Nothing is compiled for it."""
-        total = 0.0
-        for piece in split_batch(batch, self.config.device_train_microbatch_size):
+        total, size = 0.0, int(self.config.device_train_microbatch_size)
+        for number, piece in enumerate(split_batch(batch, size)):
+            lengths = batch["encoder_lengths"][number * size : (number + 1) * size]
             with (
                 torch.no_grad(),
                 torch.compiler.set_stance("force_eager"),
                 precision_context(self.precision),
             ):
-                total += model_flops(self.composer_model, piece)
+                total += model_flops(self.composer_model, piece, lengths)
         self.composer_model.step_metrics = {}
         return total
 
 
-def model_flops(composer_model: ComposerUGT, piece: dict[str, Any]) -> int:
-    """Model operations of a microbatch's forward and backward pass."""
-    mask, reference = piece["encoder_mask"], composer_model.reference
+def model_flops(composer_model: ComposerUGT, piece: dict[str, Any], lengths: Sequence[int]) -> int:
+    """Model operations of a microbatch's forward and backward pass, given the lengths of its histories."""
+    reference = composer_model.reference
     frozen = 0
     with every_token_in_its_slot(composer_model, *([] if reference is None else [reference])):
-        forward = forward_flops(lambda: composer_model.loss(composer_model(piece), piece), mask)
+        forward = forward_flops(lambda: composer_model.loss(composer_model(piece), piece), lengths)
         if reference is not None:
-            frozen = forward_flops(lambda: reference(piece, composer_model.trie), mask)
+            frozen = forward_flops(lambda: reference(piece, composer_model.trie), lengths)
     return 3 * (forward - frozen) + frozen
 
 
@@ -290,27 +291,27 @@ def runs_within_memory(run: Callable[[], object]) -> bool:
     return fits
 
 
-def forward_flops(run: Callable[[], object], mask: Tensor | None = None) -> int:
+def forward_flops(run: Callable[[], object], lengths: Sequence[int] | None = None) -> int:
     """Operations of matrix products and attention, counted by PyTorch's FlopCounterMode.
 
     Args:
-        mask: (B, S) bool, the histories' valid tokens: attention over these rows counts for valid tokens only. None:
-            all tokens count.
+        lengths: of the histories, padded to the longest: attention over them counts for valid tokens only. None: all
+            tokens count.
     """
-    formulas = None if mask is None else valid_token_formulas(mask)
+    formulas = None if lengths is None else valid_token_formulas(lengths)
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         run()
     return counter.get_total_flops()
 
 
-def valid_token_formulas(mask: Tensor) -> dict[Any, Callable[..., int]]:
-    """Formulas for FlopCounterMode of forward attention over histories with the mask (B, S), n_b valid tokens in row b.
+def valid_token_formulas(lengths: Sequence[int]) -> dict[Any, Callable[..., int]]:
+    """Formulas for FlopCounterMode of forward attention over B histories of these lengths n_b, padded to S.
 
     The encoder's counts Σ n_b², where the operators' own formulas say B·S² or Σ n_b·S; cross-attention of T target
     tokens counts T·Σ n_b, where PyTorch's formula says B·T·S.
     """
-    lengths, (rows, longest) = mask.sum(1).tolist(), mask.shape
-    squares, valid = sum(length * length for length in lengths), sum(lengths)
+    rows, longest, valid = len(lengths), max(lengths), sum(lengths)
+    squares = sum(length * length for length in lengths)
 
     def of_kernel(qkv: torch.Size, *_: Any, **__: Any) -> int:  # (N, 3·D)
         return 4 * qkv[1] // 3 * squares
