@@ -69,7 +69,7 @@ bench: $(INSTALLED)  ## run the CPU benchmarks, each against a baseline; writes 
 	@status=0; for script in $(filter-out %/gpu.py %/claims.py %/trained_models.py %/random_rows.py,$(wildcard benchmarks/*.py)); do \
 		$(BIN)/python $$script || status=1; done; exit $$status
 
-bench-gpu: $(INSTALLED)  ## run the GPU benchmarks (training steps, recommendation, kernels) on one GPU, about six minutes
+bench-gpu: $(INSTALLED)  ## run the GPU benchmarks (steps, data, recommendation, kernels, T5) on one GPU, at most six minutes
 	$(BIN)/python benchmarks/gpu.py
 
 format: $(INSTALLED)  ## fix lint and formatting with ruff
