@@ -8,6 +8,7 @@ import torch
 from ugt_composer.config.load import load_config
 from ugt_composer.errors import UserError
 from ugt_composer.losses.anchor import AnchorLoss, divergence
+from ugt_composer.losses.ntp import NextTokenPredictionLoss
 
 SIZES = (7, 11, 5)
 WEIGHTS = (0.5, 0.3, 0.2)
@@ -43,6 +44,20 @@ def test_it_is_the_weighted_sum_of_the_levels_mean_divergences():
         assert metrics[f"anchor_l{level + 1}_loss"].item() == pytest.approx(mean, rel=1e-5)
         expected += WEIGHTS[level] * mean
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [AnchorLoss(), NextTokenPredictionLoss(label_smoothing=0.1)])
+def test_logits_of_labelled_tokens_only_give_the_loss_of_all(loss):
+    policy, reference, labels = make_case()
+    totals = torch.tensor([30.0, 20.0, 40.0, 0.0, 9.0, 4.0])
+    batch = {"batch_totals": totals, "label_tokens": (labels != -100).any(-1).flatten().nonzero().squeeze(1)}
+    assert len(batch["label_tokens"]) < labels[..., 0].numel()
+    outputs = {f"l{level}_logits": logits for level, logits in enumerate(policy, start=1)}
+    outputs |= {f"reference_l{level}_logits": logits for level, logits in enumerate(reference, start=1)}
+    labelled = {name: logits.flatten(0, 1)[batch["label_tokens"]] for name, logits in outputs.items()}
+    expected, _ = loss.of_batch(outputs, {"batch_totals": totals}, labels)
+    found, _ = loss.of_batch(labelled, batch, labels)
+    torch.testing.assert_close(found, expected)
 
 
 def test_its_gradient_is_the_difference_of_the_probabilities():
