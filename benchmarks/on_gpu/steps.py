@@ -32,7 +32,7 @@ from ugt_composer.parallelism.build import build_strategy
 from ugt_composer.parallelism.precision import precision_context, resolve_precision
 from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.training import memory_estimate
-from ugt_composer.training.build import compile_layers
+from ugt_composer.training.compiled_layers import compile_layers
 from ugt_composer.training.composer_model import ComposerUGT
 from ugt_composer.training.microbatch import split_batch
 from ugt_composer.training.optim import create_optimizer

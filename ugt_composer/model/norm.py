@@ -56,7 +56,7 @@ class _GroupLayerNorm(torch.autograd.Function):
         full = _at_least_float32(x)
         normed, mean, rstd = torch.native_layer_norm(full, x.shape[-1:], None, None, eps)
         ctx.save_for_backward(x, token_types, weight, mean, rstd)
-        scale, shift = (F.embedding(token_types, table.to(full.dtype)) for table in (weight, bias))
+        scale, shift = (_of_types(table.to(full.dtype), token_types) for table in (weight, bias))
         # The output has to be a new tensor. If the last operation returns an existing one (in-place, or a conversion to
         # the same dtype), PyTorch 2.11 silently compiles the function without its gradients.
         out = torch.addcmul(shift, normed, scale)
@@ -66,7 +66,7 @@ class _GroupLayerNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, token_types, weight, mean, rstd = ctx.saved_tensors
         full, gradient = _at_least_float32(x), _at_least_float32(gradient)
-        grad_normed = F.embedding(token_types, weight.to(full.dtype)).mul_(gradient)
+        grad_normed = _of_types(weight.to(full.dtype), token_types).mul_(gradient)
         grad_x, _, _ = torch.ops.aten.native_layer_norm_backward(
             grad_normed, full, x.shape[-1:], mean, rstd, None, None, [True, False, False]
         )
@@ -75,6 +75,15 @@ class _GroupLayerNorm(torch.autograd.Function):
         grad_weight = _product(is_of_type, grad_scale.flatten(0, -2))
         grad_bias = _product(is_of_type, gradient.flatten(0, -2))
         return grad_x.to(x.dtype), None, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None, None
+
+
+def _of_types(table: Tensor, token_types: Tensor) -> Tensor:
+    """table (M, D), token_types (B, S) → a new tensor (B, S, D)."""
+    if torch.compiler.is_dynamo_compiling():
+        # Compiled, forward and backward pass share the look-up: of an embedding its result would be kept, an index is
+        # looked up again.
+        return table[token_types]
+    return F.embedding(token_types, table)  # faster on a CPU
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

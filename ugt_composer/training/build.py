@@ -1,6 +1,5 @@
 """Config to trainer: inputs, model, strategy, save folder, callbacks, and Composer's Trainer with them."""
 
-import getpass
 import logging
 import os
 import tempfile
@@ -76,6 +75,7 @@ from ugt_composer.training.callbacks.monitored_values import MonitoredValues
 from ugt_composer.training.callbacks.training_losses import TrainingLosses
 from ugt_composer.training.callbacks.training_metrics import TrainingMetrics
 from ugt_composer.training.callbacks.weight_average import WeightAverage
+from ugt_composer.training.compiled_layers import compile_layers
 from ugt_composer.training.composer_model import ComposerUGT
 from ugt_composer.training.gradient_clipping import GradientNormClipping
 from ugt_composer.training.intervals import Every
@@ -342,15 +342,6 @@ def _load_reference(config: Config, catalogue: Catalogue | None) -> Reference | 
     if config.compile:
         compile_layers(model)
     return GroupReference(model) if config.loss.uses_group else Reference(model)
-
-
-def compile_layers(model: UGT) -> None:
-    """Compiles each layer when it is first called; the names of the weights do not change."""
-    # A cache for each rank: ranks that compile the same code into one read each other's half-written files.
-    cache = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}" / f"rank{dist.get_local_rank()}"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
-    for layer in (*model.encoder.layers, *model.decoder.layers):
-        layer.compile()
 
 
 def fingerprint_facts(catalogue: Catalogue | None) -> dict[str, str]:
