@@ -142,6 +142,15 @@ def test_a_mistake_is_named_with_its_fix(override, words):
     assert "\n" not in message
 
 
+def test_compiling_layers_whose_weights_deepspeed_gathers_is_refused():
+    zero = ["parallelism.strategy=deepspeed", "compile=true"]
+    with pytest.raises(
+        UserError, match=r"compile is true with .*zero_stage 3.*expected compile false, or strategy fsdp"
+    ):
+        load_config(overrides=[*zero, "parallelism.deepspeed.zero_stage=3"])
+    assert load_config(overrides=[*zero, "parallelism.deepspeed.zero_stage=2"]).compile
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

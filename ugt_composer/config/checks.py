@@ -142,6 +142,11 @@ def _check_strategy(config: "Config") -> None:
             "precision is amp_fp16 with parallelism.fsdp.cpu_offload true: the loss scaler looks for overflows in "
             "the gradients with NCCL, which does not support host memory; expected amp_bf16, or cpu_offload false"
         )
+    if config.compile and parallelism.strategy == "deepspeed" and parallelism.deepspeed.zero_stage == 3:
+        raise ValueError(
+            "compile is true with parallelism.deepspeed.zero_stage 3: its hooks gather the weights of each module "
+            "within a layer, which would be compiled in dozens of pieces; expected compile false, or strategy fsdp"
+        )
     if config.optimizer.name == "lamb" and parallelism.facts.shards:
         raise ValueError(
             f"optimizer.name is lamb with parallelism.strategy {parallelism.strategy}: LAMB needs the norms of whole "
