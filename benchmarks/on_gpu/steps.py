@@ -80,7 +80,9 @@ class Stage:
     def step(self, batch: dict[str, Any]) -> None:
         """What the Trainer does with a batch, without loading and logging."""
         rows = len(batch["row_ids"])
-        for piece in split_batch(batch, self.config.device_train_microbatch_size):
+        pieces = split_batch(batch, self.config.device_train_microbatch_size)
+        for number, piece in enumerate(pieces, start=1):
+            self.strategy.before_microbatch(is_last=number == len(pieces))
             with precision_context(self.precision):
                 outputs = self.strategy.module(piece)
                 loss = self.composer_model.loss(outputs, piece)["total"]

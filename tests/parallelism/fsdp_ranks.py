@@ -116,13 +116,14 @@ def train_alone(ranks: int) -> dict[str, Any]:
 def train(**changes: Any) -> tuple[FsdpStrategy, dict[str, Any]]:
     strategy = make_strategy(**changes)
     norms = []
-    with counted_reductions() as calls:
+    with counted("all_gather_into_tensor") as gathers, counted("reduce_scatter_tensor") as reductions:
         for step in range(BATCHES):
             train_batch(strategy, step)
             norms.append(strategy.gradient_norm())
             gradients = whole_gradients(strategy)
             strategy.optimizer.step()
-    return strategy, {"norms": norms, "gradients": gradients, "reductions": len(calls), **tensors_of(strategy)}
+    counts = {"gathers": len(gathers), "reductions": len(reductions)}
+    return strategy, {"norms": norms, "gradients": gradients, **counts, **tensors_of(strategy)}
 
 
 def whole_gradients(strategy: FsdpStrategy) -> dict[str, Tensor]:
@@ -139,15 +140,15 @@ def tensors_of(strategy: FsdpStrategy) -> dict[str, Any]:
 
 
 @contextmanager
-def counted_reductions() -> Iterator[list[int]]:
+def counted(collective: str) -> Iterator[list[int]]:
     calls: list[int] = []
-    original = dist.reduce_scatter_tensor
+    original = getattr(dist, collective)
 
     def count(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
         return original(*args, **kwargs)
 
-    with patch.object(dist, "reduce_scatter_tensor", count):
+    with patch.object(dist, collective, count):
         yield calls
 
 
@@ -285,6 +286,7 @@ def run_rank(rank: int, ranks: int, folder: str) -> None:
         "once": once,
         "copied": copied(strategy, once),
         "every": train(reduce_every_microbatch=True)[1],
+        "kept": train(reshard_after_forward=False)[1],
         "sharded": sharded(Path(folder)),
     }
     if ranks == 2:

@@ -50,7 +50,7 @@ def assert_as_alone(found: dict[str, Any], alone: dict[str, Any]) -> None:
         torch.testing.assert_close(moments, dict(alone["moments"][name]), rtol=1e-3, atol=1e-8)
 
 
-@pytest.mark.parametrize("how", ["once", "every"])
+@pytest.mark.parametrize("how", ["once", "every", "kept"])
 def test_steps_of_several_microbatches_are_those_of_one_process(ranks, how):
     alone = train_alone(len(ranks))
     for results in ranks:
@@ -75,6 +75,13 @@ def test_gradients_are_reduced_once_a_batch_unless_asked_for(ranks):
     for results in ranks:
         assert results["once"]["reductions"] == BATCHES * UNITS
         assert results["every"]["reductions"] == BATCHES * UNITS * MICROBATCHES
+
+
+def test_weights_are_gathered_twice_a_microbatch_or_once_a_batch(ranks):
+    for results in ranks:
+        # The root stays gathered from forward to backward pass.
+        assert results["once"]["gathers"] == BATCHES * MICROBATCHES * (2 * UNITS - 1)
+        assert results["kept"]["gathers"] == results["kept"]["reductions"] == BATCHES * UNITS
 
 
 def test_gradients_of_microbatches_add_up_in_float32_and_take_what_the_dry_run_says(two):

@@ -41,7 +41,8 @@ class FsdpStrategy(Strategy):
         make_optimizer: called with the sharded model.
         layers: modules that are gathered and freed one at a time; all other parameters are gathered with `model`.
         device: of this rank.
-        reshard_after_forward: False keeps a layer gathered from forward to backward: more memory, less communication.
+        reshard_after_forward: False keeps all layers gathered from the first forward pass of a batch to its last
+            backward pass: more memory, and weights are gathered once per batch instead of twice per microbatch.
         param_dtype: of the gathered weights; None: not cast (float32).
         reduce_dtype: dtype in which gradients are summed over ranks and, unless they are reduced every microbatch, over
             microbatches.
@@ -66,6 +67,7 @@ class FsdpStrategy(Strategy):
     ):
         check_patches("torch", FSDP_PATCHES)
         self.device = device
+        self._reshard_after_forward = reshard_after_forward
         self._reduce_every_microbatch = reduce_every_microbatch
         self._param_dtype = param_dtype
         self._mesh = init_device_mesh(device.type, (dist.get_world_size(),))
@@ -118,7 +120,7 @@ class FsdpStrategy(Strategy):
         fsdp, trainable = config.parallelism.fsdp, sizes.in_whole_rows(world_size, trained_only=True)
         where = HOST if fsdp.cpu_offload else DEVICE
         weights, layer = cls.largest_shard(sizes, world_size), sizes.largest_unit(world_size)
-        at_once = world_size * weights  # all layers, from their forward pass to their backward pass
+        at_once = world_size * weights  # all layers, during the whole batch
         if fsdp.reshard_after_forward:
             at_once = min(LAYERS_AT_ONCE * layer, at_once)
         gradient = HALF if fsdp.reduce_dtype in ("bfloat16", "float16") else FLOAT
@@ -145,6 +147,7 @@ class FsdpStrategy(Strategy):
     def before_microbatch(self, is_last: bool) -> None:
         assert isinstance(self.model, FSDPModule)
         self.model.set_requires_gradient_sync(is_last or self._reduce_every_microbatch)
+        self.model.set_reshard_after_backward(is_last or self._reshard_after_forward)
 
     def clip_gradients(self, max_norm: float) -> None:
         shards = [_local(parameter.grad) for parameter in self.model.parameters() if parameter.grad is not None]
