@@ -212,7 +212,8 @@ def make_batch(
         lengths = torch.linspace(history - 1, 1, rows).round().long()
     labels = ids(target)
     decoder_inputs = torch.cat((torch.full_like(labels[:, :1], BOS), labels[:, :-1]), dim=1)
-    mask = torch.arange(int(lengths.max()), device="cuda") < lengths.to("cuda")[:, None]
+    mask_on_cpu = torch.arange(int(lengths.max())) < lengths[:, None]
+    mask = mask_on_cpu.cuda()
     return {
         **inputs("encoder", ids(mask.shape[1]), mask),
         "encoder_actions": torch.zeros_like(mask, dtype=torch.long),
@@ -223,7 +224,7 @@ def make_batch(
         "preference_score": torch.ones(rows, device="cuda"),
         "row_ids": torch.arange(rows, device="cuda"),
         "row_mask": torch.ones(rows, dtype=torch.bool, device="cuda"),
-        "encoder_tokens": mask.flatten().nonzero().squeeze(1),
+        "encoder_tokens": mask_on_cpu.flatten().nonzero().squeeze(1).cuda(),
         "encoder_lengths": lengths.tolist(),
         "decoder_lengths": [target] * rows,
         "label_tokens": torch.arange(rows * target, device="cuda"),
