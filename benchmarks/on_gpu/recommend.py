@@ -1,5 +1,6 @@
 """Recommendation end to end: encoder, the decoder's step at BOS, beam search over a catalogue."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ def measure(report: Report, variant: str, small: bool) -> None:
     sizes = SMALL_SIZES if small else SIZES
     if variant:
         sizes = (SMALL_LARGE if small else LARGE,)
-    tries = {items: ItemTrie.from_triples(random_items(stage_config(1, small), items)).to("cuda") for items in sizes}
+    tries = {items: random_trie(report, items, small) for items in sizes}
     for softmax in ("codebook", "catalogue"):
         config = stage_config(1, small, f"model.level_softmax={softmax}")
         model = build_model(config.model, seed=0).cuda().eval()
@@ -53,6 +54,15 @@ def measure(report: Report, variant: str, small: bool) -> None:
                 for precision in ("amp_bf16", "fp32") if rows > 1 and not variant else ("amp_bf16",):
                     what = f"{items:,} items, softmax over the {softmax}, {rows} users, {precision}"
                     report.attempt(what, lambda: row(model, trie, batch, precision, beams))  # noqa: B023
+
+
+def random_trie(report: Report, items: int, small: bool) -> ItemTrie:
+    report.doing(f"building the trie of {items:,} items")
+    triples = random_items(stage_config(1, small), items)
+    started = time.perf_counter()
+    trie = ItemTrie.from_triples(triples)
+    report.text(f"Building the trie of {items:,} items took {time.perf_counter() - started:.1f} s on the CPU.")
+    return trie.to("cuda")
 
 
 def row(model: UGT, trie: ItemTrie, batch: dict[str, Any], precision: str, beams: int) -> Sequence[object]:

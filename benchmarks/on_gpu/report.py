@@ -49,9 +49,13 @@ class Report:
         """A paragraph below the table, or several lines as they are."""
         self._send(text=list(lines))
 
+    def doing(self, what: str) -> None:
+        """Names what is being done, for the reason of a part that is ended at its limit."""
+        self._send(doing=what)
+
     def attempt(self, what: str, measure: Callable[[], Sequence[object]]) -> None:
         """Adds a row of `what` and the cells that `measure` returns, or the error that it raised."""
-        self._send(doing=what)
+        self.doing(what)
         try:
             self.row(what, *measure())
         except Exception as error:
