@@ -25,6 +25,14 @@ def row_of(batch, index):
     }
 
 
+def test_in_float64_labels_and_items_are_scored_in_float64(tiny_model, random_batch):
+    batch, model = random_batch(rejected=2), tiny_model()
+    single, double = model(batch), model.double()(batch)
+    for name in ("label_logps", "label_mean_logps", "chosen_logps", "rejected_logps"):
+        assert double[name].dtype == torch.float64
+        torch.testing.assert_close(double[name].float(), single[name], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("positions", ["from_start", "from_end"])
 @pytest.mark.parametrize("pooling", ["first", "last", "first_and_last", "mean"])
 def test_padding_changes_no_valid_output(tiny_model, random_batch, pooling, positions):

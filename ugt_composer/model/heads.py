@@ -66,7 +66,7 @@ class LevelHead(nn.Module):
             mixed = F.silu(self.hidden_proj(hidden) + self.prefix_proj(embedding(prefix)))
             hidden = hidden + self.out_proj(mixed)
         weight = embedding.output_weight(self.level) if self.weight is None else self.weight
-        bias = self.bias.float()
+        bias = self.bias.to(torch.promote_types(self.bias.dtype, torch.float32))
         if _rounds_products(weight):
             # A vector added to all rows of `weight` does not change the softmax, so training does not keep it small.
             # The mean row is subtracted first, because rounding errors grow with it.
