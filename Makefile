@@ -37,7 +37,7 @@ demo: $(INSTALLED)  ## train all three stages on generated data, a few minutes o
 demo-signals: $(INSTALLED)  ## train a model with and one without actions and times, on data in which they matter; minutes on a laptop's CPU
 	$(BIN)/python -m ugt_composer.demo.run_signals
 
-test: $(INSTALLED)  ## run the tests, about seven minutes
+test: $(INSTALLED)  ## run the tests, about twenty minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Folders that train nothing, without what waits for other processes and the file that compiles.

@@ -62,6 +62,6 @@ class InputEmbedding(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, item_vectors: Tensor, positions: Tensor, token_types: Tensor) -> Tensor:
-        """item_vectors (B, S, D), positions and token_types (B, S) int64 → (B, S, D)."""
+        """item_vectors (…, D), positions and token_types (…) int64 → (…, D)."""
         x = item_vectors + self.position(positions) + self.token_type(token_types)
         return self.dropout(self.norm(x))

@@ -33,7 +33,7 @@ class GroupLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_token_types, d_model))
 
     def forward(self, x: Tensor, token_types: Tensor) -> Tensor:
-        """x (B, S, D), token_types (B, S) int64 → (B, S, D)."""
+        """x (…, D), token_types (…) int64 → (…, D)."""
         dtype = torch.promote_types(x.dtype, self.weight.dtype)
         if torch.is_autocast_enabled(x.device.type):
             dtype = product_dtype(x) if self.for_products else torch.promote_types(dtype, torch.float32)
@@ -78,7 +78,7 @@ class _GroupLayerNorm(torch.autograd.Function):
 
 
 def _of_types(table: Tensor, token_types: Tensor) -> Tensor:
-    """table (M, D), token_types (B, S) → a new tensor (B, S, D)."""
+    """table (M, D), token_types (…) → a new tensor (…, D)."""
     if torch.compiler.is_dynamo_compiling():
         # Compiled, forward and backward pass share the look-up: of an embedding its result would be kept, an index is
         # looked up again.
