@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from ugt_composer.model import label_scores as module
-from ugt_composer.model.label_scores import LabelScores, label_scores
+from ugt_composer.model.label_scores import LabelScores, LevelSoftmax, divergences, label_scores
 
 M, D, V, K = 7, 5, 11, 3
 
@@ -206,3 +206,30 @@ def test_an_exported_program_needs_no_operator_of_this_package():
     program = torch.export.export(Scores(), (*inputs, ids), strict=False)
     assert not any("ugt" in str(node.target) for node in program.graph.nodes)
     torch.testing.assert_close(tuple(program.module()(*inputs, ids)), tuple(label_scores(*inputs, ids=ids)))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_divergences_and_their_gradients_are_those_of_whole_logits(rows, dtype, monkeypatch):
+    monkeypatch.setitem(module.PIECE_BYTES, "cpu", 3 * 11 * 4)  # three rows at a time
+    generator = torch.Generator().manual_seed(rows)
+    bias_dtype = torch.promote_types(dtype, torch.float32)
+    softmaxes = [
+        LevelSoftmax(
+            torch.randn(rows, 5, generator=generator).to(dtype).requires_grad_(),
+            torch.randn(11, 5, generator=generator).to(dtype).requires_grad_(),
+            torch.randn(11, generator=generator).to(bias_dtype).requires_grad_(),
+        )
+        for _ in range(2)
+    ]
+    weights = torch.randn(rows, generator=generator).double()
+    found = divergences(*softmaxes)
+    gradients = torch.autograd.grad((found.double() * weights).sum(), softmaxes[0])
+    exact = [LevelSoftmax(*(one.detach().double().requires_grad_() for one in softmax)) for softmax in softmaxes]
+    log_probs = [(s.states @ s.weight.T + s.bias).log_softmax(1) for s in exact]
+    wanted = (log_probs[1].exp() * (log_probs[1] - log_probs[0])).sum(1)
+    wanted_gradients = torch.autograd.grad((wanted * weights).sum(), exact[0])
+    bound = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    for mine, other in zip((found, *gradients), (wanted, *wanted_gradients), strict=True):
+        assert (mine.double() - other).norm() <= bound * other.norm() + 1e-12
+    assert not divergences(softmaxes[0], softmaxes[0]).any()

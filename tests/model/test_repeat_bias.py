@@ -149,7 +149,7 @@ def test_a_reference_with_the_weights_of_the_policy_gives_bitwise_the_same(tiny_
     batch = with_items_of(TRIE, rows, target=3, rejected=2)
     noise = RowNoise(torch.arange(rows), torch.tensor(0), seed=1)
     with torch.set_grad_enabled(in_training):
-        outputs, wanted = model(batch, TRIE), reference(batch, TRIE, with_logits=True)
+        outputs, wanted = model(batch, TRIE), reference(batch, TRIE, for_anchor=True)
         group = model(batch, TRIE, group_size=4, noise=noise)
         of_reference = group_reference(batch, TRIE, group["group_ids"])
     assert torch.equal(torch.cat((outputs["chosen_logps"][:, None], outputs["rejected_logps"]), 1), wanted["logps"])

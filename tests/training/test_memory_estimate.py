@@ -127,7 +127,7 @@ def test_a_microbatch_takes_more_memory_for_larger_sizes():
     assert activations("model.dropout=0.1") > base
     assert activations("model.attention_dropout=0.1") == base  # the kernel draws its dropout where it needs it
     assert activations("precision=fp32", "model.attention_dropout=0.1") > activations("precision=fp32")
-    assert activations("loss.label_smoothing=0.1") > base  # the anchor needs logits
+    assert activations("loss.label_smoothing=0.1") == base  # logits exist in pieces
     assert activations("loss.lambda_anchor=0") < base
     assert activations("loss.lambda_contrastive=0") < base
     assert activations("loss.dpo_reference_free=true", longest=(512, 1, 1)) < activations(longest=(512, 1, 1))

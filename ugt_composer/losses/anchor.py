@@ -49,12 +49,19 @@ class AnchorLoss(nn.Module):
         rows: B; None: the first dimension of `labels`
         returns: loss (), and `anchor_l{1,2,3}_loss`
         """
+        pairs = zip(reference_logits, logits, strict=True)
+        values = torch.stack([divergence(reference, policy) for reference, policy in pairs], dim=-1)
+        return self.of_divergences(values, labels, batch_totals, rows)
+
+    def of_divergences(
+        self, divergences: Tensor, labels: Tensor, batch_totals: Tensor | None = None, rows: int | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Like `forward`, given the divergences, in the shape of the labels, instead of logits."""
         rows = labels.shape[0] if rows is None else rows
-        loss = logits[0].new_zeros((), dtype=torch.float32)
-        metrics = {}
-        for level, (policy, reference, mean) in enumerate(zip(logits, reference_logits, self.means, strict=True)):
+        loss, metrics = divergences.new_zeros((), dtype=torch.float32), {}
+        for level, mean in enumerate(self.means):
             counted = labels[..., level] != IGNORE_INDEX
-            total = torch.where(counted, divergence(reference, policy), 0.0).sum()
+            total = torch.where(counted, divergences[..., level], 0.0).sum()
             level_loss = batch_mean(total, counted.sum(), rows, batch_totals, mean.counted_by)
             loss = loss + mean.weight * level_loss
             metrics[mean.name] = level_loss.detach()
@@ -64,10 +71,12 @@ class AnchorLoss(nn.Module):
         self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], labels: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `LossTerm`."""
+        of_outputs, totals = labels_of_outputs(outputs, batch, labels), batch.get("batch_totals")
+        if "label_divergences" in outputs:
+            return self.of_divergences(outputs["label_divergences"], of_outputs, totals, labels.shape[0])
         policy = outputs["l1_logits"], outputs["l2_logits"], outputs["l3_logits"]
         reference = tuple(outputs[f"reference_l{level}_logits"] for level in (1, 2, 3))
-        of_outputs = labels_of_outputs(outputs, batch, labels)
-        return self(policy, reference, of_outputs, batch.get("batch_totals"), labels.shape[0])
+        return self(policy, reference, of_outputs, totals, labels.shape[0])
 
 
 def divergence(reference: Tensor, policy: Tensor) -> Tensor:

@@ -104,13 +104,13 @@ class UnifiedLoss(nn.Module):
 
     def forward(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """
-        outputs: label_logps, label_hits, label_mean_logps (B, T, L), see `UGT.target_outputs`; or, as the anchor needs
-            them, l1_logits, l2_logits, l3_logits (B, T, V_l), or logits of only the ids that the catalogue has below
-            each prefix, and then label_slots (B, T, L), the labels' indices into them or -1; except for the latter,
-            only of the batch's `label_tokens` if it has these, (M, L) and (M, V_l); user_repr, item_repr
-            (B, D) for the contrastive term, and catalogue_repr (n items), item_rows (B,) and perhaps seen_items
-            (`SeenItems`) if its negatives are the catalogue; l1_targets, l2_targets, l3_targets (B, C_l) for the
-            distillation term; chosen_logps (B,), rejected_logps (B, N) and, unless reference-free,
+        outputs: label_logps, label_hits, label_mean_logps (B, T, L) and, for the anchor, label_divergences (B, T, L),
+            see `UGT.target_outputs`; or l1_logits, l2_logits, l3_logits (B, T, V_l), or logits of only the ids that the
+            catalogue has below each prefix, and then label_slots (B, T, L), the labels' indices into them or -1; except
+            for the latter, only of the batch's `label_tokens` if it has these, (M, L) and (M, V_l); user_repr and
+            item_repr (B, D) for the contrastive term, and catalogue_repr (n items), item_rows (B,) and perhaps
+            seen_items (`SeenItems`) if its negatives are the catalogue; l1_targets, l2_targets, l3_targets (B, C_l) for
+            the distillation term; chosen_logps (B,), rejected_logps (B, N) and, unless reference-free,
             reference_chosen_logps and reference_rejected_logps for L_dpo, all absent if the batch has no rejected item;
             what `GroupLoss.of_batch` reads for L_group;
             reference_l1_logits, reference_l2_logits, reference_l3_logits (as the logits) for the anchor;

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ugt_composer.model.autocast import product_dtype
 from ugt_composer.model.embedding import ItemEmbedding
-from ugt_composer.model.label_scores import LabelScores, label_scores
+from ugt_composer.model.label_scores import LabelScores, LevelSoftmax, divergences, label_scores
 from ugt_composer.model.pair_products import row_products
 from ugt_composer.model.zero_embedding import ZeroEmbedding
 from ugt_composer.row_random import mix
@@ -51,16 +52,20 @@ class LevelHead(nn.Module):
         ids: Tensor | None = None,
         *,
         labels: Tensor | None = None,
+        anchor: LevelSoftmax | None = None,
+        as_softmax: bool = False,
         embedding: ItemEmbedding,
-    ) -> Tensor | LabelScores:
+    ) -> Tensor | LabelScores | LevelSoftmax:
         """
-        hidden: (..., D); (B, W, D) if ids are given, (M, D) if labels are
+        hidden: (..., D); (B, W, D) if ids are given, (M, D) if labels are or `as_softmax`
         prefix: (..., level) int64
         ids: (B, R) int64, the ids to compute logits for; None: all of the codebook
         beam: (B, R) int64, index (< W) of the prefix that each id extends; ascending in each row
         labels: (M, K) int64
+        anchor: with labels, the softmax that theirs is compared with
         returns: logits (..., V_level), or (B, R); float32, though autocast rounds the products. With labels their
-            scores over the codebook
+            scores over the codebook; `as_softmax` what the logits would be computed from, as copies, which stay when
+            a strategy frees the weights
         """
         if self.level > 0:
             mixed = F.silu(self.hidden_proj(hidden) + self.prefix_proj(embedding(prefix)))
@@ -72,8 +77,13 @@ class LevelHead(nn.Module):
             # The mean row is subtracted first, because rounding errors grow with it.
             weight, bias = weight - weight.mean(dim=0), bias - bias.mean()
         states = self.norm(hidden)
-        if labels is not None:
-            return label_scores(states, weight, bias, labels)
+        if labels is not None or as_softmax:
+            dtype = product_dtype(states)
+            softmax = LevelSoftmax(states.to(dtype), weight.to(dtype), bias)
+            if labels is None:
+                return LevelSoftmax(*(one.detach().clone() for one in softmax))
+            scores = label_scores(states, weight, bias, labels)
+            return scores if anchor is None else scores._replace(divergences=divergences(softmax, anchor))
         if beam is None or ids is None:
             return F.linear(states, weight) + bias
         owners = torch.arange(states.shape[0], device=ids.device).unsqueeze(1) * states.shape[1] + beam
@@ -149,7 +159,13 @@ class LevelHeads(nn.Module):
         )
 
     def forward(
-        self, level: int, *inputs: Tensor | None, labels: Tensor | None = None, embedding: ItemEmbedding
-    ) -> Tensor | LabelScores:
+        self,
+        level: int,
+        *inputs: Tensor | None,
+        labels: Tensor | None = None,
+        anchor: LevelSoftmax | None = None,
+        as_softmax: bool = False,
+        embedding: ItemEmbedding,
+    ) -> Tensor | LabelScores | LevelSoftmax:
         """Of level 0, 1 or 2; inputs and result as for LevelHead."""
-        return self.heads[level](*inputs, labels=labels, embedding=embedding)
+        return self.heads[level](*inputs, labels=labels, anchor=anchor, as_softmax=as_softmax, embedding=embedding)

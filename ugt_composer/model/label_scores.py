@@ -1,5 +1,5 @@
-"""Log-probabilities of given ids under a softmax over linear logits, without storing the logits: they are recomputed in
-the backward pass, some rows at a time.
+"""Log-probabilities of given ids under a softmax over linear logits, and divergences of two such softmaxes, without
+storing the logits: they are recomputed in the backward pass, some rows at a time.
 
 M rows, D width, V classes, K ids of a row. Rows are independent, so computing them piece by piece is exact.
 
@@ -23,17 +23,33 @@ from ugt_composer.model.autocast import product_dtype
 PIECE_BYTES = {"cpu": 32 << 20, "cuda": 128 << 20}
 
 
+class LevelSoftmax(NamedTuple):
+    """A softmax over the logits F.linear(states, weight) + bias.
+
+    Attributes:
+        states: (M, D) in the dtype of products.
+        weight: (V, D) in the dtype of products.
+        bias: (V,) float32.
+    """
+
+    states: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
 class LabelScores(NamedTuple):
     """
     Attributes:
         logps: (M, K) log-probabilities of the ids.
         is_best: (M, K) bool, whether no class has a higher logit than the id; of equal ones the first is the best.
         mean_logps: (M,) mean log-probability of all classes.
+        divergences: (M,) of the softmax from another one, see `divergences`; None without one.
     """
 
     logps: Tensor
     is_best: Tensor
     mean_logps: Tensor
+    divergences: Tensor | None = None
 
 
 def label_scores(states: Tensor, weight: Tensor, bias: Tensor, ids: Tensor) -> LabelScores:
@@ -94,13 +110,20 @@ def _gradients(
             if of_means is not None:
                 gradient.add_(of_means[piece, None] / len(bias))
             grad_bias += gradient.sum(dim=0)
-            gradient = gradient.to(states.dtype)
-            torch.mm(gradient, weight, out=grad_states[piece])
-            if gradient.dtype == grad_weight.dtype:
-                grad_weight.addmm_(gradient.t(), states[piece])
-            else:
-                grad_weight += gradient.t() @ states[piece]
+            _multiply(gradient, piece, states, weight, grad_states, grad_weight)
     return grad_states, grad_weight.to(weight.dtype), grad_bias
+
+
+def _multiply(
+    gradient: Tensor, piece: slice, states: Tensor, weight: Tensor, grad_states: Tensor, grad_weight: Tensor
+) -> None:
+    """Sets the piece of grad_states, and adds to grad_weight, given the gradient (n, V) of a piece's logits."""
+    gradient = gradient.to(states.dtype)
+    torch.mm(gradient, weight, out=grad_states[piece])
+    if gradient.dtype == grad_weight.dtype:
+        grad_weight.addmm_(gradient.t(), states[piece])
+    else:
+        grad_weight += gradient.t() @ states[piece]
 
 
 def _logits(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -145,6 +168,81 @@ def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
 _scores.register_autograd(_backward, setup_context=_save)
 
 
+def divergences(softmax: LevelSoftmax, other: LevelSoftmax) -> Tensor:
+    """KL(other ‖ softmax) of each row, (M,) float32; exactly 0 for equal ones. `other` gets no gradient."""
+    return _divergences(*softmax, *(tensor.detach() for tensor in other))[0]
+
+
+@torch.library.custom_op("ugt::divergences", mutates_args=())
+def _divergences(
+    states: Tensor, weight: Tensor, bias: Tensor, other_states: Tensor, other_weight: Tensor, other_bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row, (M,): the divergence, and the logarithms of the sums of both softmaxes."""
+    values, log_sums, other_log_sums = (bias.new_empty(states.shape[0]) for _ in range(3))
+    with torch.autocast(states.device.type, enabled=False):
+        for piece in _pieces(states, weight):
+            log_probs = _log_probs(states[piece], weight, bias, log_sums[piece])
+            other_log_probs = _log_probs(other_states[piece], other_weight, other_bias, other_log_sums[piece])
+            difference = torch.sub(other_log_probs, log_probs, out=log_probs)
+            torch.sum(other_log_probs.exp_().mul_(difference), dim=1, out=values[piece])
+    return values, log_sums, other_log_sums
+
+
+def _log_probs(states: Tensor, weight: Tensor, bias: Tensor, log_sums: Tensor) -> Tensor:
+    """(n, V); writes the logarithms of the sums (n,)."""
+    logits = _logits(states, weight, bias)
+    torch.logsumexp(logits, dim=1, out=log_sums)
+    return logits.sub_(log_sums[:, None])
+
+
+@torch.library.custom_op("ugt::divergences_backward", mutates_args=())
+def _divergence_gradients(
+    gradient: Tensor,
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    other_states: Tensor,
+    other_weight: Tensor,
+    other_bias: Tensor,
+    log_sums: Tensor,
+    other_log_sums: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of states, weight and bias: that of the logits is the difference of the probabilities."""
+    grad_states = torch.empty_like(states, memory_format=torch.contiguous_format)
+    grad_weight = torch.zeros(weight.shape, dtype=bias.dtype, device=weight.device)
+    grad_bias = torch.zeros_like(bias)
+    with torch.autocast(states.device.type, enabled=False):
+        for piece in _pieces(states, weight):
+            probs = _logits(states[piece], weight, bias).sub_(log_sums[piece, None]).exp_()
+            others = _logits(other_states[piece], other_weight, other_bias).sub_(other_log_sums[piece, None]).exp_()
+            of_logits = probs.sub_(others).mul_(gradient[piece, None])
+            grad_bias += of_logits.sum(dim=0)
+            _multiply(of_logits, piece, states, weight, grad_states, grad_weight)
+    return grad_states, grad_weight.to(weight.dtype), grad_bias
+
+
+@_divergences.register_fake
+def _(states: Tensor, weight: Tensor, bias: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return bias.new_empty(states.shape[0]), bias.new_empty(states.shape[0]), bias.new_empty(states.shape[0])
+
+
+@_divergence_gradients.register_fake
+def _(gradient: Tensor, states: Tensor, weight: Tensor, bias: Tensor, *_: Any) -> Any:
+    grad_states, grad_weight = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (states, weight))
+    return grad_states, grad_weight, torch.empty_like(bias)
+
+
+def _save_for_divergences(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, *output[1:])
+
+
+def _divergences_backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    return *_divergence_gradients(gradient, *ctx.saved_tensors), None, None, None
+
+
+_divergences.register_autograd(_divergences_backward, setup_context=_save_for_divergences)
+
+
 def _pieces(states: Tensor, weight: Tensor) -> Iterator[slice]:
     """Slices of rows whose logits stay within PIECE_BYTES; at least one row each."""
     bytes_per_row = weight.shape[0] * torch.float32.itemsize
@@ -162,3 +260,17 @@ def _operations(states_shape: torch.Size, weight_shape: torch.Size, *_: Any, **_
 def _backward_operations(a: Any, b: Any, c: Any, states: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
     """Three products: the logits again, and the gradients of states and weight."""
     return 3 * 2 * states.numel() * weight[0]
+
+
+@register_flop_formula(torch.ops.ugt.divergences)
+def _divergence_operations(states_shape: torch.Size, weight_shape: torch.Size, *_: Any, **__: Any) -> int:
+    """Two products, for PyTorch's FlopCounterMode."""
+    return 2 * 2 * states_shape.numel() * weight_shape[0]
+
+
+@register_flop_formula(torch.ops.ugt.divergences_backward)
+def _divergence_backward_operations(
+    gradient: Any, states_shape: torch.Size, weight_shape: torch.Size, *_: Any, **__: Any
+) -> int:
+    """Four products: both logits again, and the gradients of states and weight."""
+    return 4 * 2 * states_shape.numel() * weight_shape[0]

@@ -25,7 +25,7 @@ from ugt_composer.model.encoder import Encoder
 from ugt_composer.model.float32_linear import Float32Linear
 from ugt_composer.model.heads import LevelHeads
 from ugt_composer.model.history_tokens import EncodedHistory, HistoryTokens
-from ugt_composer.model.label_scores import LabelScores
+from ugt_composer.model.label_scores import LabelScores, LevelSoftmax
 from ugt_composer.model.moe import RouterStats
 from ugt_composer.model.repeat_bias import RepeatBias, level_biases
 from ugt_composer.model.time_buckets import history_times, since_newest, since_previous, since_token, time_bucket
@@ -192,6 +192,7 @@ class UGT(nn.Module):
         group_size: int = 0,
         noise: RowNoise | None = None,
         with_logits: bool = False,
+        anchors: Sequence[LevelSoftmax] | None = None,
     ) -> dict[str, Any]:
         """A teacher-forced forward pass over a batch.
 
@@ -199,10 +200,12 @@ class UGT(nn.Module):
             trie: the catalogue; required for its item vectors, and if `level_softmax` is catalogue.
             with_item_vectors: whether to compute the vectors of all items of the catalogue.
             group_size: G, items to draw from the model for each row, with `noise`; if `level_softmax` is catalogue.
-            with_logits: whether to store the logits of whole codebooks, which only some losses need.
+            with_logits: whether to return the logits of whole codebooks; losses do not need them.
+            anchors: the reference's `label_softmaxes`, to compare the model's with.
 
         Returns:
-            label_logps, label_hits, label_mean_logps, or l1_logits, l2_logits, l3_logits: see `target_outputs`.
+            label_logps, label_hits, label_mean_logps, label_divergences, or l1_logits, l2_logits, l3_logits: see
+                `target_outputs`.
             user_repr, item_repr: (B, D) float32, vectors of the history and of the row's target item.
             router_counts, router_prob_sums: (decoder layers, E), see RouterStats.
             catalogue_repr: see `catalogue_vectors`.
@@ -217,7 +220,7 @@ class UGT(nn.Module):
         target = batch["labels"][:, 0].clamp(min=0)
         seen = self.seen_nodes(batch, trie)
         biases = self.repeat_biases(hidden[:, :1], seen)
-        outputs: dict[str, Any] = self.target_outputs(hidden, batch, trie, seen, with_logits)
+        outputs: dict[str, Any] = self.target_outputs(hidden, batch, trie, seen, with_logits, anchors)
         outputs |= {
             "user_repr": self.user_vector(memory),
             "item_repr": self.item_vectors(target),
@@ -328,7 +331,13 @@ class UGT(nn.Module):
         return SeenItems(seen.nodes[-1], self.user_repeats(users))
 
     def target_outputs(
-        self, hidden: Tensor, batch: Batch, trie: ItemTrie | None, seen: SeenNodes | None, with_logits: bool
+        self,
+        hidden: Tensor,
+        batch: Batch,
+        trie: ItemTrie | None,
+        seen: SeenNodes | None,
+        with_logits: bool = False,
+        anchors: Sequence[LevelSoftmax] | None = None,
     ) -> dict[str, Tensor]:
         """What losses read of the labels, given hidden states (B, T, D). Level l is conditioned on the labels above.
 
@@ -340,26 +349,43 @@ class UGT(nn.Module):
             label_logps: float32 (M, 3), log p of the labels.
             label_hits: bool (M, 3), whether a label is the level's most probable id.
             label_mean_logps: float32 (M, 3), the mean of log p over the level's ids.
+            label_divergences: float32 (M, 3), KL(anchor ‖ model) of each level; only with anchors.
         """
         labels = batch["labels"]
         if self.is_over_catalogue:
             assert trie is not None  # the config requires a catalogue
             return self._logits_over_catalogue(hidden, labels, trie, seen)
-        if "label_tokens" in batch:
-            hidden, labels = (x.flatten(0, 1).index_select(0, batch["label_tokens"]) for x in (hidden, labels))
+        hidden, labels = _labelled(hidden, batch)
         ids = labels.clamp(min=0)  # an ignored label is conditioned on as PAD, the zero vector
         if with_logits:
             return {
                 f"l{level + 1}_logits": self.level_logits(level, hidden, ids[..., :level]) for level in range(LEVELS)
             }
         hidden, ids = hidden.flatten(0, -2), ids.flatten(0, -2)
-        levels = [self.level_scores(level, hidden, ids[:, :level], ids[:, level, None]) for level in range(LEVELS)]
+        levels = [
+            self.level_scores(level, hidden, ids[:, :level], ids[:, level, None], anchor)
+            for level, anchor in enumerate(anchors or (None,) * LEVELS)
+        ]
         outputs = {
             "label_logps": torch.cat([level.logps for level in levels], dim=1),
             "label_hits": torch.cat([level.is_best for level in levels], dim=1),
             "label_mean_logps": torch.stack([level.mean_logps for level in levels], dim=1),
         }
+        if anchors is not None:
+            values = [level.divergences for level in levels if level.divergences is not None]
+            outputs["label_divergences"] = torch.stack(values, dim=1)
         return {name: values.view(labels.shape) for name, values in outputs.items()}
+
+    def label_softmaxes(self, hidden: Tensor, batch: Batch) -> tuple[LevelSoftmax, ...]:
+        """The softmaxes over codebooks of the tokens of `target_outputs`, given hidden states (B, T, D), without
+        gradient."""
+        hidden, labels = _labelled(hidden, batch)
+        hidden, ids = hidden.flatten(0, -2), labels.clamp(min=0).flatten(0, -2)
+        levels = range(LEVELS)
+        embedding = self.item_embedding
+        return tuple(
+            self.heads(level, hidden, ids[:, :level], as_softmax=True, embedding=embedding) for level in levels
+        )
 
     def _logits_over_catalogue(
         self, hidden: Tensor, labels: Tensor, trie: ItemTrie, seen: SeenNodes | None
@@ -378,10 +404,12 @@ class UGT(nn.Module):
         only those of some ids, see LevelHead."""
         return self.heads(level, hidden, prefix, beam, ids, embedding=self.item_embedding)
 
-    def level_scores(self, level: int, hidden: Tensor, prefix: Tensor, ids: Tensor) -> LabelScores:
+    def level_scores(
+        self, level: int, hidden: Tensor, prefix: Tensor, ids: Tensor, anchor: LevelSoftmax | None = None
+    ) -> LabelScores:
         """Of ids (M, K) int64 over the level's codebook, given hidden (M, D) and the ids of the levels above, prefix
         (M, level) int64."""
-        return self.heads(level, hidden, prefix, labels=ids, embedding=self.item_embedding)
+        return self.heads(level, hidden, prefix, labels=ids, anchor=anchor, embedding=self.item_embedding)
 
     def level_log_probs(self, level: int, hidden: Tensor, prefix: Tensor, ids: Tensor) -> Tensor:
         """The log-probabilities of `level_scores`, (M, K) float32."""
@@ -424,3 +452,12 @@ class UGT(nn.Module):
         if self.user_pooling == "first_and_last":
             return tokens.last(vectors) + tokens.first(vectors)
         return tokens.mean(vectors)
+
+
+def _labelled(hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Hidden states (B, T, D) and labels of the batch's `label_tokens`, (M, D) and (M, 3), or of all tokens."""
+    labels = batch["labels"]
+    if "label_tokens" not in batch:
+        return hidden, labels
+    chosen = batch["label_tokens"]
+    return hidden.flatten(0, 1).index_select(0, chosen), labels.flatten(0, 1).index_select(0, chosen)

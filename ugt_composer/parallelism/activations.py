@@ -157,15 +157,17 @@ class Activations:
     def _logits(self, shape: Shape) -> "Logits":
         """The logits, (B, T, V_l) float32, which the trainer keeps until those of the next microbatch, and their
         cross-entropy. This is an upper bound for a softmax over the catalogue, which computes fewer logits but also
-        gathers the vectors for their products. Those of a softmax over the codebook exist in pieces only, unless the
-        anchor compares them with the reference's."""
+        gathers the vectors for their products. Those of a softmax over the codebook exist in pieces only; the anchor
+        keeps the reference's states and code tables, and computes its logits beside the policy's."""
         positions = shape.rows * shape.target
-        if self.model.level_softmax == "codebook" and self.loss.anchor_weight == 0:
-            return Logits(0, 0, self._logit_piece(positions))
         sizes, h = self.model.codebook_sizes, self.dtypes.product
+        if self.model.level_softmax == "codebook":
+            anchored, piece = self.loss.anchor_weight > 0, self._logit_piece(positions)
+            copies = self.model.d_model * h * (LEVELS * positions + sum(sizes)) + FLOAT * sum(sizes)
+            return Logits(0, anchored * copies, (1 + anchored) * piece)
         count, largest = positions * sum(sizes), positions * max(sizes)
         smoothing = (2 * FLOAT + 1) * count if self.loss.label_smoothing > 0 else 0
-        gathered = 2 * h * count if self.model.level_softmax == "catalogue" else 0
+        gathered = 2 * h * count
         # The reference's logits, their log-softmax, the policy's, and the difference of the two with its mask.
         anchor = (4 * FLOAT + 1) * count if self.loss.anchor_weight > 0 else 0
         # The previous microbatch's logits, then this one's log-softmax.

@@ -107,8 +107,12 @@ class ComposerUGT(ComposerModel):
         with_item_vectors = self.unified_loss.has_catalogue_negatives or (recommend and self.item_score_weight > 0)
         size = self.unified_loss.group_size
         noise = RowNoise(batch["row_ids"], self._step_of(batch), self.seed) if size else None
-        with_logits = self.unified_loss.has_anchor
-        outputs: dict[str, Any] = self.model(batch, self.trie, with_item_vectors, size, noise, with_logits)
+        # The anchor compares with the reference's softmaxes piece by piece, so the reference comes first.
+        reference: dict[str, Any] = {}
+        if self.unified_loss.has_anchor and not self.model.is_over_catalogue:
+            reference = self._reference_outputs(batch)
+        anchors = reference.pop("reference_softmaxes", None)
+        outputs: dict[str, Any] = self.model(batch, self.trie, with_item_vectors, size, noise, anchors=anchors)
         if self.unified_loss.has_catalogue_negatives:
             assert self.trie is not None
             outputs["item_rows"] = self.trie.find(batch["labels"][:, 0])
@@ -117,6 +121,8 @@ class ComposerUGT(ComposerModel):
             outputs |= level_targets(self._item_scores(outputs, 1.0), batch["labels"][:, 0], self.trie)
         if size:
             self._judge_group(batch, outputs)
+        elif reference:
+            outputs |= reference
         elif "rejected_logps" in outputs or self.unified_loss.has_anchor:
             outputs |= self._reference_outputs(batch)
         if recommend:
@@ -132,7 +138,7 @@ class ComposerUGT(ComposerModel):
             outputs["group_values"] = self.item_rewards[outputs["group_items"]]
             outputs["group_target_values"] = torch.where(target >= 0, self.item_rewards[target.clamp(min=0)], 0.0)
 
-    def _reference_outputs(self, batch: Batch) -> dict[str, Tensor]:
+    def _reference_outputs(self, batch: Batch) -> dict[str, Any]:
         """What pairs and the anchor compare with; nothing without a reference."""
         if self.reference is not None:
             outputs = self._ask_reference(batch)
@@ -142,12 +148,12 @@ class ComposerUGT(ComposerModel):
             outputs |= {"reference_chosen_logps": logps[:, 0], "reference_rejected_logps": logps[:, 1:]}
         return outputs
 
-    def _ask_reference(self, batch: Batch, *group: Tensor) -> dict[str, Tensor]:
+    def _ask_reference(self, batch: Batch, *group: Tensor) -> dict[str, Any]:
         """The reference's outputs under the names of `UnifiedLoss.forward`."""
         assert self.reference is not None
         if self.reference.training != self.training:
             self.reference.train(self.training)  # experts have a capacity in training only
-        scores = self.reference(batch, self.trie, *group, with_logits=self.unified_loss.has_anchor)
+        scores = self.reference(batch, self.trie, *group, for_anchor=self.unified_loss.has_anchor)
         return {f"reference_{name}": value for name, value in scores.items()}
 
     def _step_of(self, batch: Batch) -> Tensor:
