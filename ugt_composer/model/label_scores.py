@@ -7,7 +7,7 @@ Forward and backward are custom operators (`torch.library`). Products have the d
 softmax is float32. Every sum has a fixed order, so that the same inputs give the same bits.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -95,35 +95,40 @@ def _gradients(
     log_sums: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of states, weight and bias."""
+
+    def of_logits(piece: slice) -> Tensor:
+        logits = _logits(states[piece], weight, bias)
+        if of_log_sums is None:
+            gradient = logits.zero_()
+        else:
+            gradient = logits.sub_(log_sums[piece, None]).exp_().mul_(of_log_sums[piece, None])
+        if of_ids is not None:
+            _add_at(gradient, ids[piece], of_ids[piece])
+        if of_means is not None:
+            gradient.add_(of_means[piece, None] / len(bias))
+        return gradient
+
+    return _linear_gradients(of_logits, states, weight, bias)
+
+
+def _linear_gradients(
+    of_logits: Callable[[slice], Tensor], states: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of states, weight and bias, given a function that computes those of a piece's logits, (n, V)."""
     grad_states = torch.empty_like(states, memory_format=torch.contiguous_format)
     grad_weight = torch.zeros(weight.shape, dtype=bias.dtype, device=weight.device)
     grad_bias = torch.zeros_like(bias)
     with torch.autocast(states.device.type, enabled=False):
         for piece in _pieces(states, weight):
-            logits = _logits(states[piece], weight, bias)
-            if of_log_sums is None:
-                gradient = logits.zero_()
-            else:
-                gradient = logits.sub_(log_sums[piece, None]).exp_().mul_(of_log_sums[piece, None])
-            if of_ids is not None:
-                _add_at(gradient, ids[piece], of_ids[piece])
-            if of_means is not None:
-                gradient.add_(of_means[piece, None] / len(bias))
+            gradient = of_logits(piece)
             grad_bias += gradient.sum(dim=0)
-            _multiply(gradient, piece, states, weight, grad_states, grad_weight)
+            gradient = gradient.to(states.dtype)
+            torch.mm(gradient, weight, out=grad_states[piece])
+            if gradient.dtype == grad_weight.dtype:
+                grad_weight.addmm_(gradient.t(), states[piece])
+            else:
+                grad_weight += gradient.t() @ states[piece]
     return grad_states, grad_weight.to(weight.dtype), grad_bias
-
-
-def _multiply(
-    gradient: Tensor, piece: slice, states: Tensor, weight: Tensor, grad_states: Tensor, grad_weight: Tensor
-) -> None:
-    """Sets the piece of grad_states, and adds to grad_weight, given the gradient (n, V) of a piece's logits."""
-    gradient = gradient.to(states.dtype)
-    torch.mm(gradient, weight, out=grad_states[piece])
-    if gradient.dtype == grad_weight.dtype:
-        grad_weight.addmm_(gradient.t(), states[piece])
-    else:
-        grad_weight += gradient.t() @ states[piece]
 
 
 def _logits(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -152,6 +157,10 @@ def _(states: Tensor, weight: Tensor, bias: Tensor, ids: Tensor) -> tuple[Tensor
 
 @_gradients.register_fake
 def _(of_ids: Any, of_log_sums: Any, of_means: Any, states: Tensor, weight: Tensor, bias: Tensor, *_: Any) -> Any:
+    return _empty_gradients(states, weight, bias)
+
+
+def _empty_gradients(states: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     grad_states, grad_weight = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (states, weight))
     return grad_states, grad_weight, torch.empty_like(bias)
 
@@ -208,17 +217,13 @@ def _divergence_gradients(
     other_log_sums: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of states, weight and bias: that of the logits is the difference of the probabilities."""
-    grad_states = torch.empty_like(states, memory_format=torch.contiguous_format)
-    grad_weight = torch.zeros(weight.shape, dtype=bias.dtype, device=weight.device)
-    grad_bias = torch.zeros_like(bias)
-    with torch.autocast(states.device.type, enabled=False):
-        for piece in _pieces(states, weight):
-            probs = _logits(states[piece], weight, bias).sub_(log_sums[piece, None]).exp_()
-            others = _logits(other_states[piece], other_weight, other_bias).sub_(other_log_sums[piece, None]).exp_()
-            of_logits = probs.sub_(others).mul_(gradient[piece, None])
-            grad_bias += of_logits.sum(dim=0)
-            _multiply(of_logits, piece, states, weight, grad_states, grad_weight)
-    return grad_states, grad_weight.to(weight.dtype), grad_bias
+
+    def of_logits(piece: slice) -> Tensor:
+        probs = _logits(states[piece], weight, bias).sub_(log_sums[piece, None]).exp_()
+        others = _logits(other_states[piece], other_weight, other_bias).sub_(other_log_sums[piece, None]).exp_()
+        return probs.sub_(others).mul_(gradient[piece, None])
+
+    return _linear_gradients(of_logits, states, weight, bias)
 
 
 @_divergences.register_fake
@@ -228,8 +233,7 @@ def _(states: Tensor, weight: Tensor, bias: Tensor, *_: Any) -> tuple[Tensor, Te
 
 @_divergence_gradients.register_fake
 def _(gradient: Tensor, states: Tensor, weight: Tensor, bias: Tensor, *_: Any) -> Any:
-    grad_states, grad_weight = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (states, weight))
-    return grad_states, grad_weight, torch.empty_like(bias)
+    return _empty_gradients(states, weight, bias)
 
 
 def _save_for_divergences(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
