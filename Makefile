@@ -10,7 +10,7 @@ CONSTRAINTS = constraints/py$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sy
 # If it is set, as in many container images, every process compiles all modules that it imports: 8 s more for Composer.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo demo-signals test test-fast test-slow test-gpu check parity chaos bench bench-gpu format clean
+.PHONY: help install demo demo-signals test test-fast test-slow test-gpu check parity chaos bench bench-gpu docs docs-serve format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -72,9 +72,15 @@ bench: $(INSTALLED)  ## run the CPU benchmarks, each against a baseline; writes 
 bench-gpu: $(INSTALLED)  ## run the GPU benchmarks (steps, data, recommendation, kernels, T5) on one GPU, at most six minutes
 	$(BIN)/python benchmarks/gpu.py
 
+docs: $(INSTALLED)  ## build the documentation into site/; broken links and anchors are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+docs-serve: $(INSTALLED)  ## show the documentation on http://127.0.0.1:8000, rebuilt at each change
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
 format: $(INSTALLED)  ## fix lint and formatting with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## delete the demo's output; keeps .venv
-	rm -rf demo-run
+clean:  ## delete the demo's output and the built documentation; keeps .venv
+	rm -rf demo-run site
