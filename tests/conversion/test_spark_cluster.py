@@ -16,7 +16,7 @@ from ugt_composer.spark.failures import SparkError
 from ugt_composer.spark.session import spark_session
 
 pytest.importorskip("pyspark")
-pytestmark = [needs_java, pytest.mark.processes]
+pytestmark = [needs_java, pytest.mark.processes, pytest.mark.slow]
 OPTIONS = ["--kind", "recommend", "--range-bytes", "30000", "--size-limit", "4096", *SMALL]
 # A second attempt starts, on the other worker, as soon as a task takes twice as long as half of them.
 SPECULATION = {
@@ -59,7 +59,6 @@ def convert_on_spark(source, *options) -> dict[str, bytes]:
     return contents(out)
 
 
-@pytest.mark.slow
 def test_tasks_that_fail_or_hang_once(cluster, faults, source):
     faults.inject("once", seconds=0.05, fail_once=(0, 5, 6, 17), hang_once=(9,))
     made = convert_on_spark(source)
@@ -102,7 +101,6 @@ def test_an_executor_and_a_worker_that_are_killed(cluster, faults, source):
     assert sum(attempts.values()) > len(attempts)
 
 
-@pytest.mark.slow
 def test_a_task_that_always_fails_ends_the_job_and_leaves_nothing(cluster, faults, source, capfd):
     faults.inject("failing", fail=(7,))
     out = source.parent / "out"
@@ -114,7 +112,6 @@ def test_a_task_that_always_fails_ends_the_job_and_leaves_nothing(cluster, fault
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.slow
 def test_input_that_only_the_driver_has_is_named(cluster, faults, source, monkeypatch):
     """As on machines that share no folder; here, the executors find no file of that name."""
     faults.inject("missing")
