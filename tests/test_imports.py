@@ -13,14 +13,14 @@ from tests.shop import ROOT
 PACKAGE = ROOT / "ugt_composer"
 # A module imports from its own tier and from those above it in this list; two packages never import each other.
 TIERS = (
-    ("errors", "vocabulary", "seeds", "patches", "torch_patches", "float32_product", "row_random"),
+    ("errors", "command", "vocabulary", "seeds", "patches", "torch_patches", "float32_product", "row_random"),
     ("config", "storage", "jsonl", "spark", "kernels"),
     ("data", "catalogue"),
     ("conversion", "importing"),
     ("model", "losses", "generation", "metrics"),
     ("parallelism", "job", "checkpoint"),
     ("training",),
-    ("inference", "inspection"),
+    ("inference", "inspection", "train"),
     ("cli", "demo", "rounds"),
 )
 # What a package may not import of other libraries, nor of this one although it stands above.

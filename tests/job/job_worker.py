@@ -54,7 +54,8 @@ def watch_closely() -> None:
 
 def train_with_a_wrong_key() -> int:
     """Runs the training program with a wrong key, with a rank 0 that reads the config later than rank 1."""
-    import train
+    from ugt_composer import train
+    from ugt_composer.command import parse
 
     load = train.load_config
 
@@ -64,7 +65,7 @@ def train_with_a_wrong_key() -> int:
 
     train.load_config = load_later
     sys.argv = ["train.py", "yamls/stage1.yaml", "optimizer.lrr=1"]
-    return train.main()
+    return train.main(parse(train, "train.py"))
 
 
 def main() -> int:

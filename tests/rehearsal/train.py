@@ -14,9 +14,10 @@ import torch  # noqa: E402
 from composer import Callback  # noqa: E402
 from composer.utils import dist  # noqa: E402
 
-import train  # noqa: E402
 from tests.rehearsal.ranks import objects_over_gloo  # noqa: E402
 from tests.rehearsal.without_numbers import accept_zeros  # noqa: E402
+from ugt_composer import train  # noqa: E402
+from ugt_composer.command import parse  # noqa: E402
 from ugt_composer.job.exit import exit_as_rank  # noqa: E402
 from ugt_composer.training.trainer import UGTTrainer  # noqa: E402
 
@@ -58,7 +59,7 @@ def main() -> int:
         UGTTrainer.fit = fit_with_mistake  # type: ignore[method-assign]
     accept_zeros()
     objects_over_gloo()
-    return train.main()
+    return train.main(parse(train, "train.py"))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
-"""The `ugt` command: uses trained models, and inspects the files that a run reads and writes."""
+"""The `ugt` command: trains and uses models, and inspects the files that a run reads and writes."""
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 
-from ugt_composer import __version__
+from ugt_composer import __version__, train
 from ugt_composer.cli import evaluate, export, extend, inspect, preferences, recommend, reference
-from ugt_composer.errors import UserError
+from ugt_composer.command import Command, parse, summary
+from ugt_composer.errors import EXIT_BAD_INPUT, UserError, nearest
 from ugt_composer.job.cpus import share_cpus
 from ugt_composer.job.exit import exit_as_rank
 from ugt_composer.job.signals import warning
 from ugt_composer.job.start import begin_rank, slow_imports
 
-COMMANDS = {
+COMMANDS: dict[str, Command] = {
+    "train": train,
     "recommend": recommend,
     "evaluate": evaluate,
     "inspect": inspect,
@@ -21,27 +24,34 @@ COMMANDS = {
     "preferences": preferences,
     "reference": reference,
 }
-ON_MANY_RANKS = ("recommend", "evaluate", "reference")
+STARTS_RANKS = ("train",)  # begin as a rank themselves
+ON_MANY_RANKS = ("recommend", "evaluate", "reference", *STARTS_RANKS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    if not words:
+        _parser().print_help(sys.stderr)
+        return EXIT_BAD_INPUT
+    if words[0].startswith("-"):
+        _parser().parse_args(words)
+    name, *rest = words
+    if name not in COMMANDS:
+        raise UserError(f"ugt {name}: unknown command; {nearest(name, list(COMMANDS))}")
+    arguments = parse(COMMANDS[name], f"ugt {name}", rest)
+    if os.environ.get("WORLD_SIZE", "1") != "1" and name not in STARTS_RANKS:
+        _begin_ranks(name)
+    return COMMANDS[name].main(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    """That of `ugt` without a command, whose help lists the commands."""
     parser = argparse.ArgumentParser(prog="ugt", description=__doc__)
     parser.add_argument("--version", action="version", version=f"ugt_composer {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, module in COMMANDS.items():
-        summary = (module.__doc__ or "").strip().splitlines()[0]
-        command = commands.add_parser(
-            name,
-            help=summary,
-            description=module.__doc__,
-            epilog=module.EPILOG,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.add_arguments(command)
-    arguments = parser.parse_args(argv)
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        _begin_ranks(arguments.command)
-    return COMMANDS[arguments.command].main(arguments)
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, help=summary(command))
+    return parser
 
 
 def _begin_ranks(command: str) -> None:
