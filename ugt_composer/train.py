@@ -8,9 +8,8 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn, cast
 
-from ugt_composer.command import Command, parse
+from ugt_composer.command import parse
 from ugt_composer.config.load import check_saved_config, load_config
 from ugt_composer.job.exit import exit_as_rank
 from ugt_composer.job.start import begin_rank, begin_to_close, slow_imports
@@ -64,10 +63,7 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def run(prog: str) -> NoReturn:
-    """The program, as one rank. Args: prog: its name, as the user typed it."""
-    exit_as_rank(lambda: main(parse(cast(Command, sys.modules[__name__]), prog)))
-
-
 if __name__ == "__main__":
-    run("python -m ugt_composer.train")
+    from ugt_composer import train  # itself, by its name
+
+    exit_as_rank(lambda: train.main(parse(train, "python -m ugt_composer.train")))

@@ -120,6 +120,8 @@ def _of_python(arguments: Sequence[str], files: Mapping[str, Path]) -> str | Non
         return None
     if first == "-m":
         module, *rest = rest
+        if module == "ugt_composer.train":
+            return problem_of(["ugt", "train", *rest], files)
         if module in MODULES_OF_OTHERS:
             return None
         path = ROOT / f"{module.replace('.', '/')}.py"
@@ -151,7 +153,8 @@ def _of_main(module: str, name: str, arguments: Sequence[str], files: Mapping[st
     words = vars(parsed).get("yaml")
     if not isinstance(words, list):
         return None
-    return _of_settings(RoundsSettings if name == "rounds.py" else Config, words, files)
+    of_rounds = name == "rounds.py" or arguments[0] == "rounds"
+    return _of_settings(RoundsSettings if of_rounds else Config, words, files)
 
 
 def _outcome(main: Callable[[], Any]) -> tuple[argparse.Namespace | None, str | None]:
