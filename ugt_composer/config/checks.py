@@ -3,14 +3,12 @@
 Each raises ValueError with the key, its value and what was expected; `load_config` adds the file.
 """
 
-import math
-import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from ugt_composer.config.best_condition import parse_best_condition
-from ugt_composer.config.keys import FIXED, FREE, ON_RESUME, OnResume
+from ugt_composer.config.keys import BOUNDS, FIXED, FREE, ON_RESUME, OnResume
 from ugt_composer.config.strategies import STRATEGIES
 from ugt_composer.errors import UserError, nearest
 from ugt_composer.storage.s3_url import is_url, split_url
@@ -18,32 +16,14 @@ from ugt_composer.storage.s3_url import is_url, split_url
 if TYPE_CHECKING:
     from ugt_composer.config.schema import Config
 
-_TIME = re.compile(r"[1-9]\d*(ba|ep)|(100|\d{1,2}(\.\d+)?)%")
 
-
-def check_positive(section: Any, prefix: str, *names: str) -> None:
-    """Checks that each of the fields is None or a finite number above 0."""
-    for name in names:
-        value = getattr(section, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{prefix}{name} is {value}; expected a number above 0")
-
-
-def check_fraction(section: Any, prefix: str, *names: str) -> None:
-    """Checks that each of the fields is a number from 0 to 1."""
-    for name in names:
-        value = getattr(section, name)
-        if not 0 <= value <= 1:
-            raise ValueError(f"{prefix}{name} is {value}; expected a fraction from 0 to 1")
-
-
-def check_time(prefix: str, name: str, value: str, percent: bool) -> None:
-    """Checks for a number of batches or epochs, such as "500ba"; with `percent` also a percentage of the run."""
-    if not _TIME.fullmatch(value) or (value.endswith("%") and not percent):
-        also = ' or a percentage of the run such as "5%"' if percent else ""
-        raise ValueError(
-            f'{prefix}{name} is {value!r}; expected batches or epochs, 1 or more, such as "500ba" or "2ep"{also}'
-        )
+def check_bounds(section: Any, prefix: str) -> None:
+    """Checks every field of a dataclass against the bounds that it declares."""
+    for field in fields(section):
+        bounds, value = field.metadata.get(BOUNDS), getattr(section, field.name)
+        if bounds is not None and not bounds.accepts(value):
+            found = list(value) if isinstance(value, tuple) else repr(value) if isinstance(value, str) else value
+            raise ValueError(f"{prefix}{field.name} is {found}; expected {bounds}")
 
 
 def check_s3_url(name: str, url: str) -> None:

@@ -9,8 +9,20 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from ugt_composer.config.checks import check_fraction, check_positive, check_s3_url, check_time, check_whole_config
-from ugt_composer.config.keys import FIXED, FREE, ON_REQUEST, ON_REQUEST_UNLESS_ZERO, key
+from ugt_composer.config.checks import check_bounds, check_s3_url, check_whole_config
+from ugt_composer.config.keys import (
+    DURATION,
+    DURATION_OR_PERCENT,
+    FIXED,
+    FRACTION,
+    FREE,
+    NOT_NEGATIVE,
+    ON_REQUEST,
+    ON_REQUEST_UNLESS_ZERO,
+    POSITIVE,
+    Bounds,
+    key,
+)
 from ugt_composer.config.strategies import STRATEGIES, StrategyFacts
 from ugt_composer.seeds import LARGEST_SEED
 from ugt_composer.vocabulary import (
@@ -23,60 +35,58 @@ from ugt_composer.vocabulary import (
 
 LARGEST_K = 10_000  # the metrics keep a matrix of k × k numbers
 MOST_TIME_BUCKETS = 1024  # with more, neighbouring ones differ by less than 2 %
+K_VALUES = Bounds(above=0, most=LARGEST_K, wanted=f"numbers above 0, at most {LARGEST_K:,}")
+MICROBATCH = Bounds(above=0, wanted='a number above 0 or "auto"')
+EMA_DECAY = Bounds(above=0, below=1, wanted="a number between 0 and 1 such as 0.999, or null")
+BELOW_1 = Bounds(least=0, below=1)
+TIME_BUCKETS = Bounds(
+    least=2,
+    most=MOST_TIME_BUCKETS,
+    also=0,
+    wanted=f"2 to {MOST_TIME_BUCKETS:,}, or 0 for a model that does not read times",
+)
+DROPOUT = Bounds(least=0, below=1, wanted="a fraction from 0 to below 1")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    d_model: int = key(512, FIXED)
-    n_heads: int = key(16, FIXED, defines_weights=True)
-    n_encoder_layers: int = key(12, FIXED)
-    n_decoder_layers: int = key(12, FIXED)
-    d_ff: int = key(2048, FIXED)
-    dropout: float = key(0.1, ON_REQUEST)
-    attention_dropout: float = key(0.0, ON_REQUEST)
+    d_model: int = key(512, FIXED, POSITIVE)
+    n_heads: int = key(16, FIXED, POSITIVE, defines_weights=True)
+    n_encoder_layers: int = key(12, FIXED, POSITIVE)
+    n_decoder_layers: int = key(12, FIXED, POSITIVE)
+    d_ff: int = key(2048, FIXED, POSITIVE)
+    dropout: float = key(0.1, ON_REQUEST, DROPOUT)
+    attention_dropout: float = key(0.0, ON_REQUEST, DROPOUT)
     attention_activation: Literal["silu", "relu"] = key("silu", FIXED, defines_weights=True)
-    max_seq_len: int = key(MAX_POSITIONS, FIXED)
+    max_seq_len: int = key(MAX_POSITIONS, FIXED, POSITIVE)
     history_positions: Literal["from_start", "from_end"] = key("from_start", FIXED, defines_weights=True)
-    codebook_sizes: tuple[int, int, int] = key(DEFAULT_CODEBOOK_SIZES, FIXED)
-    num_token_types: int = key(NUM_TOKEN_TYPES, FIXED)
-    num_experts: int = key(16, FIXED)
-    top_k_experts: int = key(4, ON_REQUEST, defines_weights=True)
-    expert_capacity_factor: float | None = key(1.25, ON_REQUEST)
+    codebook_sizes: tuple[int, int, int] = key(
+        DEFAULT_CODEBOOK_SIZES,
+        FIXED,
+        Bounds(above=NUM_SPECIAL_IDS, count=3, wanted=f"three sizes above {NUM_SPECIAL_IDS} (the special ids)"),
+    )
+    num_token_types: int = key(NUM_TOKEN_TYPES, FIXED, Bounds(least=NUM_TOKEN_TYPES))
+    num_experts: int = key(16, FIXED, POSITIVE)
+    top_k_experts: int = key(4, ON_REQUEST, POSITIVE, defines_weights=True)
+    expert_capacity_factor: float | None = key(1.25, ON_REQUEST, POSITIVE)
     user_pooling: Literal["first", "last", "first_and_last", "mean"] = key("first", FIXED, defines_weights=True)
     user_activation: Literal["tanh", "none"] = key("tanh", FIXED, defines_weights=True)
     decoder_start: Literal["bos", "user"] = key("bos", FIXED)
     tie_embeddings: bool = key(True, FIXED)
     level_softmax: Literal["codebook", "catalogue"] = key("codebook", FIXED)
-    pair_buckets: int = key(0, FIXED)
+    pair_buckets: int = key(0, FIXED, Bounds(least=0, wanted="0 for none, or a number such as 65536"))
     repeat_bias: bool = key(False, FIXED)
-    num_actions: int = key(0, FIXED)
-    time_buckets: int = key(0, FIXED)
+    num_actions: int = key(0, FIXED, Bounds(least=0, most=LARGEST_ACTION))
+    time_buckets: int = key(0, FIXED, TIME_BUCKETS)
     relative_time_bias: bool = key(False, FIXED)
 
     def __post_init__(self):
-        check_positive(
-            self, "model.", "d_model", "n_heads", "n_encoder_layers", "n_decoder_layers", "d_ff", "max_seq_len"
-        )
-        check_positive(self, "model.", "num_experts", "top_k_experts", "expert_capacity_factor")
-        for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"model.{name} is {getattr(self, name)}; expected a fraction from 0 to below 1")
+        check_bounds(self, "model.")
         if self.d_model % self.n_heads:
             raise ValueError(f"model.d_model is {self.d_model}; expected a multiple of model.n_heads ({self.n_heads})")
         if self.top_k_experts > self.num_experts:
             raise ValueError(
                 f"model.top_k_experts is {self.top_k_experts}; expected at most model.num_experts ({self.num_experts})"
-            )
-        if self.num_token_types < NUM_TOKEN_TYPES:
-            raise ValueError(f"model.num_token_types is {self.num_token_types}; expected at least {NUM_TOKEN_TYPES}")
-        if len(self.codebook_sizes) != 3 or min(self.codebook_sizes) <= NUM_SPECIAL_IDS:
-            raise ValueError(
-                f"model.codebook_sizes is {list(self.codebook_sizes)}; "
-                f"expected three sizes above {NUM_SPECIAL_IDS} (the special ids)"
-            )
-        if self.pair_buckets < 0:
-            raise ValueError(
-                f"model.pair_buckets is {self.pair_buckets}; expected 0 for none, or a number such as 65536"
             )
         if self.pair_buckets and self.level_softmax != "catalogue":
             raise ValueError(
@@ -88,13 +98,6 @@ class ModelConfig:
             raise ValueError(
                 f"model.repeat_bias is true with model.level_softmax {self.level_softmax}: the bias is for the items "
                 "of the catalogue; expected level_softmax catalogue, or repeat_bias false"
-            )
-        if not 0 <= self.num_actions <= LARGEST_ACTION:
-            raise ValueError(f"model.num_actions is {self.num_actions}; expected 0 to {LARGEST_ACTION:,}")
-        if self.time_buckets != 0 and not 2 <= self.time_buckets <= MOST_TIME_BUCKETS:
-            raise ValueError(
-                f"model.time_buckets is {self.time_buckets}; expected 2 to {MOST_TIME_BUCKETS:,}, or 0 for a model "
-                "that does not read times"
             )
         if self.relative_time_bias and self.time_buckets == 0:
             raise ValueError(
@@ -110,39 +113,37 @@ class LossConfig:
     l1_weight: float = key(0.5, ON_REQUEST)
     l2_weight: float = key(0.3, ON_REQUEST)
     l3_weight: float = key(0.2, ON_REQUEST)
-    label_smoothing: float = key(0.0, ON_REQUEST)
-    lambda_contrastive: float = key(0.0, ON_REQUEST_UNLESS_ZERO)
-    contrastive_temperature: float = key(0.07, ON_REQUEST)
+    label_smoothing: float = key(0.0, ON_REQUEST, BELOW_1)
+    lambda_contrastive: float = key(0.0, ON_REQUEST_UNLESS_ZERO, NOT_NEGATIVE)
+    contrastive_temperature: float = key(0.07, ON_REQUEST, POSITIVE)
     contrastive_similarity: Literal["cosine", "dot"] = key("cosine", ON_REQUEST)
     contrastive_negatives: Literal["in_batch", "catalogue"] = key("in_batch", ON_REQUEST)
-    num_negatives: int = key(127, FIXED)
-    lambda_distillation: float = key(0.0, ON_REQUEST)
-    lambda_preference: float = key(0.0, ON_REQUEST_UNLESS_ZERO)
+    num_negatives: int = key(127, FIXED, POSITIVE, unit="items")
+    lambda_distillation: float = key(0.0, ON_REQUEST, NOT_NEGATIVE)
+    lambda_preference: float = key(0.0, ON_REQUEST_UNLESS_ZERO, NOT_NEGATIVE)
     preference_objective: Literal["dpo", "group"] = key("dpo", FIXED)
-    dpo_beta: float = key(0.1, ON_REQUEST)
-    dpo_label_smoothing: float = key(0.0, ON_REQUEST)
+    dpo_beta: float = key(0.1, ON_REQUEST, POSITIVE)
+    dpo_label_smoothing: float = key(0.0, ON_REQUEST, Bounds(least=0, below=0.5))
     dpo_loss_type: Literal["sigmoid", "ipo", "hinge", "softmax"] = key("sigmoid", ON_REQUEST)
     dpo_reference_free: bool = key(False, FIXED)
-    group_size: int = key(16, ON_REQUEST)
+    group_size: int = key(16, ON_REQUEST, Bounds(least=2, wanted="at least 2 items to compare"), unit="items")
     group_rewards: tuple[float, float, float] = key((0.0, 0.0, 1.0), ON_REQUEST)
     group_scale_rewards: bool = key(True, ON_REQUEST)
-    group_kl: float = key(0.04, ON_REQUEST)
+    group_kl: float = key(0.04, ON_REQUEST, NOT_NEGATIVE)
     reward_file: str | None = key(None, ON_REQUEST)
     reference_from: str | None = key(None, ON_REQUEST)
     reference_log_probs: Literal["model", "data"] = key("model", FIXED)
-    lambda_anchor: float | None = key(0.0, ON_REQUEST_UNLESS_ZERO)
-    lambda_moe_balance: float = key(0.01, ON_REQUEST)
+    lambda_anchor: float | None = key(0.0, ON_REQUEST_UNLESS_ZERO, NOT_NEGATIVE)
+    lambda_moe_balance: float = key(0.01, ON_REQUEST, NOT_NEGATIVE)
 
     def __post_init__(self):
+        check_bounds(self, "loss.")
         weights = (self.l1_weight, self.l2_weight, self.l3_weight)
         if min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
             raise ValueError(
                 f"loss.l1_weight + loss.l2_weight + loss.l3_weight is {' + '.join(map(str, weights))} = "
                 f"{sum(weights):g}; expected weights from 0 that sum to 1"
             )
-        check_positive(self, "loss.", "contrastive_temperature", "num_negatives", "dpo_beta")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"loss.label_smoothing is {self.label_smoothing}; expected from 0 to below 1")
         if self.lambda_distillation > 0 and not self.has_catalogue_negatives:
             raise ValueError(
                 f"loss.lambda_distillation is {self.lambda_distillation} with loss.lambda_contrastive "
@@ -150,8 +151,6 @@ class LossConfig:
                 "distribution over the catalogue is trained that the levels could learn; expected lambda_contrastive "
                 "above 0 and contrastive_negatives catalogue, or lambda_distillation 0"
             )
-        if not 0 <= self.dpo_label_smoothing < 0.5:
-            raise ValueError(f"loss.dpo_label_smoothing is {self.dpo_label_smoothing}; expected from 0 to below 0.5")
         if self.dpo_label_smoothing > 0 and self.dpo_loss_type != "sigmoid":
             raise ValueError(
                 f"loss.dpo_label_smoothing is {self.dpo_label_smoothing}, which only loss.dpo_loss_type sigmoid "
@@ -169,21 +168,14 @@ class LossConfig:
             raise ValueError(
                 f"loss.reference_log_probs is data, but loss.{why}, so no reference is used; expected model"
             )
-        for name, value in vars(self).items():
-            if name.startswith("lambda_") and value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"loss.{name} is {value}; expected 0 or more")
 
     def _check_group(self) -> None:
         rewards = list(self.group_rewards)
-        if self.group_size < 2:
-            raise ValueError(f"loss.group_size is {self.group_size}; expected at least 2 items to compare")
         if len(rewards) != 3 or not 0 <= rewards[0] <= rewards[1] <= rewards[2] < math.inf:
             raise ValueError(
                 f"loss.group_rewards is {rewards}; expected three numbers from 0, none below the one before: the "
                 "rewards of an item that shares one, two or all three ids with the target"
             )
-        if not 0 <= self.group_kl < math.inf:
-            raise ValueError(f"loss.group_kl is {self.group_kl}; expected 0 or more")
         if self.preference_objective == "dpo":
             if self.reward_file is not None:
                 raise ValueError(
@@ -245,42 +237,45 @@ class LossConfig:
 @dataclass(frozen=True)
 class OptimizerConfig:
     name: Literal["adamw", "lamb"] = key("adamw", FIXED)
-    lr: float = key(1e-4, ON_REQUEST)
-    weight_decay: float = key(0.01, ON_REQUEST)
-    betas: tuple[float, float] = key((0.9, 0.999), ON_REQUEST)
-    eps: float = key(1e-8, ON_REQUEST)
+    lr: float = key(1e-4, ON_REQUEST, POSITIVE)
+    weight_decay: float = key(0.01, ON_REQUEST, NOT_NEGATIVE)
+    betas: tuple[float, float] = key(
+        (0.9, 0.999), ON_REQUEST, Bounds(least=0, below=1, count=2, wanted="two numbers from 0 to below 1")
+    )
+    eps: float = key(1e-8, ON_REQUEST, POSITIVE)
 
     def __post_init__(self):
-        check_positive(self, "optimizer.", "lr", "eps")
-        if self.weight_decay < 0:
-            raise ValueError(f"optimizer.weight_decay is {self.weight_decay}; expected 0 or more")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optimizer.betas is {list(self.betas)}; expected two numbers from 0 to below 1")
+        check_bounds(self, "optimizer.")
 
 
 @dataclass(frozen=True)
 class SchedulerConfig:
     name: Literal["linear", "cosine", "polynomial", "constant"] = "cosine"
-    t_warmup: str = "10000ba"
-    t_max: str | None = None
-    max_warmup_ratio: float = 0.1
-    min_lr_ratio: float = 0.1
+    t_warmup: str = key("10000ba", bounds=DURATION_OR_PERCENT)
+    t_max: str | None = key(None, bounds=DURATION)
+    max_warmup_ratio: float = key(0.1, bounds=FRACTION)
+    min_lr_ratio: float = key(0.1, bounds=FRACTION)
 
     def __post_init__(self):
-        check_time("scheduler.", "t_warmup", self.t_warmup, percent=True)
-        if self.t_max is not None:
-            check_time("scheduler.", "t_max", self.t_max, percent=False)
-        check_fraction(self, "scheduler.", "min_lr_ratio", "max_warmup_ratio")
+        check_bounds(self, "scheduler.")
 
 
 @dataclass(frozen=True)
 class StreamConfig:
+    """One of several folders of shards.
+
+    Attributes:
+        local: folder of shards, or the folder that those of `remote` are fetched into.
+        remote: s3://… or another URL of a folder of shards; null: they are in `local` already.
+        proportion: fraction of the rows of an epoch; all streams have one, or none, which mixes them by their sizes.
+    """
+
     local: str | None = None
     remote: str | None = None
-    proportion: float | None = None
+    proportion: float | None = key(None, bounds=POSITIVE)
 
     def __post_init__(self):
-        check_positive(self, "data.….streams[].", "proportion")
+        check_bounds(self, "data.….streams[].")
 
 
 @dataclass(frozen=True)
@@ -289,17 +284,16 @@ class TrainDataConfig:
     remote: str | None = key(None, FREE)
     streams: list[StreamConfig] = key(on_resume=FREE, factory=list)
     shuffle: bool = key(True, FIXED)
-    shuffle_block_size: int = key(1 << 18, FIXED)
-    num_canonical_nodes: int = key(4, FIXED)
+    shuffle_block_size: int = key(1 << 18, FIXED, POSITIVE, unit="rows")
+    num_canonical_nodes: int = key(4, FIXED, POSITIVE)
     group_by_length: bool = key(True, FREE)
-    num_workers: int = key(2, FREE)
-    predownload: int | None = key(None, FREE)
+    num_workers: int = key(2, FREE, NOT_NEGATIVE, unit="processes")
+    predownload: int | None = key(None, FREE, POSITIVE, unit="rows")
     cache_limit: str | None = key(None, FREE)
 
     def __post_init__(self):
+        check_bounds(self, "data.train.")
         _check_sources("data.train", self.local, self.remote, self.streams)
-        check_positive(self, "data.train.", "shuffle_block_size", "num_canonical_nodes", "predownload")
-        _check_workers("data.train", self.num_workers)
         if self.cache_limit is not None and not re.fullmatch(r"\d+(\.\d+)?\s*([kmgt]?b)?", self.cache_limit.lower()):
             raise ValueError(f'data.train.cache_limit is {self.cache_limit!r}; expected a size such as "100gb"')
 
@@ -309,20 +303,15 @@ class EvalDataConfig:
     local: str | None = None
     remote: str | None = None
     streams: list[StreamConfig] = field(default_factory=list)
-    num_workers: int = 0
+    num_workers: int = key(0, bounds=NOT_NEGATIVE, unit="processes")
 
     def __post_init__(self):
+        check_bounds(self, "data.eval.")
         _check_sources("data.eval", self.local, self.remote, self.streams)
-        _check_workers("data.eval", self.num_workers)
 
     @property
     def is_given(self) -> bool:
         return bool(self.local or self.remote or self.streams)
-
-
-def _check_workers(key: str, num_workers: int) -> None:
-    if num_workers < 0:
-        raise ValueError(f"{key}.num_workers is {num_workers}; expected 0 or more")
 
 
 def _check_sources(key: str, local: str | None, remote: str | None, streams: list[StreamConfig]) -> None:
@@ -353,10 +342,10 @@ class DataConfig:
     train: TrainDataConfig = key(factory=TrainDataConfig)
     eval: EvalDataConfig = key(on_resume=FREE, factory=EvalDataConfig)
     catalogue: str | None = key(None, ON_REQUEST)
-    max_fraction_outside_catalogue: float = key(0.05, FREE)
+    max_fraction_outside_catalogue: float = key(0.05, FREE, FRACTION)
 
     def __post_init__(self):
-        check_fraction(self, "data.", "max_fraction_outside_catalogue")
+        check_bounds(self, "data.")
         cached = [
             {
                 local
@@ -371,25 +360,19 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    k_values: tuple[int, ...] = (5, 10, 20, 50)
-    beam_width: int = 50
+    k_values: tuple[int, ...] = key((5, 10, 20, 50), bounds=K_VALUES, unit="items")
+    beam_width: int = key(50, unit="beams")
     exclude_seen: bool = False
-    max_history: int | None = None
-    item_score_weight: float = 0.0
+    max_history: int | None = key(None, bounds=POSITIVE, unit="items")
+    item_score_weight: float = key(0.0, bounds=NOT_NEGATIVE)
     item_neighbours: str | None = None
-    neighbour_weight: float = 0.0
+    neighbour_weight: float = key(0.0, bounds=BELOW_1)
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        check_positive(self, "evaluation.", "max_history")
-        if not self.k_values or min(self.k_values) <= 0:
-            raise ValueError(f"evaluation.k_values is {list(self.k_values)}; expected numbers above 0")
-        if max(self.k_values) > LARGEST_K:
-            raise ValueError(f"evaluation.k_values is {list(self.k_values)}; expected at most {LARGEST_K:,}")
-        if not 0 <= self.item_score_weight < math.inf:
-            raise ValueError(f"evaluation.item_score_weight is {self.item_score_weight}; expected 0 or more")
-        if not 0 <= self.neighbour_weight < 1:
-            raise ValueError(f"evaluation.neighbour_weight is {self.neighbour_weight}; expected from 0 to below 1")
+        check_bounds(self, "evaluation.")
+        if not self.k_values:
+            raise ValueError(f"evaluation.k_values is []; expected {K_VALUES}")
         if self.neighbour_weight > 0 and not (self.item_neighbours and self.item_score_weight):
             raise ValueError(
                 f"evaluation.neighbour_weight is {self.neighbour_weight} with item_neighbours "
@@ -423,14 +406,13 @@ class FsdpConfig:
 
 @dataclass(frozen=True)
 class DeepspeedConfig:
-    zero_stage: int = 2
+    zero_stage: int = key(2, bounds=Bounds(least=0, most=3, wanted="0, 1, 2 or 3"))
     offload_optimizer: Literal["none", "cpu"] = "none"
     offload_param: Literal["none", "cpu"] = "none"
     config: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        if not 0 <= self.zero_stage <= 3:
-            raise ValueError(f"parallelism.deepspeed.zero_stage is {self.zero_stage}; expected 0, 1, 2 or 3")
+        check_bounds(self, "parallelism.deepspeed.")
         for name, least in (("offload_optimizer", 1), ("offload_param", 3)):
             if getattr(self, name) != "none" and self.zero_stage < least:
                 raise ValueError(
@@ -475,14 +457,23 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class PreemptionConfig:
-    grace: float = 30.0
+    grace: float = key(30.0, bounds=POSITIVE, unit="seconds")
 
     def __post_init__(self):
-        check_positive(self, "preemption.", "grace")
+        check_bounds(self, "preemption.")
 
 
 @dataclass(frozen=True)
 class WandbConfig:
+    """Arguments of Composer's `WandBLogger`; the extra "wandb" installs what it needs.
+
+    Attributes:
+        project: project of the run; null: that of the environment, or W&B's default.
+        entity: user or team that owns the project; null: the one that is logged in.
+        group: name under which W&B groups runs, such as those of a sweep.
+        tags: words by which W&B filters runs.
+    """
+
     project: str | None = None
     entity: str | None = None
     group: str | None = None
@@ -491,6 +482,13 @@ class WandbConfig:
 
 @dataclass(frozen=True)
 class MlflowConfig:
+    """Arguments of Composer's `MLFlowLogger`; the extra "mlflow" installs what it needs.
+
+    Attributes:
+        experiment_name: experiment of the run; null: that of the environment, or Composer's default.
+        tracking_uri: server or folder that stores the runs; null: that of the environment, or MLflow's default.
+    """
+
     experiment_name: str | None = None
     tracking_uri: str | None = None
 
@@ -507,28 +505,28 @@ class LoggersConfig:
 @dataclass(frozen=True)
 class Config:
     run_name: str = key("ugt", FREE)
-    seed: int = key(42, FIXED)
+    seed: int = key(42, FIXED, Bounds(least=0, most=LARGEST_SEED, wanted=f"0 to {LARGEST_SEED}"))
     save_folder: str = key("checkpoints/run", FREE)
     init_from: str | None = key(None, ON_REQUEST)
     init_item_vectors: str | None = key(None, ON_REQUEST)
-    max_duration: str = key("5ep", FREE)
-    global_train_batch_size: int = key(2048, FIXED)
-    device_train_microbatch_size: int | str = key(512, FREE)
-    device_eval_batch_size: int = key(256, FREE)
+    max_duration: str = key("5ep", FREE, DURATION)
+    global_train_batch_size: int = key(2048, FIXED, POSITIVE, unit="rows")
+    device_train_microbatch_size: int | str = key(512, FREE, MICROBATCH, unit="rows")
+    device_eval_batch_size: int = key(256, FREE, POSITIVE, unit="rows")
     precision: Literal["amp_bf16", "amp_fp16", "fp32", "auto"] = key("auto", FREE)
-    max_grad_norm: float = key(1.0, ON_REQUEST)
-    ema_decay: float | None = key(None, FIXED)
-    eval_interval: str = key("500ba", FREE)
-    save_interval: str = key("1000ba", FREE)
-    save_num_checkpoints_to_keep: int = key(3, FREE)
+    max_grad_norm: float = key(1.0, ON_REQUEST, POSITIVE)
+    ema_decay: float | None = key(None, FIXED, EMA_DECAY)
+    eval_interval: str = key("500ba", FREE, DURATION)
+    save_interval: str = key("1000ba", FREE, DURATION)
+    save_num_checkpoints_to_keep: int = key(3, FREE, POSITIVE, unit="checkpoints")
     save_best_on: str | None = key(None, FREE)
     save_best_if: str | None = key(None, FREE)
-    save_best_patience: int | None = key(3, FREE)
+    save_best_patience: int | None = key(3, FREE, POSITIVE, unit="evaluations")
     autoresume: bool = key(True, FREE)
     resume_despite: tuple[str, ...] = key((), FREE)
-    log_interval: str = key("100ba", FREE)
-    dist_timeout: float = key(600.0, FREE)
-    dist_start_timeout: float = key(3600.0, FREE)
+    log_interval: str = key("100ba", FREE, DURATION)
+    dist_timeout: float = key(600.0, FREE, POSITIVE, unit="seconds")
+    dist_start_timeout: float = key(3600.0, FREE, POSITIVE, unit="seconds")
     compile: bool = key(False, FREE)
     allow_tf32: bool = key(False, FREE)
     deterministic: bool = key(False, FREE)
@@ -545,18 +543,10 @@ class Config:
     callbacks: dict[str, Any] = key(on_resume=FREE, factory=dict)
 
     def __post_init__(self):
-        check_positive(self, "", "global_train_batch_size", "device_eval_batch_size", "max_grad_norm")
-        check_positive(self, "", "save_num_checkpoints_to_keep", "dist_timeout", "dist_start_timeout")
-        check_positive(self, "", "save_best_patience")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay is {self.ema_decay}; expected a number between 0 and 1 such as 0.999, or null")
-        for name in ("max_duration", "eval_interval", "save_interval", "log_interval"):
-            check_time("", name, getattr(self, name), percent=False)
+        check_bounds(self, "")
         if not self.log_interval.endswith("ba"):
             raise ValueError(f'log_interval is {self.log_interval!r}; expected batches such as "100ba"')
-        if not 0 <= self.seed <= LARGEST_SEED:
-            raise ValueError(f"seed is {self.seed}; expected 0 to {LARGEST_SEED}")
         microbatch = self.device_train_microbatch_size
-        if microbatch != "auto" and (isinstance(microbatch, str) or microbatch <= 0):
-            raise ValueError(f'device_train_microbatch_size is {microbatch!r}; expected a number above 0 or "auto"')
+        if isinstance(microbatch, str) and microbatch != "auto":
+            raise ValueError(f"device_train_microbatch_size is {microbatch!r}; expected {MICROBATCH}")
         check_whole_config(self)
