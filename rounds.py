@@ -7,7 +7,7 @@ from pathlib import Path
 from ugt_composer import __version__
 from ugt_composer.config.load import load_settings
 from ugt_composer.errors import EXIT_PREEMPTED, exit_on_user_error
-from ugt_composer.rounds.child import Children, Preempted
+from ugt_composer.job.child import Children, Preempted
 from ugt_composer.rounds.commands import Commands
 from ugt_composer.rounds.run import BEST, kept_model, print_table, run_rounds
 from ugt_composer.rounds.settings import RoundsSettings

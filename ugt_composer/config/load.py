@@ -70,6 +70,15 @@ def keys_of_override(text: str, schema: type) -> list[str]:
     return list(_keys_of_node(_read_override(text, schema)[1]))
 
 
+def type_of_key(key: str, schema: type = Config) -> Any:
+    """The type of a key such as optimizer.lr; Any below `callbacks` and other free mappings, None for an unknown key.
+
+    Raises:
+        UserError: it is a part of a list.
+    """
+    return _hint_of(_names_in(key), key, schema)
+
+
 def config_yaml(config: Config) -> str:
     """The resolved config as YAML, below a line with the version. `load_config` reads it back to an equal config."""
     return f"{WRITTEN_BY}{__version__}\n{OmegaConf.to_yaml(OmegaConf.structured(config))}"
@@ -168,8 +177,7 @@ def _read_override(text: str, schema: type) -> tuple[str, yaml.Node]:
     if not separator or not _KEY.fullmatch(key):
         problem = f"{key!r} is not the name of a key; " if separator else ""
         raise UserError(f"override {text}: {problem}expected key=value such as optimizer.lr=1e-4")
-    source, parts = f"override {text}", re.findall(r"[\w-]+|\[[^\[\]=]+\]", key)
-    names = [part.strip("[]") for part in parts]
+    source, names = f"override {text}", _names_in(key)
     hint = _hint_of(names, source, schema)
     if _is_text(hint) and not value.lstrip().startswith(("'", '"')):
         node: yaml.Node = plain_text(value.strip())  # not YAML, in which some characters have a meaning
@@ -182,6 +190,10 @@ def _read_override(text: str, schema: type) -> tuple[str, yaml.Node]:
     for name in reversed(names):
         node = yaml.MappingNode("tag:yaml.org,2002:map", [(plain_text(name), node)])
     return source, node
+
+
+def _names_in(key: str) -> list[str]:
+    return [part.strip("[]") for part in re.findall(r"[\w-]+|\[[^\[\]=]+\]", key)]
 
 
 def _keys_of_node(node: yaml.Node, name: str = "") -> Iterator[str]:

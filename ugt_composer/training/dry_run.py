@@ -1,7 +1,7 @@
 """The report of a dry run: config, data, steps, parameters, memory. Builds no trainer."""
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -101,6 +101,22 @@ def describe(config: Config) -> str:
         *_memory_lines(config, estimate(config, world_size, longest, len(catalogue or ()), model)),
     ]
     return "\n".join(lines)
+
+
+def higher_is_better(config: Config, metric: str) -> bool:
+    """Whether higher values of a metric of the run's evaluations are better.
+
+    Raises:
+        UserError: the run has no evaluations, or they do not compute it.
+    """
+    if not config.data.eval.is_given:
+        raise UserError(f"{metric} is not computed, because data.eval is empty; expected a folder of validation rows")
+    catalogue = load_catalogue(config)
+    trie = None if catalogue is None else ItemTrie.from_catalogue(catalogue)
+    evaluated = _evaluated(config, trie, check_data(config, "data.eval", streams_of("data.eval", config.data.eval)))
+    assert evaluated is not None
+    check_best_metrics(replace(config, save_best_on=metric), evaluated)
+    return bool(evaluated.metrics[metric].higher_is_better)
 
 
 def _about_attention(config: Config) -> str | None:

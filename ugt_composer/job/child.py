@@ -1,17 +1,21 @@
-"""Runs a command of a round. A signal to this process is passed on, so that training saves before it ends."""
+"""Runs the commands of a program that starts trainings. A signal to it is passed on, so that training saves before it
+ends."""
 
 import ctypes
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 from ugt_composer.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED, RunError, UserError
 from ugt_composer.job.exit import PR_SET_PDEATHSIG
 from ugt_composer.job.signals import SIGNALS
+
+INTERVAL = 1.0  # seconds between two questions whether to end a command
 
 
 class Preempted(Exception):
@@ -36,26 +40,57 @@ class Children:
             Preempted: it ended with status 75, or a signal arrived.
             UserError, RunError: it failed, with the status of bad input, or another one.
         """
-        if self._is_preempted:
-            raise Preempted
         shown = shlex.join([Path(command[0]).name, *command[1:]])
         print(f"{step}$ {shown}", file=sys.stderr, flush=True)
-        # In a session of its own: Ctrl-C in a terminal reaches it once, through this process.
-        self._process = subprocess.Popen(command, start_new_session=True, preexec_fn=_end_with_parent)
-        if self._is_preempted:  # the signal came while it started
-            self._process.terminate()
-        status = self._process.wait()
-        self._process = None
-        if self._is_preempted or status == EXIT_PREEMPTED:
+        status = self.exit_status(command)
+        if status == EXIT_PREEMPTED:
             raise Preempted
         if status:
             problem = f"{step} failed with exit status {status}, see its message above; what is finished is kept"
             raise UserError(problem) if status == EXIT_BAD_INPUT else RunError(problem)
 
+    def exit_status(
+        self, command: Sequence[str], output: IO | None = None, is_enough: Callable[[], bool] | None = None
+    ) -> int:
+        """Runs a command to its end.
+
+        Args:
+            output: where it writes; None: where this process does.
+            is_enough: asked every second, whether to end the command early: it is then sent SIGTERM.
+
+        Raises:
+            Preempted: a signal arrived, before the command or while it ran.
+        """
+        if self._is_preempted:
+            raise Preempted
+        # In a session of its own: Ctrl-C in a terminal reaches it once, through this process.
+        self._process = process = subprocess.Popen(
+            command, stdout=output, stderr=output, start_new_session=True, preexec_fn=_end_with_parent
+        )
+        if self._is_preempted:  # the signal came while it started
+            process.terminate()
+        while is_enough is not None and _is_running_after(process, INTERVAL):
+            if is_enough():
+                process.terminate()
+                break
+        status = process.wait()
+        self._process = None
+        if self._is_preempted:
+            raise Preempted
+        return status
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._is_preempted = True
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
+
+
+def _is_running_after(process: subprocess.Popen, seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
 
 
 def _end_with_parent() -> None:

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from ugt_composer.errors import RunError, UserError
+from ugt_composer.job.child import Children, Preempted
 from ugt_composer.job.signals import SIGNALS
-from ugt_composer.rounds.child import Children, Preempted
 
 
 @pytest.fixture
