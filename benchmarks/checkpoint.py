@@ -19,7 +19,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.claims import Claim, report, seconds  # noqa: E402
 from tests.parity import make_data  # noqa: E402
-from ugt_composer.checkpoint.run_checkpoints import checkpoint_path, read_checkpoint  # noqa: E402
+from ugt_composer.checkpoint.run_checkpoints import read_checkpoint  # noqa: E402
+from ugt_composer.checkpoint.save_folder import checkpoint_path  # noqa: E402
 from ugt_composer.config.load import load_config  # noqa: E402
 from ugt_composer.training.build import build_trainer  # noqa: E402
 from ugt_composer.training.trainer import UGTTrainer  # noqa: E402

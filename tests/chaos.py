@@ -47,7 +47,8 @@ from tests.parity import (  # noqa: E402
     metrics_of,
     stage_job,
 )
-from ugt_composer.checkpoint.run_checkpoints import batch_of, newest_checkpoint  # noqa: E402
+from ugt_composer.checkpoint.run_checkpoints import newest_checkpoint  # noqa: E402
+from ugt_composer.checkpoint.save_folder import batch_of  # noqa: E402
 from ugt_composer.errors import EXIT_PREEMPTED, UserError  # noqa: E402
 
 BOUND = 1e-5  # for relative differences if the strategy changes

@@ -9,7 +9,8 @@ from composer import Callback
 
 from tests.shop import comparable
 from ugt_composer.checkpoint.background_writer import Writer
-from ugt_composer.checkpoint.run_checkpoints import list_checkpoints, read_checkpoint
+from ugt_composer.checkpoint.run_checkpoints import read_checkpoint
+from ugt_composer.checkpoint.save_folder import list_checkpoints
 from ugt_composer.errors import RunError
 from ugt_composer.training.build import build_trainer
 from ugt_composer.training.callbacks import checkpoints

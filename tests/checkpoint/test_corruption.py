@@ -12,12 +12,12 @@ from ugt_composer.checkpoint.run_checkpoints import (
     SHARDS,
     STATE,
     VERSION,
-    checkpoint_path,
     corruption_of,
     newest_checkpoint,
     read_checkpoint,
     write_checkpoint,
 )
+from ugt_composer.checkpoint.save_folder import checkpoint_path
 from ugt_composer.checkpoint.sharded import write_sharded
 from ugt_composer.errors import UserError
 from ugt_composer.storage.record import RECORD, record_beside

@@ -15,7 +15,8 @@ from tests.checkpoint.conftest import SmallShards, content_of
 from tests.shop import ROOT, stage_arguments
 from ugt_composer.checkpoint.portable import CONFIG, check_portable, save_portable
 from ugt_composer.checkpoint.rank0_errors import save_on_rank_0
-from ugt_composer.checkpoint.run_checkpoints import checkpoint_path, corruption_of, list_checkpoints, write_checkpoint
+from ugt_composer.checkpoint.run_checkpoints import corruption_of, write_checkpoint
+from ugt_composer.checkpoint.save_folder import checkpoint_path, list_checkpoints
 from ugt_composer.checkpoint.sharded import write_sharded
 from ugt_composer.config.schema import Config
 from ugt_composer.errors import EXIT_ERROR, RunError

@@ -11,7 +11,8 @@ import torch
 from tests.checkpoint.conftest import content_of
 from ugt_composer.checkpoint import portable
 from ugt_composer.checkpoint.portable import CONFIG, WEIGHTS, check_portable, save_portable
-from ugt_composer.checkpoint.run_checkpoints import checkpoint_path, clean, newest_checkpoint, write_checkpoint
+from ugt_composer.checkpoint.run_checkpoints import clean, newest_checkpoint, write_checkpoint
+from ugt_composer.checkpoint.save_folder import checkpoint_path
 from ugt_composer.config.schema import Config
 from ugt_composer.storage import record
 

@@ -16,13 +16,8 @@ from tests.training.callbacks.test_preemption import WarnIn
 from ugt_composer.checkpoint import remote as stored
 from ugt_composer.checkpoint.portable import load_portable
 from ugt_composer.checkpoint.remote import fetch_newest, model_folder
-from ugt_composer.checkpoint.run_checkpoints import (
-    checkpoint_path,
-    corruption_of,
-    list_checkpoints,
-    rotate,
-    write_checkpoint,
-)
+from ugt_composer.checkpoint.run_checkpoints import corruption_of, rotate, write_checkpoint
+from ugt_composer.checkpoint.save_folder import checkpoint_path, list_checkpoints
 from ugt_composer.checkpoint.sharded import write_sharded
 from ugt_composer.checkpoint.uploads import Uploads
 from ugt_composer.errors import EXIT_ERROR, EXIT_PREEMPTED, RunError, UserError

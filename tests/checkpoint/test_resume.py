@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tests.shop import ROOT, comparable, metrics_of, stage_arguments, without_catalogue
-from ugt_composer.checkpoint.run_checkpoints import list_checkpoints, newest_checkpoint, read_checkpoint
+from ugt_composer.checkpoint.run_checkpoints import newest_checkpoint, read_checkpoint
+from ugt_composer.checkpoint.save_folder import list_checkpoints
 from ugt_composer.config.load import load_config
 from ugt_composer.errors import EXIT_PREEMPTED, UserError
 from ugt_composer.training.build import build_trainer

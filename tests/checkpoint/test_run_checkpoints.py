@@ -3,15 +3,8 @@
 import pytest
 
 from tests.checkpoint.conftest import SmallShards, content_of
-from ugt_composer.checkpoint.run_checkpoints import (
-    checkpoint_path,
-    clean,
-    corruption_of,
-    list_checkpoints,
-    newest_checkpoint,
-    rotate,
-    write_checkpoint,
-)
+from ugt_composer.checkpoint.run_checkpoints import clean, corruption_of, newest_checkpoint, rotate, write_checkpoint
+from ugt_composer.checkpoint.save_folder import checkpoint_path, list_checkpoints
 from ugt_composer.checkpoint.sharded import put_folder_in_place, write_sharded
 from ugt_composer.storage.record import RECORD, Facts, record_beside, write_record
 

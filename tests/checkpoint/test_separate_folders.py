@@ -15,7 +15,8 @@ from tests.checkpoint.conftest import content_of
 from tests.checkpoint.machine_threads import MachineThreads
 from ugt_composer.checkpoint import remote
 from ugt_composer.checkpoint.machines import Machines
-from ugt_composer.checkpoint.run_checkpoints import SHARDED_KEYS, SHARDS, STATE, corruption_of, list_checkpoints
+from ugt_composer.checkpoint.run_checkpoints import SHARDED_KEYS, SHARDS, STATE, corruption_of
+from ugt_composer.checkpoint.save_folder import list_checkpoints
 from ugt_composer.checkpoint.separate_folders import agree_on_newest
 from ugt_composer.checkpoint.sharded import write_folder_record
 from ugt_composer.errors import UserError

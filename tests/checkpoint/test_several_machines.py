@@ -19,7 +19,8 @@ from tests.storage.s3_server import Proxy, environment
 from ugt_composer.checkpoint import uploads as uploads_module
 from ugt_composer.checkpoint.machines import ONE_MACHINE, Machines
 from ugt_composer.checkpoint.remote import fetch_newest
-from ugt_composer.checkpoint.run_checkpoints import SHARDED_KEYS, SHARDS, STATE, corruption_of, list_checkpoints
+from ugt_composer.checkpoint.run_checkpoints import SHARDED_KEYS, SHARDS, STATE, corruption_of
+from ugt_composer.checkpoint.save_folder import list_checkpoints
 from ugt_composer.checkpoint.sharded import write_folder_record
 from ugt_composer.checkpoint.uploads import Uploads
 from ugt_composer.errors import EXIT_PREEMPTED

@@ -8,7 +8,8 @@ import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from tests.checkpoint.conftest import content_of
-from ugt_composer.checkpoint.run_checkpoints import SHARDED_KEYS, SHARDS, STATE, checkpoint_path, newest_checkpoint
+from ugt_composer.checkpoint.run_checkpoints import SHARDED_KEYS, SHARDS, STATE, newest_checkpoint
+from ugt_composer.checkpoint.save_folder import checkpoint_path
 from ugt_composer.checkpoint.untrusted import forbidden, names_called
 from ugt_composer.errors import UserError
 from ugt_composer.storage.record import RECORD, facts_of, record_beside, write_record

@@ -15,7 +15,8 @@ from tests.shop import SIZES, metrics_of
 from ugt_composer import __version__
 from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.checkpoint.portable import load_portable
-from ugt_composer.checkpoint.run_checkpoints import list_checkpoints, read_checkpoint
+from ugt_composer.checkpoint.run_checkpoints import read_checkpoint
+from ugt_composer.checkpoint.save_folder import list_checkpoints
 from ugt_composer.cli.main import main
 from ugt_composer.errors import UserError
 from ugt_composer.storage.record import record_beside

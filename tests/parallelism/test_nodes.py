@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.shop import ROOT, comparable, metrics_of, stage_arguments
-from ugt_composer.checkpoint.run_checkpoints import batch_of, newest_checkpoint
+from ugt_composer.checkpoint.run_checkpoints import newest_checkpoint
+from ugt_composer.checkpoint.save_folder import batch_of
 from ugt_composer.errors import EXIT_PREEMPTED
 
 COMPOSER = Path(sys.executable).parent / "composer"

@@ -36,7 +36,8 @@ from tests.parity import (
     training_of,
 )
 from tests.shop import comparable
-from ugt_composer.checkpoint.run_checkpoints import list_checkpoints, read_checkpoint
+from ugt_composer.checkpoint.run_checkpoints import read_checkpoint
+from ugt_composer.checkpoint.save_folder import list_checkpoints
 
 pytestmark = pytest.mark.timeout(1800)  # the first test waits for all runs
 

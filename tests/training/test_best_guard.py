@@ -10,7 +10,7 @@ import torch
 
 from tests.shop import ROOT, comparable, metrics_of, stage_arguments
 from ugt_composer.checkpoint.portable import load_portable, read_facts
-from ugt_composer.checkpoint.run_checkpoints import list_checkpoints
+from ugt_composer.checkpoint.save_folder import list_checkpoints
 from ugt_composer.config.best_condition import parse_best_condition
 from ugt_composer.errors import UserError
 from ugt_composer.training.best_guard import BestGuard

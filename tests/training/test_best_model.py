@@ -7,7 +7,8 @@ import torch
 
 from tests.shop import metrics_of
 from ugt_composer.checkpoint.portable import load_portable, read_facts
-from ugt_composer.checkpoint.run_checkpoints import list_checkpoints, read_checkpoint, write_checkpoint
+from ugt_composer.checkpoint.run_checkpoints import read_checkpoint, write_checkpoint
+from ugt_composer.checkpoint.save_folder import list_checkpoints
 from ugt_composer.config.load import load_config
 from ugt_composer.losses.unified import UnifiedLoss
 from ugt_composer.metrics.torch_metrics import evaluation_metrics

@@ -7,7 +7,7 @@ from composer import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.shop import metrics_of
-from ugt_composer.checkpoint.run_checkpoints import list_checkpoints
+from ugt_composer.checkpoint.save_folder import list_checkpoints
 from ugt_composer.training.build import build_trainer
 
 

@@ -7,7 +7,7 @@ import torch
 
 from tests.shop import metrics_of, without_catalogue
 from ugt_composer.checkpoint.portable import LONGEST_HISTORY, load_portable, save_portable
-from ugt_composer.checkpoint.run_checkpoints import list_checkpoints
+from ugt_composer.checkpoint.save_folder import list_checkpoints
 from ugt_composer.errors import UserError
 from ugt_composer.training.build import build_trainer
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.catalogue.extension import find_catalogue, not_contained
+from ugt_composer.checkpoint.save_folder import CONFIG, WEIGHTS
 from ugt_composer.checkpoint.written import or_removed, unlike_written, write_hashed
 from ugt_composer.config.keys import DEFINES_WEIGHTS
 from ugt_composer.config.load import config_yaml, load_config
@@ -32,7 +33,6 @@ from ugt_composer.storage.record import (
 )
 from ugt_composer.storage.sync import forget_cached, sync_file
 
-WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
 FINGERPRINT = "catalogue_fingerprint"
 LONGEST_HISTORY = "longest_history"  # items of the longest history that the model was trained on
 EXTENDED_FROM = "extended_from"  # the fingerprint before `ugt extend`

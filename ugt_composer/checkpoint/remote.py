@@ -9,12 +9,15 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from ugt_composer.checkpoint.run_checkpoints import (
+from ugt_composer.checkpoint.run_checkpoints import corruption_of, none_valid
+from ugt_composer.checkpoint.save_folder import (
+    CONFIG,
+    EVENTS,
+    METRICS,
+    PORTABLE,
     batch_of,
-    corruption_of,
     is_checkpoint_name,
     list_checkpoints,
-    none_valid,
 )
 from ugt_composer.errors import UserError
 from ugt_composer.storage.at_once import for_each
@@ -31,8 +34,7 @@ from ugt_composer.storage.s3 import MissingError, Store
 from ugt_composer.storage.s3_url import is_url
 
 log = logging.getLogger(__name__)
-PORTABLE = ("best", "latest")
-BESIDE = ("metrics.jsonl", "run_id")
+BESIDE = (METRICS, EVENTS, "run_id")
 PAUSES = (0.0, 0.5, 2.0)  # seconds before each attempt at files that do not fit their record
 
 
@@ -202,7 +204,7 @@ def set_stored_aside(store: Store) -> str | None:
     Records are deleted from their old place first: without its record, a partly moved checkpoint is ignored.
     """
     listing = store.list()
-    names = [n for n in listing if n in ("metrics.jsonl", "config.yaml") or n.split("/")[0] in PORTABLE]
+    names = [n for n in listing if n in (METRICS, EVENTS, CONFIG) or n.split("/")[0] in PORTABLE]
     for checkpoint in stored_checkpoints(listing):
         names += [n for n in listing if n in (checkpoint, record_name(checkpoint)) or n.startswith(f"{checkpoint}/")]
     if not names:

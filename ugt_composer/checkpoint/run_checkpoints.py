@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ugt_composer.checkpoint.save_folder import CONFIG, EVENTS, METRICS, PORTABLE, list_checkpoints
 from ugt_composer.checkpoint.untrusted import forbidden
 from ugt_composer.checkpoint.written import or_removed, write_hashed
 from ugt_composer.errors import UserError
@@ -40,27 +41,6 @@ ALL_MACHINES = (
 )
 INCOMPLETE = ".incomplete"  # suffix of a checkpoint of which other machines do not have their part
 REPLACED = ".replaced"  # suffix of an old folder while a new one of its name is put in place
-_NAME = re.compile(r"ba(\d{8,})(\.pt)?")
-
-
-def checkpoint_path(folder: str | Path, batch: int, sharded: bool = False) -> Path:
-    return Path(folder) / f"ba{batch:08d}{'' if sharded else '.pt'}"
-
-
-def list_checkpoints(folder: str | Path) -> list[Path]:
-    """The checkpoints in a folder, newest first, whichever process wrote them."""
-    paths = [path for path in Path(folder).glob("ba*") if _NAME.fullmatch(path.name)]
-    return sorted(paths, key=batch_of, reverse=True)
-
-
-def batch_of(path: Path) -> int:
-    match = _NAME.fullmatch(path.name)
-    assert match
-    return int(match.group(1))
-
-
-def is_checkpoint_name(name: str) -> bool:
-    return _NAME.fullmatch(name) is not None
 
 
 def write_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
@@ -133,7 +113,7 @@ def set_aside(folder: str | Path) -> Path | None:
 
     Otherwise the rotation would delete the checkpoints of a new run first, because they have fewer batches.
     """
-    names = ("best", "latest", "metrics.jsonl", "config.yaml")
+    names = (*PORTABLE, METRICS, EVENTS, CONFIG)
     checkpoints = list_checkpoints(folder)
     beside = [*(record_beside(path) for path in checkpoints), *(Path(folder) / name for name in names)]
     old = [*checkpoints, *(path for path in beside if path.exists())]

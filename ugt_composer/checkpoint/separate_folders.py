@@ -21,16 +21,8 @@ from ugt_composer.checkpoint.remote import (
     fetch_one_beside,
     record_name,
 )
-from ugt_composer.checkpoint.run_checkpoints import (
-    ALL_MACHINES,
-    INCOMPLETE,
-    SHARDS,
-    STATE,
-    batch_of,
-    corruption_of,
-    list_checkpoints,
-    none_valid,
-)
+from ugt_composer.checkpoint.run_checkpoints import ALL_MACHINES, INCOMPLETE, SHARDS, STATE, corruption_of, none_valid
+from ugt_composer.checkpoint.save_folder import batch_of, list_checkpoints
 from ugt_composer.checkpoint.sharded import put_folder_in_place, write_folder_record
 from ugt_composer.checkpoint.untrusted import forbidden
 from ugt_composer.checkpoint.whole_state import from_rank_0

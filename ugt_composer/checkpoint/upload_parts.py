@@ -12,8 +12,9 @@ from typing import Any
 import xxhash
 
 from ugt_composer.checkpoint.machines import Machines
-from ugt_composer.checkpoint.remote import BESIDE, PORTABLE, record_name
-from ugt_composer.checkpoint.run_checkpoints import ALL_MACHINES, list_checkpoints
+from ugt_composer.checkpoint.remote import BESIDE, record_name
+from ugt_composer.checkpoint.run_checkpoints import ALL_MACHINES
+from ugt_composer.checkpoint.save_folder import PORTABLE, list_checkpoints
 from ugt_composer.storage.record import RECORD, Record, parse_record
 from ugt_composer.storage.s3 import Store
 

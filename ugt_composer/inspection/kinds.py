@@ -4,12 +4,11 @@ import zipfile
 from pathlib import Path
 
 from ugt_composer.checkpoint.portable import CONFIG, WEIGHTS
-from ugt_composer.checkpoint.remote import PORTABLE
-from ugt_composer.checkpoint.run_checkpoints import SHARDS, STATE, is_checkpoint_name, list_checkpoints
+from ugt_composer.checkpoint.run_checkpoints import SHARDS, STATE
+from ugt_composer.checkpoint.save_folder import METRICS, PORTABLE, is_checkpoint_name, list_checkpoints
 from ugt_composer.data.integrity import INDEX_NAME, MANIFEST_NAME
 from ugt_composer.errors import UserError
 from ugt_composer.storage.record import RECORD
-from ugt_composer.training.callbacks.metrics_file import FILE_NAME
 
 MODEL, CHECKPOINT, RUN, SHARD_FOLDER, CATALOGUE = "model", "training checkpoint", "run", "shards", "catalogue"
 EXPECTED = (
@@ -41,7 +40,7 @@ def _kind_of_folder(path: Path) -> str | None:
         return CHECKPOINT
     if has(WEIGHTS, RECORD):
         return MODEL
-    if list_checkpoints(path) or has(*PORTABLE, FILE_NAME, CONFIG):
+    if list_checkpoints(path) or has(*PORTABLE, METRICS, CONFIG):
         return RUN
     return None
 

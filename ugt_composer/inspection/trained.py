@@ -7,13 +7,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ugt_composer.checkpoint.portable import CONFIG, load_portable
-from ugt_composer.checkpoint.remote import PORTABLE
-from ugt_composer.checkpoint.run_checkpoints import VERSION, batch_of, list_checkpoints, read_checkpoint
+from ugt_composer.checkpoint.run_checkpoints import VERSION, read_checkpoint
+from ugt_composer.checkpoint.save_folder import METRICS, PORTABLE, batch_of, list_checkpoints
 from ugt_composer.config.load import load_config, version_in
 from ugt_composer.config.schema import Config
 from ugt_composer.errors import UserError
 from ugt_composer.storage.record import RECORD, record_beside
-from ugt_composer.training.callbacks.metrics_file import FILE_NAME
 
 PLACE = ("epoch", "batch", "sample", "batch_in_epoch")
 MAIN_KEYS = (
@@ -96,7 +95,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
         ],
         "models": [_model_line(folder / name) for name in PORTABLE if (folder / name).exists()],
         "earlier runs": sorted(path.name for path in folder.glob("earlier-*")),
-        "last step": _last_step(folder / FILE_NAME),
+        "last step": _last_step(folder / METRICS),
     }
 
 

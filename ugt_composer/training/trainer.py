@@ -14,8 +14,9 @@ from ugt_composer.checkpoint.rank0_errors import save_on_rank_0
 from ugt_composer.checkpoint.resumable import check_resumable
 from ugt_composer.checkpoint.resume import find_on_rank_0, restore
 from ugt_composer.checkpoint.run_checkpoints import newest_checkpoint, read_checkpoint
+from ugt_composer.checkpoint.run_events import FAILED
 from ugt_composer.config.schema import Config
-from ugt_composer.errors import UserError
+from ugt_composer.errors import UserError, first_line
 from ugt_composer.job.watchdog import Watchdog
 from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.training.callbacks.checkpoints import EVAL_LABEL, Checkpoints
@@ -97,9 +98,11 @@ class UGTTrainer(StrategyTrainer):
                 # A run that resumes at the end of an epoch trains no batch in it.
                 warnings.filterwarnings("ignore", message="No batches were trained")
                 super().fit(*args, **kwargs)
-        except Exception:
+        except Exception as error:
             self.watchdog.rest()
             self.checkpoints.writer.wait()
+            batch, rows = self.state.timestamp.batch.value, self.state.timestamp.sample.value
+            self.checkpoints.events.add(FAILED, batch, rows=rows, reason=first_line(error))
             if (missing := self.checkpoints.upload_within(self.config.preemption.grace)) is not None:
                 log.warning(missing)
             raise

@@ -9,7 +9,8 @@ import pytest
 from composer import Callback
 
 from tests.shop import comparable
-from ugt_composer.checkpoint.run_checkpoints import batch_of, newest_checkpoint
+from ugt_composer.checkpoint.run_checkpoints import newest_checkpoint
+from ugt_composer.checkpoint.save_folder import batch_of
 from ugt_composer.errors import EXIT_PREEMPTED
 from ugt_composer.job.signals import WarningSignals, warning
 from ugt_composer.training.build import build_trainer

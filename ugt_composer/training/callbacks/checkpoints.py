@@ -24,14 +24,9 @@ from ugt_composer.checkpoint.background_writer import Writer
 from ugt_composer.checkpoint.machines import ONE_MACHINE, Machines
 from ugt_composer.checkpoint.portable import FINGERPRINT, save_portable
 from ugt_composer.checkpoint.rank0_errors import save_on_leaders, save_on_rank_0, saving_into
-from ugt_composer.checkpoint.run_checkpoints import (
-    AVERAGE,
-    VERSION,
-    checkpoint_path,
-    rotate,
-    unreadable,
-    write_checkpoint,
-)
+from ugt_composer.checkpoint.run_checkpoints import AVERAGE, VERSION, rotate, unreadable, write_checkpoint
+from ugt_composer.checkpoint.run_events import BEST, CHECKPOINT, END, RESUME, START, RunEvents
+from ugt_composer.checkpoint.save_folder import checkpoint_path
 from ugt_composer.checkpoint.sharded import state_beside_shards, write_sharded
 from ugt_composer.checkpoint.uploads import Uploads, finish_all
 from ugt_composer.checkpoint.whole_state import HostMemory, gather_optimizer, gather_weights
@@ -97,6 +92,8 @@ class Checkpoints(Callback):
         self.best: Best | None = None  # None: `best/` does not exist or equals `latest/`
         self.by_hand = False
         self.writer = Writer(self.folder)
+        self.events = RunEvents(self.folder, writes=dist.get_global_rank() == 0)
+        self._is_started = False
         self._config_text = config_yaml(config)
         self._memory = HostMemory()  # reused for the copies that the writer writes
         self._average_memory = HostMemory()
@@ -154,6 +151,10 @@ class Checkpoints(Callback):
     def fit_start(self, state: State, logger: Logger) -> None:
         self._check_states(state)  # now, and not only when the first checkpoint is due
         self.by_hand = False  # after an evaluation that was interrupted
+        if not self._is_started:
+            self._is_started = True
+            event = START if state.timestamp.batch.value == 0 else RESUME
+            self.events.add(event, **_place(state), version=__version__, ranks=dist.get_world_size())
 
     def eval_standalone_start(self, state: State, logger: Logger) -> None:
         self.by_hand = True  # an evaluation outside training does not select `best/`
@@ -174,6 +175,7 @@ class Checkpoints(Callback):
         if is_best or is_start:
             self.best = Best(values[name], self.criterion, fulfils=is_allowed)
             self._save_best(batch, values[name])
+            self.events.add(BEST, **_place(state), metric=name, value=values[name])
         if not is_start and self.guard.condition is not None:
             self.guard.count(is_allowed)
             reason = "not better than best/" if is_allowed else "outside the limit"
@@ -210,6 +212,7 @@ class Checkpoints(Callback):
 
     def fit_end(self, state: State, logger: Logger) -> None:
         self.writer.finish()
+        self.events.add(END, **_place(state))
         self.send()
 
     def send(self) -> None:
@@ -270,7 +273,7 @@ class Checkpoints(Callback):
         else:
             content = self._whole_state(state, weights, portable, self._memory)
         names = ("latest",) if self.best is not None else ("latest", "best")
-        batch = state.timestamp.batch.value
+        batch, place = state.timestamp.batch.value, _place(state)
 
         def write() -> None:
             if content is not None:
@@ -280,6 +283,7 @@ class Checkpoints(Callback):
                 self._write_portable(name, batch, portable)
             self.is_unsent = True
             self.save_seconds = time.monotonic() - started
+            self.events.add(CHECKPOINT, **place, seconds=round(self.save_seconds, 3))
             self.after_save()
 
         if dist.get_global_rank() == 0:
@@ -361,6 +365,11 @@ class Checkpoints(Callback):
         facts = {**self.facts, "batch": str(batch), **(facts or {})}
         network = {key.removeprefix(NETWORK): value for key, value in weights.items() if key.startswith(NETWORK)}
         save_portable(self.folder / name, network, self.config, facts, self._catalogue_copy)
+
+
+def _place(state: State) -> dict[str, int]:
+    """What the run has trained on so far, for its events."""
+    return {"batch": state.timestamp.batch.value, "rows": state.timestamp.sample.value}
 
 
 def _print_once(line: str) -> None:

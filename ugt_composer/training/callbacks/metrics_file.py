@@ -10,9 +10,9 @@ from composer.loggers import LoggerDestination
 from composer.utils import dist
 
 from ugt_composer.checkpoint.rank0_errors import saving_into
+from ugt_composer.checkpoint.save_folder import METRICS
 from ugt_composer.training.intervals import Every
 
-FILE_NAME = "metrics.jsonl"
 OMITTED = ("trainer/", "time/")  # Composer's own values, which are in the line already or never change
 
 
@@ -26,7 +26,7 @@ class MetricsFile(LoggerDestination):
     """
 
     def __init__(self, save_folder: str, log_interval: str):
-        self.path = Path(save_folder) / FILE_NAME
+        self.path = Path(save_folder) / METRICS
         self.every = Every(log_interval)
         self.values: dict[str, Any] = {}
         self.evaluation: dict[str, Any] = {}

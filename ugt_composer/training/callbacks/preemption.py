@@ -7,7 +7,8 @@ from typing import Any, NoReturn
 from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
 
-from ugt_composer.checkpoint.run_checkpoints import batch_of, list_checkpoints
+from ugt_composer.checkpoint.run_events import PREEMPTED
+from ugt_composer.checkpoint.save_folder import batch_of, list_checkpoints
 from ugt_composer.checkpoint.whole_state import from_rank_0
 from ugt_composer.errors import EXIT_PREEMPTED
 from ugt_composer.job.cpu_all_reduce import CpuAllReduce
@@ -99,7 +100,7 @@ class Preemption(Callback):
     def before_dataloader(self, state: State, logger: Logger) -> None:
         # The earliest event at which every logger has written the batch.
         if self.is_leaving:
-            self._exit()
+            self._exit(state)
 
     def eval_before_all(self, state: State, logger: Logger) -> None:
         if self._batch_started:
@@ -121,7 +122,7 @@ class Preemption(Callback):
             self.evaluation_left = True
             self._is_untrained = state.timestamp.batch.value == 0
             self._save_if_warned(state, is_saved=False)
-            self._exit()
+            self._exit(state)
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         self._random_state_before_evaluation = None
@@ -153,7 +154,9 @@ class Preemption(Callback):
             self.saved_batch = state.timestamp.batch.value
             warning.standing = self._newest_checkpoint()
 
-    def _exit(self) -> NoReturn:
+    def _exit(self, state: State) -> NoReturn:
+        batch, rows = state.timestamp.batch.value, state.timestamp.sample.value
+        self.checkpoints.events.add(PREEMPTED, batch, rows=rows, saved_batch=self.saved_batch)
         missing_uploads = self._upload()
         if dist.get_global_rank() == 0:
             done = f"saved batch {self.saved_batch}"
