@@ -32,10 +32,10 @@ endif
 	@touch $@
 
 demo: $(INSTALLED)  ## train all three stages on generated data, a few minutes on a laptop's CPU
-	$(BIN)/python -m ugt_composer.demo.run
+	$(BIN)/ugt demo
 
 demo-signals: $(INSTALLED)  ## train a model with and one without actions and times, on data in which they matter; minutes on a laptop's CPU
-	$(BIN)/python -m ugt_composer.demo.run_signals
+	$(BIN)/ugt demo --law signals
 
 test: $(INSTALLED)  ## run the tests, about twenty minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.claims import Claim, report  # noqa: E402
 from benchmarks.importing import write_interactions  # noqa: E402
 
-IMPORT = "convert/interactions_to_jsonl.py"
+IMPORT, CONVERT = "convert/interactions_to_jsonl.py", "convert/jsonl_to_mds.py"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
@@ -82,8 +82,8 @@ def main() -> int:
             run(ours, IMPORT, "ratings.csv", "--out", "out", "--overwrite", "--to", "mds")
             shutil.rmtree(rival.folder / "mds", ignore_errors=True)
             printed = run(rival, IMPORT, "ratings.csv", "--out", "out", "--overwrite")
-            for command in re.findall(r"^  python (convert/jsonl_to_mds.py .*)$", printed, re.MULTILINE):
-                run(rival, *shlex.split(command))
+            for command in re.findall(r"^  ugt convert (.*)$", printed, re.MULTILINE):
+                run(rival, CONVERT, *shlex.split(command))
         same = shards(ours.folder / "out") == shards(rival.folder / "mds")
         our_bytes, rival_bytes = size(ours.folder / "out"), size(rival.folder / "out") + size(rival.folder / "mds")
     date = datetime.datetime.now(datetime.UTC).date()

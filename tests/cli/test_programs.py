@@ -61,7 +61,7 @@ def test_dry_run_counts_the_parameters_of_the_model(stage_config, tmp_path):
     ("overrides", "words"),
     [
         (["loss.dpo_betta=1"], ["loss.dpo_betta is unknown", "did you mean loss.dpo_beta?"]),
-        (["data.train.local=nowhere"], ["nowhere: no such folder", "convert/jsonl_to_mds.py"]),
+        (["data.train.local=nowhere"], ["nowhere: no such folder", "ugt convert"]),
         (["model.codebook_sizes=[24,39,72]"], ["--codebook-sizes 24 40 72", "[24, 39, 72]"]),
         (["model.max_seq_len=6"], ["a token at position", "model.max_seq_len is 6"]),
         (["data.catalogue=nowhere.jsonl"], ["nowhere.jsonl"]),
@@ -324,8 +324,18 @@ def test_two_items_of_one_semantic_id_are_both_recommended(recommend, stages, sh
         ([UGT, "inspect", "--help"], ["ugt inspect checkpoints/stage1/best", "--rows"]),
         ([UGT, "export", "--help"], ["ugt export --checkpoint", "encoder.pt2"]),
         ([UGT, "recommend", "--help"], ["--checkpoint", "ugt recommend --checkpoint", "items"]),
-        ([sys.executable, "convert/jsonl_to_mds.py", "--help"], ["--kind", "--on-error", "--workers"]),
-        ([sys.executable, "convert/make_demo_data.py", "--help"], ["--out", "--seed"]),
+        ([UGT, "train", "--help"], ["usage: ugt train", "composer -n 2 -c ugt train", "--dry-run", "75"]),
+        ([UGT, "convert", "--help"], ["usage: ugt convert", "--kind", "--on-error", "--workers"]),
+        ([UGT, "import", "--help"], ["usage: ugt import", "ugt import ratings.csv", "--items"]),
+        ([UGT, "ids", "--help"], ["usage: ugt ids", "ugt ids --items", "--extend"]),
+        ([UGT, "rounds", "--help"], ["usage: ugt rounds", "ugt rounds yamls/rounds.yaml", "75"]),
+        ([UGT, "demo", "--help"], ["ugt demo --law signals", "--out"]),
+        ([UGT, "demo-data", "--help"], ["ugt demo-data --out", "--seed"]),
+        ([UGT, "init", "--help"], ["ugt init .", "--overwrite"]),
+        ([UGT, "completion", "--help"], ["bash-completion/completions/ugt", "fpath"]),
+        ([sys.executable, "convert/jsonl_to_mds.py", "--help"], ["usage: python convert/jsonl_to_mds.py", "--kind"]),
+        ([sys.executable, "convert/make_demo_data.py", "--help"], ["usage: python convert/make_demo_data.py"]),
+        ([sys.executable, "rounds.py", "--help"], ["usage: rounds.py", "75"]),
     ],
 )
 def test_help_tells_what_to_type(command, words):
@@ -338,13 +348,6 @@ def test_help_tells_what_to_type(command, words):
 def test_programs_print_their_version(command):
     result = run(*command, "--version")
     assert (result.returncode, result.stdout) == (0, f"ugt_composer {__version__}\n")
-
-
-def test_the_demo_outside_the_project_says_where_to_run_it(tmp_path):
-    command = [sys.executable, "-m", "ugt_composer.demo.run"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    assert "project's folder" in result.stderr
 
 
 def test_a_temporary_folder_too_deep_for_sockets_is_refused(stage_config, tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ def test_exit_codes_and_streams(tmp_path, source):
     assert usage.returncode == 2
     assert "Traceback" not in usage.stderr
     help_text = run("--help").stdout
-    assert "python convert/jsonl_to_mds.py data/train.jsonl --kind recommend --out mds/train" in help_text
+    assert "ugt convert data/train.jsonl --kind recommend --out mds/train" in help_text
     assert "range-bytes" not in help_text
 
 

@@ -28,7 +28,7 @@ def test_the_printed_commands_record_the_catalogue_and_a_reused_one_is_the_same(
     monkeypatch.chdir(tmp_path)
     imported(tmp_path, "an import", 0)
     printed = capsys.readouterr().out
-    commands = re.findall(r"^  python convert/jsonl_to_mds.py (.*)$", printed, re.MULTILINE)
+    commands = re.findall(r"^  ugt convert (.*)$", printed, re.MULTILINE)
     assert len(commands) == 5
     for command in commands:
         assert convert(shlex.split(command)) == 0
@@ -36,7 +36,7 @@ def test_the_printed_commands_record_the_catalogue_and_a_reused_one_is_the_same(
     catalogue = Catalogue.load("an import/catalogue.jsonl")
     assert {manifest.catalogue for manifest in manifests["data.train"]} == {catalogue.fingerprint}
     assert check_shards(manifests, catalogue, 0.0) == []
-    (dry_run,) = re.findall(r"^  python train.py (.*)$", printed, re.MULTILINE)
+    (dry_run,) = re.findall(r"^  ugt train (.*)$", printed, re.MULTILINE)
     words = shlex.split(dry_run)
     config = load_config(ROOT / words[0], overrides=words[2:])
     assert words[:2] == ["yamls/stage1.yaml", "--dry-run"]

@@ -45,7 +45,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def shards_of_files(capsys, options: list[str], form: list[str]) -> dict[str, dict[str, bytes]]:
     """The folders that the printed commands make of an import to JSON Lines, which is removed then."""
     assert main(["ratings.csv", "--out", "data/movies", *options]) == 0
-    commands = re.findall(r"^  python convert/jsonl_to_mds.py (.*)$", capsys.readouterr().out, re.MULTILINE)
+    commands = re.findall(r"^  ugt convert (.*)$", capsys.readouterr().out, re.MULTILINE)
     for command in commands:
         assert convert([*shlex.split(command), *form]) == 0
     folders = {folder.name: contents(folder) for folder in Path("mds").iterdir()}
@@ -94,7 +94,7 @@ def test_the_next_command_names_the_folders(capsys):
     main(["ratings.csv", "--out", "out", "--to", "mds"])
     printed = capsys.readouterr().out
     assert "data.train.local=out/train data.eval.local=out/validation data.catalogue=out/catalogue.jsonl" in printed
-    assert "jsonl_to_mds" not in printed
+    assert "ugt convert" not in printed
     assert re.search(r"^train: \d+ rows$", printed, re.MULTILINE)
     assert "no training pairs" not in printed
 

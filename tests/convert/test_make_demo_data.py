@@ -177,7 +177,7 @@ def test_impossible_numbers_are_reported_in_a_sentence(tmp_path, option):
 def test_help_shows_an_example():
     done = make("--help")
     assert done.returncode == 0
-    assert "python convert/make_demo_data.py --out" in done.stdout
+    assert "ugt demo-data --out" in done.stdout
 
 
 def test_the_law_of_signals_has_actions_times_and_its_own_bounds(tmp_path):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from convert.interactions_to_jsonl import EXAMPLES, main
+from convert.interactions_to_jsonl import main
 from ugt_composer.catalogue.catalogue import Catalogue
+from ugt_composer.cli.import_table import EPILOG
 
 USERS, ITEMS, EACH = 12, 10, 6
 # user, item, stars, seconds
@@ -84,11 +85,11 @@ def recbole() -> None:
 
 def command_of(name: str) -> list[str]:
     """The arguments of the example with this comment in the help."""
-    text = EXAMPLES.partition(f"# {name}\n")[2].partition("\n\n")[0]
+    text = EPILOG.partition(f"# {name}\n")[2].partition("\n\n")[0]
     assert all(len(line) <= 120 for line in text.splitlines())
     text = text.replace("\\\n", " ")
     words = shlex.split(text)
-    assert words[:2] == ["python", "convert/interactions_to_jsonl.py"]
+    assert words[:2] == ["ugt", "import"]
     return words[2:]
 
 

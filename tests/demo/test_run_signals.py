@@ -1,11 +1,8 @@
 import json
-from pathlib import Path
 
 import pytest
 
 from ugt_composer.demo import run_signals
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_fraction_is_that_of_the_difference_between_the_best_possible_predictions():
@@ -17,9 +14,8 @@ def test_the_fraction_is_that_of_the_difference_between_the_best_possible_predic
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)  # trains two models
-def test_a_model_with_signals_takes_most_of_what_they_make_possible(tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    assert run_signals.main(["--out", str(tmp_path)]) == 0
+def test_a_model_with_signals_takes_most_of_what_they_make_possible(tmp_path):
+    run_signals.run_demo(tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     recall = {name: scores["recall@10"] for name, scores in results["scores"].items()}
     assert results["fraction_of_difference"] >= 0.8

@@ -9,9 +9,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from convert import interactions_to_jsonl
 from convert.interactions_to_jsonl import main
 from tests.spark.spark_cases import MASTER, needs_java
+from ugt_composer.cli import import_table
 from ugt_composer.errors import UserError
 from ugt_composer.importing import order_statistics, pair_counts, spark_reader
 from ugt_composer.spark.session import spark_session
@@ -112,14 +112,14 @@ def test_one_file_in_ranges(session, folder, capsys, options):
 
 
 def test_shards_of_ranges_that_span_partitions(session, folder, capsys, monkeypatch):
-    make = interactions_to_jsonl._shard_writer
+    make = import_table._shard_writer
 
     def with_small_ranges(*arguments):
         writer = make(*arguments)
         writer.settings = replace(writer.settings, range_bytes=20_000)
         return writer
 
-    monkeypatch.setattr(interactions_to_jsonl, "_shard_writer", with_small_ranges)
+    monkeypatch.setattr(import_table, "_shard_writer", with_small_ranges)
     files, printed = both(capsys, [write_csv(folder / "log.csv", events(900))], *CHOICES, "--to", "mds")
     assert "OUT/train" in printed
     assert sum(name.startswith("train/shard.") for name in files) > 5

@@ -30,7 +30,7 @@ def read_neighbours(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Raises:
         UserError: it cannot be read, or is no such file.
     """
-    expected = "expected the item_neighbours.npz that convert/interactions_to_jsonl.py writes"
+    expected = "expected the item_neighbours.npz that ugt import writes"
     try:
         with np.load(path, allow_pickle=False) as arrays:
             ids, rows, probabilities = (arrays[name] for name in ARRAYS)

@@ -122,10 +122,7 @@ def _one_contains_the_other(first: Manifest, second: Manifest, find: Find) -> bo
 
 
 def _fix(catalogue: Catalogue) -> str:
-    return (
-        f"convert the rows that were made with {catalogue.source} (convert/jsonl_to_mds.py … --catalogue "
-        f"{catalogue.source})"
-    )
+    return f"convert the rows that were made with {catalogue.source} (ugt convert … --catalogue {catalogue.source})"
 
 
 def _short(fingerprint: str | None) -> str:

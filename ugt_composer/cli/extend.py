@@ -1,6 +1,6 @@
 """Give a trained model the new items of a larger catalogue.
 
-The catalogue has to contain the model's items with the same semantic IDs; convert/semantic_ids.py --extend makes it.
+The catalogue has to contain the model's items with the same semantic IDs; ugt ids --extend makes it.
 Embeddings of ids that the model knows stay as they are. New third-level ids get entries that are predicted from those
 of the trained items with the nearest item vectors. If the catalogue's ids need it, the third codebook is enlarged.
 """
@@ -11,7 +11,7 @@ from ugt_composer.cli.options import add_model, add_output_folder
 
 FILES = ("model.safetensors", "config.yaml", "catalogue.jsonl.zst", "record.json")
 EPILOG = """examples:
-  python convert/semantic_ids.py --extend data/movies/semantic_ids.json --items new_movies.csv --out data/more_movies
+  ugt ids --extend data/movies/semantic_ids.json --items new_movies.csv --out data/more_movies
   ugt extend --checkpoint checkpoints/stage3/best --catalogue data/more_movies/catalogue.jsonl \\
     --item-vectors data/more_movies/item_vectors.npy --out extended
   ugt recommend --checkpoint extended --history user.json

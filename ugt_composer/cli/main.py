@@ -1,13 +1,30 @@
-"""The `ugt` command: trains and uses models, and inspects the files that a run reads and writes."""
+"""From tables of interactions to recommendations: prepares data, trains a generative recommender, and uses it."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from ugt_composer import __version__, train
-from ugt_composer.cli import evaluate, export, extend, inspect, preferences, recommend, reference
-from ugt_composer.command import Command, parse, summary
+from ugt_composer.cli import (
+    completion,
+    convert,
+    demo,
+    demo_data,
+    evaluate,
+    export,
+    extend,
+    ids,
+    import_table,
+    init,
+    inspect,
+    preferences,
+    recommend,
+    reference,
+    rounds,
+)
+from ugt_composer.command import Command, parse, summary, texts
 from ugt_composer.errors import EXIT_BAD_INPUT, UserError, nearest
 from ugt_composer.job.cpus import share_cpus
 from ugt_composer.job.exit import exit_as_rank
@@ -15,26 +32,37 @@ from ugt_composer.job.signals import warning
 from ugt_composer.job.start import begin_rank, slow_imports
 
 COMMANDS: dict[str, Command] = {
+    "init": init,
+    "demo": demo,
+    "demo-data": demo_data,
+    "import": import_table,
+    "ids": ids,
+    "convert": convert,
     "train": train,
-    "recommend": recommend,
+    "rounds": rounds,
     "evaluate": evaluate,
-    "inspect": inspect,
+    "recommend": recommend,
     "export": export,
+    "inspect": inspect,
     "extend": extend,
     "preferences": preferences,
     "reference": reference,
+    "completion": completion,
 }
+EPILOG = """`ugt COMMAND --help` has examples. To begin: `ugt demo`, or `ugt init .` and `ugt import --help`.
+On several GPUs: composer -n 8 -c ugt train yamls/stage2.yaml"""
 STARTS_RANKS = ("train",)  # begin as a rank themselves
 ON_MANY_RANKS = ("recommend", "evaluate", "reference", *STARTS_RANKS)
+STARTS_PROGRAMS = ("demo", "rounds")  # which share the CPUs themselves, by the number of their ranks
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if not words:
-        _parser().print_help(sys.stderr)
+        parser().print_help(sys.stderr)
         return EXIT_BAD_INPUT
     if words[0].startswith("-"):
-        _parser().parse_args(words)
+        parser().parse_args(words)
     name, *rest = words
     if name not in COMMANDS:
         raise UserError(f"ugt {name}: unknown command; {nearest(name, list(COMMANDS))}")
@@ -44,13 +72,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return COMMANDS[name].main(arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
-    """That of `ugt` without a command, whose help lists the commands."""
-    parser = argparse.ArgumentParser(prog="ugt", description=__doc__)
+def parser(with_arguments: bool = False) -> argparse.ArgumentParser:
+    """That of `ugt` without a command, whose help lists the commands.
+
+    Args:
+        with_arguments: whether the commands have their arguments too, which takes about a second.
+    """
+    parser = argparse.ArgumentParser(
+        prog="ugt",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=18),
+    )
     parser.add_argument("--version", action="version", version=f"ugt_composer {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, command in COMMANDS.items():
-        commands.add_parser(name, help=summary(command))
+        inner = commands.add_parser(name, help=summary(command), **texts(command))
+        if with_arguments:
+            command.add_arguments(inner)
     return parser
 
 
@@ -67,7 +106,8 @@ def _begin_ranks(command: str) -> None:
 
 
 def run() -> None:
-    share_cpus()
+    if sys.argv[1:2] not in [[name] for name in STARTS_PROGRAMS]:
+        share_cpus()  # before NumPy and PyTorch are imported, which start their threads
     exit_as_rank(main)
 
 

@@ -35,7 +35,7 @@ reward; or a function of yours, my_package.my_module:my_function, called with us
 ids), which returns a value per candidate. With --reward-scale S, preference_score is tanh(gap / 2S), where gap is the
 chosen item's reward minus the mean of the rejected ones'; without it, 1.
 
---out has shards as convert/jsonl_to_mds.py --kind preference writes them, in the order of the input, without rows whose
+--out has shards as ugt convert --kind preference writes them, in the order of the input, without rows whose
 target is missing or not in the catalogue. Then train stage 3 on them, mixed with recommend rows. If the command is
 killed, run it again. Exit status: 0 done, 1 error, 2 bad input."""
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EPILOG = """examples:
   ugt reference --checkpoint checkpoints/stage2/best --data mds/preference --out mds/preference-scored
   # then replace mds/preference by mds/preference-scored under data.train.streams in the YAML, and:
-  composer train.py yamls/stage3.yaml loss.reference_log_probs=data
+  composer -c ugt train yamls/stage3.yaml loss.reference_log_probs=data
   # for a run in bf16 under fsdp
   ugt reference … --precision amp_bf16 --strategy fsdp
   composer -n 8 -c ugt reference …                  on 8 GPUs

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ugt_composer import __version__
 from ugt_composer.config.schema import Config
+from ugt_composer.config.shipped import how_to_get
 from ugt_composer.config.values import ValueProblem, compose, convert, plain_text
 from ugt_composer.errors import UserError, where_searched
 
@@ -151,10 +152,11 @@ def _read_yaml(path: str | Path) -> tuple[str, yaml.Node]:
     try:
         node = compose(Path(path).read_text("utf-8-sig"))
     except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file{where_searched(path)}; expected a YAML file such as yamls/stage1.yaml, or "
-            "key=value, in quotes if it contains blanks"
-        ) from None
+        way = how_to_get(path) or (
+            "expected a YAML file such as yamls/stage1.yaml (`ugt init .` writes it), or key=value, in quotes if it "
+            "contains blanks"
+        )
+        raise UserError(f"{path}: no such file{where_searched(path)}; {way}") from None
     except UnicodeDecodeError as error:
         byte = f"byte 0x{error.object[error.start]:02x} at position {error.start}"
         raise UserError(f"{path}: is not text in UTF-8 ({byte}); save it as UTF-8") from None

@@ -82,9 +82,7 @@ def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
     """
     path = Path(folder) / MANIFEST_NAME
     if not Path(folder).is_dir():
-        raise UserError(
-            f"{folder}: no such folder{where_searched(folder)}; expected MDS shards made by convert/jsonl_to_mds.py"
-        )
+        raise UserError(f"{folder}: no such folder{where_searched(folder)}; expected MDS shards made by ugt convert")
     try:
         facts = json.loads(path.read_text("utf-8"))
         if facts["codec_version"] not in VERSIONS:
@@ -111,9 +109,9 @@ def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
             **_inputs(facts),
         )
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; expected a folder made by convert/jsonl_to_mds.py") from None
+        raise UserError(f"{path}: missing; expected a folder made by ugt convert") from None
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not made by convert/jsonl_to_mds.py ({error!r}); convert the data again") from None
+        raise UserError(f"{path}: not made by ugt convert ({error!r}); convert the data again") from None
     if complete or (Path(folder) / INDEX_NAME).exists():
         shards = _check_index(Path(folder), manifest)
         if complete:
@@ -180,7 +178,7 @@ def streams_of(key: str, data) -> list[StreamConfig]:
     if data.streams:
         return list(data.streams)
     if not data.local:
-        raise UserError(f"{key}.local is missing; expected a folder of MDS shards made by convert/jsonl_to_mds.py")
+        raise UserError(f"{key}.local is missing; expected a folder of MDS shards made by ugt convert")
     return [StreamConfig(local=data.local, remote=data.remote)]
 
 

@@ -60,5 +60,5 @@ def _index_problem(manifest: Path, index: Path) -> str | None:
     except FileNotFoundError:
         return f"has no {MANIFEST_NAME} beside it"
     except (ValueError, KeyError, TypeError) as error:
-        return f"has a {MANIFEST_NAME} beside it that convert/jsonl_to_mds.py did not write ({error!r})"
+        return f"has a {MANIFEST_NAME} beside it that ugt convert did not write ({error!r})"
     return index_corruption(index, recorded)

@@ -1,14 +1,12 @@
-"""Runs all steps on simulated data: makes data and shards, trains three stages, reports results. See `make demo`.
+"""Runs all steps on simulated data: makes data and shards, trains three stages, reports results. See `ugt demo`."""
 
-Run it from the project's folder; everything is written below --out. If it is stopped, run it again to resume.
-"""
-
-import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,11 @@ from rich.table import Table
 from safetensors import safe_open
 
 from ugt_composer.checkpoint.portable import WEIGHTS
-from ugt_composer.errors import UserError, exit_on_user_error
+from ugt_composer.command import program
+from ugt_composer.config.shipped import FOLDER
 
 SHARDS = {"train": "recommend", "eval": "recommend", "preference_train": "preference", "preference_eval": "preference"}
-# Overrides of each stage in addition to its YAML and yamls/demo.yaml.
+# Overrides of each stage in addition to its YAML and demo.yaml.
 STAGES: dict[int, tuple[str, ...]] = {
     1: ("max_duration=4ep", "optimizer.lr=3e-3"),
     2: ("max_duration=2ep", "optimizer.lr=5e-4"),
@@ -29,12 +28,7 @@ STAGES: dict[int, tuple[str, ...]] = {
 console = Console()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m ugt_composer.demo.run", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("demo-run"), help="output folder (default demo-run)")
-    out = parser.parse_args().out
-    if not Path("train.py").is_file():
-        raise UserError("train.py is not in this folder; run the demo from the project's folder")
+def run_demo(out: Path) -> None:
     started = time.monotonic()
     make_data(out)
     for stage in STAGES:
@@ -42,18 +36,19 @@ def main() -> int:
     report(out)
     recommend(out)
     console.print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. All output is in {out}/.")
-    return 0
+    console.print("Your own data: ugt import --help", markup=False)
 
 
 def make_data(out: Path) -> None:
     """Makes the JSON Lines files and converts them to shards."""
     heading("Data: simulated customers with a known behaviour, so that the best possible result is known too")
-    run(sys.executable, "convert/make_demo_data.py", "--out", out / "data", "--overwrite")
+    run("ugt", "init", out, "--overwrite")
+    run("ugt", "demo-data", "--out", out / "data", "--overwrite")
     sizes = map(str, json.loads((out / "data/facts.json").read_text())["codebook_sizes"])
     options = ("--codebook-sizes", *sizes, "--max-positions", "64", "--overwrite")
     for name, kind in SHARDS.items():
         source, target = out / "data" / f"{name}.jsonl", out / "mds" / name
-        run(sys.executable, "convert/jsonl_to_mds.py", source, "--kind", kind, *options, "--out", target)
+        run("ugt", "convert", source, "--kind", kind, *options, "--out", target)
 
 
 def train(out: Path, stage: int) -> None:
@@ -77,8 +72,13 @@ def train(out: Path, stage: int) -> None:
         overrides.append(f"init_from={out / f'stage{stage - 1}' / 'best'}")
     if stage == 3:
         overrides.append(f"loss.reference_from={out / 'stage2' / 'best'}")
-    composer = Path(sys.executable).parent / "composer"
-    run(composer, "train.py", f"yamls/stage{stage}.yaml", "yamls/demo.yaml", *overrides, *STAGES[stage])
+    train_stage(out, stage, ["demo.yaml"], [*overrides, *STAGES[stage]])
+
+
+def train_stage(out: Path, stage: int, yamls: Sequence[str], overrides: Sequence[str]) -> None:
+    """Args: yamls: names of the shipped files that follow the stage's own."""
+    paths = [out / FOLDER / name for name in (f"stage{stage}.yaml", *yamls)]
+    run("composer", "-c", "ugt", "train", *paths, *overrides)
 
 
 def report(out: Path) -> None:
@@ -122,8 +122,7 @@ def recommend(out: Path) -> None:
     console.print(f"{row['user_id']} took, oldest first: {'; '.join(item['name'] for item in items[-8:])}")
     history = out / "history.json"
     history.write_text(json.dumps({"user_id": row["user_id"], "items": [item["item_id"] for item in items]}), "utf-8")
-    ugt = Path(sys.executable).parent / "ugt"
-    run(ugt, "recommend", "--checkpoint", out / "stage3/best", "--history", history, "-k", "10")
+    run("ugt", "recommend", "--checkpoint", out / "stage3/best", "--history", history, "-k", "10")
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
@@ -145,13 +144,11 @@ def heading(text: str) -> None:
 def run(*command: Any) -> None:
     """Prints a command as a user would type it, and runs it; if it fails, the demo exits with its exit status."""
     words = [str(word) for word in command]
-    quoted = [Path(words[0]).name, *(shlex.quote(word) for word in words[1:])]
-    console.print("$ " + " ".join(quoted), style="cyan", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"$ {shlex.join(words)}", style="cyan", highlight=False, markup=False, soft_wrap=True)
     sys.stdout.flush()
-    status = subprocess.run(words, check=False).returncode
+    programs = os.pathsep.join([str(Path(program("ugt")).parent), os.environ.get("PATH", os.defpath)])
+    status = subprocess.run(
+        [program(words[0]), *words[1:]], env=os.environ | {"PATH": programs}, check=False
+    ).returncode
     if status:
         sys.exit(status)
-
-
-if __name__ == "__main__":
-    exit_on_user_error(main)

@@ -1,4 +1,4 @@
-"""Command-line options shared by interactions_to_jsonl.py and semantic_ids.py, and their conversion to settings."""
+"""Command-line options shared by `ugt import` and `ugt ids`, and their conversion to settings."""
 
 import argparse
 import sys
@@ -208,7 +208,7 @@ def add_id_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=default.reserve,
         metavar="R",
-        help="leave room in the third codebook for R times as many more items, such as 0.2, which semantic_ids.py "
+        help="leave room in the third codebook for R times as many more items, such as 0.2, which ugt ids "
         "--extend can add later without changing the size of a trained model (default %(default)s)",
     )
 

@@ -82,7 +82,7 @@ def targets_of(row: Row) -> list[SemanticId]:
 
 
 def _preference_row(row: Row, chosen: SemanticId, rejected: Sequence[SemanticId], score: float) -> Row:
-    """The row as `convert/jsonl_to_mds.py --kind preference` stores it."""
+    """The row as `ugt convert --kind preference` stores it."""
     return replace(
         row,
         decoder=np.array([[*BOS_TOKEN, *chosen]], np.int64),

@@ -24,7 +24,7 @@ def sizes_for(catalogue: Catalogue, sizes: tuple[int, int, int]) -> tuple[int, i
             raise UserError(
                 f"{catalogue.source}: level {level + 1} has ids up to {needed[level] - 1}, but the model has "
                 f"{sizes[level]}; expected new items with known ids of the first two levels, as "
-                "convert/semantic_ids.py --extend gives them"
+                "ugt ids --extend gives them"
             )
     if needed[-1] <= sizes[-1]:
         return sizes

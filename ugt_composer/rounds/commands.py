@@ -1,11 +1,11 @@
 """The commands of a round: those that a user would type."""
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ugt_composer.catalogue.catalogue import Catalogue
+from ugt_composer.command import program
 from ugt_composer.config.load import keys_of_override, load_config
 from ugt_composer.config.schema import Config
 from ugt_composer.data.manifest import Manifest, read_manifest
@@ -14,8 +14,7 @@ from ugt_composer.inference.rewards import read_rewards
 from ugt_composer.jsonl.schema import RECOMMEND
 from ugt_composer.rounds.settings import RoundsSettings
 
-BIN = Path(sys.executable).parent
-TRAIN = Path(__file__).resolve().parents[2] / "train.py"
+TRAIN = ("-m", "ugt_composer.train")
 SET_BY_ROUNDS = {
     "data.train.local": "data",
     "data.train.remote": "data",
@@ -63,7 +62,7 @@ class Commands:
 
     def training(self, model: Path, preferences: Path, out: Path) -> list[str]:
         overrides = self._overrides(out, model, self._streams(preferences))
-        return [str(BIN / "composer"), *self.settings.composer, str(TRAIN), *self.settings.stage, *overrides]
+        return [program("composer"), *self.settings.composer, *TRAIN, *self.settings.stage, *overrides]
 
     def _streams(self, preferences: Path) -> list[str]:
         """Those of `data.train`, as YAML: the preference rows, and the rows that they are made of."""
@@ -84,7 +83,7 @@ class Commands:
 
     def _ugt(self, command: str, model: Path) -> list[str]:
         evaluation, catalogue = self.config.evaluation, str(self.config.data.catalogue)
-        words = [str(BIN / "ugt"), command, "--checkpoint", str(model), "--catalogue", catalogue]
+        words = [program("ugt"), command, "--checkpoint", str(model), "--catalogue", catalogue]
         words += ["--item-score-weight", str(evaluation.item_score_weight)]
         if evaluation.item_neighbours is not None:
             words += ["--item-neighbours", evaluation.item_neighbours]

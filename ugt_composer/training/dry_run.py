@@ -39,7 +39,7 @@ MIB = 2**20
 
 
 def describe(config: Config) -> str:
-    """The report of `train.py --dry-run`. UserError if something would stop the run: missing data, a bad init_from."""
+    """The report of `ugt train --dry-run`. UserError if something would stop the run: missing data, a bad init_from."""
     check_run(config)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     train = check_data(config, "data.train", streams_of("data.train", config.data.train))

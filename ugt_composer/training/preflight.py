@@ -101,8 +101,8 @@ def check_machine(config: Config) -> None:
     if config.device_train_microbatch_size == "auto" and world_size > 1:
         raise UserError(
             f"device_train_microbatch_size is auto with {world_size} ranks: if one of them ran out of memory, the "
-            "others would wait for its gradients; expected a number, which a run of one process finds and logs (python "
-            f"train.py … global_train_batch_size={config.global_train_batch_size // world_size})"
+            "others would wait for its gradients; expected a number, which a run of one process finds and logs (ugt "
+            f"train … global_train_batch_size={config.global_train_batch_size // world_size})"
         )
     strategy_class(config).check(config, precision, world_size)
 
