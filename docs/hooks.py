@@ -1,10 +1,13 @@
-"""Hooks of mkdocs: links to files of the repository, and the language of the Chinese pages.
+"""Hooks of mkdocs: links to files of the repository, undocumented names, the language of the Chinese pages.
 
 A page links to a file outside docs/ as on GitHub: `[RESULTS.md](../benchmarks/RESULTS.md)`. Each such file becomes a
 page below files/, so that the site is complete without a network. A link to a file that does not exist stays as it is,
 and mkdocs reports it.
+
+A name of the Python reference without a docstring is a warning, and so an error of `make docs`.
 """
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
@@ -12,6 +15,9 @@ from posixpath import normpath, relpath
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+from undocumented import shown_names, undocumented  # beside this file
+
+log = logging.getLogger("mkdocs.hooks")  # mkdocs counts its warnings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS, FILES = "docs", "files"
@@ -34,7 +40,10 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Directs the links of a page to the pages of the files that they name."""
+    """Directs the links of a page to the pages of the files that they name, and warns about undocumented names."""
+    for name in shown_names(markdown):
+        for path in undocumented(name):
+            log.warning("%s: %s has no docstring", page.file.src_uri, path)
     source = _repository_path(page.file.src_uri)
     if page.file.src_uri.startswith(f"{FILES}/") and not source.endswith(".md"):
         return markdown

@@ -1,10 +1,33 @@
 """UGT Composer: a harness that trains generative recommenders.
 
-Names are imported when they are first used, so that `import ugt_composer` is fast.
+Names are imported when they are first used, so that `import ugt_composer` is fast. Type checkers, editors and the
+documentation read the imports below.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ugt_composer.config.load import load_config as load_config
+    from ugt_composer.losses.contrastive import ContrastiveLoss as ContrastiveLoss
+    from ugt_composer.losses.dpo import DPOLoss as DPOLoss
+    from ugt_composer.losses.group import GroupLoss as GroupLoss
+    from ugt_composer.losses.moe_balance import MoEBalanceLoss as MoEBalanceLoss
+    from ugt_composer.losses.ntp import NextTokenPredictionLoss as NextTokenPredictionLoss
+    from ugt_composer.losses.unified import UnifiedLoss as UnifiedLoss
+    from ugt_composer.metrics.calculator import MetricsCalculator as MetricsCalculator
+    from ugt_composer.metrics.ranking import coverage as coverage
+    from ugt_composer.metrics.ranking import diversity as diversity
+    from ugt_composer.metrics.ranking import gini as gini
+    from ugt_composer.metrics.ranking import hit_rate as hit_rate
+    from ugt_composer.metrics.ranking import mrr as mrr
+    from ugt_composer.metrics.ranking import ndcg_at_k as ndcg_at_k
+    from ugt_composer.metrics.ranking import recall_at_k as recall_at_k
+    from ugt_composer.model.ugt import UGT as UGT
+    from ugt_composer.training.build import build_trainer as build_trainer
+    from ugt_composer.training.composer_model import ComposerUGT as ComposerUGT
+    from ugt_composer.training.optim import create_optimizer as create_optimizer
+    from ugt_composer.training.optim import create_scheduler as create_scheduler
 
 __version__ = "0.1.0"  # the only place where it is set: pyproject.toml reads it from here
 

@@ -182,6 +182,7 @@ class Catalogue:
 
     @cached_property
     def collisions(self) -> Collisions:
+        """The items that share a semantic ID with others."""
         same = self.columns.is_repeated
         joined = np.concatenate([[False], same])  # equal to the row before
         starts = np.flatnonzero(~joined & np.concatenate([same, [False]]))

@@ -129,6 +129,7 @@ class ItemTrie:
         return cls(*parts, count, open_nodes)
 
     def to(self, device: torch.device | str) -> "ItemTrie":
+        """A copy on a device, where beam search needs it."""
         levels = tuple(level.to(device) for level in self.levels)
         open_nodes = None if self.open is None else self.open.to(device)
         return ItemTrie(self.items.to(device), levels, self.members.to(device), self.catalogue_size, open_nodes)

@@ -62,6 +62,7 @@ class MetricsCalculator:
         return metrics
 
     def reset(self) -> None:
+        """Forgets all rows."""
         self._rows = []
 
     def _items_seen(self) -> int:

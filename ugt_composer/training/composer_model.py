@@ -87,9 +87,11 @@ class ComposerUGT(ComposerModel):
 
     @property
     def reference(self) -> nn.Module | None:
+        """The reference model of the preference loss."""
         return self._reference[0]
 
     def set_reference(self, reference: nn.Module) -> None:
+        """Replaces the reference model, by one that a strategy shards for example."""
         self._reference = (reference,)
 
     def forward(self, batch: Batch, recommend: bool = False) -> dict[str, Any]:
@@ -220,14 +222,16 @@ class ComposerUGT(ComposerModel):
         return sums, torch.stack([totals[mean.counted_by] for mean in means])
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
+        """The metrics of an evaluation by name, new ones at each call; none of training, which come with the losses."""
         if is_train:
-            return {}  # training metrics come with the losses
+            return {}
         loss, items = self.unified_loss, None if self.trie is None else self.trie.recommendable
         shared = self.trie is not None and self.trie.has_shared_ids
         metrics = evaluation_metrics(loss.means, loss.evaluation_losses(), self.k_values, items, shared)
         return metrics | self._user_metrics
 
     def update_metric(self, batch: Batch, outputs: dict[str, Any], metric: Metric) -> None:
+        """Adds the rows of a batch, of which `eval_forward` returned the outputs, to a metric."""
         if isinstance(metric, EvaluationMetric):
             metric.update(outputs["evaluation"])
         else:  # a user's own

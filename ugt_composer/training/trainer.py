@@ -140,6 +140,7 @@ class UGTTrainer(StrategyTrainer):
 
     @property
     def metrics_file(self) -> MetricsFile:
+        """The logger that writes `metrics.jsonl`."""
         return next(one for one in self.logger.destinations if isinstance(one, MetricsFile))
 
     @property
