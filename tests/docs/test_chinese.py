@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.docs.pages import NOT_WRITTEN, ROOT, Block, blocks, headings, pages, text_of
+from tests.docs.pages import NOT_WRITTEN, ROOT, Block, blocks, headings, pages, prose, slug, text_of
 
 CHINESE = [page for page in pages() if page.startswith("docs/zh/") or page == "README.zh-CN.md"]
 
@@ -25,6 +25,14 @@ def page(request) -> str:
 def test_headings_are_those_of_the_english_page(page):
     found, wanted = headings(page), headings(english_of(page))
     assert [level for level, _ in found] == [level for level, _ in wanted], f"{found} {wanted}"
+
+
+def test_anchors_are_those_of_the_english_page(page):
+    """A link to a section is the same in both languages. GitHub, which shows the README, has no names of one's own."""
+    if page == "README.zh-CN.md":
+        pytest.skip("has its own anchors")
+    names = re.findall(r"^##+ .*?(?: \{#([^}]*)\})?$", prose(page), re.M)
+    assert names == [slug(text) for level, text in headings(english_of(page)) if level > 1]
 
 
 def test_code_is_that_of_the_english_page(page):
