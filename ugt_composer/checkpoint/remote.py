@@ -209,6 +209,7 @@ def set_stored_aside(store: Store) -> str | None:
         names += [n for n in listing if n in (checkpoint, record_name(checkpoint)) or n.startswith(f"{checkpoint}/")]
     if not names:
         return None
+    names += [n for n in listing if n == "run_id"]  # a new run has another one
     taken = {name.split("/")[0] for name in listing}
     target = next(f"earlier-{n}" for n in range(1, len(taken) + 2) if f"earlier-{n}" not in taken)
     for name in names:

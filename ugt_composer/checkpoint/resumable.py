@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from ugt_composer.config.checks import is_within, on_resume_of_keys
 from ugt_composer.config.keys import FIXED, FREE, ON_REQUEST_UNLESS_ZERO, OnResume
-from ugt_composer.config.load import config_yaml
+from ugt_composer.config.load import config_yaml, flat_keys
 from ugt_composer.config.schema import Config, LossConfig
 from ugt_composer.errors import UserError
 
@@ -72,7 +72,7 @@ def config_differences(text: str, config: Config) -> dict[str, tuple[Any, Any]]:
     equals the number that it stands for.
     """
     texts = text, config_yaml(config), config_yaml(Config())
-    before, now, default = (_flat(OmegaConf.to_container(OmegaConf.create(text))) for text in texts)
+    before, now, default = (flat_keys(OmegaConf.to_container(OmegaConf.create(text))) for text in texts)
     before = {name: value for name, value in default.items() if name not in before} | before
     names = dict.fromkeys([*before, *now])
     differences = {name: (before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)}
@@ -95,13 +95,6 @@ def _can_change(on_resume: OnResume, before: Any, now: Any) -> bool:
         # null stands for a value that other keys decide, so only another null is surely not from or to 0.
         return before is not None and now is not None and (before > 0) == (now > 0)
     return on_resume is not FIXED
-
-
-def _flat(tree: Any, name: str = "") -> dict[str, Any]:
-    """A config as {"model.d_model": 512, …}."""
-    if not isinstance(tree, dict):
-        return {name.removeprefix("."): tree}
-    return {key: leaf for part, inner in tree.items() for key, leaf in _flat(inner, f"{name}.{part}").items()}
 
 
 def _hashes(data: list[str]) -> str:

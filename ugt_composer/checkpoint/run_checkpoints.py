@@ -119,6 +119,7 @@ def set_aside(folder: str | Path) -> Path | None:
     old = [*checkpoints, *(path for path in beside if path.exists())]
     if not old:
         return None
+    old += [path for path in [Path(folder) / "run_id"] if path.exists()]  # a new run has another one
     taken = {path.name for path in Path(folder).glob("earlier-*")}
     target = Path(folder) / next(f"earlier-{n}" for n in range(1, len(taken) + 2) if f"earlier-{n}" not in taken)
     target.mkdir()

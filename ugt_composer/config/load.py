@@ -85,6 +85,13 @@ def config_yaml(config: Config) -> str:
     return f"{WRITTEN_BY}{__version__}\n{OmegaConf.to_yaml(OmegaConf.structured(config))}"
 
 
+def flat_keys(tree: Any, name: str = "") -> dict[str, Any]:
+    """A config's containers as {"model.d_model": 512, …}."""
+    if not isinstance(tree, dict):
+        return {name.removeprefix("."): tree}
+    return {key: leaf for part, inner in tree.items() for key, leaf in flat_keys(inner, f"{name}.{part}").items()}
+
+
 def version_in(path: Path) -> str | None:
     """The version of this package that wrote a config; None if the file does not have it."""
     with path.open(encoding="utf-8") as file:

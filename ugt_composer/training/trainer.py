@@ -161,7 +161,7 @@ class UGTTrainer(StrategyTrainer):
             self.fit()
             return
         # The batch's line is missing if the run was killed after the last checkpoint.
-        self.metrics_file.continue_from(self.state.timestamp.batch.value)
+        self.metrics_file.continue_from(self.state.timestamp.batch.value, is_finished=True)
 
     def train_epoch(self) -> None:
         """Trains one more epoch, on the learning-rate curve of the whole run."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ from composer import Logger, State
 from composer.loggers import LoggerDestination
 from composer.utils import dist
 
-from ugt_composer.checkpoint.rank0_errors import saving_into
+from ugt_composer.checkpoint.rank0_errors import save_on_rank_0, saving_into
 from ugt_composer.checkpoint.save_folder import METRICS
 from ugt_composer.training.intervals import Every
+from ugt_composer.training.trackers.run_id import run_id
+from ugt_composer.training.trackers.tracker import Tracker
 
 OMITTED = ("trainer/", "time/")  # Composer's own values, which are in the line already or never change
 
@@ -23,11 +26,15 @@ class MetricsFile(LoggerDestination):
     values of the line: a resumed run removes that line and all later ones and writes it again, so that each step is
     in the file once. An evaluation metric that no row counts for is omitted; a training value that is not finite is
     null.
+
+    Args:
+        trackers: get each line when it is written, and those that a resumed run begins with.
     """
 
-    def __init__(self, save_folder: str, log_interval: str):
+    def __init__(self, save_folder: str, log_interval: str, trackers: Sequence[Tracker] = ()):
         self.path = Path(save_folder) / METRICS
         self.every = Every(log_interval)
+        self.trackers = trackers
         self.values: dict[str, Any] = {}
         self.evaluation: dict[str, Any] = {}
         self.place = {"batch": 0, "epoch": 0}
@@ -55,18 +62,30 @@ class MetricsFile(LoggerDestination):
             elif not name.startswith(OMITTED):
                 self.values[name] = value
 
-    def continue_from(self, batch: int) -> None:
-        """Makes the file end with the line of `batch`, before the run's next batch."""
+    def continue_from(self, batch: int, is_finished: bool = False) -> None:
+        """Makes the file end with the line of `batch`, before the run's next batch, and begins the trackers."""
         lacks_line = self.is_resumed and (self.is_due or bool(self.evaluation) or self.in_evaluation)
         is_new = batch == 0 and not self.is_resumed  # a killed run without a checkpoint may have left lines
         if dist.get_global_rank() == 0:
             with saving_into(self.path.parent):
                 drop_lines_after(self.path, batch - 1 if lacks_line or is_new else batch)
+        if self.trackers:
+            self._begin_trackers(resumes=batch > 0 or self.is_resumed, is_finished=is_finished)
         if not self.in_evaluation:  # otherwise the evaluation is repeated, and the line written after it
             if lacks_line:
                 self._end_batch()
             self.values, self.evaluation, self.is_due = {}, {}, False
         self.in_evaluation = self.is_resumed = False
+
+    def _begin_trackers(self, resumes: bool, is_finished: bool) -> None:
+        identity = run_id(str(self.path.parent))
+
+        def begin() -> None:
+            lines = [json.loads(line) for line in self.path.read_text("utf-8").splitlines()] if resumes else []
+            for tracker in self.trackers:
+                tracker.begin(identity, lines, resumes, is_finished)
+
+        save_on_rank_0(self.path.parent, begin)
 
     def batch_end(self, state: State, logger: Logger) -> None:
         self.place = {"batch": state.timestamp.batch.value, "epoch": state.timestamp.epoch.value}
@@ -98,6 +117,8 @@ class MetricsFile(LoggerDestination):
         }
         with saving_into(self.path.parent), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        for tracker in self.trackers:
+            tracker.send(line)
 
 
 def drop_lines_after(path: Path, batch: int) -> None:

@@ -4,7 +4,7 @@ import pytest
 from composer.utils import dist
 
 from ugt_composer.checkpoint import rank0_errors as saving
-from ugt_composer.training.loggers import run_id
+from ugt_composer.training.trackers.run_id import run_id
 
 
 @pytest.fixture

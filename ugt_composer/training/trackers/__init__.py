@@ -1,0 +1,1 @@
+"""Weights & Biases and MLflow: experiment trackers that follow metrics.jsonl."""
