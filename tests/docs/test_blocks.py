@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import fields
 from importlib import import_module
@@ -40,6 +41,10 @@ def test_blocks_of_a_page_are_valid(page, shown_files):
 
 
 def _problems(block: Block, shown_files: dict[str, Path]) -> Iterator[str]:
+    if included := re.fullmatch(r'--8<-- "(.+)"\n?', block.text):  # the file has its own tests
+        if not (ROOT / included[1]).is_file():
+            yield f"{included[1]} does not exist"
+        return
     if block.language not in LANGUAGES:
         yield f"the fence has language {block.language or 'none'}; expected one of {', '.join(sorted(LANGUAGES))}"
     elif block.language == "bash":
