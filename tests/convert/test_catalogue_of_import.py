@@ -38,11 +38,16 @@ def test_the_printed_commands_record_the_catalogue_and_a_reused_one_is_the_same(
     assert check_shards(manifests, catalogue, 0.0) == []
     (dry_run,) = re.findall(r"^  ugt train (.*)$", printed, re.MULTILINE)
     words = shlex.split(dry_run)
-    config = load_config(ROOT / words[0], overrides=words[2:])
-    assert words[:2] == ["yamls/stage1.yaml", "--dry-run"]
+    assert words == ["yamls/stage1.yaml", str(tmp_path / "an import/data.yaml"), "--dry-run"]
+    config = load_config(ROOT / words[0], words[1])
     assert (config.data.train.local, config.data.eval.local) == ("mds/train", "mds/validation")
     assert config.data.catalogue == str(tmp_path / "an import/catalogue.jsonl")
     assert tuple(config.model.codebook_sizes) == manifests["data.train"][0].codebook_sizes
+    third = load_config(ROOT / "yamls/stage3.yaml", words[1], tmp_path / "an import/preferences.yaml")
+    assert [stream.local for stream in third.data.train.streams] == ["mds/train_preference", "mds/train"]
+    assert [stream.local for stream in third.data.eval.streams] == ["mds/validation", "mds/validation_preference"]
+    (keys,) = re.findall(r"command has (.*)$", (tmp_path / "an import/data.yaml").read_text(), re.MULTILINE)
+    assert keys == "model.num_actions=5"  # of these times only the order counts
     imported(tmp_path, "again", 1, "--codes", "an import/semantic_ids.json")
     assert check_shards(manifests, Catalogue.load("again/catalogue.jsonl"), 0.0) == []
     imported(tmp_path, "other", 1)

@@ -17,11 +17,12 @@ import pytest
 from convert.interactions_to_jsonl import main
 from convert.jsonl_to_mds import main as convert
 from tests.shop import ROOT
+from ugt_composer.config.load import load_config
 from ugt_composer.data.manifest import read_manifest
 from ugt_composer.errors import UserError
 
 BESIDE = {"actions.json", "catalogue.jsonl", "item_neighbours.npz", "item_vectors.npy", "report.json"}
-BESIDE |= {"semantic_ids.json", "semantic_ids.npz"}
+BESIDE |= {"semantic_ids.json", "semantic_ids.npz", "data.yaml", "preferences.yaml"}
 LENGTHS = (3, 40, 700, 12, 5, 9)  # interactions of the users
 
 
@@ -93,7 +94,10 @@ def test_shards_have_the_bytes_of_the_conversion_of_the_files(capsys, options, f
 def test_the_next_command_names_the_folders(capsys):
     main(["ratings.csv", "--out", "out", "--to", "mds"])
     printed = capsys.readouterr().out
-    assert "data.train.local=out/train data.eval.local=out/validation data.catalogue=out/catalogue.jsonl" in printed
+    assert "\n  ugt train yamls/stage1.yaml out/data.yaml --dry-run\n" in printed
+    config = load_config(ROOT / "yamls/stage1.yaml", "out/data.yaml")
+    assert (config.data.train.local, config.data.eval.local) == ("out/train", "out/validation")
+    assert config.data.catalogue == "out/catalogue.jsonl"
     assert "ugt convert" not in printed
     assert re.search(r"^train: \d+ rows$", printed, re.MULTILINE)
     assert "no training pairs" not in printed

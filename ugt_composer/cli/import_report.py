@@ -9,6 +9,7 @@ from ugt_composer.conversion.settings import Settings as ShardSettings
 from ugt_composer.importing.quality import summary
 from ugt_composer.importing.report_lines import lines_about_histories, lines_about_interactions
 from ugt_composer.importing.run import CATALOGUE
+from ugt_composer.importing.run_yaml import DATA_YAML, signal_keys
 from ugt_composer.jsonl.schema import PREFERENCE, RECOMMEND
 
 STAGE_1 = "yamls/stage1.yaml"
@@ -68,34 +69,27 @@ def print_preferences(report: dict[str, Any]) -> None:
         print(f"no training pairs among {facts['chosen']:,} chosen and {facts['rejected']:,} rejected; no file written")
 
 
-def print_next(report: dict[str, Any], out: Path, limits: dict[str, Any]) -> None:
+def print_next(report: dict[str, Any], out: Path, shards: Path, limits: dict[str, Any]) -> None:
     """The commands that convert the files and check a run on them, to be copied into a shell.
 
     Args:
+        shards: the folder to convert JSON Lines to.
         limits: of the conversion; those that are not its defaults are named.
     """
-    sizes, facts = [str(size) for size in report["codebook_sizes"]], report["histories"]
-    catalogue = str(out / CATALOGUE)
+    sizes, catalogue = [str(size) for size in report["codebook_sizes"]], str(out / CATALOGUE)
     print(f"\nAll in {out}; the catalogue is {catalogue}, fingerprint {report['fingerprint'][:12]}. Next:")
-    names = [name for name, count in report["rows"].items() if count]
-    shards = out
-    if f"train{ENDING}" in names:
-        shards = Path("mds")
-        larger = {key: value for key, value in limits.items() if value > getattr(ShardSettings, key)}
-        more = [text for key, value in larger.items() for text in (f"--{key.replace('_', '-')}", str(value))]
-        for name in names:
-            stem = name.removesuffix(ENDING)
-            kind = PREFERENCE if PREFERENCE in stem else RECOMMEND
-            command = ["ugt", "convert", str(out / name), "--kind", kind, "--codebook-sizes", *sizes]
-            command += [*more, "--catalogue", catalogue, "--out", str(shards / stem)]
-            print("  " + shlex.join(command))
-    evaluated = shards / "validation" if {"validation", f"validation{ENDING}"} & set(names) else "null"
-    keys = [f"data.train.local={shards / 'train'}", f"data.eval.local={evaluated}", f"data.catalogue={catalogue}"]
+    names = [name for name, count in report["rows"].items() if count and name.endswith(ENDING)]
+    larger = {key: value for key, value in limits.items() if value > getattr(ShardSettings, key)}
+    more = [text for key, value in larger.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+    for name in names:
+        stem = name.removesuffix(ENDING)
+        kind = PREFERENCE if PREFERENCE in stem else RECOMMEND
+        command = ["ugt", "convert", str(out / name), "--kind", kind, "--codebook-sizes", *sizes]
+        command += [*more, "--catalogue", catalogue, "--out", str(shards / stem)]
+        print("  " + shlex.join(command))
     if not Path(STAGE_1).exists():
         print("  ugt init .")
-    command = ["ugt", "train", STAGE_1, "--dry-run", *keys]
-    print("  " + shlex.join([*command, f"model.codebook_sizes=[{','.join(sizes)}]"]))
-    readers = {"actions": f"model.num_actions={len(facts.get('actions', ()))}", "times": "model.time_buckets=32"}
-    if signals := [name for name in readers if name in facts]:
-        read_with = " ".join(readers[name] for name in signals)
-        print(f"The rows have {' and '.join(signals)}, which a model reads with {read_with}")
+    print("  " + shlex.join(["ugt", "train", STAGE_1, str(out / DATA_YAML), "--dry-run"]))
+    if signals := signal_keys(report):
+        read = " ".join(f"model.{key}={value}" for key, value in signals.items())
+        print(f"The rows have actions or times, which a model reads if each stage's command has {read}")

@@ -11,6 +11,7 @@ compressed (.gz, .zst). Several files, a folder or a pattern are read as one tab
     actions.json                                         the names of encoder_actions, if there are ratings or actions
     item_vectors.npy                                     one row per line of the catalogue, for init_item_vectors
     item_neighbours.npz                                  what users chose after an item, for evaluation.item_neighbours
+    data.yaml, preferences.yaml                          what training has to know of the data; after a stage's YAML
     report.json                                          counts, warnings, quality of the ids, scores of popularity
 
 With --to mds, folders of shards (train, validation, …) take the place of train.jsonl, validation.jsonl, …: the same
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from ugt_composer.importing.settings import IdSettings
 
 JSON_LINES, MDS = "jsonl", "mds"  # of --to
+SHARDS = Path("mds")  # where the commands that are printed convert JSON Lines to
 
 EPILOG = """examples:
   # ratings with titles; histories hold items rated 4 or more, preferences pair ratings of 4 or more with 2 or less
@@ -128,7 +130,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     print_report(report)
     print_warnings(report)
-    print_next(report, arguments.out, limits)
+    print_next(report, arguments.out, SHARDS, limits)
     return 0
 
 
@@ -141,6 +143,7 @@ def _import(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, An
     from ugt_composer.conversion.settings import limits_for
     from ugt_composer.importing import options
     from ugt_composer.importing.run import FILES, ROW_FILES, LocalEngine, Settings, import_interactions
+    from ugt_composer.importing.run_yaml import write_run_yamls
     from ugt_composer.importing.settings import IdSettings, RowSettings, SplitSettings
     from ugt_composer.importing.spark_engine import SparkEngine
     from ugt_composer.spark.options import engine_session
@@ -164,6 +167,8 @@ def _import(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, An
         engine = LocalEngine(writer) if session is None else SparkEngine(session, writer)
         with nullcontext() if session is None else job_progress(session, "importing"):
             report = import_interactions(settings, folder, lambda text: tqdm.write(text, file=sys.stderr), engine)
+        shards = SHARDS if writer is None else arguments.out
+        write_run_yamls(folder, arguments.out, shards, report, limits["max_positions"])
     return report, limits
 
 

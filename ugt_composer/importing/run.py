@@ -47,6 +47,7 @@ from ugt_composer.importing.rows import (
     row_blocks,
     write_rows,
 )
+from ugt_composer.importing.run_yaml import DATA_YAML, PREFERENCES_YAML
 from ugt_composer.importing.settings import IdSettings, PreferenceSettings, RowSettings, SourceSettings, SplitSettings
 from ugt_composer.importing.signals import about_clipped_times
 from ugt_composer.importing.split_report import (
@@ -63,7 +64,7 @@ BUNDLE, REPORT = "semantic_ids.json", "report.json"
 ROW_FILES = (TRAIN_FILE, *HELD_OUT, *PREFERENCE_FILES)
 FILES = (
     *ROW_FILES,
-    *(CATALOGUE, BUNDLE, ASSIGNER, VECTORS, NEIGHBOURS, ACTIONS_NAME, REPORT),
+    *(CATALOGUE, BUNDLE, ASSIGNER, VECTORS, NEIGHBOURS, ACTIONS_NAME, DATA_YAML, PREFERENCES_YAML, REPORT),
 )
 ID_FILES = (CATALOGUE, BUNDLE, ASSIGNER, VECTORS, REPORT)
 EXTENDED_FILES = (*ID_FILES, NEIGHBOURS)
