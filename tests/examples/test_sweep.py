@@ -190,7 +190,7 @@ def test_failed_trials_are_recorded_and_do_not_end_the_sweep(run, tmp_path):
 
 def test_if_every_trial_failed_there_is_no_best_one(run, tmp_path):
     plan = {"1e-3": ["exit 1"], "1e-4": ["exit 1"]}
-    status, output = run(plan, choice(*plan), "--trials=2")
+    status, output = run(plan, choice(*plan), "--trials=2", "--pruner=hyperband")
     assert status == 1
     assert "no trial of" in output.err
     with pytest.raises(RunError):

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from ugt_composer.errors import RunError, UserError
+from ugt_composer.job import child
 from ugt_composer.job.child import Children, Preempted
 from ugt_composer.job.signals import SIGNALS
 
@@ -54,3 +55,18 @@ def test_a_signal_is_passed_on_and_no_further_command_runs(children, tmp_path):
     with pytest.raises(Preempted):
         children.run("step", python(f"open({str(tmp_path / 'ran')!r}, 'w')"))
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_command_that_is_enough_is_ended_by_sigterm_with_its_output_in_a_file(children, tmp_path, monkeypatch):
+    monkeypatch.setattr(child, "INTERVAL", 0.01)
+    output = tmp_path / "output"
+    waits = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        "print('begins', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with output.open("wb") as file:
+        assert children.exit_status(python(waits), file, lambda: output.stat().st_size > 0) == 75
+        assert children.exit_status(python("print('ends by itself')"), file, lambda: False) == 0
+    assert output.read_text() == "begins\nends by itself\n"
