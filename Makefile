@@ -73,7 +73,7 @@ bench-gpu: $(INSTALLED)  ## run the GPU benchmarks (steps, data, recommendation,
 	$(BIN)/python benchmarks/gpu.py
 
 docs: $(INSTALLED)  ## build the documentation into site/; broken links and anchors are errors
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 docs-serve: $(INSTALLED)  ## show the documentation on http://127.0.0.1:8000, rebuilt at each change
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve

@@ -28,7 +28,8 @@ class Recommender:
         model: the model.
         trie: the catalogue; None: all combinations of ids can be recommended.
         item_score_weight: weight of the user-item score (`ItemScores`) in the ranking; above 0 it needs a trie.
-        temperature, similarity: those of the contrastive loss, for that score.
+        temperature: that of the contrastive loss, for that score.
+        similarity: likewise.
         neighbours: of the catalogue's items, and their fraction of that score; None: it is that of the vectors alone.
         max_history: items of a row's history that the model reads, the most recent ones; None: all.
     """

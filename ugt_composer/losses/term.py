@@ -53,7 +53,8 @@ class LossTerm(Protocol):
         """The loss (), float32, and its metrics, each (); those whose name ends with "_loss" are logged as losses.
 
         Args:
-            outputs, batch: as in `UnifiedLoss.forward`.
+            outputs: of the model, as in `UnifiedLoss.forward`.
+            batch: as in `UnifiedLoss.forward`.
             labels: int64 (B, T, L); -100 is ignored, which all labels of filler rows are.
         """
 

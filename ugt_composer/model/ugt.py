@@ -55,7 +55,8 @@ class UGT(nn.Module):
         codebook_sizes: number of ids per level, including special ids.
         d_model: width D.
         n_heads: attention heads; divides d_model.
-        n_encoder_layers, n_decoder_layers: number of layers.
+        n_encoder_layers: number of layers of the encoder.
+        n_decoder_layers: number of layers of the decoder.
         d_ff: width of the encoder's feed-forward and of each expert.
         dropout: on embeddings, residual branches and inside feed-forwards.
         attention_dropout: on attention weights.
@@ -64,7 +65,8 @@ class UGT(nn.Module):
         history_positions: from_start counts from the oldest token, like the data; from_end from the newest one, so that
             the latest token has the same position in histories of any length.
         num_token_types: token types, each with its own γ, β in the encoder's norms.
-        num_experts, top_k_experts: experts in total, and per token.
+        num_experts: experts of a decoder layer.
+        top_k_experts: experts that compute a token.
         expert_capacity_factor: bound on an expert's tokens in training, relative to an equal distribution; None: no
             bound, no token is dropped.
         user_pooling: the encoder output that makes the user vector: that of the first token, of the last one, their

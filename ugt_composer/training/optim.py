@@ -60,8 +60,9 @@ def create_scheduler(
 
     Args:
         name: shape of the decay; "constant" stays at the peak, "polynomial" is quadratic.
-        t_warmup, t_max: Composer times ("500ba", "3ep"). The run's length is given here and not taken from the trainer,
-            so that training in pieces follows the same curve.
+        t_warmup: length of the warm-up, a Composer time ("500ba", "3ep").
+        t_max: end of the decay, a Composer time. The run's length is given here and not taken from the trainer, so that
+            training in pieces follows the same curve.
         min_lr_ratio: final learning rate, as a fraction of the peak.
     """
     if name == "constant":
