@@ -10,7 +10,7 @@ CONSTRAINTS = constraints/py$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sy
 # If it is set, as in many container images, every process compiles all modules that it imports: 8 s more for Composer.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo demo-signals test test-fast test-slow test-gpu check parity chaos bench bench-gpu docs docs-serve format clean
+.PHONY: help install demo demo-signals test test-fast test-slow test-gpu check parity chaos bench bench-gpu docs docs-serve test-docs format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -53,6 +53,9 @@ test-slow: $(INSTALLED)  ## run the slow tests, about half an hour
 
 test-gpu: $(INSTALLED)  ## run the tests that need a GPU, a few minutes
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests/gpu tests/kernels -m "not slow" -rs -n 4 --dist worksteal
+
+test-docs: $(INSTALLED)  ## run the commands of every page of the documentation, minutes per page
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docs -m pages
 
 check: $(INSTALLED)  ## lint, formatting and types (ruff, mypy)
 	$(BIN)/ruff check .
