@@ -5,7 +5,9 @@ import contextlib
 import io
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ from unittest import mock
 
 from tests.docs import shell
 from tests.docs.pages import ROOT
+from ugt_composer.command import parse
 from ugt_composer.config.load import load_settings
 from ugt_composer.config.schema import Config
 from ugt_composer.errors import UserError
+from ugt_composer.importing.run_yaml import write_run_yamls
 from ugt_composer.rounds.settings import RoundsSettings
 
 # Programs of others, whose arguments are not checked.
@@ -28,7 +32,7 @@ _OTHERS = """
 """
 OTHERS = frozenset(_OTHERS.split())
 MODULES_OF_OTHERS = {"venv", "pip", "pytest", "http.server", "json.tool", "zipfile"}
-COMING = {"train", "convert", "import", "ids", "demo", "init", "report", "completion"}  # of ugt, until each exists
+COMING = {"report"}  # of ugt, until it exists
 
 
 class _Parsed(BaseException):
@@ -144,10 +148,11 @@ def _of_file(path: Path, module: str, arguments: Sequence[str], files: Mapping[s
 
 
 def _of_main(module: str, name: str, arguments: Sequence[str], files: Mapping[str, Path]) -> str | None:
-    """Calls `main` of a module with these arguments, and ends it when it has parsed them."""
+    """Calls `main` of a module, which ends when it has parsed these arguments, or the parser of a command of ugt."""
     with mock.patch.object(sys, "argv", [name, *arguments]), mock.patch.object(sys, "path", [str(ROOT), *sys.path]):
-        main = import_module(module).main
-        parsed, problem = _outcome(main)
+        found = import_module(module)
+        is_command = hasattr(found, "add_arguments")
+        parsed, problem = _outcome(lambda: parse(found, name, arguments) if is_command else found.main())
     if parsed is None:
         return problem
     words = vars(parsed).get("yaml")
@@ -159,7 +164,7 @@ def _of_main(module: str, name: str, arguments: Sequence[str], files: Mapping[st
 
 def _outcome(main: Callable[[], Any]) -> tuple[argparse.Namespace | None, str | None]:
     """The first arguments that a program parses, or else what its parser says."""
-    parse = argparse.ArgumentParser.parse_args
+    plain = argparse.ArgumentParser.parse_args
     intermixed = argparse.ArgumentParser.parse_intermixed_args
 
     def ends(original: Callable[..., argparse.Namespace]) -> Callable[..., None]:
@@ -170,7 +175,7 @@ def _outcome(main: Callable[[], Any]) -> tuple[argparse.Namespace | None, str | 
 
     said = io.StringIO()
     with (
-        mock.patch.object(argparse.ArgumentParser, "parse_args", ends(parse)),
+        mock.patch.object(argparse.ArgumentParser, "parse_args", ends(plain)),
         mock.patch.object(argparse.ArgumentParser, "parse_intermixed_args", ends(intermixed)),
         contextlib.redirect_stderr(said),
         contextlib.redirect_stdout(said),
@@ -210,7 +215,18 @@ def yaml_file(name: str, files: Mapping[str, Path]) -> Path | None:
     if name in files:
         return files[name]
     if Path(name).name in ("data.yaml", "preferences.yaml"):
-        return Path(__file__).parent / "written_by_import" / Path(name).name
+        return Path(_written_by_import().name) / Path(name).name
     if stage := re.search(r"stage([123])", name):
         return ROOT / f"yamls/stage{stage[1]}.yaml"
     return ROOT / "yamls/stage1.yaml" if Path(name).name == "config.yaml" else None
+
+
+@cache
+def _written_by_import() -> tempfile.TemporaryDirectory:
+    """A folder with the data.yaml and preferences.yaml that an import writes."""
+    folder = tempfile.TemporaryDirectory()
+    rows = {f"{name}.jsonl": 9 for name in ("train", "validation", "train_preference", "validation_preference")}
+    report = {"rows": rows, "codebook_sizes": [32, 128, 1024], "histories": {}}
+    out = Path("data/mine")
+    write_run_yamls(Path(folder.name), out, out, report, 64)
+    return folder

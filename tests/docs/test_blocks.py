@@ -139,6 +139,11 @@ def _problems_of_python(text: str) -> Iterator[str]:
         ("python benchmarks/step.py --no-such\n", "has no option --no-such"),
         ("python benchmarks/steps.py\n", "does not exist"),
         ("python rounds.py yamls/rounds.yaml data=[a] validation=[b] round=5\n", "round is unknown"),
+        ("ugt train yamls/stage1.yaml data/mine/data.yaml sed=1\n", "sed is unknown"),
+        ("ugt train yamls/stage3.yaml data/mine/data.yaml data/mine/preferences.yaml --dry-run\n", None),
+        ("composer -m ugt_composer.train yamls/stage1.yaml sed=1\n", "sed is unknown"),
+        ("composer -n 2 -c ugt train yamls/stage1.yaml sed=1\n", "sed is unknown"),
+        ("ugt rounds yamls/rounds.yaml round=5\n", "round is unknown"),
         ("rm -rf x\nfrobnicate x\n", "frobnicate is no program"),
         ("cat > a.yaml <<E\nseed: 1\nE\n", "here-document"),
         (
