@@ -13,7 +13,17 @@ from tests.shop import ROOT
 PACKAGE = ROOT / "ugt_composer"
 # A module imports from its own tier and from those above it in this list; two packages never import each other.
 TIERS = (
-    ("errors", "command", "vocabulary", "seeds", "patches", "torch_patches", "float32_product", "row_random"),
+    (
+        "errors",
+        "command",
+        "terminal",
+        "vocabulary",
+        "seeds",
+        "patches",
+        "torch_patches",
+        "float32_product",
+        "row_random",
+    ),
     ("config", "storage", "jsonl", "spark", "kernels"),
     ("data", "catalogue"),
     ("conversion", "importing"),

@@ -7,12 +7,18 @@ command resumes a run that was killed.
 import argparse
 import os
 import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ugt_composer.command import parse
 from ugt_composer.config.load import check_saved_config, load_config
-from ugt_composer.job.exit import exit_as_rank
+from ugt_composer.job.exit import exit_as_rank, has_launcher
 from ugt_composer.job.start import begin_rank, begin_to_close, slow_imports
+from ugt_composer.terminal import print_line
+
+if TYPE_CHECKING:
+    from ugt_composer.training.trainer import UGTTrainer
 
 EPILOG = """examples:
   composer -c ugt train yamls/stage1.yaml              all GPUs of this machine; one process without GPUs
@@ -35,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     begin_rank()
+    program = _program()  # before Composer makes each process look like one that a launcher started
     paths = [item for item in arguments.yaml if "=" not in item]
     overrides = [item for item in arguments.yaml if "=" in item]
     config = load_config(*paths, overrides=overrides)
@@ -50,17 +57,52 @@ def main(arguments: argparse.Namespace) -> int:
         from ugt_composer.training.build import build_trainer
 
     trainer = build_trainer(config)
-    folder, batch = Path(config.save_folder).absolute(), trainer.state.timestamp.batch.value
-    if trainer.ended_because is not None:
-        print(f"{config.save_folder}: ended after batch {batch}, because {trainer.ended_because}", file=sys.stderr)
-    elif trainer.is_finished:
-        print(f"{config.save_folder}: already trained for {config.max_duration}; nothing to do", file=sys.stderr)
-    elif os.environ.get("RANK", "0") == "0":
-        print(f"{folder}: {f'resumes after batch {batch}' if batch else 'a new run begins'}", file=sys.stderr)
+    is_first = os.environ.get("RANK", "0") == "0"
+    if is_first:
+        _print_start(trainer)
+    trains, began = not trainer.is_finished, time.monotonic()
     trainer.train()
+    seconds = time.monotonic() - began
     begin_to_close()
     trainer.close()
+    if is_first:
+        _print_end(trainer, program, seconds if trains else None)
     return 0
+
+
+def _print_start(trainer: "UGTTrainer") -> None:
+    from ugt_composer.training.start_summary import weights_at_start
+
+    config, batch = trainer.config, trainer.state.timestamp.batch.value
+    folder = Path(config.save_folder).absolute()
+    if trainer.ended_because is not None:
+        print_line(f"{config.save_folder}: ended after batch {batch}, because {trainer.ended_because}")
+    elif trainer.is_finished:
+        print_line(f"{config.save_folder}: already trained for {config.max_duration}; nothing to do")
+    else:
+        begins = f"a new run begins, from {weights_at_start(config)}"
+        print_line(f"{folder}: {f'resumes after batch {batch}' if batch else begins}")
+        for line in trainer.start_summary:
+            print_line(line)
+
+
+def _print_end(trainer: "UGTTrainer", program: list[str], seconds: float | None) -> None:
+    """seconds: that this process trained for; None: the run had ended before."""
+    from ugt_composer.training.end_summary import end_line, what_now
+
+    if seconds is not None:
+        print_line(end_line(trainer.config, trainer.state.timestamp.batch.value, seconds, trainer.last_results()))
+    for line in what_now(trainer.config, program):
+        print_line(line)
+
+
+def _program() -> list[str]:
+    """The words by which this program was started, as a user types them."""
+    name = Path(sys.argv[0]).name
+    if not has_launcher():
+        return ["python", "train.py"] if name == "train.py" else ["ugt", "train"]
+    ranks = os.environ["LOCAL_WORLD_SIZE"]
+    return ["composer", "-n", ranks, *(["train.py"] if name == "train.py" else ["-c", "ugt", "train"])]
 
 
 if __name__ == "__main__":

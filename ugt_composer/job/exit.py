@@ -25,6 +25,7 @@ from types import FrameType
 from typing import NoReturn
 
 from ugt_composer.errors import EXIT_ERROR, RunError, UserError, exit_on_user_error, status_of
+from ugt_composer.terminal import end_live_line
 
 PR_SET_PDEATHSIG = 1  # option of Linux' prctl
 NOTE_WAIT = 2.0  # seconds to wait for the note: a connection breaks a moment before the note is written
@@ -164,6 +165,7 @@ def exit_as_rank(main: Callable[[], int | None]) -> NoReturn:
 
 def _end_after(error: Exception) -> int:
     """Reports why this rank ends, and returns the exit status. Exits at once if another rank's end is the cause."""
+    end_live_line()
     timed_out = has_timed_out(error)
     if lost_contact(error) and not timed_out:
         leave_after_another(_one_line(error) if "NCCL" in str(error) else None)
@@ -287,6 +289,7 @@ def whereabouts() -> str:
 def say(sentence: str) -> None:
     """Prints to stderr, and ignores errors if nobody reads it any more."""
     with contextlib.suppress(OSError, ValueError):
+        end_live_line()
         print(sentence, file=sys.stderr, flush=True)
 
 

@@ -1,13 +1,27 @@
 """How a rank starts: it listens for signals before anything slow, and imports what is slow in less time."""
 
 import gc
+import logging
 import os
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ugt_composer.job.cpus import share_cpus
 from ugt_composer.job.exit import end_with_launcher
 from ugt_composer.job.signals import warning
+from ugt_composer.terminal import print_line
+
+
+class AboveLiveLine(logging.Handler):
+    """Writes log messages to stderr, above the line that shows the progress."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print_line(self.format(record))
+        except Exception:  # a message must not end the program
+            self.handleError(record)
 
 
 def begin_rank() -> None:
@@ -16,6 +30,24 @@ def begin_rank() -> None:
     warning.listen()
     share_cpus()
     end_with_launcher()
+    write_log()
+
+
+def write_log() -> None:
+    """Log messages and Python's warnings go to stderr, from WARNING on, without the libraries' notes to developers:
+    other code than the user's is to change because of them. `python -W` shows these too."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[AboveLiveLine()])
+    logging.captureWarnings(True)
+    warnings.formatwarning = _in_one_line
+    if not sys.warnoptions:
+        for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)
+
+
+def _in_one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"{category.__name__}: {' '.join(str(message).split())} ({filename}:{lineno})"
 
 
 @contextmanager

@@ -3,12 +3,17 @@
 import json
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from safetensors import SafetensorError, safe_open
 from torchmetrics import Metric
 
+from ugt_composer.checkpoint.portable import WEIGHTS
 from ugt_composer.config.schema import Config
 from ugt_composer.metrics.torch_metrics import EvaluationMetric
+
+SAVE_BEST_ON = "save_best_on"  # a fact in a model's header
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Criterion:
     @property
     def facts(self) -> dict[str, str]:
         """The form that a model's header has."""
-        return {"save_best_on": self.metric, "higher_is_better": str(self.higher_is_better).lower()}
+        return {SAVE_BEST_ON: self.metric, "higher_is_better": str(self.higher_is_better).lower()}
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,30 @@ class Best:
     def from_state(cls, state: dict[str, Any]) -> "Best":
         criterion = Criterion(state["metric"], state["higher_is_better"], state["settings"])
         return cls(state["value"], criterion, state.get("fulfils", True))  # earlier versions did not write it
+
+
+class SavedBest(NamedTuple):
+    """What the header of a model in `best/` says that an evaluation selected."""
+
+    batch: int
+    metric: str
+    value: float
+
+
+def value_fact(metric: str) -> str:
+    """The name in the header of the value by which the metric selected the model."""
+    return f"best {metric}"
+
+
+def saved_best(folder: Path) -> SavedBest | None:
+    """Of `best/`. None if it does not exist or no evaluation selected it. Reads only the header and checks nothing."""
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            facts = file.metadata() or {}
+        metric = facts[SAVE_BEST_ON]
+        return SavedBest(int(facts["batch"]), metric, float(facts[value_fact(metric)]))
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
 
 
 def is_better(value: float, best: float | None, higher_is_better: bool) -> bool:

@@ -90,6 +90,7 @@ from ugt_composer.training.preflight import (
 )
 from ugt_composer.training.run_length import RunLength, run_length
 from ugt_composer.training.schedule import schedule_of
+from ugt_composer.training.start_summary import start_summary
 from ugt_composer.training.trainer import UGTTrainer
 from ugt_composer.training.worker_memory import check_shared_memory
 
@@ -139,6 +140,16 @@ def build_trainer(config: Config) -> UGTTrainer:
         if condition is not None:
             monitored["save_best_if"] = condition.metric
         configured = [callback.make() for callback in callbacks]
+        summary = start_summary(
+            config,
+            inputs.train_manifests,
+            inputs.eval_manifests,
+            inputs.catalogue,
+            inputs.length,
+            model,
+            dist.get_world_size(),
+            precision,
+        )
         strategy = _place(config, composer_model, model, precision)
         machines = _open_save_folder(config, until_closed)
         losses = TrainingLosses(config.log_interval, scales_loss=precision == "amp_fp16")
@@ -169,15 +180,14 @@ def build_trainer(config: Config) -> UGTTrainer:
                 MonitoredValues(monitored),
                 *configured,
             ],
-            loggers=build_loggers(config),
+            loggers=build_loggers(config, inputs.length.total),
             spin_dataloaders=False,  # the data set moves to its position itself
-            progress_bar=config.loggers.progress_bar,
-            log_to_console=config.loggers.console,
-            console_log_interval=config.log_interval,
+            progress_bar=False,  # of Composer: it writes several lines per batch into a log file; see RunProgress
             python_log_level=None,
         )
         limit_groups(watchdog.timeout())
         _resume_or_start_afresh(config, trainer, machines)
+        trainer.start_summary = summary
         watchdog.rest()
         trainer.until_closed = until_closed.pop_all()
     return trainer

@@ -191,7 +191,7 @@ PATCHES = [
     Patch(
         TRAINER + "_compute_and_log_metrics",
         "extended: metrics that are NaN, which no row counts for, are not logged",
-        "console, progress bar and loggers would show `preference_accuracy: nan` where no row has a pair",
+        "console and loggers would show `preference_accuracy: nan` where no row has a pair",
         "metrics that may have no value",
         ("a3ad0e89574f",),
     ),

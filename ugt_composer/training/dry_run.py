@@ -33,6 +33,7 @@ from ugt_composer.training.best_metric import Evaluated, check_best_metrics, why
 from ugt_composer.training.memory_estimate import GAPS, GIB, RESERVE, Estimate, estimate, longest_rows
 from ugt_composer.training.preflight import check_items, check_reference_log_probs, check_run
 from ugt_composer.training.run_length import run_length
+from ugt_composer.training.start_summary import active_parameters, microbatches
 from ugt_composer.training.worker_memory import check_shared_memory
 
 MIB = 2**20
@@ -96,6 +97,7 @@ def describe(config: Config) -> str:
         "# parameters",
         *(f"{name:16} {count:>14,}" for name, count in parts.items()),
         f"{'total':16} {sum(parts.values()):>14,}",
+        f"{'active per token':16} {active_parameters(model):>14,}",
         "",
         f"# peak memory of a step, per rank of {world_size}; {lengths}",
         *_memory_lines(config, estimate(config, world_size, longest, len(catalogue or ()), model)),
@@ -166,11 +168,9 @@ def _lists(manifest: Manifest) -> str:
 
 def _step_lines(config: Config, train: list[Manifest], world_size: int) -> list[str]:
     batch, device_batch = config.global_train_batch_size, device_batch_size(config, world_size)
-    micro = config.device_train_microbatch_size
-    pieces = "found while training" if isinstance(micro, str) else f"{-(-device_batch // micro)} of up to {micro}"
     lines = [
         f"ranks            {world_size} ({strategy_class(config).describe(config)})",
-        f"batch            {batch} rows: {device_batch} per rank, microbatches: {pieces}",
+        f"batch            {batch} rows: {device_batch} per rank, microbatches: {microbatches(config, world_size)}",
     ]
     if len(train) < len(streams_of("data.train", config.data.train)):
         return [*lines, "epochs           unknown: the shards are remote"]

@@ -7,6 +7,7 @@ from composer.loggers import LoggerDestination, TensorboardLogger
 
 from ugt_composer.config.schema import Config
 from ugt_composer.training.callbacks.metrics_file import MetricsFile
+from ugt_composer.training.callbacks.run_progress import RunProgress, shown_metrics
 from ugt_composer.training.intervals import Every
 from ugt_composer.training.trackers.mlflow_tracker import MlflowTracker
 from ugt_composer.training.trackers.tracker import Tracker
@@ -33,14 +34,27 @@ class ResumingTensorboard(TensorboardLogger):
             self.writer.flush()
 
 
-def build_loggers(config: Config) -> list[LoggerDestination]:
-    """metrics.jsonl always; the others if `loggers.*` enables them."""
+def build_loggers(config: Config, total: int) -> list[LoggerDestination]:
+    """metrics.jsonl and what is printed always; the others if `loggers.*` enables them.
+
+    Args:
+        total: batches of the run.
+    """
     trackers: list[Tracker] = []
     if config.loggers.wandb is not None:
         trackers.append(WandbTracker(config, config.loggers.wandb))
     if config.loggers.mlflow is not None:
         trackers.append(MlflowTracker(config, config.loggers.mlflow))
-    loggers: list[LoggerDestination] = [MetricsFile(config.save_folder, config.log_interval, trackers), *trackers]
+    progress = RunProgress(
+        total,
+        config.log_interval,
+        shown_metrics(config.save_best_on, config.evaluation.k_values),
+        Path(config.save_folder) / "best",
+        shows_progress=config.loggers.progress_bar,
+        shows_values=config.loggers.console,
+    )
+    metrics = MetricsFile(config.save_folder, config.log_interval, trackers)
+    loggers: list[LoggerDestination] = [metrics, *trackers, progress]
     if config.loggers.tensorboard:
         loggers.append(ResumingTensorboard(str(Path(config.save_folder) / "tensorboard"), config.save_interval))
     return loggers

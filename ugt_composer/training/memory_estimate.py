@@ -82,7 +82,12 @@ def longest_rows(config: Config, manifests: Sequence[Manifest]) -> tuple[int, in
 
 
 def estimate(
-    config: Config, world_size: int, longest: tuple[int, int, int], items: int = 0, model: UGT | None = None
+    config: Config,
+    world_size: int,
+    longest: tuple[int, int, int],
+    items: int = 0,
+    model: UGT | None = None,
+    precision: str | None = None,
 ) -> Estimate:
     """The memory that each of `world_size` ranks needs.
 
@@ -90,6 +95,7 @@ def estimate(
         longest: tokens of the history and of the target, and rejected items, of each row of a microbatch.
         items: number of items in the catalogue.
         model: the config's model on any device; None: it is created here.
+        precision: of the run; None: that of the config, on a GPU.
 
     Raises:
         UserError: the batch does not divide over the ranks, this machine does not support the precision, or DeepSpeed
@@ -97,7 +103,8 @@ def estimate(
     """
     has_card = torch.cuda.is_available()
     card = torch.cuda.get_device_properties(0).total_memory if has_card else USUAL_CARD
-    precision = "amp_bf16" if config.precision == "auto" and not has_card else resolve_precision(config.precision)
+    if precision is None:
+        precision = "amp_bf16" if config.precision == "auto" and not has_card else resolve_precision(config.precision)
     if model is None:
         with torch.device("meta"):
             model = UGT(**asdict(config.model))

@@ -24,6 +24,7 @@ from ugt_composer.training.callbacks.metrics_file import MetricsFile
 from ugt_composer.training.callbacks.preemption import Preemption
 from ugt_composer.training.callbacks.progress import Progress
 from ugt_composer.training.callbacks.random_state import RandomState
+from ugt_composer.training.callbacks.run_progress import RunProgress, results_of
 from ugt_composer.training.callbacks.training_losses import TrainingLosses
 from ugt_composer.training.composer_patches import StrategyTrainer
 from ugt_composer.training.microbatch import GlobalCounts
@@ -58,6 +59,7 @@ class UGTTrainer(StrategyTrainer):
         )
         self.dataset_position: dict[str, Any] | None = None  # of the checkpoint that the run resumed from
         self.until_closed = ExitStack()  # the lock of the save folder
+        self.start_summary: list[str] = []  # lines about the run, for people to read
         super().__init__(
             strategy,
             GlobalCounts(timeout),
@@ -97,6 +99,7 @@ class UGTTrainer(StrategyTrainer):
             with warnings.catch_warnings():
                 # A run that resumes at the end of an epoch trains no batch in it.
                 warnings.filterwarnings("ignore", message="No batches were trained")
+                warnings.filterwarnings("ignore", message="The warmup duration is 0")  # as `scheduler.t_warmup` says
                 super().fit(*args, **kwargs)
         except Exception as error:
             self.watchdog.rest()
@@ -107,6 +110,7 @@ class UGTTrainer(StrategyTrainer):
                 log.warning(missing)
             raise
         finally:
+            self.run_progress.end()
             self.watchdog.rest()
             self.preemption.give_signals_back()
 
@@ -142,6 +146,16 @@ class UGTTrainer(StrategyTrainer):
     def metrics_file(self) -> MetricsFile:
         """The logger that writes `metrics.jsonl`."""
         return next(one for one in self.logger.destinations if isinstance(one, MetricsFile))
+
+    @property
+    def run_progress(self) -> RunProgress:
+        return next(one for one in self.logger.destinations if isinstance(one, RunProgress))
+
+    def last_results(self) -> list[str]:
+        """Of the evaluation after the last batch, such as "recall@10 0.0417"; empty if this process made none."""
+        progress = self.run_progress
+        is_current = progress.evaluated_at == self.state.timestamp.batch.value
+        return results_of(progress.evaluation, progress.metrics) if is_current else []
 
     @property
     def is_finished(self) -> bool:

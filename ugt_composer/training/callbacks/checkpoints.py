@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +14,6 @@ from typing import Any
 from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
 from torch import Tensor
-from tqdm import tqdm
 
 from ugt_composer import __version__
 from ugt_composer.catalogue.catalogue import Catalogue
@@ -34,8 +32,9 @@ from ugt_composer.config.load import config_yaml
 from ugt_composer.config.schema import Config
 from ugt_composer.errors import UserError
 from ugt_composer.parallelism.strategy import Strategy
+from ugt_composer.terminal import print_line
 from ugt_composer.training.best_guard import BestGuard
-from ugt_composer.training.best_model import Best, Criterion, is_better
+from ugt_composer.training.best_model import Best, Criterion, is_better, value_fact
 from ugt_composer.training.callbacks.weight_average import WeightAverage
 from ugt_composer.training.intervals import Every
 
@@ -187,7 +186,7 @@ class Checkpoints(Callback):
 
     def _save_best(self, batch: int, value: float) -> None:
         assert self.criterion is not None
-        facts = {f"best {self.criterion.metric}": f"{value:.6g}", **self.criterion.facts}
+        facts = {value_fact(self.criterion.metric): f"{value:.6g}", **self.criterion.facts}
         self.writer.finish()
         weights = self._gather_weights(averaged=True)
         save_on_rank_0(self.folder, lambda: self._write_portable("best", batch, weights, facts))
@@ -374,4 +373,4 @@ def _place(state: State) -> dict[str, int]:
 
 def _print_once(line: str) -> None:
     if dist.get_global_rank() == 0:
-        tqdm.write(line, file=sys.stderr)  # on a line of its own, even below a progress bar
+        print_line(line)

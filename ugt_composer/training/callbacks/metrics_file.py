@@ -12,6 +12,7 @@ from composer.utils import dist
 
 from ugt_composer.checkpoint.rank0_errors import save_on_rank_0, saving_into
 from ugt_composer.checkpoint.save_folder import METRICS
+from ugt_composer.training.best_metric import PREFIX
 from ugt_composer.training.intervals import Every
 from ugt_composer.training.trackers.run_id import run_id
 from ugt_composer.training.trackers.tracker import Tracker
@@ -57,7 +58,7 @@ class MetricsFile(LoggerDestination):
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         for name, value in metrics.items():
-            if name.startswith("metrics/eval/"):
+            if name.startswith(PREFIX):
                 self.evaluation[name] = value
             elif not name.startswith(OMITTED):
                 self.values[name] = value

@@ -13,6 +13,7 @@ from ugt_composer.checkpoint.whole_state import from_rank_0
 from ugt_composer.errors import EXIT_PREEMPTED
 from ugt_composer.job.cpu_all_reduce import CpuAllReduce
 from ugt_composer.job.signals import FRACTION_OF_GRACE, warning
+from ugt_composer.terminal import end_live_line
 from ugt_composer.training.callbacks.checkpoints import Checkpoints
 from ugt_composer.training.callbacks.random_state import RandomState
 from ugt_composer.training.intervals import is_last_batch
@@ -166,6 +167,7 @@ class Preemption(Callback):
                 done = f"the grace of {self.grace:g} s is too short for a save, {self._newest_checkpoint()}"
             if missing_uploads is not None:
                 done += f"; {missing_uploads}"
+            end_live_line()
             print(f"preempted: {done}; run the same command again to resume", flush=True)
         raise SystemExit(EXIT_PREEMPTED)
 
