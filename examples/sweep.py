@@ -408,7 +408,7 @@ def print_result(study: optuna.Study, options: argparse.Namespace) -> None:
     for one in study.trials:
         value = "" if one.value is None else f"{one.value:.4f}"
         drawn = [shown_value(one.params.get(key, "")) for key in keys]
-        state = f"{shown_state(one.state)} {one.user_attrs.get('note', '')}"
+        state = f"{shown_state(one.state)} {one.user_attrs.get('note', '')}".rstrip()
         table.add_row(str(one.number), value, *drawn, str(len(one.intermediate_values)), state)
     Console().print(table)
     if all(one.state is not TrialState.COMPLETE for one in study.trials):

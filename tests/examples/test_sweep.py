@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from examples import sweep
+from tests.docs import shell
+from tests.docs.pages import blocks
 from tests.shop import ROOT, SMALL
 from ugt_composer.config.load import load_config
 from ugt_composer.errors import EXIT_PREEMPTED, RunError, UserError, exit_on_user_error
@@ -291,3 +293,12 @@ def test_the_first_check_is_a_dry_run_which_knows_which_values_are_better(shop, 
         sweep._check(config, "ndgc@10")
     with pytest.raises(UserError, match=r"data\.eval is empty"):
         sweep._check(load_config(STAGE, overrides=[*overrides, "data.eval.local=null"]), "ndcg@10")
+
+
+def test_commands_of_the_page_are_valid(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = "\n".join(block.text for block in blocks("docs/sweeps.md") if block.language == "bash")
+    commands = {tuple(words[2:]) for _, words in shell.commands(text) if "examples/sweep.py" in words}
+    assert len(commands) == 3
+    for words in commands:
+        assert sweep.checked_config(sweep.parse_arguments(words)).save_folder.endswith("/trial-0")
