@@ -5,6 +5,7 @@ While there is such a line, other text goes through `print_line`, or `end_live_l
 """
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -113,7 +114,8 @@ class ProgressBar:
         self.initial = self.done = initial
         self.is_hidden = is_hidden
         self._line = None if is_hidden else live_line()
-        self._began = self._shown_at = time.monotonic()
+        self._began = time.monotonic()
+        self._shown_at = self._began if self._line is None else -math.inf
 
     def __enter__(self) -> "ProgressBar":
         self._show()
@@ -137,7 +139,7 @@ class ProgressBar:
         if self.is_hidden:
             return
         now = time.monotonic()
-        if self._line is None and now - self._shown_at < LINE_SECONDS:
+        if now - self._shown_at < (LINE_SECONDS if self._line is None else REDRAW_SECONDS):
             return
         self._shown_at = now
         done = f"{self.label}: {self.done:,} of {self.total:,} {self.unit}"
@@ -149,4 +151,4 @@ class ProgressBar:
         if self._line is None:
             print_line(f"{done}, {speed}" if speed else done)
         else:
-            self._line.show(done, self.done / self.total if self.total else 1.0, speed)
+            self._line.show(done, self.done / self.total if self.total else 1.0, speed, at_once=True)

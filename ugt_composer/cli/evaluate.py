@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ugt_composer.cli.options import add_catalogue, add_item_lists, add_item_scores, add_max_history, add_model
+from ugt_composer.terminal import ProgressBar
 
 if TYPE_CHECKING:
     from ugt_composer.catalogue.catalogue import Catalogue
@@ -72,21 +73,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from ugt_composer.inference.evaluation import evaluate
     from ugt_composer.job.ranks import joined_ranks
 
     with joined_ranks() as ranks:
         inputs = ranks.agree(lambda: _inputs(arguments, ranks.is_first))
-        is_hidden = None if ranks.is_first else True
-        with tqdm(total=inputs.rows, unit=" rows", desc="evaluating", disable=is_hidden, leave=False) as bar:
+        with ProgressBar("evaluating", inputs.rows, "rows", is_hidden=not ranks.is_first) as bar:
             evaluation = evaluate(
                 inputs.model,
                 inputs.config,
                 inputs.catalogue,
                 ranks,
-                lambda total: bar.update(total - bar.n),
+                bar.update_to,
                 inputs.max_history,
             )
     if ranks.is_first:

@@ -12,6 +12,7 @@ from ugt_composer.cli.options import (
     add_model,
     add_output_folder,
 )
+from ugt_composer.terminal import ProgressBar
 
 if TYPE_CHECKING:
     from ugt_composer.catalogue.catalogue import Catalogue
@@ -74,8 +75,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from tqdm import tqdm
-
     from ugt_composer.catalogue.load import load_item_neighbours
     from ugt_composer.catalogue.trie import ItemTrie
     from ugt_composer.checkpoint.portable import weights_hash
@@ -102,7 +101,7 @@ def main(arguments: argparse.Namespace) -> int:
     )
     size = min(selection.list_size, len(trie))
     numbers = _sample(sum(manifest.rows for manifest in manifests), arguments.limit, arguments.seed)
-    with tqdm(total=len(numbers), unit=" rows", desc="making pairs", disable=None, leave=False) as bar:
+    with ProgressBar("making pairs", len(numbers), "rows") as bar:
         written = write_preferences(
             recommender,
             catalogue,

@@ -11,8 +11,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from tqdm import tqdm
-
 from ugt_composer.checkpoint.portable import weights_hash
 from ugt_composer.checkpoint.remote import model_folder
 from ugt_composer.cli.history_files import HASH, HistoryFile, history_files, no_histories
@@ -23,6 +21,7 @@ from ugt_composer.errors import RunError, UserError
 from ugt_composer.inference.recommender import batched
 from ugt_composer.job.ranks import Ranks
 from ugt_composer.storage.hashed_file import file_hash
+from ugt_composer.terminal import ProgressBar
 
 T = TypeVar("T")
 
@@ -59,8 +58,7 @@ def write_lists(arguments: argparse.Namespace, setup: Setup, ranks: Ranks) -> No
     records: dict[int, Record] = {}
     before, began = sum(record.users for record in finished.values()), time.monotonic()
     total = sum(part.users for part in parts)
-    is_hidden = None if ranks.is_first else True
-    with tqdm(total=total, initial=before, unit=" users", desc="recommending", disable=is_hidden, leave=False) as bar:
+    with ProgressBar("recommending", total, "users", before, is_hidden=not ranks.is_first) as bar:
         for turn in range(-(-len(todo) // ranks.size)):
             batches = _write_part(own[turn], files, setup, folder, records) if turn < len(own) else iter(())
             for _ in range(most_steps):
@@ -70,9 +68,9 @@ def write_lists(arguments: argparse.Namespace, setup: Setup, ranks: Ranks) -> No
                     ranks.step(error=error)
                     raise
                 ranks.step(users)
-                bar.update(before + ranks.total - bar.n)
+                bar.update_to(before + ranks.total)
         ranks.finish()
-        bar.update(total - bar.n)
+        bar.update_to(total)
     seconds = time.monotonic() - began
     for of_rank in ranks.exchange(records):
         finished |= of_rank

@@ -8,6 +8,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ugt_composer.cli.options import add_catalogue, add_model, add_output_folder
+from ugt_composer.terminal import ProgressBar
 
 if TYPE_CHECKING:
     from ugt_composer.catalogue.catalogue import Catalogue
@@ -52,8 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from tqdm import tqdm
-
     from ugt_composer.catalogue.trie import ItemTrie
     from ugt_composer.checkpoint.remote import model_folder
     from ugt_composer.inference.reference_log_probs import write_reference_log_probs
@@ -67,8 +66,7 @@ def main(arguments: argparse.Namespace) -> int:
         model, config, catalogue, manifest = ranks.agree(lambda: _inputs(arguments))
         device = prepare_device(config)
         trie = None if catalogue is None else ItemTrie.from_triples(catalogue.triples).to(device)
-        is_hidden = None if ranks.is_first else True
-        with tqdm(total=manifest.rows, unit=" rows", desc="scoring", disable=is_hidden, leave=False) as bar:
+        with ProgressBar("scoring", manifest.rows, "rows", is_hidden=not ranks.is_first) as bar:
             rows = write_reference_log_probs(
                 Reference(model).to(device),
                 model_folder(arguments.checkpoint),

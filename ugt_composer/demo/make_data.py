@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ugt_composer.data.history import SemanticId, decoder_lists, encoder_lists
 from ugt_composer.demo import bounds, signal_data
@@ -17,6 +16,7 @@ from ugt_composer.demo.signals import Knobs as SignalKnobs
 from ugt_composer.demo.taxonomy import CODEBOOK_SIZES, shop
 from ugt_composer.importing.popularity import popularity
 from ugt_composer.jsonl.schema import ACTIONS_NAME
+from ugt_composer.terminal import ProgressBar
 
 SHORTEST, LONGEST = 4, 30  # items in a history
 BLOCK = 4096  # customers drawn at once, to limit memory
@@ -143,12 +143,13 @@ def facts(process: DemoProcess, training: Customers, held_out: Customers) -> dic
     }
 
 
-def write_jsonl(path: Path, rows: Iterable[dict[str, Any]], total: int | None = None) -> int:
-    """Writes one object per line; returns their number."""
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]], total: int) -> int:
+    """Writes one object per line; returns their number, which `total` predicts."""
     count = 0
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for row in tqdm(rows, desc=f"{path.name:24}", total=total, unit="rows", leave=False, mininterval=0.3):
+    with path.open("w", encoding="utf-8", newline="\n") as file, ProgressBar(path.name, total, "rows") as bar:
+        for row in rows:
             file.write(json.dumps(row, separators=(",", ":")) + "\n")
+            bar.update()
             count += 1
     return count
 
