@@ -37,14 +37,14 @@ class EvaluationDataset(IterableDataset):
         total = self.rows
         for at in range(first, len(self), step):
             row_id = at * self.world_size + self.rank
-            yield PackedRow(row_id % total, self._row(row_id % total), counts=row_id < total)
+            yield PackedRow(row_id % total, self.packed_row(row_id % total), counts=row_id < total)
 
     @property
     def rows(self) -> int:
         """Of all ranks together."""
         return int(self.ends[-1])
 
-    def _row(self, row_id: int) -> bytes:
+    def packed_row(self, row_id: int) -> bytes:
         number = int(np.searchsorted(self.ends, row_id, side="right"))
         folder = self.folders[number]
         return folder[row_id - int(self.ends[number]) + len(folder)]
@@ -57,11 +57,21 @@ class BatchesOfRank(EvaluationDataset):
 
     Args:
         batch_size, num_workers: of the DataLoader.
+        row_ids: the rows to read; None: all.
     """
 
-    def __init__(self, streams: Sequence[StreamConfig], rank: int, world_size: int, batch_size: int, num_workers: int):
+    def __init__(
+        self,
+        streams: Sequence[StreamConfig],
+        rank: int,
+        world_size: int,
+        batch_size: int,
+        num_workers: int,
+        row_ids: Sequence[int] | None = None,
+    ):
         super().__init__(streams, rank, world_size)
         self.batch_size, self.workers = batch_size, max(1, num_workers)
+        self.row_ids: Sequence[int] = range(self.rows) if row_ids is None else row_ids
 
     def __len__(self) -> int:
         return sum(len(batch) for worker in range(self.workers) for batch in self._batches(worker, self.rank))
@@ -74,12 +84,12 @@ class BatchesOfRank(EvaluationDataset):
     def __iter__(self) -> Iterator[PackedRow]:
         worker = get_worker_info()
         for batch in self._batches(0 if worker is None else worker.id, self.rank):
-            for row_id in batch:
-                yield PackedRow(row_id, self._row(row_id))
+            for at in batch:
+                yield PackedRow(self.row_ids[at], self.packed_row(self.row_ids[at]))
 
     def _batches(self, worker: int, rank: int) -> Iterable[range]:
-        """The row ids of each batch of a worker."""
-        of_worker = range(worker, self.rows, self.workers)
+        """The places in `row_ids` of each batch of a worker."""
+        of_worker = range(worker, len(self.row_ids), self.workers)
         for begin in range(rank * self.batch_size, len(of_worker), self.world_size * self.batch_size):
             yield of_worker[begin : begin + self.batch_size]
 

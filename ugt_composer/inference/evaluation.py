@@ -96,6 +96,8 @@ def evaluate(
     ranks: Ranks,
     progress: Callable[[int], Any] = lambda rows: None,
     max_history: int | None = None,
+    row_ids: Sequence[int] | None = None,
+    observe: Callable[[ComposerUGT, Batch, dict[str, Any]], None] = lambda model, batch, outputs: None,
 ) -> Evaluation:
     """Evaluates a model on `data.eval` of a config, on this rank's GPU if the machine has one.
 
@@ -103,11 +105,13 @@ def evaluate(
         ranks: among which the batches are divided; the result is the same on all of them.
         progress: called after each batch with the number of rows that all ranks have evaluated so far.
         max_history: items of a history that the model reads; None: all.
+        row_ids: numbers of the rows of `data.eval` to evaluate, of all its folders together; None: all rows.
+        observe: called with the model, each batch and its outputs (`ComposerUGT.eval_forward`).
 
     Raises:
         UserError: the data, or the reference of a preference loss, is missing, corrupted or does not match the model.
     """
-    loader, data = build_eval_loader(config, whole_batches=True)
+    loader, data = build_eval_loader(config, whole_batches=True, row_ids=row_ids)
     assert loader is not None  # evaluation_config sets data.eval
     warnings = check_shards({"--data": data}, catalogue, config.data.max_fraction_outside_catalogue)
     warnings += missing_inputs(config.model, "--data", data)
@@ -144,6 +148,7 @@ def evaluate(
                 of_open_targets.update(ranked._replace(counted=others), torch.zeros_like(batch["row_ids"]))
             if config.evaluation.exclude_seen:
                 unreachable += (outputs["evaluation"].ranked.counted & _has_seen_target(batch)).sum()  # type: ignore[arg-type]
+            observe(composer_model, batch, outputs)  # type: ignore[arg-type]
             progress(ranks.total)
     ranks.finish()
     progress(ranks.total)

@@ -182,11 +182,14 @@ def has_microbatches(config: Config, batch_size: int) -> bool:
     return size == "auto" or int(size) < batch_size
 
 
-def build_eval_loader(config: Config, whole_batches: bool = False) -> tuple[DataSpec | None, list[Manifest]]:
+def build_eval_loader(
+    config: Config, whole_batches: bool = False, row_ids: Sequence[int] | None = None
+) -> tuple[DataSpec | None, list[Manifest]]:
     """The loader of `data.eval` and its manifests; None and none if no data is given.
 
     Args:
         whole_batches: deal batches instead of rows to the ranks, see `BatchesOfRank`.
+        row_ids: with `whole_batches`, the rows to read; None: all.
     """
     data = config.data.eval
     if not data.is_given:
@@ -196,7 +199,9 @@ def build_eval_loader(config: Config, whole_batches: bool = False) -> tuple[Data
     of_rank = streams, dist.get_global_rank(), dist.get_world_size()
     batch_size = config.device_eval_batch_size
     loader = RowLoader(
-        BatchesOfRank(*of_rank, batch_size, data.num_workers) if whole_batches else EvaluationDataset(*of_rank),
+        BatchesOfRank(*of_rank, batch_size, data.num_workers, row_ids)
+        if whole_batches
+        else EvaluationDataset(*of_rank),
         key="data.eval",
         min_rejected=int(any(manifest.kind == PREFERENCE for manifest in manifests)),
         num_workers=data.num_workers,
