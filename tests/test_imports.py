@@ -31,6 +31,7 @@ TIERS = (
     ("parallelism", "job", "checkpoint"),
     ("training",),
     ("inference", "inspection", "train"),
+    ("report",),
     ("cli", "demo", "rounds"),
 )
 # What a package may not import of other libraries, nor of this one although it stands above.

@@ -22,6 +22,7 @@ from ugt_composer.cli import (
     preferences,
     recommend,
     reference,
+    report,
     rounds,
 )
 from ugt_composer.command import Command, parse, summary, texts
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Command] = {
     "train": train,
     "rounds": rounds,
     "evaluate": evaluate,
+    "report": report,
     "recommend": recommend,
     "export": export,
     "inspect": inspect,
