@@ -16,12 +16,32 @@ from tests.docs.pages import ROOT, anchors, links, pages, slug
 def site(tmp_path_factory) -> Path:
     """The built site. It takes a few seconds."""
     folder = tmp_path_factory.mktemp("site")
-    # Not --quiet: mkdocs then counts no warnings, and a broken link is no error.
-    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(folder)]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    built = build(folder)
     assert built.returncode == 0, built.stdout + built.stderr
     return folder
+
+
+def build(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    # Not --quiet: mkdocs then counts no warnings, and a broken link is no error.
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(folder), *options]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.processes
+def test_broken_links_and_anchors_are_errors(tmp_path):
+    """A site of one page, with the settings of this one."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/index.md").write_text(
+        "# A\n\n[b](#no-anchor) [c](no-page.md) [d](../no-file.txt) [e](../pyproject.toml)\n"
+    )
+    (tmp_path / "mkdocs.yml").write_text(
+        f"INHERIT: {ROOT / 'mkdocs.yml'}\nhooks: [{ROOT / 'docs/hooks.py'}]\nplugins: []\nwatch: []\nnav: [index.md]\n"
+    )
+    built = build(tmp_path / "site", "--config-file", str(tmp_path / "mkdocs.yml"))
+    assert built.returncode != 0
+    assert all(name in built.stderr for name in ("no-anchor", "no-page.md", "no-file.txt"))
+    assert "pyproject.toml" not in built.stderr
 
 
 @pytest.mark.processes
