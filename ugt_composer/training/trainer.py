@@ -149,6 +149,7 @@ class UGTTrainer(StrategyTrainer):
 
     @property
     def run_progress(self) -> RunProgress:
+        """The logger that prints the progress of the run."""
         return next(one for one in self.logger.destinations if isinstance(one, RunProgress))
 
     def last_results(self) -> list[str]:
