@@ -11,8 +11,11 @@ import pytest
 
 from tests.checkpoint.conftest import SmallShards, content_of
 from tests.shop import ROOT, comparable, metrics_of, stage_arguments
+from tests.spark.cluster import wait_until
 from tests.storage.s3_server import environment
 from tests.training.callbacks.test_preemption import WarnIn
+from tests.training.trackers.tracked import comparable as tracked
+from tests.training.trackers.tracked import expected, mlflow_run, mlflow_steps, offline_folders
 from ugt_composer.checkpoint import remote as stored
 from ugt_composer.checkpoint.portable import load_portable
 from ugt_composer.checkpoint.remote import fetch_newest, model_folder
@@ -26,6 +29,7 @@ from ugt_composer.storage import s3 as store_module
 from ugt_composer.storage.record import RECORD
 from ugt_composer.storage.s3 import Store, StoreError
 from ugt_composer.training.build import build_trainer
+from ugt_composer.training.trackers.offline_steps import steps_of
 
 QUICK = ("eval_interval=100ba", "max_duration=8ba")
 
@@ -340,3 +344,24 @@ def test_shards_of_the_store_give_the_same_rows(shop, stage_config, tmp_path, ur
     remote = (f"data.train.local={tmp_path / 'cache'}", f"data.train.remote={url}/mds")
     train(stage_config(tmp_path / "there", 1, None, *QUICK, *remote))
     assert comparable(tmp_path / "there") == comparable(tmp_path / "here")
+
+
+def test_an_empty_machine_continues_the_same_run_of_the_trackers(stage_config, tmp_path, url, monkeypatch):
+    """Its id and metrics.jsonl come from the store, so that W&B's new offline folder has all steps."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    own = (*QUICK, "scheduler.name=constant", "scheduler.t_warmup=0%", f"checkpoint.remote={url}")
+    own += ("loggers.wandb.project=p", f"loggers.mlflow.tracking_uri={uri}")
+    train(stage_config(tmp_path / "a", 1, None, *own, "max_duration=3ba"))
+    first = mlflow_run(uri, tmp_path / "a")
+    train(stage_config(tmp_path / "b", 1, None, *own, "max_duration=6ba"))
+    again = mlflow_run(uri, tmp_path / "b")
+    assert again.info.run_id == first.info.run_id
+    lines = [line["batch"] for line in metrics_of(tmp_path / "b")]
+    assert lines == sorted({1, 2, 3, 4, 5, 6} & set(lines))
+    assert tracked(mlflow_steps(uri, again)) == expected(tmp_path / "b", rename=True)
+    [folder] = offline_folders(tmp_path / "b")
+    assert folder.name.endswith((tmp_path / "a" / "run_id").read_text())
+    [file] = folder.glob("*.wandb")
+    wait_until(lambda: steps_of(file) == lines, "W&B has written its file")

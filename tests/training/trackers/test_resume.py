@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.parallelism.test_nodes import free_port
 from tests.shop import ROOT, stage_arguments
+from tests.training.trackers.mlflow_server import mlflow_server
 from tests.training.trackers.signal_at import signal_at
 from tests.training.trackers.tracked import (
     comparable,
@@ -18,11 +20,13 @@ from tests.training.trackers.tracked import (
     offline_folders,
     wandb_steps,
 )
+from ugt_composer.errors import EXIT_PREEMPTED
 
 
-def run(arguments: list[str], **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "train.py"), *arguments]
-    env = os.environ | {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"} | environment
+def run(arguments: list[str], ranks: int = 1) -> subprocess.CompletedProcess:
+    launcher = [sys.executable] if ranks == 1 else [str(Path(sys.executable).parent / "composer"), "-n", str(ranks)]
+    command = [*launcher, str(ROOT / "train.py"), *arguments]
+    env = os.environ | {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -40,17 +44,35 @@ def test_a_killed_run_continues_with_each_step_once(shop, tmp_path):
     uri, folder = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "run"
     arguments = [
         *stage_arguments(shop, folder, 1),
-        *("save_interval=10ba", "max_duration=22ba", "loggers.wandb.project=p", f"loggers.mlflow.tracking_uri={uri}"),
-        signal_at(19, signal.SIGKILL, tmp_path / "killed"),
+        *("save_interval=8ba", "max_duration=18ba", "loggers.wandb.project=p", f"loggers.mlflow.tracking_uri={uri}"),
+        signal_at(15, signal.SIGKILL, tmp_path / "killed"),
     ]
     assert run(arguments).returncode == -signal.SIGKILL
     [first] = offline_folders(folder)
-    assert 10 < wandb_steps(first)[-1][0] < 19  # W&B has steps that are repeated, and has lost others
+    assert 8 < wandb_steps(first)[-1][0] < 15  # W&B has steps that are repeated, and has lost others
     resumed = run(arguments)
     assert resumed.returncode == 0, resumed.stderr
-    assert "resumes after batch 10" in resumed.stderr
+    assert "resumes after batch 8" in resumed.stderr
     assert len(offline_folders(folder)) == 2
     assert_each_step_once(folder, uri)
     found = mlflow_run(uri, folder)
     assert found.info.status == "FINISHED"
     assert found.data.params["model.d_model"] == "32"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_ranks_are_one_run_on_a_server_which_knows_of_the_preemption(shop, tmp_path):
+    port, folder = free_port(), tmp_path / "run"
+    uri = f"http://127.0.0.1:{port}"
+    arguments = [
+        *stage_arguments(shop, folder, 1),
+        *("max_duration=12ba", "loggers.wandb.project=p", f"loggers.mlflow.tracking_uri={uri}"),
+        signal_at(7, signal.SIGTERM, tmp_path / "preempted"),
+    ]
+    with mlflow_server(tmp_path, port):
+        preempted = run(arguments, ranks=2)
+        assert preempted.returncode == EXIT_PREEMPTED, preempted.stderr
+        assert_each_step_once(folder, uri)
+        assert len(offline_folders(folder)) == 1
+        assert mlflow_run(uri, folder).info.status == "KILLED"

@@ -1,9 +1,13 @@
 """Lines of metrics.jsonl in W&B's offline files."""
 
+import os
+import subprocess
+
 import pytest
 
 from tests.spark.cluster import wait_until
-from tests.training.trackers.tracked import offline_folders, wandb_steps
+from tests.training.trackers.tracked import WANDB, offline_folders, wandb_steps
+from tests.training.trackers.wandb_server import wandb_server
 from ugt_composer.config.schema import Config, LoggersConfig, WandbConfig
 from ugt_composer.training.trackers.offline_steps import BLOCK, newest_step, steps_of
 from ugt_composer.training.trackers.wandb_tracker import WandbTracker
@@ -67,3 +71,40 @@ def test_a_finished_run_leaves_no_other_folder(tracked, tmp_path):
     tracked(lines(1, 4))
     tracked([], begins_with=lines(1, 4), is_finished=True)
     assert len(offline_folders(tmp_path)) == 1
+
+
+def test_training_goes_on_without_w_and_b(tmp_path, caplog):
+    class Lost:
+        def log(self, values, step):
+            raise ConnectionError("W&B's process is gone")
+
+    config = Config(save_folder=str(tmp_path), loggers=LoggersConfig(wandb=WandbConfig(project="p")))
+    tracker = WandbTracker(config, config.loggers.wandb)
+    tracker.run = Lost()
+    for line in lines(1, 4):
+        tracker.send(line)
+    tracker.close(None, None)
+    assert caplog.text.count("W&B's process is gone; training continues without it") == 1
+
+
+@pytest.mark.slow
+def test_wandb_sync_joins_the_folders_of_a_killed_run(tracked, tmp_path):
+    """The server is a stand-in; what is sent to it, and where in the run's history, is W&B's own doing."""
+    tracked(lines(1, 31))
+    [killed] = offline_folders(tmp_path)
+    [file] = killed.glob("*.wandb")
+    wait_until(lambda: steps_of(file)[-1:] == [30], "W&B has written its file")
+    file.write_bytes(file.read_bytes()[:BLOCK])
+    tracked(lines(26, 35), begins_with=lines(1, 26))
+    [resumed] = set(offline_folders(tmp_path)) - {killed}
+    [file] = resumed.glob("*.wandb")
+    wait_until(lambda: steps_of(file)[-1:] == [34], "W&B has written its file")
+    with wandb_server() as server:
+        env = {**os.environ, "WANDB_BASE_URL": server.address, "WANDB_API_KEY": "0" * 40, "WANDB_MODE": "online"}
+        env.pop("WANDB_SILENT")
+        command = [WANDB, "sync", tmp_path / "wandb"]
+        sync = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+        assert "ERROR" not in sync.stderr
+    assert list(server.history) == ["abc"], sync.stderr
+    steps = [(row["_step"], row["metrics/train/m3"]) for row in server.history["abc"]]
+    assert steps == [(step, step + 3) for step in range(1, 35)], sync.stderr

@@ -68,22 +68,32 @@ class WandbTracker(Tracker):
 
         try:
             return wandb.init(**self.arguments, id=run_id)
-        except wandb.errors.Error as error:
+        except Exception as error:  # W&B raises many kinds
+            reason = first_line(error).rstrip(".")
             answers = isinstance(error, wandb.errors.UsageError | wandb.errors.AuthenticationError)
             if answers or not resumes:
                 raise RunError(
-                    f"loggers.wandb: {first_line(error)}; WANDB_MODE=offline logs to files that `wandb sync` uploads"
+                    f"loggers.wandb: {reason}; WANDB_MODE=offline logs to files that `wandb sync` uploads"
                 ) from None
-            log.warning("loggers.wandb: %s; training continues, and this process logs offline", first_line(error))
+            log.warning("loggers.wandb: %s; training continues, and this process logs offline", reason)
+            wandb.teardown()  # otherwise the id is in use, by the run that did not begin
             self.newest = newest_step(Path(self.arguments["dir"]) / "wandb", run_id)
             return wandb.init(**self.arguments, id=run_id, mode="offline")
 
     def send(self, line: Line) -> None:
         if self.run is None or line["batch"] <= self.newest:
             return
-        self.newest = line["batch"]
         values = {name: value for name, value in line.items() if name != "batch" and value is not None}
-        self.run.log(values, step=self.newest)
+        try:
+            self.run.log(values, step=line["batch"])
+        except Exception as error:  # such as that of W&B's own process, which was killed
+            log.warning(
+                "loggers.wandb: %s; training continues without it; a resumed run logs the steps that it lacks",
+                first_line(error),
+            )
+            self.run = None
+            return
+        self.newest = line["batch"]
 
     def close(self, state: State, logger: Logger) -> None:
         self._finish()
