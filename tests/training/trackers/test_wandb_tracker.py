@@ -9,6 +9,7 @@ from tests.spark.cluster import wait_until
 from tests.training.trackers.tracked import WANDB, offline_folders, wandb_steps
 from tests.training.trackers.wandb_server import wandb_server
 from ugt_composer.config.schema import Config, LoggersConfig, WandbConfig
+from ugt_composer.errors import RunError
 from ugt_composer.training.trackers.offline_steps import BLOCK, newest_step, steps_of
 from ugt_composer.training.trackers.wandb_tracker import WandbTracker
 
@@ -85,6 +86,27 @@ def test_training_goes_on_without_w_and_b(tmp_path, caplog):
         tracker.send(line)
     tracker.close(None, None)
     assert caplog.text.count("W&B's process is gone; training continues without it") == 1
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_only_a_resumed_run_begins_without_w_and_b(tmp_path, monkeypatch, caplog, resumes):
+    import wandb
+
+    def init(**arguments):
+        raise wandb.errors.CommError("no answer")
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    config = Config(save_folder=str(tmp_path), loggers=LoggersConfig(wandb=WandbConfig(project="p")))
+    tracker = WandbTracker(config, config.loggers.wandb)
+    if not resumes:
+        with pytest.raises(RunError, match=r"^loggers\.wandb: no answer; WANDB_MODE=offline logs to files"):
+            tracker.begin("abc", [], resumes, is_finished=False)
+        return
+    tracker.begin("abc", lines(1, 3), resumes, is_finished=False)
+    tracker.send(lines(3, 4)[0])
+    tracker.close(None, None)
+    assert caplog.text.count("no answer; training continues without it") == 1
 
 
 @pytest.mark.slow

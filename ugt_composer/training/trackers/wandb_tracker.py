@@ -52,9 +52,11 @@ class WandbTracker(Tracker):
             is_offline = wandb.setup().settings.mode in ("offline", "dryrun")
             if is_offline:
                 self.newest = newest_step(Path(self.arguments["dir"]) / "wandb", run_id)
-            if is_finished and (not is_offline or not lines or lines[-1]["batch"] <= self.newest):
+            if is_finished and is_offline and (not lines or lines[-1]["batch"] <= self.newest):
                 return  # without another folder
             self.run = self._start(run_id, resumes)
+            if self.run is None:
+                return
             self.run.config.update(self.settings | self.hyperparameters, allow_val_change=True)
             if not self.run.offline:
                 self.newest = self.run.starting_step - 1
@@ -63,7 +65,7 @@ class WandbTracker(Tracker):
         for line in lines:
             self.send(line)
 
-    def _start(self, run_id: str, resumes: bool) -> "Run":
+    def _start(self, run_id: str, resumes: bool) -> "Run | None":
         import wandb
 
         try:
@@ -75,10 +77,11 @@ class WandbTracker(Tracker):
                 raise RunError(
                     f"loggers.wandb: {reason}; WANDB_MODE=offline logs to files that `wandb sync` uploads"
                 ) from None
-            log.warning("loggers.wandb: %s; training continues, and this process logs offline", reason)
-            wandb.teardown()  # otherwise the id is in use, by the run that did not begin
-            self.newest = newest_step(Path(self.arguments["dir"]) / "wandb", run_id)
-            return wandb.init(**self.arguments, id=run_id, mode="offline")
+            log.warning(
+                "loggers.wandb: %s; training continues without it, and the next start logs the steps that it lacks",
+                reason,
+            )
+            return None
 
     def send(self, line: Line) -> None:
         if self.run is None or line["batch"] <= self.newest:
