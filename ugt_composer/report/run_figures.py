@@ -115,7 +115,8 @@ SIZES = {CHECKPOINT: 7, BEST: 12}
 def symbols(runs: Sequence[Run]) -> str:
     """The legend of `timeline`."""
     kinds = {kind for run in runs for _, _, kind, _ in _moments(run)}
-    return "  ".join(f"{symbol} {name}" for kind, (_, symbol, name) in SYMBOLS.items() if kind in kinds)
+    entries = [f"{symbol} {name}" for kind, (_, symbol, name) in SYMBOLS.items() if kind in kinds]
+    return "  ".join(entry.replace(" ", "\u00a0") for entry in entries)  # a line ends between entries only
 
 
 def timeline(runs: Sequence[Run]) -> Figure | None:
