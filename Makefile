@@ -54,8 +54,8 @@ test-slow: $(INSTALLED)  ## run the slow tests, about half an hour
 test-gpu: $(INSTALLED)  ## run the tests that need a GPU, a few minutes
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests/gpu tests/kernels -m "not slow" -rs -n 4 --dist worksteal
 
-test-docs: $(INSTALLED)  ## run the commands of every page of the documentation, minutes per page
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docs -m pages
+test-docs: $(INSTALLED)  ## run the commands of every page of the documentation, minutes per page; PAGE=stages for one
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docs -m pages $(if $(PAGE),-k $(PAGE))
 
 check: $(INSTALLED)  ## lint, formatting and types (ruff, mypy)
 	$(BIN)/ruff check .

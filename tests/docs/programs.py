@@ -32,7 +32,6 @@ _OTHERS = """
 """
 OTHERS = frozenset(_OTHERS.split())
 MODULES_OF_OTHERS = {"venv", "pip", "pytest", "http.server", "json.tool", "zipfile"}
-COMING = {"report"}  # of ugt, until it exists
 
 
 class _Parsed(BaseException):
@@ -71,8 +70,6 @@ def problem_of(words: Sequence[str], files: Mapping[str, Path]) -> str | None:
     if program == "make":
         return _of_make(arguments)
     if program == "ugt":
-        if arguments and arguments[0] in COMING - set(import_module("ugt_composer.cli.main").COMMANDS):
-            return None
         return _of_main("ugt_composer.cli.main", program, arguments, files)
     if program in ("composer", "torchrun"):
         return _of_launcher(program, arguments, files)
