@@ -122,6 +122,13 @@ def test_cheap_modules_stay_cheap(module):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_command_starts_without_what_is_slow_to_import():
+    slow = ("numpy", "polars", "omegaconf", "rich", "tqdm", "psutil")
+    code = f"import sys, ugt_composer.cli.main; sys.exit(str([name for name in {slow} if name in sys.modules]))"
+    ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert ended.stderr.strip() == "[]"
+
+
 def test_every_public_name_exists():
     import ugt_composer
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ugt_composer.command import parse
-from ugt_composer.config.load import check_saved_config, load_config
 from ugt_composer.job.exit import exit_as_rank, has_launcher
 from ugt_composer.job.start import begin_rank, begin_to_close, slow_imports
 from ugt_composer.terminal import print_line
@@ -42,6 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     begin_rank()
     program = _program()  # before Composer makes each process look like one that a launcher started
+    from ugt_composer.config.load import check_saved_config, load_config
+
     paths = [item for item in arguments.yaml if "=" not in item]
     overrides = [item for item in arguments.yaml if "=" in item]
     config = load_config(*paths, overrides=overrides)

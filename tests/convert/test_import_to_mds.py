@@ -145,6 +145,22 @@ def test_a_full_disk_is_an_error_in_one_sentence_that_leaves_nothing(to):
     assert sorted(path.name for path in Path().iterdir()) == ["codes.json", "ratings.csv"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_import_says_so_and_leaves_nothing(number):
+    process = subprocess.Popen(COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not list(Path().glob(".out.partial-*")):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    process.send_signal(number)
+    printed, errors = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (128 + number, "")
+    assert errors.splitlines()[-1] == "interrupted; nothing was written to out"
+    assert "Traceback" not in errors
+    assert sorted(path.name for path in Path().iterdir()) == ["codes.json", "ratings.csv"]
+
+
 def test_a_killed_import_leaves_the_earlier_output():
     main(["ratings.csv", "--out", "out", "--to", "mds", "--no-preferences"])
     before = contents(Path("out"))

@@ -56,14 +56,15 @@ def train_with_a_wrong_key() -> int:
     """Runs the training program with a wrong key, with a rank 0 that reads the config later than rank 1."""
     from ugt_composer import train
     from ugt_composer.command import parse
+    from ugt_composer.config import load as loading
 
-    load = train.load_config
+    load = loading.load_config
 
     def load_later(*arguments, **options):
         time.sleep(3 if os.environ["RANK"] == "0" else 0)
         return load(*arguments, **options)
 
-    train.load_config = load_later
+    loading.load_config = load_later
     sys.argv = ["train.py", "yamls/stage1.yaml", "optimizer.lrr=1"]
     return train.main(parse(train, "train.py"))
 

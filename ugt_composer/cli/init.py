@@ -55,8 +55,7 @@ def _print(project: Path, folder: Path, texts: dict[Path, str], new: int, replac
     print(
         f"\nNext:\n{change}"
         "  ugt demo                                     all steps on generated data, a few minutes on a CPU\n"
-        "  ugt import ratings.csv --out data/ratings    your own data; prints the commands that follow\n"
-        "  ugt train yamls/stage1.yaml --dry-run        what a run would be: data, steps, parameters, memory"
+        "  ugt import ratings.csv --out data/ratings    your own data; prints the commands that follow"
     )
 
 
