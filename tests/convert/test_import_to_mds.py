@@ -155,7 +155,7 @@ def test_an_interrupted_import_says_so_and_leaves_nothing(number):
         time.sleep(0.01)
     process.send_signal(number)
     printed, errors = process.communicate(timeout=60)
-    assert (process.returncode, printed) == (128 + number, "")
+    assert (process.returncode, printed) == (128 + number, ""), errors
     assert errors.splitlines()[-1] == "interrupted; nothing was written to out"
     assert "Traceback" not in errors
     assert sorted(path.name for path in Path().iterdir()) == ["codes.json", "ratings.csv"]

@@ -9,16 +9,26 @@ from pathlib import Path
 
 @contextmanager
 def as_interrupt() -> Iterator[None]:
-    """Handles SIGTERM like Ctrl-C, so that no files are left behind."""
+    """Raises KeyboardInterrupt, with the number of the signal, for Ctrl-C and SIGTERM, so that no files are left behind.
+
+    It is raised also if a library has turned it into an error of its own, as imports of compiled modules do.
+    """
+    arrived: list[int] = []
 
     def interrupt(number: int, frame: object) -> None:
+        arrived.append(number)
         raise KeyboardInterrupt(number)
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except Exception:
+        if arrived:
+            raise KeyboardInterrupt(arrived[0]) from None
+        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def interrupted(interrupt: KeyboardInterrupt, out: str | Path | None) -> int:

@@ -57,7 +57,7 @@ def _data(out: Path, shards: Path, report: Mapping[str, Any], rows: Mapping[str,
             "eval": {"local": str(shards / VALIDATION) if VALIDATION in rows else None},
         },
     }
-    text = f"# What all stages have to know of this data: composer train.py yamls/stage1.yaml {out / DATA_YAML}\n"
+    text = f"# What all stages have to know of this data: ugt train yamls/stage1.yaml {out / DATA_YAML}\n"
     text += _yaml(keys)
     if signals := signal_keys(report):
         settings = " ".join(f"model.{key}={value}" for key, value in signals.items())
@@ -75,7 +75,7 @@ def _preferences(out: Path, shards: Path, has_validation: bool) -> str:
         }
     }
     text = "# Preference and recommend rows, half and half, for stage 3; after data.yaml:\n"
-    text += f"#   composer train.py yamls/stage3.yaml {out / DATA_YAML} {out / PREFERENCES_YAML}\n"
+    text += f"#   ugt train yamls/stage3.yaml {out / DATA_YAML} {out / PREFERENCES_YAML}\n"
     return text + _yaml(keys)
 
 
