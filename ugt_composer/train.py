@@ -99,11 +99,14 @@ def _print_end(trainer: "UGTTrainer", program: list[str], seconds: float | None)
 
 def _program() -> list[str]:
     """The words by which this program was started, as a user types them."""
-    name = Path(sys.argv[0]).name
+    path = Path(sys.argv[0])
+    if path.absolute() == Path(__file__):
+        script, is_python = ["-m", "ugt_composer.train"], True
+    else:
+        script, is_python = (["train.py"], True) if path.name == "train.py" else (["ugt", "train"], False)
     if not has_launcher():
-        return ["python", "train.py"] if name == "train.py" else ["ugt", "train"]
-    ranks = os.environ["LOCAL_WORLD_SIZE"]
-    return ["composer", "-n", ranks, *(["train.py"] if name == "train.py" else ["-c", "ugt", "train"])]
+        return ["python", *script] if is_python else script
+    return ["composer", "-n", os.environ["LOCAL_WORLD_SIZE"], *(script if is_python else ["-c", *script])]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextmanager
 def as_interrupt() -> Iterator[None]:
-    """Raises KeyboardInterrupt, with the number of the signal, for Ctrl-C and SIGTERM, so that no files are left behind.
+    """Raises KeyboardInterrupt, with the signal's number, for Ctrl-C and SIGTERM, so that no files are left behind.
 
     It is raised also if a library has turned it into an error of its own, as imports of compiled modules do.
     """
