@@ -19,6 +19,11 @@ def as_interrupt() -> Iterator[None]:
         arrived.append(number)
         raise KeyboardInterrupt(number)
 
+    def unraisable(error: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(error.exc_type, KeyboardInterrupt):  # one that compiled code cannot pass on is not printed
+            shown(error)
+
+    shown, sys.unraisablehook = sys.unraisablehook, unraisable
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -27,6 +32,7 @@ def as_interrupt() -> Iterator[None]:
             raise KeyboardInterrupt(arrived[0]) from None
         raise
     finally:
+        sys.unraisablehook = shown
         for number, handler in before.items():
             signal.signal(number, handler)
 
