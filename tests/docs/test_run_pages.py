@@ -46,6 +46,8 @@ def test_blocks_of_a_page_run(page, prepared, tmp_path):
             output = run(block.text, folder)
         elif block.not_run is None and block.language == "python":
             (folder / "block.py").write_text(block.text)
+            for name in re.findall(r"yamls/\w+\.yaml", block.text):  # a run of its own, not one of other data to resume
+                shutil.rmtree(folder / load_config(folder / name).save_folder, ignore_errors=True)
             output = run("python block.py", folder)
 
 
