@@ -83,7 +83,6 @@ def test_dry_run_counts_the_parameters_of_the_model(stage_config, tmp_path):
             ["parallelism.strategy=deepspeed", "parallelism.deepspeed.config.zero_optimization.stge=3"],
             ["zero_optimization.stge is unknown to DeepSpeed; did you mean stage?"],
         ),
-        (["loggers.wandb.project=x"], ["ugt-composer[wandb]"]),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_written(shop, tmp_path, overrides, words):
@@ -93,6 +92,17 @@ def test_a_mistake_is_told_before_anything_is_written(shop, tmp_path, overrides,
     with pytest.raises(UserError) as error:
         build_trainer(load_config(path, overrides=[*rest, *overrides]))
     assert all(word in str(error.value) for word in words), error.value
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("tracker", "key"), [("wandb", "project"), ("mlflow", "experiment_name")])
+def test_a_tracker_that_is_not_installed_is_named(shop, tmp_path, monkeypatch, tracker, key):
+    from ugt_composer.training.build import build_trainer
+
+    monkeypatch.setitem(sys.modules, tracker, None)  # as if it were not installed
+    path, *rest = stage_arguments(shop, tmp_path / "run", 1)
+    with pytest.raises(UserError, match=rf"ugt-composer\[{tracker}\]"):
+        build_trainer(load_config(path, overrides=[*rest, f"loggers.{tracker}.{key}=x"]))
     assert not (tmp_path / "run").exists()
 
 

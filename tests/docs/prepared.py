@@ -47,8 +47,15 @@ SPLITS = ["train", "validation", "test", "train_preference", "validation_prefere
 
 def prepare(folder: Path) -> None:
     """Makes the folder, in about two minutes."""
-    for name in ("convert", "benchmarks", "examples", "train.py", "rounds.py", "docs"):
-        (folder / name).symlink_to(ROOT / name)
+    for name in (
+        "convert",
+        "benchmarks",
+        "examples",
+        "docs",
+    ):  # copies, because pages show, and so write, some
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("train.py", "rounds.py"):
+        shutil.copy(ROOT / name, folder / name)
     small_yamls(folder / "yamls")
     write_tables(folder)
     run("ugt import ratings.csv --items movies.csv --min-rating 4 --max-history 50 --out data/movies", folder)

@@ -45,3 +45,9 @@ def test_without_validation_pairs_stage_3_is_evaluated_on_recommend_rows(tmp_pat
     paths = written(tmp_path, train=9, validation=4, train_preference=4)
     config = load_config(YAMLS / "stage3.yaml", *paths)
     assert [stream.local for stream in config.data.eval.streams] == ["mds/validation"]
+
+
+def test_data_alone_gives_stage_3_recommend_rows(tmp_path):
+    (path,) = written(tmp_path, train=9, validation=4)
+    config = load_config(YAMLS / "stage3.yaml", path)
+    assert (config.data.train.local, config.data.train.streams) == ("mds/train", [])

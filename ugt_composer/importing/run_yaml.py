@@ -46,7 +46,7 @@ def signal_keys(report: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _data(out: Path, shards: Path, report: Mapping[str, Any], rows: Mapping[str, int], max_positions: int) -> str:
-    train: dict[str, Any] = {"local": str(shards / TRAIN)}
+    train: dict[str, Any] = {"local": str(shards / TRAIN), "streams": []}
     if rows[TRAIN] < CANONICAL_NODES:
         train["num_canonical_nodes"] = 1  # an order of so few rows has no more parts
     keys = {
@@ -54,7 +54,7 @@ def _data(out: Path, shards: Path, report: Mapping[str, Any], rows: Mapping[str,
         "data": {
             "catalogue": str(out / CATALOGUE),
             "train": train,
-            "eval": {"local": str(shards / VALIDATION) if VALIDATION in rows else None},
+            "eval": {"local": str(shards / VALIDATION) if VALIDATION in rows else None, "streams": []},
         },
     }
     text = f"# What all stages have to know of this data: ugt train yamls/stage1.yaml {out / DATA_YAML}\n"
