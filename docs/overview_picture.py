@@ -1,4 +1,4 @@
-"""Draws the README's picture, in English and in Chinese: `python docs/scripts/overview.py` writes docs/images/*.svg.
+"""Draws the README's picture, in English and in Chinese: `python docs/overview_picture.py` writes docs/images/*.svg.
 
 The items and their semantic IDs are those of the demo's shop (`ugt_composer.demo.taxonomy`).
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ugt_composer.demo.taxonomy import shop
 
-IMAGES = Path(__file__).resolve().parents[1] / "images"
+IMAGES = Path(__file__).resolve().parent / "images"
 WIDTH, HEIGHT = 960, 640
 HISTORY = ("Bath mat, sturdy, no. 2", "Headlamp, sturdy, no. 2", "Camp stove, bright, no. 4")
 NEXT = "Camp stove, light, no. 5"
