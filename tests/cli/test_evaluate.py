@@ -143,7 +143,7 @@ def test_a_model_of_stage_3_needs_no_reference_for_rows_without_pairs(evaluate, 
     [
         (["-k", "0"], ["-k is 0; expected at least 1"]),
         (["-k", "-3"], ["-k is -3; expected at least 1"]),
-        (["-k", "1000000000"], ["-k is [1000000000]; expected at most 10,000"]),
+        (["-k", "1000000000"], ["-k is [1000000000]; expected numbers above 0, at most 10,000"]),
         (["--max-history", "0"], ["--max-history is 0; expected at least 1"]),
         (["-k", "20", "--beam-width", "10"], ["--beam-width is 10; expected at least the largest of -k (20)"]),
         (["--beam-width", "10"], ["--beam-width is 10; expected at least the largest of evaluation.k_values (50)"]),

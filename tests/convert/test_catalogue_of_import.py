@@ -46,7 +46,7 @@ def test_the_printed_commands_record_the_catalogue_and_a_reused_one_is_the_same(
     third = load_config(ROOT / "yamls/stage3.yaml", words[1], tmp_path / "an import/preferences.yaml")
     assert [stream.local for stream in third.data.train.streams] == ["mds/train_preference", "mds/train"]
     assert [stream.local for stream in third.data.eval.streams] == ["mds/validation", "mds/validation_preference"]
-    (keys,) = re.findall(r"command has (.*)$", (tmp_path / "an import/data.yaml").read_text(), re.MULTILINE)
+    (keys,) = re.findall(r"a model reads with (.*)$", (tmp_path / "an import/data.yaml").read_text(), re.MULTILINE)
     assert keys == "model.num_actions=5"  # of these times only the order counts
     imported(tmp_path, "again", 1, "--codes", "an import/semantic_ids.json")
     assert check_shards(manifests, Catalogue.load("again/catalogue.jsonl"), 0.0) == []

@@ -162,6 +162,7 @@ def test_an_input_that_is_given_twice_or_changes_ends_the_import(store, folder, 
 
 
 @needs_java
+@pytest.mark.slow
 def test_ranges_are_read_in_the_executors_of_spark(store, folder, capsys, monkeypatch):
     pytest.importorskip("pyspark")
     from ugt_composer.spark.session import spark_session

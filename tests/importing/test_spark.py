@@ -68,7 +68,7 @@ def imported(capsys, engine: str, inputs: list[Path], options: list[str]) -> tup
     printed = capsys.readouterr()
     assert message == "" or not out.exists()
     paths = [path for path in out.rglob("*") if path.is_file()] if out.exists() else []
-    files = {path.relative_to(out).as_posix(): path.read_bytes().replace(engine.encode(), b"ENGINE") for path in paths}
+    files = {path.relative_to(out).as_posix(): path.read_bytes().replace(str(out).encode(), b"OUT") for path in paths}
     shutil.rmtree(out, ignore_errors=True)
     assert not out.parent.exists() or not any(out.parent.iterdir()), "temporary folders"
     return files, (printed.out + printed.err).replace(str(out), "OUT"), message
@@ -121,7 +121,7 @@ def test_shards_of_ranges_that_span_partitions(session, folder, capsys, monkeypa
 
     monkeypatch.setattr(import_table, "_shard_writer", with_small_ranges)
     files, printed = both(capsys, [write_csv(folder / "log.csv", events(900))], *CHOICES, "--to", "mds")
-    assert "OUT/train" in printed
+    assert "OUT/data.yaml" in printed
     assert sum(name.startswith("train/shard.") for name in files) > 5
     assert "validation/manifest.json" in files
 

@@ -1,5 +1,6 @@
 """YAML files that an import writes: what a training run has to know of its data."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,16 @@ def write_run_yamls(folder: Path, out: Path, shards: Path, report: Mapping[str, 
 
 def signal_keys(report: Mapping[str, Any]) -> dict[str, int]:
     """The keys, with their values, with which a model reads the actions and times that the rows have."""
-    facts = report["histories"]
-    keys = {"num_actions": len(facts["actions"])} if "actions" in facts else {}
-    return keys | ({"time_buckets": TIME_BUCKETS} if "times" in facts else {})
+    keys = {
+        "actions": ("num_actions", len(report["histories"].get("actions", ()))),
+        "times": ("time_buckets", TIME_BUCKETS),
+    }
+    return dict(keys[name] for name in signals_of(report))
+
+
+def signals_of(report: Mapping[str, Any]) -> list[str]:
+    """Which of actions and times the rows have."""
+    return [name for name in ("actions", "times") if name in report["histories"]]
 
 
 def _data(out: Path, shards: Path, report: Mapping[str, Any], rows: Mapping[str, int], max_positions: int) -> str:
@@ -61,7 +69,7 @@ def _data(out: Path, shards: Path, report: Mapping[str, Any], rows: Mapping[str,
     text += _yaml(keys)
     if signals := signal_keys(report):
         settings = " ".join(f"model.{key}={value}" for key, value in signals.items())
-        text += f"# The model reads the rows' actions and times if every stage's command has {settings}\n"
+        text += f"# The rows have {' and '.join(signals_of(report))}, which a model reads with {settings}\n"
     return text
 
 
@@ -80,4 +88,4 @@ def _preferences(out: Path, shards: Path, has_validation: bool) -> str:
 
 
 def _yaml(keys: dict[str, Any]) -> str:
-    return yaml.safe_dump(keys, sort_keys=False, default_flow_style=None, allow_unicode=True, width=100)
+    return yaml.safe_dump(keys, sort_keys=False, default_flow_style=None, allow_unicode=True, width=sys.maxsize)

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -99,6 +100,8 @@ def _check_installed(master: str | None) -> None:
 
 
 def _start(master: str | None, name: str, conf: Mapping[str, str]) -> "SparkSession":
+    # If pandas 3 is installed, PySpark 4.0 warns when it is imported; nothing here uses its pandas functions.
+    warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas", FutureWarning)
     from pyspark import SparkConf, SparkContext
     from pyspark.sql import SparkSession
 
