@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallelism.test_nodes import free_port
+from tests.parallelism.test_nodes import free_port, node, start, wait
 from tests.shop import ROOT, stage_arguments
 from tests.training.trackers.mlflow_server import mlflow_server
 from tests.training.trackers.signal_at import signal_at
@@ -76,3 +76,28 @@ def test_two_ranks_are_one_run_on_a_server_which_knows_of_the_preemption(shop, t
         assert_each_step_once(folder, uri)
         assert len(offline_folders(folder)) == 1
         assert mlflow_run(uri, folder).info.status == "KILLED"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_machines_without_a_shared_folder_are_one_run(shop, tmp_path, monkeypatch):
+    """The first machine is preempted; both start again."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    uri, first, second = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "first/run", tmp_path / "second/run"
+    keys = ["max_duration=12ba", "loggers.wandb.project=p", f"loggers.mlflow.tracking_uri={uri}"]
+
+    def job(*more: str) -> list[int]:
+        port = free_port()
+        machines = [
+            start(node(rank, port), [*stage_arguments(shop, folder, 1), *keys, *more])
+            for rank, folder in enumerate((first, second))
+        ]
+        errors = wait(machines, 400)
+        assert all("Traceback" not in error for error in errors), errors
+        return [machine.returncode for machine in machines]
+
+    assert job(signal_at(7, signal.SIGTERM, tmp_path / "preempted")) == [EXIT_PREEMPTED, EXIT_PREEMPTED]
+    assert job() == [0, 0]
+    assert_each_step_once(first, uri)
+    assert mlflow_run(uri, first).info.status == "FINISHED"
+    assert not second.exists() or not [path.name for path in second.iterdir() if path.name in ("wandb", "run_id")]
