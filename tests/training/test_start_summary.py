@@ -79,7 +79,8 @@ def test_the_end_names_the_best_model_and_the_next_command(stages, stage_config,
         assert (
             command == f"  next      composer -n 2 train.py yamls/stage{stage + 1}.yaml init_from={folder}{reference}"
         )
-        assert rest == "            with the files and keys that this run was given for data and model"
+        pairs = ", and preference rows, such as the preferences.yaml of ugt import" * (stage == 2)
+        assert rest == f"            with the files and keys that this run was given for data and model{pairs}"
     config = stage_config(stages / "stage3", 3, stages / "stage2/best")
     _, evaluate, recommend = what_now(config, program)
     first, second = (stream.local for stream in config.data.eval.streams)

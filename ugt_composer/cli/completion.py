@@ -18,7 +18,7 @@ SHELLS = ("bash", "zsh")
 EPILOG = """examples:
   ugt completion bash > ~/.local/share/bash-completion/completions/ugt
   source <(ugt completion bash)                     in this shell only"""
-FILES = ("FILE", "DIR", "INPUT", "INTERACTIONS", "YAML", "PATH")  # parts of metavars
+FILES = ("FILE", "DIR", "INPUT", "INTERACTIONS", "YAML", "PATH", "RUN", "NPY")  # parts of metavars
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

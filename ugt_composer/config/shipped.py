@@ -9,6 +9,10 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 FOLDER = "yamls"
+WRITTEN_BY_IMPORT = {
+    "data.yaml": "`ugt import` writes it into its --out",
+    "preferences.yaml": "`ugt import` writes it into its --out, if the table has ratings or actions for preferences",
+}
 
 
 @cache
@@ -23,8 +27,11 @@ def _order(path: Traversable) -> tuple[bool, str]:
 
 
 def how_to_get(path: str | Path) -> str | None:
-    """How to get a file that is missing, if it is called like one of these; None if it is not."""
+    """How to get a file that is missing, if it has the name of a file that comes with the package or that an import
+    writes; None if not."""
     path = Path(path)
+    if path.name in WRITTEN_BY_IMPORT:
+        return WRITTEN_BY_IMPORT[path.name]
     if path.name not in shipped_yamls():
         return None
     in_folder = Path(FOLDER) / path.name

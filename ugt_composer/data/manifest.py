@@ -231,3 +231,25 @@ def check_kinds(config: Config, manifests: list[Manifest]) -> None:
                 f"{manifest.folder} holds preference rows, but loss.lambda_preference is 0; expected recommend rows "
                 "or stage 3"
             )
+
+
+def about_pairs(config: Config, manifests: Sequence[Manifest]) -> str | None:
+    """A warning if a loss of chosen and rejected items has none to train on.
+
+    Args:
+        manifests: of data.train; a dry run lacks those that have not been downloaded, and then it is not known.
+    """
+    loss = config.loss
+    if (
+        loss.lambda_preference == 0
+        or loss.uses_group
+        or len(manifests) < len(streams_of("data.train", config.data.train))
+    ):
+        return None
+    if any(manifest.kind == PREFERENCE for manifest in manifests):
+        return None
+    return (
+        f"loss.lambda_preference is {loss.lambda_preference:g}, but no folder of data.train has preference rows, so "
+        "the preference loss trains nothing; name such a folder, as the preferences.yaml of `ugt import` does, or set "
+        "loss.preference_objective=group, which needs no pairs"
+    )

@@ -40,7 +40,7 @@ from ugt_composer.config.best_condition import BestCondition, parse_best_conditi
 from ugt_composer.config.load import config_yaml
 from ugt_composer.config.schema import Config
 from ugt_composer.data import streaming_patches
-from ugt_composer.data.manifest import Manifest, longest_history, rows_longer_than
+from ugt_composer.data.manifest import Manifest, about_pairs, longest_history, rows_longer_than
 from ugt_composer.data.model_inputs import (
     action_facts,
     actions_of_model,
@@ -237,7 +237,8 @@ def _load_inputs(config: Config) -> Inputs:
         *missing_inputs(config.model, "data.train", train_manifests),
         *missing_inputs(config.model, "data.eval", eval_manifests),
     ]
-    for warning in filter(None, (about_precision(config), about_catalogue(config, catalogue), *items, *missing)):
+    about = (about_precision(config), about_catalogue(config, catalogue), about_pairs(config, train_manifests))
+    for warning in filter(None, (*about, *items, *missing)):
         if dist.get_global_rank() == 0:
             log.warning(warning)
     length = run_length(config, train_loader.dataloader.dataset.epoch_size)  # type: ignore[union-attr]

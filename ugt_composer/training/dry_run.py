@@ -18,7 +18,7 @@ from ugt_composer.checkpoint.portable import CONFIG, WEIGHTS
 from ugt_composer.config.checks import device_batch_size
 from ugt_composer.config.load import config_yaml
 from ugt_composer.config.schema import Config
-from ugt_composer.data.manifest import Manifest, check_data, check_kinds, streams_of
+from ugt_composer.data.manifest import Manifest, about_pairs, check_data, check_kinds, streams_of
 from ugt_composer.data.model_inputs import common_action_names, missing_inputs, named_actions
 from ugt_composer.errors import UserError, where_searched
 from ugt_composer.losses.unified import UnifiedLoss
@@ -86,6 +86,7 @@ def describe(config: Config) -> str:
         f"items  {len(catalogue):>12,} in {config.data.catalogue}" if catalogue else "",
         about_catalogue(config, catalogue) or "",
         *check_items(config, catalogue),
+        *filter(None, [about_pairs(config, train)]),
         *missing_inputs(config.model, "data.train", train),
         *missing_inputs(config.model, "data.eval", evaluation),
         *([] if unused is None else [f"save_best_if has no effect, because {unused}"]),

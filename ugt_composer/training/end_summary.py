@@ -73,7 +73,10 @@ def _stage_lines(config: Config, path: Path, model: str, program: Sequence[str])
     model_before = replace(config.model, dropout=stage.model.dropout)  # is no size
     is_same = model_before == stage.model and config.data.catalogue == stage.data.catalogue
     if not is_same or not _folders(config) <= _folders(stage):
-        lines.append("            with the files and keys that this run was given for data and model")
+        pairs = (
+            ", and preference rows, such as the preferences.yaml of ugt import" if stage.loss.lambda_preference else ""
+        )
+        lines.append(f"            with the files and keys that this run was given for data and model{pairs}")
     return lines
 
 
