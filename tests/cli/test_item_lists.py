@@ -189,7 +189,9 @@ def test_a_user_to_whom_nothing_may_be_recommended_gets_an_empty_list(market):
 
 
 @pytest.mark.parametrize("market", ["own"], indirect=True)
-@pytest.mark.parametrize(("key", "meant"), [("exlude", "exclude"), ("time", "times"), ("action", "actions")])
+@pytest.mark.parametrize(
+    ("key", "meant"), [("exlude", "exclude"), ("onyl", "only"), ("time", "times"), ("action", "actions")]
+)
 def test_a_misspelt_key_of_a_history_is_an_error(market, key, meant):
     with pytest.raises(UserError, match=rf"users.jsonl:1: {key} is unknown; did you mean {meant}\?"):
         market.recommend([{"items": ["item-1"], key: ["item-2"]}])

@@ -161,7 +161,8 @@ def history_settings(codebook_sizes: tuple[int, ...], max_seq_len: int, max_hist
 def check_keys(user: dict[str, Any], place: str) -> None:
     """UserError unless a history is given, in one of its two forms, with no optional key misspelt."""
     for key in user.keys() - KNOWN_KEYS:
-        if close := get_close_matches(key, OPTIONAL, n=1, cutoff=0.8):
+        swapped = [name for name in OPTIONAL if sorted(name) == sorted(key)]
+        if close := get_close_matches(key, OPTIONAL, n=1, cutoff=0.8) or swapped:
             raise UserError(f"{place}: {shown_name(key)} is unknown; did you mean {close[0]}?")
     lists = [key for key in ENCODER_KEYS if key in user]
     for key, instead in ((ACTIONS, ENCODER_ACTIONS), (TIMES, ENCODER_TIMES)):
