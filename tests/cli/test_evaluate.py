@@ -150,6 +150,7 @@ def test_a_model_of_stage_3_needs_no_reference_for_rows_without_pairs(evaluate, 
         (["--json", "nowhere/found.json"], ["nowhere/found.json cannot be written"]),
         (["--plot", "found.pdf"], ["found.pdf", ".png"]),
         (["--data", "nowhere"], ["nowhere: no such folder"]),
+        (["--data", __file__], ["is a file; expected a folder of MDS shards"]),
         (["--catalogue", "nowhere.jsonl"], ["nowhere.jsonl: no such catalogue"]),
     ],
 )

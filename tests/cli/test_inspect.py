@@ -231,6 +231,8 @@ def test_anything_else_is_refused_with_what_was_expected(shop, tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     for path in (tmp_path, tmp_path / "notes.txt", tmp_path / "nowhere"):
         assert "expected a model" in refused(path)
+    assert "did you mean" not in refused(tmp_path)
+    assert f"did you mean {shop / 'eval'}, " in refused(shop)
     assert "item_id" in refused(shop / "eval.jsonl")
     assert "--rows" in refused(shop / "eval", "--rows", "-1")
 

@@ -82,7 +82,8 @@ def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
     """
     path = Path(folder) / MANIFEST_NAME
     if not Path(folder).is_dir():
-        raise UserError(f"{folder}: no such folder{where_searched(folder)}; expected MDS shards made by ugt convert")
+        found = "is a file" if Path(folder).exists() else f"no such folder{where_searched(folder)}"
+        raise UserError(f"{folder}: {found}; expected a folder of MDS shards made by ugt convert")
     try:
         facts = json.loads(path.read_text("utf-8"))
         if facts["codec_version"] not in VERSIONS:

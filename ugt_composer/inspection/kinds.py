@@ -15,6 +15,7 @@ EXPECTED = (
     "expected a model (best/, latest/), a training checkpoint (ba00001000.pt), a run's save_folder, a folder of MDS "
     "shards, or a catalogue in JSON Lines"
 )
+MOST_NAMED = 5  # folders of a known kind within one that is of none
 
 
 def kind_of(path: Path) -> str:
@@ -26,7 +27,10 @@ def kind_of(path: Path) -> str:
     else:
         raise UserError(f"{path}: no such file or folder; {EXPECTED}")
     if kind is None:
-        raise UserError(f"{path}: unknown kind of file or folder; {EXPECTED}")
+        folders = [one for one in path.iterdir() if one.is_dir()] if path.is_dir() else []
+        inner = sorted(str(folder) for folder in folders if _kind_of_folder(folder))
+        meant = f"; did you mean {', '.join(inner[:MOST_NAMED])}?" if inner else ""
+        raise UserError(f"{path}: unknown kind of file or folder; {EXPECTED}{meant}")
     return kind
 
 
