@@ -2,14 +2,21 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ugt_composer.cli.options import add_catalogue, add_item_lists, add_item_scores, add_max_history, add_model
+from ugt_composer.cli.options import (
+    add_catalogue,
+    add_item_lists,
+    add_item_scores,
+    add_max_history,
+    add_model,
+    check_writable,
+)
+from ugt_composer.errors import UserError
 from ugt_composer.terminal import ProgressBar
 
 if TYPE_CHECKING:
@@ -126,8 +133,12 @@ def _inputs(arguments: argparse.Namespace, writes: bool) -> _Inputs:
     from ugt_composer.inference.history_length import history_length
 
     check_positive(arguments, "k", "beam_width", "batch_size", "max_history")
-    for option, path in (("--json", arguments.json), ("--plot", arguments.plot)) if writes else ():
-        _check_writable(option, path)
+    if writes and arguments.json is not None:
+        check_writable("--json", arguments.json)
+    if writes and arguments.plot is not None:
+        if not arguments.plot.endswith(".png"):
+            raise UserError(f"--plot {arguments.plot}: expected a name that ends in .png")
+        check_writable("--plot", arguments.plot)
     model, config, facts, catalogue = load_trained(arguments.checkpoint, arguments.catalogue)
     config = with_item_scores(config, catalogue, arguments)
     with _named_as_options(arguments):
@@ -252,8 +263,6 @@ def _warnings(report: dict[str, Any], catalogue: "Catalogue | None") -> Iterator
 @contextmanager
 def _named_as_options(arguments: argparse.Namespace) -> Iterator[None]:
     """Errors about keys of `evaluation` name the option that the user set instead."""
-    from ugt_composer.errors import UserError
-
     try:
         yield
     except UserError as error:
@@ -263,18 +272,6 @@ def _named_as_options(arguments: argparse.Namespace) -> Iterator[None]:
         if arguments.beam_width is not None:
             problem = problem.replace("evaluation.beam_width", "--beam-width")
         raise UserError(problem) from None
-
-
-def _check_writable(option: str, path: str | None) -> None:
-    """Raises UserError before the work starts if the file cannot be written."""
-    from ugt_composer.errors import UserError
-
-    if path is None:
-        return
-    if option == "--plot" and not path.endswith(".png"):
-        raise UserError(f"--plot {path}: expected a name that ends in .png")
-    if Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK):
-        raise UserError(f"{option} {path} cannot be written; expected a file in a writable folder")
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -1,6 +1,10 @@
 """Options shared by several commands. No heavy imports here, so that --help is fast."""
 
 import argparse
+import os
+from pathlib import Path
+
+from ugt_composer.errors import UserError
 
 MAX_UNMATCHED = 0.5  # the default of --max-unmatched
 
@@ -70,3 +74,9 @@ def add_max_history(parser: argparse.ArgumentParser) -> None:
         help="items of a history that the model reads, the most recent ones (default: evaluation.max_history of the "
         "model's config, or as many as the longest history that it was trained on)",
     )
+
+
+def check_writable(option: str, path: str | Path) -> None:
+    """Raises UserError before the work starts if the file of an option cannot be written."""
+    if Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK):
+        raise UserError(f"{option} {path} cannot be written; expected a file in a writable folder")

@@ -11,6 +11,7 @@ from ugt_composer.cli.options import (
     add_max_history,
     add_model,
     add_output_folder,
+    check_writable,
 )
 from ugt_composer.terminal import ProgressBar
 
@@ -130,8 +131,6 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
-    import os
-    from pathlib import Path
 
     from ugt_composer.cli.loading import check_positive
     from ugt_composer.errors import UserError
@@ -148,8 +147,8 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise UserError(f"--seed is {arguments.seed}; expected 0 or more")
     if arguments.candidates is not None and arguments.candidates < arguments.rejected:
         raise UserError(f"--candidates is {arguments.candidates}; expected at least --rejected {arguments.rejected}")
-    if arguments.jsonl and (Path(arguments.jsonl).is_dir() or not os.access(Path(arguments.jsonl).parent, os.W_OK)):
-        raise UserError(f"--jsonl {arguments.jsonl} cannot be written; expected a file in a writable folder")
+    if arguments.jsonl:
+        check_writable("--jsonl", arguments.jsonl)
 
 
 def _recommendable(arguments: argparse.Namespace, catalogue: "Catalogue | None") -> "Catalogue":

@@ -1,7 +1,6 @@
 """Write one HTML file about one or several runs: curves, results, semantic IDs, users, settings."""
 
 import argparse
-import os
 import secrets
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ugt_composer.cli.options import check_writable
 from ugt_composer.errors import UserError
 
 if TYPE_CHECKING:
@@ -102,8 +102,7 @@ def _check(arguments: argparse.Namespace, out: Path) -> None:
     """Raises UserError before any work for options that cannot be used."""
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; expected the name of a file, such as {out / 'report.html'}")
-    if not out.absolute().parent.is_dir() or not os.access(out.absolute().parent, os.W_OK):
-        raise UserError(f"--out {out} cannot be written; expected a file in a writable folder")
+    check_writable("--out", out)
     if arguments.rows < 1:
         raise UserError(f"--rows is {arguments.rows}; expected at least 1")
     if arguments.seed < 0:
