@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from ugt_composer.checkpoint.run_checkpoints import corruption_of, none_valid
@@ -15,6 +15,7 @@ from ugt_composer.checkpoint.save_folder import (
     EVENTS,
     METRICS,
     PORTABLE,
+    RUN_ID,
     batch_of,
     is_checkpoint_name,
     list_checkpoints,
@@ -34,7 +35,7 @@ from ugt_composer.storage.s3 import MissingError, Store
 from ugt_composer.storage.s3_url import is_url
 
 log = logging.getLogger(__name__)
-BESIDE = (METRICS, EVENTS, "run_id")
+BESIDE = (METRICS, EVENTS, RUN_ID)
 PAUSES = (0.0, 0.5, 2.0)  # seconds before each attempt at files that do not fit their record
 
 
@@ -63,8 +64,7 @@ def fetch_newest(store: Store, folder: Path) -> set[str]:
         UserError: there are checkpoints, but none is valid.
     """
     listing = store.list()
-    if "run_id" in listing and not (folder / "run_id").exists():
-        fetch_one_beside(store, folder, "run_id")
+    fetch_run_id(store, folder, listing)
     local, stored = {path.name: path for path in list_checkpoints(folder)}, stored_checkpoints(listing)
     problems: list[str] = []
     corrupted: set[str] = set()
@@ -120,7 +120,13 @@ def fetch_beside(store: Store, folder: Path, listing: dict[str, int]) -> None:
             _fetch_portable(store, folder, model)
     for beside in BESIDE:
         if beside in listing:
-            fetch_one_beside(store, folder, beside)
+            _fetch_one_beside(store, folder, beside)
+
+
+def fetch_run_id(store: Store, folder: Path, listing: Collection[str]) -> None:
+    """The id of the run that the store has, unless the folder has one."""
+    if RUN_ID in listing and not (folder / RUN_ID).exists():
+        _fetch_one_beside(store, folder, RUN_ID)
 
 
 def _fetch_portable(store: Store, folder: Path, name: str) -> None:
@@ -137,7 +143,7 @@ def _fetch_portable(store: Store, folder: Path, name: str) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def fetch_one_beside(store: Store, folder: Path, name: str) -> None:
+def _fetch_one_beside(store: Store, folder: Path, name: str) -> None:
     temporary = folder / f"{name}.fetched.tmp"
     try:
         store.fetch(name, temporary)
@@ -209,7 +215,7 @@ def set_stored_aside(store: Store) -> str | None:
         names += [n for n in listing if n in (checkpoint, record_name(checkpoint)) or n.startswith(f"{checkpoint}/")]
     if not names:
         return None
-    names += [n for n in listing if n == "run_id"]  # a new run has another one
+    names += [n for n in listing if n == RUN_ID]  # a new run has another one
     taken = {name.split("/")[0] for name in listing}
     target = next(f"earlier-{n}" for n in range(1, len(taken) + 2) if f"earlier-{n}" not in taken)
     for name in names:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ugt_composer.checkpoint.save_folder import CONFIG, EVENTS, METRICS, PORTABLE, list_checkpoints
+from ugt_composer.checkpoint.save_folder import CONFIG, EVENTS, METRICS, PORTABLE, RUN_ID, list_checkpoints
 from ugt_composer.checkpoint.untrusted import forbidden
 from ugt_composer.checkpoint.written import or_removed, write_hashed
 from ugt_composer.errors import UserError
@@ -119,7 +119,8 @@ def set_aside(folder: str | Path) -> Path | None:
     old = [*checkpoints, *(path for path in beside if path.exists())]
     if not old:
         return None
-    old += [path for path in [Path(folder) / "run_id"] if path.exists()]  # a new run has another one
+    if (run_id := Path(folder) / RUN_ID).exists():
+        old.append(run_id)  # a new run has another one
     taken = {path.name for path in Path(folder).glob("earlier-*")}
     target = Path(folder) / next(f"earlier-{n}" for n in range(1, len(taken) + 2) if f"earlier-{n}" not in taken)
     target.mkdir()

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
+METRICS, EVENTS, RUN_ID = "metrics.jsonl", "events.jsonl", "run_id"
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
 PORTABLE = ("best", "latest")
 _NAME = re.compile(r"ba(\d{8,})(\.pt)?")

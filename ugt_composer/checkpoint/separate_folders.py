@@ -18,7 +18,6 @@ from ugt_composer.checkpoint.remote import (
     fetch_beside,
     fetch_checkpoint,
     fetch_files,
-    fetch_one_beside,
     record_name,
 )
 from ugt_composer.checkpoint.run_checkpoints import ALL_MACHINES, INCOMPLETE, SHARDS, STATE, corruption_of, none_valid
@@ -100,8 +99,7 @@ def agree_on_newest(store: Store | None, folder: Path, machines: Machines, strat
 
 def _look(store: Store, folder: Path, stored: Stored) -> None:
     stored.listing.update(store.list())
-    if "run_id" in stored.listing and not (folder / "run_id").exists():
-        fetch_one_beside(store, folder, "run_id")
+    remote.fetch_run_id(store, folder, stored.listing)
     for name in remote.stored_checkpoints(stored.listing):
         if record_name(name) in stored.listing:
             stored.records[name] = store.read_bytes(record_name(name))

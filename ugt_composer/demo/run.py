@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 
-from ugt_composer.checkpoint.portable import WEIGHTS
+from ugt_composer.checkpoint.save_folder import METRICS, WEIGHTS
 from ugt_composer.command import program
 from ugt_composer.config.shipped import FOLDER
 
@@ -126,7 +126,7 @@ def recommend(out: Path) -> None:
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return [json.loads(line) for line in (folder / METRICS).read_text("utf-8").splitlines()]
 
 
 def best_evaluation(folder: Path, lines: list[dict[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from composer.utils import dist
 
 from ugt_composer.checkpoint.rank0_errors import save_on_rank_0
+from ugt_composer.checkpoint.save_folder import RUN_ID
 from ugt_composer.checkpoint.whole_state import from_rank_0
 
 
@@ -16,7 +17,7 @@ def run_id(folder: str) -> str:
     Raises:
         RunError: the folder cannot be written.
     """
-    path = Path(folder) / "run_id"
+    path = Path(folder) / RUN_ID
 
     def make() -> None:
         if not path.exists():
