@@ -9,7 +9,7 @@ from ugt_composer.conversion.settings import Settings as ShardSettings
 from ugt_composer.importing.quality import summary
 from ugt_composer.importing.report_lines import lines_about_histories, lines_about_interactions
 from ugt_composer.importing.run import CATALOGUE
-from ugt_composer.importing.run_yaml import DATA_YAML, PREFERENCES_YAML, signal_keys, signals_of
+from ugt_composer.importing.run_yaml import DATA_YAML, PREFERENCES_YAML, about_signals
 from ugt_composer.jsonl.schema import PREFERENCE, RECOMMEND
 
 STAGE_1 = "yamls/stage1.yaml"
@@ -92,6 +92,5 @@ def print_next(report: dict[str, Any], out: Path, shards: Path, limits: dict[str
     print("  " + shlex.join(["ugt", "train", STAGE_1, str(out / DATA_YAML), "--dry-run"]))
     if (pairs := out / PREFERENCES_YAML).is_file():
         print(f"Stage 3 takes {pairs} after {DATA_YAML}, with the preference rows")
-    if signals := signal_keys(report):
-        read = " ".join(f"model.{key}={value}" for key, value in signals.items())
-        print(f"The rows have {' and '.join(signals_of(report))}, which a model reads with {read}")
+    if about := about_signals(report):
+        print(about)

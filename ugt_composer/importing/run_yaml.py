@@ -39,18 +39,17 @@ def write_run_yamls(folder: Path, out: Path, shards: Path, report: Mapping[str, 
     return [out / name for name in texts]
 
 
-def signal_keys(report: Mapping[str, Any]) -> dict[str, int]:
-    """The keys, with their values, with which a model reads the actions and times that the rows have."""
+def about_signals(report: Mapping[str, Any]) -> str | None:
+    """The keys with which a model reads the actions and times that the rows have; None if they have none."""
+    facts = report["histories"]
     keys = {
-        "actions": ("num_actions", len(report["histories"].get("actions", ()))),
-        "times": ("time_buckets", TIME_BUCKETS),
+        "actions": f"model.num_actions={len(facts.get('actions', ()))}",
+        "times": f"model.time_buckets={TIME_BUCKETS}",
     }
-    return dict(keys[name] for name in signals_of(report))
-
-
-def signals_of(report: Mapping[str, Any]) -> list[str]:
-    """Which of actions and times the rows have."""
-    return [name for name in ("actions", "times") if name in report["histories"]]
+    present = [name for name in keys if name in facts]
+    if not present:
+        return None
+    return f"The rows have {' and '.join(present)}, which a model reads with {' '.join(keys[name] for name in present)}"
 
 
 def _data(out: Path, shards: Path, report: Mapping[str, Any], rows: Mapping[str, int], max_positions: int) -> str:
@@ -67,10 +66,8 @@ def _data(out: Path, shards: Path, report: Mapping[str, Any], rows: Mapping[str,
     }
     text = f"# What all stages have to know of this data: ugt train yamls/stage1.yaml {out / DATA_YAML}\n"
     text += _yaml(keys)
-    if signals := signal_keys(report):
-        settings = " ".join(f"model.{key}={value}" for key, value in signals.items())
-        text += f"# The rows have {' and '.join(signals_of(report))}, which a model reads with {settings}\n"
-    return text
+    about = about_signals(report)
+    return text if about is None else f"{text}# {about}\n"
 
 
 def _preferences(out: Path, shards: Path, has_validation: bool) -> str:
