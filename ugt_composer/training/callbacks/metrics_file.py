@@ -57,11 +57,7 @@ class MetricsFile(LoggerDestination):
         self.is_due, self.in_evaluation = state["is_due"], state["in_evaluation"]
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        for name, value in metrics.items():
-            if name.startswith(PREFIX):
-                self.evaluation[name] = value
-            elif not name.startswith(OMITTED):
-                self.values[name] = value
+        sort_metrics(metrics, self.values, self.evaluation)
 
     def continue_from(self, batch: int, is_finished: bool = False) -> None:
         """Makes the file end with the line of `batch`, before the run's next batch, and begins the trackers."""
@@ -120,6 +116,15 @@ class MetricsFile(LoggerDestination):
             file.write(json.dumps(line) + "\n")
         for tracker in self.trackers:
             tracker.send(line)
+
+
+def sort_metrics(metrics: dict[str, Any], values: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    """Adds what Composer logs to the values of the step, and to those of the evaluation."""
+    for name, value in metrics.items():
+        if name.startswith(PREFIX):
+            evaluation[name] = value
+        elif not name.startswith(OMITTED):
+            values[name] = value
 
 
 def drop_lines_after(path: Path, batch: int) -> None:

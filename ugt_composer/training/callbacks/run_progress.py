@@ -12,7 +12,7 @@ from composer.utils import dist
 from ugt_composer.terminal import LINE_SECONDS, duration, end_live_line, live_line, print_line
 from ugt_composer.training.best_metric import PREFIX
 from ugt_composer.training.best_model import saved_best
-from ugt_composer.training.callbacks.metrics_file import OMITTED
+from ugt_composer.training.callbacks.metrics_file import sort_metrics
 from ugt_composer.training.intervals import Every, is_last_batch
 
 LOSS, SPEED = "loss/train/total", "metrics/train/samples/s"
@@ -61,13 +61,8 @@ class RunProgress(LoggerDestination):
         self._printed_at = self._evaluation_began = 0.0
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        if not self.is_shown:
-            return
-        for name, value in metrics.items():
-            if name.startswith(PREFIX):
-                self.evaluation[name] = value
-            elif not name.startswith(OMITTED):
-                self.values[name] = value
+        if self.is_shown:
+            sort_metrics(metrics, self.values, self.evaluation)
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self.values, self._printed_at = {}, 0.0
