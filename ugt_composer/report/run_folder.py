@@ -6,12 +6,13 @@ becomes a note. Imports no torch.
 
 import json
 import math
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from ugt_composer.checkpoint.run_events import END, FAILED, PREEMPTED, RESUME, START
 from ugt_composer.checkpoint.save_folder import (
@@ -28,7 +29,6 @@ from ugt_composer.config.schema import Config
 from ugt_composer.errors import UserError, where_searched
 
 TRAIN, LOSS, EVAL = "metrics/train/", "loss/train/", "metrics/eval/"
-LARGEST_HEADER = 100_000_000  # bytes, as in safetensors
 
 
 @dataclass(frozen=True)
@@ -283,25 +283,13 @@ def _read_best(path: Path, notes: list[str]) -> Best | None:
     if not path.exists():
         return None
     try:
-        facts = weights_facts(path)
+        with safe_open(path, "numpy") as file:  # reads the header only
+            facts = file.metadata() or {}
         metric = next((name.removeprefix("best ") for name in facts if name.startswith("best ")), None)
         return Best(int(facts["batch"]), metric, None if metric is None else float(facts[f"best {metric}"]))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
         notes.append(f"{path.parent.name}/{path.name} cannot be read ({error or type(error).__name__})")
         return None
-
-
-def weights_facts(path: Path) -> dict[str, str]:
-    """The strings in the header of a safetensors file: 8 bytes with its length, then JSON. Reads no weights.
-
-    Raises:
-        ValueError, OSError: the file is no such file, or is truncated.
-    """
-    with path.open("rb") as file:
-        start = file.read(8)
-        if len(start) < 8 or (size := struct.unpack("<Q", start)[0]) > LARGEST_HEADER:
-            raise ValueError("not a safetensors file")
-        return dict(json.loads(file.read(size)).get("__metadata__", {}))
 
 
 def _time_of(path: Path) -> datetime:
