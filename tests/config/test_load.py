@@ -307,3 +307,12 @@ def test_a_file_that_is_not_utf_8_is_named(tmp_path, encoding, byte):
     path.write_text("run_name: élan", encoding=encoding)
     with pytest.raises(UserError, match=rf"stage\.yaml: is not text in UTF-8 \(byte {byte}\); save it as UTF-8"):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [("data.yaml", "`ugt import` writes it"), ("preferences.yaml", "if the table has ratings or actions")],
+)
+def test_a_missing_file_that_an_import_writes_is_named(tmp_path, name, how):
+    with pytest.raises(UserError, match=f"{name}: no such file.*{how}"):
+        load_config(ROOT / "yamls/stage1.yaml", tmp_path / name)
