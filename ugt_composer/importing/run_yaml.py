@@ -17,7 +17,7 @@ CANONICAL_NODES = 4  # of the shipped stages; a data set has at least as many ro
 TIME_BUCKETS = 32  # one for each power of two of seconds
 
 
-def write_run_yamls(folder: Path, out: Path, shards: Path, report: Mapping[str, Any], max_positions: int) -> list[Path]:
+def write_run_yamls(folder: Path, out: Path, shards: Path, report: Mapping[str, Any], max_positions: int) -> None:
     """Writes `data.yaml`, for all stages, and `preferences.yaml`, for stage 3, if there are preference rows.
 
     Args:
@@ -26,9 +26,6 @@ def write_run_yamls(folder: Path, out: Path, shards: Path, report: Mapping[str, 
         shards: the folder that has, or will have, a folder of shards for each part.
         report: of the import.
         max_positions: number of positions that the rows may have.
-
-    Returns:
-        The paths that the files will have.
     """
     rows = {Path(name).stem: count for name, count in report["rows"].items() if count}
     texts = {DATA_YAML: _data(out, shards, report, rows, max_positions)}
@@ -36,7 +33,6 @@ def write_run_yamls(folder: Path, out: Path, shards: Path, report: Mapping[str, 
         texts[PREFERENCES_YAML] = _preferences(out, shards, VALIDATION_PAIRS in rows)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    return [out / name for name in texts]
 
 
 def about_signals(report: Mapping[str, Any]) -> str | None:
