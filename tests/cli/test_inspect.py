@@ -55,6 +55,16 @@ def data_folder(shop, tmp_path):
     return make
 
 
+@pytest.mark.parametrize("name", ["report.json", "item_neighbours.npz"])
+def test_a_file_of_the_import_is_no_catalogue_and_no_checkpoint(tmp_path, name):
+    path = tmp_path / name
+    if path.suffix == ".json":
+        path.write_text(json.dumps({"rows": 3}, indent=1))
+    else:
+        np.savez(path, ids=np.arange(3))
+    assert "unknown kind of file or folder; expected a model" in refused(path)
+
+
 def refused(path, *options) -> str:
     with pytest.raises(UserError) as error:
         main(["inspect", *map(str, (path, *options))])

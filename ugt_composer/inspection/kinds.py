@@ -50,8 +50,16 @@ def _kind_of_folder(path: Path) -> str | None:
 
 
 def _kind_of_file(path: Path) -> str | None:
+    if path.suffix == ".npz":  # a zip file too
+        return None
     if is_checkpoint_name(path.name) or path.suffix == ".pt" or zipfile.is_zipfile(path):
         return CHECKPOINT
-    if {".jsonl", ".json"} & set(path.suffixes):
+    if ".jsonl" in path.suffixes or (".json" in path.suffixes and not _is_indented_json(path)):
         return CATALOGUE
     return None
+
+
+def _is_indented_json(path: Path) -> bool:
+    """Whether it is one JSON value over several lines, as reports are, and not a value per line."""
+    with path.open("rb") as file:
+        return file.readline(10).strip() in (b"{", b"[")
