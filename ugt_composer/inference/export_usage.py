@@ -54,4 +54,8 @@ def _of_items(lists, histories, length, unknown):
 
 
 if __name__ == "__main__":
-    print(score([[(5, 6, 7), (5, 6, 8)], [(6, 7, 9)]], [[(5, 6, 9), (6, 7, 8)]] * 2))
+    histories, candidates = [[(5, 6, 7), (5, 6, 8)], [(6, 7, 9)]], [(5, 6, 9), (6, 7, 8)]
+    for history, log_probs in zip(histories, score(histories, [candidates] * 2)):  # noqa: B905
+        print("log-probabilities after", *history, sep="  ")
+        for item, log_prob in zip(candidates, log_probs):  # noqa: B905
+            print(f"  {item}  {log_prob:.3f}")
