@@ -38,7 +38,7 @@ def test_dry_run_says_what_would_run_and_writes_nothing(shop, tmp_path):
     assert "lr: 0.01" in result.stdout
     assert "205 recommend rows" in result.stdout
     assert "the run          14 batches (2ep)" in result.stdout
-    assert "warm-up          1 batches" in result.stdout
+    assert "warm-up          1 batch\n" in result.stdout
     assert not (tmp_path / "run").exists()
 
 

@@ -202,8 +202,9 @@ def test_actions_must_have_the_same_names_everywhere(timed_shop, tmp_path, train
         program("evaluate", "--checkpoint", trained, "--data", folder)
     streams = f"data.eval.streams=[{{local: {folder}}}]"
     config = config_of(timed_shop, tmp_path / "2", f"data.train.local={folder}", streams, previous=trained)
-    with pytest.raises(UserError, match=r"action 1 is view in .*best, but buy in .*renamed"):
-        build_trainer(config)
+    for run in (build_trainer, describe):
+        with pytest.raises(UserError, match=r"action 1 is view in .*best, but buy in .*renamed"):
+            run(config)
 
 
 def test_a_dry_run_says_what_rows_have_and_lack(timed_shop, shop, tmp_path):

@@ -10,6 +10,7 @@ from ugt_composer.checkpoint.portable import LONGEST_HISTORY, load_portable, sav
 from ugt_composer.checkpoint.save_folder import list_checkpoints
 from ugt_composer.errors import UserError
 from ugt_composer.training.build import build_trainer
+from ugt_composer.training.dry_run import describe
 
 
 def test_a_fresh_start_moves_the_earlier_run_aside(stage_config, tmp_path):
@@ -54,6 +55,10 @@ def test_preference_rows_without_a_preference_loss_are_refused(shop, stage_confi
         build_trainer(stage_config(tmp_path, 1, None, f"data.train.local={shop / 'preference'}"))
 
 
+STARTS = pytest.mark.parametrize("start", [build_trainer, describe])
+
+
+@STARTS
 @pytest.mark.parametrize(
     "change",
     [
@@ -64,17 +69,27 @@ def test_preference_rows_without_a_preference_loss_are_refused(shop, stage_confi
         "model.history_positions=from_end",
     ],
 )
-def test_weights_of_a_differently_configured_model_are_refused(stages, stage_config, tmp_path, change):
+def test_weights_of_a_differently_configured_model_are_refused(stages, stage_config, tmp_path, change, start):
     with pytest.raises(UserError, match=change.split("=")[0]):
-        build_trainer(stage_config(tmp_path, 2, stages / "stage1" / "best", change))
+        start(stage_config(tmp_path, 2, stages / "stage1" / "best", change))
 
 
-def test_weights_of_another_shape_are_listed(stages, stage_config, tmp_path):
+@STARTS
+def test_weights_of_another_shape_are_listed(stages, stage_config, tmp_path, start):
     with pytest.raises(UserError, match="of another shape") as error:
-        build_trainer(stage_config(tmp_path, 2, stages / "stage1" / "best", "model.d_ff=64"))
+        start(stage_config(tmp_path, 2, stages / "stage1" / "best", "model.d_ff=64"))
     assert "ff.up" in str(error.value)
     with pytest.raises(UserError, match="missing"):
-        build_trainer(stage_config(tmp_path, 2, stages / "stage1" / "best", "model.n_encoder_layers=2"))
+        start(stage_config(tmp_path, 2, stages / "stage1" / "best", "model.n_encoder_layers=2"))
+
+
+@STARTS
+def test_a_model_of_other_items_is_refused(shop, stages, stage_config, tmp_path, start):
+    lines = (shop / "catalogue.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "catalogue.jsonl").write_text("".join(lines[1:]))
+    other = (f"data.catalogue={tmp_path / 'catalogue.jsonl'}", *without_catalogue(shop, tmp_path))
+    with pytest.raises(UserError, match="was trained with a catalogue of fingerprint"):
+        start(stage_config(tmp_path / "run", 2, stages / "stage1" / "best", *other))
 
 
 def test_a_run_does_not_resume_with_other_rows(shop, stages, stage_config):

@@ -1,6 +1,7 @@
 """Portable models, to be loaded by the next stage, the CLI and other programs: `model.safetensors`, `config.yaml`,
 and a copy of the catalogue."""
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ugt_composer.config.keys import DEFINES_WEIGHTS
 from ugt_composer.config.load import config_yaml, load_config
 from ugt_composer.config.schema import Config, ModelConfig
 from ugt_composer.data.integrity import CATALOGUE_COPY
+from ugt_composer.data.manifest import Manifest
 from ugt_composer.errors import UserError, where_searched
 from ugt_composer.model.build import build_model
 from ugt_composer.model.ugt import OPTIONAL_WEIGHTS, UGT, is_added_by
@@ -166,7 +168,15 @@ def load_weights(model: UGT, config: ModelConfig, folder: str | Path) -> dict[st
     return _load_checked(model, config, folder)
 
 
-def _load_checked(model: UGT, config: ModelConfig, folder: str | Path) -> dict[str, str]:
+def check_weights(model: UGT, config: ModelConfig, folder: str | Path) -> None:
+    """Compares the weights of a portable model with `model`, which may be on the meta device. Reads shapes alone.
+
+    Args:
+        config: what `model` was built from.
+
+    Raises:
+        UserError: naming the folder and what is missing, unexpected, of another shape or configuration.
+    """
     path, saved_config = _existing(folder, WEIGHTS), load_config(_existing(folder, CONFIG)).model
     for field in fields(ModelConfig):
         before, now = getattr(saved_config, field.name), getattr(config, field.name)
@@ -178,27 +188,36 @@ def _load_checked(model: UGT, config: ModelConfig, folder: str | Path) -> dict[s
     added = _added_keys(folder, saved_config, config)
     try:
         with safe_open(path, "pt") as file:
-            facts = dict(sorted((file.metadata() or {}).items()))
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from None
-    expected = model.state_dict()
-    weights = {name: tensor for name, tensor in expected.items() if is_added_by(name, added)} | weights
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     problems = [
-        _listed("missing", sorted(expected.keys() - weights.keys())),
-        _listed("unexpected", sorted(weights.keys() - expected.keys())),
+        _listed("missing", sorted(name for name in expected.keys() - saved.keys() if not is_added_by(name, added))),
+        _listed("unexpected", sorted(saved.keys() - expected.keys())),
         _listed(
             "of another shape",
             [
-                f"{name} {tuple(weights[name].shape)}, the config gives {tuple(expected[name].shape)}"
-                for name in sorted(expected.keys() & weights.keys())
-                if weights[name].shape != expected[name].shape
+                f"{name} {saved[name]}, the config gives {expected[name]}"
+                for name in sorted(expected.keys() & saved.keys())
+                if saved[name] != expected[name]
             ],
         ),
     ]
     if any(problems):
         raise UserError(f"{path} does not fit model.*: {'; '.join(filter(None, problems))}")
-    model.load_state_dict(weights)
+
+
+def _load_checked(model: UGT, config: ModelConfig, folder: str | Path) -> dict[str, str]:
+    check_weights(model, config, folder)
+    path = _existing(folder, WEIGHTS)
+    try:
+        with safe_open(path, "pt") as file:
+            facts = dict(sorted((file.metadata() or {}).items()))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from None
+    model.load_state_dict(weights, strict=False)  # those that an added key brings stay as they are
     return facts
 
 
@@ -216,6 +235,14 @@ def _added_keys(folder: str | Path, saved: ModelConfig, now: ModelConfig) -> lis
                 f"was trained with; set model.{key}={before}"
             )
     return [key for key in OPTIONAL_WEIGHTS if getattr(now, key) and not getattr(saved, key)]
+
+
+def fingerprint_facts(catalogue: Catalogue | None, manifests: Sequence[Manifest] = ()) -> dict[str, str]:
+    """The fingerprint of a run's catalogue, or else of the one that its shards record, as a model's header has it."""
+    if catalogue is not None:
+        return {FINGERPRINT: catalogue.fingerprint}
+    recorded = [manifest.catalogue for manifest in manifests if manifest.catalogue is not None]
+    return {DATA_FINGERPRINT: recorded[0]} if recorded else {}
 
 
 def check_fingerprint(

@@ -11,6 +11,7 @@ from ugt_composer.importing.report_lines import lines_about_histories, lines_abo
 from ugt_composer.importing.run import CATALOGUE
 from ugt_composer.importing.run_yaml import DATA_YAML, PREFERENCES_YAML, about_signals
 from ugt_composer.jsonl.schema import PREFERENCE, RECOMMEND
+from ugt_composer.terminal import counted
 
 STAGE_1 = "yamls/stage1.yaml"
 
@@ -34,7 +35,7 @@ def print_report(report: dict[str, Any]) -> None:
         )
     parts = ", ".join(f"{count:,} {part}" for part, count in report["parts"].items())
     users = report["users"] + report.get("k_core", {"users_removed": 0})["users_removed"]
-    print(f"{report['interactions']:,} interactions of {users:,} users")
+    print(f"{counted(report['interactions'], 'interaction')} of {counted(users, 'user')}")
     for line in lines_about_interactions(report):
         print(line)
     print(f"{report['positive']:,} of them in histories: {parts}")
@@ -46,7 +47,7 @@ def print_report(report: dict[str, Any]) -> None:
     if "validation_from_date" in report:
         print(f"validation from {report['validation_from_date']}, test from {report['test_from_date']}")
     for name, count in report["rows"].items():
-        print(f"{name}: {count:,} rows")
+        print(f"{name}: {counted(count, 'row')}")
     print_preferences(report)
     for part, scores in report["popularity"].items():
         print(f"popularity on {part}: " + ", ".join(f"{name} {score:.4f}" for name, score in scores.items()))

@@ -27,10 +27,10 @@ from ugt_composer.checkpoint.fetch_at_start import on_this_machine, open_store
 from ugt_composer.checkpoint.folder_lock import folder_lock
 from ugt_composer.checkpoint.machines import Machines, find_machines
 from ugt_composer.checkpoint.portable import (
-    DATA_FINGERPRINT,
     FINGERPRINT,
     LONGEST_HISTORY,
     check_fingerprint,
+    fingerprint_facts,
     load_portable,
     load_weights,
 )
@@ -207,10 +207,7 @@ class Inputs:
     @property
     def facts(self) -> dict[str, str]:
         """Of the models that the run saves: the fingerprint of its catalogue, or else of the one of its shards."""
-        recorded = [manifest.catalogue for manifest in self.train_manifests if manifest.catalogue is not None]
-        if self.catalogue is None and recorded:
-            return {DATA_FINGERPRINT: recorded[0]}
-        return fingerprint_facts(self.catalogue)
+        return fingerprint_facts(self.catalogue, self.train_manifests)
 
 
 def _start_ranks(config: Config, device: Device, until_closed: ExitStack) -> Watchdog:
@@ -353,11 +350,6 @@ def _load_reference(config: Config, catalogue: Catalogue | None) -> Reference | 
     if config.compile:
         compile_layers(model)
     return GroupReference(model) if config.loss.uses_group else Reference(model)
-
-
-def fingerprint_facts(catalogue: Catalogue | None) -> dict[str, str]:
-    """The catalogue's fingerprint in the form that a model's header has."""
-    return {} if catalogue is None else {FINGERPRINT: catalogue.fingerprint}
 
 
 def _evaluated(model: ComposerUGT, inputs: Inputs) -> Evaluated | None:

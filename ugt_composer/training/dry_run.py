@@ -14,13 +14,13 @@ from ugt_composer.catalogue.load import (
     load_item_vectors,
 )
 from ugt_composer.catalogue.trie import ItemTrie
-from ugt_composer.checkpoint.portable import CONFIG, WEIGHTS
+from ugt_composer.checkpoint.portable import check_fingerprint, check_weights, fingerprint_facts, read_facts
 from ugt_composer.config.checks import device_batch_size
 from ugt_composer.config.load import config_yaml
 from ugt_composer.config.schema import Config
 from ugt_composer.data.manifest import Manifest, about_pairs, check_data, check_kinds, streams_of
-from ugt_composer.data.model_inputs import common_action_names, missing_inputs, named_actions
-from ugt_composer.errors import UserError, where_searched
+from ugt_composer.data.model_inputs import actions_of_model, common_action_names, missing_inputs, named_actions
+from ugt_composer.errors import UserError
 from ugt_composer.losses.unified import UnifiedLoss
 from ugt_composer.metrics.torch_metrics import evaluation_metrics
 from ugt_composer.metrics.user_metrics import build_user_metrics
@@ -29,9 +29,10 @@ from ugt_composer.parallelism.build import strategy_class
 from ugt_composer.parallelism.memory import HOST, MemoryItem
 from ugt_composer.parallelism.precision import about_precision
 from ugt_composer.storage.s3_url import is_url
+from ugt_composer.terminal import counted
 from ugt_composer.training.best_metric import Evaluated, check_best_metrics, why_condition_is_unused
 from ugt_composer.training.memory_estimate import GAPS, GIB, RESERVE, Estimate, estimate, longest_rows
-from ugt_composer.training.preflight import check_items, check_reference_log_probs, check_run
+from ugt_composer.training.preflight import check_items, check_models, check_reference_log_probs, check_run
 from ugt_composer.training.run_length import run_length
 from ugt_composer.training.start_summary import active_parameters, microbatches
 from ugt_composer.training.worker_memory import check_shared_memory
@@ -50,6 +51,7 @@ def describe(config: Config) -> str:
     load_item_rewards(config, catalogue)
     trie = None if catalogue is None else ItemTrie.from_catalogue(catalogue)
     load_item_neighbours(config, trie)
+    check_models(config)
     evaluation = (
         check_data(config, "data.eval", streams_of("data.eval", config.data.eval)) if config.data.eval.is_given else []
     )
@@ -58,19 +60,20 @@ def describe(config: Config) -> str:
         check_best_metrics(config, evaluated)
     unused = why_condition_is_unused(config, evaluated)
     _check_callbacks(config, evaluated)
-    if config.model.num_actions:
-        common_action_names(named_actions([*train, *evaluation]))
     check_shared_memory(config, train, evaluation)
-    for key, folder in (("init_from", config.init_from), ("loss.reference_from", config.loss.reference_from)):
-        for name in (WEIGHTS, CONFIG) if folder and not is_url(folder) else ():
-            if not (Path(folder or "") / name).is_file():
-                path = Path(folder or "") / name
-                raise UserError(f"{key}: {path} does not exist{where_searched(path)}; train the previous stage first")
     reference = str(config.loss.reference_from or config.init_from)
     if config.loss.reference_log_probs == "data" and not is_url(reference):
         check_reference_log_probs(config, Path(reference))
     with torch.device("meta"):
         model = UGT(**asdict(config.model))
+    actions, other_items = named_actions([*train, *evaluation]), None
+    if config.init_from is not None and not is_url(config.init_from):
+        check_weights(model, config.model, config.init_from)
+        folder, facts = Path(config.init_from), read_facts(config.init_from)
+        other_items = check_fingerprint(str(folder), folder, facts, fingerprint_facts(catalogue, train), catalogue)
+        actions = [(str(folder), actions_of_model(facts)), *actions]
+    if config.model.num_actions:
+        common_action_names(actions)
     longest = longest_rows(config, [*train, *evaluation])
     lengths = (
         "with all rows as long as the longest" if train or evaluation else "lengths assumed, as the data is not here"
@@ -86,7 +89,7 @@ def describe(config: Config) -> str:
         f"items  {len(catalogue):>12,} in {config.data.catalogue}" if catalogue else "",
         about_catalogue(config, catalogue) or "",
         *check_items(config, catalogue),
-        *filter(None, [about_pairs(config, train)]),
+        *filter(None, [other_items, about_pairs(config, train)]),
         *missing_inputs(config.model, "data.train", train),
         *missing_inputs(config.model, "data.eval", evaluation),
         *([] if unused is None else [f"save_best_if has no effect, because {unused}"]),
@@ -178,9 +181,9 @@ def _step_lines(config: Config, train: list[Manifest], world_size: int) -> list[
     length = run_length(config, sum(manifest.rows for manifest in train))
     return [
         *lines,
-        f"an epoch         {length.batches_per_epoch:,} batches",
-        f"the run          {length.total:,} batches ({config.max_duration})",
-        f"warm-up          {length.warmup:,} batches",
+        f"an epoch         {counted(length.batches_per_epoch, 'batch')}",
+        f"the run          {counted(length.total, 'batch')} ({config.max_duration})",
+        f"warm-up          {counted(length.warmup, 'batch')}",
         f"learning rate    {config.scheduler.name}, until batch {length.schedule:,}",
     ]
 

@@ -11,6 +11,7 @@ from ugt_composer.model.moe import MoEFeedForward
 from ugt_composer.model.ugt import UGT
 from ugt_composer.parallelism.build import strategy_class
 from ugt_composer.parallelism.memory import HOST
+from ugt_composer.terminal import counted
 from ugt_composer.training.memory_estimate import GIB, Estimate, estimate, longest_rows
 from ugt_composer.training.run_length import RunLength
 
@@ -94,22 +95,25 @@ def _data(
     config: Config, train: Sequence[Manifest], evaluation: Sequence[Manifest], catalogue: Catalogue | None
 ) -> str:
     evaluated = f"evaluation on {_rows(evaluation)}" if evaluation else "no evaluation"
-    items = "no catalogue" if catalogue is None else f"{len(catalogue):,} items in {config.data.catalogue}"
+    items = "no catalogue" if catalogue is None else f"{counted(len(catalogue), 'item')} in {config.data.catalogue}"
     return f"{_rows(train)}; {evaluated}; {items}"
 
 
 def _rows(manifests: Sequence[Manifest]) -> str:
     folders = [str(manifest.folder) for manifest in manifests]
     more = f" and {len(folders) - MOST_FOLDERS} more" if len(folders) > MOST_FOLDERS else ""
-    return f"{sum(manifest.rows for manifest in manifests):,} rows in {', '.join(folders[:MOST_FOLDERS])}{more}"
+    return (
+        f"{counted(sum(manifest.rows for manifest in manifests), 'row')} in {', '.join(folders[:MOST_FOLDERS])}{more}"
+    )
 
 
 def _steps(config: Config, length: RunLength, world_size: int) -> str:
-    ranks = f"{world_size} rank{'s' * (world_size > 1)} ({strategy_class(config).describe(config)})"
-    epochs = f"{length.total / length.batches_per_epoch:.3g} epochs of {length.batches_per_epoch:,}"
+    ranks = f"{counted(world_size, 'rank')} ({strategy_class(config).describe(config)})"
+    epochs = length.total / length.batches_per_epoch
+    in_epochs = f"{epochs:.3g} epoch{'s' * (epochs != 1)} of {length.batches_per_epoch:,}"
     return (
-        f"{length.total:,} batches ({epochs}) of {config.global_train_batch_size:,} rows: {ranks} × microbatches: "
-        f"{microbatches(config, world_size)}"
+        f"{counted(length.total, 'batch')} ({in_epochs}) of {config.global_train_batch_size:,} rows: {ranks} × "
+        f"microbatches: {microbatches(config, world_size)}"
     )
 
 
@@ -118,7 +122,7 @@ def _schedule(config: Config, length: RunLength) -> str:
     until = "" if length.schedule == length.total else f" until batch {length.schedule:,}"
     evaluates = f"evaluates every {config.eval_interval}, " if config.data.eval.is_given else ""
     return (
-        f"{optimizer.name}, {length.warmup:,} batches of warm-up to a learning rate of {optimizer.lr:g}, then "
+        f"{optimizer.name}, {counted(length.warmup, 'batch')} of warm-up to a learning rate of {optimizer.lr:g}, then "
         f"{scheduler.name}{until}; {evaluates}saves every {config.save_interval}"
     )
 
