@@ -219,6 +219,7 @@ def test_each_round_draws_another_sample(settings, tmp_path):
         ({"stage": [str(ROOT / "yamls/stage2.yaml")]}, "loss.lambda_preference is 0"),
         ({"overrides": ["optimizer.lrr=1"]}, "optimizer.lrr is unknown; did you mean optimizer.lr"),
         ({"overrides": ["data.catalogue=null"]}, "data.catalogue is missing"),
+        ({"overrides": ["data.catalogue=nowhere"]}, r"data.catalogue is nowhere .*: no such file .*stage=\["),
         ({"validation": ["a", "a"]}, "validation names a twice; expected each folder once"),
         ({"data": ["a", "b", "b/../a"]}, "data names b/../a twice; expected each folder once"),
         ({"data": ["a", "b"], "validation": ["./b"]}, "validation names ./b, which data names too"),

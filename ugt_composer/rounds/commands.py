@@ -9,7 +9,7 @@ from ugt_composer.command import program
 from ugt_composer.config.load import keys_of_override, load_config
 from ugt_composer.config.schema import Config
 from ugt_composer.data.manifest import Manifest, read_manifest
-from ugt_composer.errors import UserError, nearest
+from ugt_composer.errors import UserError, nearest, where_searched
 from ugt_composer.inference.rewards import read_rewards
 from ugt_composer.jsonl.schema import RECOMMEND
 from ugt_composer.rounds.settings import RoundsSettings
@@ -160,6 +160,12 @@ def _check(settings: RoundsSettings, config: Config) -> None:
         raise UserError(f"metric is {settings.metric}; {nearest(settings.metric, known)}")
     if config.data.catalogue is None:
         raise UserError("data.catalogue is missing in the stage's YAML files and overrides; expected the items' file")
+    if not Path(config.data.catalogue).is_file():
+        raise UserError(
+            f"data.catalogue is {config.data.catalogue} in the stage's YAML files and overrides: no such file"
+            f"{where_searched(config.data.catalogue)}; expected the items' file, which the data.yaml of an import "
+            f"names: stage=[{','.join(settings.stage)},data/mine/data.yaml]"
+        )
     if config.loss.lambda_preference == 0:
         raise UserError(
             f"loss.lambda_preference is 0 in {' + '.join(settings.stage)}; expected a stage with a preference loss"
