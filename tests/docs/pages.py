@@ -64,14 +64,14 @@ def prose(page: str) -> str:
 
 def headings(page: str) -> list[tuple[int, str]]:
     """Levels and texts."""
-    found = re.findall(r"^(#{1,6}) +(.*?)(?: +\{[^}]*\})?$", prose(page), re.M)
+    found = re.findall(r"^(#{1,6}) +(?:<a id=\"[^\"]*\"></a>)?(.*)$", prose(page), re.M)
     return [(len(marks), text) for marks, text in found]
 
 
 def anchors(page: str) -> set[str]:
     """The names that links to places of this page may have."""
-    explicit = re.findall(r"\{ *#([\w-]+)[^}]*\}|<a (?:id|name)=\"([^\"]+)\"", prose(page))
-    return {slug(text) for _, text in headings(page)} | {name for pair in explicit for name in pair if name}
+    explicit = re.findall(r"<a id=\"([^\"]+)\"", prose(page))
+    return {slug(text) for _, text in headings(page)} | set(explicit)
 
 
 def slug(heading: str) -> str:
