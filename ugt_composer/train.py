@@ -59,9 +59,9 @@ def main(arguments: argparse.Namespace) -> int:
 
     trainer = build_trainer(config)
     is_first = os.environ.get("RANK", "0") == "0"
-    if is_first:
-        _print_start(trainer)
     trains, began = not trainer.is_finished, time.monotonic()
+    if is_first and trains:
+        _print_start(trainer)
     trainer.train()
     seconds = time.monotonic() - began
     begin_to_close()
@@ -75,16 +75,10 @@ def _print_start(trainer: "UGTTrainer") -> None:
     from ugt_composer.training.start_summary import weights_at_start
 
     config, batch = trainer.config, trainer.state.timestamp.batch.value
-    folder = Path(config.save_folder).absolute()
-    if trainer.ended_because is not None:
-        print_line(f"{config.save_folder}: ended after batch {batch}, because {trainer.ended_because}")
-    elif trainer.is_finished:
-        print_line(f"{config.save_folder}: already trained for {config.max_duration}; nothing to do")
-    else:
-        begins = f"a new run begins, from {weights_at_start(config)}"
-        print_line(f"{folder}: {f'resumes after batch {batch}' if batch else begins}")
-        for line in trainer.start_summary:
-            print_line(line)
+    begins = f"a new run begins, from {weights_at_start(config)}"
+    print_line(f"{Path(config.save_folder).absolute()}: {f'resumes after batch {batch}' if batch else begins}")
+    for line in trainer.start_summary:
+        print_line(line)
 
 
 def _print_end(trainer: "UGTTrainer", program: list[str], seconds: float | None) -> None:

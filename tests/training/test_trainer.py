@@ -95,6 +95,14 @@ def test_a_stage_starts_from_the_one_before(stages, stage_config, tmp_path):
     trainer.close()
 
 
+def test_a_finished_run_is_not_trained_again_and_says_so(stages, stage_config, capsys):
+    trainer = build_trainer(stage_config(stages / "stage1"))
+    trainer.train()
+    trainer.close()
+    line = f"{stages / 'stage1'}: already trained for {trainer.config.max_duration}; nothing to do\n"
+    assert line in capsys.readouterr().err
+
+
 def test_all_stages_have_the_same_state_dict_and_train_their_own_part(stages, stage_config, tmp_path):
     frozen = {}
     for stage in (1, 2):

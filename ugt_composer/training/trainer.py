@@ -19,6 +19,7 @@ from ugt_composer.config.schema import Config
 from ugt_composer.errors import UserError, first_line
 from ugt_composer.job.watchdog import Watchdog
 from ugt_composer.parallelism.strategy import Strategy
+from ugt_composer.terminal import print_line
 from ugt_composer.training.callbacks.checkpoints import EVAL_LABEL, Checkpoints
 from ugt_composer.training.callbacks.metrics_file import MetricsFile
 from ugt_composer.training.callbacks.preemption import Preemption
@@ -170,11 +171,18 @@ class UGTTrainer(StrategyTrainer):
         return guard.about_end() if guard.is_hopeless else None
 
     def train(self) -> None:
-        """Trains to the end of the run (`max_duration`), or until `save_best_if` ends it. Does nothing after that."""
+        """Trains to the end of the run (`max_duration`), or until `save_best_if` ends it.
+
+        A run that has ended is not trained again; a line on stderr says so.
+        """
         if not self.is_finished:
             self.state.max_duration = self.config.max_duration
             self.fit()
             return
+        if dist.get_global_rank() == 0:
+            folder, batch, why = self.config.save_folder, self.state.timestamp.batch.value, self.ended_because
+            trained = f"already trained for {self.config.max_duration}; nothing to do"
+            print_line(f"{folder}: {trained if why is None else f'ended after batch {batch}, because {why}'}")
         # The batch's line is missing if the run was killed after the last checkpoint.
         self.metrics_file.continue_from(self.state.timestamp.batch.value, is_finished=True)
 
