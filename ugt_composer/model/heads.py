@@ -77,13 +77,13 @@ class LevelHead(nn.Module):
             # The mean row is subtracted first, because rounding errors grow with it.
             weight, bias = weight - weight.mean(dim=0), bias - bias.mean()
         states = self.norm(hidden)
-        if labels is not None or as_softmax:
-            dtype = product_dtype(states)
-            softmax = LevelSoftmax(states.to(dtype), weight.to(dtype), bias)
-            if labels is None:
-                return LevelSoftmax(*(one.detach().clone() for one in softmax))
+        if labels is not None:
             scores = label_scores(states, weight, bias, labels)
-            return scores if anchor is None else scores._replace(divergences=divergences(softmax, anchor))
+            if anchor is None:
+                return scores
+            return scores._replace(divergences=divergences(_softmax(states, weight, bias), anchor))
+        if as_softmax:
+            return LevelSoftmax(*(one.detach().clone() for one in _softmax(states, weight, bias)))
         if beam is None or ids is None:
             return F.linear(states, weight) + bias
         owners = torch.arange(states.shape[0], device=ids.device).unsqueeze(1) * states.shape[1] + beam
@@ -114,6 +114,11 @@ class LevelHead(nn.Module):
 def pair_bucket(l1_ids: Tensor, l2_ids: Tensor, buckets: int) -> Tensor:
     """The bucket of each pair of ids, int64 (…) below 2^32; it does not depend on the sizes of the codebooks."""
     return mix(mix(l1_ids) ^ l2_ids) % buckets
+
+
+def _softmax(states: Tensor, weight: Tensor, bias: Tensor) -> LevelSoftmax:
+    dtype = product_dtype(states)
+    return LevelSoftmax(states.to(dtype), weight.to(dtype), bias)
 
 
 def _rounds_products(weight: Tensor) -> bool:
