@@ -74,6 +74,7 @@ class ItemTrie:
         levels: the nodes of the three levels.
         members: int64 (n,) how many items of the catalogue share each triple.
         catalogue_size: how many items the catalogue has, which is the sum of `members`.
+        widest_items: int64 (n_0,) the maximum number of items below any 1, 2, .. n_0 nodes of the first level.
         open: what may be recommended; None: everything.
     """
 
@@ -81,6 +82,7 @@ class ItemTrie:
     levels: tuple[TrieLevel, ...]
     members: Tensor
     catalogue_size: int
+    widest_items: np.ndarray
     open: OpenNodes | None = None
 
     @classmethod
@@ -122,17 +124,19 @@ class ItemTrie:
         members = np.diff(at, append=count)
         items = np.stack([column[at] for column in columns], axis=1)
         parts = torch.from_numpy(items), tuple(levels), torch.from_numpy(members)
+        items_below = np.diff(levels[2].first.numpy()[levels[1].first.numpy()])
         is_open = None if withheld is None else torch.from_numpy(~withheld)
         open_nodes = None
         if is_open is not None:
             open_nodes = OpenNodes.of(is_open, parts[2], [(level.parents, len(level.first) - 1) for level in levels])
-        return cls(*parts, count, open_nodes)
+        return cls(*parts, count, np.sort(items_below)[::-1].cumsum(), open_nodes)
 
     def to(self, device: torch.device | str) -> "ItemTrie":
         """A copy on a device, where beam search needs it."""
         levels = tuple(level.to(device) for level in self.levels)
         open_nodes = None if self.open is None else self.open.to(device)
-        return ItemTrie(self.items.to(device), levels, self.members.to(device), self.catalogue_size, open_nodes)
+        items, members = self.items.to(device), self.members.to(device)
+        return replace(self, items=items, levels=levels, members=members, open=open_nodes)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -164,14 +168,9 @@ class ItemTrie:
         """int64 (n_0 + 1,): the items below node p of the first level are first_items[p] .. first_items[p + 1] - 1."""
         return self.levels[2].first[self.levels[1].first]
 
-    @cached_property
-    def _widest_items(self) -> np.ndarray:
-        """The maximum number of items below any 1, 2, .. n_0 nodes of the first level."""
-        return self.first_items.diff().sort(descending=True).values.cumsum(0).numpy(force=True)
-
     def slots_of_items(self, width: int) -> int:
         """The number of slots needed for the items below any `width` different nodes of the first level."""
-        return int(self._widest_items[min(width, len(self._widest_items)) - 1])
+        return int(self.widest_items[min(width, len(self.widest_items)) - 1])
 
     def first_level_nodes(self, first: int, last: int) -> Tensor:
         """The node of the first level above each item from `first` to before `last`: int64 (last - first,)."""
