@@ -1,8 +1,13 @@
 """Vectors of items from their texts, and from texts that are added later.
 
 n texts, W words, d dimensions. Vectors have length 1, or 0 where no word of a text is known.
+
+Chinese and Japanese put no blanks between words, and Korean joins nouns and particles. Runs of their characters are
+split into overlapping pairs, as Lucene's CJKBigramFilter does: 露营帐篷 into 露营, 营帐, 帐篷. That needs no
+dictionary, and texts that share a word share its pairs.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +20,15 @@ from ugt_composer.importing.exact import integers_of, normalized, rounded
 from ugt_composer.importing.svd import Reduction
 
 MAX_WORDS = 100_000  # size of the vocabulary; the most frequent words are kept
-WORD = r"(?u)\b\w+\b"
+CJK = (
+    "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
+    "\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9d"  # Hiragana and Katakana
+    "\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff\uffa0-\uffdc"  # Hangul
+)
+IS_CJK = re.compile(f"[{CJK}]")
+WORD = re.compile(r"\b\w+\b")
+# At each place the group is a pair, a character that stands alone, or a word; nothing at the last one of a run.
+WORD_OR_PAIR = re.compile(rf"(?=([{CJK}]{{2}}|(?<![{CJK}])[{CJK}]|[^\W{CJK}]+))(?:[{CJK}]|[^\W{CJK}]+)")
 IDF_STEPS = 1 << 16  # of an inverse document frequency
 WEIGHT_STEPS = 1 << 14  # of a word's weight in a text, at most 1
 LARGEST_BITS = 20  # of a coordinate, so that sums of their squares are exact
@@ -54,7 +67,14 @@ class TextModel:
 
     @cached_property
     def _counter(self) -> CountVectorizer:
-        return CountVectorizer(vocabulary=list(self.words), token_pattern=WORD)
+        return CountVectorizer(vocabulary=list(self.words), tokenizer=words_of, token_pattern=None)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, and the pairs of characters of its Chinese, Japanese and Korean parts."""
+    if text.isascii() or not IS_CJK.search(text):
+        return WORD.findall(text)
+    return WORD_OR_PAIR.findall(text)
 
 
 def fit_texts(texts: pl.Series, dimensions: int, seed: int) -> tuple[TextModel, np.ndarray]:
@@ -62,7 +82,8 @@ def fit_texts(texts: pl.Series, dimensions: int, seed: int) -> tuple[TextModel, 
     decomposition (latent semantic analysis)."""
     counter = CountVectorizer(
         min_df=2 if len(texts) > 2 else 1,  # a word that occurs in one item only relates it to no other
-        token_pattern=WORD,
+        tokenizer=words_of,
+        token_pattern=None,
     )
     try:
         counts = counter.fit_transform(texts.fill_null("").to_list())
