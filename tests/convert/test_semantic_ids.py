@@ -57,6 +57,34 @@ def test_the_report_judges_codes_and_writes_nothing(source, capsys):
     assert sorted(source.parent.iterdir()) == before
 
 
+def write_titles(source, titles):
+    lines = [f"i{n}\t{title}\n" for n, title in enumerate(titles)]
+    source.with_name("items.tsv").write_text("item_id\ttitle\n" + "".join(lines), encoding="utf-8")
+    return [str(source), "--items", str(source.with_name("items.tsv"))]
+
+
+@pytest.mark.parametrize("program", [main, import_interactions])
+def test_texts_without_common_words_are_a_warning(program, source, capsys):
+    titles = [f"name{n}" for n in range(33)]
+    assert program([*write_titles(source, titles), "--out", str(source.with_name("unlike"))]) == 0
+    said = capsys.readouterr()
+    assert "nearest by texts" not in said.out
+    (warning,) = [line for line in said.err.splitlines() if "share no word" in line]
+    assert warning.startswith("warning: the texts of 33 of 33 items share no word")
+    assert warning.endswith("or give vectors of a language model with --vectors")
+    assert program([*write_titles(source, titles[:10] + ["red"] * 23), "--out", str(source.with_name("alike"))]) == 0
+    assert "share no word" not in capsys.readouterr().err
+
+
+def test_chinese_titles_give_vectors(source, capsys):
+    kinds = ("露营帐篷", "跑步鞋", "保温杯")
+    titles = [f"{'夏季新款轻便防水加厚'[n % 9 : n % 9 + 2]}{kinds[n % 3]}{chr(0x4E10 + n)}款" for n in range(33)]
+    assert import_interactions([*write_titles(source, titles), "--out", str(source.with_name("rows"))]) == 0
+    said = capsys.readouterr()
+    assert "of the 10 items nearest by texts, " in said.out
+    assert "share no word" not in said.err
+
+
 def test_rows_that_are_skipped_are_said(source, capsys):
     source.write_text("\n".join([LINES[0], "alone", *LINES[1:]]))
     with pytest.raises(UserError, match=r"sequences\.txt, line 2: found 'alone' alone"):

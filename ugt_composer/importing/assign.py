@@ -29,6 +29,7 @@ from ugt_composer.vocabulary import NUM_SPECIAL_IDS
 
 COOCCURRENCE = "co-occurrence"
 RESERVE = "reserve"  # in `made`
+MOST_UNLIKE = 0.5  # fraction of the texts that may give no vector without a warning
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,14 @@ class Assigned:
         views: name of the source, such as "texts" → vectors (I, d).
         vectors: float32 (I, d), those given or else all views joined; None if there are none.
         assigner: gives ids to items that are added later; None if the ids were given.
+        warnings: sentences about the texts, for the user and the report.
     """
 
     bundle: Bundle
     views: dict[str, np.ndarray]
     vectors: np.ndarray | None
     assigner: Assigner | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def read_given(settings: IdSettings, known: Items | None) -> Given | None:
@@ -142,9 +145,26 @@ def assign_ids(items: Items, given: Given | None, pairs: PairCounts | None, sett
             vectors, made = _build_vectors(views, settings)
         joined = {} if given is not None else _joined_views(views, settings)
         quantiser, bundle = _make_bundle(items, vectors, made, settings)
+    warnings = about_unlike_texts(items, views[TEXTS]) if TEXTS in joined else ()
     if given is None and sum(view.dimensions for view in joined.values()) != vectors.shape[1]:
-        return Assigned(bundle, views, vectors)  # nothing is known of any item: its vectors are random numbers
-    return Assigned(bundle, views, vectors, Assigner(quantiser, joined, text_model if TEXTS in joined else None))
+        # Nothing is known of any item: its vectors are random numbers.
+        return Assigned(bundle, views, vectors, warnings=warnings)
+    assigner = Assigner(quantiser, joined, text_model if TEXTS in joined else None)
+    return Assigned(bundle, views, vectors, assigner, warnings)
+
+
+def about_unlike_texts(items: Items, vectors: np.ndarray) -> tuple[str, ...]:
+    """A warning if most of the items with a text have no vector (I, d) of it."""
+    assert items.texts is not None
+    texts = (items.texts.fill_null("") != "").to_numpy()
+    unlike = int((texts & ~(vectors != 0).any(axis=1)).sum())
+    if unlike <= MOST_UNLIKE * texts.sum():
+        return ()
+    return (
+        f"the texts of {unlike:,} of {texts.sum():,} items share no word, or only rare ones, with the texts of other "
+        "items, so they do not influence the semantic IDs; name other columns with --text-columns, or give vectors "
+        "of a language model with --vectors",
+    )
 
 
 def _make_bundle(

@@ -188,7 +188,8 @@ def import_interactions(settings: Settings, folder: Path, say: Say, engine: Engi
     report = {**corpus.facts, **table_facts(corpus.log, known)}
     report |= write_ids(assigned, corpus.items, folder, given)
     report |= _write_rows(corpus, assigned.bundle, settings, folder, engine)
-    report["warnings"] = [*(() if given is None else given.warnings), *corpus.warnings, *report["warnings"]]
+    of_ids = (*(() if given is None else given.warnings), *assigned.warnings)
+    report["warnings"] = [*of_ids, *corpus.warnings, *report["warnings"]]
     write_report(report, folder)
     return report
 
@@ -245,9 +246,10 @@ def make_ids(source: SourceSettings, split: SplitSettings, ids: IdSettings, fold
     if items is None:
         raise UserError("no items to make semantic IDs for; give interactions, --items, --codes or --vectors")
     say(f"semantic IDs of {len(items):,} items")
-    report = facts | write_ids(assign_ids(items, given, pairs, ids), items, folder, given)
+    assigned = assign_ids(items, given, pairs, ids)
+    report = facts | write_ids(assigned, items, folder, given)
     report |= table_facts(log, known)
-    report["warnings"] = [*(() if given is None else given.warnings), *warnings]
+    report["warnings"] = [*(() if given is None else given.warnings), *assigned.warnings, *warnings]
     write_report(report, folder)
     return report
 
