@@ -3,6 +3,7 @@ import json
 import pytest
 
 from ugt_composer.demo import run_signals
+from ugt_composer.job.child import Children
 
 
 def test_the_fraction_is_that_of_the_difference_between_the_best_possible_predictions():
@@ -15,7 +16,7 @@ def test_the_fraction_is_that_of_the_difference_between_the_best_possible_predic
 @pytest.mark.slow
 @pytest.mark.timeout(3600)  # trains two models
 def test_a_model_with_signals_takes_most_of_what_they_make_possible(tmp_path):
-    run_signals.run_demo(tmp_path)
+    run_signals.run_demo(Children(), tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     recall = {name: scores["recall@10"] for name, scores in results["scores"].items()}
     assert results["fraction_of_difference"] >= 0.8

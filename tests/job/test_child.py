@@ -57,6 +57,24 @@ def test_a_signal_is_passed_on_and_no_further_command_runs(children, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(("at_sigterm", "status"), [("signal.SIG_DFL", 143), ("lambda *_: sys.exit(0)", 75)])
+def test_a_signal_reports_the_status_of_the_command_that_it_ended(children, tmp_path, at_sigterm, status):
+    started = tmp_path / "started"
+
+    def send():
+        while not started.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    waits = f"import signal, sys, time\nsignal.signal(signal.SIGTERM, {at_sigterm})\nopen({str(started)!r}, 'w')\n"
+    with pytest.raises(Preempted) as raised:
+        children.exit_status(python(f"{waits}time.sleep(60)"))
+    sender.join()
+    assert raised.value.status == status
+
+
 def test_a_command_that_is_enough_is_ended_by_sigterm_with_its_output_in_a_file(children, tmp_path, monkeypatch):
     monkeypatch.setattr(child, "INTERVAL", 0.01)
     output = tmp_path / "output"

@@ -7,6 +7,8 @@ and one that does not.
 """
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 
 EPILOG = """examples:
@@ -14,7 +16,7 @@ EPILOG = """examples:
   ugt demo --out /tmp/demo
   ugt demo --law signals
 
-Exit status: 0 done, otherwise that of the command that failed."""
+Exit status: 0 done, 75 preempted: run again, otherwise that of the command that failed."""
 SHOP, SIGNALS = "shop", "signals"
 FOLDERS = {SHOP: Path("demo-run"), SIGNALS: Path("demo-run/signals")}  # default of --out
 
@@ -36,7 +38,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     from ugt_composer.demo import run, run_signals
+    from ugt_composer.job.child import Children, Preempted
 
     run_demo = run.run_demo if arguments.law == SHOP else run_signals.run_demo
-    run_demo(arguments.out or FOLDERS[arguments.law])
+    try:
+        run_demo(Children(), arguments.out or FOLDERS[arguments.law])
+    except Preempted as preempted:
+        print(f"preempted; `{_command(arguments)}` resumes", file=sys.stderr)
+        return preempted.status
     return 0
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """The command, as a user types it."""
+    words = ["ugt", "demo"]
+    if arguments.out is not None:
+        words += ["--out", str(arguments.out)]
+    if arguments.law != SHOP:
+        words += ["--law", arguments.law]
+    return shlex.join(words)

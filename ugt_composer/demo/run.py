@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +16,8 @@ from safetensors import safe_open
 from ugt_composer.checkpoint.save_folder import METRICS, WEIGHTS
 from ugt_composer.command import program
 from ugt_composer.config.shipped import FOLDER
+from ugt_composer.errors import EXIT_PREEMPTED
+from ugt_composer.job.child import Children, Preempted
 
 SHARDS = {"train": "recommend", "eval": "recommend", "preference_train": "preference", "preference_eval": "preference"}
 # Overrides of each stage in addition to its YAML and demo.yaml.
@@ -28,30 +29,31 @@ STAGES: dict[int, tuple[str, ...]] = {
 console = Console()
 
 
-def run_demo(out: Path) -> None:
+def run_demo(children: Children, out: Path) -> None:
+    """Raises Preempted if a signal arrived: another call with the same folder resumes."""
     started = time.monotonic()
-    make_data(out)
+    make_data(children, out)
     for stage in STAGES:
-        train(out, stage)
+        train(children, out, stage)
     report(out)
-    recommend(out)
+    recommend(children, out)
     console.print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. All output is in {out}/.")
     console.print("Your own data: ugt import --help", markup=False)
 
 
-def make_data(out: Path) -> None:
+def make_data(children: Children, out: Path) -> None:
     """Makes the JSON Lines files and converts them to shards."""
     heading("Data: simulated customers with a known behaviour, so that the best possible result is known too")
-    run("ugt", "init", out, "--overwrite")
-    run("ugt", "demo-data", "--out", out / "data", "--overwrite")
+    run(children, "ugt", "init", out, "--overwrite")
+    run(children, "ugt", "demo-data", "--out", out / "data", "--overwrite")
     sizes = map(str, json.loads((out / "data/facts.json").read_text())["codebook_sizes"])
     options = ("--codebook-sizes", *sizes, "--max-positions", "64", "--overwrite")
     for name, kind in SHARDS.items():
         source, target = out / "data" / f"{name}.jsonl", out / "mds" / name
-        run("ugt", "convert", source, "--kind", kind, *options, "--out", target)
+        run(children, "ugt", "convert", source, "--kind", kind, *options, "--out", target)
 
 
-def train(out: Path, stage: int) -> None:
+def train(children: Children, out: Path, stage: int) -> None:
     heading(f"Stage {stage}")
     mds = out / "mds"
     evaluation = f"data.eval.streams=[{{local: {mds / 'eval'}}},{{local: {mds / 'preference_eval'}}}]"
@@ -72,13 +74,13 @@ def train(out: Path, stage: int) -> None:
         overrides.append(f"init_from={out / f'stage{stage - 1}' / 'best'}")
     if stage == 3:
         overrides.append(f"loss.reference_from={out / 'stage2' / 'best'}")
-    train_stage(out, stage, ["demo.yaml"], [*overrides, *STAGES[stage]])
+    train_stage(children, out, stage, ["demo.yaml"], [*overrides, *STAGES[stage]])
 
 
-def train_stage(out: Path, stage: int, yamls: Sequence[str], overrides: Sequence[str]) -> None:
+def train_stage(children: Children, out: Path, stage: int, yamls: Sequence[str], overrides: Sequence[str]) -> None:
     """Args: yamls: names of the shipped files that follow the stage's own."""
     paths = [out / FOLDER / name for name in (f"stage{stage}.yaml", *yamls)]
-    run("composer", "-c", "ugt", "train", *paths, *overrides)
+    run(children, "composer", "-c", "ugt", "train", *paths, *overrides)
 
 
 def report(out: Path) -> None:
@@ -110,7 +112,7 @@ def report(out: Path) -> None:
         console.print(table)
 
 
-def recommend(out: Path) -> None:
+def recommend(children: Children, out: Path) -> None:
     """Prints ten recommendations for the first customer of the evaluation data."""
     heading("Ten recommendations")
     catalogue = [json.loads(line) for line in (out / "data/catalogue.jsonl").read_text("utf-8").splitlines()]
@@ -122,7 +124,7 @@ def recommend(out: Path) -> None:
     console.print(f"{row['user_id']} took, oldest first: {'; '.join(item['name'] for item in items[-8:])}")
     history = out / "history.json"
     history.write_text(json.dumps({"user_id": row["user_id"], "items": [item["item_id"] for item in items]}), "utf-8")
-    run("ugt", "recommend", "--checkpoint", out / "stage3/best", "--history", history, "-k", "10")
+    run(children, "ugt", "recommend", "--checkpoint", out / "stage3/best", "--history", history, "-k", "10")
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
@@ -141,14 +143,18 @@ def heading(text: str) -> None:
     console.rule(f"[bold]{text}", align="left")
 
 
-def run(*command: Any) -> None:
-    """Prints a command as a user would type it, and runs it; if it fails, the demo exits with its exit status."""
+def run(children: Children, *command: Any) -> None:
+    """Prints a command as a user would type it, and runs it; if it fails, the demo exits with its exit status.
+
+    Raises:
+        Preempted: it ended with status 75, or a signal arrived.
+    """
     words = [str(word) for word in command]
     console.print(f"$ {shlex.join(words)}", style="cyan", highlight=False, markup=False, soft_wrap=True)
     sys.stdout.flush()
     programs = os.pathsep.join([str(Path(program("ugt")).parent), os.environ.get("PATH", os.defpath)])
-    status = subprocess.run(
-        [program(words[0]), *words[1:]], env=os.environ | {"PATH": programs}, check=False
-    ).returncode
+    status = children.exit_status([program(words[0]), *words[1:]], environment=os.environ | {"PATH": programs})
+    if status == EXIT_PREEMPTED:
+        raise Preempted
     if status:
         sys.exit(status)

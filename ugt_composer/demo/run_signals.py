@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from ugt_composer.demo.run import best_evaluation, console, heading, metrics_of, run, train_stage
+from ugt_composer.job.child import Children
 
 USERS = 20_000
 MODELS: dict[str, tuple[str, ...]] = {
@@ -21,27 +22,28 @@ METRIC = "recall@10"
 RESULTS = "results.json"
 
 
-def run_demo(out: Path) -> None:
+def run_demo(children: Children, out: Path) -> None:
+    """Raises Preempted if a signal arrived: another call with the same folder resumes."""
     started = time.monotonic()
-    make_data(out)
+    make_data(children, out)
     for model, overrides in MODELS.items():
-        train(out, model, overrides)
+        train(children, out, model, overrides)
     report(out)
     console.print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. All output is in {out}/.")
 
 
-def make_data(out: Path) -> None:
+def make_data(children: Children, out: Path) -> None:
     heading("Data: simulated customers whose actions and times decide what they take next")
-    run("ugt", "init", out, "--overwrite")
-    run("ugt", "demo-data", "--law", "signals", "--users", USERS, "--out", out / "data", "--overwrite")
+    run(children, "ugt", "init", out, "--overwrite")
+    run(children, "ugt", "demo-data", "--law", "signals", "--users", USERS, "--out", out / "data", "--overwrite")
     sizes = map(str, json.loads((out / "data/facts.json").read_text())["codebook_sizes"])
     options = ("--kind", "recommend", "--codebook-sizes", *sizes, "--max-positions", "64", "--overwrite")
     for name in ("train", "eval"):
         source = out / "data" / f"{name}.jsonl"
-        run("ugt", "convert", source, *options, "--out", out / "mds" / name)
+        run(children, "ugt", "convert", source, *options, "--out", out / "mds" / name)
 
 
-def train(out: Path, model: str, overrides: tuple[str, ...]) -> None:
+def train(children: Children, out: Path, model: str, overrides: tuple[str, ...]) -> None:
     heading(f"Model {model.replace('_', ' ')}")
     keys = (
         f"save_folder={out / model}",
@@ -49,7 +51,7 @@ def train(out: Path, model: str, overrides: tuple[str, ...]) -> None:
         f"data.train.local={out / 'mds/train'}",
         f"data.eval.local={out / 'mds/eval'}",
     )
-    train_stage(out, 1, ["demo.yaml", "demo_signals.yaml"], [*keys, *overrides])
+    train_stage(children, out, 1, ["demo.yaml", "demo_signals.yaml"], [*keys, *overrides])
 
 
 def report(out: Path) -> None:

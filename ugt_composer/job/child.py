@@ -6,7 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -19,7 +19,15 @@ INTERVAL = 1.0  # seconds between two questions whether to end a command
 
 
 class Preempted(Exception):
-    """A command, or this process, received a signal: the same command resumes."""
+    """A command, or this process, received a signal: the same command resumes.
+
+    Attributes:
+        status: the command's exit status; EXIT_PREEMPTED if none was running, or if it was done in spite of the signal.
+    """
+
+    def __init__(self, status: int = EXIT_PREEMPTED):
+        super().__init__(status)
+        self.status = status
 
 
 class Children:
@@ -50,13 +58,21 @@ class Children:
             raise UserError(problem) if status == EXIT_BAD_INPUT else RunError(problem)
 
     def exit_status(
-        self, command: Sequence[str], output: IO | None = None, is_enough: Callable[[], bool] | None = None
+        self,
+        command: Sequence[str],
+        output: IO | None = None,
+        is_enough: Callable[[], bool] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> int:
         """Runs a command to its end.
 
         Args:
             output: where it writes; None: where this process does.
             is_enough: asked every second, whether to end the command early: it is then sent SIGTERM.
+            environment: its environment variables; None: those of this process.
+
+        Returns:
+            Its exit status; of a command that a signal killed, 128 and the signal's number, as in a shell.
 
         Raises:
             Preempted: a signal arrived, before the command or while it ran.
@@ -65,7 +81,12 @@ class Children:
             raise Preempted
         # In a session of its own: Ctrl-C in a terminal reaches it once, through this process.
         self._process = process = subprocess.Popen(
-            command, stdout=output, stderr=output, start_new_session=True, preexec_fn=_end_with_parent
+            command,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
         if self._is_preempted:  # the signal came while it started
             process.terminate()
@@ -75,8 +96,10 @@ class Children:
                 break
         status = process.wait()
         self._process = None
+        if status < 0:
+            status = 128 - status
         if self._is_preempted:
-            raise Preempted
+            raise Preempted(status or EXIT_PREEMPTED)
         return status
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
