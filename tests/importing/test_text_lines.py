@@ -30,6 +30,7 @@ def lines_of(path, encoding=None, kind="csv"):
         ("utf-16-le", "utf-16"),
         ("utf-16-be", "utf-16-be"),
         ("utf-32", "utf-32"),
+        ("gbk", "gbk"),
     ],
 )
 @pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
@@ -57,6 +58,7 @@ def test_text_of_any_encoding_compression_and_line_end_is_read(tmp_path, encodin
         (TEXT.encode(), "utf-16", "is not encoded in utf-16, as --encoding says"),
         (TEXT.encode(), "latin-1", "is encoded in UTF-8, but --encoding says Latin-1; give --encoding utf-8"),
         (TEXT.encode("latin-1"), None, "line 2: found bytes that are not UTF-8"),
+        ("用户,商品,时间\nu,b,1\n".encode("gbk"), None, "give it with --encoding, such as latin-1 or gbk"),
         (TEXT.encode(), "latin-9000", "--encoding latin-9000: is unknown"),
         (TEXT.encode(), "hex", "--encoding hex: is unknown"),
         (gzip.compress(TEXT.encode(), mtime=0), None, "is compressed by gzip, expected text; let its name end in .gz"),

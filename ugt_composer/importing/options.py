@@ -48,7 +48,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     table(
         "--separator", metavar="TEXT", help="what separates the columns, such as ';', '::' or tab (default: by format)"
     )
-    table("--encoding", metavar="NAME", help="encoding of text, such as latin-1 or utf-16 (default: UTF-8)")
+    table("--encoding", metavar="NAME", help="encoding of text, such as latin-1, gbk or utf-16 (default: UTF-8)")
     table("--file-order", action="store_true", help="rows are already oldest first; no timestamps are needed")
     table(
         "--time-format",

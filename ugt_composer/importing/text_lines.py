@@ -89,7 +89,7 @@ def encoding_problem(part: Part) -> str:
     name = shown_encoding(part.encoding)
     return (
         f"found bytes that are not {name}, expected text in {name}; if the whole file is in another encoding, give it "
-        f"with {part.written.option}encoding, such as latin-1"
+        f"with {part.written.option}encoding, such as latin-1 or gbk"
     )
 
 
