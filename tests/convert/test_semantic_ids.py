@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,13 +77,20 @@ def test_texts_without_common_words_are_a_warning(program, source, capsys):
     assert "share no word" not in capsys.readouterr().err
 
 
-def test_chinese_titles_give_vectors(source, capsys):
-    kinds = ("露营帐篷", "跑步鞋", "保温杯")
-    titles = [f"{'夏季新款轻便防水加厚'[n % 9 : n % 9 + 2]}{kinds[n % 3]}{chr(0x4E10 + n)}款" for n in range(33)]
-    assert import_interactions([*write_titles(source, titles), "--out", str(source.with_name("rows"))]) == 0
+def test_chinese_tables_are_read_without_naming_columns_and_titles_give_vectors(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{user},{(user * 7 + step * step) % 30},{step},{step % 5 + 1}" for user in range(25) for step in range(8)]
+    kinds, adjectives = ("露营帐篷", "跑步鞋", "保温杯"), "夏季新款轻便防水加厚"
+    titles = [f"{n},{adjectives[n % 9 : n % 9 + 2]}{kinds[n % 3]}{chr(0x4E10 + n)}款,户外" for n in range(33)]
+    Path("r.csv").write_text("\n".join(["用户,商品,时间,评分", *rows]), encoding="utf-8")
+    Path("i.csv").write_text("\n".join(["商品,标题,类目", *titles]), encoding="utf-8")
+    assert import_interactions(["r.csv", "--items", "i.csv", "--min-rating", "4", "--out", "out"]) == 0
     said = capsys.readouterr()
     assert "of the 10 items nearest by texts, " in said.out
     assert "share no word" not in said.err
+    report = json.loads(Path("out/report.json").read_text(encoding="utf-8"))
+    assert report["columns"] == {"user": "用户", "item": "商品", "timestamp": "时间", "rating": "评分"}
+    assert report["item_columns"] == {"item": "商品", "name": "标题", "text": ["标题", "类目"], "unused": []}
 
 
 def test_rows_that_are_skipped_are_said(source, capsys):

@@ -35,6 +35,20 @@ PATH = Path("t.csv")
         ("timestamp", ["Created At"], "Created At"),
         ("rating", ["Book-Rating"], "Book-Rating"),
         ("action", ["Event Type"], "Event Type"),
+        ("user", ["用户ID", "商品ID"], "用户ID"),
+        ("user", ["会员", "用户编号"], "用户编号"),
+        ("user", ["用户", "会员"], "用户"),
+        ("item", ["用户", "商品", "时间"], "商品"),
+        ("item", ["商品", "商品编号"], "商品编号"),
+        ("item", ["歌手 ID", "歌曲 ID"], "歌曲 ID"),
+        ("item", ["视频号", "标题"], None),
+        ("item", ["用户", "编号"], None),
+        ("timestamp", ["下单时间", "时间戳"], "时间戳"),
+        ("timestamp", ["观看时间"], None),
+        ("rating", ["用户", "评分"], "评分"),
+        ("rating", ["评价"], None),
+        ("action", ["类型", "行为类型"], "行为类型"),
+        ("action", ["类型"], None),
     ],
 )
 def test_usual_names_are_found_without_case_blanks_and_types(role, columns, expected):
@@ -60,12 +74,16 @@ def test_usual_names_are_found_without_case_blanks_and_types(role, columns, expe
         (["track_id", "artist_name", "track_name"], "track_id", "track_name", ["track_name", "artist_name"]),
         (["ISBN", "Book-Title", "Book-Author"], "ISBN", "Book-Title", ["Book-Title", "Book-Author"]),
         (["business_id", "name", "categories"], "business_id", "name", ["name", "categories"]),
+        (["商品", "标题", "类目", "价格"], "商品", "标题", ["标题", "类目"]),
+        (["编号", "书名", "作者", "出版社"], "编号", "书名", ["书名", "作者", "出版社"]),
+        (["电影ID", "电影名称", "电影类型", "上映年份"], "电影ID", "电影名称", ["电影名称", "电影类型"]),
+        (["商品编号", "商品", "品牌"], "商品编号", "商品", ["商品", "品牌"]),
     ],
 )
 def test_names_of_item_tables(columns, item, name, texts):
     assert usual_columns(ITEM_TABLE_NAMES, columns)[0] == item
     assert usual_columns(NAME_COLUMNS, columns)[0] == name
-    assert usual_columns(TEXT_COLUMNS, columns) == texts
+    assert usual_columns(TEXT_COLUMNS, [column for column in columns if column != item]) == texts
 
 
 def test_a_name_that_the_user_gives_is_exact_before_it_is_alike():

@@ -6,6 +6,7 @@ Words are compared without case and punctuation: `Add to Cart` and `add_to_cart`
 import re
 from collections.abc import Collection
 
+from ugt_composer.importing import chinese_names as chinese
 from ugt_composer.importing.ids import MISSING
 
 # What was shown or disliked is no choice of the user.
@@ -15,14 +16,22 @@ NEGATIVE = (
     *("notclicked", "unclicked", "nonclicked", "ignore", "ignored", "skip", "skips", "skipped", "dislike"),
     *("dislikes", "disliked", "downvote", "downvoted", "thumbsdown", "thumbdown", "negative", "reject"),
     *("rejected", "hide", "hidden", "bounce", "0", "minus1", "false", "no", "nointerest", "notinterested"),
+    *chinese.NEGATIVE,
 )
-NEGATIVE_ENDINGS = ("impression", "impressions", "exposure", "exposures")  # of adimpression
+NEGATIVE_ENDINGS = ("impression", "impressions", "exposure", "exposures", "曝光")  # of adimpression
 REMOVAL = (
     *("cancel", "canceled", "cancelled", "cancellation", "refund", "refunded", "return", "returned"),
     *("uncollect", "unstar", "unsave", "unsaved", "unsubscribe", "unsubscribed", "undo", "unbookmark"),
+    *chinese.REMOVAL,
 )
-REMOVAL_STARTS = ("remov", "delet", "unlike", "unfollow", "unfav", "cartremov")  # of removedfromwishlist
-VIEW = ("view", "views", "viewed", "pv", "pageview", "pageviews", "browse", "browsed", "detailview", "itemview")
+REMOVAL_STARTS = (
+    *("remov", "delet", "unlike", "unfollow", "unfav", "cartremov"),  # of removedfromwishlist
+    *chinese.REMOVAL_STARTS,
+)
+VIEW = (
+    *("view", "views", "viewed", "pv", "pageview", "pageviews", "browse", "browsed", "detailview", "itemview"),
+    *chinese.VIEW,
+)
 CHOICE = (
     *("click", "clicks", "clicked", "clickthrough", "buy", "buys", "bought", "purchase", "purchases", "purchased"),
     *("order", "ordered", "transaction", "checkout", "conversion", "converted", "cart", "addtocart", "addedtocart"),
@@ -31,8 +40,10 @@ CHOICE = (
     *("bookmark", "bookmarked", "save", "saved", "collect", "share", "shared", "follow", "followed", "subscribe"),
     *("subscribed", "download", "downloaded", "install", "installed", "play", "played", "watch", "watched", "listen"),
     *("listened", "stream", "streamed", "read", "comment", "commented", "rate", "rated", "review", "reviewed"),
+    *chinese.CHOICE,
 )
-AMBIGUOUS = ("0", "minus1", "false", "no", "show", "shows", "negative")  # alone, these do not make a column of actions
+# Alone, these do not make a column of actions.
+AMBIGUOUS = ("0", "minus1", "false", "no", "show", "shows", "negative", "否")
 MOST_ACTIONS = 50
 
 
@@ -62,4 +73,5 @@ def _is_known(action: str) -> bool:
 
 
 def _plain(action: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", re.sub(r"^-", "minus", action.casefold()))
+    word = re.sub(r"^-", "minus", action.casefold())
+    return re.sub(r"[^a-z0-9]", "", word) or re.sub(r"[\W_]", "", word)  # 点击 (click) is click

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ugt_composer.errors import UserError, nearest
+from ugt_composer.importing import chinese_names as chinese
 from ugt_composer.storage.remote_files import InputPath
 
 # What tables call their items, the more specific thing first: a table of songs also has albums and artists.
@@ -25,9 +26,13 @@ ITEM_IDS = (
     *("gmapid", "isbn", "isbn13", "isbn10", "sku"),
     *(f"{thing}{key}" for key in ID_ENDINGS[1:] for thing in ("item", "product", *THINGS)),
     *(f"{place}id" for place in ("place", "location", "store", "shop")),
+    *chinese.ITEM_IDS,
 )
 # The item where there is no other column for it, else its name.
-ITEM_WORDS = (*("product", "movie", "film", "book", "article", "song", "track", "game", "anime", "hotel"), "artist")
+ITEM_WORDS = (
+    *("product", "movie", "film", "book", "article", "song", "track", "game", "anime", "hotel", "artist"),
+    *chinese.ITEM_WORDS,
+)
 
 # Usual names of a column in plain form, in order of preference.
 USUAL_NAMES = {
@@ -48,6 +53,7 @@ USUAL_NAMES = {
             "session",
             "deviceid",
         ),
+        *chinese.USER_NAMES,
     ),
     "item": ("item", *ITEM_IDS, *ITEM_WORDS),
     "timestamp": (
@@ -58,24 +64,28 @@ USUAL_NAMES = {
         *("checkintime", "utctime", "tdat", "epoch", "eventdate", "eventts", "clickdate", "clicktimestamp"),
         *("actiontime", "actiondate", "interactiondate", "interactiontimestamp", "servertime", "servertimestamp"),
         *("watchedat", "viewedat", "clickedat", "purchasedat", "starttime", "startedat"),
+        *chinese.TIMES,
     ),
     "rating": (
         *("rating", "ratings", "overall", "stars", "score", "ratingvalue", "starrating", "userrating", "bookrating"),
         *("movierating", "reviewrating", "reviewoverall", "reviewscore", "ratingscore", "rate"),
+        *chinese.RATINGS,
     ),
     "action": (
         *("action", "event", "eventtype", "behavior", "behaviour", "behaviortype", "behaviourtype", "actiontype"),
         *("eventname", "interaction", "interactiontype", "activitytype", "click", "clicked", "isclick", "isclicked"),
         *("label", "useraction", "operationtype", "feedbacktype", "liked", "islike", "isliked", "purchased"),
         *("ispurchase", "ispurchased", "bought", "isbought", "converted", "isconverted", "conversion", "isconversion"),
+        *chinese.ACTIONS,
     ),
 }
 # In a table of items "id" is the item; in a table of interactions it numbers the rows.
-ITEM_TABLE_NAMES = ("item", *ITEM_IDS, "id", *ITEM_WORDS)
+ITEM_TABLE_NAMES = ("item", *ITEM_IDS, "id", "编号", *ITEM_WORDS)
 NAMED = ("item", "product", "prod", *THINGS, "place", "location", "store", "shop")
 NAME_COLUMNS = (
     *("title", "name", "itemname", "producttitle", "productname", "headline"),
     *(f"{thing}{ending}" for thing in NAMED for ending in ("title", "name") if thing not in ("album", "artist")),
+    *chinese.NAMES,
     *("originaltitle", "albumname", "albumtitle", "artistname", "caption", *ITEM_WORDS),
 )
 TEXT_COLUMNS = (
@@ -88,6 +98,7 @@ TEXT_COLUMNS = (
     *("bookauthor", "bookpublisher", "bookdescription"),
     *("director", "directors", "actors", "cast", "studio", "studios", "topic", "topics", "feature", "cuisine"),
     *("ingredients", "specs"),
+    *chinese.TEXTS,
 )
 
 
