@@ -123,7 +123,7 @@ def test_missing_ids_are_refused_with_their_lines_skipped_or_kept(tmp_path, role
     assert "'NULL' (once)" in str(error.value)
     assert "nothing (once)" in str(error.value)
     assert "--missing-as-ids" in str(error.value)
-    assert "--on-error skip (5 of 7)" in str(error.value)
+    assert "--on-error skip (5 of 7 rows: 3, 5, 6, 7, 8)" in str(error.value)
     log = read(tmp_path, frame, as_csv=True, skip_bad=True)
     assert (len(log), log.skipped) == (2, 5)
     log = read(tmp_path, frame, as_csv=True, skip_bad=True, missing_as_ids=True)
@@ -170,7 +170,9 @@ def test_a_decimal_column_and_integers_beyond_a_floats_are_exact(tmp_path):
 def test_sequences_name_the_lines_of_missing_ids(tmp_path):
     path = tmp_path / "s.txt"
     path.write_text("u1 a b\nNULL a nan\nu3 nan c\n")
-    with pytest.raises(UserError, match=r"s\.txt, line 2: found 'NULL' \(2 times\), expected an id.*skip \(3 of 6\)"):
+    with pytest.raises(
+        UserError, match=r"s\.txt, line 2: found 'NULL' \(2 times\), expected an id.*skip \(3 of 6 rows: 2, 3\)"
+    ):
         read_interactions(path)
     log = read_interactions(path, skip_bad=True)
     assert (len(log), log.skipped, log.users.to_list()) == (3, 3, ["u1", "u3"])

@@ -1,5 +1,6 @@
 import gzip
 from datetime import datetime
+from itertools import permutations
 
 import numpy as np
 import polars as pl
@@ -180,7 +181,44 @@ def test_bad_rows_can_be_skipped_and_are_counted(tmp_path):
     log = read_interactions(path, skip_bad=True)
     assert listed(log) == EXPECTED
     assert log.skipped == 2
-    assert "line 7: column 'userId': found nothing" in log.first_skipped
+    assert "line 6: column 'timestamp': found '40 oops'" in log.first_skipped
+
+
+BAD = {
+    "fields": ("1,a", "found 2 fields, expected 4"),
+    "user": (",a,5,10", "column 'userId': found nothing"),
+    "rating": ("1,a,great,10", "column 'rating': found 'great'"),
+    "time": ("1,a,5,noon", "column 'timestamp': found 'noon'"),
+}
+
+
+@pytest.mark.parametrize("kinds", permutations(BAD))
+def test_of_rows_that_are_bad_in_different_ways_the_first_of_the_file_is_named(tmp_path, kinds):
+    lines = [HEADER, *ROWS, *(BAD[kind][0] for kind in kinds), *ROWS]
+    path = written(tmp_path, "r.csv", "\n".join(lines))
+    first = len(ROWS) + 2
+    with pytest.raises(UserError) as error:
+        read_interactions(path)
+    assert str(error.value).startswith(f"{path}, line {first}: {BAD[kinds[0]][1]}")
+    listed_lines = ", ".join(str(first + n) for n in range(4))
+    assert str(error.value).endswith(f"(4 of {2 * len(ROWS) + 4} rows: {listed_lines})")
+    log = read_interactions(path, skip_bad=True)
+    assert log.skipped == 4
+    assert log.first_skipped.startswith(f"{path}, line {first}: {BAD[kinds[0]][1]}")
+
+
+def test_a_bad_value_of_the_first_file_is_named_before_a_damaged_line_of_the_second(tmp_path):
+    a = written(tmp_path, "a.csv", "\n".join([HEADER, *ROWS, BAD["time"][0]]))
+    b = written(tmp_path, "b.csv", "\n".join([HEADER, BAD["fields"][0], *ROWS]))
+    with pytest.raises(UserError, match=r"a\.csv, line 6: column 'timestamp'.*\(2 of 10 rows: a\.csv:6, b\.csv:2\)"):
+        read_interactions([a, b])
+
+
+def test_of_bad_lines_of_sequences_the_first_of_the_file_is_named(tmp_path):
+    path = written(tmp_path, "s.txt", "u1 a b\nu1 c\nalone\nu2 NULL\nu3 a b\n")
+    with pytest.raises(UserError, match=r"s\.txt, line 2: found user 'u1' again.*\(3 of 7 rows: 2, 3, 4\)"):
+        read_interactions(path)
+    assert "line 2: " in read_interactions(path, skip_bad=True).first_skipped
 
 
 def test_a_column_that_is_named_for_one_role_is_not_found_for_another(tmp_path):

@@ -189,7 +189,13 @@ def test_bad_rows_are_skipped_and_counted(session, folder, capsys):
     _, printed = both(capsys, [path], *CHOICES, "--on-error", "skip")
     assert "rows skipped because they could not be parsed: 5" in printed
     _, message = both(capsys, [path], *CHOICES)
-    assert "log.csv, line 402: column 'user': found nothing" in message
+    assert "log.csv, line 42: column 'ts': found 'soon'" in message
+    lines = path.read_text().split("\n")
+    lines[20] += ",more"
+    path.write_text("\n".join(lines))
+    _, message = both(capsys, [path], *CHOICES)
+    assert "log.csv, line 21: found 6 fields, expected 5" in message
+    assert "(6 of 505 rows: 21, 42, 335, 402, 403 …)" in message
 
 
 def test_damaged_lines_have_their_numbers(session, folder, capsys):

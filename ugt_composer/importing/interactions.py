@@ -9,7 +9,7 @@ import polars as pl
 
 from ugt_composer.errors import UserError
 from ugt_composer.importing.action_words import are_actions
-from ugt_composer.importing.bad_rows import EXPECTED, IDS, bad_values, first_bad_line, first_bad_row
+from ugt_composer.importing.bad_rows import EXPECTED, IDS, bad_lines, bad_rows, bad_values
 from ugt_composer.importing.column_names import find_column, need_column
 from ugt_composer.importing.column_types import check_type
 from ugt_composer.importing.damage import Damage
@@ -117,10 +117,11 @@ def read_interactions(
         _check_no_columns(path, parts[0].kind, columns, file_format, time_format, file_order)
     if parts[0].kind == SEQUENCES:
         written, damage = read_sequences(parts)
-        damage.refuse(skip_bad, len(written))
+        damage.refuse_most(skip_bad, len(written))
         frame, _, remarks = _with_ids(path, written, {}, {}, missing_as_ids)
-        bad = first_bad_line(parts, written, frame)
-        return _checked(path, frame, None, {}, bad, damage, skip_bad, remarks)
+        good = _valid(frame)
+        damage = damage.with_others(bad_lines(parts, written, frame, len(frame) - len(good)), parts)
+        return _checked(path, good, None, {}, damage, skip_bad, remarks)
     table = open_table(parts)
     if parts[0].kind == MIND:
         column_of, rows = COLUMN_OF, read_behaviors(table)
@@ -134,7 +135,7 @@ def read_interactions(
         values["timestamp"] = form.parse(times.value)
     with named_errors(path):
         frame = rows.select(**values).collect()
-    table.damage.refuse(skip_bad, len(frame))
+    table.damage.refuse_most(skip_bad, len(frame))
     frame, values, remarks = _with_ids(path, frame, column_of, values, missing_as_ids)
     if times is not None and form is not None:
         found = TimesInMemory(frame["timestamp"])
@@ -142,8 +143,10 @@ def read_interactions(
         assert isinstance(checked, TimesInMemory)
         frame, values["timestamp"] = frame.with_columns(checked.values.alias("timestamp")), form.parse(times.value)
         remarks += unusual
-    bad = first_bad_row(
+    good = _valid(frame)
+    bad = bad_rows(
         table,
+        len(frame) - len(good),
         {role: frame[role].null_count() for role in frame.columns},
         column_of,
         form,
@@ -151,7 +154,7 @@ def read_interactions(
         lambda role: bad_values(rows, column_of[role], values[role], role),
     )
     unused = () if parts[0].kind == MIND else tuple(name for name in table.names if name not in column_of.values())
-    log = _checked(path, frame, form, column_of, bad, table.damage, skip_bad, remarks)
+    log = _checked(path, good, form, column_of, table.damage.with_others(bad, parts), skip_bad, remarks)
     return replace(log, unused=unused)
 
 
@@ -192,36 +195,34 @@ def _with_ids(
     return frame, values, warnings
 
 
+def _valid(frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows without an invalid value."""
+    needed = [role for role in EXPECTED if role in frame.columns]
+    return frame.drop_nulls(needed) if any(frame[role].null_count() for role in needed) else frame
+
+
 def _checked(
     path: InputPath,
-    frame: pl.DataFrame,
+    good: pl.DataFrame,
     form: TimeForm | None,
     column_of: dict[str, str],
-    bad: str | None,
     damage: Damage,
     skip_bad: bool,
     warnings: tuple[str, ...],
 ) -> Interactions:
-    """The interactions of a frame without its invalid rows, of which `bad` describes the first ones.
+    """The interactions of the valid rows.
 
     Args:
-        damage: rows that are not in the frame.
+        damage: all other rows.
 
     Raises:
-        UserError: there are invalid rows, and `skip_bad` is false.
+        UserError: there are other rows, and `skip_bad` is false.
     """
-    good = frame if bad is None else frame.drop_nulls([role for role in EXPECTED if role in frame.columns])
-    count = len(frame) - len(good)
-    refuse_bad_rows(bad, count, len(frame), skip_bad)
+    if not skip_bad:
+        damage.refuse(skip_bad, len(good))
     check_any_rows(path, len(good))
     log = as_arrays(good, form, column_of)
-    return replace(log, skipped=damage.count + count, first_skipped=damage.first or bad, warnings=warnings)
-
-
-def refuse_bad_rows(bad: str | None, count: int, rows: int, skip: bool) -> None:
-    """Raises UserError if `count` of all rows have an invalid value, unless they are to be skipped."""
-    if count and not skip:
-        raise UserError(f"{bad}; fix it, or skip such rows with --on-error skip ({count:,} of {rows:,})")
+    return replace(log, skipped=damage.count, first_skipped=damage.first, warnings=warnings)
 
 
 def check_any_rows(path: InputPath, rows: int) -> None:

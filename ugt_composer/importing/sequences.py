@@ -15,12 +15,11 @@ def read_sequences(parts: tuple[Part, ...]) -> tuple[pl.DataFrame, Damage]:
 
     The columns are PART and ROW, the numbers of the file and line; user and item, both text.
     """
-    damage = Damage()
-    words = pl.concat([_words(number, part, damage) for number, part in enumerate(parts)])
+    problems: list[tuple[int, int, str]] = []  # number of the file, line, what is wrong with it
+    words = pl.concat([_words(number, part, problems) for number, part in enumerate(parts)])
     users = words.select(PART, ROW, user=pl.col("words").list.first(), item=pl.col("words").list.slice(1))
     alone = users.filter(pl.col("item").list.len() == 0)
-    for part, line, user, _ in alone.iter_rows():
-        damage.add(parts[part], line, f"found {user!r} alone, {EXPECTED}")
+    problems += [(part, line, f"found {user!r} alone, {EXPECTED}") for part, line, user, _ in alone.iter_rows()]
     users = users.filter(pl.col("item").list.len() > 0)
     is_first = pl.col("user").is_first_distinct()
     again = users.filter(~is_first)
@@ -31,18 +30,21 @@ def read_sequences(parts: tuple[Part, ...]) -> tuple[pl.DataFrame, Damage]:
         if first["first_part"] != first[PART]:
             place += f" of {parts[first['first_part']].path}"
         problem = f"found user {first['user']!r} again, first in {place}; expected one line per user"
-        for part, line in again.select(PART, ROW).iter_rows():
-            damage.add(parts[part], line, f"{problem} (if it is a table, give --format or --separator)")
+        problem += " (if it is a table, give --format or --separator)"
+        problems += [(part, line, problem) for part, line in again.select(PART, ROW).iter_rows()]
+    damage = Damage()
+    for number, line, problem in sorted(problems):
+        damage.add(parts[number], line, problem)
     return users.explode("item"), damage
 
 
-def _words(number: int, part: Part, damage: Damage) -> pl.DataFrame:
-    """The words of each line that has some."""
+def _words(number: int, part: Part, problems: list[tuple[int, int, str]]) -> pl.DataFrame:
+    """The words of each line that has some; what is wrong with others is added to the problems."""
     texts: list[str] = []
     lines: list[int] = []
     for line, text in enumerate(text_lines(part), start=1):
         if undecoded(text):
-            damage.add(part, line, encoding_problem(part))
+            problems.append((number, line, encoding_problem(part)))
         else:
             texts.append(text)
             lines.append(line)

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from ugt_composer.errors import RunError, UserError
-from ugt_composer.importing.bad_rows import EXPECTED, IDS, bad_values, first_bad_row
+from ugt_composer.importing.bad_rows import EXPECTED, IDS, bad_rows, bad_values
 from ugt_composer.importing.csv_records import count_regular_lines, may_be_regular
 from ugt_composer.importing.damage import Damage
 from ugt_composer.importing.file_format import CSV, JSONL, MIND, PARQUET, SEQUENCES, TSV, is_wide
@@ -28,7 +28,6 @@ from ugt_composer.importing.interactions import (
     as_arrays,
     check_any_rows,
     find_columns,
-    refuse_bad_rows,
     value_expressions,
 )
 from ugt_composer.importing.log import Log
@@ -115,7 +114,7 @@ def read_with_spark(context: "SparkContext", source: SourceSettings) -> Log:
         times = _SparkTimes(table, empty, column_of["timestamp"], rows)
         form = time_form(times, source.time_format)
         values["timestamp"] = form.parse(times.value)
-    rows.damage.refuse(source.skip_bad, rows.count)
+    rows.damage.refuse_most(source.skip_bad, rows.count)
     distinct = rows.distinct({role: values[role] for role in IDS})
     for role in IDS:
         place = f"{path}: column {column_of[role]!r}"
@@ -129,15 +128,18 @@ def read_with_spark(context: "SparkContext", source: SourceSettings) -> Log:
         warnings += unusual
     roles = [role for role in EXPECTED if role in values]
     invalid, count_bad = rows.count_invalid(values, roles)
-    bad = first_bad_row(
+    bad = bad_rows(
         table,
+        count_bad,
         invalid,
         column_of,
         form,
         lambda role: schema[column_of[role]].is_float(),
         lambda role: rows.bad_values(column_of[role], values[role], role),
     )
-    refuse_bad_rows(bad, count_bad, rows.count, source.skip_bad)
+    damage = rows.damage.with_others(bad, parts)
+    if not source.skip_bad:
+        damage.refuse(source.skip_bad, rows.count - count_bad)
     check_any_rows(path, rows.count - count_bad)
     items, partitions = _partitions(rows, reading, roles, distinct, form)
     if count_bad:
@@ -148,8 +150,8 @@ def read_with_spark(context: "SparkContext", source: SourceSettings) -> Log:
         form,
         column_of,
         tuple(name for name in table.names if name not in column_of.values()),
-        rows.damage.count + count_bad,
-        rows.damage.first or bad,
+        damage.count,
+        damage.first,
         warnings,
     )
 
