@@ -21,6 +21,7 @@ from ugt_composer.errors import UserError, where_searched
 from ugt_composer.jsonl.schema import PREFERENCE, RECOMMEND
 
 SIDES = ("encoder", "decoder", "rejected")
+MOST_NAMED = 5  # folders of shards within one that is none
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
             **_inputs(facts),
         )
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; expected a folder made by ugt convert") from None
+        expected = "expected a folder made by ugt convert"
+        raise UserError(f"{path}: missing; {expected}{_hint_of_subfolders(Path(folder))}") from None
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not made by ugt convert ({error!r}); convert the data again") from None
     if complete or (Path(folder) / INDEX_NAME).exists():
@@ -118,6 +120,12 @@ def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
         if complete:
             _check_sizes(Path(folder), shards)
     return manifest
+
+
+def _hint_of_subfolders(folder: Path) -> str:
+    """For a folder that is none of shards, such as one of an import: those in it that are."""
+    inner = sorted(str(one.parent) for one in folder.glob(f"*/{MANIFEST_NAME}"))
+    return f"; did you mean {', '.join(inner[:MOST_NAMED])}?" if inner else ""
 
 
 def longest_history(manifests: Iterable[Manifest]) -> int:
