@@ -13,5 +13,5 @@ def test_a_folder_of_an_import_names_its_folders_of_shards(tmp_path):
     with pytest.raises(UserError) as error:
         read_manifest(tmp_path)
     assert str(error.value).endswith(f"made by ugt convert; did you mean {tmp_path}/test, {tmp_path}/train?")
-    with pytest.raises(UserError, match="made by ugt convert$"):
+    with pytest.raises(UserError, match=r"made by ugt convert$"):
         read_manifest(tmp_path / "other")
