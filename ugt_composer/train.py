@@ -67,7 +67,7 @@ def main(arguments: argparse.Namespace) -> int:
     begin_to_close()
     trainer.close()
     if is_first:
-        _print_end(trainer, program, seconds if trains else None)
+        _print_end(trainer, program, [*paths, *overrides], seconds if trains else None)
     return 0
 
 
@@ -81,13 +81,13 @@ def _print_start(trainer: "UGTTrainer") -> None:
         print_line(line)
 
 
-def _print_end(trainer: "UGTTrainer", program: list[str], seconds: float | None) -> None:
+def _print_end(trainer: "UGTTrainer", program: list[str], given: list[str], seconds: float | None) -> None:
     """seconds: that this process trained for; None: the run had ended before."""
     from ugt_composer.training.end_summary import end_line, what_now
 
     if seconds is not None:
         print_line(end_line(trainer.config, trainer.state.timestamp.batch.value, seconds, trainer.last_results()))
-    for line in what_now(trainer.config, program):
+    for line in what_now(trainer.config, program, given):
         print_line(line)
 
 

@@ -36,8 +36,9 @@ def test_the_printed_commands_record_the_catalogue_and_a_reused_one_is_the_same(
     catalogue = Catalogue.load("an import/catalogue.jsonl")
     assert {manifest.catalogue for manifest in manifests["data.train"]} == {catalogue.fingerprint}
     assert check_shards(manifests, catalogue, 0.0) == []
-    (dry_run,) = re.findall(r"^  ugt train (.*)$", printed, re.MULTILINE)
+    dry_run, small = re.findall(r"^  ugt train (.*)$", printed, re.MULTILINE)
     words = shlex.split(dry_run)
+    assert shlex.split(small, comments=True) == [words[0], "yamls/demo.yaml", words[1]]
     assert words == ["yamls/stage1.yaml", str(tmp_path / "an import/data.yaml"), "--dry-run"]
     config = load_config(ROOT / words[0], words[1])
     assert (config.data.train.local, config.data.eval.local) == ("mds/train", "mds/validation")

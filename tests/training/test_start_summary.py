@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.shop import ROOT
 from ugt_composer.model.build import build_model
 from ugt_composer.model.moe import MoEFeedForward
 from ugt_composer.parallelism.activations import Shape
@@ -71,19 +72,41 @@ def test_memory_is_compared_with_the_card(stage_config, tmp_path, rows, most, ev
 
 def test_the_end_names_the_best_model_and_the_next_command(stages, stage_config, monkeypatch):
     program = ["composer", "-n", "2", "train.py"]
+    own = ["yamls/demo.yaml", "data/x y/data.yaml"]
+    own += ["optimizer.lr=1", "save_folder=x", "model.d_ff=8", "data.train.local=x"]
     for stage in (1, 2):
-        best, command, rest = what_now(stage_config(stages / f"stage{stage}", stage, stages / "x"), program)
+        given = [f"yamls/stage{stage}.yaml", *own]
+        best, command, *rest = what_now(stage_config(stages / f"stage{stage}", stage, stages / "x"), program, given)
         folder = stages / f"stage{stage}/best"
         assert re.fullmatch(rf"  best      {folder}: batch \d+, ndcg@10 \d\.\d{{4}}", best)
         reference = f" loss.reference_from={folder}" * (stage == 2)
-        assert (
-            command == f"  next      composer -n 2 train.py yamls/stage{stage + 1}.yaml init_from={folder}{reference}"
+        rows = " data.train.local=x" * (stage == 1)
+        assert command == (
+            f"  next      composer -n 2 train.py yamls/stage{stage + 1}.yaml yamls/demo.yaml 'data/x y/data.yaml' "
+            f"model.d_ff=8{rows} init_from={folder}{reference}"
         )
-        pairs = ", and preference rows, such as the preferences.yaml of ugt import" * (stage == 2)
-        assert rest == f"            with the files and keys that this run was given for data and model{pairs}"
+        assert rest == ["            and preference rows, such as the preferences.yaml of ugt import"] * (stage == 2)
     config = stage_config(stages / "stage3", 3, stages / "stage2/best")
-    _, evaluate, recommend = what_now(config, program)
+    _, evaluate, recommend = what_now(config, program, ["yamls/stage3.yaml", *own])
     first, second = (stream.local for stream in config.data.eval.streams)
     model = stages / "stage3/best"
     assert evaluate == f"  next      ugt evaluate --checkpoint {model} --data {first} --data {second}"
     assert recommend == f"            ugt recommend --checkpoint {model} --history FILE"
+
+
+def test_the_next_command_has_the_preference_rows_of_an_import(stages, stage_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stage3.yaml").write_text((ROOT / "yamls/stage3.yaml").read_text())
+    (tmp_path / "preferences.yaml").touch()
+    config = stage_config(stages / "stage2", 2, stages / "x")
+    _, *lines = what_now(config, ["ugt", "train"], ["stage2.yaml", "data.yaml"])
+    model = stages / "stage2/best"
+    keys = f"init_from={model} loss.reference_from={model}"
+    assert lines == [f"  next      ugt train stage3.yaml data.yaml preferences.yaml {keys}"]
+    monkeypatch.chdir(ROOT)
+    _, command, *rest = what_now(config, ["ugt", "train"], ["run/config.yaml", "model.d_ff=8"])
+    assert command == f"  next      ugt train yamls/stage3.yaml model.d_ff=8 {keys}"
+    assert rest == [
+        "            with the keys for data and model that this run was given",
+        "            and preference rows, such as the preferences.yaml of ugt import",
+    ]

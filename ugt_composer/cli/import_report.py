@@ -13,7 +13,7 @@ from ugt_composer.importing.run_yaml import DATA_YAML, PREFERENCES_YAML, about_s
 from ugt_composer.jsonl.schema import PREFERENCE, RECOMMEND
 from ugt_composer.terminal import counted
 
-STAGE_1 = "yamls/stage1.yaml"
+STAGE_1, SMALL_SIZES = "yamls/stage1.yaml", "yamls/demo.yaml"
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -90,7 +90,9 @@ def print_next(report: dict[str, Any], out: Path, shards: Path, limits: dict[str
         print("  " + shlex.join(command))
     if not Path(STAGE_1).exists():
         print("  ugt init .")
-    print("  " + shlex.join(["ugt", "train", STAGE_1, str(out / DATA_YAML), "--dry-run"]))
+    data = str(out / DATA_YAML)
+    print("  " + shlex.join(["ugt", "train", STAGE_1, data, "--dry-run"]))
+    print("  " + shlex.join(["ugt", "train", STAGE_1, SMALL_SIZES, data]) + "  # small sizes, to try without a GPU")
     if (pairs := out / PREFERENCES_YAML).is_file():
         print(f"Stage 3 takes {pairs} after {DATA_YAML}, with the preference rows")
     if about := about_signals(report):

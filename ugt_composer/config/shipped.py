@@ -9,9 +9,10 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 FOLDER = "yamls"
+DATA_YAML, PREFERENCES_YAML = "data.yaml", "preferences.yaml"  # of an import
 WRITTEN_BY_IMPORT = {
-    "data.yaml": "`ugt import` writes it into its --out",
-    "preferences.yaml": "`ugt import` writes it into its --out, if the table has ratings or actions for preferences",
+    DATA_YAML: "`ugt import` writes it into its --out",
+    PREFERENCES_YAML: "`ugt import` writes it into its --out, if the table has ratings or actions for preferences",
 }
 
 

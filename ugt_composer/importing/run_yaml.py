@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
+from ugt_composer.config.shipped import DATA_YAML, PREFERENCES_YAML
 from ugt_composer.importing.bundle import CATALOGUE
 from ugt_composer.importing.preferences import FILES as PREFERENCE_FILES
 
-DATA_YAML, PREFERENCES_YAML = "data.yaml", "preferences.yaml"
 TRAIN, VALIDATION = "train", "validation"
 TRAIN_PAIRS, VALIDATION_PAIRS = (Path(name).stem for name in PREFERENCE_FILES)
 CANONICAL_NODES = 4  # of the shipped stages; a data set has at least as many rows

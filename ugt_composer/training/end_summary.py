@@ -2,17 +2,21 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from ugt_composer.config.load import load_config
 from ugt_composer.config.schema import Config
-from ugt_composer.config.shipped import FOLDER
+from ugt_composer.config.shipped import DATA_YAML, FOLDER, PREFERENCES_YAML, shipped_yamls
 from ugt_composer.storage.s3_url import is_url
 from ugt_composer.terminal import duration
 from ugt_composer.training.best_model import saved_best
 
 STAGES = Path(FOLDER)  # of the repository, or written by `ugt init`
+# Overrides that the next stage's command repeats: of the data, the model and the machine, not of the training.
+REPEATED = (
+    *("model.", "data.", "evaluation.", "parallelism."),
+    *("global_train_batch_size=", "device_train_microbatch_size=", "device_eval_batch_size=", "precision=", "compile="),
+)
 
 
 def end_line(config: Config, batch: int, seconds: float, results: Sequence[str]) -> str:
@@ -26,27 +30,28 @@ def end_line(config: Config, batch: int, seconds: float, results: Sequence[str])
     return f"{config.save_folder}: trained to batch {batch:,} in {duration(seconds)}{found}"
 
 
-def what_now(config: Config, program: Sequence[str]) -> list[str]:
+def what_now(config: Config, program: Sequence[str], given: Sequence[str]) -> list[str]:
     """Where the best model of an ended run is, and what is usually done with it.
 
     Args:
         program: the words that started the training, without files and keys.
+        given: the files and keys.
     """
     folder = Path(config.save_folder)
     best, model = saved_best(folder / "best"), str(folder / "best")
     if best is None:  # without `save_best_on`, `best/` is the latest
-        return [f"  model     {model}", *_next(config, model, program)]
+        return [f"  model     {model}", *_next(config, model, program, given)]
     return [
         f"  best      {model}: batch {best.batch:,}, {best.metric} {best.value:.4f}",
-        *_next(config, model, program),
+        *_next(config, model, program, given),
     ]
 
 
-def _next(config: Config, model: str, program: Sequence[str]) -> list[str]:
+def _next(config: Config, model: str, program: Sequence[str], given: Sequence[str]) -> list[str]:
     """The next stage's command, or those that use the model."""
-    path = _next_stage(config)
+    path = _next_stage(config, Path(given[0]))
     if path is not None:
-        return _stage_lines(config, path, model, program)
+        return _stage_lines(path, model, program, given)
     eval_data = [stream.local for stream in config.data.eval.streams] or [config.data.eval.local]
     data = [word for folder in eval_data if folder and not is_url(folder) for word in ("--data", folder)]
     evaluate = ["ugt", "evaluate", "--checkpoint", model, *(data or ["--data", "DIR"])]
@@ -56,30 +61,42 @@ def _next(config: Config, model: str, program: Sequence[str]) -> list[str]:
     ]
 
 
-def _next_stage(config: Config) -> Path | None:
-    """The YAML of the stage after this one, which its losses tell; None if there is none here."""
+def _next_stage(config: Config, given: Path) -> Path | None:
+    """The YAML of the stage after this one, which its losses tell; None if there is none here.
+
+    Args:
+        given: the YAML of this stage.
+    """
     loss = config.loss
     if loss.lambda_preference > 0:
         return None
-    path = STAGES / ("stage3.yaml" if loss.lambda_contrastive > 0 else "stage2.yaml")
-    return path if path.is_file() else None
+    name = "stage3.yaml" if loss.lambda_contrastive > 0 else "stage2.yaml"
+    places = (given.with_name(name), STAGES / name) if given.name in shipped_yamls() else (STAGES / name,)
+    return next((path for path in places if path.is_file()), None)
 
 
-def _stage_lines(config: Config, path: Path, model: str, program: Sequence[str]) -> list[str]:
+def _stage_lines(path: Path, model: str, program: Sequence[str], given: Sequence[str]) -> list[str]:
     stage = load_config(path)
+    files, overrides = ([word for word in given if ("=" in word) == is_key] for is_key in (False, True))
+    repeated = [word for word in overrides if word.startswith(REPEATED)]
+    knows_rest = Path(files[0]).name in shipped_yamls()  # a config.yaml, or a YAML of the user's own, has all in one
+    more = files[1:] if knows_rest else []
+    is_about_pairs = stage.loss.lambda_preference > 0
+    if is_about_pairs:  # its training rows are others
+        repeated = [word for word in repeated if not word.startswith(("data.train.", "data.eval."))]
+        more = [file for one in more for file in (one, *_preferences_beside(one))]
     keys = {"init_from": stage.init_from, "loss.reference_from": stage.loss.reference_from}
-    overrides = [f"{key}={model}" for key, value in keys.items() if value is not None and value != model]
-    lines = [f"  next      {shlex.join([*program, str(path), *overrides])}"]
-    model_before = replace(config.model, dropout=stage.model.dropout)  # is no size
-    is_same = model_before == stage.model and config.data.catalogue == stage.data.catalogue
-    if not is_same or not _folders(config) <= _folders(stage):
-        pairs = (
-            ", and preference rows, such as the preferences.yaml of ugt import" if stage.loss.lambda_preference else ""
-        )
-        lines.append(f"            with the files and keys that this run was given for data and model{pairs}")
+    repeated += [f"{key}={model}" for key, value in keys.items() if value is not None and value != model]
+    lines = [f"  next      {shlex.join([*program, str(path), *more, *repeated])}"]
+    if not knows_rest:
+        lines.append("            with the keys for data and model that this run was given")
+    if is_about_pairs and len(more) == len(files) - 1 and len(given) > 1:
+        lines.append("            and preference rows, such as the preferences.yaml of ugt import")
     return lines
 
 
-def _folders(config: Config) -> set[str | None]:
-    train, evaluation = config.data.train, config.data.eval
-    return {source.local for data in (train, evaluation) for source in (data, *data.streams)} - {None}
+def _preferences_beside(file: str) -> list[str]:
+    """The `preferences.yaml` of the import that wrote a `data.yaml`."""
+    path = Path(file)
+    beside = path.with_name(PREFERENCES_YAML)
+    return [str(beside)] if path.name == DATA_YAML and beside.is_file() else []

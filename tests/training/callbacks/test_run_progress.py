@@ -100,8 +100,7 @@ def end(folder: Path, program: str) -> list[str]:
     return [
         rf"{folder}: trained to batch 14 in {DURATION}: {RESULTS}",
         rf"  best      {folder}/best: batch \d+, ndcg@10 \d\.\d{{4}}",
-        rf"  next      {program} yamls/stage2.yaml init_from={folder}/best",
-        r"            with the files and keys that this run was given for data and model",
+        rf"  next      {program} \S*yamls/stage2.yaml model\..* init_from={folder}/best",
     ]
 
 
