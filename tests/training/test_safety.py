@@ -78,6 +78,7 @@ def test_weights_of_a_differently_configured_model_are_refused(stages, stage_con
 def test_weights_of_another_shape_are_listed(stages, stage_config, tmp_path, start):
     with pytest.raises(UserError, match="of another shape") as error:
         start(stage_config(tmp_path, 2, stages / "stage1" / "best", "model.d_ff=64"))
+    assert "model.d_ff was 32, now it is 64; " in str(error.value)
     assert "ff.up" in str(error.value)
     with pytest.raises(UserError, match="missing"):
         start(stage_config(tmp_path, 2, stages / "stage1" / "best", "model.n_encoder_layers=2"))

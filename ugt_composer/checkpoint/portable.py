@@ -205,7 +205,13 @@ def check_weights(model: UGT, config: ModelConfig, folder: str | Path) -> None:
         ),
     ]
     if any(problems):
-        raise UserError(f"{path} does not fit model.*: {'; '.join(filter(None, problems))}")
+        keys = [field.name for field in fields(ModelConfig)]
+        changed = ", ".join(
+            f"model.{key} was {before}, now it is {now}"
+            for key in keys
+            if (before := getattr(saved_config, key)) != (now := getattr(config, key))
+        )
+        raise UserError(f"{path} does not fit model.*: {'; '.join(filter(None, [changed, *problems]))}")
 
 
 def _load_checked(model: UGT, config: ModelConfig, folder: str | Path) -> dict[str, str]:
@@ -328,8 +334,9 @@ def _existing(folder: str | Path, name: str) -> Path:
     if path.is_file():
         return path
     of_run = [place for place in (path.parent / "best", path.parent.with_name("best")) if (place / name).is_file()]
-    hint = f"did you mean {of_run[0]}?" if of_run else "expected a folder such as checkpoints/stage1/best with "
-    hint += "" if of_run else f"{WEIGHTS}, {CONFIG}"
+    hint = (
+        f"did you mean {of_run[0]}?" if of_run else f"expected the best/ of a trained stage, with {WEIGHTS}, {CONFIG}"
+    )
     raise UserError(f"{path}: no such file{where_searched(path)}; {hint}")
 
 

@@ -70,7 +70,8 @@ def _check_starting_points(config: Config) -> None:
 def check_models(config: Config) -> None:
     """UserError, with its key, if the model that the run starts from or is compared with is not on this machine."""
     reference_from = config.loss.reference_from if config.loss.needs_reference else None
-    for key, place in (("init_from", config.init_from), ("loss.reference_from", reference_from)):
+    keys = {"init_from": config.init_from, "loss.reference_from (null: that of init_from)": reference_from}
+    for key, place in keys.items():
         if place is not None and not is_url(place):
             check_exists(key, place)
 
