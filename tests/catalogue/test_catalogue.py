@@ -51,7 +51,7 @@ def test_items_that_collide_are_reported_and_both_found(catalogue):
     assert catalogue.collisions.count == 1
     assert catalogue.collisions.items == 2
     assert catalogue.collisions.examples == [((5, 6, 7), ["b", "c"])]
-    assert str(catalogue.collisions) == '2 items share 1 semantic IDs: (5, 6, 7) is "b", "c"'
+    assert str(catalogue.collisions) == '2 items share 1 semantic ID: (5, 6, 7) is "b", "c"'
 
 
 def test_collisions_are_counted_like_a_dictionary_does():

@@ -108,6 +108,7 @@ def test_of_long_histories_the_most_recent_items_are_read_and_all_are_excluded(e
     rows = [(list(range(30)), [59])]
     found = evaluate(1, "-k", "30", "--exclude-seen", data=[converted(rows)])
     assert found["metrics"]["recall@30"] == 1
+    assert "1 of 1 row has a history of more than 7 items" in found["warnings"][0]
 
 
 def test_targets_that_exclusion_removes_are_counted(evaluate, converted, capsys):
@@ -128,7 +129,7 @@ def test_histories_that_the_conversion_truncated_are_counted(evaluate, converted
     before = converted(LONG, earlier_items=[user % 4 for user in range(20)])
     assert evaluate(1, "--exclude-seen", data=[before])["incomplete_histories"] == 15
     assert evaluate(1, "--include-seen", data=[before])["warnings"] == evaluate(1, data=[converted(LONG)])["warnings"]
-    assert "18 of 20 rows lack the earliest items of their histories" in capsys.readouterr().err
+    assert "18 of 20 rows lack the earliest items of the user's history" in capsys.readouterr().err
 
 
 def test_a_model_of_stage_3_needs_no_reference_for_rows_without_pairs(evaluate, tmp_path):

@@ -16,7 +16,11 @@ def test_what_was_found_has_a_line_each():
         "ratings from 0.5 to 5, 7 rows without one",
         "duplicates of an earlier row: 2",
         "5 interactions of 4 users repeat an item of the same user (--repeats keep)",
-        "5-core: 1 users, 3 items and 9 interactions removed in 2 rounds",
+        "5-core: 1 user, 3 items and 9 interactions removed in 2 rounds",
     ]
+    report["repeats"] = {"interactions": 1, "users": 1, "kept": "keep"}
+    assert "1 interaction of 1 user repeats an item of the same user (--repeats keep)" in lines_about_interactions(
+        report
+    )
     nothing = {"ratings": None, "duplicates": 0, "repeats": {"interactions": 0, "users": 0, "kept": "keep"}}
     assert lines_about_interactions(nothing) == []

@@ -116,7 +116,7 @@ def test_items_that_share_a_semantic_id_are_reported(shop, stage_config, tmp_pat
     (tmp_path / "catalogue.jsonl").write_text((shop / "catalogue.jsonl").read_text() + json.dumps(twin) + "\n")
     other = (f"data.catalogue={tmp_path / 'catalogue.jsonl'}", *without_catalogue(shop, tmp_path))
     build_trainer(stage_config(tmp_path / "run", 1, None, *other)).close()
-    assert "2 items share 1 semantic IDs" in caplog.text
+    assert "2 items share 1 semantic ID" in caplog.text
     assert "twin" in caplog.text
 
 

@@ -28,6 +28,7 @@ from ugt_composer.errors import UserError
 from ugt_composer.jsonl.bad_row import shown
 from ugt_composer.jsonl.schema import ITEM_KEYS
 from ugt_composer.storage.remote_files import InputFile
+from ugt_composer.terminal import counted
 
 __all__ = ["Catalogue", "Collisions", "Item"]
 
@@ -53,7 +54,7 @@ class Collisions:
 
     def __str__(self) -> str:
         examples = "; ".join(f"{triple} is {', '.join(map(shown, ids))}" for triple, ids in self.examples)
-        return f"{self.items} items share {self.count} semantic IDs" + (f": {examples}" if examples else "")
+        return f"{self.items} items share {counted(self.count, 'semantic ID')}" + (f": {examples}" if examples else "")
 
 
 class Catalogue:

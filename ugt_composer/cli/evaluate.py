@@ -17,7 +17,7 @@ from ugt_composer.cli.options import (
     check_writable,
 )
 from ugt_composer.errors import UserError
-from ugt_composer.terminal import ProgressBar
+from ugt_composer.terminal import ProgressBar, counted
 
 if TYPE_CHECKING:
     from ugt_composer.catalogue.catalogue import Catalogue
@@ -225,18 +225,19 @@ def _warnings(report: dict[str, Any], catalogue: "Catalogue | None") -> Iterator
     if report["ranked_rows"] and catalogue is not None and catalogue.collisions.count:
         shared = catalogue.collisions
         yield (
-            f"{shared.items:,} items share {shared.count:,} semantic IDs: recall, ndcg, hit_rate and mrr are those of "
-            "the lists of items that ugt recommend prints, id_recall and the like those of the lists of IDs; where a "
-            "row does not say by target_members which of these items its target is, each is equally likely to be it"
+            f"{shared.items:,} items share {counted(shared.count, 'semantic ID')}: recall, ndcg, hit_rate and mrr are "
+            "those of the lists of items that ugt recommend prints, id_recall and the like those of the lists of IDs; "
+            "where a row does not say by target_members which of these items its target is, each is equally likely to "
+            "be it"
         )
-    rows, items = f"of {report['rows']:,} rows", report["max_history"]
+    rows, items = f"of {counted(report['rows'], 'row')}", report["max_history"]
     if not report["ranked_rows"] and any(folder["kind"] == "recommend" for folder in report["data"]):
         yield "no recommend row has a target, so nothing was ranked"
     if longer := report["longer_histories"]:
         yield (
-            f"{longer:,} {rows} have histories of more than {items:,} items; the model reads the most recent {items:,} "
-            "of each (default: as many as the longest history that it was trained on; --max-history sets another "
-            "number)"
+            f"{longer:,} {rows} {'has a history' if longer == 1 else 'have histories'} of more than "
+            f"{counted(items, 'item')}; the model reads the most recent {items:,} of each (default: as many "
+            "as the longest history that it was trained on; --max-history sets another number)"
         )
     if withheld := report["withheld_target_rows"]:
         others = {name: value for name, value in report["with_open_targets"].items() if name != "rows"}
@@ -250,8 +251,8 @@ def _warnings(report: dict[str, Any], catalogue: "Catalogue | None") -> Iterator
         return
     if incomplete := report["incomplete_histories"]:
         yield (
-            f"{incomplete:,} {rows} lack the earliest items of their histories, which were truncated when the rows "
-            "were made; these items are not excluded and can be recommended again"
+            f"{incomplete:,} {rows} {'lacks' if incomplete == 1 else 'lack'} the earliest items of the user's history, "
+            "which was truncated when the rows were made; these items are not excluded and can be recommended again"
         )
     if unreachable := report["unreachable_rows"]:
         yield (
@@ -280,7 +281,7 @@ def _print(report: dict[str, Any]) -> None:
     from rich.text import Text
 
     console, metrics, k_values = Console(), report["metrics"], report["k_values"]
-    title = f"{report['model']['path']}: {report['rows']:,} rows, {report['ranked_rows']:,} of them ranked"
+    title = f"{report['model']['path']}: {counted(report['rows'], 'row')}, {report['ranked_rows']:,} of them ranked"
     ranked = Table(title=Text(title), title_justify="left")
     ranked.add_column("")
     for k in k_values:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.preprocessing import normalize
 
+from ugt_composer.terminal import counted
 from ugt_composer.vocabulary import LEVELS, NUM_SPECIAL_IDS
 
 NEIGHBOURS = 10
@@ -47,7 +48,7 @@ def summary(figures: Mapping[str, Any]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
     neighbours = [_sentence(name, near) for name, near in figures["neighbours"].items() if near is not None]
-    return "\n".join([f"semantic IDs of {figures['items']:,} items: {sharing}", *table, *neighbours])
+    return "\n".join([f"semantic IDs of {counted(figures['items'], 'item')}: {sharing}", *table, *neighbours])
 
 
 def _sentence(name: str, near: Mapping[str, Any]) -> str:
@@ -55,7 +56,7 @@ def _sentence(name: str, near: Mapping[str, Any]) -> str:
         f"{near[f'share_{prefix}']:.1%} share {text} (at random {near[f'random_{prefix}']:.1%})"
         for prefix, text in (("l1", "L1"), ("l1_l2", "L1 and L2"))
     ]
-    return f"of the {near['count']} items nearest by {name}, {', '.join(fractions)}"
+    return f"of the {counted(near['count'], 'item')} nearest by {name}, {', '.join(fractions)}"
 
 
 def prefix_numbers(ids: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ugt_composer.terminal import counted
+
 MOST_ACTIONS = 12  # actions that are listed
 
 
@@ -20,19 +22,20 @@ def lines_about_interactions(report: dict[str, Any]) -> list[str]:
     ratings, repeats = report["ratings"], report["repeats"]
     if ratings is not None and "lowest" in ratings:
         range_of_ratings = f"ratings from {ratings['lowest']:g} to {ratings['highest']:g}"
-        lines.append(f"{range_of_ratings}, {ratings['missing']:,} rows without one")
+        lines.append(f"{range_of_ratings}, {counted(ratings['missing'], 'row')} without one")
     if report["duplicates"]:
         lines.append(f"duplicates of an earlier row: {report['duplicates']:,}")
     if repeats["interactions"]:
+        repeat = "repeats" if repeats["interactions"] == 1 else "repeat"
         lines.append(
-            f"{repeats['interactions']:,} interactions of {repeats['users']:,} users repeat an item of the same user "
-            f"(--repeats {repeats['kept']})"
+            f"{counted(repeats['interactions'], 'interaction')} of {counted(repeats['users'], 'user')} "
+            f"{repeat} an item of the same user (--repeats {repeats['kept']})"
         )
     if "k_core" in report:
         core = report["k_core"]
         lines.append(
-            f"{core['k']}-core: {core['users_removed']:,} users, {core['items_removed']:,} items and "
-            f"{core['interactions_removed']:,} interactions removed in {core['rounds']} rounds"
+            f"{core['k']}-core: {counted(core['users_removed'], 'user')}, {counted(core['items_removed'], 'item')} and "
+            f"{counted(core['interactions_removed'], 'interaction')} removed in {counted(core['rounds'], 'round')}"
         )
     return lines
 

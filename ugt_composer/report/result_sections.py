@@ -8,6 +8,7 @@ from ugt_composer.report.page import Cell, Plots, Section, absent, note, panels,
 from ugt_composer.report.results import RANKED_K, ByPopularity, Listed, Result, User
 from ugt_composer.report.run_folder import Run
 from ugt_composer.report.semantic_ids import SemanticIds
+from ugt_composer.terminal import counted
 
 BY_K = (("recall", "Found targets"), ("ndcg", "Found near the top"), ("coverage", "Items in anybody's list"))
 
@@ -122,8 +123,8 @@ def _ids(runs: Sequence[Run], ids: SemanticIds, plots: Plots, with_name: bool) -
     quality = ids.quality
     shared = quality["collisions"]
     said = (
-        f"{shared['items']:,} items share {shared['ids']:,} semantic IDs: where the model recommends one of these, all "
-        "of its items are listed."
+        f"{shared['items']:,} items share {counted(shared['ids'], 'semantic ID')}: where the model recommends one of "
+        "these, all of its items are listed."
         if shared["ids"]
         else "No two items share a semantic ID."
     )

@@ -64,6 +64,7 @@ from ugt_composer.parallelism.device import composer_device, own_device, prepare
 from ugt_composer.parallelism.precision import about_precision, resolve_precision
 from ugt_composer.parallelism.strategy import Strategy
 from ugt_composer.patches import check_patches
+from ugt_composer.terminal import counted
 from ugt_composer.training import composer_patches
 from ugt_composer.training.best_guard import BestGuard
 from ugt_composer.training.best_metric import Evaluated, check_best_metrics, why_condition_is_unused
@@ -248,11 +249,12 @@ def _warn_of_long_histories(config: Config, manifests: list[Manifest], max_histo
             "evaluation.max_history" if config.evaluation.max_history else "the longest that the model is trained on"
         )
         log.warning(
-            "data.eval: %s of %s rows have histories of more than %s items (%s); evaluation reads the most recent %s "
+            "data.eval: %s of %s %s of more than %s (%s); evaluation reads the most recent %s "
             "of each; evaluation.max_history sets another number",
             f"{longer:,}",
-            f"{sum(manifest.rows for manifest in manifests):,}",
-            f"{max_history:,}",
+            counted(sum(manifest.rows for manifest in manifests), "row"),
+            "has a history" if longer == 1 else "have histories",
+            counted(max_history, "item"),
             source,
             f"{max_history:,}",
         )
