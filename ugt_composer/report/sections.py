@@ -68,7 +68,12 @@ def _tiles(run: Run, result: Result | None) -> str:
     if accuracy := run.series.get(EVAL + "preference_accuracy"):
         shown.append((f"{accuracy.values[-1]:.1%}", "chosen over rejected, last evaluation"))
     if result is not None and "coverage@10" in result.metrics:
-        shown.append((f"{result.metrics['coverage@10']:.1%}", f"of the items in a list of 10 of {result.rows:,} users"))
+        shown.append(
+            (
+                f"{result.metrics['coverage@10']:.1%}",
+                f"coverage@10: items in the top 10 of any of {result.rows:,} users",
+            )
+        )
     shown.append((run.state, "how the run ended"))
     return f'<div class="tiles">{"".join(tile(*one) for one in shown)}</div>'
 
