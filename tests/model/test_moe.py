@@ -56,6 +56,20 @@ def test_capacity_drops_the_tokens_over_it_and_only_in_training():
     torch.testing.assert_close(moe.eval()(x, mask)[0], masked_passes(moe, x, mask), rtol=1e-4, atol=1e-5)
 
 
+def test_the_modules_that_are_called_do_not_depend_on_the_tokens():
+    """DeepSpeed compares them between ranks, whose microbatches may have targets of one token or of several."""
+    moe, called = make_moe(capacity_factor=1.0).train(), []
+    for name, module in moe.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: called.append(name))
+
+    def called_with(rows: int, tokens: int) -> list[str]:
+        called.clear()
+        moe(torch.randn(rows, tokens, 8), torch.ones(rows, tokens, dtype=torch.bool), keep_first=True)
+        return list(called)
+
+    assert called_with(2, 1) == called_with(2, 3) == called_with(5, 40)
+
+
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_the_first_tokens_are_kept_and_take_no_place_of_others(tokens):
     moe = make_moe(capacity_factor=0.5).train()

@@ -157,7 +157,7 @@ class MoEFeedForward(nn.Module):
     def _stacked_experts(self, x: Tensor) -> Tensor:
         """x (E, C, D) → (E, C, D); expert e computes x[e]."""
         up, down = self._weights()
-        hidden = self.dropout(F.silu(torch.baddbmm(self.up_bias.unsqueeze(1), x, up)))
+        hidden = self._dropped(F.silu(torch.baddbmm(self.up_bias.unsqueeze(1), x, up)))
         return torch.baddbmm(self.down_bias.unsqueeze(1), hidden, down)
 
     @torch.compiler.disable  # it would recompile for every split
@@ -172,7 +172,7 @@ class MoEFeedForward(nn.Module):
         pieces = take_rows(tokens, (order, None), (inverse, None), self.top_k).split(counts.tolist())
         ups, downs = self._weights()
         outputs = [
-            F.linear(self.dropout(F.silu(F.linear(piece, up.T, up_bias))), down.T, down_bias)
+            F.linear(self._dropped(F.silu(F.linear(piece, up.T, up_bias))), down.T, down_bias)
             for piece, up, up_bias, down, down_bias in zip(
                 pieces, ups, self.up_bias, downs, self.down_bias, strict=False
             )
@@ -193,9 +193,14 @@ class MoEFeedForward(nn.Module):
         computed = (inverse, sorted_experts[inverse] < self.num_experts)
         up, down = self._weights()
         rows = take_rows(tokens, (order, None), computed, self.top_k)
-        hidden = self.dropout(F.silu(grouped_linear(rows, up, self.up_bias, sorted_experts, ends)))
+        hidden = self._dropped(F.silu(grouped_linear(rows, up, self.up_bias, sorted_experts, ends)))
         outputs = grouped_linear(hidden, down, self.down_bias, sorted_experts, ends)
         return take_rows(outputs, computed, (order, None))
+
+    def _dropped(self, hidden: Tensor) -> Tensor:
+        """Dropout, without a call of the module: how often it is needed depends on a rank's tokens, and ZeRO-3 of
+        DeepSpeed ends a run whose ranks call different modules."""
+        return self.dropout.forward(hidden)
 
     def _weights(self) -> tuple[Tensor, Tensor]:
         """The experts' matrices, (E, D, F) and (E, F, D)."""
