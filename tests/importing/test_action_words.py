@@ -36,3 +36,6 @@ def test_chinese_words_are_known():
     words = ["曝光", "广告曝光", "不感兴趣", "取消收藏", "移出购物车", "退货", "点击", "收藏"]
     assert [word for word in words if is_negative(word)] == words[:3]
     assert [word for word in words if is_removal(word)] == words[3:6]
+    assert is_negative("曝光_pv")
+    assert is_removal("取消收藏 (fav)")
+    assert not is_negative("点击 0")

@@ -73,5 +73,5 @@ def _is_known(action: str) -> bool:
 
 
 def _plain(action: str) -> str:
-    word = re.sub(r"^-", "minus", action.casefold())
-    return re.sub(r"[^a-z0-9]", "", word) or re.sub(r"[\W_]", "", word)  # 点击 (click) is click
+    chinese_part = re.sub(r"[^\u4e00-\u9fff]", "", action)  # of 取消收藏 (fav), which is no fav
+    return chinese_part or re.sub(r"[^a-z0-9]", "", re.sub(r"^-", "minus", action.casefold()))
