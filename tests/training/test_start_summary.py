@@ -103,10 +103,14 @@ def test_the_next_command_has_the_preference_rows_of_an_import(stages, stage_con
     model = stages / "stage2/best"
     keys = f"init_from={model} loss.reference_from={model}"
     assert lines == [f"  next      ugt train stage3.yaml data.yaml preferences.yaml {keys}"]
+    _, *lines = what_now(config, ["ugt", "train"], ["stage2.yaml"])
+    assert lines == [f"  next      ugt train stage3.yaml {keys}"]
     monkeypatch.chdir(ROOT)
-    _, command, *rest = what_now(config, ["ugt", "train"], ["run/config.yaml", "model.d_ff=8"])
-    assert command == f"  next      ugt train yamls/stage3.yaml model.d_ff=8 {keys}"
-    assert rest == [
-        "            with the keys for data and model that this run was given",
-        "            and preference rows, such as the preferences.yaml of ugt import",
-    ]
+    for files in (["run/config.yaml"], ["my.yaml", "data.yaml"]):
+        _, command, *rest = what_now(config, ["ugt", "train"], [*files, "model.d_ff=8"])
+        assert command == f"  next      ugt train yamls/stage3.yaml model.d_ff=8 {keys}"
+        assert rest == [
+            f"            with the keys for data and model of {' and '.join(files)}",
+            "            and preference rows, such as the preferences.yaml of ugt import",
+        ]
+        assert what_now(config, ["ugt", "train"], files)[2:] == rest

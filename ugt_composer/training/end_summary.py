@@ -80,17 +80,17 @@ def _stage_lines(path: Path, model: str, program: Sequence[str], given: Sequence
     files, overrides = ([word for word in given if ("=" in word) == is_key] for is_key in (False, True))
     repeated = [word for word in overrides if word.startswith(REPEATED)]
     knows_rest = Path(files[0]).name in shipped_yamls()  # a config.yaml, or a YAML of the user's own, has all in one
-    more = files[1:] if knows_rest else []
+    more, pairs = (files[1:] if knows_rest else []), []
     is_about_pairs = stage.loss.lambda_preference > 0
     if is_about_pairs:  # its training rows are others
         repeated = [word for word in repeated if not word.startswith(("data.train.", "data.eval."))]
-        more = [file for one in more for file in (one, *_preferences_beside(one))]
+        pairs = [path for file in more for path in _preferences_beside(file)]
     keys = {"init_from": stage.init_from, "loss.reference_from": stage.loss.reference_from}
     repeated += [f"{key}={model}" for key, value in keys.items() if value is not None and value != model]
-    lines = [f"  next      {shlex.join([*program, str(path), *more, *repeated])}"]
+    lines = [f"  next      {shlex.join([*program, str(path), *more, *pairs, *repeated])}"]
     if not knows_rest:
-        lines.append("            with the keys for data and model that this run was given")
-    if is_about_pairs and len(more) == len(files) - 1 and len(given) > 1:
+        lines.append(f"            with the keys for data and model of {' and '.join(files)}")
+    if is_about_pairs and not pairs and (len(given) > 1 or not knows_rest):
         lines.append("            and preference rows, such as the preferences.yaml of ugt import")
     return lines
 
