@@ -21,7 +21,7 @@ from ugt_composer.errors import UserError, where_searched
 from ugt_composer.jsonl.schema import PREFERENCE, RECOMMEND
 
 SIDES = ("encoder", "decoder", "rejected")
-MOST_NAMED = 5  # folders of shards within one that is none
+MOST_NAMED = 5  # folders that a message suggests
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def read_manifest(folder: str | Path, complete: bool = True) -> Manifest:
 
 
 def _hint_of_subfolders(folder: Path) -> str:
-    """For a folder that is none of shards, such as one of an import: those in it that are."""
+    """Suggests the folders of shards inside a folder that has no shards itself, such as the --out of an import."""
     inner = sorted(str(one.parent) for one in folder.glob(f"*/{MANIFEST_NAME}"))
     return f"; did you mean {', '.join(inner[:MOST_NAMED])}?" if inner else ""
 
