@@ -77,8 +77,8 @@ def test_weights_of_a_differently_configured_model_are_refused(stages, stage_con
 @STARTS
 def test_weights_of_another_shape_are_listed(stages, stage_config, tmp_path, start):
     with pytest.raises(UserError, match="of another shape") as error:
-        start(stage_config(tmp_path, 2, stages / "stage1" / "best", "model.d_ff=64"))
-    assert "model.d_ff was 32, now it is 64; " in str(error.value)
+        start(stage_config(tmp_path, 2, stages / "stage1" / "best", "model.d_ff=64", "model.dropout=0.25"))
+    assert "does not fit model.*: model.d_ff was 32, now it is 64; " in str(error.value)
     assert "ff.up" in str(error.value)
     with pytest.raises(UserError, match="missing"):
         start(stage_config(tmp_path, 2, stages / "stage1" / "best", "model.n_encoder_layers=2"))

@@ -15,7 +15,7 @@ from ugt_composer.catalogue.catalogue import Catalogue
 from ugt_composer.catalogue.extension import find_catalogue, not_contained
 from ugt_composer.checkpoint.save_folder import CONFIG, WEIGHTS
 from ugt_composer.checkpoint.written import or_removed, unlike_written, write_hashed
-from ugt_composer.config.keys import DEFINES_WEIGHTS
+from ugt_composer.config.keys import DEFINES_WEIGHTS, FIXED, ON_RESUME
 from ugt_composer.config.load import config_yaml, load_config
 from ugt_composer.config.schema import Config, ModelConfig
 from ugt_composer.data.integrity import CATALOGUE_COPY
@@ -169,7 +169,7 @@ def load_weights(model: UGT, config: ModelConfig, folder: str | Path) -> dict[st
 
 
 def check_weights(model: UGT, config: ModelConfig, folder: str | Path) -> None:
-    """Compares the weights of a portable model with `model`, which may be on the meta device. Reads shapes alone.
+    """Compares the weights of a portable model with `model`, which may be on the meta device. Reads only shapes.
 
     Args:
         config: what `model` was built from.
@@ -205,7 +205,8 @@ def check_weights(model: UGT, config: ModelConfig, folder: str | Path) -> None:
         ),
     ]
     if any(problems):
-        keys = [field.name for field in fields(ModelConfig)]
+        # Other keys, such as dropout, change no shape.
+        keys = [field.name for field in fields(ModelConfig) if field.metadata[ON_RESUME] is FIXED]
         changed = ", ".join(
             f"model.{key} was {before}, now it is {now}"
             for key in keys
