@@ -321,13 +321,17 @@ def read_copy(folder: Path) -> bytes | None:
     return (folder / CATALOGUE_COPY).read_bytes() if (folder / CATALOGUE_COPY).is_file() else None
 
 
-def check_exists(key: str, folder: str | Path) -> None:
-    """UserError with the key that names a folder, if that is no portable model."""
+def check_exists(key: str, folder: str | Path, otherwise: str = "") -> None:
+    """UserError with the key that names a folder, if that is no portable model.
+
+    Args:
+        otherwise: ends the message.
+    """
     try:
         _existing(folder, WEIGHTS)
         _existing(folder, CONFIG)
     except UserError as error:
-        raise UserError(f"{key} is {folder}; {error}") from None
+        raise UserError(f"{key} is {folder}; {error}{otherwise}") from None
 
 
 def _existing(folder: str | Path, name: str) -> Path:

@@ -70,10 +70,12 @@ def _check_starting_points(config: Config) -> None:
 def check_models(config: Config) -> None:
     """UserError, with its key, if the model that the run starts from or is compared with is not on this machine."""
     reference_from = config.loss.reference_from if config.loss.needs_reference else None
-    keys = {"init_from": config.init_from, "loss.reference_from (null: that of init_from)": reference_from}
-    for key, place in keys.items():
+    for key, place, otherwise in (
+        ("init_from", config.init_from, ""),
+        ("loss.reference_from", reference_from, "; loss.reference_from=null takes the model of init_from"),
+    ):
         if place is not None and not is_url(place):
-            check_exists(key, place)
+            check_exists(key, place, otherwise)
 
 
 def check_machine(config: Config) -> None:
