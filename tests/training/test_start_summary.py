@@ -94,6 +94,16 @@ def test_the_end_names_the_best_model_and_the_next_command(stages, stage_config,
     assert recommend == f"            ugt recommend --checkpoint {model} --history FILE"
 
 
+def test_a_run_ends_well_though_the_next_stage_cannot_be_loaded(stages, stage_config, tmp_path):
+    (tmp_path / "stage2.yaml").write_text("model: {d_modl: 8}")
+    config = stage_config(stages / "stage1", 1, stages / "x")
+    _, line = what_now(config, ["ugt", "train"], [str(tmp_path / "stage1.yaml")])
+    assert "stage2.yaml, which cannot be loaded" in line
+    assert "did you mean model.d_model?" in line
+    _, *lines = what_now(config, ["ugt", "train"], ["model.d_ff=8"])  # no file
+    assert lines == [f"  next      ugt train yamls/stage2.yaml model.d_ff=8 init_from={stages / 'stage1/best'}"]
+
+
 def test_the_next_command_has_the_preference_rows_of_an_import(stages, stage_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stage3.yaml").write_text((ROOT / "yamls/stage3.yaml").read_text())

@@ -7,6 +7,7 @@ from pathlib import Path
 from ugt_composer.config.load import load_config
 from ugt_composer.config.schema import Config
 from ugt_composer.config.shipped import DATA_YAML, FOLDER, PREFERENCES_YAML, shipped_yamls
+from ugt_composer.errors import UserError
 from ugt_composer.storage.s3_url import is_url
 from ugt_composer.terminal import duration
 from ugt_composer.training.best_model import saved_best
@@ -76,10 +77,14 @@ def _next_stage(config: Config, given: Path) -> Path | None:
 
 
 def _stage_lines(path: Path, model: str, program: Sequence[str], given: Sequence[str]) -> list[str]:
-    stage = load_config(path)
+    try:
+        stage = load_config(path)
+    except UserError as error:  # the run has ended well all the same
+        return [f"  next      {path}, which cannot be loaded: {error}"]
     files, overrides = ([word for word in given if ("=" in word) == is_key] for is_key in (False, True))
     repeated = [word for word in overrides if word.startswith(REPEATED)]
-    knows_rest = Path(files[0]).name in shipped_yamls()  # a config.yaml, or a YAML of the user's own, has all in one
+    # Other files, such as a config.yaml, have keys of the stage, too, and are not repeated.
+    knows_rest = not files or Path(files[0]).name in shipped_yamls()
     more, pairs = (files[1:] if knows_rest else []), []
     is_about_pairs = stage.loss.lambda_preference > 0
     if is_about_pairs:  # its training rows are others
