@@ -47,7 +47,7 @@ test-fast: $(INSTALLED)  ## run the tests of losses, model, metrics, importing a
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not processes' \
 		--ignore tests/model/test_compiled_gradients.py $(FAST)
 
-test-slow: $(INSTALLED)  ## run the slow tests, about half an hour
+test-slow: $(INSTALLED)  ## run the slow tests, an hour or more
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 	OMP_NUM_THREADS=1 UGT_TEST_DEVICE=cpu $(BIN)/python -m pytest tests/gpu -m gpu
 

@@ -1,7 +1,7 @@
 """Values as they were typed: text for keys of text, and numbers that everybody reads alike."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ugt_composer.config.load import config_yaml, load_config
@@ -32,6 +32,7 @@ def test_text_in_a_file_is_what_was_typed(tmp_path, text):
     assert (config.run_name, config.loggers.wandb.project, config.loggers.wandb.tags) == (text, f"a{text}", [text])
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.text(st.characters(exclude_categories=("C", "Z"), exclude_characters="'\"$"), min_size=1))
 def test_any_text_reaches_its_key(text):
     if text != "???":

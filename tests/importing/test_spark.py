@@ -94,7 +94,13 @@ CHOICES = ["--positive-actions", "click", "buy"]
     "options",
     [
         [*CHOICES, "--chosen-actions", "click", "--rejected-actions", "impression", "--pairs-per-user", "2"],
-        [*CHOICES, "--history", "all", "--split", "time", "--held-out-users", "0.3", "--every-target", "--k-core", "2"],
+        pytest.param(
+            [
+                *(*CHOICES, "--history", "all", "--split", "time", "--held-out-users", "0.3"),
+                *("--every-target", "--k-core", "2"),
+            ],
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             [
                 *("--positive-actions", "all", "--repeats", "first", "--rating-gap", "1", "--cuts-per-user", "2"),
@@ -111,6 +117,7 @@ def test_one_file_in_ranges(session, folder, capsys, options):
     assert "'Click', 'click'" in printed.replace("'click', 'Click'", "'Click', 'click'") or "is read as" in printed
 
 
+@pytest.mark.slow
 def test_shards_of_ranges_that_span_partitions(session, folder, capsys, monkeypatch):
     make = import_table._shard_writer
 
@@ -138,6 +145,7 @@ def test_files_that_cannot_be_read_in_ranges(session, folder, capsys):
     assert files["train.jsonl"]
 
 
+@pytest.mark.slow
 def test_json_lines_with_keys_that_come_late_and_blank_lines(session, folder, capsys):
     rows = events(300)
     lines = [f'{{"user": "{row["user"]}", "item": "{row["item"]}", "ts": {row["ts"]}}}' for row in rows]
@@ -168,6 +176,7 @@ def test_parquet_without_rows_or_cut_short(session, folder, capsys, data, said):
     assert said in both(capsys, [path], "--positive-actions", "all")[1]
 
 
+@pytest.mark.slow
 def test_ids_and_times_in_several_forms(session, folder, capsys):
     rows = events(500)
     for number, row in enumerate(rows):
