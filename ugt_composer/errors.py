@@ -21,12 +21,14 @@ class RunError(RuntimeError):
 
 
 def nearest(name: str, valid: list[str], prefix: str = "") -> str:
-    """A hint for an unknown name: the nearest valid name if there is a similar one, else all valid names.
+    """A hint for an unknown name: the nearest valid name if there is a similar one or one that abbreviates it (lr for
+    learning_rate), else all valid names.
 
     Args:
         prefix: what the message writes before each valid name; it does not make names similar.
     """
-    close = get_close_matches(name, valid, n=1, cutoff=0.6)
+    initials = "".join(word[:1] for word in name.split("_"))
+    close = get_close_matches(name, valid, n=1, cutoff=0.6) or [one for one in valid if one == initials != name]
     if close:
         return f"did you mean {prefix}{close[0]}?"
     return f"valid here: {', '.join(prefix + one for one in sorted(valid))}"
