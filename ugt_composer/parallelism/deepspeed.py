@@ -152,20 +152,20 @@ class DeepSpeedStrategy(Strategy):
                 MemoryItem("gradients", FLOAT * sizes.trainable),
                 MemoryItem("optimizer", 2 * FLOAT * sizes.trainable),
             ]
-        # Half-precision gradients that are sent in float32 are copied first, which takes about as much memory as
-        # accumulating them in float32.
-        dtypes = select(settings, "data_types.grad_accum_dtype"), select(settings, "communication_data_type")
-        gradient = FLOAT if any(dtype in ("fp32", "float32", "float") for dtype in dtypes) else number
+        gradient, sent = (
+            FLOAT if select(settings, key) in ("fp32", "float32", "float") else number
+            for key in ("data_types.grad_accum_dtype", "communication_data_type")
+        )
         trainable = per_rank(sizes.trainable, world_size)
         optimizer_where = HOST if deepspeed.offload_optimizer != "none" else DEVICE
         bucket = min(settings["zero_optimization"]["reduce_bucket_size"], sizes.parameters)
         weights = MemoryItem("weights", number * sizes.parameters)
         gradients = [MemoryItem("gradients", gradient * (sizes.trainable if deepspeed.zero_stage == 1 else trainable))]
         buckets, gathered = number * bucket, []
-        if deepspeed.zero_stage == 1 and gradient > number:
-            # In addition to their float32 sum, of which an all-reduce copies a bucket.
-            gradients.append(MemoryItem("gradients of a microbatch", number * sizes.trainable))
-            buckets = gradient * bucket
+        if deepspeed.zero_stage == 1 and (widest := max(gradient, sent)) > number:
+            # Besides their sum over microbatches, of which an all-reduce copies a bucket.
+            gradients.append(MemoryItem("gradients of a microbatch", number * sizes.trainable, reduces=True))
+            buckets = widest * bucket
         if deepspeed.zero_stage == 2:
             buckets *= 2  # the bucket, and the copy of it that is all-reduced
         if deepspeed.zero_stage == 3:
@@ -181,7 +181,7 @@ class DeepSpeedStrategy(Strategy):
             *gradients,
             MemoryItem("master weights", FLOAT * trainable, optimizer_where),
             MemoryItem("optimizer", 2 * FLOAT * trainable, optimizer_where),
-            MemoryItem("buckets", buckets),
+            MemoryItem("buckets", buckets, reduces=deepspeed.zero_stage < 3),
             *gathered,
         ]
 

@@ -16,11 +16,16 @@ SMALL = 100_000  # DeepSpeed's default for stage3_param_persistence_threshold
 
 
 class MemoryItem(NamedTuple):
-    """Bytes of a rank, on its device or in host memory."""
+    """Bytes of a rank, on its device or in host memory.
+
+    Attributes:
+        reduces: exist while gradients are reduced in the backward pass, when part of the activations is freed.
+    """
 
     name: str
     bytes: int
     where: str = DEVICE
+    reduces: bool = False
 
 
 class ParameterSize(NamedTuple):

@@ -205,9 +205,11 @@ def _memory_lines(config: Config, estimated: Estimate) -> list[str]:
     gaps = f", and {GAPS:g} times the activations for gaps between PyTorch's blocks" * checkpoints
     reserve = f"{RESERVE / GIB:.0f} of them left for CUDA, NCCL and cuBLAS{gaps}"
     card = "the GPU here" if estimated.has_card else "an 80 GB card, assumed as there is no GPU here"
+    when = " while gradients are reduced and activations freed"
     return [
         *(
             f"{item.name:16} {item.bytes / unit:>10,.2f} {name}{' of host memory' * (item.where == HOST)}"
+            f"{when * item.reduces}"
             for item in items
         ),
         f"{'total':16} {estimated.peak / unit:>10,.2f} {name}{' of the device' * uses_host}",
